@@ -1,0 +1,25 @@
+"""Open-Sora text- and image-to-video models, independent of any host.
+
+Importing this package loads nothing heavy; the public names are resolved on first use.
+"""
+
+__version__ = "0.1.0"
+
+__all__ = ["CheckpointError", "OpenSoraError", "OpenSoraPipeline", "__version__", "save_video"]
+
+
+def __getattr__(name: str):
+    # PEP 562: torch is imported only when the pipeline is asked for, never by a bare import.
+    if name in ("OpenSoraError", "CheckpointError"):
+        from . import errors
+
+        return getattr(errors, name)
+    if name == "OpenSoraPipeline":
+        from .pipeline import OpenSoraPipeline
+
+        return OpenSoraPipeline
+    if name == "save_video":
+        from .video import save_video
+
+        return save_video
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

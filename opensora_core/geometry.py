@@ -1,0 +1,171 @@
+"""Arithmetic between frames, pixels, latents and tokens. Pure integers: no torch, no model, no file.
+
+Sizes are always (height, width); `num_frames`, `height`, `width` are pixels and frames, latent sizes
+say `latent_`. Aspect ratios are "width:height", as in Open-Sora 2.0.
+"""
+
+import math
+from typing import NamedTuple
+
+from .errors import OpenSoraError
+
+TIME_COMPRESSION = 4  # frames per latent frame, after the first
+SPACE_COMPRESSION = 8  # pixels per latent pixel
+SIZE_MULTIPLE = 16  # SPACE_COMPRESSION times the transformer's patch of 2
+
+MAX_TEXT_FRAMES = 129  # the longest clip the released 2.0 model was trained on
+
+# Order of the reference's landscape list, then the flipped ones in the same order; 16:9 first for people.
+_LANDSCAPE = ("2.39:1", "2:1", "16:9", "1.85:1", "9:16", "5:8", "3:2", "4:3", "1:1")
+ASPECT_RATIOS = (
+    "16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "8:5", "5:8", "1.85:1", "1:1.85", "2:1", "1:2", "2.39:1", "1:2.39",
+)  # fmt: skip
+RESOLUTIONS = ("256px", "360p", "480p", "512px", "720p", "768px", "1024px", "1080px", "1080p")
+
+
+class ScaledCrop(NamedTuple):
+    """Resize to (height, width), then cut the target size from (top, left)."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of a clip of 4k+1 frames: 1 -> 1, 5 -> 2, 129 -> 33.
+
+    Raises:
+        OpenSoraError: num_frames is not 4k+1.
+    """
+    check_num_frames(num_frames)
+    return (num_frames - 1) // TIME_COMPRESSION + 1
+
+
+def pixel_frames(latent_length: int) -> int:
+    """Frames that `latent_length` latent frames decode to: 33 -> 129."""
+    return (latent_length - 1) * TIME_COMPRESSION + 1
+
+
+def check_num_frames(num_frames: int) -> int:
+    """Return num_frames if it is 4k+1, else raise an OpenSoraError that names the two nearest counts."""
+    if num_frames < 1:
+        raise OpenSoraError(f"num_frames={num_frames} is not a clip; the shortest is 1 frame.")
+    remainder = (num_frames - 1) % TIME_COMPRESSION
+    if remainder:
+        below = num_frames - remainder
+        raise OpenSoraError(f"num_frames={num_frames} is not 4k+1; use {below} or {below + TIME_COMPRESSION}.")
+    return num_frames
+
+
+def frames_for_seconds(seconds: float, fps: float) -> int:
+    """The 4k+1 frame count nearest to a length in seconds: 4 s at 24 FPS -> 97.
+
+    Raises:
+        OpenSoraError: a length or frame rate that is not a positive, finite number.
+    """
+    if not (math.isfinite(seconds) and seconds > 0 and math.isfinite(fps) and fps > 0):
+        raise OpenSoraError(f"A length of {seconds} s at {fps} FPS is not a clip; both must be positive numbers.")
+    return max(0, round((seconds * fps - 1) / TIME_COMPRESSION)) * TIME_COMPRESSION + 1
+
+
+def check_size(height: int, width: int, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
+    """Return (height, width) if both are positive multiples, else raise naming the nearest valid pair."""
+    if height < multiple or width < multiple or height % multiple or width % multiple:
+        near_h, near_w = (max(multiple, int(side / multiple + 0.5) * multiple) for side in (height, width))
+        raise OpenSoraError(
+            f"height={height}, width={width} are not both multiples of {multiple}; the nearest is {near_h}x{near_w} (height x width)."
+        )
+    return height, width
+
+
+def latent_size(height: int, width: int) -> tuple[int, int]:
+    """Latent (height, width) of a frame whose sides are multiples of 16."""
+    check_size(height, width)
+    return height // SPACE_COMPRESSION, width // SPACE_COMPRESSION
+
+
+def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
+    """(height, width) in pixels that Open-Sora 2.0 generates at for a named resolution and ratio.
+
+    Args:
+        resolution: "256px" (a square's area) or "720p" (a 16:9 frame's area).
+        aspect_ratio: "width:height", one of ASPECT_RATIOS.
+        multiple: 16, or 32 for the high-compression autoencoder.
+
+    Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/aspect.py, training=False.
+    """
+    return _lookup(_size_table(_num_pixels(resolution), multiple, nearest=False), aspect_ratio)
+
+
+def training_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
+    """(height, width) of the training buckets, which the reference also uses for the Flux picture.
+
+    Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/aspect.py, training=True. Ratios whose size
+    repeats an earlier one do not exist in this table.
+    """
+    return _lookup(_size_table(_num_pixels(resolution), multiple, nearest=True), aspect_ratio)
+
+
+def nearest_aspect_ratio(height: int, width: int) -> str:
+    """The name in ASPECT_RATIOS closest to a picture of this size (by height / width)."""
+    return min(ASPECT_RATIOS, key=lambda name: abs(height / width - 1 / _ratio(name)))
+
+
+def resize_crop(source: tuple[int, int], target: tuple[int, int]) -> ScaledCrop:
+    """How the reference fits a picture: scale to cover the target, then cut the middle.
+
+    Python's round (half to even) is the reference's.
+    Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, resize_crop_to_fill.
+    """
+    (h, w), (th, tw) = source, target
+    ratio_h, ratio_w = th / h, tw / w
+    if ratio_h > ratio_w:
+        sh, sw = th, round(w * ratio_h)
+        return ScaledCrop(sh, sw, 0, round((sw - tw) / 2.0))
+    sh, sw = round(h * ratio_w), tw
+    return ScaledCrop(sh, sw, round((sh - th) / 2.0), 0)
+
+
+def _num_pixels(resolution: str) -> int:
+    digits = resolution.removesuffix("px").removesuffix("p")
+    if digits == resolution or not digits.isdigit() or int(digits) < 64:
+        raise OpenSoraError(f"resolution={resolution!r} is not known; use one of {', '.join(RESOLUTIONS)}.")
+    side = int(digits)
+    return side * side if resolution.endswith("px") else int(side * side / 9 * 16)
+
+
+def _ratio(name: str) -> float:
+    width, height = map(float, name.split(":"))
+    return width / height
+
+
+def _size_table(num_pixels: int, multiple: int, nearest: bool) -> dict[str, tuple[int, int]]:
+    landscape: dict[str, tuple[int, int]] = {}
+    flipped: dict[str, tuple[int, int]] = {}
+    for name in _LANDSCAPE:
+        width = int(math.sqrt(num_pixels * _ratio(name)) // multiple) * multiple
+        height = int((num_pixels / width) // multiple) * multiple
+        if nearest:
+            height, width = _nearest_area(height, width, num_pixels, multiple)
+            if (height, width) in landscape.values():
+                continue
+        landscape[name] = (height, width)
+        flipped[":".join(reversed(name.split(":")))] = (width, height)
+    # The flipped entries win: "16:9" is the transposed "9:16" (it differs from its own at 1080px).
+    return landscape | flipped
+
+
+def _nearest_area(height: int, width: int, num_pixels: int, multiple: int) -> tuple[int, int]:
+    best, gap = (height, width), abs(height * width - num_pixels)
+    # Each neighbour is a step from the floor size, not from the best so far.
+    for h, w in ((height - multiple, width), (height + multiple, width), (height, width - multiple), (height, width + multiple)):
+        if abs(h * w - num_pixels) < gap:
+            best, gap = (h, w), abs(h * w - num_pixels)
+    return best
+
+
+def _lookup(table: dict[str, tuple[int, int]], aspect_ratio: str) -> tuple[int, int]:
+    if aspect_ratio not in table:
+        raise OpenSoraError(f"aspect_ratio={aspect_ratio!r} is not known (width:height); use one of {', '.join(table)}.")
+    return table[aspect_ratio]
