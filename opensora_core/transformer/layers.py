@@ -1,0 +1,205 @@
+"""Blocks of the MMDiT. Attribute names are the checkpoint's keys; tensors are [B, L, D] or [B, L, H, D_head].
+
+`img`, `txt`, `vec`, `pe` are the image stream, the text stream, the modulation vector and the rotary table.
+Blocks look the host's patches up in plain dictionaries and never write into a tensor they were given:
+a patch may have handed it to someone else as well.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rope import rotate_half
+
+
+class ModulationOut(NamedTuple):
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class Seams(NamedTuple):
+    """How a block gets its layers and its attention."""
+
+    operations: type
+    attention: callable
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+
+    def linear(self, in_features: int, out_features: int) -> nn.Module:
+        return self.operations.Linear(in_features, out_features, bias=True, dtype=self.dtype, device=self.device)
+
+    def layer_norm(self, dim: int) -> nn.Module:
+        return self.operations.LayerNorm(dim, elementwise_affine=False, eps=1e-6, dtype=self.dtype, device=self.device)
+
+    def rms_norm(self, dim: int) -> nn.Module:
+        return self.operations.RMSNorm(dim, eps=1e-6, dtype=self.dtype, device=self.device)
+
+
+def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:
+    """Sinusoid of 1000 * t: `dim`/2 cosines, then `dim`/2 sines. t: [B] fp32 in 0..1 -> [B, dim] fp32.
+
+    Source: black-forest-labs/flux modules/layers.py, timestep_embedding (time_factor 1000).
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000) / half))
+    angles = (1000.0 * t.float())[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def modulate(x: Tensor, mod: ModulationOut) -> Tensor:
+    return torch.addcmul(mod.shift, x, 1 + mod.scale)
+
+
+class MLPEmbedder(nn.Module):
+    def __init__(self, in_dim: int, hidden_size: int, seams: Seams):
+        super().__init__()
+        self.in_layer = seams.linear(in_dim, hidden_size)
+        self.out_layer = seams.linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_layer(F.silu(self.in_layer(x)))
+
+
+class QKNorm(nn.Module):
+    def __init__(self, head_dim: int, seams: Seams):
+        super().__init__()
+        self.query_norm = seams.rms_norm(head_dim)
+        self.key_norm = seams.rms_norm(head_dim)
+
+
+class Modulation(nn.Module):
+    def __init__(self, hidden_size: int, count: int, seams: Seams):
+        super().__init__()
+        self.count = count
+        self.lin = seams.linear(hidden_size, 3 * count * hidden_size)
+
+    def forward(self, vec: Tensor) -> list[ModulationOut]:
+        parts = self.lin(F.silu(vec))[:, None].chunk(3 * self.count, dim=-1)
+        return [ModulationOut(*parts[3 * i : 3 * i + 3]) for i in range(self.count)]
+
+
+class SelfAttention(nn.Module):
+    """One stream's projections; the streams attend together, in DoubleStreamBlock."""
+
+    def __init__(self, hidden_size: int, head_dim: int, seams: Seams):
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj = seams.linear(hidden_size, hidden_size)
+        self.k_proj = seams.linear(hidden_size, hidden_size)
+        self.v_proj = seams.linear(hidden_size, hidden_size)
+        self.norm = QKNorm(head_dim, seams)
+        self.proj = seams.linear(hidden_size, hidden_size)
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, hidden] -> three of [B, L, H, D], q and k normalised, not yet rotated."""
+        q, k, v = (split_heads(layer(x), self.head_dim) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        return self.norm.query_norm(q), self.norm.key_norm(k), v
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    return x.unflatten(-1, (-1, head_dim))
+
+
+def joint_attention(qkv: tuple[Tensor, Tensor, Tensor], pe: Tensor, attention, num_txt: int, options: dict) -> Tensor:
+    """Attend over text and image tokens together, through the host's attention patches.
+
+    Args:
+        qkv: three of [B, L, H, D], text tokens first, before rotation.
+        pe: [2, L, 1, D/2].
+        num_txt: how many leading tokens are text.
+
+    Returns:
+        [B, L, H * D].
+    """
+    patches = options.get("patches", {})
+    extra = None
+    if "attn1_patch" in patches or "attn1_output_patch" in patches:
+        extra = {**options, "img_slice": [num_txt, qkv[0].shape[1]]}
+        for patch in patches.get("attn1_patch", ()):
+            q, k, v = (x.transpose(1, 2) for x in qkv)
+            out = patch(q, k, v, pe=pe, attn_mask=None, extra_options=extra)
+            qkv = tuple(out.get(name, x).transpose(1, 2) for name, x in zip("qkv", (q, k, v), strict=True))
+            pe = out.get("pe", pe)
+    q, k, v = qkv
+    q, k = rotate_half(q, pe), rotate_half(k, pe)
+    out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), options)
+    for patch in patches.get("attn1_output_patch", ()):
+        out = patch(out, extra)
+    return out
+
+
+class DoubleStreamBlock(nn.Module):
+    def __init__(self, hidden_size: int, head_dim: int, mlp_hidden_size: int, seams: Seams):
+        super().__init__()
+        self.attention = seams.attention
+        for stream in ("img", "txt"):
+            mlp = (seams.linear(hidden_size, mlp_hidden_size), nn.GELU("tanh"), seams.linear(mlp_hidden_size, hidden_size))
+            self.add_module(f"{stream}_mod", Modulation(hidden_size, 2, seams))
+            self.add_module(f"{stream}_norm1", seams.layer_norm(hidden_size))
+            self.add_module(f"{stream}_attn", SelfAttention(hidden_size, head_dim, seams))
+            self.add_module(f"{stream}_norm2", seams.layer_norm(hidden_size))
+            self.add_module(f"{stream}_mlp", nn.Sequential(*mlp))
+
+    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
+        img_mod1, img_mod2 = self.img_mod(vec)
+        txt_mod1, txt_mod2 = self.txt_mod(vec)
+        num_txt = txt.shape[1]
+
+        img_qkv = self.img_attn.qkv(modulate(self.img_norm1(img), img_mod1))
+        txt_qkv = self.txt_attn.qkv(modulate(self.txt_norm1(txt), txt_mod1))
+        qkv = tuple(torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
+        del img_qkv, txt_qkv
+        attended = joint_attention(qkv, pe, self.attention, num_txt, transformer_options)
+        del qkv
+
+        img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(attended[:, num_txt:]))
+        img = torch.addcmul(img, img_mod2.gate, self.img_mlp(modulate(self.img_norm2(img), img_mod2)))
+        txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(attended[:, :num_txt]))
+        txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(modulate(self.txt_norm2(txt), txt_mod2)))
+        return img, txt
+
+
+class SingleStreamBlock(nn.Module):
+    """Attention and MLP side by side on the joined sequence (arXiv 2302.05442)."""
+
+    def __init__(self, hidden_size: int, head_dim: int, mlp_hidden_size: int, seams: Seams):
+        super().__init__()
+        self.attention = seams.attention
+        self.head_dim = head_dim
+        self.split = (hidden_size, mlp_hidden_size)
+        self.q_proj = seams.linear(hidden_size, hidden_size)
+        self.k_proj = seams.linear(hidden_size, hidden_size)
+        self.v_mlp = seams.linear(hidden_size, hidden_size + mlp_hidden_size)
+        self.linear2 = seams.linear(hidden_size + mlp_hidden_size, hidden_size)
+        self.norm = QKNorm(head_dim, seams)
+        self.pre_norm = seams.layer_norm(hidden_size)
+        self.modulation = Modulation(hidden_size, 1, seams)
+
+    def forward(self, x: Tensor, vec: Tensor, pe: Tensor, num_txt: int, transformer_options: dict) -> Tensor:
+        (mod,) = self.modulation(vec)
+        y = modulate(self.pre_norm(x), mod)
+        q = self.norm.query_norm(split_heads(self.q_proj(y), self.head_dim))
+        k = self.norm.key_norm(split_heads(self.k_proj(y), self.head_dim))
+        v, mlp = self.v_mlp(y).split(self.split, dim=-1)
+        qkv = (q, k, split_heads(v, self.head_dim))
+        del y, q, k, v
+        attended = joint_attention(qkv, pe, self.attention, num_txt, transformer_options)
+        del qkv
+        out = self.linear2(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
+        return torch.addcmul(x, mod.gate, out)
+
+
+class LastLayer(nn.Module):
+    def __init__(self, hidden_size: int, out_features: int, seams: Seams):
+        super().__init__()
+        self.norm_final = seams.layer_norm(hidden_size)
+        self.linear = seams.linear(hidden_size, out_features)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), seams.linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)  # shift first: diffusers stores scale first
+        return self.linear(torch.addcmul(shift, self.norm_final(x), 1 + scale))
