@@ -11,7 +11,8 @@ from .errors import OpenSoraError
 
 TIME_COMPRESSION = 4  # frames per latent frame, after the first
 SPACE_COMPRESSION = 8  # pixels per latent pixel
-SIZE_MULTIPLE = 16  # SPACE_COMPRESSION times the transformer's patch of 2
+PATCH_SIZE = 2  # latent pixels per token side; time is never patched
+SIZE_MULTIPLE = SPACE_COMPRESSION * PATCH_SIZE
 
 MAX_TEXT_FRAMES = 129  # the longest clip the released 2.0 model was trained on
 

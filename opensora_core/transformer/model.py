@@ -78,6 +78,11 @@ class MMDiT(nn.Module):
         out = self.final_layer(joined[:, txt.shape[1] :], vec)
         return unpack(out, *latent_size, self.config.patch_size)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype to call the model in: that of its unquantised input layer."""
+        return self.img_in.weight.dtype
+
     def _embed(self, x, timestep, context, y, cond, guidance):
         patch = self.config.patch_size
         img = self.img_in(pack(x, patch))
