@@ -67,9 +67,9 @@ def euler(
         sigmas: [N + 1], fp32.
         on_step: called with (steps done, latents) after each; raising from it stops the run.
     """
-    for step in range(len(sigmas) - 1):
-        dt = (sigmas[step + 1] - sigmas[step]).to(latents)
-        latents = latents + dt * velocity(latents, sigmas[step], step)
+    steps = sigmas.tolist()  # Python numbers: a bf16 latent is then scaled by an unrounded step, as in the reference
+    for step in range(len(steps) - 1):
+        latents = latents + (steps[step + 1] - steps[step]) * velocity(latents, sigmas[step], step)
         if on_step is not None:
             on_step(step + 1, latents)
     return latents
