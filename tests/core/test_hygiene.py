@@ -1,0 +1,281 @@
+"""The house's shape: which room may import which, what the published archive may hold, what an import may cost."""
+
+import ast
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pathspec
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "opensora_core"
+NODES = ROOT / "nodes"
+
+# What the library may import besides the standard library; all of it is named in pyproject.toml.
+LIBRARIES = {
+    "PIL", "accelerate", "bitsandbytes", "einops", "imageio_ffmpeg", "numpy", "safetensors", "sentencepiece", "tokenizers", "torch",
+    "tqdm", "transformers",
+}  # fmt: skip
+# Modules of the host; only nodes/host may know them. comfy_api is the host's public face, open to every node.
+HOST_MODULES = {
+    "comfy", "comfy_aimdo", "comfy_execution", "comfy_extras", "comfy_kitchen", "execution", "folder_paths", "latent_preview",
+    "node_helpers", "nodes", "server",
+}  # fmt: skip
+# room -> the rooms of opensora_core it may import. A room is a top-level module or folder.
+MAY_IMPORT = {
+    "errors": set(),
+    "geometry": {"errors"},
+    "config": {"errors", "geometry"},
+    "ops": {"errors"},
+    "transformer": {"errors", "geometry", "config", "ops"},
+    "vae": {"errors", "geometry", "config", "ops"},
+    "sampling": {"errors", "geometry", "config"},
+    "text": {"errors", "config"},
+    "offload": {"errors"},
+    "video": {"errors"},
+    "checkpoint": {"errors", "geometry", "config", "ops", "transformer", "vae"},
+    "loaded": {"errors", "checkpoint"},
+}
+EDGE_ROOMS = {"pipeline", "__main__", "__init__"}  # they put the rooms together and may import any
+
+# Import roots and calls that the registry's scan flags, or that this project promises not to make.
+FORBIDDEN_IMPORTS = {
+    "aiohttp", "asyncio.subprocess", "base64", "cryptography", "ctypes", "dill", "ftplib", "http", "httpx", "huggingface_hub", "importlib",
+    "marshal", "multiprocessing", "pickle", "pip", "requests", "runpy", "shelve", "smtplib", "socket", "ssl", "subprocess", "urllib",
+    "urllib3", "websocket", "websockets", "zlib",
+}  # fmt: skip
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
+FORBIDDEN_METHODS = {"eval", "exec", "system", "popen", "import_module", "spawn", "b64decode"}
+FORBIDDEN_TEXT = re.compile(r"\b(subprocess|importlib|urllib|requests\.|socket\.|pickle\.|os\.system|eval\(|exec\()")
+FORBIDDEN_TEXT_JS = re.compile(r"\b(eval\(|new Function\(|fetch\(|XMLHttpRequest|WebSocket|atob\()|https?://")
+BLOB = re.compile(r"[A-Za-z0-9+/=]{160,}")
+MACHINE_PATH = re.compile(r"(?<![\w.~/])/(?:work|farm|root|home|Users|mnt)/[\w.-]+|\b[A-Z]:\\\\?(?:Users|work)\b")
+
+
+@lru_cache
+def tracked_files() -> tuple[str, ...]:
+    """Files git tracks or would track; a downloaded archive without git history has nothing to compare."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip("not a git checkout")
+    return tuple(sorted({line for line in result.stdout.splitlines() if (ROOT / line).is_file()}))
+
+
+@lru_cache
+def published_files() -> tuple[str, ...]:
+    """What the registry's archive holds: tracked files less .comfyignore (gitignore syntax)."""
+    ignore = pathspec.PathSpec.from_lines("gitignore", (ROOT / ".comfyignore").read_text().splitlines())
+    return tuple(name for name in tracked_files() if not ignore.match_file(name))
+
+
+@lru_cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path, package_root: Path) -> list[tuple[str, bool]]:
+    """(dotted target, is_relative) of every import in a file, at any depth. Relative ones are resolved below package_root."""
+    package = list(path.relative_to(package_root).parent.parts)
+    found = []
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, False) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.append((node.module, False))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level - 1 <= len(package), f"{path}:{node.lineno} reaches out of the package"
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            found += [(".".join([*base, alias.name]), True) for alias in node.names]
+    return found
+
+
+def python_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def core_room(path: Path) -> str:
+    return path.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", python_files(CORE), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_imports_only_its_libraries_and_the_rooms_below(path):
+    room = core_room(path)
+    assert room in MAY_IMPORT or room in EDGE_ROOMS, f"{room} is a new room: say in this test what it may import"
+    for target, is_relative in imports(path, CORE):
+        root = target.split(".")[0]
+        if is_relative:
+            names_room = (CORE / root).is_dir() or (CORE / f"{root}.py").is_file()
+            if names_room and root != room and room not in EDGE_ROOMS:
+                assert root in MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {target}: {room} stands below {root}"
+        else:
+            assert root in LIBRARIES or root in sys.stdlib_module_names, f"{path.relative_to(ROOT)} imports {target}"
+            assert root != "opensora_core", "imports inside the library are relative: inside the pack it has another name"
+
+
+@pytest.mark.parametrize("path", python_files(NODES), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nodes_know_the_library_and_the_host_room_but_not_each_other(path):
+    in_host_room = "host" in path.relative_to(NODES).parts
+    for target, is_relative in imports(path, ROOT):
+        parts = target.split(".")
+        if not is_relative:
+            allowed = {"comfy_api"} | LIBRARIES | set(sys.stdlib_module_names) | (HOST_MODULES if in_host_room else set())
+            assert parts[0] in allowed, f"{path.relative_to(ROOT)} imports {target}; host modules belong in nodes/host"
+        elif parts[0] == "nodes":
+            is_list = path == NODES / "__init__.py"
+            assert is_list or parts[1:2] == ["host"], f"{path.relative_to(ROOT)} imports {target}: nodes never import each other"
+            assert not (in_host_room and parts[1:2] != ["host"]), f"{path.relative_to(ROOT)} imports {target}: the host room stands below"
+        else:
+            assert parts[0] == "opensora_core", f"{path.relative_to(ROOT)} imports {target}"
+
+
+def test_the_pack_root_holds_the_entry_point_and_nothing_of_the_host():
+    tree = parse(ROOT / "__init__.py")
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert all((node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) in sys.stdlib_module_names for node in top)
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    assert "comfy_entrypoint" in names
+
+
+@pytest.mark.parametrize("name", ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"])
+def test_no_module_carries_the_old_node_mapping(name):
+    # With it, even empty, the host takes the old branch and never calls comfy_entrypoint.
+    for path in [ROOT / "__init__.py", *python_files(NODES), *python_files(CORE)]:
+        assert not any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(parse(path))), path
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_the_library_loads_nothing_heavy():
+    code = "import sys, opensora_core; print(sorted(m for m in ('torch', 'numpy', 'transformers', 'PIL') if m in sys.modules))"
+    assert run_python(code).strip() == "[]"
+
+
+def test_the_plain_modules_work_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None\n"
+        "import opensora_core.errors, opensora_core.geometry, opensora_core.config, opensora_core.text.prompt\n"
+        "assert opensora_core.geometry.latent_frames(129) == 33"
+    )
+    run_python(code)
+
+
+def test_importing_every_room_loads_no_optional_library_and_starts_no_device():
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in python_files(CORE) if p.name != "__init__.py"]
+    heavy = ("transformers", "accelerate", "bitsandbytes", "imageio_ffmpeg", "diffusers", "comfy")
+    code = (
+        f"import sys\n{chr(10).join('import ' + m for m in modules)}\nimport torch\n"
+        f"print([m for m in {heavy!r} if m in sys.modules], torch.cuda.is_initialized())"
+    )
+    assert run_python(code).strip() == "[] False"
+
+
+def test_the_archive_leaves_the_workshop_out():
+    names = published_files()
+    workshop = ("tests/", "benchmarks/", "demo/", "training/", ".ci/", "Makefile")
+    assert not [name for name in names if name.startswith(workshop)]
+    for needed in ("__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "opensora_core/__init__.py"):
+        assert needed in names
+    assert sum((ROOT / name).stat().st_size for name in names) < 40 * 2**20
+
+
+def published(suffix: str) -> list[str]:
+    return [name for name in published_files() if name.endswith(suffix)]
+
+
+def scan_findings(tree: ast.Module) -> list[str]:
+    """What the registry's scan, or our own promise, would object to in one published module."""
+    findings = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            is_relative = isinstance(node, ast.ImportFrom) and node.level
+            bad = [name for name in names if not is_relative and name.split(".")[0] in FORBIDDEN_IMPORTS]
+            findings += [f"line {node.lineno}: import {name}" for name in bad]
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
+                findings.append(f"line {node.lineno}: {node.func.id}()")
+            if isinstance(node.func, ast.Attribute) and node.func.attr in FORBIDDEN_METHODS:
+                findings.append(f"line {node.lineno}: .{node.func.attr}()")
+            if ast.unparse(node.func) == "torch.load" and "weights_only=True" not in ast.unparse(node):
+                findings.append(f"line {node.lineno}: torch.load without weights_only=True")
+    return findings
+
+
+def test_the_archive_holds_nothing_the_registry_scans_for():
+    findings = {}
+    for name in published(".py"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = scan_findings(parse(ROOT / name)) + FORBIDDEN_TEXT.findall(text) + BLOB.findall(text)
+        if found:
+            findings[name] = found
+    for name in published(".js"):
+        found = FORBIDDEN_TEXT_JS.findall((ROOT / name).read_text(encoding="utf-8"))
+        if found:
+            findings[name] = found
+    assert not findings
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import subprocess", "from urllib import request", "import importlib.util", "eval('1')", "model.eval()", "os.system('x')",
+        "torch.load(path)", "def f():\n    import pickle", "__import__('x')",
+    ],
+)  # fmt: skip
+def test_the_scan_sees_what_it_looks_for(code):
+    assert scan_findings(ast.parse(code))
+
+
+def test_no_path_of_one_machine_in_any_file():
+    for name in tracked_files():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".json", ".toml", ".txt", ".js", ".cfg", ".yml", ".yaml", ""}:
+            found = MACHINE_PATH.findall(path.read_text(encoding="utf-8", errors="ignore"))
+            assert not found, f"{name}: {found}"
+
+
+def test_every_folder_of_the_library_is_a_package():
+    # setuptools takes folders; one without __init__.py would still be found, but not by every tool.
+    for folder in {path.parent for path in python_files(CORE)}:
+        assert (folder / "__init__.py").is_file(), f"{folder.relative_to(ROOT)} has no __init__.py"
+
+
+def test_requirements_name_only_what_the_host_does_not_bring():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
+    names = [re.split(r"[<>=!~; \[]", line)[0] for line in lines]
+    assert names == ["accelerate", "imageio-ffmpeg", "bitsandbytes"]
+    assert all(re.match(r"[\w-]+>=[\d.]+(; .*)?$", line) for line in lines), "lower bounds only, no pins, no options"
+    project = (ROOT / "pyproject.toml").read_text().replace("'", '"')
+    for line in lines:
+        assert line.replace("'", '"') in project, f"{line} differs from pyproject.toml"
+
+
+def test_one_version_everywhere():
+    import opensora_core
+
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{opensora_core.__version__}"' in project
+    assert re.search(r'^name = "open-sora"$', project, re.M)
+
+
+MAX_FUNCTION_LINES = 65
+
+
+def test_functions_fit_a_screen():
+    long = []
+    for name in published(".py"):
+        for node in ast.walk(parse(ROOT / name)):
+            # A schema is a table of sockets; its length is the node's number of inputs.
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "define_schema":
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long.append(f"{name}:{node.lineno} {node.name} has {lines} lines")
+    assert not long
