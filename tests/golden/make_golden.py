@@ -1,4 +1,4 @@
-"""Record golden numbers from the Open-Sora 2.0 reference: python tests/golden/make_golden.py [transformer vae sampler geometry]
+"""Record golden numbers from the Open-Sora 2.0 reference: python tests/golden/make_golden.py [transformer vae sampler ...]
 
 Runs only where the reference does: OPENSORA_REF names a checkout of hpcaitech/Open-Sora at COMMIT, and PYTHONPATH
 holds `refenv`, stand-ins by formula for the GPU packages it imports (flash-attn, liger-kernel, mmengine). No line of
@@ -223,6 +223,37 @@ def make_sampler():
     save("sampler", tensors, f"{call}; weights: transformer_weights", cases=cases, settings=settings)
 
 
+def make_generate():
+    """One video from pictures and embeddings to pixels, every stage the reference's: fit, encode, sample, replace, decode."""
+    from opensora.utils.sampling import SamplingOption, get_noise, prepare_api
+
+    vae = autoencoder()
+    vae.enable_spatial_tiling()
+    generator = torch.Generator().manual_seed(15)
+    blocks = torch.randint(0, 256, (2, 9, 11, 3), generator=generator, dtype=torch.uint8)
+    pictures = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
+    context, y = (torch.randn(2, *size, generator=generator) for size in ((TEXT_TOKENS, CONTEXT), (VECTOR,)))
+    rows = [0, 1, 1]
+    option = SamplingOption(
+        width=80, height=48, num_frames=9, num_steps=12, guidance=TEXT_GUIDANCE, text_osci=True, guidance_img=IMAGE_GUIDANCE,
+        image_osci=True, scale_temporal_osci=True, temporal_reduction=4, is_causal_vae=True, seed=7,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{name}.png" for name in ("first", "last")]
+        for path, picture in zip(paths, pictures, strict=True):
+            Image.fromarray(picture).save(path)
+        run = prepare_api(transformer(1, **OPEN_SORA), vae, lambda *_, **__: context[rows], lambda _: y[rows], {})
+        torch.manual_seed(5)  # the posterior of each picture is sampled from the global generator, first picture first
+        pixels = run(option, cond_type="i2v_loop", text=["a"], channel=64, ref=[";".join(paths)])
+    torch.manual_seed(5)
+    tensors = {
+        "blocks": blocks, "context": context, "y": y, "noise": get_noise(1, 48, 80, 3, "cpu", torch.float32, 7),
+        "posterior_noise": torch.cat([torch.randn(1, LATENT_CHANNELS, 1, 6, 10) for _ in range(2)]), "pixels": pixels[..., ::3, ::3],
+    }  # fmt: skip
+    call = "opensora.utils.sampling.prepare_api with its VAE, i2v_loop; weights: transformer_weights, vae_weights; "
+    save("generate", tensors, call + "pictures = blocks repeated 8x8; rows of context: prompt, negative; every third pixel")
+
+
 # The VAE.
 
 
@@ -408,7 +439,7 @@ def make_conditions():
     save("conditions", tensors, call)
 
 
-MAKERS = {"transformer": make_transformer, "vae": make_vae, "sampler": make_sampler, "geometry": make_geometry}
+MAKERS = {"transformer": make_transformer, "vae": make_vae, "sampler": make_sampler, "generate": make_generate, "geometry": make_geometry}
 
 if __name__ == "__main__":
     refenv.activate()
