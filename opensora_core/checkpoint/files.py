@@ -1,0 +1,249 @@
+"""Weight files on disk: what they hold without loading it, tensors one at a time, and what is wrong with them.
+
+Reads safetensors and torch's own .pth and .bin (weights only). What a file is, is read from its first
+bytes, not from its suffix.
+"""
+
+import difflib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
+}  # fmt: skip
+_TORCH_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_TORCH_DTYPES = {name: dtype for dtype, name in _TORCH_NAMES.items()}
+
+_NOT_WEIGHTS = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull, or download it again)"),
+    (b"<", "is a web page, not weights; the download went to a log-in or error page, download it again"),
+    (b"GGUF", "is a GGUF file, which ComfyUI's GGUF loaders read and this library does not"),
+    (b"{", "is JSON text (a configuration or an index), not weights; give the weights file beside it"),
+    (b"\0\0\0\0\0\0\0\0", "begins with zero bytes; the download did not finish, download it again"),
+)
+
+
+class TensorInfo(NamedTuple):
+    """Shape and dtype of a stored tensor; dtype in safetensors' words ("BF16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weights file says about itself, without its data.
+
+    Attributes:
+        format: "safetensors" or "torch".
+        tensors: by key, in file order.
+        metadata: the safetensors header's own strings; empty for torch files.
+        num_bytes: size of the file.
+    """
+
+    path: Path
+    format: str
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: info.shape for key, info in self.tensors.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(info.num_elements for info in self.tensors.values())
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Stored elements by dtype, most first."""
+        counts: Counter[str] = Counter()
+        for info in self.tensors.values():
+            counts[info.dtype] += info.num_elements
+        return dict(counts.most_common())
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype to run in as stored: that of most elements; float8 has no arithmetic and becomes bfloat16."""
+        for name in self.dtypes:
+            if name in ("F64", "F32", "F16", "BF16"):
+                return _TORCH_DTYPES[name]
+            if name.startswith("F8"):
+                return torch.bfloat16
+        return torch.float32
+
+
+def read_header(path: str | Path) -> Header:
+    """Names, shapes, dtypes and metadata of a weights file; its data is not read.
+
+    Raises:
+        CheckpointError: the file is missing, a directory, empty, truncated, damaged or not weights at all.
+    """
+    path = Path(path)
+    _check_exists(path)
+    num_bytes = path.stat().st_size
+    if num_bytes == 0:
+        raise CheckpointError(f"{path.name} is empty (0 bytes); the download did not finish, download it again.")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start[8:9] != b"{":
+        # Bytes 0-7 of a safetensors file are a length and may look like anything; byte 8 decides.
+        for magic, sentence in _NOT_WEIGHTS:
+            if start.lstrip().startswith(magic) or (magic.startswith(b"\0") and start.startswith(magic)):
+                raise CheckpointError(f"{path.name} {sentence}.")
+        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+            return _torch_header(path, num_bytes)
+    return _safetensors_header(path, num_bytes)
+
+
+@contextmanager
+def open_tensors(header: Header) -> Iterator[Callable[[str], Tensor]]:
+    """Give a function from key to tensor. Tensors are memory-mapped: nothing is read before it is used."""
+    if header.format == "torch":
+        state = _torch_state(header.path)
+        yield state.__getitem__
+        return
+    try:
+        with safe_open(header.path, framework="pt", device="cpu") as file:
+            yield file.get_tensor
+    except SafetensorError as error:
+        raise CheckpointError(f"{header.name} could not be read as safetensors ({error}); download it again.") from error
+
+
+def quantisation(header: Header) -> str | None:
+    """Name of the quantised format of a file, or None for plain numbers (plain float8 included)."""
+    if "_quantization_metadata" in header.metadata:
+        return _metadata_formats(header.metadata["_quantization_metadata"])
+    for key in header.tensors:
+        if key.endswith(".comfy_quant"):
+            return "ComfyUI quantised layers"
+        if key.endswith("scaled_fp8") or key.endswith(".scale_weight"):
+            return "scaled float8"
+        if key.endswith(".weight_scale"):
+            return "quantised layers with weight_scale"
+        if ".quant_state." in key or key.endswith((".absmax", ".SCB")):
+            return "bitsandbytes"
+        if key.endswith((".qweight", ".qzeros", ".wscales")):
+            return "GPTQ, AWQ or SVDQuant"
+    if any(key.endswith(".weight") and info.dtype in ("I8", "U8", "F4") for key, info in header.tensors.items()):
+        return "integer weights without scales"
+    return None
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Weight files directly inside a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+
+
+def _check_exists(path: Path) -> None:
+    if path.is_dir():
+        inside = ", ".join(file.name for file in find_weights(path)) or "no weights file"
+        raise CheckpointError(f"{path} is a folder; give a file. Inside it: {inside}.")
+    if path.is_file():
+        return
+    near = []
+    if path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, [file.name for file in find_weights(path.parent)], n=1, cutoff=0.5)
+    raise CheckpointError(f"{path} does not exist." + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def _safetensors_header(path: Path, num_bytes: int) -> Header:
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES or file.read(1) != b"{":
+            raise CheckpointError(f"{path.name} is neither a safetensors nor a torch file; download it again or check where it comes from.")
+        if 8 + header_bytes > num_bytes:
+            raise CheckpointError(f"{path.name} is truncated inside its header ({num_bytes:,} bytes); download it again.")
+        file.seek(8)
+        text = file.read(header_bytes)
+    try:
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", None) or {}
+        tensors = {key: TensorInfo(tuple(entry["shape"]), entry["dtype"]) for key, entry in entries.items()}
+        spans = {key: tuple(entry["data_offsets"]) for key, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The header of {path.name} is damaged; download it again.") from error
+    _check_spans(path.name, tensors, spans)
+    expected = 8 + header_bytes + max((end for _, end in spans.values()), default=0)
+    if num_bytes < expected:
+        missing = f"{expected - num_bytes:,} of {expected:,} bytes are missing"
+        raise CheckpointError(f"{path.name} is truncated: {missing}; download it again.")
+    if num_bytes > expected:
+        raise CheckpointError(f"{path.name} has {num_bytes - expected:,} bytes more than its header describes; download it again.")
+    return Header(path, "safetensors", tensors, metadata, num_bytes)
+
+
+def _check_spans(name: str, tensors: dict[str, TensorInfo], spans: dict[str, tuple[int, int]]) -> None:
+    for key, info in tensors.items():
+        begin, end = spans[key]
+        bits = _BITS.get(info.dtype)
+        if not 0 <= begin <= end or (bits and (end - begin) * 8 != info.num_elements * bits):
+            raise CheckpointError(f"The header of {name} contradicts itself at {key} ({info.dtype} {list(info.shape)}); download it again.")
+
+
+def _torch_header(path: Path, num_bytes: int) -> Header:
+    state = _torch_state(path)
+    tensors = {
+        key: TensorInfo(tuple(value.shape), _TORCH_NAMES.get(value.dtype, str(value.dtype)))
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+    return Header(path, "torch", tensors, {}, num_bytes)
+
+
+def _torch_state(path: Path) -> dict:
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6 cannot be mapped
+    except Exception as error:  # torch.load documents no exception types; each of them means the same to a person
+        raise CheckpointError(f"{path.name} cannot be read as a torch weights file: it is damaged or holds more than tensors.") from error
+    # Training tools wrap the weights: {"ema": ...}, {"state_dict": ...}.
+    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+        inner = next((state[key] for key in ("ema", "state_dict", "model", "module") if isinstance(state.get(key), dict)), None)
+        if inner is None:
+            break
+        state = inner
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path.name} is a torch file without named tensors.")
+    return state
+
+
+def _metadata_formats(text: str) -> str:
+    try:
+        formats = {str(layer.get("format")) for layer in json.loads(text)["layers"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        formats = set()
+    return f"ComfyUI quantised layers ({', '.join(sorted(formats))})" if formats else "ComfyUI quantised layers"

@@ -1,0 +1,350 @@
+"""What a weights file or folder is, in words (`report`), and a first contact with real weights (`check`).
+
+`check` is made to be pasted into a bug report: file names without folders, versions, every key, shape and
+dtype against the released files, one double and one single block and one VAE frame computed. It maps the
+file and touches only the tensors it runs: about 1 GB of the 24 GB transformer.
+"""
+
+import platform
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..config import FLUX_DEV, HUNYUAN_VAE, LATENT_SCALE, OPEN_SORA_2, OPEN_SORA_2_DC_AE
+from ..errors import CheckpointError, OpenSoraError
+from ..transformer.model import MMDiT
+from .detect import Identity, Shapes, bare_shapes, identify, sizes
+from .files import Header, find_weights, quantisation, read_header
+from .keys import Manifest, clip_text_manifest, t5_manifest, transformer_manifest, vae_manifest
+from .load import Comparison, compare, fill, load_vae
+
+_TRANSFORMERS = {"open_sora_2": OPEN_SORA_2, "open_sora_2_dc_ae": OPEN_SORA_2_DC_AE, "flux": FLUX_DEV, "flux_unfused": FLUX_DEV}
+_NEEDED = {
+    "the transformer": ("open_sora_2",),
+    "the video VAE": ("hunyuan_vae",),
+    "the T5 encoder": ("t5",),
+    "the CLIP-L text encoder": ("clip_text", "clip_full"),
+}
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+_SEARCH_DEPTH = 3  # a hub folder keeps its encoders at <owner>/<name>/
+
+_CHECK_GRID = 4  # patches along each side of the frame that `check` runs
+_CHECK_TEXT_TOKENS = 8
+_CHECK_PIXELS = 64
+
+
+@dataclass(frozen=True)
+class Check:
+    """Text of a check, and whether everything that was looked at is in order."""
+
+    text: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model on disk: a file, or shards read as one. `error` instead of a header where it cannot be read."""
+
+    name: str
+    header: Header | None
+    error: str = ""
+
+
+def report(path: str | Path) -> str:
+    """Say what a file or folder holds, whether it is whole, and how it differs from the released files.
+
+    Args:
+        path: a weights file, or a folder such as the hub repository's, searched three levels deep.
+
+    Raises:
+        CheckpointError: the file cannot be read, or the folder holds no weights.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return "\n".join(_describe(path.name, read_header(path)))
+    components = list(_components(path))
+    if not components:
+        raise CheckpointError(f"{path.name} holds no weights file ({_SEARCH_DEPTH} levels searched).")
+    blocks = [_describe(part.name, part.header) if part.header else [f"{part.name}: {part.error}"] for part in components]
+    return "\n\n".join("\n".join(lines) for lines in (*blocks, [_folder_sentence(components)]))
+
+
+def check(path: str | Path) -> str:
+    """The text of run_check: a short report to paste into a bug report."""
+    return run_check(path).text
+
+
+def run_check(path: str | Path) -> Check:
+    """Compare a file or folder with the released files and run one block of each kind and one VAE frame.
+
+    Never raises for a bad file: what is wrong with it is the report.
+    """
+    path = Path(path)
+    try:
+        components = list(_components(path)) if path.is_dir() else [Component(path.name, read_header(path))]
+    except CheckpointError as error:
+        components = [Component(path.name, None, str(error))]
+    lines = [_versions()]
+    verdicts = []
+    for part in components:
+        passed, text = _check_component(part)
+        lines += ["", *text]
+        verdicts.append(passed)
+    if path.is_dir():
+        lines += ["", _folder_sentence(components)]
+    passed = bool(verdicts) and all(verdicts)
+    lines.append(f"verdict: {'PASS' if passed else 'FAIL'}" + ("" if verdicts else ", no weights file found"))
+    return Check("\n".join(lines), passed)
+
+
+def _components(folder: Path) -> Iterator[Component]:
+    shards: dict[tuple[str, int, str], list[Path]] = {}
+    for path in _weight_files(folder, _SEARCH_DEPTH):
+        if match := _SHARD.fullmatch(path.name):
+            stem, _, total, suffix = match.groups()
+            shards.setdefault((str(path.parent.relative_to(folder) / stem), int(total), suffix), []).append(path)
+            continue
+        name = path.relative_to(folder).as_posix()
+        try:
+            yield Component(name, read_header(path))
+        except CheckpointError as error:
+            yield Component(name, None, str(error))
+    for (stem, total, suffix), paths in shards.items():
+        name = f"{Path(stem).as_posix()}{suffix} in {total} parts"
+        try:
+            if len(paths) < total:
+                raise CheckpointError(f"{total - len(paths)} of {total} parts are missing; download them.")
+            yield Component(name, _merge([read_header(path) for path in paths]))
+        except CheckpointError as error:
+            yield Component(name, None, str(error))
+
+
+def _weight_files(folder: Path, depth: int) -> Iterator[Path]:
+    yield from find_weights(folder)
+    if depth > 1:
+        for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+            yield from _weight_files(inner, depth - 1)
+
+
+def _merge(headers: list[Header]) -> Header:
+    tensors = {key: info for header in headers for key, info in header.tensors.items()}
+    return replace(headers[0], tensors=tensors, num_bytes=sum(header.num_bytes for header in headers))
+
+
+def _describe(name: str, header: Header) -> list[str]:
+    identity = identify(header.shapes)
+    place = f", {identity.place}" if identity.place else ""
+    lines = [f"{name}: {identity.title}{place}", _line("size", _size_text(header))]
+    if identity.prefix:
+        lines.append(_line("prefix", f"every key of it begins with {identity.prefix}"))
+    form = quantisation(header)
+    if form:
+        lines.append(_line("quantised", f"{form}; ComfyUI's loaders read it, the library does not yet"))
+    if identity.config:
+        lines.append(_line("model", sizes(identity.config)))
+    own, released, dtype = _manifests(identity, header)
+    found = _relevant(identity, header)
+    if own:
+        lines.append(_line("complete" if _compare(found, own, form).complete else "INCOMPLETE", _compare(found, own, form).sentence()))
+    if released:
+        lines.append(_line("released", _released_text(_compare(found, released, form), header, dtype, own == released)))
+    return lines
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<11} {text}"
+
+
+def _size_text(header: Header) -> str:
+    total = max(1, header.num_parameters)
+    shares = header.dtypes
+    dtypes = ", ".join(name if len(shares) == 1 else f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
+    return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {header.num_bytes / 1e9:.2f} GB, {dtypes}"
+
+
+def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Manifest | None, str]:
+    """What the file's own sizes imply, what the released file of its kind holds, and that file's dtype."""
+    if identity.config and identity.kind in _TRANSFORMERS:
+        full = _TRANSFORMERS[identity.kind]
+        if identity.kind.startswith("flux"):
+            full = replace(full, guidance_embed=identity.config.guidance_embed)  # schnell has none
+        own = transformer_manifest(identity.config, identity.fused)
+        return own, own if full == identity.config else transformer_manifest(full, identity.fused), "BF16"
+    if identity.config and identity.kind == "hunyuan_vae":
+        own = vae_manifest(identity.config)
+        return own, own if identity.config == HUNYUAN_VAE else vae_manifest(HUNYUAN_VAE), "BF16"
+    shapes = _relevant(identity, header)
+    if identity.kind == "t5":
+        return t5_manifest(**_t5_sizes(shapes)), t5_manifest(), "F32"
+    if identity.kind in ("clip_text", "clip_full"):
+        return clip_text_manifest(**_clip_sizes(shapes)), clip_text_manifest(), "F32"
+    return None, None, ""
+
+
+def _relevant(identity: Identity, header: Header) -> Manifest:
+    """The model's own tensors, bare: of T5 the encoder, of CLIP the text part."""
+    shapes = bare_shapes(header.shapes, identity.prefix)
+    if identity.kind == "t5":
+        if "shared.weight" not in shapes and "encoder.embed_tokens.weight" in shapes:
+            shapes["shared.weight"] = shapes["encoder.embed_tokens.weight"]  # one table under two names
+        shapes.pop("encoder.embed_tokens.weight", None)
+        return {key: shape for key, shape in shapes.items() if key.startswith(("encoder.", "shared."))}
+    if identity.kind in ("clip_text", "clip_full"):
+        if "text_model.embeddings.token_embedding.weight" not in shapes:
+            shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}  # transformers 5
+        return {key: shape for key, shape in shapes.items() if key.startswith("text_model.") and not key.endswith("position_ids")}
+    return shapes
+
+
+def _t5_sizes(shapes: Shapes) -> dict[str, int]:
+    layers = {key.split(".")[2] for key in shapes if key.startswith("encoder.block.")}
+    vocabulary, width = shapes.get("shared.weight", (32128, 4096))
+    return {
+        "width": width,
+        "mlp": shapes.get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", (10240,))[0],
+        "inner": shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0],
+        "layers": len(layers),
+        "heads": shapes.get("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (32, 64))[-1],
+        "vocabulary": vocabulary,
+    }
+
+
+def _clip_sizes(shapes: Shapes) -> dict[str, int]:
+    layers = {key.split(".")[3] for key in shapes if key.startswith("text_model.encoder.layers.")}
+    vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
+    return {
+        "width": width,
+        "layers": len(layers),
+        "mlp": shapes.get("text_model.encoder.layers.0.mlp.fc1.weight", (4 * width,))[0],
+        "vocabulary": vocabulary,
+        "positions": shapes.get("text_model.embeddings.position_embedding.weight", (77,))[0],
+    }
+
+
+def _compare(found: Manifest, expected: Manifest, form: str | None) -> Comparison:
+    result = compare(found, expected)
+    if form is None:
+        return result
+    # A quantiser changes the shape of matrices and lays scales beside them; names and vectors still count.
+    layers = {key.rpartition(".")[0] for key in expected}
+    extra = tuple(key for key in result.extra if key != "scaled_fp8" and layers.isdisjoint(_stems(key)))
+    return replace(result, extra=extra, misshaped={key: pair for key, pair in result.misshaped.items() if len(pair[1]) < 2})
+
+
+def _stems(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _released_text(result: Comparison, header: Header, dtype: str, same_sizes: bool) -> str:
+    stored = next(iter(header.dtypes), "none")
+    dtype_text = f"dtype {stored}" + (" as released" if stored == dtype else f" (released: {dtype})")
+    if result.same:
+        return f"every key and shape as in the released file, {dtype_text}"
+    if not same_sizes:
+        return f"a model of other sizes than the released one; {result.sentence()}; {dtype_text}"
+    return f"differs from the released file; {result.sentence()}; {dtype_text}"
+
+
+def _folder_sentence(components: list[Component]) -> str:
+    kinds = {identify(part.header.shapes).kind for part in components if part.header}
+    lacking = [name for name, accepted in _NEEDED.items() if not kinds.intersection(accepted)]
+    return "This folder has every part of Open-Sora 2.0." if not lacking else f"For Open-Sora 2.0 this folder lacks {', '.join(lacking)}."
+
+
+def _versions() -> str:
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    return (
+        f"opensora_core {__version__}, torch {torch.__version__}, safetensors {safetensors.__version__}, "
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}"
+    )
+
+
+def _check_component(part: Component) -> tuple[bool, list[str]]:
+    if part.header is None:
+        return False, [f"{part.name}: {part.error}", _line("FAIL", "cannot be read")]
+    header, lines = part.header, _describe(part.name, part.header)
+    identity = identify(header.shapes)
+    own, _, _ = _manifests(identity, header)
+    form = quantisation(header)
+    if own is None:
+        return False, [*lines, _line("FAIL", "not a file that Open-Sora 2.0 uses")]
+    if not _compare(_relevant(identity, header), own, form).complete:
+        return False, [*lines, _line("FAIL", "incomplete")]
+    if form:
+        return True, [*lines, _line("run", "not run, because it is quantised")]
+    runner = _run_vae if identity.kind == "hunyuan_vae" else _run_blocks if identity.kind in _TRANSFORMERS else None
+    if runner is None:
+        return True, lines
+    try:
+        finite, text = runner(header, identity)
+    except (OpenSoraError, RuntimeError) as error:
+        return False, [*lines, _line("FAIL", f"did not run: {error}")]
+    return finite, [*lines, *text] + ([] if finite else [_line("FAIL", "NaN or infinite values")])
+
+
+def _run_blocks(header: Header, identity: Identity) -> tuple[bool, list[str]]:
+    """Embedders, the first double and the first single block and the final layer, in the file's dtype on CPU."""
+    config = replace(identity.config, depth=min(1, identity.config.depth), depth_single_blocks=min(1, identity.config.depth_single_blocks))
+    dtype = header.compute_dtype
+    started = time.perf_counter()
+    model = fill(MMDiT(config, dtype=dtype, device="meta"), header, identity, dtype, "cpu")
+    side = _CHECK_GRID * config.patch_size
+    with torch.inference_mode():
+        velocity = model(
+            _noise((1, config.in_channels, 1, side, side), dtype, 0),
+            torch.full((1,), 0.5, dtype=dtype),
+            _noise((1, _CHECK_TEXT_TOKENS, config.context_in_dim), dtype, 1),
+            _noise((1, config.vec_in_dim), dtype, 2),
+            cond=_noise((1, config.in_channels + 1, 1, side, side), dtype, 3) if config.cond_embed else None,
+            guidance=torch.full((1,), 4.0, dtype=dtype) if config.guidance_embed else None,
+        )
+    what = f"{config.depth} double and {config.depth_single_blocks} single block, {_CHECK_GRID**2} + {_CHECK_TEXT_TOKENS} tokens"
+    lines = [_line("run", f"{what}, {_short(dtype)} on cpu, {time.perf_counter() - started:.1f} s: {_statistics(velocity)}")]
+    weights = {"img_in": model.img_in.weight, "key_norm": model.double_blocks[0].img_attn.norm.key_norm.weight} if config.depth else {}
+    if model.cond_in is not None:
+        weights["cond_in"] = model.cond_in.weight
+    lines += [_line("weights", f"{name}: {_statistics(weight)}") for name, weight in weights.items()]
+    if model.cond_in is not None and not model.cond_in.weight.any():
+        lines.append(_line("note", "cond_in is all zero: untrained start weights, image conditions have no effect"))
+    return bool(velocity.isfinite().all()), lines
+
+
+def _run_vae(header: Header, identity: Identity) -> tuple[bool, list[str]]:
+    """One frame of a smooth test picture encoded and decoded, in fp32 on CPU."""
+    started = time.perf_counter()
+    vae = load_vae(header.path, dtype=torch.float32)
+    ramp = torch.linspace(-0.8, 0.8, _CHECK_PIXELS)
+    planes = (ramp[None, :] + 0 * ramp[:, None], ramp[:, None] + 0 * ramp[None, :], 0.8 * torch.sin(4 * (ramp[None, :] + ramp[:, None])))
+    picture = torch.stack(planes)[None, :, None]
+    with torch.inference_mode():
+        latents = vae.encode_moments(picture).chunk(2, dim=1)[0]
+        again = vae.decode(latents)
+    error = (again - picture).pow(2).mean().clamp_min(1e-12)
+    psnr = 10 * torch.log10(4.0 / error).item()
+    seconds = time.perf_counter() - started
+    return bool(latents.isfinite().all() and again.isfinite().all()), [
+        _line("run", f"one {_CHECK_PIXELS}x{_CHECK_PIXELS} frame, fp32 on cpu, {seconds:.1f} s: reconstructed at {psnr:.1f} dB"),
+        _line("latents", f"scaled by {LATENT_SCALE}: {_statistics(latents * LATENT_SCALE)}"),
+    ]
+
+
+def _noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def _statistics(tensor: Tensor) -> str:
+    values = tensor.float()
+    finite = "finite" if values.isfinite().all() else "NOT FINITE"
+    return f"{finite}, mean {values.mean():.4g}, std {values.std():.4g}, largest {values.abs().max():.4g}"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype).removeprefix("torch."))

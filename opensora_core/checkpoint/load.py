@@ -1,0 +1,170 @@
+"""A weights file as a model: strict, memory-mapped, one layout.
+
+The module is built on the meta device and given the file's own tensors, so that an unconverted load costs
+no memory beyond the pages that are read. Missing or mis-shaped tensors are an error, never a default.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, OpenSoraError
+from ..ops import TorchOperations, attention as torch_attention
+from ..transformer.model import MMDiT
+from ..vae.model import CausalVAE
+from .detect import Identity, bare_shapes, identify, require
+from .files import Header, open_tensors, quantisation, read_header
+from .keys import Manifest, file_name, module_name, transformer_manifest, unfuse, vae_manifest
+
+__all__ = ["Comparison", "compare", "load_transformer", "load_vae", "read_header"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A file's tensors against a manifest. `misshaped` maps a key to (found, expected)."""
+
+    expected: int
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    misshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing and not self.misshaped
+
+    @property
+    def same(self) -> bool:
+        return self.complete and not self.extra
+
+    def sentence(self) -> str:
+        """What differs, the first five keys each way."""
+        shown = [f"{key} {list(found)}, expected {list(wanted)}" for key, (found, wanted) in self.misshaped.items()]
+        groups = (("missing", self.missing), ("of another shape", shown), ("unexpected", self.extra))
+        parts = [f"{len(keys)} {word} ({'; '.join(keys[:5])}{'; ...' if len(keys) > 5 else ''})" for word, keys in groups if keys]
+        return f"of {self.expected} tensors: " + (", ".join(parts) or "all there")
+
+
+def compare(found: Manifest, expected: Manifest) -> Comparison:
+    """Compare shapes by name; q and k norms may be called `.scale` or `.weight`."""
+    found = {file_name(key): shape for key, shape in found.items()}
+    misshaped = {key: (found[key], shape) for key, shape in expected.items() if key in found and tuple(found[key]) != tuple(shape)}
+    missing = tuple(key for key in expected if key not in found)
+    return Comparison(len(expected), missing, tuple(key for key in found if key not in expected), misshaped)
+
+
+def load_transformer(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations=TorchOperations,
+    attention=torch_attention,
+    kinds: tuple[str, ...] = (),
+) -> MMDiT:
+    """Read a transformer file.
+
+    Args:
+        path: safetensors or .pth file, unfused (as released) or fused (Flux layout, brought into the released one).
+        dtype: of every weight; None keeps what most of the file is stored in (plain float8 becomes bfloat16).
+        device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
+        operations, attention: the layer seam, see ops.py.
+        kinds: kinds of file to accept instead of Open-Sora 2.0's, for instance ("flux",).
+
+    Returns:
+        The model in inference mode, parameters without gradients.
+
+    Raises:
+        CheckpointError: the file is damaged, incomplete, quantised or another model.
+    """
+    header, identity = _open(path, "transformer", kinds)
+    _check_keys(header, identity, transformer_manifest(identity.config, identity.fused))
+    dtype = working_dtype(header, dtype)
+    model = MMDiT(identity.config, operations, attention, dtype, "meta")
+    return fill(model, header, identity, dtype, device)
+
+
+def load_vae(
+    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", operations=TorchOperations
+) -> CausalVAE:
+    """Read a HunyuanVideo VAE file; arguments, result and errors as load_transformer's."""
+    header, identity = _open(path, "vae", ())
+    _check_keys(header, identity, vae_manifest(identity.config))
+    dtype = working_dtype(header, dtype)
+    model = CausalVAE(identity.config, operations, dtype, "meta")
+    return fill(model, header, identity, dtype, device)
+
+
+def fill(model: nn.Module, header: Header, identity: Identity, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    """Give a model that was built on meta its tensors from a file, reading only those that it has.
+
+    Raises:
+        CheckpointError: the file lacks one of them.
+    """
+    wanted = model.state_dict()
+    state: dict[str, Tensor] = {}
+    with open_tensors(header) as get:
+        for key, bare, names in _stored(header, identity):
+            if wanted.keys().isdisjoint(names):
+                continue
+            for name, tensor in _unfused(bare, get(key), identity):
+                if name in wanted:
+                    state[name] = tensor.to(device=device, dtype=dtype)
+    if missing := sorted(wanted.keys() - state.keys()):
+        raise CheckpointError(f"{header.name} lacks {len(missing)} tensors of its model: {', '.join(missing[:5])}.")
+    model.requires_grad_(False)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.train(False)
+
+
+def working_dtype(header: Header, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype a file's weights get: the one asked for, else the file's own.
+
+    Raises:
+        OpenSoraError: a dtype that layers do not compute in.
+    """
+    dtype = dtype or header.compute_dtype
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise OpenSoraError(f"dtype={dtype} is not one that the layers compute in; use float32, bfloat16 or float16.")
+    return dtype
+
+
+def _open(path: str | Path, slot: str, kinds: tuple[str, ...]) -> tuple[Header, Identity]:
+    header = read_header(path)
+    identity = require(identify(header.shapes), slot, header.name, kinds)
+    if form := quantisation(header):
+        raise CheckpointError(
+            f"{header.name} is {identity.title}, quantised ({form}); ComfyUI's loaders read it, this library does not yet. "
+            "Here give the bf16 or fp32 file."
+        )
+    return header, identity
+
+
+def _check_keys(header: Header, identity: Identity, expected: Manifest) -> None:
+    result = compare(bare_shapes(header.shapes, identity.prefix), expected)
+    if not result.complete:
+        raise CheckpointError(f"{header.name} is {identity.title} but not whole; {result.sentence()}. Download it again.")
+    if not result.extra:
+        return
+    other = identify({key: header.tensors[identity.prefix + key].shape for key in result.extra if identity.prefix + key in header.tensors})
+    if other.kind != "unknown":
+        raise CheckpointError(f"{header.name} is {identity.title} mixed with {other.title} ({len(result.extra)} tensors); give one model.")
+    logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(result.extra), ", ".join(result.extra))
+
+
+def _stored(header: Header, identity: Identity) -> Iterator[tuple[str, str, list[str]]]:
+    """(key in the file, key without prefix, parameter names it becomes), for every tensor under the prefix."""
+    for key, info in header.tensors.items():
+        if key.startswith(identity.prefix):
+            bare = key[len(identity.prefix) :]
+            stand_in = torch.empty(info.shape, device="meta")
+            yield key, bare, [name for name, _ in _unfused(bare, stand_in, identity)]
+
+
+def _unfused(bare: str, tensor: Tensor, identity: Identity) -> list[tuple[str, Tensor]]:
+    pairs = unfuse(bare, tensor, identity.config) if identity.fused else [(bare, tensor)]
+    return [(module_name(name), value) for name, value in pairs]
