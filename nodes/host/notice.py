@@ -1,0 +1,22 @@
+"""A line that a person sees: on the node while it runs, and in the log."""
+
+import logging
+
+from server import PromptServer
+
+logger = logging.getLogger(__name__)
+
+
+def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
+    """Show one line.
+
+    Args:
+        text: a sentence; empty does nothing.
+        node_id: the node's unique id (a string, "25:24" inside subgraphs), or None when it runs outside a graph.
+    """
+    if not text:
+        return
+    logger.log(level, "Open-Sora: %s", text)
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id:
+        server.send_progress_text(text, node_id)

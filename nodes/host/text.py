@@ -1,0 +1,282 @@
+"""The host's T5 + CLIP-L text encoder, given exactly the tokens that Open-Sora was trained with.
+
+The host's own reading of a prompt differs from the reference in three ways: "(word:1.3)" is taken for a
+weight, T5 is padded to 256 tokens and never cut, and a long prompt becomes several CLIP chunks. Here the
+ids come straight from the host's tokenizers: 512 T5 tokens and one CLIP chunk, as the transformers
+library makes them from the same tokenizer files.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.sd
+import comfy.text_encoders.flux
+import comfy.utils
+import torch
+
+from ...opensora_core.checkpoint import detect, keys
+from ...opensora_core.checkpoint.files import read_header
+from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.config import T5_LENGTH
+from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.text.prompt import dropped_sentence, fit_tokens
+
+PRECISIONS = ("auto", "bf16", "fp8_e4m3fn")
+DEVICES = ("auto", "cpu")
+
+_FP8_MAX = 448.0  # largest finite float8_e4m3fn
+_T5_LINEARS = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight", ".wo.weight")
+_CLIP_HEAD_WIDTH = 64  # CLIP's released proportion: 768 wide, 12 heads
+
+
+@dataclass
+class EncoderFile:
+    """A text encoder's tensors under the names that transformers gives them, and what they are."""
+
+    name: str
+    identity: detect.Identity
+    state: dict
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(tensor.shape) for key, tensor in self.state.items()}
+
+    @property
+    def is_quantised(self) -> bool:
+        return any(key.endswith(".comfy_quant") for key in self.state)
+
+
+class ExactTokenizer:
+    """The host's Flux tokenizer with Open-Sora's recipe, so that stock text nodes are exact as well.
+
+    Args:
+        tokenizer: the host's FluxTokenizer.
+    """
+
+    def __init__(self, tokenizer):
+        self.inner = tokenizer
+        self.clip_l = tokenizer.clip_l
+        self.t5xxl = tokenizer.t5xxl
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
+        """What the host's CLIP.tokenize asks for. Options (weights, minimum lengths) belong to other recipes and are ignored."""
+        tokens, _ = exact_tokens(self, text)
+        if return_word_ids:
+            return {name: [[(token, weight, 0) for token, weight in chunk] for chunk in chunks] for name, chunks in tokens.items()}
+        return tokens
+
+    def untokenize(self, token_weight_pair):
+        return self.inner.untokenize(token_weight_pair)
+
+    def state_dict(self) -> dict:
+        return self.inner.state_dict()
+
+
+def exact_tokens(tokenizer, text: str) -> tuple[dict, str]:
+    """The tokens of a prompt as the reference makes them.
+
+    Args:
+        tokenizer: a FluxTokenizer or an ExactTokenizer.
+        text: taken literally; brackets are no weights.
+
+    Returns:
+        {"t5xxl": [512 (id, 1.0) pairs], "l": [77 pairs]}, and a sentence if T5 had to drop the end of the prompt, else "".
+    """
+    t5_ids = tokenizer.t5xxl.tokenizer(text, verbose=False)["input_ids"]  # we say ourselves what was dropped
+    clip_ids = tokenizer.clip_l.tokenizer(text, verbose=False)["input_ids"]
+    t5_ids, dropped = fit_tokens(list(t5_ids), T5_LENGTH, tokenizer.t5xxl.pad_token)
+    # 77, or more for a CLIP-L with longer position tables, which the host pads to its full length.
+    clip_ids, _ = fit_tokens(list(clip_ids), tokenizer.clip_l.max_length, tokenizer.clip_l.pad_token)
+    tokens = {"l": [[(token, 1.0) for token in clip_ids]], "t5xxl": [[(token, 1.0) for token in t5_ids]]}
+    return tokens, dropped_sentence("T5", dropped, T5_LENGTH)
+
+
+def encode(clip, text: str) -> tuple[list, str]:
+    """Encode a prompt through the host.
+
+    Args:
+        clip: a host CLIP holding T5 and CLIP-L, from our loader or from DualCLIPLoader type flux.
+
+    Returns:
+        CONDITIONING ([B, 512, 4096] T5 states without a mask, and CLIP's pooled [B, 768]), and a sentence about dropped words or "".
+
+    Raises:
+        OpenSoraError: the CLIP holds other encoders.
+    """
+    check_clip(clip)
+    tokens, note = exact_tokens(clip.tokenizer, text)
+    return clip.encode_from_tokens_scheduled(tokens), note
+
+
+def check_clip(clip) -> None:
+    """Raise an OpenSoraError unless the CLIP holds T5 and CLIP-L as Flux uses them."""
+    held = getattr(clip, "cond_stage_model", None)
+    if isinstance(held, comfy.text_encoders.flux.FluxClipModel):
+        return
+    found = "no text encoder" if held is None else f"another text encoder ({type(held).__name__.rstrip('_')})"
+    raise OpenSoraError(
+        f"This CLIP holds {found}; Open-Sora reads T5-XXL and CLIP-L together. "
+        "Use Open-Sora Load Text Encoders, or DualCLIPLoader with type flux."
+    )
+
+
+def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", device: str = "auto", disable_dynamic: bool = False):
+    """Load both encoders as one host CLIP.
+
+    Args:
+        t5_path, clip_l_path: single files, in either order.
+        precision: auto (as stored), bf16, or fp8_e4m3fn (T5's linear layers in the host's scaled 8-bit format, the rest as stored).
+        device: auto (the host's choice) or cpu.
+
+    Raises:
+        CheckpointError: a file that is something else, or lacks tensors.
+    """
+    t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
+    overrides = {**_t5_overrides(t5), **_clip_overrides(clip_l)}
+    _set_precision(t5, clip_l, precision)
+    options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
+    if t5.is_quantised:
+        options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
+    if device == "cpu":
+        options["load_device"] = options["offload_device"] = torch.device("cpu")
+    # CLIP's projection is not in the files Flux users have and is not used; without it the host warns of a missing tensor.
+    width = clip_l.shapes["text_model.embeddings.token_embedding.weight"][1]
+    clip_l.state.setdefault("text_projection.weight", torch.eye(width))
+    clip = comfy.sd.load_text_encoder_state_dicts(
+        [clip_l.state, t5.state], clip_type=comfy.sd.CLIPType.FLUX, model_options=options, disable_dynamic=disable_dynamic
+    )
+    clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (t5_path, clip_l_path, precision, device))
+    clip.tokenizer = ExactTokenizer(clip.tokenizer)
+    return clip
+
+
+def load_text_encoders_patcher(t5_path: str, clip_l_path: str, precision: str, device: str, disable_dynamic: bool = False):
+    """The patcher of a fresh copy, for the host's multi-GPU and hook clones."""
+    return load_text_encoders(t5_path, clip_l_path, precision, device, disable_dynamic).patcher
+
+
+def read_encoder(path: str) -> EncoderFile:
+    """Map a file's tensors and say what they are. Keys lose their prefix; older 8-bit layouts become the host's present one."""
+    name = read_header(path).name  # says in a sentence what is wrong with a truncated or damaged file
+    state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    state, _ = comfy.utils.convert_old_quants(state, model_prefix="", metadata=metadata)
+    identity = detect.identify({key: tuple(tensor.shape) for key, tensor in state.items()})
+    prefix = identity.prefix
+    return EncoderFile(name, identity, {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)})
+
+
+def sort_files(first: EncoderFile, second: EncoderFile) -> tuple[EncoderFile, EncoderFile]:
+    """(T5, CLIP-L), whichever way round they were given.
+
+    Raises:
+        CheckpointError: one of them is neither, or both are the same.
+    """
+    if second.identity.kind == "t5" and first.identity.kind != "t5":
+        first, second = second, first
+    detect.require(first.identity, "t5", first.name)
+    detect.require(second.identity, "clip", second.name)
+    return first, second
+
+
+def _t5_overrides(t5: EncoderFile) -> dict:
+    shapes = t5.shapes
+    block = "encoder.block.0.layer."
+    _need(t5, ["shared.weight", f"{block}0.SelfAttention.relative_attention_bias.weight", f"{block}1.DenseReluDense.wi_0.weight"])
+    vocabulary, width = shapes["shared.weight"]
+    heads = shapes[f"{block}0.SelfAttention.relative_attention_bias.weight"][1]
+    inner = shapes[f"{block}0.SelfAttention.q.weight"][0]
+    mlp = shapes[f"{block}1.DenseReluDense.wi_0.weight"][0]
+    layers = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.block."))
+    manifest = keys.t5_manifest(width=width, mlp=mlp, inner=inner, layers=layers, heads=heads, vocabulary=vocabulary)
+    _check_whole(t5, manifest)
+    if manifest == keys.t5_manifest():
+        return {}
+    config = {"d_model": width, "d_ff": mlp, "d_kv": inner // heads, "num_heads": heads, "num_layers": layers, "vocab_size": vocabulary}
+    return {"t5xxl_model_config": config}
+
+
+def _clip_overrides(clip_l: EncoderFile) -> dict:
+    shapes = clip_l.shapes
+    embeddings, layer = "text_model.embeddings.", "text_model.encoder.layers."
+    _need(clip_l, [f"{embeddings}position_embedding.weight", f"{layer}0.mlp.fc1.weight"])
+    vocabulary, width = shapes[f"{embeddings}token_embedding.weight"]
+    positions = shapes[f"{embeddings}position_embedding.weight"][0]
+    mlp = shapes[f"{layer}0.mlp.fc1.weight"][0]
+    layers = 1 + max(int(key.split(".")[3]) for key in shapes if key.startswith(layer))
+    manifest = keys.clip_text_manifest(width=width, layers=layers, mlp=mlp, vocabulary=vocabulary, positions=positions)
+    _check_whole(clip_l, manifest)
+    if manifest == keys.clip_text_manifest():
+        return {}
+    config = {
+        "hidden_size": width,
+        "num_attention_heads": width // _CLIP_HEAD_WIDTH,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": positions,
+    }
+    # The host rebuilds "clip_l_model_config" from "model_config" when it looks for long CLIP-L files, so both carry it.
+    return {"clip_l_model_config": config, "model_config": config}
+
+
+def _need(file: EncoderFile, names: list[str]) -> None:
+    """Raise unless the tensors that sizes are read from are there."""
+    missing = [name for name in names if name not in file.state]
+    if missing:
+        raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; it is not whole, download it again.")
+
+
+def _check_whole(file: EncoderFile, manifest: keys.Manifest) -> None:
+    result = compare(file.shapes, manifest)
+    # 4-bit layers show half their columns, so a quantised file is only asked for its tensors' names.
+    if result.missing or (result.misshaped and not file.is_quantised):
+        raise CheckpointError(f"{file.name} is {file.identity.title} but not whole; {result.sentence()}. Download it again.")
+
+
+def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None:
+    if precision == "auto":
+        return
+    if t5.is_quantised:
+        raise CheckpointError(f"{t5.name} is already quantised; use it with precision auto, or choose an unquantised file for {precision}.")
+    if precision == "bf16":
+        for file in (t5, clip_l):
+            file.state = {key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for key, tensor in file.state.items()}
+        return
+    if precision != "fp8_e4m3fn":
+        raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    if t5.state["encoder.final_layer_norm.weight"].dtype == torch.float8_e4m3fn:
+        return  # stored so already
+    t5.state = _scaled_fp8(t5.state)
+
+
+def _scaled_fp8(state: dict) -> dict:
+    """T5's linear layers as the host's scaled float8: one scale per tensor, so that nothing is clipped or lost below."""
+    layout = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+    result = {}
+    for key, tensor in state.items():
+        if not key.endswith(_T5_LINEARS):
+            result[key] = tensor
+            continue
+        stem = key[: -len("weight")]
+        scale = (tensor.abs().amax().float() / _FP8_MAX).clamp(min=1e-12)
+        result[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+        result[f"{stem}weight_scale"] = scale
+        result[f"{stem}comfy_quant"] = torch.tensor(list(layout), dtype=torch.uint8)
+    return result
+
+
+def _load_dtype(t5_state: dict, clip_state: dict) -> torch.dtype:
+    """The dtype to ask the host for so that neither encoder is rounded.
+
+    The host keeps T5 as stored where it recognises it (24 blocks) and that is no wider than this dtype, and
+    gives everything else this dtype.
+    """
+    t5, clip_l = t5_state["encoder.final_layer_norm.weight"].dtype, clip_state["text_model.final_layer_norm.weight"].dtype
+    known = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight" in t5_state
+    if t5 == clip_l or (known and t5.itemsize <= clip_l.itemsize):
+        dtype = clip_l
+    else:
+        dtype = torch.float32
+    logging.debug("Open-Sora text encoders: T5 stored as %s, CLIP-L as %s, loaded as %s", t5, clip_l, dtype)
+    return dtype

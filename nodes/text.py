@@ -1,0 +1,123 @@
+"""Prompts: the two text encoders, and what becomes of a prompt before they read it."""
+
+import os
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
+from .host import notice, text
+
+FOLDER = "text_encoders"
+
+
+class OpenSoraTextEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        files = folder_paths.get_filename_list(FOLDER)
+        return io.Schema(
+            node_id="OpenSoraTextEncoderLoader",
+            display_name="Open-Sora Load Text Encoders",
+            category="Open-Sora/loaders",
+            description="Loads T5-XXL and CLIP-L, the files that Flux uses, so that Open-Sora reads prompts exactly as it was trained to.",
+            search_aliases=["open sora clip", "t5 loader", "dual clip loader", "text encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "t5_name",
+                    options=files,
+                    tooltip="The T5 v1.1 XXL encoder in models/text_encoders, for instance t5xxl_fp16.safetensors.",
+                ),
+                io.Combo.Input(
+                    "clip_l_name",
+                    options=files,
+                    tooltip="The CLIP-L text encoder in models/text_encoders, for instance clip_l.safetensors.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(text.PRECISIONS),
+                    default="auto",
+                    tooltip="How the weights are held. auto = as stored in the files; bf16 = 9.5 GB for T5; fp8_e4m3fn = 4.8 GB, slightly less exact.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=list(text.DEVICES),
+                    default="auto",
+                    advanced=True,
+                    tooltip="Where prompts are encoded. auto = where ComfyUI would; cpu = keep the GPU's memory free (slow).",
+                ),
+            ],
+            outputs=[io.Clip.Output(display_name="clip", tooltip="T5 and CLIP-L together; plain CLIPTextEncode works with it too.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, t5_name, clip_l_name, precision, device):
+        return [*_stamp(t5_name), *_stamp(clip_l_name), precision, device]
+
+    @classmethod
+    def execute(cls, t5_name, clip_l_name, precision, device="auto") -> io.NodeOutput:
+        paths = [folder_paths.get_full_path_or_raise(FOLDER, name) for name in (t5_name, clip_l_name)]
+        return io.NodeOutput(text.load_text_encoders(*paths, precision, device))
+
+
+class OpenSoraT5TextEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraT5TextEncode",
+            display_name="Open-Sora Text Encode",
+            category="Open-Sora/conditioning",
+            description="Encodes a prompt and a negative prompt as Open-Sora 2.0 does: 512 T5 tokens, CLIP-L pooled, and sentences for frame rate and motion.",
+            search_aliases=["open sora prompt", "clip text encode", "t5 text encode", "motion score"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or from DualCLIPLoader with type flux."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the video shows, in full sentences. Up to 512 tokens; brackets are plain text here, not weights.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What to move away from. Empty is neutral and is how the model was trained.",
+                ),
+                io.Int.Input(
+                    "motion_score",
+                    default=4,
+                    min=0,
+                    max=MOTION_SCORE_RANGE[1],
+                    tooltip="How much moves, 1 (almost still) to 15 (wild). 4 is the released default; 0 leaves the sentence out.",
+                ),
+                io.Int.Input(
+                    "fps",
+                    default=24,
+                    min=0,
+                    max=FPS_RANGE[1],
+                    tooltip="Frames per second named in the prompt. 24 is the released default; 0 leaves the sentence out. It does not change the video's length.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The encoded prompt."),
+                io.Conditioning.Output(display_name="negative", tooltip="The encoded negative prompt, without added sentences."),
+                io.String.Output(display_name="text", tooltip="The prompt as it was encoded, with its added sentences."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip, prompt, negative_prompt, motion_score, fps) -> io.NodeOutput:
+        text.check_clip(clip)
+        decorated = decorate(prompt, fps=fps, motion_score=motion_score)
+        positive, note = text.encode(clip, decorated)
+        notice.show(note, cls.hidden.unique_id)
+        negative, note = text.encode(clip, negative_prompt)
+        notice.show(note, cls.hidden.unique_id)
+        return io.NodeOutput(positive, negative, decorated)
+
+
+def _stamp(name: str) -> tuple:
+    """What changes when a file is replaced by another of the same name: modification time and size."""
+    stat = os.stat(folder_paths.get_full_path_or_raise(FOLDER, name))
+    return name, stat.st_mtime_ns, stat.st_size
