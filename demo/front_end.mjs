@@ -1,0 +1,109 @@
+// Drives the real ComfyUI front-end in a headless Chromium: makes workflow files and checks that they open cleanly.
+// usage: node front_end.mjs URL < request.json > reply.json; environment: CHROMIUM, NODE_PATH (playwright-core).
+// request: {build: [{name, api, columns, notes, models, stamp, picture}]} or {check: [{name, workflow, picture}]}.
+import { createRequire } from 'node:module'
+import { readFileSync } from 'node:fs'
+
+const { chromium } = createRequire(import.meta.url)('playwright-core')
+const url = process.argv[2]
+const request = JSON.parse(readFileSync(0, 'utf8'))
+
+// Runs in the page. Node ids of the description become graph ids in its order.
+async function build({ name, api, columns, notes, models, stamp }) {
+  await app.loadApiJson(structuredClone(api), name)
+  const graph = app.rootGraph
+  const gap = { x: 60, y: 40 }
+  const placed = {}
+  for (const [id, note] of Object.entries(notes)) {
+    const node = LiteGraph.createNode('MarkdownNote')
+    node.title = note.title
+    graph.add(node)
+    node.widgets[0].value = note.text
+    node.size = note.size
+    node.color = '#432'
+    node.bgcolor = '#653'
+    placed[id] = node
+  }
+  for (const id of Object.keys(api)) {
+    const node = graph.getNodeById(id)
+    node.title = api[id]._meta?.title ?? node.title
+    node.properties = { 'Node name for S&R': node.type, cnr_id: stamp.ours.includes(node.type) ? stamp.cnr_id : 'comfy-core' }
+    node.properties.ver = stamp.ours.includes(node.type) ? stamp.version : stamp.host_version
+    if (models[id]) node.properties.models = models[id]
+    placed[id] = node
+  }
+  let x = 0
+  for (const column of columns) {
+    let y = 0
+    const width = Math.max(...column.map((id) => notes[id]?.size[0] ?? Math.max(placed[id].computeSize()[0], 300)))
+    for (const id of column) {
+      const node = placed[id]
+      node.pos = [x, y]
+      if (!notes[id]) {
+        const text = node.widgets?.filter((w) => w.options?.multiline || w.type === 'customtext').length ?? 0
+        const preview = ['LoadImage', 'SaveVideo'].includes(node.type) ? 260 : 0
+        node.size = [width, node.computeSize()[1] + text * 60 + preview]
+      }
+      y += node.size[1] + gap.y + LiteGraph.NODE_TITLE_HEIGHT
+    }
+    x += width + gap.x
+  }
+  const workflow = graph.serialize()
+  workflow.extra = { ds: { scale: 0.6, offset: [60, 90] } }
+  return workflow
+}
+
+async function check({ workflow }) {
+  await app.loadGraphData(structuredClone(workflow), true, false)
+  const nodes = app.rootGraph.nodes
+  const known = (node) => node.type in LiteGraph.registered_node_types
+  return {
+    api: (await app.graphToPrompt()).output,
+    missing: nodes.filter((node) => !known(node)).map((node) => node.type),
+    broken: nodes.filter((node) => node.has_errors).map((node) => node.type),
+    links: app.rootGraph.links.size ?? Object.keys(app.rootGraph.links).length
+  }
+}
+
+async function picture(page, path) {
+  await page.evaluate(() => {
+    const nodes = app.rootGraph.nodes
+    const left = Math.min(...nodes.map((n) => n.pos[0])) - 40
+    const top = Math.min(...nodes.map((n) => n.pos[1])) - 70
+    const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + 40
+    const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + 40
+    const view = app.canvas.canvas
+    const scale = Math.min(view.clientWidth / (right - left), view.clientHeight / (bottom - top))
+    app.canvas.ds.scale = scale
+    app.canvas.ds.offset = [view.clientWidth / scale / 2 - (left + right) / 2, view.clientHeight / scale / 2 - (top + bottom) / 2]
+    app.canvas.setDirty(true, true)
+  })
+  await page.waitForTimeout(800)
+  await page.screenshot({ path, type: 'jpeg', quality: 72 })
+}
+
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox'] })
+try {
+  const page = await browser.newPage({ viewport: { width: 1280, height: 720 } })
+  const errors = []
+  page.on('pageerror', (error) => errors.push(String(error)))
+  // A resource that is not there (a user's style sheet) is not an error of a workflow.
+  page.on('console', (message) => {
+    if (message.type() === 'error' && !/Failed to load resource|before initialization/.test(message.text())) errors.push(message.text())
+  })
+  await page.goto(url)
+  await page.waitForFunction(() => window.app?.extensionManager && window.app?.canvas?.graph, null, { timeout: 120000 })
+  await page.evaluate(async (body) => {
+    for (const [id, value] of Object.entries(body)) await app.extensionManager.setting.set(id, value)
+  }, request.settings ?? {})
+  const reply = {}
+  for (const job of request.build ?? request.check) {
+    errors.length = 0
+    reply[job.name] = await page.evaluate(request.build ? build : check, job)
+    if (job.picture) await picture(page, job.picture)
+    if (request.check) reply[job.name].errors = [...errors]
+  }
+  process.stdout.write(JSON.stringify(reply))
+} finally {
+  await browser.close()
+}

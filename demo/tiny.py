@@ -1,0 +1,252 @@
+"""Writes a complete small Open-Sora 2.0 with random weights, in the released files' formats and proportions.
+
+    python -m demo.tiny DIRECTORY [--seed N]
+
+The folder is laid out as the hub repository (`--model DIRECTORY`) and holds single-file text encoders as well, as people
+have them for ComfyUI. About 20 MB, a second or two, no network. It shows moving patterns, not pictures of the prompt.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opensora_core.checkpoint.keys import Manifest, clip_text_manifest, t5_manifest, transformer_manifest, vae_manifest
+from opensora_core.config import LATENT_SCALE, OPEN_SORA_2, TransformerConfig, VAEConfig
+from opensora_core.vae.model import CausalVAE
+
+TRANSFORMER = TransformerConfig(
+    **{
+        **OPEN_SORA_2.__dict__,
+        "hidden_size": 96,
+        "num_heads": 3,
+        "mlp_hidden_size": 384,
+        "depth": 2,
+        "depth_single_blocks": 3,
+        "context_in_dim": 64,
+        "vec_in_dim": 64,
+    }
+)
+VAE = VAEConfig(latent_channels=16, block_out_channels=(16, 32, 32, 32), layers_per_block=2)
+
+# ComfyUI fixes the sizes of these two encoders; as `model_options` of its load_clip this makes it read the small files.
+HOST_OPTIONS = {
+    "t5xxl_model_config": {"d_model": 64, "d_kv": 64, "num_heads": 2, "d_ff": 128, "num_layers": 2},
+    "clip_l_model_config": {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "num_hidden_layers": 2},
+}
+
+T5_FOLDER = "google/t5-v1_1-xxl"
+CLIP_FOLDER = "openai/clip-vit-large-patch14"
+
+# What the tokenizers are made of. Any text can be read: T5 has an unknown piece, CLIP all bytes.
+_SENTENCES = (
+    "raining, sea. 24 FPS. 4 motion score.",
+    "A red circle moves to the left on a blue background, slowly at first and then faster.",
+    "Two yellow birds fly over the green hills while the sun sets behind the mountains.",
+    "the quick brown fox jumps over the lazy dog",
+    "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG",
+    "0 1 2 3 4 5 6 7 8 9 ! ? . , ; : ( ) [ ] { } / \\ + - * = _ & % $ # @ ' \" < > |",
+)
+
+
+def write(directory: str | Path, seed: int = 0) -> Path:
+    """Write the small checkpoint and return its folder. The same seed gives the same files."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    _save(directory / "Open_Sora_v2.safetensors", transformer_weights(generator))
+    _save(directory / "hunyuan_vae.safetensors", vae_weights(generator))
+    _write_t5(directory, t5_weights(generator))
+    _write_clip(directory, clip_weights(generator))
+    return directory
+
+
+def transformer_weights(generator: torch.Generator) -> dict[str, Tensor]:
+    """fp32, under the released names."""
+    weights = _random(transformer_manifest(TRANSFORMER), generator)
+    weights["final_layer.linear.weight"] *= 0.5
+    return weights
+
+
+def vae_weights(generator: torch.Generator) -> dict[str, Tensor]:
+    """fp32. Scaled so that noise decodes to clearly visible contrast and pictures encode to latents of the usual spread."""
+    weights = _random(vae_manifest(VAE), generator, gain=1.4)
+    with torch.device("meta"):
+        vae = CausalVAE(VAE)
+    vae.load_state_dict(weights, assign=True)
+    with torch.no_grad():
+        frames = torch.randn(1, 3, 5, 4, 4, generator=generator).repeat_interleave(8, 3).repeat_interleave(8, 4).clamp(-1, 1)
+        _standardise(vae.encode_moments(frames)[:, : VAE.latent_channels], weights, "quant_conv", 1 / LATENT_SCALE)
+        latents = torch.randn(1, VAE.latent_channels, 2, 8, 8, generator=generator) / LATENT_SCALE
+        _standardise(vae.decode(latents), weights, "decoder.conv_out.conv", 0.5)
+    # Log variances: a posterior that is narrow, as a trained one is.
+    weights["quant_conv.weight"][VAE.latent_channels :] = 0
+    weights["quant_conv.bias"][VAE.latent_channels :] = -10
+    return weights
+
+
+def t5_weights(generator: torch.Generator) -> dict[str, Tensor]:
+    """fp32. The vocabulary is the released one's, so that official tokenizers fit."""
+    return _random(t5_manifest(width=64, mlp=128, inner=128, layers=2, heads=2), generator)
+
+
+def clip_weights(generator: torch.Generator) -> dict[str, Tensor]:
+    """fp32, with the two tensors that CLIP-L files hold besides the text model."""
+    weights = _random(clip_text_manifest(width=64, layers=2, mlp=256), generator)
+    return weights | {"text_projection.weight": torch.eye(64), "logit_scale": torch.tensor(4.6055)}
+
+
+def _random(manifest: Manifest, generator: torch.Generator, gain: float = 1.0) -> dict[str, Tensor]:
+    """Variance-preserving weights, norms near one, small biases, tables of unit spread."""
+    weights = {}
+    for name, shape in manifest.items():
+        noise = torch.randn(shape, generator=generator)
+        if len(shape) == 1:
+            is_gain = name.endswith(".scale") or ("norm" in name and name.endswith(".weight"))
+            weights[name] = 1 + 0.05 * noise if is_gain else 0.02 * noise
+        elif "embedding" in name or name == "shared.weight" or "relative_attention_bias" in name:
+            weights[name] = noise
+        else:
+            weights[name] = noise * gain / math.sqrt(math.prod(shape[1:]))
+    for name in weights:
+        # T5 does not scale its dot products; what it learns are small queries.
+        if name.endswith("SelfAttention.q.weight"):
+            weights[name] /= 8
+    return weights
+
+
+def _standardise(output: Tensor, weights: dict[str, Tensor], layer: str, spread: float) -> None:
+    """Rescale the layer that gave `output` [B, C, ...] so that its first C channels have mean zero and the given spread."""
+    channels = output.shape[1]
+    mean, factor = output.mean(dim=(0, 2, 3, 4)), spread / output.std(dim=(0, 2, 3, 4))
+    weights[f"{layer}.weight"][:channels] *= factor[:, None, None, None, None]
+    weights[f"{layer}.bias"][:channels] = (weights[f"{layer}.bias"][:channels] - mean) * factor
+
+
+def _write_t5(directory: Path, weights: dict[str, Tensor]) -> None:
+    folder = directory / T5_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(directory / "t5xxl.safetensors", weights, torch.float16)
+    shards: dict[str, dict[str, Tensor]] = {"pytorch_model-00001-of-00002.bin": {}, "pytorch_model-00002-of-00002.bin": {}}
+    for name, tensor in weights.items():
+        shard = "pytorch_model-00001-of-00002.bin" if name.startswith(("shared", "encoder.block.0")) else "pytorch_model-00002-of-00002.bin"
+        shards[shard][name] = tensor.half()
+    for file, tensors in shards.items():
+        torch.save(tensors, folder / file)
+    _json(
+        folder / "pytorch_model.bin.index.json",
+        {
+            "metadata": {"total_size": sum(tensor.numel() * 2 for tensor in weights.values())},
+            "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
+        },
+    )
+    sizes = HOST_OPTIONS["t5xxl_model_config"]
+    _json(
+        folder / "config.json",
+        {
+            **{"architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, **sizes},
+            **{"num_decoder_layers": sizes["num_layers"], "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6},
+            **{"relative_attention_num_buckets": 32, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
+            **{"is_encoder_decoder": True, "tie_word_embeddings": False, "torch_dtype": "float16"},
+        },
+    )
+    _write_t5_tokenizer(folder)
+
+
+def _write_clip(directory: Path, weights: dict[str, Tensor]) -> None:
+    folder = directory / CLIP_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(folder / "model.safetensors", weights, torch.float16)
+    single = directory / "clip_l.safetensors"
+    single.unlink(missing_ok=True)
+    try:
+        os.link(folder / "model.safetensors", single)  # the same bytes; half the space
+    except OSError:
+        shutil.copyfile(folder / "model.safetensors", single)
+    sizes = HOST_OPTIONS["clip_l_model_config"]
+    text = {
+        **{"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", **sizes},
+        # The released configuration's ids are wrong in the same way: a reader must not rely on them.
+        **{"layer_norm_eps": 1e-5, "projection_dim": 64, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+    }
+    _json(folder / "config.json", {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 64, "text_config": text})
+    _write_clip_tokenizer(folder)
+
+
+def _write_t5_tokenizer(folder: Path) -> None:
+    """A SentencePiece model (what is read first) and the same pieces as tokenizer.json."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(_SENTENCES),
+        model_writer=model,
+        vocab_size=200,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    pieces = SentencePieceProcessor(model_proto=model.getvalue())
+    vocabulary = [(pieces.id_to_piece(index), pieces.get_score(index)) for index in range(pieces.get_piece_size())]
+    fast = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    fast.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    fast.decoder = decoders.Metaspace()
+    fast.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    fast.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    _json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0, **special})
+    _json(folder / "special_tokens_map.json", special)
+
+
+def _write_clip_tokenizer(folder: Path) -> None:
+    """Byte-level BPE: every byte, every byte at a word's end, and the words of the sentences above."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
+    merges: list[tuple[str, str]] = []
+    for word in sorted({word for text in _SENTENCES for word in text.lower().split() if word.isalpha()}):
+        left = word[0]
+        for right in [*word[1:-1], f"{word[-1]}</w>"] if len(word) > 1 else []:
+            if (left, right) not in merges:
+                merges.append((left, right))
+                tokens.append(left + right)
+            left += right
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    _json(folder / "vocab.json", vocabulary)
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]), encoding="utf-8")
+    special = {name: "<|endoftext|>" for name in ("eos_token", "unk_token", "pad_token")} | {"bos_token": "<|startoftext|>"}
+    _json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special})
+    _json(folder / "special_tokens_map.json", special)
+
+
+def _save(path: Path, weights: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
+    save_file({name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+
+
+def _json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(write(arguments.directory, arguments.seed))

@@ -1,0 +1,184 @@
+"""Makes workflows/*.json and their pictures with the real front-end: `make workflows`.
+
+A workflow is written here as a graph in API form, naming only what differs from a node's defaults, with its layout in
+columns. The front-end turns it into the form that files have, so that slots and widget values are its own.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from demo import comfy, front_end, host_record
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / "workflows"
+
+HUB = "https://huggingface.co/hpcai-tech/Open-Sora-v2/resolve/main"
+ENCODERS = "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main"
+MODELS = {
+    "model": [{"name": "Open_Sora_v2.safetensors", "url": f"{HUB}/Open_Sora_v2.safetensors", "directory": "diffusion_models"}],
+    "vae": [{"name": "hunyuan_vae.safetensors", "url": f"{HUB}/hunyuan_vae.safetensors", "directory": "vae"}],
+    "text": [
+        {"name": "t5xxl_fp16.safetensors", "url": f"{ENCODERS}/t5xxl_fp16.safetensors", "directory": "text_encoders"},
+        {"name": "clip_l.safetensors", "url": f"{ENCODERS}/clip_l.safetensors", "directory": "text_encoders"},
+    ],
+}
+
+FILES_NOTE = """## Files this workflow reads
+
+**models/diffusion_models**
+- `Open_Sora_v2.safetensors`, 23.8 GB, from the hub repository hpcai-tech/Open-Sora-v2
+
+**models/text_encoders** (the files Flux uses; if you have them, nothing to download)
+- `t5xxl_fp16.safetensors`, 9.8 GB (an fp8 file of it works too)
+- `clip_l.safetensors`, 246 MB
+
+**models/vae**
+- `hunyuan_vae.safetensors`, 493 MB, from hpcai-tech/Open-Sora-v2
+
+No download yet? Choose **small (built in)** where a loader offers it.
+
+## Licences (read them yourself; this is not advice)
+- **Open_Sora_v2**: its card says Apache-2.0. It was trained from FLUX.1-dev, whose own licence is non-commercial; ask \
+counsel before commercial use.
+- **hunyuan_vae**: Tencent Hunyuan Community Licence. It **does not cover the European Union, the United Kingdom and \
+South Korea**, and has a size threshold and a use policy.
+- **T5** Apache-2.0, **CLIP** MIT.
+"""
+
+TEXT_NOTE = {
+    "256px": """## Text to video, 256px
+
+129 frames of 336 x 192 at 24 FPS: 5.4 seconds, the quickest way to try a prompt or a seed.
+50 steps take 80 forwards of the transformer.
+
+- Another shape: `aspect_ratio`. Another length: `num_frames`, always 4k+1.
+- More or less movement: `motion_score` (1 to 15).
+- Keep the prompt one flowing description of subject, movement, place, light and camera.
+""",
+    "768px": """## Text to video, 768px
+
+129 frames of 1024 x 576 at 24 FPS. Each forward works on about nine times the tokens of 256px: find prompt and seed \
+there first. 50 steps take 80 forwards.
+
+If memory is short: decode `policy` low_memory, fewer frames, or an fp8 file of the model.
+""",
+}
+IMAGE_NOTE = {
+    "256px": """## Image to video, 256px
+
+The picture becomes the first frame and is kept as it is. 129 frames at 24 FPS; 50 steps take 110 forwards of the transformer.
+
+- `fit` says how a picture of another shape is made to fit: crop, pad or stretch.
+- Describe what moves, not only what is seen.
+- More freedom from the picture: a lower `image_guidance`.
+""",
+    "768px": """## Image to video, 768px
+
+The picture becomes the first frame of 129 frames of 1024 x 576. Try picture, prompt and seed at 256px first: each forward \
+here works on about nine times the tokens. 50 steps take 110 forwards.
+
+If memory is short: decode `policy` low_memory, fewer frames, or an fp8 file of the model.
+""",
+}
+
+TEXT_PROMPT = (
+    "A red paper kite climbs above a wide beach at sunset. Long waves roll in and leave a mirror of wet sand that catches the "
+    "orange light. The kite turns slowly in the wind, its tail drawing curves, while the camera follows it upward."
+)
+IMAGE_PROMPT = (
+    "The scene comes alive: a light breeze moves through it, leaves and cloth stir, the light shifts softly, and the camera "
+    "glides slowly forward."
+)
+
+
+def text_to_video(resolution: str) -> dict:
+    """The graph of a text-to-video workflow: id -> API node."""
+    return {
+        "1": {"class_type": "OpenSoraModelLoader", "inputs": {"model_name": "Open_Sora_v2.safetensors"}},
+        "2": {
+            "class_type": "OpenSoraTextEncoderLoader",
+            "inputs": {"t5_name": "t5xxl_fp16.safetensors", "clip_l_name": "clip_l.safetensors"},
+        },
+        "3": {"class_type": "OpenSoraVAELoader", "inputs": {"vae_name": "hunyuan_vae.safetensors"}},
+        "4": {"class_type": "OpenSoraT5TextEncode", "inputs": {"clip": ["2", 0], "prompt": TEXT_PROMPT, "negative_prompt": ""}},
+        "5": {"class_type": "OpenSoraEmptyLatentVideo", "inputs": {"resolution": resolution}},
+        "6": {
+            "class_type": "OpenSoraRectifiedFlowSampler",
+            "inputs": {"model": ["1", 0], "positive": ["4", 0], "negative": ["4", 1], "latent": ["5", 0], "seed": 42},
+        },
+        "7": {"class_type": "OpenSoraTiledVAEDecode", "inputs": {"vae": ["3", 0], "latent": ["6", 0]}},
+        "8": {"class_type": "CreateVideo", "inputs": {"images": ["7", 0], "fps": ["5", 3]}},
+        "9": {"class_type": "SaveVideo", "inputs": {"video": ["8", 0], "filename_prefix": f"video/open-sora-{resolution}"}},
+    }
+
+
+def image_to_video(resolution: str) -> dict:
+    """The same with a start image between the conditioning and the sampler."""
+    graph = text_to_video(resolution)
+    graph["4"]["inputs"]["prompt"] = IMAGE_PROMPT
+    graph["10"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
+    graph["11"] = {
+        "class_type": "OpenSoraImageToVideo",
+        "inputs": {"positive": ["4", 0], "negative": ["4", 1], "vae": ["3", 0], "latent": ["5", 0], "start_image": ["10", 0]},
+    }
+    graph["6"]["inputs"] |= {"positive": ["11", 0], "negative": ["11", 1], "latent": ["11", 2]}
+    return graph
+
+
+def job(name: str, graph: dict, note: str, columns: list[list[str]]) -> dict:
+    """One request to the front-end (front_end.mjs, build)."""
+    info = host_record.read()
+    return {
+        "name": name,
+        "api": graph,
+        "columns": columns,
+        "notes": {
+            "about": {"title": "About this workflow", "text": note, "size": [420, 260]},
+            "files": {"title": "Files and licences", "text": FILES_NOTE, "size": [420, 560]},
+        },
+        "models": {"1": MODELS["model"], "2": MODELS["text"], "3": MODELS["vae"]},
+        "stamp": {
+            "cnr_id": "open-sora",
+            "version": _version(),
+            "host_version": info["host_version"],
+            "ours": [node for node in info["nodes"] if node.startswith("OpenSora")],
+        },
+        "picture": str(WORKFLOWS / f"{name}.jpg"),
+    }
+
+
+def jobs() -> list[dict]:
+    made = []
+    for size in ("256px", "768px"):
+        text_columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6", "7"], ["8", "9"]]
+        made.append(job(f"open-sora-2-text-to-video-{size}", text_to_video(size), TEXT_NOTE[size], text_columns))
+        image_columns = [["about", "files"], ["1", "2", "3", "10"], ["4", "5"], ["11", "6"], ["7", "8", "9"]]
+        made.append(job(f"open-sora-2-image-to-video-{size}", image_to_video(size), IMAGE_NOTE[size], image_columns))
+    return made
+
+
+def _version() -> str:
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    return next(line.split('"')[1] for line in lines if line.startswith("version ="))
+
+
+def main() -> int:
+    installation, lacking = comfy.find(), front_end.missing()
+    if installation is None or lacking:
+        print(lacking or "No ComfyUI found; set COMFYUI to a checkout.", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        host_record.lay_out_stand_ins(base)
+        with comfy.Server(installation, base) as server:
+            made = front_end.build(server.url, jobs())
+    for name, workflow in made.items():
+        (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"workflows/{name}.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
