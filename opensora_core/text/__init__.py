@@ -1,0 +1,1 @@
+"""Prompts: the sentences Open-Sora adds to them, and the two text encoders of the command line."""

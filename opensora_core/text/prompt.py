@@ -1,0 +1,72 @@
+"""What becomes of a prompt before a text encoder reads it. Pure Python: no torch, no tokenizer, no file.
+
+Tokens may be ids or a host's (id, weight) pairs: nothing here looks inside one.
+"""
+
+import re
+
+from ..errors import OpenSoraError
+
+FPS_RANGE = (1, 120)
+MOTION_SCORE_RANGE = (1, 15)
+
+_ENDS_WITH_FPS = re.compile(r"\d+ FPS\.$")
+
+
+def decorate(prompt: str, fps: int | None = 24, motion_score: int | None = 4) -> str:
+    """A positive video prompt as Open-Sora 2.0 was used with it: "a cat" -> "a cat. 24 FPS. 4 motion score."
+
+    Negative prompts, and the prompt of the picture that starts a text-to-image-to-video run, are encoded as they are.
+
+    Args:
+        prompt: stripped, and closed with a full stop if it has none.
+        fps: frames per second of the video, 1-120. A prompt that ends with "<number> FPS." keeps its own. 0 or None = no sentence.
+        motion_score: 1 (still) to 15 (wild); 4 is the released default. 0 or None = no sentence.
+
+    Raises:
+        OpenSoraError: a number outside its range, or not a whole one.
+
+    Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/inference.py, add_fps_info_to_text, add_motion_score_to_text.
+    """
+    text = prompt.strip()
+    if not text.endswith("."):
+        text += "."
+    if fps:
+        fps = _whole("fps", fps, FPS_RANGE)
+        if not _ENDS_WITH_FPS.search(text):
+            text += f" {fps} FPS."
+    if motion_score:
+        text += f" {_whole('motion_score', motion_score, MOTION_SCORE_RANGE)} motion score."
+    return text
+
+
+def fit_tokens(tokens: list, length: int, pad) -> tuple[list, int]:
+    """Exactly `length` tokens: padded at the end, or cut so that the last one, the end-of-text token, stays.
+
+    Args:
+        tokens: a whole prompt, end-of-text token included.
+        length: config.T5_LENGTH or config.CLIP_LENGTH.
+        pad: the token to pad with.
+
+    Returns:
+        The tokens, and how many were dropped.
+    """
+    dropped = max(0, len(tokens) - length)
+    if dropped:
+        return [*tokens[: length - 1], tokens[-1]], dropped
+    return tokens + [pad] * (length - len(tokens)), 0
+
+
+def dropped_sentence(encoder: str, dropped: int, length: int) -> str:
+    """What to tell a person whose prompt was cut; empty if it was not. `encoder` is "T5" or "CLIP"."""
+    if not dropped:
+        return ""
+    return f"The prompt is {dropped} tokens longer than the {length} that {encoder} reads; its end was dropped."
+
+
+def _whole(name: str, value: int, limits: tuple[int, int]) -> int:
+    low, high = limits
+    nearest = round(min(max(low, value), high))
+    if value != nearest:
+        raise OpenSoraError(f"{name}={value} is not a whole number from {low} to {high} (0 leaves the sentence out); the nearest is {nearest}.")
+    return nearest
