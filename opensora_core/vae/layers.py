@@ -1,0 +1,211 @@
+"""The layers of the causal 3D VAE: convolution, residual block, frame-causal attention, up- and downsampling.
+
+Tensors are [B, C, T, H, W]: batch, channels, frames, height, width. Every convolution repeats its border values,
+in time only on the past side. Parameter names are those of the released HunyuanVideo VAE file.
+
+Large tensors are convolved a few frames at a time. The result is the same; the padded copy and the library's own
+work buffers then have the size of a chunk instead of the size of the clip.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+KERNEL = 3
+
+# Elements of one padded chunk. On a CPU about what a cache and the allocator handle without fresh pages (measured by
+# benchmarks/vae_decode.py); elsewhere large enough to fill the device, and far below the 2**31 that kernels index.
+CHUNK_ELEMENTS_CPU = 2**22
+CHUNK_ELEMENTS = 2**27
+
+
+def chunk_frames(x: Tensor) -> int:
+    """Frames of x [B, C, T, H, W] that one chunk holds, at least 2."""
+    limit = CHUNK_ELEMENTS_CPU if x.device.type == "cpu" else CHUNK_ELEMENTS
+    return max(2, limit * x.shape[2] // max(1, x.numel()))
+
+
+def causal_pad(x: Tensor, first: int, last: int) -> Tensor:
+    """Frames first .. last - 1 of x with one more pixel on every side; first may be negative.
+
+    Border values are repeated, and so is frame 0 for every negative index.
+    """
+    return F.pad(x[:, :, max(0, first) : last], (1, 1, 1, 1, max(0, -first), 0), mode="replicate")
+
+
+class CausalConv3d(nn.Module):
+    """A convolution of kernel 1 or 3 whose output frame t reads input frames up to t * stride only."""
+
+    def __init__(self, in_channels, out_channels, kernel_size=KERNEL, stride=(1, 1, 1), *, operations, dtype=None, device=None):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.time_stride = stride[0]
+        self.conv = operations.Conv3d(in_channels, out_channels, kernel_size, stride=stride, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_frames = (x.shape[2] - 1) // self.time_stride + 1
+        step = max(1, chunk_frames(x) // self.time_stride)
+        if step >= num_frames:
+            return self._frames(x, 0, num_frames)
+        out = None
+        for start in range(0, num_frames, step):
+            part = self._frames(x, start, min(start + step, num_frames))
+            if out is None:
+                out = part.new_empty((*part.shape[:2], num_frames, *part.shape[3:]))
+            out[:, :, start : start + step] = part
+        return out
+
+    def _frames(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Output frames start .. stop - 1."""
+        first, last = start * self.time_stride, (stop - 1) * self.time_stride + 1
+        if self.kernel_size == 1:
+            return self.conv(x[:, :, first:last])
+        return self.conv(causal_pad(x, first - (KERNEL - 1), last))
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, added to the input (through a 1x1x1 convolution where the width changes)."""
+
+    def __init__(self, in_channels, out_channels, groups, **factory):
+        super().__init__()
+        operations = factory["operations"]
+        place = {"dtype": factory["dtype"], "device": factory["device"]}
+        self.norm1 = operations.GroupNorm(groups, in_channels, eps=NORM_EPS, **place)
+        self.conv1 = CausalConv3d(in_channels, out_channels, **factory)
+        self.norm2 = operations.GroupNorm(groups, out_channels, eps=NORM_EPS, **place)
+        self.conv2 = CausalConv3d(out_channels, out_channels, **factory)
+        self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel_size=1, **factory) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One name for every temporary, so that each is freed as soon as the next exists.
+        h = F.silu(self.norm1(x), inplace=True)
+        h = self.conv1(h)
+        h = self.norm2(h)
+        h = F.silu(h, inplace=True)
+        h = self.conv2(h)
+        return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Single-head attention in which a token sees every token of its own and of earlier frames.
+
+    Frame by frame, queries of frame f against keys of frames 0 .. f, without a mask: equal to masking a
+    (T * L)^2 matrix, without building one.
+
+    Args:
+        q, k, v: [B, T, L, C], L tokens per frame.
+
+    Returns:
+        [B, T, L, C].
+    """
+    out = torch.empty_like(q)
+    for frame in range(q.shape[1]):
+        keys, values = (a[:, : frame + 1].flatten(1, 2).unsqueeze(1) for a in (k, v))
+        out[:, frame] = F.scaled_dot_product_attention(q[:, frame].unsqueeze(1), keys, values).squeeze(1)
+    return out
+
+
+class FrameCausalAttention(nn.Module):
+    """Self-attention over all positions of a clip, each frame seeing itself and its past; residual."""
+
+    def __init__(self, channels, groups, *, operations, dtype=None, device=None):
+        super().__init__()
+        place = {"dtype": dtype, "device": device}
+        self.group_norm = operations.GroupNorm(groups, channels, eps=NORM_EPS, **place)
+        self.to_q = operations.Linear(channels, channels, **place)
+        self.to_k = operations.Linear(channels, channels, **place)
+        self.to_v = operations.Linear(channels, channels, **place)
+        self.to_out = nn.ModuleList([operations.Linear(channels, channels, **place)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.group_norm(x).flatten(3).permute(0, 2, 3, 1).contiguous()  # [B, T, H * W, C]
+        h = frame_causal_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        h = self.to_out[0](h)
+        return h.permute(0, 3, 1, 2).reshape(x.shape) + x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the narrowest resolution."""
+
+    def __init__(self, channels, groups, **factory):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, groups, **factory) for _ in range(2)])
+        self.attentions = nn.ModuleList([FrameCausalAttention(channels, groups, **factory)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class Downsample(nn.Module):
+    """A strided causal convolution; stride is (time, height, width)."""
+
+    def __init__(self, channels, stride, **factory):
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, stride=stride, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement by 2 in space, and in time but for the first frame, then a causal convolution.
+
+    The two are one step here. An enlarged clip holds each value several times, so for one parity of output
+    positions the three taps along an axis meet only two different values; adding the taps that meet the same one
+    gives a two-tap kernel on the small clip. Eight parities of 2x2x2 kernels (four of 3x2x2 where time is not
+    enlarged) replace 3x3x3 on eight times the data: 3.4 (2.25) times fewer multiplications, nothing enlarged is
+    ever stored, and the result is equal but for the rounding of the added taps.
+    """
+
+    def __init__(self, channels, factors, **factory):
+        super().__init__()
+        self.doubles_time = factors[0] == 2
+        self.conv = CausalConv3d(channels, channels, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, frames, height, width = x.shape
+        bias, kernels = self._kernels(x)
+        out_frames = 2 * frames - 1 if self.doubles_time else frames
+        out = x.new_empty((batch, bias.shape[0], out_frames, 2 * height, 2 * width))
+        step = chunk_frames(x)
+        for start in range(0, frames, step):
+            stop = min(start + step, frames)
+            padded = causal_pad(x, start - (1 if self.doubles_time else KERNEL - 1), stop)
+            for (row, column), by_time in kernels.items():
+                window = padded[..., row : row + height + 1, column : column + width + 1].contiguous()
+                target = out[..., row::2, column::2]
+                if not self.doubles_time:
+                    target[:, :, start:stop] = F.conv3d(window, by_time[0], bias)
+                    continue
+                # Source frame f gives output frames 2f and 2f - 1; frame 0, which is not doubled, only 0.
+                target[:, :, 2 * start : 2 * stop - 1 : 2] = F.conv3d(window, by_time[0], bias)
+                odd = max(start, 1)
+                if odd < stop:
+                    target[:, :, 2 * odd - 1 : 2 * stop - 2 : 2] = F.conv3d(window[:, :, odd - start :], by_time[1], bias)
+        return out
+
+    def _kernels(self, x: Tensor) -> tuple[Tensor, dict[tuple[int, int], list[Tensor]]]:
+        """The bias, and for each (row, column) parity its kernels, one or one per parity of time, where and as x is."""
+        conv = self.conv.conv
+        # The host may keep parameters elsewhere or in another type; taps are added in at least fp32, then rounded once.
+        weight = conv.weight.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        in_time = [_taps(weight, 2, parity) for parity in (0, 1)] if self.doubles_time else [weight]
+        kernels = {
+            (row, column): [_taps(_taps(w, 3, row), 4, column).to(x.dtype) for w in in_time] for row in (0, 1) for column in (0, 1)
+        }
+        return conv.bias.to(x.device, x.dtype), kernels
+
+
+def _taps(weight: Tensor, axis: int, parity: int) -> Tensor:
+    """Three taps along an axis as the two that outputs of one parity need on the clip before enlargement.
+
+    In time the taps end at the output frame 2f or 2f - 1, in space they are centred on 2i or 2i + 1. Output 2f
+    reads enlarged 2f - 2, 2f - 1, 2f = source f - 1, f, f and 2i reads 2i - 1, 2i, 2i + 1 = source i - 1, i, i;
+    output 2f - 1 reads source f - 1, f - 1, f, and 2i + 1 reads source i, i, i + 1.
+    """
+    first, middle, last = weight.unbind(axis)
+    pair = (first, middle + last) if parity == 0 else (first + middle, last)
+    return torch.stack(pair, axis)
