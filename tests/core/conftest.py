@@ -1,0 +1,41 @@
+"""Goldens recorded from the reference (tests/golden/make_golden.py), and how far from them a result is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_path():
+    """The folder of golden files; its *_weights.safetensors hold small random models under the reference's own keys."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Read a golden: `golden("vae")` -> (tensors by name, metadata with JSON values decoded)."""
+
+    def read(name):
+        with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+            metadata = {k: json.loads(v) if v.startswith(("{", "[")) else v for k, v in file.metadata().items()}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    """Largest absolute difference as a share of the expected tensor's largest value; infinite where anything is not a number."""
+
+    def measure(found, expected):
+        assert found.shape == expected.shape, f"{list(found.shape)}, expected {list(expected.shape)}"
+        if not torch.isfinite(found).all():
+            return float("inf")
+        return ((found.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+    return measure
