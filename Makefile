@@ -4,6 +4,8 @@
 #   make demo     a small random checkpoint, a text-to-video and an image-to-video clip from it
 #   make lint     ruff only
 #   make bench    our transformer and VAE beside diffusers' and ComfyUI's
+#   make record   the host's description of our nodes, for the tests that have no host (needs a ComfyUI)
+#   make workflows  workflows/*.json and pictures, by the real front-end (needs a ComfyUI, node, playwright-core, Chromium)
 #   make clean    remove the environment and what demo wrote
 #
 # PYTHON       the interpreter that makes the environment
@@ -24,7 +26,7 @@ READY := $(VENV)/.open-sora-ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: test demo lint bench clean
+.PHONY: test demo lint bench record workflows clean
 .DEFAULT_GOAL := test
 
 $(PY):
@@ -49,6 +51,12 @@ demo: $(READY)
 bench: $(READY)
 	$(PIP) --constraint $(VENV)/constraints.txt ".[bench]"
 	$(PY) -m benchmarks
+
+record: $(READY)
+	$(PY) -m demo.host_record
+
+workflows: $(READY)
+	PYTHONPATH=. $(PY) tests/browser/build_workflows.py
 
 clean:
 	rm -rf $(VENV) demo/out

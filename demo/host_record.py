@@ -1,7 +1,9 @@
 """The recorded copy of how the host describes our nodes and the stock nodes that the workflows use.
 
-tests/golden/object_info.json lets the tests check workflows, help pages and translations with no host at hand, and
-freezes the schemas. `make record` writes it again from the ComfyUI that is found; a test against the host compares.
+tests/golden/object_info.json lets the tests check workflows, help pages and translations with no host at hand.
+`make record` writes it again from the ComfyUI that is found; a test against the host compares. It also writes the English
+texts of locales/ from the schemas, and freezes the schemas of nodes that are new (tests/golden/schemas.json): those of
+nodes that have landed are never written again.
 """
 
 import json
@@ -12,6 +14,9 @@ from pathlib import Path
 from . import comfy
 
 RECORD = comfy.PACK / "tests" / "golden" / "object_info.json"
+FROZEN = comfy.PACK / "tests" / "golden" / "schemas.json"
+ENGLISH = comfy.PACK / "locales" / "en" / "nodeDefs.json"
+FILE_LISTS = {"model_name", "t5_name", "clip_l_name", "vae_name", "lora_name"}  # combos whose options are the user's files
 STOCK_NODES = (
     "BasicGuider", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo", "KSampler", "KSamplerSelect", "LoadImage",
     "LoraLoaderModelOnly", "ModelSamplingSD3", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo", "UNETLoader", "VAEDecode", "VAELoader",
@@ -49,6 +54,49 @@ def read() -> dict:
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
+def schema_of(info: dict) -> dict:
+    """What must never change of a node: the names, order, types, defaults and choices of its inputs, and its outputs."""
+    inputs = []
+    for section in ("required", "optional"):
+        for name in info["input_order"].get(section, []):
+            kind, options = (*info["input"][section][name], {})[:2]
+            choices = kind if isinstance(kind, list) else options.get("options")
+            inputs.append(
+                {
+                    "name": name,
+                    "type": "COMBO" if isinstance(kind, list) else kind,
+                    "optional": section == "optional",
+                    "default": options.get("default"),
+                    "choices": choices if name not in FILE_LISTS else None,
+                }
+            )
+    return {"inputs": inputs, "outputs": [list(pair) for pair in zip(info["output"], info["output_name"], strict=True)]}
+
+
+def english(nodes: dict) -> dict:
+    """The texts of our nodes in the form of locales/<language>/nodeDefs.json."""
+    texts = {}
+    for name, info in nodes.items():
+        if not name.startswith("OpenSora"):
+            continue
+        inputs = {}
+        for section in ("required", "optional"):
+            for key, spec in info["input"].get(section, {}).items():
+                options = spec[1] if len(spec) > 1 else {}
+                inputs[key] = {"name": options.get("display_name") or key, "tooltip": options.get("tooltip", "")}
+        tooltips = info.get("output_tooltips") or [""] * len(info["output"])
+        outputs = {
+            str(i): {"name": label, "tooltip": tip or ""} for i, (label, tip) in enumerate(zip(info["output_name"], tooltips, strict=True))
+        }
+        texts[name] = {"display_name": info["display_name"], "description": info["description"], "inputs": inputs, "outputs": outputs}
+    return texts
+
+
+def _write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     installation = comfy.find()
     if installation is None:
@@ -58,7 +106,11 @@ def main() -> int:
         lay_out_stand_ins(Path(folder))
         with comfy.Server(installation, Path(folder)) as server:
             record = from_host(server)
-    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(RECORD, record)
+    _write(ENGLISH, english(record["nodes"]))
+    frozen = json.loads(FROZEN.read_text(encoding="utf-8")) if FROZEN.is_file() else {}
+    landed = {name: schema_of(info) for name, info in record["nodes"].items() if name.startswith("OpenSora")}
+    _write(FROZEN, landed | frozen)
     print(f"{len(record['nodes'])} nodes of ComfyUI {record['host_version']} in {RECORD.relative_to(comfy.PACK)}")
     return 0
 
