@@ -21,8 +21,8 @@ from ..config import FLUX_DEV, HUNYUAN_VAE, LATENT_SCALE, OPEN_SORA_2, OPEN_SORA
 from ..errors import CheckpointError, OpenSoraError
 from ..transformer.model import MMDiT
 from .detect import Identity, Shapes, bare_shapes, identify, sizes
-from .files import Header, find_weights, quantisation, read_header
-from .keys import Manifest, clip_text_manifest, t5_manifest, transformer_manifest, vae_manifest
+from .files import Header, find_weights, open_tensors, quantisation, read_header
+from .keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
 from .load import Comparison, compare, fill, load_vae
 
 _TRANSFORMERS = {"open_sora_2": OPEN_SORA_2, "open_sora_2_dc_ae": OPEN_SORA_2_DC_AE, "flux": FLUX_DEV, "flux_unfused": FLUX_DEV}
@@ -50,11 +50,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Component:
-    """One model on disk: a file, or shards read as one. `error` instead of a header where it cannot be read."""
+    """One model on disk: a file, or shards read as one. `error` is a sentence, instead of a header, where it cannot be read."""
 
     name: str
     header: Header | None
     error: str = ""
+    num_files: int = 1
 
 
 def report(path: str | Path) -> str:
@@ -72,7 +73,7 @@ def report(path: str | Path) -> str:
     components = list(_components(path))
     if not components:
         raise CheckpointError(f"{path.name} holds no weights file ({_SEARCH_DEPTH} levels searched).")
-    blocks = [_describe(part.name, part.header) if part.header else [f"{part.name}: {part.error}"] for part in components]
+    blocks = [_describe(part.name, part.header) if part.header else [part.error] for part in components]
     return "\n\n".join("\n".join(lines) for lines in (*blocks, [_folder_sentence(components)]))
 
 
@@ -84,24 +85,21 @@ def check(path: str | Path) -> str:
 def run_check(path: str | Path) -> Check:
     """Compare a file or folder with the released files and run one block of each kind and one VAE frame.
 
-    Never raises for a bad file: what is wrong with it is the report.
+    Never raises for a bad file: what is wrong with it is the report. In a folder, files that Open-Sora 2.0
+    does not use are named and left alone.
     """
     path = Path(path)
-    try:
-        components = list(_components(path)) if path.is_dir() else [Component(path.name, read_header(path))]
-    except CheckpointError as error:
-        components = [Component(path.name, None, str(error))]
-    lines = [_versions()]
-    verdicts = []
+    components = list(_components(path)) if path.is_dir() else [_component(path.name, [path])]
+    lines, verdicts = [_versions()], []
     for part in components:
         passed, text = _check_component(part)
+        if passed is not None:
+            verdicts.append(passed)
         lines += ["", *text]
-        verdicts.append(passed)
-    if path.is_dir():
-        lines += ["", _folder_sentence(components)]
+    lines += ["", _folder_sentence(components)] if path.is_dir() else [""]
     passed = bool(verdicts) and all(verdicts)
-    lines.append(f"verdict: {'PASS' if passed else 'FAIL'}" + ("" if verdicts else ", no weights file found"))
-    return Check("\n".join(lines), passed)
+    nothing = "" if verdicts else ", nothing that Open-Sora 2.0 uses was found"
+    return Check("\n".join([*lines, f"verdict: {'PASS' if passed else 'FAIL'}{nothing}"]), passed)
 
 
 def _components(folder: Path) -> Iterator[Component]:
@@ -111,19 +109,21 @@ def _components(folder: Path) -> Iterator[Component]:
             stem, _, total, suffix = match.groups()
             shards.setdefault((str(path.parent.relative_to(folder) / stem), int(total), suffix), []).append(path)
             continue
-        name = path.relative_to(folder).as_posix()
-        try:
-            yield Component(name, read_header(path))
-        except CheckpointError as error:
-            yield Component(name, None, str(error))
+        yield _component(path.relative_to(folder).as_posix(), [path])
     for (stem, total, suffix), paths in shards.items():
         name = f"{Path(stem).as_posix()}{suffix} in {total} parts"
-        try:
-            if len(paths) < total:
-                raise CheckpointError(f"{total - len(paths)} of {total} parts are missing; download them.")
-            yield Component(name, _merge([read_header(path) for path in paths]))
-        except CheckpointError as error:
-            yield Component(name, None, str(error))
+        if len(paths) < total:
+            yield Component(name, None, f"{name}: {total - len(paths)} of them are missing; download them.")
+        else:
+            yield _component(name, paths)
+
+
+def _component(name: str, paths: list[Path]) -> Component:
+    try:
+        return Component(name, _merge([read_header(path) for path in paths]), num_files=len(paths))
+    except CheckpointError as error:
+        sentence = str(error).replace(str(paths[0]), paths[0].name)  # a pasted report shows no folders of its owner
+        return Component(name, None, sentence if sentence.startswith(name) else f"{name}: {sentence}")
 
 
 def _weight_files(folder: Path, depth: int) -> Iterator[Path]:
@@ -152,9 +152,10 @@ def _describe(name: str, header: Header) -> list[str]:
     own, released, dtype = _manifests(identity, header)
     found = _relevant(identity, header)
     if own:
-        lines.append(_line("complete" if _compare(found, own, form).complete else "INCOMPLETE", _compare(found, own, form).sentence()))
+        result = _compare(found, own, form)
+        lines.append(_line("complete" if result.complete else "INCOMPLETE", result.sentence()))
     if released:
-        lines.append(_line("released", _released_text(_compare(found, released, form), header, dtype, own == released)))
+        lines.append(_line("released", _released_text(_compare(found, released, form), header, dtype)))
     return lines
 
 
@@ -166,7 +167,8 @@ def _size_text(header: Header) -> str:
     total = max(1, header.num_parameters)
     shares = header.dtypes
     dtypes = ", ".join(name if len(shares) == 1 else f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
-    return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {header.num_bytes / 1e9:.2f} GB, {dtypes}"
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if header.num_bytes >= unit), (1e3, "kB"))
+    return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {header.num_bytes / unit:.2f} {name}, {dtypes}"
 
 
 def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Manifest | None, str]:
@@ -180,6 +182,8 @@ def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Man
     if identity.config and identity.kind == "hunyuan_vae":
         own = vae_manifest(identity.config)
         return own, own if identity.config == HUNYUAN_VAE else vae_manifest(HUNYUAN_VAE), "BF16"
+    if identity.kind == "flux_ae":
+        return flux_ae_manifest(), flux_ae_manifest(), "F32"
     shapes = _relevant(identity, header)
     if identity.kind == "t5":
         return t5_manifest(**_t5_sizes(shapes)), t5_manifest(), "F32"
@@ -243,13 +247,13 @@ def _stems(key: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _released_text(result: Comparison, header: Header, dtype: str, same_sizes: bool) -> str:
+def _released_text(result: Comparison, header: Header, dtype: str) -> str:
     stored = next(iter(header.dtypes), "none")
     dtype_text = f"dtype {stored}" + (" as released" if stored == dtype else f" (released: {dtype})")
     if result.same:
         return f"every key and shape as in the released file, {dtype_text}"
-    if not same_sizes:
-        return f"a model of other sizes than the released one; {result.sentence()}; {dtype_text}"
+    if result.misshaped:  # listing every tensor of a smaller model would say nothing
+        return f"not the released size ({len(result.misshaped)} of {result.expected} tensors have another shape), {dtype_text}"
     return f"differs from the released file; {result.sentence()}; {dtype_text}"
 
 
@@ -267,19 +271,26 @@ def _versions() -> str:
     )
 
 
-def _check_component(part: Component) -> tuple[bool, list[str]]:
+def _check_component(part: Component) -> tuple[bool | None, list[str]]:
+    """Whether it passed (None: no part of Open-Sora 2.0) and the lines about it."""
     if part.header is None:
-        return False, [f"{part.name}: {part.error}", _line("FAIL", "cannot be read")]
+        return False, [part.error, _line("FAIL", "cannot be read")]
     header, lines = part.header, _describe(part.name, part.header)
     identity = identify(header.shapes)
-    own, _, _ = _manifests(identity, header)
+    own, released, _ = _manifests(identity, header)
     form = quantisation(header)
     if own is None:
-        return False, [*lines, _line("FAIL", "not a file that Open-Sora 2.0 uses")]
-    if not _compare(_relevant(identity, header), own, form).complete:
+        return None, lines
+    found = _relevant(identity, header)
+    if not _compare(found, own, form).complete:
         return False, [*lines, _line("FAIL", "incomplete")]
+    against = _compare(found, released, form)
+    if against.missing and not against.misshaped:
+        return False, [*lines, _line("FAIL", f"like the released file, but {len(against.missing)} tensors are missing")]
     if form:
         return True, [*lines, _line("run", "not run, because it is quantised")]
+    if part.num_files == 1 and (holes := _holes(header)):
+        return False, [*lines, _line("FAIL", f"{len(holes)} matrices end in zeros or NaN ({', '.join(holes[:3])}): a download with holes")]
     runner = _run_vae if identity.kind == "hunyuan_vae" else _run_blocks if identity.kind in _TRANSFORMERS else None
     if runner is None:
         return True, lines
@@ -288,6 +299,16 @@ def _check_component(part: Component) -> tuple[bool, list[str]]:
     except (OpenSoraError, RuntimeError) as error:
         return False, [*lines, _line("FAIL", f"did not run: {error}")]
     return finite, [*lines, *text] + ([] if finite else [_line("FAIL", "NaN or infinite values")])
+
+
+def _holes(header: Header) -> list[str]:
+    """Matrices whose last row holds nothing; cond_in may, in start weights. Reads one page per tensor.
+
+    A downloader that reserves a file's whole size leaves such holes when it stops, and no length gives it away.
+    """
+    with open_tensors(header) as get:
+        rows = {key: get(key)[-1] for key, info in header.tensors.items() if len(info.shape) > 1 and not key.endswith("cond_in.weight")}
+        return [key for key, row in rows.items() if row.is_floating_point() and not (row.float().isfinite().all() and row.float().any())]
 
 
 def _run_blocks(header: Header, identity: Identity) -> tuple[bool, list[str]]:
