@@ -58,13 +58,19 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
                     step=16,
                     tooltip="Height in pixels, a multiple of 16. Only used when resolution is custom.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise. 1 = one video."),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise. 1 = one video."
+                ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The empty clip, for a sampler: [videos, 16, latent frames, height / 8, width / 8]."),
+                io.Latent.Output(
+                    display_name="latent", tooltip="The empty clip, for a sampler: [videos, 16, latent frames, height / 8, width / 8]."
+                ),
                 io.Int.Output(display_name="width", tooltip="Width of the video in pixels."),
                 io.Int.Output(display_name="height", tooltip="Height of the video in pixels."),
-                io.Float.Output(display_name="fps", tooltip="Frames per second to save the video at: 24, what the model was trained to show."),
+                io.Float.Output(
+                    display_name="fps", tooltip="Frames per second to save the video at: 24, what the model was trained to show."
+                ),
             ],
         )
 

@@ -69,7 +69,9 @@ class OpenSoraT5TextEncode(io.ComfyNode):
             description="Encodes a prompt and a negative prompt as Open-Sora 2.0 does: 512 T5 tokens, CLIP-L pooled, and sentences for frame rate and motion.",
             search_aliases=["open sora prompt", "clip text encode", "t5 text encode", "motion score"],
             inputs=[
-                io.Clip.Input("clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or from DualCLIPLoader with type flux."),
+                io.Clip.Input(
+                    "clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or from DualCLIPLoader with type flux."
+                ),
                 io.String.Input(
                     "prompt",
                     multiline=True,

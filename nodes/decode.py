@@ -1,0 +1,171 @@
+"""From latents to frames and back, through the VAE that Open-Sora was trained with."""
+
+import os
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..opensora_core.config import Tiling
+from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.vae.tiling import check_tiling
+from .host import clips, notice
+from .host.vae import load_vae
+
+FOLDER = "vae"
+POLICIES = ("auto", "exact", "low_memory")
+
+_TILE_SIZE = {"default": Tiling.tile_size, "min": 0, "max": 4096, "step": 32}
+_OVERLAP = {"default": Tiling.overlap, "min": 0.0, "max": 0.5, "step": 0.0625}
+
+
+class OpenSoraVAELoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraVAELoader",
+            display_name="Open-Sora Load VAE",
+            category="Open-Sora/loaders",
+            description="Loads the HunyuanVideo VAE so that clips are encoded and decoded exactly as Open-Sora does, by stock VAE nodes too.",
+            search_aliases=["open sora vae", "hunyuan vae", "vae loader"],
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="The video VAE in models/vae: hunyuan_vae.safetensors from the Open-Sora repository.",
+                )
+            ],
+            outputs=[io.Vae.Output(display_name="vae", tooltip="The VAE; stock VAEDecode and VAEEncode are exact for clips with it.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name):
+        stat = os.stat(folder_paths.get_full_path_or_raise(FOLDER, vae_name))
+        return vae_name, stat.st_mtime_ns, stat.st_size
+
+    @classmethod
+    def execute(cls, vae_name) -> io.NodeOutput:
+        return io.NodeOutput(load_vae(folder_paths.get_full_path_or_raise(FOLDER, vae_name)))
+
+
+class OpenSoraTiledVAEDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraTiledVAEDecode",
+            display_name="Open-Sora Tiled VAE Decode",
+            category="Open-Sora/vae",
+            description="Decodes a video in overlapping tiles, with the reference's sizes and blending by default, and says so when memory forces another way.",
+            search_aliases=["open sora decode", "vae decode", "tiled decode", "latent to video"],
+            inputs=[
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only.",
+                ),
+                io.Latent.Input("latent", tooltip="The finished clip."),
+                io.Int.Input(
+                    "tile_size",
+                    **_TILE_SIZE,
+                    tooltip="Side of a tile in pixels. 256 is the reference's; smaller saves memory, 0 = no tiles.",
+                ),
+                io.Float.Input(
+                    "overlap",
+                    **_OVERLAP,
+                    tooltip="Share of a tile that its neighbour repeats and blends. 0.25 is the reference's; 0 = none.",
+                ),
+                io.Int.Input(
+                    "temporal_tile",
+                    default=Tiling.temporal_tile,
+                    min=0,
+                    max=1024,
+                    step=4,
+                    advanced=True,
+                    tooltip="Length of a tile in frames. 0 = the whole clip at once, as the reference; 64 is its own temporal tile.",
+                ),
+                io.Combo.Input(
+                    "policy",
+                    options=list(POLICIES),
+                    default=POLICIES[0],
+                    tooltip="auto = whole clip in time if it fits the free memory, else temporal tiles, and says so; exact = never temporal tiles; "
+                    "low_memory = temporal tiles at once.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images", tooltip="The frames, 0..1; videos of a batch follow one another.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, tile_size, overlap, temporal_tile):
+        return _tiling_problem(tile_size, overlap, temporal_tile)
+
+    @classmethod
+    def execute(cls, vae, latent, tile_size, overlap, temporal_tile, policy) -> io.NodeOutput:
+        tiling = Tiling(tile_size, overlap, temporal_tile)
+        report = _reporter(cls.hidden.unique_id)
+        return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, report))
+
+
+class OpenSoraTiledVAEEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraTiledVAEEncode",
+            display_name="Open-Sora Tiled VAE Encode",
+            category="Open-Sora/vae",
+            description="Encodes frames as one clip in overlapping tiles, with the reference's sizes and blending by default.",
+            search_aliases=["open sora encode", "vae encode", "tiled encode", "video to latent"],
+            inputs=[
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only.",
+                ),
+                io.Image.Input("image", tooltip="The frames of one clip: 4k+1 of them (1, 5, 9, …), sides multiples of 16 pixels."),
+                io.Int.Input(
+                    "tile_size",
+                    **_TILE_SIZE,
+                    tooltip="Side of a tile in pixels. 256 is the reference's; smaller saves memory, 0 = no tiles.",
+                ),
+                io.Float.Input(
+                    "overlap",
+                    **_OVERLAP,
+                    tooltip="Share of a tile that its neighbour repeats and blends. 0.25 is the reference's; 0 = none.",
+                ),
+                io.Combo.Input(
+                    "posterior",
+                    options=["mode", "sample"],
+                    default="mode",
+                    advanced=True,
+                    tooltip="mode = the most likely latent, the same every time; sample = drawn with the seed, as the reference does.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, advanced=True, tooltip="Seed of posterior sample; not used by mode."
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The clip's latent: [1, 16, latent frames, height / 8, width / 8].")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, tile_size, overlap):
+        return _tiling_problem(tile_size, overlap, Tiling.temporal_tile)
+
+    @classmethod
+    def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
+        if posterior not in ("mode", "sample"):
+            raise OpenSoraError(f"posterior={posterior!r} is not known; use mode or sample.")
+        seed = seed if posterior == "sample" else None
+        samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, _reporter(cls.hidden.unique_id))
+        return io.NodeOutput({"samples": samples})
+
+
+def _tiling_problem(*values) -> str | bool:
+    """True if the values, in Tiling's order, can be used, else a sentence. One that comes over a wire (None) is checked when it runs."""
+    try:
+        if None not in values:
+            check_tiling(Tiling(*values))
+    except OpenSoraError as error:
+        return str(error)
+    return True
+
+
+def _reporter(node_id: str | None):
+    return lambda line: notice.show(line, node_id)

@@ -1,0 +1,141 @@
+"""Clips through any Open-Sora VAE: encode and decode in tiles, within the host's memory, with progress and one fallback."""
+
+from collections.abc import Callable
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...opensora_core import geometry
+from ...opensora_core.config import Tiling
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.vae.memory import choose_decode, decode_bytes, encode_bytes
+from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
+from .vae import SPACE, TileProgress, check_latent_shape, exact_codec, vae_config
+
+Report = Callable[[str], None]
+
+TEMPORAL_TILE = 64  # frames; the reference's temporal tiling
+
+
+def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) -> Tensor:
+    """Decode a LATENT's videos, one after the other.
+
+    Args:
+        vae: ours or the host's HunyuanVideo VAE.
+        samples: [B, 16, t, h, w], unscaled VAE latents.
+        policy: auto, exact or low_memory (CONTRACT: "Decode policy").
+        report: takes one line for people whenever the result is not the whole-clip function that was asked for.
+
+    Returns:
+        [B * T, H, W, 3] in 0..1 on the host's intermediate device, as stock VAEDecode gives it.
+
+    Raises:
+        OpenSoraError: another rank or VAE, or not enough memory for policy exact.
+    """
+    config = vae_config(vae)
+    shape = check_latent_shape(tuple(samples.shape), config.latent_channels)
+    tile = tiling.tile_size // SPACE or max(shape[3:])
+    needed = decode_bytes(config, shape[2], min(shape[3], tile), min(shape[4], tile), _dtype_bytes(vae))
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+    chosen, note = choose_decode(policy, config, shape, tiling, _dtype_bytes(vae), vae.patcher.get_free_memory(vae.device))
+    if note:
+        report(note)
+    pixels = _unless_out_of_memory(lambda: _decode(vae, samples, chosen))
+    if pixels is None:
+        if policy == "exact" or chosen.temporal_tile:
+            raise OpenSoraError(
+                f"Decoding {geometry.pixel_frames(shape[2])} frames of {shape[3] * SPACE}x{shape[4] * SPACE} (height x width) ran out of memory, "
+                f"{needed / 2**30:.1f} GiB beside the weights for one tile; "
+                + ("use policy auto or low_memory." if policy == "exact" else "use a smaller tile_size or temporal_tile.")
+            )
+        chosen, _ = choose_decode("low_memory", config, shape, tiling, _dtype_bytes(vae), 0)
+        report(f"Ran out of memory decoding the whole clip; decoded again in temporal tiles of {chosen.temporal_tile} frames.")
+        pixels = _decode(vae, samples, chosen)
+    return pixels
+
+
+def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report) -> Tensor:
+    """Encode one clip.
+
+    Args:
+        frames: [T, H, W, 3] in 0..1; T = 4k+1, sides multiples of 16.
+        seed: of a sample of the posterior; None for its mode.
+        report: takes one line for people if the clip had to be tiled in time.
+
+    Returns:
+        [1, C, t, h, w] unscaled VAE latents on the host's intermediate device.
+
+    Raises:
+        OpenSoraError: another rank, frame count, size or VAE.
+    """
+    config = vae_config(vae)
+    if frames.ndim != 4 or frames.shape[-1] < 3 or 0 in frames.shape:
+        raise OpenSoraError(f"A clip is an IMAGE batch [frames, height, width, 3]; this one is {list(frames.shape)}.")
+    num_frames, height, width = frames.shape[:3]
+    geometry.check_num_frames(num_frames)
+    geometry.check_size(height, width)
+    tile = tiling.tile_size or max(height, width)
+    needed = encode_bytes(config, num_frames, min(height, tile), min(width, tile), _dtype_bytes(vae))
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+    moments = _unless_out_of_memory(lambda: _encode(vae, frames, tiling))
+    if moments is None:
+        if tiling.temporal_tile or num_frames <= TEMPORAL_TILE:
+            raise OpenSoraError(f"Encoding {num_frames} frames of {height}x{width} ran out of memory; use a smaller tile_size.")
+        report(f"Ran out of memory encoding the whole clip; encoded again in temporal tiles of {TEMPORAL_TILE} frames.")
+        moments = _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, TEMPORAL_TILE))
+    # A CPU generator: the same seed gives the same latent on every card.
+    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+    return posterior(moments.cpu(), seed is not None, generator).to(vae.output_device)
+
+
+def encode_pictures(vae, pictures: Tensor) -> Tensor:
+    """Encode pictures each on its own, as references are: GroupNorm would mix the frames of a clip.
+
+    Args:
+        pictures: [B, H, W, 3] in 0..1, sides multiples of 16.
+
+    Returns:
+        [B, C, 1, h, w], the posterior's mode, in the reference's tiles.
+    """
+    return torch.cat([encode(vae, picture[None], Tiling(), None, lambda line: None) for picture in pictures])
+
+
+def _decode(vae, samples: Tensor, tiling: Tiling) -> Tensor:
+    progress = TileProgress(clips=samples.shape[0])
+    clips = []
+    with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
+        for latents in samples.split(1):
+            pixels = tiled_decode(_on_device(vae, codec.decode), latents, tiling, progress)
+            clips.append(vae.process_output(pixels)[0].movedim(0, -1))
+    return clips[0] if len(clips) == 1 else torch.cat(clips)
+
+
+def _encode(vae, frames: Tensor, tiling: Tiling) -> Tensor:
+    pixels = vae.process_input(frames[..., :3].movedim(-1, 0)[None])
+    with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
+        return tiled_encode(_on_device(vae, codec.encode_moments), pixels, tiling, TileProgress())
+
+
+def _on_device(vae, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Run one tile on the VAE's device and bring it back, so that only one tile is ever there."""
+
+    def run(tile: Tensor) -> Tensor:
+        result = function(tile.to(device=vae.device, dtype=vae.vae_dtype))
+        return result.to(device=vae.output_device, dtype=vae.vae_output_dtype())
+
+    return run
+
+
+def _unless_out_of_memory(run: Callable[[], Tensor]) -> Tensor | None:
+    """The result, or None when memory ran out; by then the exception, which holds the tensors of its frames, is gone."""
+    try:
+        return run()
+    except RuntimeError as error:  # every way in which a device reports it
+        comfy.model_management.raise_non_oom(error)
+    comfy.model_management.soft_empty_cache()
+    return None
+
+
+def _dtype_bytes(vae) -> int:
+    return comfy.model_management.dtype_size(vae.vae_dtype)

@@ -1,0 +1,260 @@
+"""The core VAE on the host's VAE socket.
+
+The host's own HunyuanVideo VAE is another function than the reference's once there is more than one
+frame: its middle attention sees later frames, and it normalises in slices of a few frames. This one runs
+the reference's function, spatially tiled as the reference ships it, from every stock node. A stock VAE is
+made exact only for the length of one of our own calls (`exact_codec`).
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import comfy.ldm.models.autoencoder
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...opensora_core import geometry
+from ...opensora_core.checkpoint import detect
+from ...opensora_core.checkpoint.files import quantisation, read_header
+from ...opensora_core.checkpoint.keys import vae_manifest
+from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.config import Tiling, VAEConfig
+from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.vae.layers import frame_causal_attention
+from ...opensora_core.vae.memory import decode_bytes, encode_bytes
+from ...opensora_core.vae.model import CausalVAE
+from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
+
+logger = logging.getLogger(__name__)
+
+SPACE = geometry.SPACE_COMPRESSION
+FALLBACK_FRAMES = 64  # the reference's temporal tile, for a host call that ran out of memory
+
+
+class Codec(NamedTuple):
+    """The reference's VAE function on one tile, whoever owns the weights.
+
+    Attributes:
+        config: sizes, for memory estimates.
+        encode_moments: [B, 3, T, H, W] in -1..1 -> [B, 2C, t, h, w].
+        decode: [B, C, t, h, w] VAE latents -> [B, 3, T, H, W].
+    """
+
+    config: VAEConfig
+    encode_moments: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+
+class VAENetwork(CausalVAE):
+    """The core VAE with the methods the host calls: the reference's tiled function, with progress and interruption per tile."""
+
+    device = None  # in place of the core's property: the host's patcher writes here where it has put the weights
+
+    def decode_tile(self, latents: Tensor) -> Tensor:
+        """Decode without tiling; [B, C, t, h, w] -> [B, 3, T, H, W]."""
+        return super().decode(latents)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, T, H, W] in -1..1 -> the posterior's mode, [B, C, t, h, w]."""
+        return self._encode(pixels, Tiling())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._decode(latents, Tiling())
+
+    def encode_tiled(
+        self, pixels: Tensor, tile_x: int = 256, tile_y: int = 256, overlap: int = 64, tile_t: int = 0, overlap_t: int = 0
+    ) -> Tensor:
+        """As encode, in tiles of the caller's size (pixels and frames). `overlap_t` is the reference's share of a tile, whatever is asked."""
+        return self._encode(pixels, _tiling(min(tile_x, tile_y), overlap, tile_t or FALLBACK_FRAMES))
+
+    def decode_tiled(
+        self, latents: Tensor, tile_x: int = 32, tile_y: int = 32, overlap: int = 8, tile_t: int = 0, overlap_t: int = 0
+    ) -> Tensor:
+        """As decode, in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
+        whole-clip decode ran out of memory; then, and only then, time is tiled as the reference's temporal tiling does."""
+        frames = tile_t * geometry.TIME_COMPRESSION or FALLBACK_FRAMES
+        return self._decode(latents, _tiling(min(tile_x, tile_y) * SPACE, overlap * SPACE, frames))
+
+    def _encode(self, pixels: Tensor, tiling: Tiling) -> Tensor:
+        geometry.check_num_frames(pixels.shape[2])
+        moments = tiled_encode(self.encode_moments, pixels, tiling, TileProgress())
+        return posterior(moments, False, None)
+
+    def _decode(self, latents: Tensor, tiling: Tiling) -> Tensor:
+        device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+        # Tiles leave the card as they are made; joining them needs no GPU and a whole clip of pixels would fill it.
+        return tiled_decode(lambda tile: self.decode_tile(tile).to(device, dtype), latents, tiling, TileProgress())
+
+
+class OpenSoraVAE(comfy.sd.VAE):
+    """A host VAE that holds the core network. Every attribute that the host's constructor sets is set here (a test compares)."""
+
+    def __init__(self, network: VAENetwork, config: VAEConfig, device: torch.device, dtype: torch.dtype, patcher):
+        self.config = config
+        self.first_stage_model = network
+        self.patcher = patcher
+        self.device = device
+        self.vae_dtype = dtype
+        self.output_device = comfy.model_management.intermediate_device()
+        self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+        self.latent_channels = config.latent_channels
+        self.latent_dim = 3
+        self.output_channels = config.in_channels
+        time, space = geometry.TIME_COMPRESSION, geometry.SPACE_COMPRESSION
+        self.upscale_ratio = (lambda frames: max(0, frames * time - (time - 1)), space, space)
+        self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
+        self.upscale_index_formula = self.downscale_index_formula = (time, space, space)
+        self.process_input = lambda image: image * 2.0 - 1.0
+        self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
+        self.memory_used_decode = self._decode_bytes
+        self.memory_used_encode = self._encode_bytes
+        self.handles_tiling = True
+        self.crop_input = True
+        self.disable_offload = self.not_video = False
+        self.pad_channel_value = self.extra_1d_channel = self.format_encoded = self.size = None
+        self.audio_sample_rate = 44100
+        self.model_size()
+
+    def _decode_bytes(self, shape, dtype: torch.dtype) -> int:
+        _, _, frames, height, width = check_latent_shape(shape, self.latent_channels)
+        tile = Tiling().tile_size // SPACE
+        return decode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
+
+    def _encode_bytes(self, shape, dtype: torch.dtype) -> int:
+        _, _, frames, height, width = shape
+        tile = Tiling().tile_size
+        return encode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
+
+
+class TileProgress:
+    """The host's progress bar, one step per tile, and a stop between tiles when a person interrupts.
+
+    Args:
+        clips: how many clips are tiled one after the other under one bar.
+    """
+
+    def __init__(self, clips: int = 1):
+        self.clips, self.finished, self.bar = clips, 0, None
+
+    def __call__(self, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(total * self.clips)
+        self.bar.update_absolute(self.finished * total + done, total * self.clips)
+        if done == total:
+            self.finished += 1
+
+
+def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False) -> OpenSoraVAE:
+    """Load a HunyuanVideo-layout VAE file of any width.
+
+    Raises:
+        CheckpointError: the file is something else, quantised, damaged or not whole.
+    """
+    header = read_header(path)
+    identity = detect.require(detect.identify(header.shapes), "vae", header.name)
+    if form := quantisation(header):
+        raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}); give the bf16 or fp32 file.")
+    comparison = compare(detect.bare_shapes(header.shapes, identity.prefix), vae_manifest(identity.config))
+    if not comparison.complete:
+        raise CheckpointError(f"{header.name} is {identity.title} but not whole; {comparison.sentence()}. Download it again.")
+    if comparison.extra:
+        logger.warning(
+            "%s holds %d tensors that its model does not use: %s", header.name, len(comparison.extra), ", ".join(comparison.extra)
+        )
+    state = comfy.utils.load_torch_file(path)
+    state = {key[len(identity.prefix) :]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
+    vae = _build(identity.config, state, device or comfy.model_management.vae_device(), disable_dynamic)
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (path, device))
+    return vae
+
+
+def load_vae_patcher(path: str, device: torch.device | None = None, disable_dynamic: bool = False):
+    """The patcher of a fresh copy, for the host's multi-GPU clones."""
+    return load_vae(path, device, disable_dynamic).patcher
+
+
+def vae_config(vae) -> VAEConfig:
+    """Sizes of a VAE that can be used with Open-Sora: ours, or the host's HunyuanVideo VAE.
+
+    Raises:
+        OpenSoraError: any other VAE.
+    """
+    network = getattr(vae, "first_stage_model", None)
+    if isinstance(network, CausalVAE):
+        return vae.config
+    channels, dimensions = getattr(vae, "latent_channels", None), getattr(vae, "latent_dim", None)
+    if not _is_host_hunyuan(network) or dimensions != 3:
+        found = "nothing" if network is None else f"{type(network).__name__} ({channels} latent channels, {dimensions}D)"
+        raise OpenSoraError(
+            f"This VAE holds {found}; Open-Sora 2.0 needs the HunyuanVideo VAE (16 latent channels, 3D): "
+            "use Open-Sora Load VAE or Load VAE with hunyuan_vae.safetensors."
+        )
+    encoder = network.encoder
+    widths = tuple(encoder.ch * multiple for multiple in encoder.in_ch_mult[1:])
+    return VAEConfig(channels, widths, encoder.num_res_blocks)
+
+
+@contextmanager
+def exact_codec(vae):
+    """Give the reference's function of a VAE as a Codec; a stock VAE is exact inside the block and as it was after it."""
+    config, network = vae_config(vae), vae.first_stage_model
+    if isinstance(network, CausalVAE):
+        yield Codec(config, network.encode_moments, network.decode_tile)
+        return
+    halves = (network.encoder, network.decoder)
+    before = [(half.carried, half.mid.attn_1.optimized_attention) for half in halves]
+    try:
+        for half in halves:
+            half.carried = False  # else the host works in slices of time, with GroupNorm statistics of their own
+            half.mid.attn_1.optimized_attention = _frame_causal_attention
+        yield Codec(config, lambda pixels: network.quant_conv(network.encoder(pixels)), network.decode)
+    finally:
+        for half, (carried, attention) in zip(halves, before, strict=True):
+            half.carried, half.mid.attn_1.optimized_attention = carried, attention
+
+
+def check_latent_shape(shape, channels: int) -> tuple[int, int, int, int, int]:
+    """(videos, channels, latent frames, latent height, latent width) of a LATENT, or one sentence."""
+    if len(shape) != 5 or shape[1] != channels or 0 in shape:
+        raise OpenSoraError(
+            f"This LATENT is {list(shape)}; a video latent is [videos, {channels}, latent frames, height / 8, width / 8], "
+            "as Open-Sora Empty Latent Video makes it."
+        )
+    return tuple(shape)
+
+
+def _build(config: VAEConfig, state: dict, device: torch.device, disable_dynamic: bool) -> OpenSoraVAE:
+    management = comfy.model_management
+    dtype = management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32])
+    network = VAENetwork(config, operations=comfy.ops.disable_weight_init, dtype=dtype).train(False)
+    management.archive_model_dtypes(network)
+    # By attribute: the host swaps CoreModelPatcher for its dynamic one at start.
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(network, load_device=device, offload_device=management.vae_offload_device())
+    # Not strict: with dynamic memory the host's layers have no weights to compare until now; the file was compared already.
+    network.load_state_dict(state, strict=False, assign=patcher.is_dynamic())
+    return OpenSoraVAE(network, config, device, dtype, patcher)
+
+
+def _is_host_hunyuan(network) -> bool:
+    legacy = comfy.ldm.models.autoencoder.AutoencodingEngineLegacy
+    halves = (getattr(network, "encoder", None), getattr(network, "decoder", None))
+    return isinstance(network, legacy) and all(hasattr(half, "carried") for half in halves) and network.encoder.time_compress == 4
+
+
+def _tiling(tile_size: int, overlap: int, frames: int) -> Tiling:
+    return Tiling(tile_size, overlap / tile_size, frames)
+
+
+def _frame_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The core's frame-causal attention in the shape of the host's attention block; q, k, v and result: [B, C, T, H, W], one head."""
+    tokens = (x.flatten(3).permute(0, 2, 3, 1).contiguous() for x in (q, k, v))
+    return frame_causal_attention(*tokens).permute(0, 3, 1, 2).reshape(q.shape)
