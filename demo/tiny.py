@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -36,11 +37,11 @@ TRANSFORMER = TransformerConfig(
 )
 VAE = VAEConfig(latent_channels=16, block_out_channels=(16, 32, 32, 32), layers_per_block=2)
 
+T5_SIZES = {"d_model": 64, "d_kv": 64, "num_heads": 2, "d_ff": 128, "num_layers": 2}
+CLIP_SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "num_hidden_layers": 2}
 # ComfyUI fixes the sizes of these two encoders; as `model_options` of its load_clip this makes it read the small files.
-HOST_OPTIONS = {
-    "t5xxl_model_config": {"d_model": 64, "d_kv": 64, "num_heads": 2, "d_ff": 128, "num_layers": 2},
-    "clip_l_model_config": {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "num_hidden_layers": 2},
-}
+# (It rebuilds CLIP-L's from "model_config" when it looks for long-text ones.)
+HOST_OPTIONS = {"t5xxl_model_config": T5_SIZES, "clip_l_model_config": CLIP_SIZES, "model_config": CLIP_SIZES}
 
 T5_FOLDER = "google/t5-v1_1-xxl"
 CLIP_FOLDER = "openai/clip-vit-large-patch14"
@@ -147,12 +148,11 @@ def _write_t5(directory: Path, weights: dict[str, Tensor]) -> None:
             "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
         },
     )
-    sizes = HOST_OPTIONS["t5xxl_model_config"]
     _json(
         folder / "config.json",
         {
-            **{"architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, **sizes},
-            **{"num_decoder_layers": sizes["num_layers"], "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6},
+            **{"architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, **T5_SIZES},
+            **{"num_decoder_layers": T5_SIZES["num_layers"], "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6},
             **{"relative_attention_num_buckets": 32, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
             **{"is_encoder_decoder": True, "tie_word_embeddings": False, "torch_dtype": "float16"},
         },
@@ -170,9 +170,8 @@ def _write_clip(directory: Path, weights: dict[str, Tensor]) -> None:
         os.link(folder / "model.safetensors", single)  # the same bytes; half the space
     except OSError:
         shutil.copyfile(folder / "model.safetensors", single)
-    sizes = HOST_OPTIONS["clip_l_model_config"]
     text = {
-        **{"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", **sizes},
+        **{"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", **CLIP_SIZES},
         # The released configuration's ids are wrong in the same way: a reader must not rely on them.
         **{"layer_norm_eps": 1e-5, "projection_dim": 64, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
     }
@@ -205,11 +204,11 @@ def _write_t5_tokenizer(folder: Path) -> None:
     fast.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     fast.pre_tokenizer = pre_tokenizers.Metaspace()
     fast.decoder = decoders.Metaspace()
-    fast.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    fast.add_special_tokens(["<pad>", "</s>", "<unk>", *(f"<extra_id_{index}>" for index in reversed(range(100)))])
     fast.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     fast.save(str(folder / "tokenizer.json"))
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    _json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0, **special})
+    _json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 100, **special})
     _json(folder / "special_tokens_map.json", special)
 
 
@@ -220,7 +219,7 @@ def _write_clip_tokenizer(folder: Path) -> None:
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
     merges: list[tuple[str, str]] = []
-    for word in sorted({word for text in _SENTENCES for word in text.lower().split() if word.isalpha()}):
+    for word in sorted(set(re.findall("[a-z]+", " ".join(_SENTENCES).lower()))):
         left = word[0]
         for right in [*word[1:-1], f"{word[-1]}</w>"] if len(word) > 1 else []:
             if (left, right) not in merges:
