@@ -21,29 +21,26 @@ STEPS = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
 
 
 class DownBlock(nn.Module):
+    """Residual blocks of one resolution, then the step to the next. Holds names; `Encoder` runs the layers."""
+
     def __init__(self, in_channels, out_channels, groups, num_layers, step, **factory):
         super().__init__()
-        widths = [in_channels] + [out_channels] * num_layers
-        self.resnets = nn.ModuleList([ResnetBlock(*pair, groups, **factory) for pair in zip(widths, widths[1:], strict=False)])
+        self.resnets = _resnets(in_channels, out_channels, groups, num_layers, factory)
         self.downsamplers = nn.ModuleList([Downsample(out_channels, step, **factory)] if step else [])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x)
-        return x
 
 
 class UpBlock(nn.Module):
+    """Residual blocks of one resolution, then the step to the next. Holds names; `Decoder` runs the layers."""
+
     def __init__(self, in_channels, out_channels, groups, num_layers, step, **factory):
         super().__init__()
-        widths = [in_channels] + [out_channels] * num_layers
-        self.resnets = nn.ModuleList([ResnetBlock(*pair, groups, **factory) for pair in zip(widths, widths[1:], strict=False)])
+        self.resnets = _resnets(in_channels, out_channels, groups, num_layers, factory)
         self.upsamplers = nn.ModuleList([Upsample(out_channels, step, **factory)] if step else [])
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
-        return x
+
+def _resnets(in_channels: int, out_channels: int, groups: int, num_layers: int, factory: dict) -> nn.ModuleList:
+    inputs = [in_channels] + [out_channels] * (num_layers - 1)
+    return nn.ModuleList([ResnetBlock(width, out_channels, groups, **factory) for width in inputs])
 
 
 class Encoder(nn.Module):
@@ -68,8 +65,10 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
+        # Layer by layer: a caller that waits for a block keeps the block's input alive, at full size here.
         for block in self.down_blocks:
-            x = block(x)
+            for layer in (*block.resnets, *block.downsamplers):
+                x = layer(x)
         x = self.mid_block(x)
         x = self.conv_norm_out(x)
         x = nn.functional.silu(x, inplace=True)
@@ -99,8 +98,10 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         x = self.mid_block(x)
+        # Layer by layer: a caller that waits for a block keeps the block's input alive, twice the width of the rest.
         for block in self.up_blocks:
-            x = block(x)
+            for layer in (*block.resnets, *block.upsamplers):
+                x = layer(x)
         x = self.conv_norm_out(x)
         x = nn.functional.silu(x, inplace=True)
         return self.conv_out(x)

@@ -1,0 +1,194 @@
+"""How much memory an encode or decode needs, and how to decode within what is free.
+
+The estimates follow the forward pass layer by layer and count every activation alive at the same time; a test
+compares them with what the forward pass really allocates. Weights, the tile's finished frames and the workspace of
+convolution libraries are not activations; `choose_decode` leaves a margin for them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..config import Tiling, VAEConfig
+from ..errors import OpenSoraError
+from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, pixel_frames
+from .layers import CHUNK_ELEMENTS, KERNEL
+from .model import STEPS
+from .tiling import MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, check_tiling
+
+POLICIES = ("auto", "exact", "low_memory")
+TEMPORAL_TILE = 64  # frames, the reference's
+MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
+GIB = 2**30
+
+Size = tuple[int, int, int]  # frames, height, width
+
+
+def decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
+    """Peak of the activations of decoding one tile (or untiled clip) of this latent size, in bytes.
+
+    Args:
+        config: the VAE.
+        latent_frames, latent_height, latent_width: of the tile.
+        dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
+    """
+    return dtype_bytes * max(_decode_peaks(config, (latent_frames, latent_height, latent_width)))
+
+
+def encode_bytes(config: VAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
+    """Peak of the activations of encoding one tile (or untiled clip) of this size in frames and pixels, in bytes."""
+    return dtype_bytes * max(_encode_peaks(config, (num_frames, height, width)))
+
+
+def choose_decode(
+    policy: str, config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int, free_bytes: int
+) -> tuple[Tiling, str | None]:
+    """The tiling to decode with, and one line for the user if it is not the one that was asked for.
+
+    Args:
+        policy: "exact": `tiling` as it is. "auto": as it is if that fits, else temporal tiles, else smaller tiles
+            too. "low_memory": temporal tiles at once.
+        config: the VAE.
+        latent_shape: [B, C, T, H, W] (or any that ends in T, H, W; the batch then counts as 1).
+        tiling: what was asked for.
+        dtype_bytes: of one value.
+        free_bytes: free on the device, with the VAE's weights already there.
+
+    Raises:
+        OpenSoraError: an unknown policy or impossible tiling.
+    """
+    check_tiling(tiling)
+    if policy not in POLICIES:
+        raise OpenSoraError(f"decode policy {policy!r} is not known; use one of {', '.join(POLICIES)}.")
+
+    def need(candidate: Tiling) -> int:
+        return int(MARGIN * tile_decode_bytes(config, latent_shape, candidate, dtype_bytes))
+
+    if policy == "exact" or (policy == "auto" and need(tiling) <= free_bytes):
+        return tiling, None
+    frames = pixel_frames(latent_shape[-3])
+    sizes = f"whole {frames}-frame tiles need {need(tiling) / GIB:.2f} GiB"
+    if policy == "auto":
+        sizes += f" and {free_bytes / GIB:.2f} GiB are free"
+    # A shorter temporal tile that was asked for stays.
+    chosen = tiling if tiling.temporal_tile else replace(tiling, temporal_tile=TEMPORAL_TILE)
+    if policy == "auto":
+        chosen = _shrink(chosen, need, free_bytes)
+    if chosen == tiling or (frames <= chosen.temporal_tile and chosen.tile_size == tiling.tile_size):
+        # Nothing smaller to choose, or a clip no longer than one temporal tile.
+        return tiling, None if need(tiling) <= free_bytes or policy != "auto" else f"Decoding may not fit: {sizes}."
+    parts = [f"temporal tiles of {chosen.temporal_tile} frames"] if frames > chosen.temporal_tile else []
+    parts += [f"spatial tiles of {chosen.tile_size} pixels"] if chosen.tile_size != tiling.tile_size else []
+    fits = "" if policy != "auto" or need(chosen) <= free_bytes else ", and even that may not fit"
+    line = f"Decoding in {' and '.join(parts)} ({need(chosen) / GIB:.2f} GiB{fits}): {sizes}. Frames differ slightly from an exact decode."
+    return chosen, line
+
+
+def tile_decode_bytes(config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+    """`decode_bytes` of the largest tile of a clip, for the whole batch."""
+    frames, height, width = latent_shape[-3:]
+    batch = latent_shape[0] if len(latent_shape) == 5 else 1
+    side = tiling.tile_size // SPACE_COMPRESSION if tiling.tile_size else max(height, width)
+    length = tiling.temporal_tile // TIME_COMPRESSION if tiling.temporal_tile else frames
+    tile_frames = frames if frames <= length else length + 1  # a temporal tile is one latent frame longer
+    return batch * decode_bytes(config, tile_frames, min(height, side), min(width, side), dtype_bytes)
+
+
+def _shrink(tiling: Tiling, need, free_bytes: int) -> Tiling:
+    """The largest of 3/4, 1/2, ... of the tile size that fits, or the smallest there is."""
+    size = tiling.tile_size
+    while need(tiling) > free_bytes and size > MIN_TILE_SIZE:
+        size = max(MIN_TILE_SIZE, (size - 1) // TILE_SIZE_MULTIPLE * TILE_SIZE_MULTIPLE)
+        tiling = replace(tiling, tile_size=size)
+    return tiling
+
+
+def _decode_peaks(config: VAEConfig, size: Size) -> Iterator[int]:
+    """Elements alive at the peak of each layer, in the order the decoder runs them."""
+    widths = config.block_out_channels[::-1]
+    yield 2 * _elements(config.latent_channels, size)  # post_quant_conv
+    yield _conv(config.latent_channels, widths[0], size, size)
+    yield from _mid(widths[0], size)
+    width_in = widths[0]
+    for width, step in zip(widths, (*STEPS, None), strict=True):
+        for _ in range(config.layers_per_block + 1):
+            yield _resnet(width_in, width, size)
+            width_in = width
+        if step:
+            yield _upsample(width, size, step)
+            size = _up(size, step)
+    yield from _head(width_in, config.in_channels, size)
+
+
+def _encode_peaks(config: VAEConfig, size: Size) -> Iterator[int]:
+    """Elements alive at the peak of each layer, in the order the encoder runs them."""
+    widths = config.block_out_channels
+    yield _conv(config.in_channels, widths[0], size, size)
+    width_in = widths[0]
+    for width, step in zip(widths, (*STEPS, None), strict=True):
+        for _ in range(config.layers_per_block):
+            yield _resnet(width_in, width, size)
+            width_in = width
+        if step:
+            smaller = tuple((side - 1) // factor + 1 for side, factor in zip(size, step, strict=True))
+            yield _conv(width, width, size, smaller)
+            size = smaller
+    yield from _mid(width_in, size)
+    yield from _head(width_in, 2 * config.latent_channels, size)
+
+
+def _elements(channels: int, size: Size) -> int:
+    frames, height, width = size
+    return channels * frames * height * width
+
+
+def _padded(channels: int, size: Size) -> int:
+    frames, height, width = size
+    return channels * frames * (height + KERNEL - 1) * (width + KERNEL - 1)
+
+
+def _conv(width_in: int, width_out: int, size: Size, size_out: Size) -> int:
+    """Input, output, and what a chunk holds beside them."""
+    both = _elements(width_in, size) + _elements(width_out, size_out)
+    stride = -(-size[0] // size_out[0])
+    step = max(1, _chunk(width_in, size) // stride)
+    if step >= size_out[0]:
+        return both + _padded(width_in, (size[0] + KERNEL - 1, *size[1:]))
+    part = _elements(width_out, (step, *size_out[1:]))
+    return both + part + _padded(width_in, ((step - 1) * stride + KERNEL, *size[1:]))
+
+
+def _resnet(width_in: int, width_out: int, size: Size) -> int:
+    x = _elements(width_in, size)
+    first = x + _conv(width_in, width_out, size, size)  # the block's input waits for the sum
+    second = x + _conv(width_out, width_out, size, size)
+    return max(first, second)
+
+
+def _mid(channels: int, size: Size) -> Iterator[int]:
+    # The block's input waits in the caller while attention and the second residual block run.
+    waiting = _elements(channels, size)
+    yield _resnet(channels, channels, size)
+    yield waiting + 6 * _elements(channels, size)  # input, normalised tokens, q, k, v, output
+    yield waiting + _resnet(channels, channels, size)
+
+
+def _upsample(channels: int, size: Size, step: Size) -> int:
+    """Input and output; of a chunk its padded copy, one parity's window and one parity's result."""
+    frames = min(size[0], _chunk(channels, size))
+    padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
+    return _elements(channels, size) + _elements(channels, _up(size, step)) + 2 * padded + _elements(channels, (frames, *size[1:]))
+
+
+def _head(width_in: int, width_out: int, size: Size) -> Iterator[int]:
+    yield 2 * _elements(width_in, size)  # norm
+    yield _conv(width_in, width_out, size, size)
+
+
+def _up(size: Size, step: Size) -> Size:
+    frames = size[0] if step[0] == 1 else step[0] * size[0] - 1
+    return frames, step[1] * size[1], step[2] * size[2]
+
+
+def _chunk(channels: int, size: Size) -> int:
+    """layers.chunk_frames on an accelerator."""
+    return max(2, CHUNK_ELEMENTS * size[0] // _elements(channels, size))
