@@ -28,7 +28,7 @@ from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.config import Tiling, VAEConfig
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.vae.layers import frame_causal_attention
-from ...opensora_core.vae.memory import decode_bytes, encode_bytes
+from ...opensora_core.vae.memory import MARGIN, encode_bytes, tile_decode_bytes
 from ...opensora_core.vae.model import CausalVAE
 from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
 
@@ -123,14 +123,15 @@ class OpenSoraVAE(comfy.sd.VAE):
         self.model_size()
 
     def _decode_bytes(self, shape, dtype: torch.dtype) -> int:
-        _, _, frames, height, width = check_latent_shape(shape, self.latent_channels)
-        tile = Tiling().tile_size // SPACE
-        return decode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
+        shape = (1, *check_latent_shape(shape, self.latent_channels)[1:])  # per video: the host multiplies
+        return int(MARGIN * tile_decode_bytes(self.config, shape, Tiling(), comfy.model_management.dtype_size(dtype)))
 
     def _encode_bytes(self, shape, dtype: torch.dtype) -> int:
-        _, _, frames, height, width = shape
+        frames, height, width = shape[2:]
         tile = Tiling().tile_size
-        return encode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
+        return int(
+            MARGIN * encode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
+        )
 
 
 class TileProgress:
