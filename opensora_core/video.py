@@ -45,7 +45,7 @@ def to_uint8(frames) -> numpy.ndarray:
             raise OpenSoraError(f"Frames are uint8 or float in 0..1; these are {frames.dtype}.")
         frames = frames.float()
         if not torch.isfinite(frames).all():
-            raise OpenSoraError("The frames hold values that are not numbers (NaN or infinite); nothing was written.")
+            raise OpenSoraError("The frames hold values that are not numbers (NaN or infinite).")
         frames = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
     return frames.cpu().numpy()
 
@@ -98,12 +98,26 @@ def read_image(path) -> torch.Tensor:
         raise OpenSoraError(f"The image {path} does not exist; give a picture such as a PNG or JPEG file.")
     try:
         with Image.open(path) as opened:
-            picture = _flatten(ImageOps.exif_transpose(opened))
+            picture = rgb_array(ImageOps.exif_transpose(opened))
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise OpenSoraError(f"{path} is not a picture that can be read; give a PNG or JPEG file.") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken data of a known format
         raise OpenSoraError(f"The image {path} is damaged and cannot be read ({error}).") from error
     return torch.from_numpy(picture.astype(numpy.float32) / 255).unsqueeze(0)
+
+
+def rgb_array(picture) -> numpy.ndarray:
+    """[H, W, 3] uint8 of a PIL image of any mode; transparency on white."""
+    from PIL import Image
+
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit greys: Pillow's own conversion clips them to white
+        grey = numpy.asarray(picture).astype(numpy.float32)
+        grey = (grey / (65535 if picture.mode.startswith("I") else 1)).clip(0, 1)
+        return numpy.repeat((grey * 255).round().astype(numpy.uint8)[:, :, None], 3, axis=2)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return numpy.asarray(picture.convert("RGB"))
 
 
 def numbered(path: Path, number: int) -> Path:
@@ -200,17 +214,3 @@ def _has_index(path: Path) -> bool:
                 return False
             found, offset = found or kind == b"moov", offset + size
     return found and offset == end
-
-
-def _flatten(picture) -> numpy.ndarray:
-    """[H, W, 3] uint8 of a PIL image of any mode."""
-    from PIL import Image
-
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit greys: Pillow's own conversion clips them to white
-        grey = numpy.asarray(picture).astype(numpy.float32)
-        grey = (grey / (65535 if picture.mode.startswith("I") else 1)).clip(0, 1)
-        return numpy.repeat((grey * 255).round().astype(numpy.uint8)[:, :, None], 3, axis=2)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return numpy.asarray(picture.convert("RGB"))

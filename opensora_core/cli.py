@@ -1,0 +1,170 @@
+"""The command line: what may be asked, and with which exit code it ends. The work is in commands/.
+
+Exit codes: 0 done, 1 some videos failed, 2 bad arguments or files, 130 interrupted.
+"""
+
+import argparse
+import sys
+
+from . import __version__
+from .errors import OpenSoraError
+from .geometry import ASPECT_RATIOS, RESOLUTIONS
+
+DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop")
+FRAMES_OF_A_DEFAULT_CLIP = 129
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one sentence in place of the usage text when it refuses."""
+
+    def error(self, message):
+        self.exit(REFUSED, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code. `--help` and refused arguments raise SystemExit, as argparse does."""
+    try:
+        args = build_parser().parse_args(arguments)
+        return args.run(args)
+    except OpenSoraError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return REFUSED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; `args.run(args)` runs the chosen one."""
+    parser = Parser(
+        prog="python -m opensora_core",
+        description="Open-Sora 2.0: text and pictures to video, without ComfyUI.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"opensora_core {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser(
+        "generate", help="make videos", description="Make videos of a prompt, and of pictures if given.", allow_abbrev=False
+    )
+    _add_model(generate)
+    _add_video(generate, prompt=None)
+    _add_sampling(generate)
+    _add_machine(generate)
+    generate.add_argument("--num-samples", type=int, default=1, metavar="N", help="videos to make, with seed, seed + 1, ... (default 1)")
+    generate.add_argument(
+        "--out",
+        default="outputs",
+        metavar="PATH",
+        help="a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead (default outputs)",
+    )
+    generate.set_defaults(run=_generate)
+
+    benchmark = commands.add_parser(
+        "benchmark",
+        help="measure time and memory",
+        description="Measure seconds per stage and peak memory; writes a JSON report, no video.",
+        allow_abbrev=False,
+    )
+    _add_model(benchmark)
+    _add_video(benchmark, prompt="raining, sea")
+    _add_sampling(benchmark)
+    _add_machine(benchmark)
+    benchmark.add_argument("--warmup-count", type=int, default=1, metavar="N", help="runs before the measured ones (default 1)")
+    benchmark.add_argument("--eval-count", type=int, default=3, metavar="N", help="measured runs (default 3)")
+    benchmark.add_argument("--benchmark-save-path", default="benchmark.json", metavar="FILE", help="the report (default benchmark.json)")
+    benchmark.set_defaults(run=_benchmark)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a weights file is",
+        description="Say what a weights file is, its dtype and size, what is missing or extra.",
+        allow_abbrev=False,
+    )
+    inspect.add_argument("path", metavar="FILE_OR_DIR", help="a weights file, or a model folder")
+    inspect.add_argument(
+        "--check", action="store_true", help="also compare every key, shape and dtype with the released model and run a part of it"
+    )
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model", "a folder, or its four parts")
+    group.add_argument("--model", metavar="DIR|small", help="a folder laid out as the hub repository is, or the built-in model (default small)")
+    for part, what in (("dit", "the transformer's file"), ("vae", "the VAE's file"), ("t5", "T5's file or folder"), ("clip", "CLIP's file or folder")):
+        group.add_argument(f"--{part}", metavar="PATH", help=what)
+    group.add_argument("--tokenizers", metavar="DIR", help="where both tokenizers are (default: beside the encoders, else a ComfyUI's)")
+    group.add_argument("--lora", metavar="PATH", help="a LoRA file or PEFT folder for the transformer")
+    group.add_argument("--lora-strength", type=float, default=1.0, metavar="X", help="factor on the LoRA's change (default 1)")
+
+
+def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
+    group = parser.add_argument_group("video")
+    group.add_argument("--prompt", default=prompt, required=prompt is None, help="what to show" + (f" (default {prompt!r})" if prompt else ""))
+    group.add_argument("--negative-prompt", default="", help="what to avoid; encoded as it is (default none)")
+    group.add_argument("--resolution", metavar="NAME", help=f"{', '.join(RESOLUTIONS)} (default 256px)")
+    group.add_argument("--aspect-ratio", metavar="W:H", help=f"{', '.join(ASPECT_RATIOS)} (default 16:9)")
+    group.add_argument("--width", type=int, metavar="PX", help="with --height, in place of resolution and ratio; a multiple of 16")
+    group.add_argument("--height", type=int, metavar="PX", help="with --width; a multiple of 16")
+    group.add_argument(
+        "--num-frames",
+        default=str(FRAMES_OF_A_DEFAULT_CLIP),
+        metavar="N|Ns",
+        help=f"frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default {FRAMES_OF_A_DEFAULT_CLIP})",
+    )
+    group.add_argument("--fps", type=int, default=24, metavar="N", help="frames per second, of the file and said in the prompt (default 24)")
+    group.add_argument(
+        "--motion-score", type=int, default=4, metavar="N", help="1 (still) to 15 (wild), said in the prompt; 0 leaves it out (default 4)"
+    )
+    group.add_argument("--cond-type", choices=COND_TYPES, help="text alone, first frame, last frame, both (default: as the pictures given say)")
+    group.add_argument("--ref", metavar="IMAGE", help="the first frame (the last, with --cond-type i2v_tail)")
+    group.add_argument("--ref-end", metavar="IMAGE", help="the last frame")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--num-steps", type=int, default=50, metavar="N", help="Euler steps (default 50)")
+    group.add_argument("--guidance", type=float, default=7.5, metavar="X", help="of the text; 1 is neutral (default 7.5)")
+    group.add_argument("--guidance-img", type=float, default=3.0, metavar="X", help="of the pictures; 1 is neutral (default 3)")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed, settings and machine give the same video (default: drawn and shown)")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
+    group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the computation (auto: bf16, on the CPU fp32)")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the weights (auto: as --dtype)")
+    group.add_argument(
+        "--offload",
+        choices=("auto", "resident", "minimal"),
+        default="auto",
+        help="what stays on the device: each network while it works, everything, or one layer at a time (default auto)",
+    )
+    group.add_argument("--attention", choices=("sdpa", "sliced"), default="sdpa", help="sliced takes one head at a time: slower, less memory")
+    group.add_argument(
+        "--decode-policy",
+        choices=("auto", "exact", "low_memory"),
+        default="auto",
+        help="exact: the whole clip in time; low_memory: temporal tiles; auto: exact if it fits, and a line if not (default auto)",
+    )
+
+
+# Each command is imported when it runs: `--help` answers without torch.
+def _generate(args: argparse.Namespace) -> int:
+    from .commands.generate import run
+
+    return run(args)
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from .commands.benchmark import run
+
+    return run(args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from .commands.inspect import run
+
+    return run(args)

@@ -1,0 +1,1 @@
+"""The commands of `python -m opensora_core`, one module each; cli.py holds their arguments."""

@@ -1,0 +1,90 @@
+"""`generate`: a prompt, and pictures if given, to video files."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from ..cli import DONE, SOME_FAILED
+from ..errors import OpenSoraError
+from ..sampling.solver import MAX_SEED
+from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
+from .progress import Bars
+from .settings import call_settings, check_writable, pipeline, say
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make `--num-samples` videos, each written as soon as it is done; paths go to standard output.
+
+    A video that fails for want of memory or disk is named on standard error and the others still run.
+    """
+    if args.num_samples < 1:
+        raise OpenSoraError(f"--num-samples {args.num_samples} makes nothing; use at least 1.")
+    target = _target(args.out)
+    settings = call_settings(args)
+    if not 0 <= settings.seed <= MAX_SEED - args.num_samples + 1:
+        raise OpenSoraError(f"--seed {settings.seed} is out of range; use 0 to {MAX_SEED - args.num_samples + 1}.")
+    if target.suffix.lower() == IMAGE_SUFFIX and settings.arguments["num_frames"] > 1:
+        raise OpenSoraError(f"{settings.arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder.")
+    pipe = pipeline(args)
+    check_writable(target if _is_folder(target) else target.parent)
+    prompt, written = args.prompt, []
+    for index in range(args.num_samples):
+        seed = settings.seed + index
+        title = f"video {index + 1} of {args.num_samples}, seed {seed}, on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
+        try:
+            with Bars(title) as bars:
+                result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **settings.arguments)
+            path = save_video(result.frames[0], _free(target, written), args.fps, prompt=result.prompt.text)
+        except (OSError, MemoryError, RuntimeError) as error:
+            sentence = _failure(error)
+            if sentence is None:
+                raise
+            say(f"error: video {index + 1} (seed {seed}) failed: {sentence}")
+            continue
+        prompt = result.prompt  # encoded once for all
+        written.append(path)
+        sys.stdout.write(f"{path}\n")
+        sys.stdout.flush()
+    failed = args.num_samples - len(written)
+    if failed:
+        say(f"{failed} of {args.num_samples} videos failed")
+    return SOME_FAILED if failed else DONE
+
+
+def _target(out: str) -> Path:
+    """The file or the folder to write to."""
+    path = Path(out).expanduser()
+    if path.is_dir() or not path.suffix or path.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX):
+        return path
+    raise OpenSoraError(f"--out {out} ends in {path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame).")
+
+
+def _is_folder(target: Path) -> bool:
+    return target.is_dir() or not target.suffix
+
+
+def _free(target: Path, written: list[Path]) -> Path:
+    """A name that nothing has: the next video_0000.mp4 of a folder; clip.mp4, clip_1.mp4, ... of a file."""
+    if not _is_folder(target):
+        path = unused_path(target)
+        if path != target and not written:
+            say(f"{target.name} is there already; writing {path.name}")
+        return path
+    number = 0
+    while unused_path(path := target / f"video_{number:04d}{VIDEO_SUFFIX}") != path:
+        number += 1
+    return path
+
+
+def _failure(error: BaseException) -> str | None:
+    """One sentence for a failure that is the machine's; None for one that is ours, which should show where."""
+    text = str(error).strip().splitlines()
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the device ran out of memory; try --offload minimal, --decode-policy low_memory, or a smaller or shorter video."
+    if isinstance(error, MemoryError) or (type(error) is RuntimeError and text and "allocate memory" in text[0]):
+        return "the machine ran out of memory; try --dtype bf16, --decode-policy low_memory, or a smaller or shorter video."
+    if isinstance(error, OSError):
+        return text[0] if text else type(error).__name__
+    return None

@@ -1,0 +1,50 @@
+"""Progress bars on standard error, one for each stage of a run."""
+
+import sys
+
+from tqdm import tqdm
+
+_TITLES = {"text": "text", "condition": "pictures", "sampling": "sampling", "decode": "decode"}
+_UNITS = {"text": "prompt", "condition": "picture", "sampling": "step", "decode": "tile"}
+
+
+class Bars:
+    """Bars for the pipeline's `progress` and `callback`; use as a context, so that an interrupt leaves no half line.
+
+    Args:
+        title: a line to show first, once the run has begun; a request that is refused shows none.
+    """
+
+    def __init__(self, title: str):
+        self._title = title
+        self._bar: tqdm | None = None
+        self._stage = ""
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._close()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """The pipeline's `progress`."""
+        if self._bar is None or stage != self._stage:
+            self._close()
+            if not self._stage:
+                sys.stderr.write(self._title + "\n")
+            self._stage = stage
+            self._bar = tqdm(total=total, desc=_TITLES[stage], unit=_UNITS[stage], file=sys.stderr, dynamic_ncols=True)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._close()
+
+    def step(self, step: int, num_steps: int, forwards_done: int, forwards_saved: int, latents) -> None:
+        """The pipeline's `callback`."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{forwards_done} forwards, {forwards_saved} saved", refresh=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,139 @@
+"""From parsed arguments to a pipeline and the settings of a call, as generate and benchmark share them."""
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..components import PRECISIONS, resolve_device
+from ..errors import OpenSoraError
+from ..geometry import frames_for_seconds, resolution_size
+from ..pipeline import OpenSoraPipeline
+from ..request import SamplingOptions, random_seed
+
+PARTS = ("dit", "vae", "t5", "clip")
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """The arguments of one pipeline call, but for prompt, seed and callbacks; `arguments` is given as keywords."""
+
+    seed: int
+    arguments: dict[str, Any]
+
+
+def call_settings(args: argparse.Namespace) -> CallSettings:
+    """Read what is asked of a video.
+
+    Raises:
+        OpenSoraError: arguments that contradict each other. Their values are checked by the pipeline.
+    """
+    if args.fps < 1:
+        raise OpenSoraError(f"--fps {args.fps} is not a frame rate; the default is 24.")
+    height, width = _size(args)
+    image, last_image = _pictures(args)
+    arguments = {
+        "negative_prompt": args.negative_prompt,
+        "height": height,
+        "width": width,
+        "num_frames": _num_frames(args.num_frames, args.fps),
+        "num_inference_steps": args.num_steps,
+        "guidance_scale": args.guidance,
+        "image_guidance_scale": args.guidance_img,
+        "image": image,
+        "last_image": last_image,
+        "options": SamplingOptions(fps=args.fps, motion_score=args.motion_score),
+    }
+    return CallSettings(random_seed() if args.seed is None else args.seed, arguments)
+
+
+def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
+    """The pipeline that model and machine arguments ask for; no weight is read.
+
+    Raises:
+        OpenSoraError: files that are not there, a device that cannot be used, or a LoRA that is none.
+    """
+    device = resolve_device(args.device)
+    torch_dtype: torch.dtype | None = PRECISIONS[args.dtype]
+    parts = {part: getattr(args, part) for part in PARTS}
+    missing = [f"--{part}" for part, path in parts.items() if path is None]
+    if len(missing) == len(PARTS):
+        made = OpenSoraPipeline.from_pretrained(args.model or "small", torch_dtype=torch_dtype, precision=args.precision, tokenizers=args.tokenizers)
+    elif args.model is not None:
+        raise OpenSoraError("Give either --model or the four parts --dit, --vae, --t5 and --clip, not both.")
+    elif missing:
+        raise OpenSoraError(f"A model of single files needs all four parts; {' and '.join(missing)} not given.")
+    else:
+        made = OpenSoraPipeline.from_files(**parts, tokenizers=args.tokenizers, torch_dtype=torch_dtype, precision=args.precision)
+    place = {"resident": made.to, "auto": made.enable_model_cpu_offload, "minimal": made.enable_sequential_cpu_offload}[args.offload]
+    place(device)
+    made.vae.policy = args.decode_policy
+    if args.attention == "sliced":
+        made.enable_attention_slicing()
+    if args.lora is not None:
+        made.load_lora(args.lora, args.lora_strength)
+    return made
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder to write in.
+
+    Raises:
+        OpenSoraError: it cannot be made or written in.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{id(folder)}.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OpenSoraError(f"Nothing can be written to {folder} ({error.strerror}); choose another folder.") from error
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal; results alone go to standard output."""
+    sys.stderr.write(line + "\n")
+
+
+def _num_frames(text: str, fps: int) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)s", text.strip())
+    if match:
+        frames = frames_for_seconds(float(match[1]), fps)
+        say(f"{text} at {fps} FPS: {frames} frames")
+        return frames
+    if not re.fullmatch(r"[+-]?\d+", text.strip()):
+        raise OpenSoraError(f"--num-frames {text!r} is neither a number of frames (129) nor seconds (4s).")
+    return int(text)
+
+
+def _size(args: argparse.Namespace) -> tuple[int, int]:
+    named, sides = (args.resolution, args.aspect_ratio), (args.height, args.width)
+    if sides == (None, None):
+        return resolution_size(args.resolution or "256px", args.aspect_ratio or "16:9")
+    if None in sides:
+        raise OpenSoraError("--width and --height are given together, or not at all.")
+    if named != (None, None):
+        raise OpenSoraError("Give either --resolution and --aspect-ratio, or --width and --height.")
+    return sides
+
+
+def _pictures(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """(first, last). The reference reads i2v_tail's and i2v_loop's pictures from one list, so one --ref serves for both."""
+    ref, end, mode = args.ref, args.ref_end, args.cond_type
+    if mode is None:
+        return ref, end
+    if mode == "t2v" and (ref or end):
+        raise OpenSoraError("--cond-type t2v uses no picture; leave out --ref and --ref-end, or choose an i2v type.")
+    if mode != "t2v" and not (ref or end):
+        raise OpenSoraError(f"--cond-type {mode} needs a picture: --ref{' or --ref-end' if mode == 'i2v_tail' else ''}.")
+    if mode == "i2v_head" and (end or not ref):
+        raise OpenSoraError("--cond-type i2v_head takes --ref alone; for a last frame too use i2v_loop.")
+    if mode == "i2v_tail" and ref and end:
+        raise OpenSoraError("--cond-type i2v_tail takes one picture, --ref-end; for a first frame too use i2v_loop.")
+    if mode == "i2v_loop" and not ref:
+        raise OpenSoraError("--cond-type i2v_loop needs --ref (and --ref-end, if it does not end where it began).")
+    return {"t2v": (None, None), "i2v_head": (ref, None), "i2v_tail": (None, end or ref), "i2v_loop": (ref, end or ref)}[mode]

@@ -1,0 +1,351 @@
+"""The networks of a model: which files hold them, read when they are first needed, and where they live meanwhile.
+
+Three ways to live. `resident`: on the device from the first use on. `model`: in main memory, or in no memory
+at all where the file is mapped as it is, and on the device only while at work. `sequential`: one layer on the
+device at a time, by accelerate. On the CPU all three compute the same numbers.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint.detect import Identity, identify, require
+from .checkpoint.files import read_header
+from .config import LATENT_SCALE, Tiling, VAEConfig
+from .errors import CheckpointError, OpenSoraError
+from .geometry import SPACE_COMPRESSION, pixel_frames
+from .text.tokens import CLIP, T5, find_tokenizer
+from .text.weights import read_headers
+from .vae.memory import POLICIES, choose_decode
+from .vae.tiling import check_tiling, posterior, tiled_decode, tiled_encode
+
+RESIDENT, MODEL, SEQUENTIAL = "resident", "model", "sequential"
+PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+SMALL = Path(__file__).parent / "assets" / "small"
+
+# Layers that read the weights of the layers inside them and so must have all of them at once: vae/layers.py.
+_WHOLE = ["Upsample"]
+
+_FINAL_NORMS = {"t5": "encoder.final_layer_norm.weight", "clip": "text_model.final_layer_norm.weight"}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's parts are.
+
+    Attributes:
+        dit, vae: weights files. t5, clip: files or hub folders.
+        tokenizers: a folder to look for both tokenizers in; None = beside the encoders.
+    """
+
+    dit: Path
+    vae: Path
+    t5: Path
+    clip: Path
+    tokenizers: Path | None = None
+
+    @classmethod
+    def in_folder(cls, folder: str | Path, tokenizers: str | Path | None = None) -> "ModelFiles":
+        """The files of a folder in the layout of the hub repository hpcai-tech/Open-Sora-v2, or of "small", the built-in model.
+
+        Raises:
+            OpenSoraError: no such folder, or a part is missing in it.
+        """
+        if str(folder) == "small":
+            if not SMALL.is_dir():
+                raise OpenSoraError(
+                    "The built-in model 'small' is not part of this copy; give a folder with the Open-Sora 2.0 files as the model "
+                    "(`make demo` writes a small random one)."
+                )
+            folder = SMALL
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            hint = "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)" if folder.is_file() else ""
+            raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
+        missing = [name for name in _LAYOUT.values() if not (folder / name).exists()]
+        if missing:
+            raise OpenSoraError(f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file.")
+        return cls(**{part: folder / name for part, name in _LAYOUT.items()}, tokenizers=tokenizers and Path(tokenizers))
+
+    def check_exist(self) -> "ModelFiles":
+        """Return self if every part is there.
+
+        Raises:
+            OpenSoraError: names the first that is not.
+        """
+        for part in fields(self):
+            path = getattr(self, part.name)
+            if path is not None and not path.exists():
+                raise OpenSoraError(f"--{part.name}: {path} does not exist.")
+        return self
+
+
+_LAYOUT = {
+    "dit": "Open_Sora_v2.safetensors",
+    "vae": "hunyuan_vae.safetensors",
+    "t5": "google/t5-v1_1-xxl",
+    "clip": "openai/clip-vit-large-patch14",
+}
+
+
+@dataclass
+class Placement:
+    """Where and how the networks of one pipeline compute; shared by its components, changed only by the pipeline."""
+
+    device: torch.device
+    torch_dtype: torch.dtype | None = None  # None: bf16 on an accelerator, fp32 on the CPU
+    mode: str = RESIDENT
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.torch_dtype is not None:
+            return self.torch_dtype
+        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+
+class Component:
+    """One network, read at its first use.
+
+    Args:
+        read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files.
+        placement: shared with the pipeline.
+        is_kept: False for one that works once a run (a text encoder): outside `resident` it is given up after its work.
+    """
+
+    def __init__(self, read: Callable[[torch.dtype, torch.device], Any], placement: Placement, is_kept: bool = True):
+        self._read = read
+        self._placement = placement
+        self._is_kept = is_kept
+        self._network: Any = None
+
+    @contextmanager
+    def at_work(self) -> Iterator[Any]:
+        """The network, able to compute on the placement's device inside the block."""
+        placement = self._placement
+        if self._network is None:
+            self._network = self._load(placement)
+        network = self._network
+        try:
+            with visiting(_module(network), placement.device) if placement.mode == MODEL else nullcontext():
+                yield network
+        finally:
+            if placement.mode != RESIDENT and not self._is_kept:
+                self.release()
+
+    def release(self) -> None:
+        """Forget the network; the next use reads it again."""
+        self._network = None
+
+    def _load(self, placement: Placement) -> Any:
+        home = placement.device if placement.mode == RESIDENT else torch.device("cpu")
+        with torch.inference_mode(False):  # parameters made inside could not be replaced outside
+            network = self._read(placement.dtype, home)
+            if placement.mode == SEQUENTIAL:
+                _by_layers(_module(network), placement.device)
+        return network
+
+
+@contextmanager
+def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Bring a module to a device for the length of the block.
+
+    The tensors it had are kept and put back rather than copied back, so that leaving costs nothing and
+    memory-mapped ones stay mapped.
+    """
+    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    home = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    moved: dict[int, Tensor] = {}  # a tensor under two names is moved once
+    try:
+        for store, name, tensor in home:
+            if id(tensor) not in moved:
+                there = tensor.detach().to(device)
+                moved[id(tensor)] = nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+            store[name] = moved[id(tensor)]
+        yield
+    finally:
+        for store, name, tensor in home:
+            store[name] = tensor
+
+
+def _module(network: Any) -> nn.Module:
+    return network if isinstance(network, nn.Module) else network.model
+
+
+class VideoVAE:
+    """The VAE as a pipeline uses it: clips in and out, tiles inside.
+
+    Attributes:
+        tiling: sizes of the tiles; the defaults are the reference's.
+        policy: how to decode: auto, exact or low_memory, see vae/memory.py.
+    """
+
+    def __init__(self, component: Component, placement: Placement):
+        self.tiling = Tiling()
+        self._policy = "auto"
+        self._component = component
+        self._placement = placement
+
+    @property
+    def policy(self) -> str:
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: str) -> None:
+        if policy not in POLICIES:
+            raise OpenSoraError(f"decode policy {policy!r} is not known; use one of {', '.join(POLICIES)}.")
+        self._policy = policy
+
+    def enable_tiling(self, tile_size: int = 256, tile_overlap: float = 0.25) -> None:
+        """Choose the spatial tiles of encode and decode: pixels of a side, and the share of it that neighbours have in common.
+
+        The defaults are what the released model was used with; other sizes give slightly other pictures.
+
+        Raises:
+            OpenSoraError: a size or an overlap that tiles cannot have.
+        """
+        self.tiling = check_tiling(Tiling(tile_size, tile_overlap, self.tiling.temporal_tile))
+
+    def encode(self, images: Tensor, generators: list[torch.Generator | None], progress: Progress | None = None) -> Tensor:
+        """Latents of a clip (a picture is one of one frame).
+
+        Args:
+            images: [T, H, W, 3] fp32 in 0..1.
+            generators: one for each latent wanted: None for the posterior's mode, or what to sample it with.
+
+        Returns:
+            [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
+        """
+        pixels = images.permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
+        with self._component.at_work() as vae:
+            moments = tiled_encode(vae.encode_moments, pixels.to(self._placement.device, self._placement.dtype), self.tiling, progress)
+        moments = moments.float()
+        return LATENT_SCALE * torch.cat([posterior(moments, generator is not None, generator) for generator in generators])
+
+    @contextmanager
+    def decoder(self, latent_shape) -> Iterator[tuple[Callable[..., Tensor], str | None]]:
+        """A function from latents [1, C, T, H, W] (transformer's scale) and progress to pixels [1, 3, T, H, W], about -1..1.
+
+        With it comes the one line to show if memory makes the decode other than exact, or None.
+        """
+        placement = self._placement
+        with self._component.at_work() as vae:
+            free = _free_for_tiles(latent_shape, vae.config, placement)
+            tiling, note = choose_decode(self.policy, vae.config, latent_shape, self.tiling, placement.dtype.itemsize, free)
+
+            def decode(latents: Tensor, progress: Progress | None = None) -> Tensor:
+                return tiled_decode(vae.decode, (latents.float() / LATENT_SCALE).to(placement.dtype), tiling, progress)
+
+            yield decode, note
+
+
+def resolve_dtype(torch_dtype: torch.dtype | None, precision: str) -> torch.dtype | None:
+    """The dtype two settings ask for together; None leaves it to the device.
+
+    Raises:
+        OpenSoraError: not a known precision, a dtype that the networks are not run in, or two that differ.
+    """
+    if precision not in PRECISIONS:
+        raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    wanted = PRECISIONS[precision]
+    if torch_dtype not in (None, torch.float32, torch.bfloat16):
+        raise OpenSoraError(f"dtype {torch_dtype} is not one the networks are run in; use torch.bfloat16 or torch.float32.")
+    if wanted and torch_dtype and wanted != torch_dtype:
+        raise OpenSoraError(f"precision={precision!r} and dtype {torch_dtype} contradict each other; give one of them.")
+    return wanted or torch_dtype
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that can be computed on; "auto" is CUDA, else Apple's GPU, else the CPU.
+
+    Raises:
+        OpenSoraError: no such device here.
+    """
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says "not compiled with" by an assertion
+        raise OpenSoraError(f"The device {device} cannot be used here; use auto or cpu.") from error
+    if found.type == "meta":
+        raise OpenSoraError("The device meta holds no numbers; use auto or cpu.")
+    return found
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device has left, or None where it cannot be asked."""
+    if device.type == "cuda":
+        # What torch holds in reserve without using it is free for us too.
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    meminfo = Path("/proc/meminfo")
+    if device.type == "cpu" and meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in lines:
+            return int(lines["MemAvailable"].split()[0]) * 1024
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _free_for_tiles(latent_shape, config: VAEConfig, placement: Placement) -> int:
+    free = free_bytes(placement.device)
+    if free is None:
+        return sys.maxsize  # unknown: try
+    frames, height, width = latent_shape[-3:]
+    finished = config.in_channels * pixel_frames(frames) * height * width * SPACE_COMPRESSION**2 * placement.dtype.itemsize
+    return max(0, free - finished)
+
+
+def check_files(files: ModelFiles) -> None:
+    """Compare the parts by their headers, and find the tokenizers; no weight is read.
+
+    Raises:
+        CheckpointError: a part is something else, or of another model than the transformer.
+    """
+    transformer = _require("transformer", files.dit).config
+    vae = _require("vae", files.vae).config
+    if vae.latent_channels != transformer.in_channels:
+        raise CheckpointError(
+            f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
+            "give the VAE the transformer was trained with."
+        )
+    for kind, slot, path, wanted in (("T5", "t5", files.t5, transformer.context_in_dim), ("CLIP", "clip", files.clip, transformer.vec_in_dim)):
+        width = _text_width(slot, path)
+        if width not in (None, wanted):
+            raise CheckpointError(
+                f"The {kind} encoder {path.name} gives {width} features and {files.dit.name} reads {wanted}: they are not of one model."
+            )
+    find_tokenizer(T5, files.t5, files.tokenizers)
+    find_tokenizer(CLIP, files.clip, files.tokenizers)
+
+
+def _text_width(slot: str, path: Path) -> int | None:
+    """Features of a text encoder, or None where its final norm is missing, which loading will say better."""
+    shapes = {key: info.shape for header in read_headers(path) for key, info in header.tensors.items()}
+    require(identify(shapes), slot, path.name)
+    return next((shape[0] for key, shape in shapes.items() if key.endswith(_FINAL_NORMS[slot])), None)
+
+
+def _require(slot: str, path: Path) -> Identity:
+    header = read_header(path)
+    return require(identify(header.shapes), slot, header.name)
+
+
+def _by_layers(module: nn.Module, device: torch.device) -> None:
+    try:
+        from accelerate import cpu_offload
+    except ImportError as error:
+        raise OpenSoraError("Keeping one layer at a time on the device needs accelerate: pip install accelerate.") from error
+    cpu_offload(module, execution_device=device, offload_buffers=True, preload_module_classes=_WHOLE)

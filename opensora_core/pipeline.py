@@ -1,0 +1,359 @@
+"""OpenSoraPipeline: prompt (and pictures) in, frames out, with no host.
+
+The walk: decorate and encode the prompt -> lay reference latents beside the noise -> sigmas -> guided Euler run ->
+reference frames restored -> decode. Everything a person can get wrong is refused before the first weight is read.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from .checkpoint.load import load_transformer, load_vae
+from .checkpoint.lora import merge_lora, read_lora
+from .components import (
+    MODEL,
+    SEQUENTIAL,
+    Component,
+    ModelFiles,
+    Placement,
+    VideoVAE,
+    check_files,
+    resolve_device,
+    resolve_dtype,
+)
+from .errors import OpenSoraError
+from .ops import attention, sliced_attention
+from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, random_seed, reference_image
+from .sampling.conditioning import ImageCondition, fit_image, image_condition
+from .sampling.guidance import Guidance
+from .sampling.schedule import latent_flow_shift, sigmas
+from .sampling.solver import StepReport, TextCondition, noise, sample
+from .text.encoders import load_clip, load_t5
+from .text.prompt import decorate
+from .video import to_uint8
+
+logger = logging.getLogger(__name__)
+
+StepCallback = Callable[[int, int, int, int, Tensor], None]
+StageProgress = Callable[[str, int, int], None]
+
+
+@dataclass
+class GenerationResult:
+    """What a run made.
+
+    Attributes:
+        frames: for every video, its frames, uint8 [H, W, 3].
+        latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale (LATENT_SCALE times the VAE's).
+        prompt: its text as it was encoded, and what may be given to a next call in place of the text. seeds: of every video.
+        forwards: transformer rows of each video; forwards_saved: against three at every step.
+        seconds: spent in each stage: text, condition, sampling, decode. Reading a network counts where it happened.
+        notes: lines a person should see, such as a decode that memory made other than exact.
+    """
+
+    frames: list[list[numpy.ndarray]] = field(default_factory=list)
+    latents: Tensor | None = None
+    prompt: EncodedPrompt | None = None
+    seeds: list[int] = field(default_factory=list)
+    forwards: int = 0
+    forwards_saved: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class OpenSoraPipeline:
+    """Open-Sora 2.0 from its files. Networks are read when they are first needed.
+
+    Args:
+        files: where the parts are.
+        torch_dtype: of the networks; None = bf16 on an accelerator, fp32 on the CPU.
+        precision: auto, fp32 or bf16: the same choice in a word.
+
+    Attributes:
+        vae: `.enable_tiling(tile_size, tile_overlap)`, `.policy` (auto, exact, low_memory).
+
+    Raises:
+        OpenSoraError: a part is not there, or the settings contradict each other.
+    """
+
+    def __init__(self, files: ModelFiles, torch_dtype: torch.dtype | None = None, precision: str = "auto"):
+        self.files = files.check_exist()
+        self._placement = Placement(torch.device("cpu"), resolve_dtype(torch_dtype, precision))
+        self._is_checked = False
+        self._attention = attention
+        self._loras: list[tuple[Path, float]] = []
+        self._transformer = Component(self._read_transformer, self._placement)
+        self._vae = Component(partial(load_vae, files.vae), self._placement)
+        self._t5 = Component(partial(load_t5, files.t5, tokenizers=files.tokenizers), self._placement, is_kept=False)
+        self._clip = Component(partial(load_clip, files.clip, tokenizers=files.tokenizers), self._placement, is_kept=False)
+        self.vae = VideoVAE(self._vae, self._placement)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path = "small",
+        *,
+        torch_dtype: torch.dtype | None = None,
+        precision: str = "auto",
+        tokenizers: str | Path | None = None,
+    ) -> "OpenSoraPipeline":
+        """A pipeline over a folder in the layout of hpcai-tech/Open-Sora-v2, or over "small", the built-in model.
+
+        Nothing is downloaded. tokenizers: a folder to look for both in, if not beside the encoders.
+        """
+        return cls(ModelFiles.in_folder(folder, tokenizers), torch_dtype, precision)
+
+    @classmethod
+    def from_files(
+        cls,
+        *,
+        dit: str | Path,
+        vae: str | Path,
+        t5: str | Path,
+        clip: str | Path,
+        tokenizers: str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+        precision: str = "auto",
+    ) -> "OpenSoraPipeline":
+        """A pipeline over single files (or hub folders, for the text encoders)."""
+        parts = {"dit": dit, "vae": vae, "t5": t5, "clip": clip, "tokenizers": tokenizers}
+        files = ModelFiles(**{name: path and Path(path).expanduser() for name, path in parts.items()})
+        return cls(files, torch_dtype, precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks compute."""
+        return self._placement.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in; latents between steps are fp32."""
+        return self._placement.dtype
+
+    @property
+    def offload(self) -> str:
+        """resident, model or sequential; see components.py."""
+        return self._placement.mode
+
+    def to(self, device: str | torch.device) -> "OpenSoraPipeline":
+        """Compute on a device ("auto": CUDA, else Apple's GPU, else the CPU)."""
+        self._placement.device = resolve_device(device)
+        self._release()
+        return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> "OpenSoraPipeline":
+        """Keep each network on the device only while it works; without a device, on the one chosen or found."""
+        return self._offload(MODEL, device)
+
+    def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> "OpenSoraPipeline":
+        """Keep one layer on the device at a time (accelerate): slowest, and the least device memory."""
+        return self._offload(SEQUENTIAL, device)
+
+    def enable_attention_slicing(self, slice_size: int = 1) -> "OpenSoraPipeline":
+        """Let attention take `slice_size` heads at a time: the same result with less workspace, slower."""
+        if not isinstance(slice_size, int) or slice_size < 1:
+            raise OpenSoraError(f"slice_size={slice_size!r} heads cannot be taken at a time; use 1 or more.")
+        self._attention = sliced_attention(slice_size)
+        self._transformer.release()
+        return self
+
+    def load_lora(self, path: str | Path, strength: float = 1.0) -> "OpenSoraPipeline":
+        """Add a LoRA to the transformer, after those added before.
+
+        Args:
+            path: a LoRA file or PEFT folder.
+            strength: factor on its change; 1 is the file's own.
+
+        Raises:
+            OpenSoraError: not a finite strength, or no LoRA for this model (shapes are compared when the model is read).
+        """
+        if not numpy.isfinite(strength):
+            raise OpenSoraError(f"strength={strength} is not a finite number; 1 applies the LoRA as it was trained.")
+        read_lora(path)
+        self._loras.append((Path(path), float(strength)))
+        self._transformer.release()
+        return self
+
+    @torch.inference_mode()
+    def encode_prompt(self, prompt: str, negative_prompt: str = "", options: SamplingOptions | None = None) -> EncodedPrompt:
+        """Decorate and encode a prompt once, for several calls. The negative prompt is encoded as it is."""
+        options = options or SamplingOptions()
+        text = decorate(prompt, options.fps, options.motion_score)
+        with self._t5.at_work() as t5:
+            context, negative_context = t5.encode([text, negative_prompt]).float().cpu().split(1)
+        with self._clip.at_work() as clip:
+            pooled, negative_pooled = clip.encode([text, negative_prompt]).float().cpu().split(1)
+        return EncodedPrompt(text, TextCondition(context, pooled, negative_context, negative_pooled))
+
+    @torch.inference_mode()
+    def __call__(  # noqa: PLR0913 - the settings people know by these names; inside they travel as one GenerationRequest
+        self,
+        prompt: str | EncodedPrompt,
+        *,
+        negative_prompt: str = "",
+        height: int = 192,
+        width: int = 336,
+        num_frames: int = 129,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        image_guidance_scale: float = 3.0,
+        image=None,
+        last_image=None,
+        seed: int | None = None,
+        num_videos_per_prompt: int = 1,
+        callback: StepCallback | None = None,
+        progress: StageProgress | None = None,
+        options: SamplingOptions | None = None,
+    ) -> GenerationResult:
+        """Make videos.
+
+        Args:
+            prompt: a text, or what encode_prompt gave (negative_prompt is then not read).
+            height, width: pixels, multiples of 16; see geometry.resolution_size.
+            num_frames: 4k+1.
+            guidance_scale, image_guidance_scale: 1 is neutral.
+            image, last_image: first and last frame: paths, PIL images, or [H, W, 3] uint8 or float in 0..1.
+            seed: 0..2**64-1; None draws one. Video k of the batch is what seed + k gives alone.
+            callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents).
+            progress: (stage, done, total) for the stages text, condition, sampling and decode.
+            options: what is seldom changed, see request.SamplingOptions.
+
+        Raises:
+            OpenSoraError: a request that cannot be met, before any weight is read.
+        """
+        options = options or SamplingOptions()
+        request = GenerationRequest(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            num_steps=num_inference_steps,
+            guidance=Guidance(
+                guidance_scale, image_guidance_scale, options.text_oscillation, options.image_oscillation, options.temporal_ramp
+            ),
+            first_image=reference_image("image", image),
+            last_image=reference_image("last_image", last_image),
+            seed=random_seed() if seed is None else seed,
+            num_videos=num_videos_per_prompt,
+            options=options,
+        )
+        self._check_files()
+        return self._generate(request, callback, progress or _silent)
+
+    def _generate(self, request: GenerationRequest, callback: StepCallback | None, progress: StageProgress) -> GenerationResult:
+        result = GenerationResult(seeds=[request.seed + k for k in range(request.num_videos)])
+        with self._stage("text", result):
+            progress("text", 0, 1)
+            result.prompt = request.prompt
+            if isinstance(request.prompt, str):
+                result.prompt = self.encode_prompt(request.prompt, request.negative_prompt, request.options)
+            progress("text", 1, 1)
+        with self._stage("condition", result):
+            generators = [_posterior_generator(request, k) for k in range(request.num_videos)]
+            condition = self._condition(request, generators, partial(progress, "condition"))
+        with self._stage("sampling", result):
+            progress("sampling", 0, request.num_steps)
+            result.latents = self._sample(request, result.prompt.condition, condition, _watch(result, callback, progress))
+        with self._stage("decode", result):
+            self._decode(result, partial(progress, "decode"))
+        return result
+
+    def _condition(self, request: GenerationRequest, generators: list, progress) -> ImageCondition | None:
+        pictures = [request.first_image, request.last_image]
+        given = [picture for picture in pictures if picture is not None]
+        if not given:
+            return None
+        latents, options = [], request.options
+        for done, picture in enumerate(given):
+            progress(done, len(given))
+            fitted = fit_image(picture, request.height, request.width, options.fit)
+            latents.append(self.vae.encode(fitted, generators))
+        progress(len(given), len(given))
+        head, tail = (None if picture is None else latents.pop(0) for picture in pictures)
+        channels = (head if head is not None else tail).shape[1]
+        return image_condition((request.num_videos, channels, *request.latent_extent), head, tail)
+
+    def _sample(self, request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, on_step) -> Tensor:
+        options, device = request.options, self._placement.device
+        where = device if options.noise_device == "gpu" else torch.device("cpu")
+        with self._transformer.at_work() as transformer:
+            shape = (1, transformer.config.in_channels, *request.latent_extent)
+            rows = [noise(shape, request.seed + k, where, LATENT_DTYPES[options.latent_dtype]) for k in range(request.num_videos)]
+            alpha = options.shift or latent_flow_shift(shape, transformer.config.patch_size)
+            schedule = sigmas(request.num_steps, alpha)
+            text = TextCondition(**{name: part.expand(len(rows), *part.shape[1:]) for name, part in vars(text).items()})
+            latents = sample(transformer, torch.cat(rows).to(device), schedule, request.guidance, text, condition, on_step)
+        if not torch.isfinite(latents).all():
+            raise OpenSoraError(f"The transformer gave values that are not numbers (in {self.dtype}); try fp32, or check the file with inspect.")
+        return latents.float().cpu()
+
+    def _decode(self, result: GenerationResult, progress) -> None:
+        videos = result.latents.split(1)
+        progress(0, 1)  # how many tiles there are is known with the first
+        with self.vae.decoder(videos[0].shape) as (decode, note):
+            if note:
+                logger.warning("%s", note)
+                result.notes.append(note)
+            for index, latents in enumerate(videos):
+                pixels = decode(latents, lambda done, total, index=index: progress(index * total + done, len(videos) * total))
+                # A frame at a time: fp32 copies of a whole clip would be larger than the clip.
+                result.frames.append([to_uint8((frame.float() + 1) / 2)[0] for frame in pixels.permute(0, 2, 3, 4, 1)[0].split(1)])
+
+    def _read_transformer(self, dtype: torch.dtype, device: torch.device):
+        model = load_transformer(self.files.dit, dtype, device, attention=self._attention)
+        for path, strength in self._loras:
+            merge_lora(model, path, strength)
+        return model
+
+    def _check_files(self) -> None:
+        if not self._is_checked:
+            check_files(self.files)
+            self._is_checked = True
+
+    def _offload(self, mode: str, device: str | torch.device | None) -> "OpenSoraPipeline":
+        if device is None:
+            device = "auto" if self._placement.device.type == "cpu" else self._placement.device
+        self._placement.mode = mode
+        return self.to(device)
+
+    def _release(self) -> None:
+        for component in (self._transformer, self._vae, self._t5, self._clip):
+            component.release()
+
+    @contextmanager
+    def _stage(self, name: str, result: GenerationResult):
+        begun = time.perf_counter()
+        yield
+        if self._placement.device.type == "cuda":
+            torch.cuda.synchronize(self._placement.device)
+        result.seconds[name] = time.perf_counter() - begun
+
+
+def _watch(result: GenerationResult, callback: StepCallback | None, progress: StageProgress) -> Callable[[StepReport], None]:
+    def on_step(report: StepReport) -> None:
+        result.forwards, result.forwards_saved = report.forwards_done, report.forwards_saved
+        if callback is not None:
+            callback(report.step, report.num_steps, report.forwards_done, report.forwards_saved, report.latents)
+        progress("sampling", report.step, report.num_steps)
+
+    return on_step
+
+
+def _posterior_generator(request: GenerationRequest, index: int) -> torch.Generator | None:
+    """One for each video, so that a batch item is what its seed gives alone; None for the mode."""
+    if request.options.posterior == "mode":
+        return None
+    return torch.Generator("cpu").manual_seed(request.seed + index)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,157 @@
+"""What one generation asks for. Everything a person can get wrong is checked here, before any file is read."""
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from .errors import OpenSoraError
+from .geometry import check_num_frames, check_size, latent_frames, latent_size
+from .sampling.conditioning import FITS, condition_mask
+from .sampling.guidance import Guidance
+from .sampling.solver import MAX_SEED, TextCondition
+from .text.prompt import decorate
+from .video import read_image, rgb_array
+
+POSTERIORS = ("mode", "sample")
+NOISE_DEVICES = ("cpu", "gpu")
+LATENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt ready to sample with, from OpenSoraPipeline.encode_prompt; give it in place of a prompt to encode only once.
+
+    Attributes:
+        text: the positive prompt as it was encoded.
+        condition: what the transformer reads of it and of the negative prompt, batch 1, on the CPU.
+    """
+
+    text: str
+    condition: TextCondition
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Settings that are seldom changed; the defaults are the released configuration's, but for fp32 latents and CPU noise.
+
+    Attributes:
+        fps: frames per second, said to the model in the prompt; 0 leaves the sentence out.
+        motion_score: 1 (still) to 15 (wild), said in the prompt; 0 leaves the sentence out.
+        text_oscillation, image_oscillation: guidance falls to 1 on every odd step after the tenth.
+        temporal_ramp: image guidance grows from 1 at the first frame to its full value at the last.
+        shift: of the schedule; 0 = from size and length.
+        fit: how a picture is brought to the video's size: crop, pad or stretch.
+        posterior: the VAE's mode, or a sample drawn with the seed.
+        noise_device: cpu (the same noise for a seed on every machine) or gpu (where the model works).
+        latent_dtype: fp32 or bf16, of the noise and of the latents between steps.
+    """
+
+    fps: int = 24
+    motion_score: int = 4
+    text_oscillation: bool = True
+    image_oscillation: bool = True
+    temporal_ramp: bool = True
+    shift: float = 0.0
+    fit: str = "crop"
+    posterior: str = "mode"
+    noise_device: str = "cpu"
+    latent_dtype: str = "fp32"
+
+    def __post_init__(self):
+        decorate("", self.fps, self.motion_score)  # raises for a number outside its range
+        for name, choices in (("fit", FITS), ("posterior", POSTERIORS), ("noise_device", NOISE_DEVICES), ("latent_dtype", LATENT_DTYPES)):
+            if getattr(self, name) not in choices:
+                raise OpenSoraError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(choices)}.")
+        if not (math.isfinite(self.shift) and self.shift >= 0):
+            raise OpenSoraError(f"shift={self.shift} is not a positive, finite number; 0 takes it from size and length.")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One call of the pipeline, checked.
+
+    Attributes:
+        height, width: pixels, multiples of 16. num_frames: 4k+1.
+        first_image, last_image: [1, H, W, 3] fp32 in 0..1 of any size, or None.
+        seed: of the first video; video k of the batch is the one that seed + k gives alone.
+    """
+
+    prompt: str | EncodedPrompt
+    negative_prompt: str
+    height: int
+    width: int
+    num_frames: int
+    num_steps: int
+    guidance: Guidance
+    first_image: Tensor | None
+    last_image: Tensor | None
+    seed: int
+    num_videos: int
+    options: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self):
+        if not isinstance(self.prompt, (str, EncodedPrompt)):
+            raise OpenSoraError(f"A prompt is one text; this is a {type(self.prompt).__name__}. For several, call once for each.")
+        if not isinstance(self.negative_prompt, str):
+            raise OpenSoraError(f"A negative prompt is one text ('' for none); this is a {type(self.negative_prompt).__name__}.")
+        for name in ("height", "width", "num_frames", "num_steps", "seed", "num_videos"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise OpenSoraError(f"{name}={value!r} is not a whole number.")
+        for name, default in (("num_steps", 50), ("num_videos", 1)):
+            if getattr(self, name) < 1:
+                raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
+        check_size(self.height, self.width)
+        check_num_frames(self.num_frames)
+        condition_mask(self.cond_type, self.latent_extent[0])  # raises if the clip cannot hold what is given
+        if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
+            raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")
+
+    @property
+    def cond_type(self) -> str:
+        """t2v, i2v_head, i2v_tail or i2v_loop, as the pictures given say."""
+        given = (self.first_image is not None, self.last_image is not None)
+        return {(False, False): "t2v", (True, False): "i2v_head", (False, True): "i2v_tail", (True, True): "i2v_loop"}[given]
+
+    @property
+    def latent_extent(self) -> tuple[int, int, int]:
+        """(T, H, W) of a video's latent; its channels are the model's."""
+        return (latent_frames(self.num_frames), *latent_size(self.height, self.width))
+
+
+def random_seed() -> int:
+    """A fresh seed of 32 bits; Python's and torch's global generators are left alone."""
+    return random.SystemRandom().randrange(2**32)
+
+
+def reference_image(name: str, image) -> Tensor | None:
+    """A reference picture as [1, H, W, 3] fp32 in 0..1 on the CPU.
+
+    Args:
+        name: for messages.
+        image: None, a path, a PIL image, or a tensor or array [H, W, 3] or [1, H, W, 3], uint8 or float in 0..1.
+
+    Raises:
+        OpenSoraError: anything else.
+    """
+    if image is None or isinstance(image, (str, Path)):
+        return None if image is None else read_image(image)
+    if hasattr(image, "convert"):  # a PIL image, without importing PIL to ask
+        image = rgb_array(image)
+    if not isinstance(image, (Tensor, numpy.ndarray)):
+        raise OpenSoraError(f"{name} is a path, a PIL image, an array or a tensor; this is a {type(image).__name__}.")
+    image = torch.as_tensor(image).detach().cpu()
+    if image.ndim == 3:
+        image = image.unsqueeze(0)
+    if image.ndim != 4 or image.shape[0] != 1 or image.shape[-1] != 3 or 0 in image.shape:
+        raise OpenSoraError(f"{name} is one picture, [height, width, 3] or [1, height, width, 3]; this one is {list(image.shape)}.")
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    if not image.is_floating_point() or not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+        raise OpenSoraError(f"{name} holds uint8, or floats from 0 to 1; this one is {image.dtype} with values outside that.")
+    return image.float()
