@@ -54,6 +54,7 @@ bench: $(READY)
 
 record: $(READY)
 	$(PY) -m demo.host_record
+	$(PY) -m demo.help_pages
 
 workflows: $(READY)
 	PYTHONPATH=. $(PY) tests/browser/build_workflows.py

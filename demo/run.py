@@ -37,6 +37,7 @@ def first_frame(path: Path) -> Path:
 def generate(name: str, *arguments: str) -> Path:
     """Run the command line once and return the video it wrote."""
     video = OUT / f"{name}.mp4"
+    video.unlink(missing_ok=True)  # the command line never overwrites, it would number the new one
     command = [
         sys.executable, "-m", "opensora_core", "generate", "--model", str(CHECKPOINT), "--prompt", PROMPT, "--seed", "42",
         "--resolution", "256px", "--aspect-ratio", "16:9", "--num-frames", str(NUM_FRAMES), "--num-steps", str(NUM_STEPS),

@@ -1,0 +1,111 @@
+"""Fills the tables of the help pages and of the README from the recorded schemas and the translations.
+
+    python -m demo.help_pages [--check]
+
+web/docs/<NodeId>.md (English) and web/docs/<NodeId>/zh.md are written by hand except for what stands between the markers,
+so that a tooltip is written once: English in the schema, Chinese in locales/zh/nodeDefs.json.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from . import comfy, host_record
+
+DOCS = comfy.PACK / "web" / "docs"
+WORDS = {
+    "en": {"inputs": "Inputs", "outputs": "Outputs", "columns": ("", "type", "default", ""), "optional": "optional", "none": "none"},
+    "zh": {"inputs": "输入", "outputs": "输出", "columns": ("", "类型", "默认值", ""), "optional": "可选", "none": "无"},
+}
+
+
+def texts(language: str) -> dict:
+    """locales/<language>/nodeDefs.json."""
+    return json.loads((comfy.PACK / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def page_path(node_id: str, language: str) -> Path:
+    """Where the front-end looks for a node's help; English is what it falls back to."""
+    return DOCS / f"{node_id}.md" if language == "en" else DOCS / node_id / f"{language}.md"
+
+
+def inputs_table(info: dict, words: dict, text: dict) -> str:
+    columns = words["columns"]
+    rows = [f"| {words['inputs']} | {columns[1]} | {columns[2]} | {columns[3]} |", "|---|---|---|---|"]
+    schema = host_record.schema_of(info)["inputs"]
+    for item in schema:
+        described = text["inputs"].get(item["name"], {"name": item["name"], "tooltip": ""})
+        label = f"`{item['name']}`" + (f" {described['name']}" if described["name"] != item["name"] else "")
+        kind = ", ".join(str(choice) for choice in item["choices"]) if item["choices"] else item["type"]
+        if item["optional"]:
+            kind += f" ({words['optional']})"
+        rows.append(f"| {label} | {kind} | {_default(item)} | {described['tooltip']} |")
+    return "\n".join(rows)
+
+
+def _default(item: dict) -> str:
+    if item["default"] is None:
+        return ""
+    if isinstance(item["default"], bool):
+        return "on" if item["default"] else "off"
+    return str(item["default"]) or '""'
+
+
+def outputs_table(info: dict, words: dict, text: dict) -> str:
+    rows = [f"| {words['outputs']} | {words['columns'][1]} | |", "|---|---|---|"]
+    for number, (kind, name) in enumerate(host_record.schema_of(info)["outputs"]):
+        described = text["outputs"].get(str(number), {"name": name, "tooltip": ""})
+        label = f"`{name}`" + (f" {described['name']}" if described["name"] != name else "")
+        rows.append(f"| {label} | {kind} | {described['tooltip']} |")
+    return "\n".join(rows)
+
+
+def nodes_table(nodes: dict) -> str:
+    """The README's list of nodes."""
+    rows = ["| node | what it does |", "|---|---|"]
+    for name, info in nodes.items():
+        if name.startswith("OpenSora"):
+            rows.append(f"| [{info['display_name']}](web/docs/{name}.md) | {info['description']} |")
+    return "\n".join(rows)
+
+
+def between(text: str, marker: str, table: str) -> str:
+    """`text` with the lines between the two markers of this name replaced."""
+    pattern = re.compile(f"(<!-- {marker}:begin -->\n).*?(<!-- {marker}:end -->)", re.S)
+    if not pattern.search(text):
+        raise ValueError(f"no {marker} markers")
+    return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}" if table else found[0], text)
+
+
+def pages() -> dict[Path, str]:
+    """Every page as it should read now."""
+    nodes = host_record.read()["nodes"]
+    made = {}
+    for language, words in WORDS.items():
+        translated = texts(language)
+        for name, info in nodes.items():
+            if name.startswith("OpenSora"):
+                path = page_path(name, language)
+                text = between(path.read_text(encoding="utf-8"), "inputs", inputs_table(info, words, translated[name]))
+                made[path] = between(text, "outputs", outputs_table(info, words, translated[name]))
+    readme = comfy.PACK / "README.md"
+    made[readme] = between(readme.read_text(encoding="utf-8"), "nodes", nodes_table(nodes))
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo.help_pages")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
+    check = parser.parse_args().check
+    stale = [path for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(path.relative_to(comfy.PACK))
+        if not check:
+            path.write_text(pages()[path], encoding="utf-8")
+    return int(bool(stale) and check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

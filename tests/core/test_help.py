@@ -1,0 +1,76 @@
+"""Every node has a help page and texts in both languages, complete, true to its schema, and up to date."""
+
+import json
+import re
+
+import pytest
+
+from demo import comfy, help_pages, host_record
+
+NODES = {name: info for name, info in host_record.read()["nodes"].items() if name.startswith("OpenSora")}
+LANGUAGES = tuple(help_pages.WORDS)
+SHIFTS = ("5.73", "11.87")  # 256px and 768px, 129 frames
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node_id", NODES)
+def test_help_page_names_every_input_and_output(node_id, language):
+    page = help_pages.page_path(node_id, language).read_text(encoding="utf-8")
+    schema = host_record.schema_of(NODES[node_id])
+    for name in [item["name"] for item in schema["inputs"]] + [name for _, name in schema["outputs"]]:
+        assert f"| `{name}`" in page
+    hand_written = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", page, flags=re.S)
+    assert len(hand_written) > 200, "a page says more than its tables"
+
+
+def test_help_pages_and_readme_are_up_to_date():
+    stale = [path.name for path, text in help_pages.pages().items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, "run python -m demo.help_pages"
+
+
+def test_no_help_page_for_a_node_that_is_not_there():
+    pages = {path.stem for path in help_pages.DOCS.glob("*.md")} | {path.name for path in help_pages.DOCS.iterdir() if path.is_dir()}
+    assert pages == set(NODES)
+
+
+@pytest.mark.parametrize("node_id", ["OpenSoraScheduler", "OpenSoraRectifiedFlowSampler"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_sampling_pages_give_the_shifts_a_stock_sampler_needs(node_id, language):
+    page = help_pages.page_path(node_id, language).read_text(encoding="utf-8")
+    assert "KSampler" in page
+    for shift in SHIFTS:
+        assert shift in page
+
+
+def test_the_shifts_of_the_pages_are_the_schedules():
+    from opensora_core.sampling.schedule import flow_shift
+
+    # tokens of a frame = pixels / 16^2
+    found = [round(flow_shift(height * width // 256, 33), 2) for height, width in ((192, 336), (576, 1024))]
+    assert tuple(f"{shift:.2f}" for shift in found) == SHIFTS
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node_id", NODES)
+def test_translation_is_complete(node_id, language):
+    text, schema = help_pages.texts(language)[node_id], host_record.schema_of(NODES[node_id])
+    assert text["display_name"] and text["description"]
+    assert list(text["inputs"]) == [item["name"] for item in schema["inputs"]]
+    assert list(text["outputs"]) == [str(number) for number in range(len(schema["outputs"]))]
+    for part in (*text["inputs"].values(), *text["outputs"].values()):
+        assert part["name"] and part["tooltip"]
+
+
+def test_english_texts_are_the_schemas():
+    assert help_pages.texts("en") == host_record.english(NODES)
+
+
+def test_translations_name_only_nodes_that_are_there():
+    assert set(help_pages.texts("zh")) == set(NODES)
+
+
+def test_every_part_of_a_category_has_a_chinese_name():
+    names = json.loads((comfy.PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["nodeCategories"]
+    for info in NODES.values():
+        assert set(info["category"].split("/")) <= set(names)
+        assert info["category"].startswith("Open-Sora/")

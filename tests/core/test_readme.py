@@ -1,0 +1,85 @@
+"""Every command and example of README.md is run as written, on the small random checkpoint and a short clip."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+READMES = ("README.md", "README.zh.md")
+SHORT = ["--num-frames", "5", "--num-steps", "1"]  # appended: the last of two equal options holds
+SHORT_BENCHMARK = [*SHORT, "--warmup-count", "0", "--eval-count", "1"]
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+
+
+def commands(name: str) -> list[list[str]]:
+    """The words of every command in the bash blocks, comments left out."""
+    lines = [line for block in blocks(name, "bash") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+OURS = [words[3:] for words in commands("README.md") if words[:3] == ["python", "-m", "opensora_core"]]
+
+
+@pytest.fixture
+def hub_folder(tiny_checkpoint, tmp_path, monkeypatch) -> Path:
+    """A working directory that looks like a reader's: the checkpoint's folder, one of its files, a picture."""
+    from PIL import Image
+
+    (tmp_path / "Open-Sora-v2").symlink_to(tiny_checkpoint)
+    (tmp_path / "Open_Sora_v2.safetensors").symlink_to(tiny_checkpoint / "Open_Sora_v2.safetensors")
+    Image.new("RGB", (200, 120), (90, 140, 200)).save(tmp_path / "first.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_opens_with_the_two_commands(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text.startswith("# Open-Sora")
+    assert text.index("make demo") < text.index("make test") < text.index("## ")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_command_is_one_that_is_known(name):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert commands(name)
+    for words in commands(name):
+        known = words[0] == "make" and set(words[1:]) <= targets
+        known |= words[:2] == ["pip", "install"] and (words[2:] == ["."] or (words[2] == "-r" and (ROOT / words[3]).is_file()))
+        known |= words[:3] == ["python", "-m", "opensora_core"] and words[3:] in OURS
+        known |= words[:3] == ["python", "-m", "demo"] or words[:2] == ["comfy", "node"]
+        assert known, " ".join(words)
+
+
+@pytest.mark.parametrize("words", OURS, ids=lambda words: " ".join(words)[:60])
+def test_command_does_what_readme_says(words, hub_folder, capsys):
+    from opensora_core.cli import main
+
+    extra = {"generate": SHORT, "benchmark": SHORT_BENCHMARK}.get(words[0], [])
+    assert main(words + extra) in ((0, 1) if "--check" in words else (0,)), capsys.readouterr().err
+    for option in ("--out", "--benchmark-save-path"):
+        if option in words:
+            assert (hub_folder / words[words.index(option) + 1]).stat().st_size > 0
+    if words[0] == "inspect":
+        assert "Open-Sora 2.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", blocks("README.md", "python"))
+def test_python_example_runs(code, hub_folder):
+    short = code.replace("num_frames=17", "num_frames=5").replace("num_inference_steps=50", "num_inference_steps=1")
+    assert short != code
+    exec(compile(short, "README.md", "exec"), {})  # noqa: S102 - our own README, shortened
+    assert (hub_folder / "rain.mp4").stat().st_size > 0
+
+
+def test_links_between_our_own_pages_lead_somewhere():
+    for name in (*READMES, *(str(path.relative_to(ROOT)) for path in (ROOT / "web" / "docs").rglob("*.md"))):
+        page = ROOT / name
+        if page.is_file():
+            for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text(encoding="utf-8")):
+                assert (page.parent / target).exists(), f"{name}: {target}"
