@@ -19,10 +19,10 @@ LIBRARIES = {
     "PIL", "accelerate", "bitsandbytes", "einops", "imageio_ffmpeg", "numpy", "safetensors", "sentencepiece", "tokenizers", "torch",
     "tqdm", "transformers",
 }  # fmt: skip
-# The host's public face, open to every node, and its insides, which only nodes/host may know.
-HOST_API = {"comfy_api", "folder_paths"}
+# The host's public face and its two small helpers, open to every node, and its insides, which only nodes/host may know.
+HOST_API = {"comfy_api", "folder_paths", "node_helpers"}
 HOST_MODULES = {
-    "comfy", "comfy_aimdo", "comfy_execution", "comfy_extras", "comfy_kitchen", "execution", "latent_preview", "node_helpers", "nodes", "server",
+    "comfy", "comfy_aimdo", "comfy_execution", "comfy_extras", "comfy_kitchen", "execution", "latent_preview", "nodes", "server",
 }  # fmt: skip
 # room -> the rooms of opensora_core it may import. A room is a top-level module or folder.
 MAY_IMPORT = {
@@ -36,8 +36,6 @@ MAY_IMPORT = {
     "text": {"errors", "config", "checkpoint"},
     "offload": {"errors"},
     "video": {"errors"},
-    "components": {"errors", "config", "checkpoint", "text", "transformer", "vae", "ops"},
-    "request": {"errors", "geometry", "config", "sampling", "text"},
     "checkpoint": {"errors", "geometry", "config", "ops", "transformer", "vae"},
     "loaded": {"errors", "checkpoint"},
     "request": {"errors", "geometry", "sampling", "text", "video"},
