@@ -193,9 +193,7 @@ class Upsample(nn.Module):
         # The host may keep parameters elsewhere or in another type; taps are added in at least fp32, then rounded once.
         weight = conv.weight.to(x.device, torch.promote_types(x.dtype, torch.float32))
         in_time = [_taps(weight, 2, parity) for parity in (0, 1)] if self.doubles_time else [weight]
-        kernels = {
-            (row, column): [_taps(_taps(w, 3, row), 4, column).to(x.dtype) for w in in_time] for row in (0, 1) for column in (0, 1)
-        }
+        kernels = {(row, column): [_taps(_taps(w, 3, row), 4, column).to(x.dtype) for w in in_time] for row in (0, 1) for column in (0, 1)}
         return conv.bias.to(x.device, x.dtype), kernels
 
 

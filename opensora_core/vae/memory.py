@@ -31,7 +31,8 @@ def decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, late
         latent_frames, latent_height, latent_width: of the tile.
         dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
     """
-    return dtype_bytes * max(_decode_peaks(config, (latent_frames, latent_height, latent_width)))
+    activations = dtype_bytes * max(_decode_peaks(config, (latent_frames, latent_height, latent_width)))
+    return max(activations, _merging_bytes(config, dtype_bytes))
 
 
 def encode_bytes(config: VAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
@@ -173,10 +174,23 @@ def _mid(channels: int, size: Size) -> Iterator[int]:
 
 
 def _upsample(channels: int, size: Size, step: Size) -> int:
-    """Input and output; of a chunk its padded copy, one parity's window and one parity's result."""
+    """Input, output and merged kernels; of a chunk its padded copy, one parity's window and one parity's result."""
     frames = min(size[0], _chunk(channels, size))
     padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
-    return _elements(channels, size) + _elements(channels, _up(size, step)) + 2 * padded + _elements(channels, (frames, *size[1:]))
+    part = 2 * padded + _elements(channels, (frames, *size[1:]))
+    return _elements(channels, size) + _elements(channels, _up(size, step)) + part + _merged_taps(step) * channels**2
+
+
+def _merged_taps(step: Size) -> int:
+    """Taps of all parities' kernels of layers.Upsample: 8 of 2x2x2, or 4 of 3x2x2."""
+    return 64 if step[0] == 2 else 48
+
+
+def _merging_bytes(config: VAEConfig, dtype_bytes: int) -> int:
+    """While the widest kernels are merged, in fp32: the parameters if they are of another type, what is merged in time,
+    in space and in one kernel on its way; and the finished kernels. It counts for very small tiles only."""
+    taps = 4 * ((KERNEL**3 if dtype_bytes < 4 else 0) + 36 + 30) + dtype_bytes * _merged_taps((2, 2, 2))
+    return taps * max(config.block_out_channels[1:]) ** 2
 
 
 def _head(width_in: int, width_out: int, size: Size) -> Iterator[int]:

@@ -119,7 +119,9 @@ def tiled_encode(
     _check_rank(pixels, "pixels")
     check_num_frames(pixels.shape[2])
     check_size(*pixels.shape[3:], multiple=SPACE_COMPRESSION)
-    return _tiled(encode_moments, pixels, tiling, False, _Report(num_tiles(pixels.shape, check_tiling(tiling), False), progress, output_device))
+    return _tiled(
+        encode_moments, pixels, tiling, False, _Report(num_tiles(pixels.shape, check_tiling(tiling), False), progress, output_device)
+    )
 
 
 def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,4 +274,6 @@ def _check_multiple(name: str, value: int, multiple: int, least: int, unit: str)
 
 def _check_rank(x: Tensor, name: str) -> None:
     if x.ndim != 5:
-        raise OpenSoraError(f"{name} of shape {list(x.shape)} are not a clip; expected 5 dimensions: batch, channels, frames, height, width.")
+        raise OpenSoraError(
+            f"{name} of shape {list(x.shape)} are not a clip; expected 5 dimensions: batch, channels, frames, height, width."
+        )
