@@ -13,7 +13,7 @@ from opensora_core.sampling.guidance import Guidance
 from opensora_core.sampling.schedule import latent_flow_shift, sigmas
 from opensora_core.sampling.solver import TextCondition, noise, sample
 
-TOLERANCE = 1e-5
+TOLERANCE = 5e-5  # see test_parity_transformer.py; 5e-7 where the goldens were made
 PATH = Path(__file__).resolve().parent.parent / "golden" / "sampler.safetensors"
 with safe_open(PATH, "pt") as file:
     CASES = json.loads(file.metadata()["cases"])
