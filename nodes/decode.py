@@ -94,8 +94,8 @@ class OpenSoraTiledVAEDecode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tile_size, overlap, temporal_tile):
-        return _tiling_problem(tile_size, overlap, temporal_tile)
+    def validate_inputs(cls, tile_size, temporal_tile):
+        return _tiling_problem(tile_size, temporal_tile)
 
     @classmethod
     def execute(cls, vae, latent, tile_size, overlap, temporal_tile, policy) -> io.NodeOutput:
@@ -145,8 +145,8 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tile_size, overlap):
-        return _tiling_problem(tile_size, overlap, Tiling.temporal_tile)
+    def validate_inputs(cls, tile_size):
+        return _tiling_problem(tile_size)
 
     @classmethod
     def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
@@ -157,11 +157,11 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
         return io.NodeOutput({"samples": samples})
 
 
-def _tiling_problem(*values) -> str | bool:
-    """True if the values, in Tiling's order, can be used, else a sentence. One that comes over a wire (None) is checked when it runs."""
+def _tiling_problem(tile_size: int | None, temporal_tile: int | None = None) -> str | bool:
+    """True if the sizes can be used, else a sentence. One that comes over a wire (None) is checked when the node runs; overlap
+    is not asked for, so that the host's own limits for it stay in force."""
     try:
-        if None not in values:
-            check_tiling(Tiling(*values))
+        check_tiling(Tiling(tile_size or 0, temporal_tile=temporal_tile or 0))
     except OpenSoraError as error:
         return str(error)
     return True

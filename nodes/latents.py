@@ -9,6 +9,7 @@ from ..opensora_core.config import HUNYUAN_VAE
 from ..opensora_core.errors import OpenSoraError
 
 CUSTOM = "custom"
+OFFERED = ("256px", "768px", CUSTOM)  # what the released model was trained at
 FPS = 24.0  # the rate that the released model was trained to show
 
 
@@ -24,7 +25,7 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "resolution",
-                    options=["256px", "768px", CUSTOM],
+                    options=list(OFFERED),
                     default="256px",
                     tooltip="Area of the picture: 256px and 768px are the areas of squares with that side. custom uses width and height below.",
                 ),
@@ -75,15 +76,15 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, resolution, aspect_ratio, num_frames, width, height):
-        # A value that comes over a wire is None here; execute checks it again.
+    def validate_inputs(cls, resolution, num_frames, width, height):
+        # A value that comes over a wire is None here; execute checks it again. The host repeats the sentence for every name above.
         try:
+            if resolution not in (None, *OFFERED):
+                raise OpenSoraError(f"resolution={resolution!r} is not one of {', '.join(OFFERED)}.")
             if num_frames is not None:
                 geometry.check_num_frames(num_frames)
             if resolution == CUSTOM and None not in (width, height):
                 geometry.check_size(height, width)
-            elif resolution not in (None, CUSTOM) and aspect_ratio is not None:
-                geometry.resolution_size(resolution, aspect_ratio)
         except OpenSoraError as error:
             return str(error)
         return True
