@@ -5,6 +5,7 @@ at all where the file is mapped as it is, and on the device only while at work. 
 device at a time, by accelerate. On the CPU all three compute the same numbers.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,13 +19,17 @@ from torch import Tensor, nn
 
 from .checkpoint.detect import Identity, identify, require
 from .checkpoint.files import read_header
+from .checkpoint.lora import fitting_layers
 from .config import LATENT_SCALE, Tiling, VAEConfig
 from .errors import CheckpointError, OpenSoraError
 from .geometry import SPACE_COMPRESSION, pixel_frames
 from .text.tokens import CLIP, T5, find_tokenizer
 from .text.weights import read_headers
+from .transformer.model import MMDiT
 from .vae.memory import POLICIES, choose_decode
 from .vae.tiling import check_tiling, posterior, tiled_decode, tiled_encode
+
+logger = logging.getLogger(__name__)
 
 RESIDENT, MODEL, SEQUENTIAL = "resident", "model", "sequential"
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -231,20 +236,38 @@ class VideoVAE:
         return LATENT_SCALE * torch.cat([posterior(moments, generator is not None, generator) for generator in generators])
 
     @contextmanager
-    def decoder(self, latent_shape) -> Iterator[tuple[Callable[..., Tensor], str | None]]:
+    def decoder(self, latent_shape) -> Iterator[tuple[Callable[..., Tensor], list[str]]]:
         """A function from latents [1, C, T, H, W] (transformer's scale) and progress to pixels [1, 3, T, H, W], about -1..1.
 
-        With it comes the one line to show if memory makes the decode other than exact, or None.
+        With it comes a list of the lines to show where memory makes the decode other than exact; they are logged too.
+        With the policy auto, a tile that the device has no room for after all is tried once more in temporal tiles.
         """
-        placement = self._placement
+        placement, notes = self._placement, []
         with self._component.at_work() as vae:
-            free = _free_for_tiles(latent_shape, vae.config, placement)
-            tiling, note = choose_decode(self.policy, vae.config, latent_shape, self.tiling, placement.dtype.itemsize, free)
+
+            def choose(policy: str) -> Tiling:
+                free = _free_for_tiles(latent_shape, vae.config, placement)
+                tiling, note = choose_decode(policy, vae.config, latent_shape, self.tiling, placement.dtype.itemsize, free)
+                if note:
+                    logger.warning("%s", note)
+                    notes.append(note)
+                return tiling
 
             def decode(latents: Tensor, progress: Progress | None = None) -> Tensor:
-                return tiled_decode(vae.decode, (latents.float() / LATENT_SCALE).to(placement.dtype), tiling, progress)
+                nonlocal tiling
+                latents = (latents.to(placement.device).float() / LATENT_SCALE).to(placement.dtype)
+                try:
+                    return tiled_decode(vae.decode, latents, tiling, progress)
+                except torch.cuda.OutOfMemoryError:
+                    if self._policy != "auto" or tiling.temporal_tile:
+                        raise
+                # Outside the handler, which would keep the failed tile's tensors alive.
+                torch.cuda.empty_cache()
+                tiling = choose("low_memory")
+                return tiled_decode(vae.decode, latents, tiling, progress)
 
-            yield decode, note
+            tiling = choose(self._policy)
+            yield decode, notes
 
 
 def resolve_dtype(torch_dtype: torch.dtype | None, precision: str) -> torch.dtype | None:
@@ -329,6 +352,18 @@ def check_files(files: ModelFiles) -> None:
             )
     find_tokenizer(T5, files.t5, files.tokenizers)
     find_tokenizer(CLIP, files.clip, files.tokenizers)
+
+
+def check_lora(files: ModelFiles, path: str | Path) -> None:
+    """Compare a LoRA with the transformer's sizes; no weight of the transformer is read.
+
+    Raises:
+        CheckpointError: not a LoRA, or one of another model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"The LoRA {path} does not exist.")
+    fitting_layers(MMDiT(_require("transformer", files.dit).config, device="meta"), path)
 
 
 def _text_width(slot: str, path: Path) -> int | None:

@@ -4,7 +4,6 @@ The walk: decorate and encode the prompt -> lay reference latents beside the noi
 reference frames restored -> decode. Everything a person can get wrong is refused before the first weight is read.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint.load import load_transformer, load_vae
-from .checkpoint.lora import merge_lora, read_lora
+from .checkpoint.lora import merge_lora
 from .components import (
     MODEL,
     SEQUENTIAL,
@@ -26,12 +25,13 @@ from .components import (
     Placement,
     VideoVAE,
     check_files,
+    check_lora,
     resolve_device,
     resolve_dtype,
 )
 from .errors import OpenSoraError
 from .ops import attention, sliced_attention
-from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, random_seed, reference_image
+from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed, reference_image
 from .sampling.conditioning import ImageCondition, fit_image, image_condition
 from .sampling.guidance import Guidance
 from .sampling.schedule import latent_flow_shift, sigmas
@@ -39,8 +39,6 @@ from .sampling.solver import StepReport, TextCondition, noise, sample
 from .text.encoders import load_clip, load_t5
 from .text.prompt import decorate
 from .video import to_uint8
-
-logger = logging.getLogger(__name__)
 
 StepCallback = Callable[[int, int, int, int, Tensor], None]
 StageProgress = Callable[[str, int, int], None]
@@ -173,12 +171,11 @@ class OpenSoraPipeline:
             strength: factor on its change; 1 is the file's own.
 
         Raises:
-            OpenSoraError: not a finite strength, or no LoRA for this model (shapes are compared when the model is read).
+            OpenSoraError: not a finite strength, or no LoRA for this model.
         """
-        if not numpy.isfinite(strength):
-            raise OpenSoraError(f"strength={strength} is not a finite number; 1 applies the LoRA as it was trained.")
-        read_lora(path)
-        self._loras.append((Path(path), float(strength)))
+        strength = finite("strength", strength)
+        check_lora(self.files, path)
+        self._loras.append((Path(path), strength))
         self._transformer.release()
         return self
 
@@ -238,7 +235,11 @@ class OpenSoraPipeline:
             num_frames=num_frames,
             num_steps=num_inference_steps,
             guidance=Guidance(
-                guidance_scale, image_guidance_scale, options.text_oscillation, options.image_oscillation, options.temporal_ramp
+                finite("guidance_scale", guidance_scale),
+                finite("image_guidance_scale", image_guidance_scale),
+                options.text_oscillation,
+                options.image_oscillation,
+                options.temporal_ramp,
             ),
             first_image=reference_image("image", image),
             last_image=reference_image("last_image", last_image),
@@ -299,10 +300,7 @@ class OpenSoraPipeline:
     def _decode(self, result: GenerationResult, progress) -> None:
         videos = result.latents.split(1)
         progress(0, 1)  # how many tiles there are is known with the first
-        with self.vae.decoder(videos[0].shape) as (decode, note):
-            if note:
-                logger.warning("%s", note)
-                result.notes.append(note)
+        with self.vae.decoder(videos[0].shape) as (decode, result.notes):
             for index, latents in enumerate(videos):
                 pixels = decode(latents, lambda done, total, index=index: progress(index * total + done, len(videos) * total))
                 # A frame at a time: fp32 copies of a whole clip would be larger than the clip.
@@ -322,8 +320,9 @@ class OpenSoraPipeline:
     def _offload(self, mode: str, device: str | torch.device | None) -> "OpenSoraPipeline":
         if device is None:
             device = "auto" if self._placement.device.type == "cpu" else self._placement.device
+        self.to(device)
         self._placement.mode = mode
-        return self.to(device)
+        return self
 
     def _release(self) -> None:
         for component in (self._transformer, self._vae, self._t5, self._clip):

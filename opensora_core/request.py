@@ -67,8 +67,8 @@ class SamplingOptions:
         for name, choices in (("fit", FITS), ("posterior", POSTERIORS), ("noise_device", NOISE_DEVICES), ("latent_dtype", LATENT_DTYPES)):
             if getattr(self, name) not in choices:
                 raise OpenSoraError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(choices)}.")
-        if not (math.isfinite(self.shift) and self.shift >= 0):
-            raise OpenSoraError(f"shift={self.shift} is not a positive, finite number; 0 takes it from size and length.")
+        if finite("shift", self.shift) < 0:
+            raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class GenerationRequest:
     last_image: Tensor | None
     seed: int
     num_videos: int
-    options: SamplingOptions = SamplingOptions()
+    options: SamplingOptions
 
     def __post_init__(self):
         if not isinstance(self.prompt, (str, EncodedPrompt)):
@@ -122,6 +122,13 @@ class GenerationRequest:
     def latent_extent(self) -> tuple[int, int, int]:
         """(T, H, W) of a video's latent; its channels are the model's."""
         return (latent_frames(self.num_frames), *latent_size(self.height, self.width))
+
+
+def finite(name: str, value) -> float:
+    """`value` as a float; an OpenSoraError if it is no finite number."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise OpenSoraError(f"{name}={value!r} is not a finite number.")
+    return float(value)
 
 
 def random_seed() -> int:

@@ -107,6 +107,21 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Mer
     """
     if not math.isfinite(strength):
         raise CheckpointError(f"strength={strength} is not a number a LoRA can be applied with; 1 is the file's own.")
+    matched, modules = fitting_layers(model, path), dict(model.named_modules())
+    originals = {}
+    for key, layer in matched.items():
+        weight = originals[key] = modules[key].weight
+        delta = layer.delta().to(weight.device)
+        modules[key].weight = nn.Parameter((weight.detach().float() + strength * delta).to(weight.dtype), requires_grad=False)
+    return MergedLora(model, originals)
+
+
+def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
+    """Read a LoRA as changes to layers of this model; only the model's shapes are looked at, so it may be on meta.
+
+    Raises:
+        CheckpointError: not a LoRA, no layer matches, shapes differ, or the model's weights are quantised.
+    """
     name = Path(path).name
     layers = read_lora(path)
     modules = dict(model.named_modules())
@@ -117,12 +132,7 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Mer
         logger.warning("%s: left out %d of %d layers, which this model lacks: %s", name, len(unmatched), len(layers), ", ".join(unmatched))
     for key, layer in matched.items():
         _check_fits(name, key, layer, modules[key].weight)
-    originals = {}
-    for key, layer in matched.items():
-        weight = originals[key] = modules[key].weight
-        delta = layer.delta().to(weight.device)
-        modules[key].weight = nn.Parameter((weight.detach().float() + strength * delta).to(weight.dtype), requires_grad=False)
-    return MergedLora(model, originals)
+    return matched
 
 
 def read_lora(path: str | Path) -> dict[str, LoraLayer]:

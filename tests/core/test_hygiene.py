@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "geometry", "config", "ops", "transformer", "vae"},
     "loaded": {"errors", "checkpoint"},
     "request": {"errors", "geometry", "sampling", "text", "video"},
-    "components": {"errors", "geometry", "config", "checkpoint", "text", "vae"},
+    "components": {"errors", "geometry", "config", "checkpoint", "text", "transformer", "vae"},
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any
 
