@@ -83,10 +83,10 @@ def vae_weights(generator: torch.Generator) -> dict[str, Tensor]:
         vae = CausalVAE(VAE)
     vae.load_state_dict(weights, assign=True)
     with torch.no_grad():
-        frames = torch.randn(1, 3, 5, 4, 4, generator=generator).repeat_interleave(8, 3).repeat_interleave(8, 4).clamp(-1, 1)
-        _standardise(vae.encode_moments(frames)[:, : VAE.latent_channels], weights, "quant_conv", 1 / LATENT_SCALE)
-        latents = torch.randn(1, VAE.latent_channels, 2, 8, 8, generator=generator) / LATENT_SCALE
+        latents = torch.randn(1, VAE.latent_channels, 2, 8, 12, generator=generator) / LATENT_SCALE
         _standardise(vae.decode(latents), weights, "decoder.conv_out.conv", 0.5)
+        frames = vae.decode(latents).clamp(-1, 1)
+        _standardise(vae.encode_moments(frames)[:, : VAE.latent_channels], weights, "quant_conv", 1 / LATENT_SCALE)
     # Log variances: a posterior that is narrow, as a trained one is.
     weights["quant_conv.weight"][VAE.latent_channels :] = 0
     weights["quant_conv.bias"][VAE.latent_channels :] = -10
@@ -115,6 +115,9 @@ def _random(manifest: Manifest, generator: torch.Generator, gain: float = 1.0) -
         elif "embedding" in name or name == "shared.weight" or "relative_attention_bias" in name:
             weights[name] = noise
         else:
+            if len(shape) == 5:
+                # Mostly blurs, so that shapes are broad and move from frame to frame instead of flickering.
+                noise = noise.mean(dim=(2, 3, 4), keepdim=True) * 0.8 * math.prod(shape[2:]) ** 0.5 + noise * 0.6
             weights[name] = noise * gain / math.sqrt(math.prod(shape[1:]))
     for name in weights:
         # T5 does not scale its dot products; what it learns are small queries.

@@ -106,7 +106,9 @@ class TextEncoder:
         """Raise a CheckpointError unless these encoders are of the widths that a transformer reads."""
         for name, found, wanted in (("T5", self.t5.width, config.context_in_dim), ("CLIP", self.clip.width, config.vec_in_dim)):
             if found != wanted:
-                raise CheckpointError(f"The {name} encoder gives {found} features and the transformer reads {wanted}: they are not of one model.")
+                raise CheckpointError(
+                    f"The {name} encoder gives {found} features and the transformer reads {wanted}: they are not of one model."
+                )
 
 
 def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str, tokenizers: str | Path | None = None) -> T5Encoder:
@@ -232,7 +234,9 @@ def _bare(shapes: Shapes, prefix: str) -> dict[str, tuple[str, tuple[int, ...]]]
 
 def _t5_sizes(shapes: Shapes, title: str) -> _Sizes:
     if "encoder.block.0.layer.1.DenseReluDense.wi.weight" in shapes:
-        raise CheckpointError(f"{title} is a T5 1.0 encoder; Open-Sora 2.0 reads T5 v1.1 XXL, whose feed-forward layers are gated (wi_0, wi_1).")
+        raise CheckpointError(
+            f"{title} is a T5 1.0 encoder; Open-Sora 2.0 reads T5 v1.1 XXL, whose feed-forward layers are gated (wi_0, wi_1)."
+        )
     attention = "encoder.block.0.layer.0.SelfAttention."
     vocabulary, width = _shape(shapes, "shared.weight", title)
     buckets, heads = _shape(shapes, f"{attention}relative_attention_bias.weight", title)
@@ -246,7 +250,9 @@ def _t5_sizes(shapes: Shapes, title: str) -> _Sizes:
 def _clip_sizes(shapes: Shapes, title: str) -> _Sizes:
     vocabulary, width = _shape(shapes, "embeddings.token_embedding.weight", title)
     if width in _OTHER_CLIP or width % CLIP_HEAD_DIM:
-        raise CheckpointError(f"{title} is {_OTHER_CLIP.get(width, 'a CLIP text encoder')} (width {width}); Open-Sora 2.0 reads CLIP-L (width 768).")
+        raise CheckpointError(
+            f"{title} is {_OTHER_CLIP.get(width, 'a CLIP text encoder')} (width {width}); Open-Sora 2.0 reads CLIP-L (width 768)."
+        )
     positions = _shape(shapes, "embeddings.position_embedding.weight", title)[0]
     if positions != CLIP_LENGTH:
         raise CheckpointError(f"{title} has {positions} positions, a long-text CLIP; Open-Sora 2.0 reads CLIP-L with {CLIP_LENGTH}.")
@@ -306,7 +312,9 @@ def _check_names(source: _Source, expected: Shapes) -> None:
     wrong = [name for name, shape in expected.items() if tuple(source.names[name][1]) != shape]
     if wrong:
         found, wanted = list(source.names[wrong[0]][1]), list(expected[wrong[0]])
-        raise CheckpointError(f"{source.title} has {len(wrong)} tensors of a wrong shape, the first: {wrong[0]} {found}, expected {wanted}.")
+        raise CheckpointError(
+            f"{source.title} has {len(wrong)} tensors of a wrong shape, the first: {wrong[0]} {found}, expected {wanted}."
+        )
     used = {source.names[name][0] for name in expected}
     keys = (key for key in _shapes(source.headers) if key not in used and not is_quantisation_note(key))
     extra = [key for key in keys if not any(part in key for part in _UNUSED)]

@@ -68,5 +68,7 @@ def _whole(name: str, value: int, limits: tuple[int, int]) -> int:
     low, high = limits
     nearest = round(min(max(low, value), high))
     if value != nearest:
-        raise OpenSoraError(f"{name}={value} is not a whole number from {low} to {high} (0 leaves the sentence out); the nearest is {nearest}.")
+        raise OpenSoraError(
+            f"{name}={value} is not a whole number from {low} to {high} (0 leaves the sentence out); the nearest is {nearest}."
+        )
     return nearest

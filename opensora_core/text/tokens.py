@@ -135,6 +135,8 @@ def _sentencepiece(folder: Path) -> Tokenizer:
 def _transformers(kind: str, folder: Path) -> Tokenizer:
     import transformers
 
+    # The fast classes give the same ids in transformers 4 and 5, and the host's; version 4's slow CLIP tokenizer reads
+    # typographic quotes and Chinese in other ways, depending on whether ftfy is installed.
     reader = transformers.T5TokenizerFast if kind == T5 else transformers.CLIPTokenizerFast
     tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
 
