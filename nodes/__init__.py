@@ -4,22 +4,36 @@ from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import OpenSoraImageToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
+from .host import selftest
+from .host.model import register
 from .latents import OpenSoraEmptyLatentVideo
+from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
+from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
 
 NODES: tuple[type[io.ComfyNode], ...] = (
+    OpenSoraModelLoader,
     OpenSoraTextEncoderLoader,
     OpenSoraVAELoader,
+    OpenSoraLoraLoader,
     OpenSoraT5TextEncode,
     OpenSoraEmptyLatentVideo,
     OpenSoraImageToVideo,
+    OpenSoraScheduler,
+    OpenSoraGuider,
+    OpenSoraRectifiedFlowSampler,
     OpenSoraTiledVAEDecode,
     OpenSoraTiledVAEEncode,
 )
 
 
 class OpenSoraExtension(ComfyExtension):
-    """What the host asks for: the node classes, once the model is known to it."""
+    """What the host asks for: the model made known, then the node classes."""
+
+    async def on_load(self) -> None:
+        self.problem = selftest.problem()
+        if not self.problem:
+            register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return list(NODES)
+        return [selftest.refusing(node, self.problem) for node in NODES] if self.problem else list(NODES)

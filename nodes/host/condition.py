@@ -1,0 +1,106 @@
+"""What travels with a CONDITIONING: the text encoders' outputs and the given latent frames, under the host's own keys.
+
+`concat_latent_image` holds raw VAE latents, `concat_mask` is 1 where a latent pixel is to be made: the host's
+convention, which stock image-to-video and inpainting nodes follow too.
+"""
+
+from dataclasses import dataclass
+
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...opensora_core.config import TransformerConfig
+from ...opensora_core.errors import OpenSoraError
+
+LATENT_KEY, MASK_KEY = "concat_latent_image", "concat_mask"
+_ENCODE = "encode the prompt with Open-Sora Text Encode, or with CLIPTextEncode from DualCLIPLoader of type flux"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Given latent frames, as a CONDITIONING carries them.
+
+    Attributes:
+        latents: [B or 1, C, T, H, W], unscaled VAE latents.
+        mask: [B or 1, 1, T, H, W], 1 = to be made; None = everything is given as far as `latents` reach.
+    """
+
+    latents: Tensor
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, values: dict) -> "Reference | None":
+        """The reference in one entry's dictionary, or None."""
+        latents = values.get(LATENT_KEY)
+        return None if latents is None else cls(latents, values.get(MASK_KEY))
+
+    def check(self, latent_shape: tuple[int, ...]) -> None:
+        """Raise an OpenSoraError unless the reference fits clips of [B, C, T, H, W]."""
+        found = tuple(self.latents.shape)
+        if len(found) != 5 or found[1] != latent_shape[1] or found[3:] != latent_shape[3:] or found[2] > latent_shape[2]:
+            raise OpenSoraError(
+                f"The reference picture's latent is {list(found)} and the clip's {list(latent_shape)}; "
+                "give Open-Sora Image to Video the same LATENT as the sampler."
+            )
+        if found[0] not in (1, latent_shape[0]):
+            raise OpenSoraError(f"{found[0]} reference pictures for a batch of {latent_shape[0]} videos; give 1 or {latent_shape[0]}.")
+
+    def fit(self, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """(known [B, 1, T, H, W], 1 = given; latents [B, C, T, H, W], unscaled), both of the batch's size.
+
+        Raises:
+            OpenSoraError: the reference does not fit the clip.
+        """
+        self.check(latent_shape)
+        batch, _, frames, *size = latent_shape
+        latents = self.latents.float()
+        given = latents.shape[2]
+        known = latents.new_ones(1, 1, given, *size) if self.mask is None else 1.0 - self._latent_mask(given, size).to(latents)
+        missing = (0, 0, 0, 0, 0, frames - given)  # a shorter reference is the beginning of the clip
+        known, latents = F.pad(known, missing)[:, :, :frames], F.pad(latents, missing)
+        return comfy.utils.repeat_to_batch_size(known, batch), comfy.utils.repeat_to_batch_size(latents, batch)
+
+    def _latent_mask(self, given: int, size: list[int]) -> Tensor:
+        """The mask at the latent's resolution, `given` frames or as many as it has of the clip; values are 0 or 1."""
+        mask = self.mask.float()
+        if mask.ndim < 5:  # stock inpainting: [frames, (1,) H, W] in pixels; its nearest frames stand for the latent ones
+            mask = mask.reshape(1, 1, -1, *mask.shape[-2:])
+        mask = mask[:, :1]
+        if list(mask.shape[3:]) != size or mask.shape[2] < given:
+            mask = F.interpolate(mask, size=(max(given, 1), *size), mode="nearest")
+        return mask.round()
+
+    def restore(self, latents: Tensor) -> Tensor:
+        """Put the given latent frames back into finished, unscaled latents [B, C, T, H, W], in every item of the batch."""
+        known, reference = self.fit(tuple(latents.shape))
+        return torch.where(known.bool().to(latents.device), reference.to(latents), latents)
+
+
+def reference_of(conditioning: list) -> Reference | None:
+    """The first reference that a CONDITIONING ([tensor, values] pairs) carries, or None."""
+    found = (Reference.of(values) for _, values in conditioning)
+    return next((reference for reference in found if reference is not None), None)
+
+
+def check_conditioning(name: str, conditioning: list, config: TransformerConfig) -> None:
+    """Raise an OpenSoraError unless every entry holds what T5 and CLIP-L give this transformer."""
+    if not conditioning:
+        raise OpenSoraError(f"The {name} conditioning is empty; {_ENCODE}.")
+    for context, values in conditioning:
+        check_text(context, values.get("pooled_output"), config, name)
+
+
+def check_text(context: Tensor | None, pooled: Tensor | None, config: TransformerConfig, name: str = "given") -> None:
+    """Raise an OpenSoraError unless context is [B, tokens, context_in_dim] and pooled [B, vec_in_dim]."""
+    if context is None or context.ndim != 3 or context.shape[-1] != config.context_in_dim:
+        found = "missing" if context is None else f"{context.shape[-1]} wide"
+        raise OpenSoraError(
+            f"The {name} conditioning is not from T5-XXL: its text is {found}, this model reads {config.context_in_dim}; {_ENCODE}."
+        )
+    if pooled is None or pooled.ndim != 2 or pooled.shape[-1] != config.vec_in_dim:
+        found = "missing" if pooled is None else f"{pooled.shape[-1]} wide"
+        raise OpenSoraError(
+            f"The {name} conditioning lacks CLIP-L: its pooled output is {found}, this model reads {config.vec_in_dim}; {_ENCODE}."
+        )

@@ -1,0 +1,133 @@
+"""Three-pass guidance inside the host's sampling loop.
+
+The host's sampler asks the guider for one prediction per evaluation; which passes that takes, and how they
+combine, is the core's to say (sampling/guidance.py). Nothing is kept on the guider between calls: the host
+caches GUIDER objects and uses them again.
+"""
+
+import comfy.samplers
+from torch import Tensor
+
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.sampling.guidance import Guidance, StepGuidance
+from .condition import LATENT_KEY, MASK_KEY, Reference, check_conditioning, reference_of
+from .model import require_open_sora
+
+SIGMA_TOLERANCE = 1e-6  # two sigmas nearer than this are the same one after a trip through another dtype or device
+UNCOND_IMAGE = "uncond_image"  # the third pass: negative prompt, no reference
+
+
+class OpenSoraGuider(comfy.samplers.CFGGuider):
+    """Prompt against negative prompt, reference against none, and the given frames restored at the end.
+
+    Args:
+        model: an Open-Sora MODEL.
+        positive, negative: CONDITIONING; a reference picture on the positive counts for the negative too.
+        guidance: scales of the run.
+
+    Raises:
+        OpenSoraError: another MODEL, or conditioning that is not from T5 and CLIP-L.
+    """
+
+    def __init__(self, model, positive: list, negative: list, guidance: Guidance):
+        config = require_open_sora(model)
+        check_conditioning("positive", positive, config)
+        check_conditioning("negative", negative, config)
+        super().__init__(model)
+        self.guidance = guidance
+        self.set_cfg(guidance.text)
+        self.reference = reference_of(positive)
+        conds = {"positive": positive, "negative": negative}
+        if self.reference is not None:
+            conds["negative"] = _with_reference(negative, self.reference)
+            conds[UNCOND_IMAGE] = _without_reference(negative)
+        self.inner_set_conds(conds)
+
+    def step_guidance(self, sigma: Tensor, sample_sigmas: Tensor, latent_frames: int) -> StepGuidance:
+        """Guidance of the step that a sigma belongs to."""
+        step, num_steps = step_index(sigma, sample_sigmas)
+        return self.guidance.at_step(step, num_steps, latent_frames, self.reference is not None)
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
+        """The guided, denoised latents [B, C, T, H, W] of one evaluation, through the host's hooks."""
+        options = {} if model_options is None else model_options
+        now = self.step_guidance(timestep, options["transformer_options"]["sample_sigmas"], x.shape[2])
+        model, conds = self.inner_model, self._conds_of(now, options)
+        predictions = _predict(model, conds, x, timestep, options)
+        third = predictions[2] if len(conds) > 2 else None
+        for hook in options.get("sampler_pre_cfg_function", []):
+            predictions = hook(
+                {
+                    "conds": conds, "conds_out": predictions, "cond_scale": now.text, "timestep": timestep,
+                    "input": x, "sigma": timestep, "model": model, "model_options": options,
+                }
+            )  # fmt: skip
+        cond, uncond = predictions[:2]
+        guided = comfy.samplers.cfg_function(
+            model, cond, uncond, now.text, x, timestep, model_options=options, cond=conds[0], uncond=conds[1]
+        )  # fmt: skip
+        if third is None:
+            return guided
+        # The host's combination has the text term; this is the image term of the core's formula (StepGuidance.combine).
+        return guided + now.image_excess(x) * (uncond - (predictions[2] if len(predictions) > 2 else third))
+
+    def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None):
+        """The host's sampling run; the given frames replace the result's where it went all the way to sigma 0."""
+        if self.reference is not None:
+            self.reference.check(tuple(latent_image.shape))
+        samples = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        # A run that stops earlier is continued by another, which needs its noise everywhere.
+        finished = len(sigmas) > 0 and float(sigmas[-1]) == 0.0
+        return self.reference.restore(samples) if self.reference is not None and finished else samples
+
+    def _conds_of(self, now: StepGuidance, options: dict) -> list:
+        """The passes in the host's order: positive, negative (None: not run), and without reference if it is needed."""
+        uncond = "uncond" in now.passes or options.get("disable_cfg1_optimization", False)
+        conds = [self.conds["positive"], self.conds["negative"] if uncond else None]
+        return [*conds, self.conds[UNCOND_IMAGE]] if "uncond_image" in now.passes else conds
+
+
+def step_index(sigma: Tensor, sample_sigmas: Tensor) -> tuple[int, int]:
+    """(step, number of steps): the last step that begins at or above this sigma, for solvers that evaluate between steps too."""
+    now, schedule = float(sigma.max()), sample_sigmas.tolist()
+    num_steps = max(1, len(schedule) - 1)
+    begun = sum(1 for start in schedule[:num_steps] if start >= now - SIGMA_TOLERANCE)
+    return max(0, begun - 1), num_steps
+
+
+def _predict(model, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
+    replacement = options.get("sampler_calc_cond_batch_function")
+    if replacement is not None:
+        return replacement({"conds": conds, "input": x, "sigma": timestep, "model": model, "model_options": options})
+    return comfy.samplers.calc_cond_batch(model, conds, x, timestep, options)
+
+
+def _with_reference(conditioning: list, reference: Reference) -> list:
+    """The same entries, each with a reference: its own if it has one, else this one."""
+    given = {LATENT_KEY: reference.latents} | ({} if reference.mask is None else {MASK_KEY: reference.mask})
+    return [[context, values if LATENT_KEY in values else {**values, **given}] for context, values in conditioning]
+
+
+def _without_reference(conditioning: list) -> list:
+    return [
+        [context, {key: value for key, value in values.items() if key not in (LATENT_KEY, MASK_KEY)}] for context, values in conditioning
+    ]
+
+
+def check_latent(samples: Tensor, config) -> tuple[int, ...]:
+    """Shape [B, C, T, H, W] of a LATENT that this transformer can denoise.
+
+    Raises:
+        OpenSoraError: another rank or number of channels, or sides that are no whole patches.
+    """
+    shape = tuple(samples.shape)
+    if getattr(samples, "is_nested", False) or len(shape) != 5 or shape[1] != config.in_channels or 0 in shape:
+        raise OpenSoraError(
+            f"This LATENT is {list(shape)}; this model denoises [videos, {config.in_channels}, latent frames, height / 8, width / 8], "
+            "as Open-Sora Empty Latent Video makes it."
+        )
+    if any(side % config.patch_size for side in shape[3:]):
+        raise OpenSoraError(
+            f"This LATENT is {shape[3] * 8}x{shape[4] * 8} pixels (height x width); both must be multiples of {8 * config.patch_size}."
+        )
+    return shape

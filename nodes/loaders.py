@@ -1,0 +1,81 @@
+"""The transformer and what is laid over it: model and LoRA files."""
+
+import folder_paths
+from comfy_api.latest import io
+
+from .host import lora, model, paths
+
+MODELS, LORAS = "diffusion_models", "loras"
+
+
+class OpenSoraModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraModelLoader",
+            display_name="Open-Sora Load Model",
+            category="Open-Sora/loaders",
+            description="Loads the Open-Sora 2.0 video transformer and says in a sentence what is wrong when a file is something else.",
+            search_aliases=["open sora model", "opensora", "unet loader", "load diffusion model", "video model"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list(MODELS),
+                    tooltip="The transformer in models/diffusion_models: Open_Sora_v2.safetensors, or a quantised form of it that ComfyUI reads.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(model.PRECISIONS),
+                    default="auto",
+                    tooltip="How the weights are held. auto = as stored in the file (bf16: 24 GB); fp8_e4m3fn = half of that, slightly less exact; fp32 = twice.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The video transformer, for Open-Sora and stock samplers, LoRA and other model nodes."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, precision):
+        return [*paths.stamp(MODELS, model_name), precision]
+
+    @classmethod
+    def execute(cls, model_name, precision="auto") -> io.NodeOutput:
+        return io.NodeOutput(model.load_model(paths.model_file(MODELS, model_name), precision))
+
+
+class OpenSoraLoraLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraLoraLoader",
+            display_name="Open-Sora Load LoRA",
+            category="Open-Sora/loaders",
+            description="Applies a LoRA in any of the usual key formats, the reference's own PEFT files included, and fails clearly if nothing in it matches.",
+            search_aliases=["open sora lora", "load lora", "peft", "lora loader"],
+            inputs=[
+                io.Model.Input("model", tooltip="The Open-Sora model; it is copied, never changed."),
+                io.Combo.Input(
+                    "lora_name", options=folder_paths.get_filename_list(LORAS), tooltip="A LoRA for Open-Sora 2.0, in models/loras."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How strongly the LoRA changes the model. 1 = as trained, 0 = not at all, negative = the other way.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model with the LoRA.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name, strength, model=None):
+        return [*paths.stamp(LORAS, lora_name), strength]
+
+    @classmethod
+    def execute(cls, model, lora_name, strength=1.0) -> io.NodeOutput:
+        return io.NodeOutput(lora.apply_lora(model, paths.model_file(LORAS, lora_name), strength))
