@@ -1,18 +1,16 @@
 """From latents to frames and back, through the VAE that Open-Sora was trained with."""
 
-import os
-
 import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.config import Tiling
 from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.vae.memory import POLICIES
 from ..opensora_core.vae.tiling import check_tiling
-from .host import clips, notice
+from .host import clips, notice, paths
 from .host.vae import load_vae
 
 FOLDER = "vae"
-POLICIES = ("auto", "exact", "low_memory")
 
 _TILE_SIZE = {"default": Tiling.tile_size, "min": 0, "max": 4096, "step": 32}
 _OVERLAP = {"default": Tiling.overlap, "min": 0.0, "max": 0.5, "step": 0.0625}
@@ -39,12 +37,11 @@ class OpenSoraVAELoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, vae_name):
-        stat = os.stat(folder_paths.get_full_path_or_raise(FOLDER, vae_name))
-        return vae_name, stat.st_mtime_ns, stat.st_size
+        return paths.stamp(FOLDER, vae_name)
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(folder_paths.get_full_path_or_raise(FOLDER, vae_name)))
+        return io.NodeOutput(load_vae(paths.model_file(FOLDER, vae_name)))
 
 
 class OpenSoraTiledVAEDecode(io.ComfyNode):

@@ -1,12 +1,10 @@
 """Prompts: the two text encoders, and what becomes of a prompt before they read it."""
 
-import os
-
 import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
-from .host import notice, text
+from .host import notice, paths, text
 
 FOLDER = "text_encoders"
 
@@ -51,12 +49,12 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, t5_name, clip_l_name, precision, device):
-        return [*_stamp(t5_name), *_stamp(clip_l_name), precision, device]
+        return [*paths.stamp(FOLDER, t5_name), *paths.stamp(FOLDER, clip_l_name), precision, device]
 
     @classmethod
     def execute(cls, t5_name, clip_l_name, precision, device="auto") -> io.NodeOutput:
-        paths = [folder_paths.get_full_path_or_raise(FOLDER, name) for name in (t5_name, clip_l_name)]
-        return io.NodeOutput(text.load_text_encoders(*paths, precision, device))
+        files = [paths.model_file(FOLDER, name) for name in (t5_name, clip_l_name)]
+        return io.NodeOutput(text.load_text_encoders(*files, precision, device))
 
 
 class OpenSoraT5TextEncode(io.ComfyNode):
@@ -117,9 +115,3 @@ class OpenSoraT5TextEncode(io.ComfyNode):
         negative, note = text.encode(clip, negative_prompt)
         notice.show(note, cls.hidden.unique_id)
         return io.NodeOutput(positive, negative, decorated)
-
-
-def _stamp(name: str) -> tuple:
-    """What changes when a file is replaced by another of the same name: modification time and size."""
-    stat = os.stat(folder_paths.get_full_path_or_raise(FOLDER, name))
-    return name, stat.st_mtime_ns, stat.st_size
