@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,10 +44,11 @@ _NOT_WEIGHTS = (
 
 
 class TensorInfo(NamedTuple):
-    """Shape and dtype of a stored tensor; dtype in safetensors' words ("BF16")."""
+    """Shape and dtype of a stored tensor, dtype in safetensors' words ("BF16"); `end` is where its bytes end in that format."""
 
     shape: tuple[int, ...]
     dtype: str
+    end: int = 0
 
     @property
     def num_elements(self) -> int:
@@ -139,6 +140,22 @@ def open_tensors(header: Header) -> Iterator[Callable[[str], Tensor]]:
         raise CheckpointError(f"{header.name} could not be read as safetensors ({error}); download it again.") from error
 
 
+def last_rows(header: Header, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The last slice along axis 0 of some stored tensors of known dtype, flat, reading nothing else of them."""
+    if header.format == "torch":
+        state = _torch_state(header.path)
+        yield from ((key, state[key][-1].flatten()) for key in keys)
+        return
+    # Plain reads: touching a map makes the system read megabytes ahead of every tensor.
+    with header.path.open("rb") as file:
+        for key in keys:
+            info = header.tensors[key]
+            dtype = _TORCH_DTYPES[info.dtype]
+            num_bytes = info.num_elements // info.shape[0] * dtype.itemsize
+            file.seek(info.end - num_bytes)
+            yield key, torch.frombuffer(bytearray(file.read(num_bytes)), dtype=dtype)
+
+
 def quantisation(header: Header) -> str | None:
     """Name of the quantised format of a file, or None for plain numbers (plain float8 included)."""
     if "_quantization_metadata" in header.metadata:
@@ -188,12 +205,15 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
     try:
         entries = json.loads(text)
         metadata = entries.pop("__metadata__", None) or {}
-        tensors = {key: TensorInfo(tuple(entry["shape"]), entry["dtype"]) for key, entry in entries.items()}
+        data = 8 + header_bytes
+        tensors = {
+            key: TensorInfo(tuple(entry["shape"]), entry["dtype"], data + entry["data_offsets"][1]) for key, entry in entries.items()
+        }
         spans = {key: tuple(entry["data_offsets"]) for key, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The header of {path.name} is damaged; download it again.") from error
     _check_spans(path.name, tensors, spans)
-    expected = 8 + header_bytes + max((end for _, end in spans.values()), default=0)
+    expected = max((info.end for info in tensors.values()), default=data)
     if num_bytes < expected:
         missing = f"{expected - num_bytes:,} of {expected:,} bytes are missing"
         raise CheckpointError(f"{path.name} is truncated: {missing}; download it again.")

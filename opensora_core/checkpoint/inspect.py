@@ -21,7 +21,7 @@ from ..config import FLUX_DEV, HUNYUAN_VAE, LATENT_SCALE, OPEN_SORA_2, OPEN_SORA
 from ..errors import CheckpointError, OpenSoraError
 from ..transformer.model import MMDiT
 from .detect import Identity, Shapes, bare_shapes, identify, sizes
-from .files import Header, find_weights, open_tensors, quantisation, read_header
+from .files import Header, find_weights, last_rows, quantisation, read_header
 from .keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
 from .load import Comparison, compare, fill, load_vae
 
@@ -302,13 +302,16 @@ def _check_component(part: Component) -> tuple[bool | None, list[str]]:
 
 
 def _holes(header: Header) -> list[str]:
-    """Matrices whose last row holds nothing; cond_in may, in start weights. Reads one page per tensor.
+    """Matrices whose last row holds nothing; cond_in may, in start weights. Reads one row per tensor.
 
     A downloader that reserves a file's whole size leaves such holes when it stops, and no length gives it away.
     """
-    with open_tensors(header) as get:
-        rows = {key: get(key)[-1] for key, info in header.tensors.items() if len(info.shape) > 1 and not key.endswith("cond_in.weight")}
-        return [key for key, row in rows.items() if row.is_floating_point() and not (row.float().isfinite().all() and row.float().any())]
+    matrices = [
+        key
+        for key, info in header.tensors.items()
+        if len(info.shape) > 1 and info.num_elements and info.dtype in ("F32", "F16", "BF16") and not key.endswith("cond_in.weight")
+    ]
+    return [key for key, row in last_rows(header, matrices) if not (row.isfinite().all() and row.any())]
 
 
 def _run_blocks(header: Header, identity: Identity) -> tuple[bool, list[str]]:

@@ -1,6 +1,8 @@
 """Goldens recorded from the reference (tests/golden/make_golden.py), and how far from them a result is."""
 
 import json
+import math
+import struct
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,21 @@ def relative_error():
         return ((found.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def write_hole():
+    """Write a safetensors file of any size whose header is real and whose data is a hole: it costs no disk."""
+
+    def write(path, manifest, dtype="BF16"):
+        header, end = {}, 0
+        for key, shape in manifest.items():
+            begin, end = end, end + math.prod(shape) * {"BF16": 2, "F32": 4}[dtype]
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
+        text = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end)
+        return path
+
+    return write

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import struct
 from pathlib import Path
 
@@ -287,7 +286,7 @@ def test_layers_come_from_the_seam(golden_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts private memory as Linux reports it")
-def test_an_unconverted_load_copies_nothing(tmp_path):
+def test_an_unconverted_load_copies_nothing(tmp_path, write_hole):
     """A 70 MB file (a hole, so that it costs no disk) is loaded; private memory hardly grows."""
     manifest = transformer_manifest(TransformerConfig(16, 2, 768, 12, 3072, 1, 1, 64, 64, True, False))
     write_hole(tmp_path / "m.safetensors", manifest)
@@ -301,14 +300,3 @@ def test_an_unconverted_load_copies_nothing(tmp_path):
     size = sum(parameter.nbytes for parameter in model.parameters())
     assert size > 60e6
     assert private_bytes() - before < size / 4
-
-
-def write_hole(path, manifest):
-    header, end = {}, 0
-    for key, shape in manifest.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": (begin, end)}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
