@@ -19,7 +19,7 @@ from ..config import CLIP_LENGTH, T5_LENGTH, TransformerConfig
 from ..errors import CheckpointError
 from .prompt import dropped_sentence, fit_tokens
 from .tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
-from .weights import cast_tensors, is_fp8, is_quantisation_note, read_headers
+from .weights import cast_tensors, check_formats, is_fp8, is_quantisation_note, read_headers
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str, to
     path = Path(path).expanduser()
     headers = read_headers(path)
     names = _t5_names(_shapes(headers), path.name)
+    check_formats(headers)
     sizes = _t5_sizes({name: shape for name, (_, shape) in names.items()}, path.name)
     config = T5Config(
         vocab_size=sizes.vocabulary,
@@ -157,6 +158,7 @@ def load_clip(path: str | Path, dtype: torch.dtype, device: torch.device | str, 
     path = Path(path).expanduser()
     headers = read_headers(path)
     names = _clip_names(_shapes(headers), path.name)
+    check_formats(headers)
     sizes = _clip_sizes({name: shape for name, (_, shape) in names.items()}, path.name)
     tokenizer = _tokenizer(CLIP, path, tokenizers, sizes.vocabulary)
     config = CLIPTextConfig(

@@ -45,22 +45,24 @@ def is_fp8(headers: list[Header]) -> bool:
     return any(info.dtype in _FP8 for header in headers for info in header.tensors.values())
 
 
-def cast_tensors(headers: list[Header], keys: set[str], dtype_of: Callable[[str], torch.dtype], device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors called `keys`, one at a time, in their dtype on `device`; fp8 is multiplied by its scale where it has one.
+def check_formats(headers: list[Header]) -> None:
+    """Raise a CheckpointError if weights are quantised in a way other than fp8."""
+    for header in headers:
+        for key, info in header.tensors.items():
+            if key.endswith(".weight") and info.dtype not in _FLOATS + _FP8:
+                raise CheckpointError(
+                    f"{key} in {header.name} is stored as {info.dtype}: of quantised text encoders only fp8 ones are read here. "
+                    "Give the fp16, bf16 or fp8 file."
+                )
 
-    Raises:
-        CheckpointError: a quantisation other than fp8.
-    """
+
+def cast_tensors(headers: list[Header], keys: set[str], dtype_of: Callable[[str], torch.dtype], device) -> Iterator[tuple[str, Tensor]]:
+    """The tensors called `keys`, one at a time, in their dtype on `device`; fp8 is multiplied by its scale where it has one."""
     for header in headers:
         with open_tensors(header) as get:
-            for key, info in header.tensors.items():
+            for key in header.tensors:
                 if key not in keys:
                     continue
-                if info.dtype not in _FLOATS + _FP8:
-                    raise CheckpointError(
-                        f"{key} in {header.name} is stored as {info.dtype}: of quantised text encoders only fp8 ones are read here. "
-                        "Give the fp16, bf16 or fp8 file."
-                    )
                 tensor, scale = get(key), _scale_of(key, header)
                 if scale is not None:
                     tensor = tensor.to(device, torch.float32) * get(scale).to(device, torch.float32)

@@ -253,6 +253,7 @@ def test_fp8_is_cast_up(suffix, rewritten, tiny_checkpoint, t5, caplog):
             out |= {f"{layer}.{suffix}": torch.tensor(scale) for layer in layers} | {
                 f"{layer}.scale_input": torch.tensor(1.0) for layer in layers
             }
+            out |= {f"{layer}.comfy_quant": torch.zeros(9, dtype=torch.uint8) for layer in layers}
             out["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
         return out
 
@@ -267,9 +268,12 @@ def test_fp8_is_cast_up(suffix, rewritten, tiny_checkpoint, t5, caplog):
 
 def test_other_quantisation_is_refused(rewritten, tiny_checkpoint):
     def quantise(state):
-        return {name: tensor.to(torch.int8) if is_linear(name) else tensor for name, tensor in state.items()}
+        # As 4-bit files hold them: packed, so of another shape as well.
+        return {
+            name: tensor.to(torch.uint8).flatten()[::2, None].contiguous() if is_linear(name) else tensor for name, tensor in state.items()
+        }
 
-    with pytest.raises(CheckpointError, match="stored as I8: of quantised text encoders only fp8"):
+    with pytest.raises(CheckpointError, match="stored as U8: of quantised text encoders only fp8"):
         load_t5(rewritten("t5xxl.safetensors", quantise), FP32, "cpu", tokenizers=tiny_checkpoint)
 
 
