@@ -1,12 +1,11 @@
 """The empty clip that a video is made in: its size, length and number."""
 
-import comfy.model_management
-import torch
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
 from ..opensora_core.config import HUNYUAN_VAE
 from ..opensora_core.errors import OpenSoraError
+from .host import clips
 
 CUSTOM = "custom"
 OFFERED = ("256px", "768px", CUSTOM)  # what the released model was trained at
@@ -94,6 +93,4 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
         if resolution != CUSTOM:
             height, width = geometry.resolution_size(resolution, aspect_ratio)
         shape = (batch_size, HUNYUAN_VAE.latent_channels, geometry.latent_frames(num_frames), *geometry.latent_size(height, width))
-        samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
-        # The host's previews and resizing nodes read how many pixels a latent pixel stands for.
-        return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": geometry.SPACE_COMPRESSION}, width, height, FPS)
+        return io.NodeOutput(clips.empty(shape), width, height, FPS)

@@ -21,6 +21,13 @@ Report = Callable[[str], None]
 HOST_APPETITE = 2.0
 
 
+def empty(shape: tuple[int, int, int, int, int]) -> dict:
+    """A LATENT of zeros, [videos, channels, latent frames, latent height, latent width], where the host keeps what passes between nodes."""
+    samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+    # The host's own empty latents say how many pixels a latent pixel stands for, too.
+    return {"samples": samples, "downscale_ratio_spacial": SPACE}
+
+
 def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) -> Tensor:
     """Decode a LATENT's videos, one after the other.
 
