@@ -57,7 +57,7 @@ _PARTS = (
     ("comfy.utils", comfy.utils, "ProgressBar", ("total",)),
     ("comfy.utils", comfy.utils, "repeat_to_batch_size", ("tensor", "batch_size")),
     ("comfy.patcher_extension", comfy.patcher_extension, "WrapperExecutor", ()),
-    ("comfy.patcher_extension", comfy.patcher_extension, "get_all_wrappers", ("wrapper_type", "options")),
+    ("comfy.patcher_extension", comfy.patcher_extension, "get_all_wrappers", ("wrapper_type", "transformer_options")),
     ("comfy.ldm.modules.attention", comfy.ldm.modules.attention, "optimized_attention", ("q", "k", "v", "heads", "skip_reshape")),
     ("comfy.model_management", comfy.model_management, "load_models_gpu", ("models", "memory_required")),
     ("comfy.model_management", comfy.model_management, "throw_exception_if_processing_interrupted", ()),
