@@ -77,12 +77,7 @@ def report(path: str | Path) -> str:
     return "\n\n".join("\n".join(lines) for lines in (*blocks, [_folder_sentence(components)]))
 
 
-def check(path: str | Path) -> str:
-    """The text of run_check: a short report to paste into a bug report."""
-    return run_check(path).text
-
-
-def run_check(path: str | Path) -> Check:
+def check(path: str | Path) -> Check:
     """Compare a file or folder with the released files and run one block of each kind and one VAE frame.
 
     Never raises for a bad file: what is wrong with it is the report. In a folder, files that Open-Sora 2.0
