@@ -1,6 +1,6 @@
 // Drives the real ComfyUI front-end in a headless Chromium: makes workflow files and checks that they open cleanly.
 // usage: node front_end.mjs URL < request.json > reply.json; environment: CHROMIUM, NODE_PATH (playwright-core).
-// request: {build: [{name, api, columns, notes, models, stamp, picture}]} or {check: [{name, workflow, picture}]}.
+// request: {build: [{name, api, columns, notes, widgets, models, stamp, picture}]} or {check: [{name, workflow, picture}]}.
 import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
 
@@ -9,7 +9,7 @@ const url = process.argv[2]
 const request = JSON.parse(readFileSync(0, 'utf8'))
 
 // Runs in the page. Node ids of the description become graph ids in its order.
-async function build({ name, api, columns, notes, models, stamp }) {
+async function build({ name, api, columns, notes, widgets, models, stamp }) {
   await app.loadApiJson(structuredClone(api), name)
   const graph = app.rootGraph
   const gap = { x: 60, y: 40 }
@@ -30,6 +30,7 @@ async function build({ name, api, columns, notes, models, stamp }) {
     node.properties = { 'Node name for S&R': node.type, cnr_id: stamp.ours.includes(node.type) ? stamp.cnr_id : 'comfy-core' }
     node.properties.ver = stamp.ours.includes(node.type) ? stamp.version : stamp.host_version
     if (models[id]) node.properties.models = models[id]
+    for (const [widget, value] of Object.entries(widgets[id] ?? {})) node.widgets.find((w) => w.name === widget).value = value
     placed[id] = node
   }
   let x = 0
@@ -41,7 +42,7 @@ async function build({ name, api, columns, notes, models, stamp }) {
       node.pos = [x, y]
       if (!notes[id]) {
         const text = node.widgets?.filter((w) => w.options?.multiline || w.type === 'customtext').length ?? 0
-        const preview = ['LoadImage', 'SaveVideo'].includes(node.type) ? 260 : 0
+        const preview = ['LoadImage', 'SaveVideo'].includes(node.type) ? 200 : 0
         node.size = [width, node.computeSize()[1] + text * 60 + preview]
       }
       y += node.size[1] + gap.y + LiteGraph.NODE_TITLE_HEIGHT
@@ -65,26 +66,30 @@ async function check({ workflow }) {
   }
 }
 
+// The part of the window that no tool bar covers.
+const VIEW = { x: 70, y: 96, width: 1200, height: 600 }
+
 async function picture(page, path) {
-  await page.evaluate(() => {
+  await page.evaluate((view) => {
     const nodes = app.rootGraph.nodes
-    const left = Math.min(...nodes.map((n) => n.pos[0])) - 40
-    const top = Math.min(...nodes.map((n) => n.pos[1])) - 70
-    const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + 40
-    const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + 40
-    const view = app.canvas.canvas
-    const scale = Math.min(view.clientWidth / (right - left), view.clientHeight / (bottom - top))
+    const left = Math.min(...nodes.map((n) => n.pos[0]))
+    const top = Math.min(...nodes.map((n) => n.pos[1])) - 50
+    const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0]))
+    const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1]))
+    const frame = app.canvas.canvas.getBoundingClientRect()
+    const scale = Math.min((view.width - 20) / (right - left), (view.height - 20) / (bottom - top))
+    const middle = [view.x - frame.x + view.width / 2, view.y - frame.y + view.height / 2]
     app.canvas.ds.scale = scale
-    app.canvas.ds.offset = [view.clientWidth / scale / 2 - (left + right) / 2, view.clientHeight / scale / 2 - (top + bottom) / 2]
+    app.canvas.ds.offset = [middle[0] / scale - (left + right) / 2, middle[1] / scale - (top + bottom) / 2]
     app.canvas.setDirty(true, true)
-  })
+  }, VIEW)
   await page.waitForTimeout(800)
-  await page.screenshot({ path, type: 'jpeg', quality: 72 })
+  await page.screenshot({ path, type: 'jpeg', quality: 72, clip: VIEW })
 }
 
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox'] })
 try {
-  const page = await browser.newPage({ viewport: { width: 1280, height: 720 } })
+  const page = await browser.newPage({ viewport: { width: 1290, height: 780 } })
   const errors = []
   page.on('pageerror', (error) => errors.push(String(error)))
   // A resource that is not there (a user's style sheet) is not an error of a workflow.

@@ -16,8 +16,15 @@ from . import comfy, host_record
 
 DOCS = comfy.PACK / "web" / "docs"
 WORDS = {
-    "en": {"inputs": "Inputs", "outputs": "Outputs", "columns": ("", "type", "default", ""), "optional": "optional", "none": "none"},
-    "zh": {"inputs": "输入", "outputs": "输出", "columns": ("", "类型", "默认值", ""), "optional": "可选", "none": "无"},
+    "en": {
+        "inputs": "Inputs",
+        "outputs": "Outputs",
+        "columns": ("", "type", "default", ""),
+        "optional": "optional",
+        "on": "on",
+        "off": "off",
+    },
+    "zh": {"inputs": "输入", "outputs": "输出", "columns": ("", "类型", "默认值", ""), "optional": "可选", "on": "开", "off": "关"},
 }
 
 
@@ -41,15 +48,15 @@ def inputs_table(info: dict, words: dict, text: dict) -> str:
         kind = ", ".join(str(choice) for choice in item["choices"]) if item["choices"] else item["type"]
         if item["optional"]:
             kind += f" ({words['optional']})"
-        rows.append(f"| {label} | {kind} | {_default(item)} | {described['tooltip']} |")
+        rows.append(f"| {label} | {kind} | {_default(item, words)} | {described['tooltip']} |")
     return "\n".join(rows)
 
 
-def _default(item: dict) -> str:
+def _default(item: dict, words: dict) -> str:
     if item["default"] is None:
         return ""
     if isinstance(item["default"], bool):
-        return "on" if item["default"] else "off"
+        return words["on" if item["default"] else "off"]
     return str(item["default"]) or '""'
 
 

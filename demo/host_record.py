@@ -44,7 +44,7 @@ def lay_out_stand_ins(base: Path) -> None:
 def from_host(server: comfy.Server) -> dict:
     """{host_version, nodes}: what a running host says of our nodes and of STOCK_NODES."""
     everything = server.get("/object_info")
-    names = sorted(name for name in everything if name.startswith("OpenSora")) + list(STOCK_NODES)
+    names = [name for name in everything if name.startswith("OpenSora")] + list(STOCK_NODES)
     nodes = {name: {key: everything[name][key] for key in KEPT if key in everything[name]} for name in names}
     return {"host_version": server.get("/system_stats")["system"]["comfyui_version"], "nodes": nodes}
 

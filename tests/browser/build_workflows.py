@@ -37,8 +37,6 @@ FILES_NOTE = """## Files this workflow reads
 **models/vae**
 - `hunyuan_vae.safetensors`, 493 MB, from hpcai-tech/Open-Sora-v2
 
-No download yet? Choose **small (built in)** where a loader offers it.
-
 ## Licences (read them yourself; this is not advice)
 - **Open_Sora_v2**: its card says Apache-2.0. It was trained from FLUX.1-dev, whose own licence is non-commercial; ask \
 counsel before commercial use.
@@ -135,9 +133,10 @@ def job(name: str, graph: dict, note: str, columns: list[list[str]]) -> dict:
         "api": graph,
         "columns": columns,
         "notes": {
-            "about": {"title": "About this workflow", "text": note, "size": [420, 260]},
-            "files": {"title": "Files and licences", "text": FILES_NOTE, "size": [420, 560]},
+            "about": {"title": "About this workflow", "text": note, "size": [440, 240]},
+            "files": {"title": "Files and licences", "text": FILES_NOTE, "size": [440, 500]},
         },
+        "widgets": {"6": {"control_after_generate": "fixed"}, "8": {"fps": 24}},  # the rate beneath the wire, should it be cut
         "models": {"1": MODELS["model"], "2": MODELS["text"], "3": MODELS["vae"]},
         "stamp": {
             "cnr_id": "open-sora",

@@ -160,7 +160,9 @@ def rename_node(workflow):
 
 
 def cut_link(workflow):
-    number = workflow["links"].pop()[0]
+    cut = next(link for link in workflow["links"] if link[5] == "MODEL")
+    workflow["links"].remove(cut)
+    number = cut[0]
     for node in workflow["nodes"]:
         for slot in node.get("inputs", []):
             slot["link"] = None if slot["link"] == number else slot["link"]
