@@ -152,7 +152,7 @@ def reference_image(name: str, image) -> Tensor | None:
         image = rgb_array(image)
     if not isinstance(image, (Tensor, numpy.ndarray)):
         raise OpenSoraError(f"{name} is a path, a PIL image, an array or a tensor; this is a {type(image).__name__}.")
-    image = torch.as_tensor(image).detach().cpu()
+    image = torch.tensor(image) if isinstance(image, numpy.ndarray) else image.detach().cpu()
     if image.ndim == 3:
         image = image.unsqueeze(0)
     if image.ndim != 4 or image.shape[0] != 1 or image.shape[-1] != 3 or 0 in image.shape:

@@ -1,0 +1,438 @@
+"""The pipeline from a prompt to frames, on the small random checkpoint: what a person may rely on, and what is refused."""
+
+import shutil
+import sys
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from opensora_core import components, pipeline as pipeline_module
+from opensora_core.checkpoint.files import read_header
+from opensora_core.components import Component, Placement, visiting
+from opensora_core.config import LATENT_SCALE, Tiling
+from opensora_core.errors import OpenSoraError
+from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.request import EncodedPrompt, SamplingOptions, random_seed, reference_image
+
+SMALL = {"height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 3, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_checkpoint) -> OpenSoraPipeline:
+    """One pipeline with everything resident; tests that change its settings make their own."""
+    return OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def cat(pipe) -> EncodedPrompt:
+    return pipe.encode_prompt("a cat")
+
+
+@pytest.fixture(scope="module")
+def whole(pipe, cat):
+    """The result that others are compared with."""
+    return pipe(cat, **SMALL)
+
+
+@pytest.fixture
+def picture() -> torch.Tensor:
+    return torch.linspace(0, 1, 80 * 120 * 3).view(80, 120, 3)
+
+
+def pixels(result, index=0) -> numpy.ndarray:
+    return numpy.stack(result.frames[index])
+
+
+def test_a_prompt_becomes_frames(pipe, whole):
+    result = pipe("a cat", **SMALL)
+    assert result.prompt.text == "a cat. 24 FPS. 4 motion score."
+    assert len(result.frames) == 1 and len(result.frames[0]) == 5
+    assert all(frame.shape == (64, 96, 3) and frame.dtype == numpy.uint8 for frame in result.frames[0])
+    assert pixels(result).std() > 5  # not a flat grey
+    assert result.latents.shape == (1, 16, 2, 8, 12) and result.latents.dtype == torch.float32
+    assert (result.forwards, result.forwards_saved, result.seeds) == (6, 3, [7])
+    assert set(result.seconds) == {"text", "condition", "sampling", "decode"} and not result.notes
+    assert numpy.array_equal(pixels(result), pixels(whole))  # the same seed, and encoding once for several calls
+
+
+def test_seed_prompt_and_negative_prompt_each_change_the_result(pipe, cat, whole):
+    others = (
+        pipe(cat, **{**SMALL, "seed": 8}),
+        pipe("a dog", **SMALL),
+        pipe("a cat", negative_prompt="blurry", **SMALL),
+        pipe("a cat", **SMALL, options=SamplingOptions(motion_score=9)),
+        pipe(cat, **SMALL, options=SamplingOptions(shift=2.0)),
+        pipe(cat, **SMALL, guidance_scale=2.0),
+    )
+    for other in others:
+        assert not torch.equal(other.latents, whole.latents)
+
+
+def test_without_a_seed_one_is_drawn_and_told_and_global_generators_are_left_alone(pipe, cat):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    settings = {**SMALL, "seed": None, "num_inference_steps": 1}
+    first, second = pipe(cat, **settings), pipe(cat, **settings)
+    assert first.seeds != second.seeds
+    assert torch.equal(torch.get_rng_state(), state)
+    again = pipe(cat, **{**settings, "seed": first.seeds[0]})
+    assert torch.equal(again.latents, first.latents)
+
+
+@pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(posterior="sample")])
+def test_a_batch_item_is_what_its_seed_gives_alone(pipe, cat, picture, options):
+    settings = {**SMALL, "image": picture, "options": options}
+    both = pipe(cat, **settings, num_videos_per_prompt=2)
+    assert both.seeds == [7, 8] and len(both.frames) == 2
+    for index, seed in enumerate(both.seeds):
+        alone = pipe(cat, **{**settings, "seed": seed})
+        # Batched matrix products may round otherwise.
+        assert torch.allclose(both.latents[index], alone.latents[0], atol=1e-4)
+        assert abs(pixels(both, index).astype(int) - pixels(alone)).max() <= 1
+    assert not torch.allclose(both.latents[0], both.latents[1], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "restored"), [(("image",), [0]), (("last_image",), [2]), (("image", "last_image"), [0, 2])], ids=lambda value: str(value)
+)
+def test_reference_frames_are_encoded_fitted_and_restored(pipe, cat, picture, given, restored):
+    settings = {**SMALL, "num_frames": 9}
+    result = pipe(cat, **settings, **dict.fromkeys(given, picture))
+    without = pipe(cat, **settings)
+    fitted = pipeline_module.fit_image(picture[None], 64, 96)
+    with torch.inference_mode():
+        latent = pipe.vae.encode(fitted, [None])[0, :, 0]
+    for frame in range(3):
+        same = torch.allclose(result.latents[0, :, frame], latent, atol=1e-5)
+        assert same == (frame in restored)
+        assert not torch.allclose(result.latents[0, :, frame], without.latents[0, :, frame], atol=1e-3)
+    assert latent.abs().mean() > 0.01 and result.forwards == 9  # three passes, no step with both scales 1
+
+
+def test_a_picture_may_be_a_path_a_pil_image_an_array_or_a_tensor(tmp_path, picture):
+    array = (picture.numpy() * 255).round().astype(numpy.uint8)
+    Image.fromarray(array).save(tmp_path / "picture.png")
+    kinds = (tmp_path / "picture.png", str(tmp_path / "picture.png"), Image.fromarray(array), array, torch.from_numpy(array), array / 255.0)
+    for image in kinds:
+        assert torch.equal(reference_image("image", image), torch.from_numpy(array)[None].float() / 255)
+    assert reference_image("image", None) is None
+
+
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+def test_offloading_computes_the_same_numbers(tiny_checkpoint, whole, mode):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    (pipe.enable_model_cpu_offload if mode == "model" else pipe.enable_sequential_cpu_offload)("cpu")
+    assert pipe.offload == mode
+    for _ in range(2):  # and again, with what was put back
+        result = pipe("a cat", **SMALL)
+        assert torch.equal(result.latents, whole.latents) and numpy.array_equal(pixels(result), pixels(whole))
+
+
+def test_a_visiting_module_gets_its_own_tensors_back_even_after_a_failure():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    module.tied = module[0]
+    before = {name: tensor for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    with pytest.raises(KeyboardInterrupt), visiting(module, torch.device("meta")):
+        assert all(tensor.device.type == "meta" for tensor in (*module.parameters(), *module.buffers()))
+        assert module.tied.weight is module[0].weight
+        raise KeyboardInterrupt
+    assert all(tensor is before[name] for name, tensor in (*module.named_parameters(), *module.named_buffers()))
+
+
+@pytest.mark.parametrize(("mode", "reads"), [("resident", (1, 1)), ("model", (1, 2))])
+def test_text_encoders_are_given_up_after_their_work_unless_all_is_resident(mode, reads):
+    counted = [0, 0]
+
+    def reader(index):
+        def read(dtype, device):
+            counted[index] += 1
+            return torch.nn.Linear(1, 1, dtype=dtype, device=device)
+
+        return read
+
+    placement = Placement(torch.device("cpu"), mode=mode)
+    kept, passing = Component(reader(0), placement), Component(reader(1), placement, is_kept=False)
+    assert counted == [0, 0]
+    for _ in range(2):
+        for component in (kept, passing):
+            with component.at_work() as module:
+                assert module.weight.dtype == torch.float32
+    assert tuple(counted) == reads
+
+
+def test_sequential_offload_says_what_is_missing_without_accelerate(tiny_checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_sequential_cpu_offload("cpu")
+    with pytest.raises(OpenSoraError, match="pip install accelerate"):
+        pipe("a cat", **SMALL)
+
+
+def test_attention_slicing_gives_the_same_video(tiny_checkpoint, cat, whole):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    pipe.enable_attention_slicing(2)  # of three heads
+    assert torch.allclose(pipe(cat, **SMALL).latents, whole.latents, atol=1e-5)
+    with pytest.raises(OpenSoraError, match="slice_size"):
+        pipe.enable_attention_slicing(0)
+
+
+def test_bf16_networks_keep_fp32_latents(tiny_checkpoint, whole):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.bfloat16)
+    result = pipe("a cat", **SMALL)
+    assert pipe.dtype == torch.bfloat16 and result.latents.dtype == torch.float32
+    assert not torch.equal(result.latents, result.latents.bfloat16().float())
+    assert (result.latents - whole.latents).abs().mean() < 0.1 * whole.latents.abs().mean()
+    noise = pipe("a cat", **SMALL, options=SamplingOptions(latent_dtype="bf16")).latents
+    assert torch.equal(noise, noise.bfloat16().float())
+
+
+def test_tiling_is_chosen_on_the_vae(tiny_checkpoint, pipe, cat):
+    settings = {**SMALL, "height": 128, "width": 160, "num_frames": 1, "num_inference_steps": 1}
+    untiled = pipe(cat, **settings)
+    tiled = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    tiled.vae.enable_tiling(tile_size=96, tile_overlap=0.25)
+    seen = []
+    result = tiled(cat, **settings, progress=lambda *report: seen.append(report))
+    assert torch.equal(result.latents, untiled.latents) and not numpy.array_equal(pixels(result), pixels(untiled))
+    decode = [(done, total) for stage, done, total in seen if stage == "decode"]
+    assert decode[0][0] == 0 and decode[-1] == (6, 6)
+    with pytest.raises(OpenSoraError, match="tile_size"):
+        tiled.vae.enable_tiling(tile_size=100)
+    with pytest.raises(OpenSoraError, match="exact"):
+        tiled.vae.policy = "fast"
+
+
+def test_a_decode_that_memory_changes_is_told_in_one_line(tiny_checkpoint, cat, monkeypatch, caplog):
+    monkeypatch.setattr(components, "free_bytes", lambda device: 0)
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    result = pipe(cat, **{**SMALL, "num_inference_steps": 1, "num_frames": 69, "height": 32, "width": 32})
+    assert len(result.notes) == 1 and "temporal tiles" in result.notes[0] and result.notes[0] in caplog.text
+    assert len(result.frames[0]) == 69
+    pipe.vae.policy = "exact"
+    assert pipe(cat, **{**SMALL, "num_inference_steps": 1}).notes == []
+
+
+def test_a_decode_that_runs_out_of_memory_is_tried_once_more_in_temporal_tiles(tiny_checkpoint, cat, monkeypatch):
+    real, calls = components.tiled_decode, []
+
+    def no_room_for_whole_clips(decode, latents, tiling, progress):
+        calls.append(tiling)
+        if tiling.temporal_tile == 0:
+            raise torch.cuda.OutOfMemoryError
+        return real(decode, latents, tiling, progress)
+
+    monkeypatch.setattr(components, "tiled_decode", no_room_for_whole_clips)
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    settings = {**SMALL, "num_inference_steps": 1, "num_frames": 69, "height": 32, "width": 32}
+    result = pipe(cat, **settings, num_videos_per_prompt=2)
+    assert [tiling.temporal_tile for tiling in calls] == [0, 64, 64] and len(result.notes) == 1
+    pipe.vae.policy = "exact"
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        pipe(cat, **settings)
+
+
+def test_callback_hears_every_step_and_can_stop_the_run(pipe, cat):
+    heard = []
+    pipe(cat, **SMALL, callback=lambda *report: heard.append(report))
+    assert [report[:4] for report in heard] == [(1, 3, 2, 1), (2, 3, 4, 2), (3, 3, 6, 3)]
+    assert heard[-1][4].shape == (1, 16, 2, 8, 12)
+
+    def stop(*report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(cat, **SMALL, callback=stop)
+
+
+def test_a_lora_changes_the_result_by_its_strength(tiny_checkpoint, cat, whole, tmp_path):
+    width = 96
+    down, up = torch.randn(2, 4, width).mul(0.2).unbind()
+    layer = "base_model.model.double_blocks.0.img_attn.proj"
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up.T.contiguous()}, tmp_path / "lora.safetensors")
+    none, full = (OpenSoraPipeline.from_pretrained(tiny_checkpoint).load_lora(tmp_path / "lora.safetensors", s) for s in (0.0, 1.0))
+    assert torch.equal(none(cat, **SMALL).latents, whole.latents)
+    assert not torch.allclose(full(cat, **SMALL).latents, whole.latents, atol=1e-4)
+    with pytest.raises(OpenSoraError, match="finite"):
+        full.load_lora(tmp_path / "lora.safetensors", float("nan"))
+
+
+def test_a_lora_of_another_model_is_refused_before_any_weight_is_read(tiny_checkpoint, tmp_path, no_weights):
+    layer = "base_model.model.double_blocks.0.img_attn.proj"
+    save_file({f"{layer}.lora_A.weight": torch.ones(4, 8), f"{layer}.lora_B.weight": torch.ones(8, 4)}, tmp_path / "lora.safetensors")
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    for path, says in ((tmp_path / "lora.safetensors", "another model"), (pipe.files.vae, "not a LoRA"), (tmp_path / "none", "not exist")):
+        with pytest.raises(OpenSoraError, match=says):
+            pipe.load_lora(path)
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails the test if any network is read."""
+
+    def read(*args, **kwargs):
+        raise AssertionError("a network was read before the request was refused")
+
+    for name in ("load_transformer", "load_vae", "load_t5", "load_clip"):
+        monkeypatch.setattr(pipeline_module, name, read)
+
+
+PICTURE = torch.zeros(64, 96, 3)
+REFUSED = [
+    ({"num_frames": 6}, "use 5 or 9"),
+    ({"num_frames": 0}, "not a clip"),
+    ({"num_frames": 5.0}, "whole number"),
+    ({"height": 60}, "nearest is 64x96"),
+    ({"width": 0}, "multiples of 16"),
+    ({"num_inference_steps": 0}, "at least 1"),
+    ({"guidance_scale": float("nan")}, "finite"),
+    ({"guidance_scale": None}, "finite"),
+    ({"image_guidance_scale": float("inf")}, "finite"),
+    ({"seed": -1}, "out of range"),
+    ({"seed": 2**64}, "out of range"),
+    ({"seed": 2**64 - 1, "num_videos_per_prompt": 2}, "out of range"),
+    ({"num_videos_per_prompt": 0}, "at least 1"),
+    ({"negative_prompt": None}, "one text"),
+    ({"image": torch.zeros(2, 64, 96, 3)}, r"\[2, 64, 96, 3\]"),
+    ({"image": torch.zeros(96, 3)}, r"\[1, 96, 3\]|\[96, 3\]"),
+    ({"last_image": PICTURE[..., :2]}, "last_image"),
+    ({"image": PICTURE + 2}, "0 to 1"),
+    ({"image": PICTURE * torch.nan}, "0 to 1"),
+    ({"image": "missing.png"}, "does not exist"),
+    ({"image": 3}, "int"),
+    ({"image": PICTURE, "num_frames": 1}, "at least"),
+    ({"image": PICTURE, "last_image": PICTURE, "num_frames": 5}, "at least 9 frames"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_met_is_refused_in_a_sentence_and_no_checkpoint_is_opened(tiny_checkpoint, no_weights, monkeypatch, change, says):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+
+    def opened(*args):
+        raise AssertionError("a checkpoint was opened before the request was refused")
+
+    monkeypatch.setattr(components, "read_header", opened)
+    monkeypatch.setattr(components, "read_headers", opened)
+    with pytest.raises(OpenSoraError, match=says) as caught:
+        pipe("a cat", **{**SMALL, **change})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", [None, ["a cat"], 3])
+def test_a_prompt_is_one_text(pipe, prompt):
+    with pytest.raises(OpenSoraError, match="one text"):
+        pipe(prompt, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fps": 500}, "fps"), ({"motion_score": 16}, "motion_score"), ({"fit": "zoom"}, "crop, pad, stretch"), ({"shift": -1.0}, "shift"),
+        ({"posterior": "mean"}, "mode, sample"), ({"noise_device": "tpu"}, "cpu, gpu"), ({"latent_dtype": "fp8"}, "fp32, bf16"),
+    ],
+)  # fmt: skip
+def test_options_are_checked_when_they_are_made(options, says):
+    with pytest.raises(OpenSoraError, match=says):
+        SamplingOptions(**options)
+
+
+def copy_with(tiny_checkpoint, folder, part, change):
+    """A copy of the checkpoint in which the tensors of one file are changed."""
+    shutil.copytree(tiny_checkpoint, folder)
+    save_file({name: change(name, tensor).contiguous() for name, tensor in load_file(folder / part).items()}, folder / part)
+    return folder
+
+
+def test_parts_that_do_not_belong_together_are_refused_by_their_headers(tiny_checkpoint, tmp_path, no_weights):
+    def wrong(part, other):
+        files = {**vars(OpenSoraPipeline.from_pretrained(tiny_checkpoint).files), part: other}
+        return OpenSoraPipeline.from_files(**files)
+
+    files = OpenSoraPipeline.from_pretrained(tiny_checkpoint).files
+    for part, other, says in (
+        ("dit", files.vae, "HunyuanVideo-layout VAE"),
+        ("vae", files.dit, "Open-Sora 2.0 transformer"),
+        ("t5", files.clip, "CLIP"),
+        ("clip", files.t5, "T5"),
+    ):
+        with pytest.raises(OpenSoraError, match=says):
+            wrong(part, other)("a cat", **SMALL)
+
+    def narrow(name, tensor):  # a VAE of eight latent channels
+        if name.startswith(("post_quant_conv", "quant_conv", "encoder.conv_out")):
+            tensor = tensor[: len(tensor) // 2]
+        return tensor[:, : 8 if name == "post_quant_conv.weight" else None] if tensor.ndim > 1 else tensor
+
+    folder = copy_with(tiny_checkpoint, tmp_path / "narrow", "hunyuan_vae.safetensors", narrow)
+    with pytest.raises(OpenSoraError, match="8 latent channels .* works on 16"):
+        OpenSoraPipeline.from_pretrained(folder)("a cat", **SMALL)
+
+
+def test_text_encoders_of_another_width_are_refused(tiny_checkpoint, tmp_path, no_weights):
+    def wider(name, tensor):
+        return torch.cat((tensor, tensor), dim=1) if name in ("txt_in.weight", "vector_in.in_layer.weight") else tensor
+
+    folder = copy_with(tiny_checkpoint, tmp_path / "wide", "Open_Sora_v2.safetensors", wider)
+    with pytest.raises(OpenSoraError, match="T5 .* gives 64 features .* reads 128"):
+        OpenSoraPipeline.from_pretrained(folder)("a cat", **SMALL)
+
+
+def test_values_that_are_not_numbers_end_in_a_sentence_not_in_a_black_video(tiny_checkpoint, tmp_path):
+    def poisoned(name, tensor):
+        return tensor * torch.nan if name == "img_in.bias" else tensor
+
+    folder = copy_with(tiny_checkpoint, tmp_path / "nan", "Open_Sora_v2.safetensors", poisoned)
+    with pytest.raises(OpenSoraError, match="not numbers"):
+        OpenSoraPipeline.from_pretrained(folder)("a cat", **SMALL)
+
+
+def test_folders_and_settings_that_cannot_be_are_refused(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(components, "SMALL", tmp_path / "absent")
+    with pytest.raises(OpenSoraError, match="make demo"):
+        OpenSoraPipeline.from_pretrained("small")
+    with pytest.raises(OpenSoraError, match="not a folder"):
+        OpenSoraPipeline.from_pretrained(tmp_path / "absent")
+    with pytest.raises(OpenSoraError, match="all four parts"):
+        OpenSoraPipeline.from_pretrained(tiny_checkpoint / "Open_Sora_v2.safetensors")
+    (tmp_path / "half").mkdir()
+    shutil.copy(tiny_checkpoint / "hunyuan_vae.safetensors", tmp_path / "half")
+    with pytest.raises(OpenSoraError, match="lacks Open_Sora_v2.safetensors, google"):
+        OpenSoraPipeline.from_pretrained(tmp_path / "half")
+    with pytest.raises(OpenSoraError, match="precision"):
+        OpenSoraPipeline.from_pretrained(tiny_checkpoint, precision="fp4")
+    with pytest.raises(OpenSoraError, match="contradict"):
+        OpenSoraPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.float32, precision="bf16")
+    with pytest.raises(OpenSoraError, match="dtype"):
+        OpenSoraPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.int8)
+    for device in ("meta", "nonsense", "cuda:99"):
+        with pytest.raises(OpenSoraError, match="device"):
+            OpenSoraPipeline.from_pretrained(tiny_checkpoint).to(device)
+
+
+def test_small_is_read_from_the_package_once_it_is_there(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(components, "SMALL", tiny_checkpoint)
+    assert OpenSoraPipeline.from_pretrained("small").files.vae == tiny_checkpoint / "hunyuan_vae.safetensors"
+
+
+def test_what_the_device_decides():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert (Placement(cuda).dtype, Placement(cpu).dtype) == (torch.bfloat16, torch.float32)
+    assert Placement(cpu, torch.bfloat16).dtype == torch.bfloat16
+    assert components.resolve_device("cpu") == cpu
+    assert components.free_bytes(cpu) is None or components.free_bytes(cpu) > 2**20
+
+
+def test_the_latents_of_a_result_are_in_the_transformer_scale(pipe, whole):
+    with torch.inference_mode():
+        with pipe._vae.at_work() as vae:
+            frames = vae.decode(whole.latents / LATENT_SCALE)
+    shown = ((frames[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+    assert numpy.array_equal(shown, pixels(whole))
+
+
+def test_the_defaults_of_tiling_are_the_reference_s(pipe):
+    assert pipe.vae.tiling == Tiling(256, 0.25, 0) and pipe.vae.policy == "auto"
+    assert 0 <= random_seed() < 2**32
+    assert read_header(pipe.files.vae).num_parameters > 0
