@@ -1,0 +1,97 @@
+"""Tests against a real ComfyUI: over HTTP and its websocket, and inside its own interpreter (inprocess/).
+
+Everything is skipped, with one line, where no ComfyUI is found (demo/comfy.py says where it is looked for).
+"""
+
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+INPROCESS = HERE / "inprocess"
+MODEL_FOLDERS = {
+    "Open_Sora_v2.safetensors": "diffusion_models",
+    "hunyuan_vae.safetensors": "vae",
+    "t5xxl.safetensors": "text_encoders",
+    "clip_l.safetensors": "text_encoders",
+}
+
+collect_ignore = ["inprocess"]  # these import the host, so the host's interpreter collects them (fixture `inprocess_results`)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def installation():
+    """The ComfyUI to test against. No test of this folder runs without it."""
+    from demo import comfy
+
+    found = comfy.find()
+    if found is None:
+        pytest.skip("no ComfyUI found: tests/host did not run (README.md, Tests)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
+    """A base directory for the host: this pack under custom_nodes and the small checkpoint in models/."""
+    from demo import comfy
+
+    base = tmp_path_factory.mktemp("host")
+    comfy.prepare_base(base)
+    for name, folder in MODEL_FOLDERS.items():
+        shutil.copy(tiny_checkpoint / name, base / "models" / folder / name)
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(installation, host_base):
+    """A running host on this machine, for the whole session: server.run(graph), server.get(path), server.log, server.base."""
+    from demo import comfy
+
+    with comfy.Server(installation, host_base, ("--cpu", "--preview-method", "latent2rgb")) as running:
+        yield running
+
+
+@pytest.fixture
+def listen(server):
+    """Run a graph and hear what a front-end would: listen(graph) -> demo.listener.Events. `on_message` may act meanwhile."""
+    from demo.listener import Listener
+
+    def run(graph: dict, seconds: float = 120, on_message=None):
+        with Listener(server.url) as listener:
+            listener.on_message = on_message
+            return listener.run(server, graph, seconds)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def inprocess_results(installation, tiny_checkpoint, tmp_path_factory) -> dict[str, list[tuple[str, str]]]:
+    """Outcome of every test in inprocess/, run once by the host's interpreter: file name -> [(test, "" or what failed)]."""
+    folder = tmp_path_factory.mktemp("inprocess")
+    report = folder / "report.xml"
+    environment = {
+        **os.environ,
+        "OPEN_SORA_TEST_HOST": str(installation.root),
+        "OPEN_SORA_TEST_CHECKPOINT": str(tiny_checkpoint),
+        "OPEN_SORA_TEST_BASE": str(folder / "base"),
+    }
+    command = [str(installation.python), "-m", "pytest", str(INPROCESS), "-q", "-c", str(INPROCESS / "pytest.ini"),
+               f"--rootdir={INPROCESS}", f"--confcutdir={INPROCESS}", "-p", "no:cacheprovider", f"--junitxml={report}"]  # fmt: skip
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if not report.is_file():
+        pytest.fail(f"{' '.join(command)}\n{result.stdout[-6000:]}\n{result.stderr[-3000:]}", pytrace=False)
+    outcomes: dict[str, list[tuple[str, str]]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        failures = [element.text or element.get("message", "") for kind in ("failure", "error") for element in case.iter(kind)]
+        outcomes.setdefault(case.get("classname").split(".")[-1], []).append((case.get("name"), "\n".join(failures)))
+    return outcomes

@@ -1,0 +1,99 @@
+"""A whole video over HTTP: what a person sees while it runs, and what is said when something does not fit."""
+
+import pytest
+
+MODEL = "Open_Sora_v2.safetensors"
+
+
+def graph(steps=12, image=False, **changes) -> dict:
+    """Text to video (5 frames of 64x48) with the one-node sampler; `changes` go into the sampler's inputs."""
+    sampler = {
+        "model": ["model", 0], "positive": ["text", 0], "negative": ["text", 1], "latent": ["latent", 0], "seed": 7, "steps": steps,
+        "text_guidance": 7.5, "image_guidance": 3.0, "text_oscillation": True, "image_oscillation": True, "temporal_ramp": True,
+        "shift": 0.0, "noise_device": "cpu", "latent_dtype": "fp32",
+    }  # fmt: skip
+    nodes = {
+        "model": ("OpenSoraModelLoader", {"model_name": MODEL, "precision": "auto"}),
+        "clip": (
+            "OpenSoraTextEncoderLoader",
+            {"t5_name": "t5xxl.safetensors", "clip_l_name": "clip_l.safetensors", "precision": "auto", "device": "auto"},
+        ),
+        "text": (
+            "OpenSoraT5TextEncode",
+            {"clip": ["clip", 0], "prompt": "raining, sea", "negative_prompt": "", "motion_score": 4, "fps": 24},
+        ),
+        "latent": (
+            "OpenSoraEmptyLatentVideo",
+            {"resolution": "custom", "aspect_ratio": "16:9", "num_frames": 5, "width": 64, "height": 48, "batch_size": 1},
+        ),
+        "sampler": ("OpenSoraRectifiedFlowSampler", {**sampler, **changes}),
+        "vae": ("OpenSoraVAELoader", {"vae_name": "hunyuan_vae.safetensors"}),
+        "frames": (
+            "OpenSoraTiledVAEDecode",
+            {"vae": ["vae", 0], "latent": ["sampler", 0], "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto"},
+        ),
+        "save": ("SaveImage", {"images": ["frames", 0], "filename_prefix": "video"}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs, "_meta": {"title": name}} for name, (kind, inputs) in nodes.items()}
+
+
+def test_the_pack_loads_without_a_word_of_its_own(server):
+    # Only lines about this pack: the host has warnings of its own.
+    lines = [line for line in server.log.splitlines() if "open-sora" in line.lower()]
+    assert lines, "the host did not mention the pack"
+    assert not [line for line in lines if any(word in line.upper() for word in ("WARNING", "ERROR", "FAILED"))]
+    assert "IMPORT FAILED" not in server.log
+
+
+def test_a_video_with_progress_previews_and_forwards(server, listen):
+    events = listen(graph(steps=12))
+    assert events.error is None
+    assert [value for value, maximum in events.progress("sampler") if maximum == 12][-1] == 12
+    assert events.previews and events.previews[0][:2] == b"\xff\xd8"
+    lines = [line for node, line in events.texts if node == "sampler"]
+    # 12 steps: ten warm-up steps and step 10 with two passes, step 11 with one.
+    assert lines[-1] == "Step 12 of 12: 23 forwards done, 13 of 36 saved"
+    assert len(events.outputs["save"]["images"]) == 5
+
+
+def test_an_interrupt_stops_within_a_step_and_the_queue_goes_on(server, listen):
+    def interrupt(kind, data):
+        if kind == "progress" and data.get("node") == "sampler" and data["value"] == 3:
+            server.post("/interrupt", {})
+
+    events = listen(graph(steps=200, seed=8), on_message=interrupt)
+    assert events.interrupted
+    assert max(value for value, _ in events.progress("sampler")) < 20
+    assert listen(graph(steps=2, seed=9)).error is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"text_guidance": float("nan")}, "text_guidance=nan is not a finite number"),
+        ({"shift": float("nan")}, "shift=nan is not a positive, finite number"),
+    ],
+)
+def test_numbers_that_cannot_be_used_get_one_sentence(listen, changes, sentence):
+    events = listen(graph(**changes))
+    assert sentence in events.error["exception_message"]
+    assert not events.progress("sampler")
+    assert listen(graph(steps=1)).error is None
+
+
+def test_numbers_out_of_range_are_refused_at_once(server):
+    from demo.comfy import HostError
+
+    for changes in ({"steps": 0}, {"text_guidance": float("inf")}, {"shift": -1.0}, {"seed": -1}):
+        with pytest.raises(HostError, match="value_(smaller|bigger)_than"):
+            server.post("/prompt", {"prompt": graph(**changes)})
+
+
+def test_a_path_outside_the_model_folders_is_refused(server):
+    from demo.comfy import HostError
+
+    for name in ("../../../etc/passwd", "/etc/passwd", "..\\secret.safetensors"):
+        prompt = graph()
+        prompt["model"]["inputs"]["model_name"] = name
+        with pytest.raises(HostError, match="value_not_in_list"):
+            server.post("/prompt", {"prompt": prompt})
