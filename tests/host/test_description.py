@@ -1,0 +1,78 @@
+"""What the host tells the front-end of this pack: schemas as recorded, translations, help pages and workflows."""
+
+import urllib.request
+
+import pytest
+
+from demo import comfy, help_pages, host_record
+
+RECORD = host_record.read()
+OURS = [name for name in RECORD["nodes"] if name.startswith("OpenSora")]
+
+
+@pytest.fixture(scope="module")
+def live(server) -> dict:
+    return host_record.from_host(server)
+
+
+def without_files(info: dict) -> dict:
+    """A node's description with the lists of the user's files emptied, which differ from machine to machine."""
+    for section in info["input"].values():
+        for name, spec in section.items():
+            if name in host_record.FILE_LISTS:
+                spec[:] = [spec[0], {key: value for key, value in spec[1].items() if key != "options"}]
+    return info
+
+
+def fetch(server, path: str) -> str:
+    with urllib.request.urlopen(server.url + path, timeout=30) as reply:
+        return reply.read().decode()
+
+
+def test_the_pack_loads_without_a_word_of_complaint(server):
+    ours = [
+        line for line in server.log.splitlines() if "IMPORT FAILED" in line or "comfy_entrypoint" in line or "open-sora" in line.lower()
+    ]
+    assert not [line for line in ours if "WARNING" in line or "ERROR" in line or "FAILED" in line or "Error" in line]
+    assert any("open-sora" in line for line in ours), "the log does not even name the pack"
+
+
+def test_the_record_lists_every_node_of_ours(live):
+    assert [name for name in live["nodes"] if name.startswith("OpenSora")] == OURS
+
+
+@pytest.mark.parametrize("node_id", OURS)
+def test_node_is_as_recorded(node_id, live):
+    assert without_files(live["nodes"][node_id]) == without_files(RECORD["nodes"][node_id]), "run `make record`"
+
+
+@pytest.mark.parametrize("node_id", host_record.STOCK_NODES)
+def test_stock_node_is_as_recorded(node_id, live):
+    if live["host_version"] != RECORD["host_version"]:
+        pytest.skip(f"the record is of ComfyUI {RECORD['host_version']}, this is {live['host_version']}")
+    now, then = (host_record.schema_of(source["nodes"][node_id]) for source in (live, RECORD))
+    assert [item["name"] for item in now["inputs"]] == [item["name"] for item in then["inputs"]]
+    assert now["outputs"] == then["outputs"]
+
+
+@pytest.mark.parametrize("language", list(help_pages.WORDS))
+def test_translations_reach_the_front_end(server, language):
+    served = server.get("/i18n")[language]
+    for node_id, text in help_pages.texts(language).items():
+        assert served["nodeDefs"][node_id] == text
+    assert language == "en" or served["nodeCategories"]
+
+
+@pytest.mark.parametrize("node_id", OURS)
+@pytest.mark.parametrize("language", list(help_pages.WORDS))
+def test_help_page_is_where_the_front_end_looks(server, node_id, language):
+    path = help_pages.page_path(node_id, language)
+    url = f"/extensions/{comfy.PACK_FOLDER}/docs/{path.relative_to(help_pages.DOCS).as_posix()}"
+    assert fetch(server, url) == path.read_text(encoding="utf-8")
+
+
+def test_workflows_are_offered_as_templates(server):
+    names = sorted(path.stem for path in (comfy.PACK / "workflows").glob("*.json"))
+    assert sorted(server.get("/workflow_templates")[comfy.PACK_FOLDER]) == names
+    for name in names:
+        assert server.get(f"/api/workflow_templates/{comfy.PACK_FOLDER}/{name}.json")["version"] == 0.4
