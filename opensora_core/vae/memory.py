@@ -31,13 +31,13 @@ def decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, late
         latent_frames, latent_height, latent_width: of the tile.
         dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
     """
-    activations = dtype_bytes * max(_decode_peaks(config, (latent_frames, latent_height, latent_width)))
+    activations = dtype_bytes * max(_Walk(config, dtype_bytes).decode((latent_frames, latent_height, latent_width)))
     return max(activations, _merging_bytes(config, dtype_bytes))
 
 
 def encode_bytes(config: VAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
     """Peak of the activations of encoding one tile (or untiled clip) of this size in frames and pixels, in bytes."""
-    return dtype_bytes * max(_encode_peaks(config, (num_frames, height, width)))
+    return dtype_bytes * max(_Walk(config, dtype_bytes).encode((num_frames, height, width)))
 
 
 def choose_decode(
@@ -103,38 +103,94 @@ def _shrink(tiling: Tiling, need, free_bytes: int) -> Tiling:
     return tiling
 
 
-def _decode_peaks(config: VAEConfig, size: Size) -> Iterator[int]:
-    """Elements alive at the peak of each layer, in the order the decoder runs them."""
-    widths = config.block_out_channels[::-1]
-    yield 2 * _elements(config.latent_channels, size)  # post_quant_conv
-    yield _conv(config.latent_channels, widths[0], size, size)
-    yield from _mid(widths[0], size)
-    width_in = widths[0]
-    for width, step in zip(widths, (*STEPS, None), strict=True):
-        for _ in range(config.layers_per_block + 1):
-            yield _resnet(width_in, width, size)
-            width_in = width
-        if step:
-            yield _upsample(width, size, step)
-            size = _up(size, step)
-    yield from _head(width_in, config.in_channels, size)
+class _Walk:
+    """The layers of one pass in order; every method gives the elements alive at a layer's peak, its input and output included.
 
+    Attributes:
+        wide: fp32 values (normalisation is done in them) as a multiple of one element, 2 for bf16.
+    """
 
-def _encode_peaks(config: VAEConfig, size: Size) -> Iterator[int]:
-    """Elements alive at the peak of each layer, in the order the encoder runs them."""
-    widths = config.block_out_channels
-    yield _conv(config.in_channels, widths[0], size, size)
-    width_in = widths[0]
-    for width, step in zip(widths, (*STEPS, None), strict=True):
-        for _ in range(config.layers_per_block):
-            yield _resnet(width_in, width, size)
-            width_in = width
-        if step:
-            smaller = tuple((side - 1) // factor + 1 for side, factor in zip(size, step, strict=True))
-            yield _conv(width, width, size, smaller)
-            size = smaller
-    yield from _mid(width_in, size)
-    yield from _head(width_in, 2 * config.latent_channels, size)
+    def __init__(self, config: VAEConfig, dtype_bytes: int):
+        self.config = config
+        self.wide = max(1, 4 // dtype_bytes)
+
+    def decode(self, size: Size) -> Iterator[int]:
+        config, widths = self.config, self.config.block_out_channels[::-1]
+        yield 2 * _elements(config.latent_channels, size)  # post_quant_conv
+        yield self.conv(config.latent_channels, widths[0], size, size)
+        yield from self.mid(widths[0], size)
+        width_in = widths[0]
+        for width, step in zip(widths, (*STEPS, None), strict=True):
+            for _ in range(config.layers_per_block + 1):
+                yield self.resnet(width_in, width, size)
+                width_in = width
+            if step:
+                yield self.upsample(width, size, step)
+                size = _up(size, step)
+        yield self.normed_conv(width_in, config.in_channels, size)
+
+    def encode(self, size: Size) -> Iterator[int]:
+        config, widths = self.config, self.config.block_out_channels
+        yield self.conv(config.in_channels, widths[0], size, size)
+        width_in = widths[0]
+        for width, step in zip(widths, (*STEPS, None), strict=True):
+            for _ in range(config.layers_per_block):
+                yield self.resnet(width_in, width, size)
+                width_in = width
+            if step:
+                smaller = tuple((side - 1) // factor + 1 for side, factor in zip(size, step, strict=True))
+                yield self.conv(width, width, size, smaller)
+                size = smaller
+        yield from self.mid(width_in, size)
+        yield self.normed_conv(width_in, 2 * config.latent_channels, size)
+
+    def conv(self, width_in: int, width_out: int, size: Size, size_out: Size) -> int:
+        both = _elements(width_in, size) + _elements(width_out, size_out)
+        stride = -(-size[0] // size_out[0])
+        step = max(1, _chunk(width_in, size) // stride)
+        if step >= size_out[0]:
+            return both + _padded(width_in, (size[0] + KERNEL - 1, *size[1:]))
+        part = _elements(width_out, (step, *size_out[1:]))
+        return both + part + _padded(width_in, ((step - 1) * stride + KERNEL, *size[1:]))
+
+    def normed_conv(self, width_in: int, width_out: int, size: Size) -> int:
+        x = _elements(width_in, size)
+        step = _chunk(width_in, size)
+        if step >= size[0]:
+            return x + self.conv(width_in, width_out, size, size)
+        return x + _elements(width_out, size) + self.normed_chunk(width_in, width_out, size, step)
+
+    def normed_chunk(self, width_in: int, width_out: int, size: Size, step: int) -> int:
+        """Beside input and output: the statistics' temporaries, or a chunk normalised, padded and convolved."""
+        group = _elements(width_in, size) // self.config.norm_groups
+        frames = (min(size[0], step + KERNEL - 1), *size[1:])
+        normalised = _elements(width_in, frames)
+        cast = normalised if self.wide > 1 else 0
+        convolved = normalised + _padded(width_in, (step + KERNEL - 1, *size[1:])) + _elements(width_out, (step, *size[1:]))
+        return max(self.wide * group * (2 if self.wide > 1 else 1), self.wide * normalised + cast, convolved)
+
+    def resnet(self, width_in: int, width_out: int, size: Size) -> int:
+        x, h = _elements(width_in, size), _elements(width_out, size)
+        first = self.normed_conv(width_in, width_out, size)
+        step = _chunk(width_out, size)
+        if step >= size[0]:
+            return max(first, x + self.conv(width_out, width_out, size, size))
+        shortcut = _elements(width_out, (step, *size[1:])) if width_in != width_out else 0
+        return max(first, x + h + shortcut + self.normed_chunk(width_out, width_out, size, step))
+
+    def mid(self, channels: int, size: Size) -> Iterator[int]:
+        # The block's input waits in the caller while attention and the second residual block run.
+        waiting = _elements(channels, size)
+        yield self.resnet(channels, channels, size)
+        yield waiting + 6 * _elements(channels, size)  # input, normalised tokens, q, k, v, output
+        yield waiting + self.resnet(channels, channels, size)
+
+    def upsample(self, channels: int, size: Size, step: Size) -> int:
+        """Also the merged kernels; of a chunk its padded copy, one parity's window and one parity's result."""
+        frames = min(size[0], _chunk(channels, size))
+        padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
+        part = 2 * padded + _elements(channels, (frames, *size[1:]))
+        return _elements(channels, size) + _elements(channels, _up(size, step)) + part + _merged_taps(step) * channels**2
 
 
 def _elements(channels: int, size: Size) -> int:
@@ -147,40 +203,6 @@ def _padded(channels: int, size: Size) -> int:
     return channels * frames * (height + KERNEL - 1) * (width + KERNEL - 1)
 
 
-def _conv(width_in: int, width_out: int, size: Size, size_out: Size) -> int:
-    """Input, output, and what a chunk holds beside them."""
-    both = _elements(width_in, size) + _elements(width_out, size_out)
-    stride = -(-size[0] // size_out[0])
-    step = max(1, _chunk(width_in, size) // stride)
-    if step >= size_out[0]:
-        return both + _padded(width_in, (size[0] + KERNEL - 1, *size[1:]))
-    part = _elements(width_out, (step, *size_out[1:]))
-    return both + part + _padded(width_in, ((step - 1) * stride + KERNEL, *size[1:]))
-
-
-def _resnet(width_in: int, width_out: int, size: Size) -> int:
-    x = _elements(width_in, size)
-    first = x + _conv(width_in, width_out, size, size)  # the block's input waits for the sum
-    second = x + _conv(width_out, width_out, size, size)
-    return max(first, second)
-
-
-def _mid(channels: int, size: Size) -> Iterator[int]:
-    # The block's input waits in the caller while attention and the second residual block run.
-    waiting = _elements(channels, size)
-    yield _resnet(channels, channels, size)
-    yield waiting + 6 * _elements(channels, size)  # input, normalised tokens, q, k, v, output
-    yield waiting + _resnet(channels, channels, size)
-
-
-def _upsample(channels: int, size: Size, step: Size) -> int:
-    """Input, output and merged kernels; of a chunk its padded copy, one parity's window and one parity's result."""
-    frames = min(size[0], _chunk(channels, size))
-    padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
-    part = 2 * padded + _elements(channels, (frames, *size[1:]))
-    return _elements(channels, size) + _elements(channels, _up(size, step)) + part + _merged_taps(step) * channels**2
-
-
 def _merged_taps(step: Size) -> int:
     """Taps of all parities' kernels of layers.Upsample: 8 of 2x2x2, or 4 of 3x2x2."""
     return 64 if step[0] == 2 else 48
@@ -191,11 +213,6 @@ def _merging_bytes(config: VAEConfig, dtype_bytes: int) -> int:
     in space and in one kernel on its way; and the finished kernels. It counts for very small tiles only."""
     taps = 4 * ((KERNEL**3 if dtype_bytes < 4 else 0) + 36 + 30) + dtype_bytes * _merged_taps((2, 2, 2))
     return taps * max(config.block_out_channels[1:]) ** 2
-
-
-def _head(width_in: int, width_out: int, size: Size) -> Iterator[int]:
-    yield 2 * _elements(width_in, size)  # norm
-    yield _conv(width_in, width_out, size, size)
 
 
 def _up(size: Size, step: Size) -> Size:

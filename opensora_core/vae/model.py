@@ -13,7 +13,7 @@ from ..config import VAEConfig
 from ..errors import OpenSoraError
 from ..geometry import SPACE_COMPRESSION, check_num_frames, check_size
 from ..ops import TorchOperations
-from .layers import NORM_EPS, CausalConv3d, Downsample, MidBlock, ResnetBlock, Upsample
+from .layers import NORM_EPS, CausalConv3d, Downsample, MidBlock, ResnetBlock, Upsample, norm_silu_conv
 
 # (time, height, width) of the step after each of the encoder's first three blocks; the decoder's steps are the same
 # factors in the same order.
@@ -70,9 +70,7 @@ class Encoder(nn.Module):
             for layer in (*block.resnets, *block.downsamplers):
                 x = layer(x)
         x = self.mid_block(x)
-        x = self.conv_norm_out(x)
-        x = nn.functional.silu(x, inplace=True)
-        return self.conv_out(x)
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x)
 
 
 class Decoder(nn.Module):
@@ -102,9 +100,7 @@ class Decoder(nn.Module):
         for block in self.up_blocks:
             for layer in (*block.resnets, *block.upsamplers):
                 x = layer(x)
-        x = self.conv_norm_out(x)
-        x = nn.functional.silu(x, inplace=True)
-        return self.conv_out(x)
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x)
 
 
 class CausalVAE(nn.Module):

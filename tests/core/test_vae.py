@@ -181,6 +181,16 @@ def test_chunks_do_not_show(vae, monkeypatch):
     close(vae.encode_moments(frames), moments)
 
 
+def test_chunks_can_be_trained_through(vae, monkeypatch):
+    latents, gradients = noise(1, 4, 4, 2, 3), []
+    for limit in (layers.CHUNK_ELEMENTS_CPU, 1):
+        monkeypatch.setattr(layers, "CHUNK_ELEMENTS_CPU", limit)
+        z = latents.clone().requires_grad_()
+        vae.decode(z).square().sum().backward()
+        gradients.append(z.grad)
+    close(gradients[1], gradients[0])
+
+
 def test_inputs_are_not_written_to(vae):
     latents, frames = noise(1, 4, 5, 10, 10), noise(1, 3, 17, 80, 64)
     before = latents.clone(), frames.clone()
