@@ -77,7 +77,7 @@ def run_node():
         node = nodes.NODE_CLASS_MAPPINGS[node_id]
         with torch.inference_mode():
             if hasattr(node, "EXECUTE_NORMALIZED"):
-                output = node.EXECUTE_NORMALIZED(**inputs)
+                output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)  # as the host does: hidden values, here none
                 return tuple(output.args or ())
             return tuple(getattr(node(), node.FUNCTION)(**inputs))
 
