@@ -74,7 +74,7 @@ class ModelFiles:
             folder = SMALL
         folder = Path(folder).expanduser()
         if not folder.is_dir():
-            hint = "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)" if folder.is_file() else ""
+            hint = "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)" if folder.is_file() else " (nothing is downloaded)"
             raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
         missing = [name for name in _LAYOUT.values() if not (folder / name).exists()]
         if missing:
