@@ -17,19 +17,9 @@ from torch import Tensor
 
 from .checkpoint.load import load_transformer, load_vae
 from .checkpoint.lora import merge_lora
-from .components import (
-    MODEL,
-    SEQUENTIAL,
-    Component,
-    ModelFiles,
-    Placement,
-    VideoVAE,
-    check_files,
-    check_lora,
-    resolve_device,
-    resolve_dtype,
-)
+from .components import MODEL, SEQUENTIAL, Component, Placement, VideoVAE, resolve_device, resolve_dtype
 from .errors import OpenSoraError
+from .model_files import ModelFiles, check_files, check_lora
 from .ops import attention, sliced_attention
 from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed, reference_image
 from .sampling.conditioning import ImageCondition, fit_image, image_condition

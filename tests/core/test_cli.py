@@ -244,9 +244,9 @@ def test_what_the_parser_refuses_ends_with_2_and_one_line(capsys, words, says):
 
 
 def test_a_missing_built_in_model_is_said_in_one_sentence(here, capsys, monkeypatch):
-    from opensora_core import components
+    from opensora_core import model_files
 
-    monkeypatch.setattr(components, "SMALL", here / "absent")
+    monkeypatch.setattr(model_files, "SMALL", here / "absent")
     assert main(["generate", "--prompt", "a cat", *SIZE]) == REFUSED
     told = capsys.readouterr().err
     assert told.startswith("error: ") and "make demo" in told and told.count("\n") == 1

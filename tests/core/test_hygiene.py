@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "geometry", "config", "ops", "transformer", "vae"},
     "loaded": {"errors", "checkpoint"},
     "request": {"errors", "geometry", "sampling", "text", "video"},
-    "components": {"errors", "geometry", "config", "checkpoint", "text", "transformer", "vae"},
+    "model_files": {"errors", "checkpoint", "text", "transformer"},
+    "components": {"errors", "geometry", "config", "vae"},
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any
 

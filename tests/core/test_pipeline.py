@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from opensora_core import components, pipeline as pipeline_module
+from opensora_core import components, model_files, pipeline as pipeline_module
 from opensora_core.checkpoint.files import read_header
 from opensora_core.components import Component, Placement, visiting
 from opensora_core.config import LATENT_SCALE, Tiling
@@ -313,8 +313,8 @@ def test_what_cannot_be_met_is_refused_in_a_sentence_and_no_checkpoint_is_opened
     def opened(*args):
         raise AssertionError("a checkpoint was opened before the request was refused")
 
-    monkeypatch.setattr(components, "read_header", opened)
-    monkeypatch.setattr(components, "read_headers", opened)
+    monkeypatch.setattr(model_files, "read_header", opened)
+    monkeypatch.setattr(model_files, "read_headers", opened)
     with pytest.raises(OpenSoraError, match=says) as caught:
         pipe("a cat", **{**SMALL, **change})
     assert "\n" not in str(caught.value)
@@ -389,7 +389,7 @@ def test_values_that_are_not_numbers_end_in_a_sentence_not_in_a_black_video(tiny
 
 
 def test_folders_and_settings_that_cannot_be_are_refused(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(components, "SMALL", tmp_path / "absent")
+    monkeypatch.setattr(model_files, "SMALL", tmp_path / "absent")
     with pytest.raises(OpenSoraError, match="make demo"):
         OpenSoraPipeline.from_pretrained("small")
     with pytest.raises(OpenSoraError, match="not a folder"):
@@ -412,7 +412,7 @@ def test_folders_and_settings_that_cannot_be_are_refused(tiny_checkpoint, tmp_pa
 
 
 def test_small_is_read_from_the_package_once_it_is_there(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(components, "SMALL", tiny_checkpoint)
+    monkeypatch.setattr(model_files, "SMALL", tiny_checkpoint)
     assert OpenSoraPipeline.from_pretrained("small").files.vae == tiny_checkpoint / "hunyuan_vae.safetensors"
 
 

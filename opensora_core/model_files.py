@@ -1,0 +1,120 @@
+"""Which files hold a model's parts, and whether they are there and belong together. No weight is read here."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .checkpoint.detect import Identity, identify, require
+from .checkpoint.files import read_header
+from .checkpoint.lora import fitting_layers
+from .errors import CheckpointError, OpenSoraError
+from .text.tokens import CLIP, T5, find_tokenizer
+from .text.weights import read_headers
+from .transformer.model import MMDiT
+
+SMALL = Path(__file__).parent / "assets" / "small"
+
+_LAYOUT = {
+    "dit": "Open_Sora_v2.safetensors",
+    "vae": "hunyuan_vae.safetensors",
+    "t5": "google/t5-v1_1-xxl",
+    "clip": "openai/clip-vit-large-patch14",
+}
+_FINAL_NORMS = {"t5": "encoder.final_layer_norm.weight", "clip": "text_model.final_layer_norm.weight"}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's parts are.
+
+    Attributes:
+        dit, vae: weights files. t5, clip: files or hub folders.
+        tokenizers: a folder to look for both tokenizers in; None = beside the encoders.
+    """
+
+    dit: Path
+    vae: Path
+    t5: Path
+    clip: Path
+    tokenizers: Path | None = None
+
+    @classmethod
+    def in_folder(cls, folder: str | Path, tokenizers: str | Path | None = None) -> "ModelFiles":
+        """The files of a folder in the layout of the hub repository hpcai-tech/Open-Sora-v2, or of "small", the built-in model.
+
+        Raises:
+            OpenSoraError: no such folder, or a part is missing in it.
+        """
+        if str(folder) == "small":
+            if not SMALL.is_dir():
+                raise OpenSoraError(
+                    "The built-in model 'small' is not part of this copy; give a folder with the Open-Sora 2.0 files as the model "
+                    "(`make demo` writes a small random one)."
+                )
+            folder = SMALL
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            hint = "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)" if folder.is_file() else " (nothing is downloaded)"
+            raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
+        missing = [name for name in _LAYOUT.values() if not (folder / name).exists()]
+        if missing:
+            raise OpenSoraError(f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file.")
+        return cls(**{part: folder / name for part, name in _LAYOUT.items()}, tokenizers=tokenizers and Path(tokenizers))
+
+    def check_exist(self) -> "ModelFiles":
+        """Return self if every part is there.
+
+        Raises:
+            OpenSoraError: names the first that is not.
+        """
+        for part in fields(self):
+            path = getattr(self, part.name)
+            if path is not None and not path.exists():
+                raise OpenSoraError(f"--{part.name}: {path} does not exist.")
+        return self
+
+
+def check_files(files: ModelFiles) -> None:
+    """Compare the parts by their headers, and find the tokenizers; no weight is read.
+
+    Raises:
+        CheckpointError: a part is something else, or of another model than the transformer.
+    """
+    transformer = _require("transformer", files.dit).config
+    vae = _require("vae", files.vae).config
+    if vae.latent_channels != transformer.in_channels:
+        raise CheckpointError(
+            f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
+            "give the VAE the transformer was trained with."
+        )
+    for kind, slot, path, wanted in (("T5", "t5", files.t5, transformer.context_in_dim), ("CLIP", "clip", files.clip, transformer.vec_in_dim)):
+        width = _text_width(slot, path)
+        if width not in (None, wanted):
+            raise CheckpointError(
+                f"The {kind} encoder {path.name} gives {width} features and {files.dit.name} reads {wanted}: they are not of one model."
+            )
+    find_tokenizer(T5, files.t5, files.tokenizers)
+    find_tokenizer(CLIP, files.clip, files.tokenizers)
+
+
+def check_lora(files: ModelFiles, path: str | Path) -> None:
+    """Compare a LoRA with the transformer's sizes; no weight of the transformer is read.
+
+    Raises:
+        CheckpointError: not a LoRA, or one of another model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"The LoRA {path} does not exist.")
+    fitting_layers(MMDiT(_require("transformer", files.dit).config, device="meta"), path)
+
+
+def _text_width(slot: str, path: Path) -> int | None:
+    """Features of a text encoder, or None where its final norm is missing, which loading will say better."""
+    shapes = {key: info.shape for header in read_headers(path) for key, info in header.tensors.items()}
+    require(identify(shapes), slot, path.name)
+    return next((shape[0] for key, shape in shapes.items() if key.endswith(_FINAL_NORMS[slot])), None)
+
+
+def _require(slot: str, path: Path) -> Identity:
+    header = read_header(path)
+    return require(identify(header.shapes), slot, header.name)
