@@ -37,12 +37,12 @@ class Installation:
 
 
 def find() -> Installation | None:
-    """The ComfyUI to use: $COMFYUI, else the one this checkout lies in, else one beside it or in the home folder."""
-    named = os.environ.get("COMFYUI")
+    """The ComfyUI to use: $COMFYUI_PATH, else the one this checkout lies in, else one beside it or in the home folder."""
+    named = os.environ.get("COMFYUI_PATH")
     if named:
         root = Path(named).expanduser().resolve()
         if not _is_comfyui(root):
-            raise HostError(f"COMFYUI={named} is not a ComfyUI checkout: it has no main.py and comfy_api folder.")
+            raise HostError(f"COMFYUI_PATH={named} is not a ComfyUI checkout: it has no main.py and comfy_api folder.")
         return Installation(root, _python_of(root))
     beside, home = PACK.parent, Path.home()
     for root in (beside.parent, beside / "ComfyUI", home / "ComfyUI", home / "comfy" / "ComfyUI"):

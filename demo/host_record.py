@@ -100,7 +100,7 @@ def _write(path: Path, content: dict) -> None:
 def main() -> int:
     installation = comfy.find()
     if installation is None:
-        print("No ComfyUI found; set COMFYUI to a checkout.", file=sys.stderr)
+        print("No ComfyUI found; set COMFYUI_PATH to a checkout.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
         lay_out_stand_ins(Path(folder))

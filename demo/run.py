@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     for what, video in videos.items():
         print(f"  {what}: {video.relative_to(comfy.PACK)}")
     if not installation and not options.no_host:
-        print("  No ComfyUI was found, so no workflow was run in one; set COMFYUI to a checkout to include it.")
+        print("  No ComfyUI was found, so no workflow was run in one; set COMFYUI_PATH to a checkout to include it.")
     return 0
 
 

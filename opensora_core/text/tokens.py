@@ -92,9 +92,9 @@ def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
 
 
 def _comfyui_roots(encoder: Path) -> Iterator[Path]:
-    for name in ("COMFYUI_PATH", "COMFYUI"):
-        if os.environ.get(name):
-            yield Path(os.environ[name]).expanduser()
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        yield Path(named).expanduser()
     # This package may stand in custom_nodes (perhaps as a link) and the encoder in models/text_encoders.
     for path in (Path(__file__).absolute(), Path(__file__).resolve(), encoder.absolute()):
         yield from path.parents

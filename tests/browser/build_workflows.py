@@ -166,7 +166,7 @@ def _version() -> str:
 def main() -> int:
     installation, lacking = comfy.find(), front_end.missing()
     if installation is None or lacking:
-        print(lacking or "No ComfyUI found; set COMFYUI to a checkout.", file=sys.stderr)
+        print(lacking or "No ComfyUI found; set COMFYUI_PATH to a checkout.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)

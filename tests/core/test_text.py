@@ -374,7 +374,6 @@ def bare_home(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens.Path, "home", lambda: tmp_path)
     monkeypatch.setattr(tokens, "__file__", str(tmp_path / "site-packages" / "tokens.py"))
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    monkeypatch.delenv("COMFYUI", raising=False)
     models = tmp_path / "models"
     models.mkdir()
     return models
