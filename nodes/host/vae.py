@@ -240,6 +240,7 @@ def _build(config: VAEConfig, state: dict, device: torch.device, disable_dynamic
     # By attribute: the host swaps CoreModelPatcher for its dynamic one at start.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(network, load_device=device, offload_device=management.vae_offload_device())
+    state = {key: tensor.to(dtype) for key, tensor in state.items()}  # stays mapped where it is of that type already
     # Not strict: with dynamic memory the host's layers have no weights to compare until now; the file was compared already.
     network.load_state_dict(state, strict=False, assign=patcher.is_dynamic())
     return OpenSoraVAE(network, config, device, dtype, patcher)

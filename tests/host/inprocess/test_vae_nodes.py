@@ -103,24 +103,25 @@ def decode_node(run_node, vae, latents, **inputs):
 
 
 @pytest.mark.parametrize(
-    "inputs", [{}, {"tile_size": 64}, {"tile_size": 64, "overlap": 0.5, "temporal_tile": 8}, {"tile_size": 0}], ids=str
+    "inputs", [{}, {"tile_size": 64}, {"tile_size": 64, "overlap": 0.125, "temporal_tile": 8}, {"tile_size": 0}], ids=str
 )
 def test_decode_is_the_librarys(run_node, ours, core, reference, tiles, relative_error, inputs):
-    latents = noise(2, 16, 4, 10, 14)
+    latents = noise(2, 16, 3, 6, 10)
     expected = reference(core).decode(latents, tiles(**inputs))
     found = decode_node(run_node, ours, latents, **inputs)
-    assert found.shape == (2 * 13, 80, 112, 3) and found.dtype == torch.float32 and found.device.type == "cpu"
+    assert found.shape == (2 * 9, 48, 80, 3) and found.dtype == torch.float32 and found.device.type == "cpu"
     assert relative_error(found.reshape(expected.shape), expected) < 1e-5
 
 
 def test_stock_nodes_are_the_librarys(run_node, ours, core, reference, tiles, relative_error):
-    latents = noise(1, 16, 3, 34, 4)  # taller than one tile: 272 pixels
+    latents = noise(1, 16, 2, 34, 2)  # taller than one tile: 272 pixels
     (found,) = run_node("VAEDecode", samples={"samples": latents}, vae=ours)
     assert relative_error(found[None], reference(core).decode(latents, tiles())) < 1e-5
+    latents = noise(1, 16, 3, 10, 6)
     tiled = {"tile_size": 64, "overlap": 16, "temporal_size": 8, "temporal_overlap": 4}
     (found,) = run_node("VAEDecodeTiled", samples={"samples": latents}, vae=ours, **tiled)
     assert relative_error(found[None], reference(core).decode(latents, tiles(64, 0.25, 8))) < 1e-5
-    frames = torch.rand(9, 64, 272, 3, generator=torch.Generator().manual_seed(1))
+    frames = torch.rand(5, 16, 272, 3, generator=torch.Generator().manual_seed(1))
     (found,) = run_node("VAEEncode", pixels=frames, vae=ours)
     assert relative_error(found["samples"], reference(core).encode(frames, tiles())) < 1e-5
     (found,) = run_node("VAEEncodeTiled", pixels=frames, vae=ours, **tiled)
@@ -156,7 +157,7 @@ def load_file_keys(vae):
 def test_memory_estimates_are_of_one_tile(ours):
     one = ours.memory_used_decode((1, 16, 33, 32, 32), torch.bfloat16)
     assert ours.memory_used_decode((4, 16, 33, 72, 128), torch.bfloat16) == one
-    assert ours.memory_used_decode((1, 16, 33, 32, 32), torch.float32) == 2 * one
+    assert 1.9 * one < ours.memory_used_decode((1, 16, 33, 32, 32), torch.float32) < 2.1 * one
     assert ours.memory_used_decode((1, 16, 9, 32, 32), torch.bfloat16) < one
     assert ours.memory_used_encode((1, 3, 129, 576, 1024), torch.bfloat16) == ours.memory_used_encode((1, 3, 129, 256, 256), torch.bfloat16)
 
@@ -226,9 +227,6 @@ def test_a_stock_vae_comes_back_whole_after_a_stop(run_node, wide, monkeypatch, 
 
 
 def test_interrupting_between_tiles(run_node, ours):
-    class Interrupted(Exception):
-        pass
-
     comfy.model_management.interrupt_current_processing(True)
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -317,7 +315,6 @@ def test_policy_says_when_it_tiles_time(run_node, ours, core, reference, tiles, 
 def test_refusals(run_node, ours, pack):
     error = pack("opensora_core.errors").OpenSoraError
     pixel_space = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-    four = copy.copy(ours)
     for latents, vae, words in (
         (noise(1, 16, 4, 4), ours, r"This LATENT is \[1, 16, 4, 4\]; a video latent is"),
         (noise(1, 4, 2, 4, 4), ours, r"This LATENT is \[1, 4, 2, 4, 4\]"),
@@ -326,7 +323,7 @@ def test_refusals(run_node, ours, pack):
         with pytest.raises(error, match=words):
             decode_node(run_node, vae, latents)
     with pytest.raises(error, match="This LATENT is"):
-        run_node("VAEDecode", samples={"samples": noise(1, 16, 4, 4)}, vae=four)
+        run_node("VAEDecode", samples={"samples": noise(1, 16, 4, 4)}, vae=ours)
     encode = {"vae": ours, "tile_size": 256, "overlap": 0.25, "posterior": "mode", "seed": 0}
     for frames, words in (
         (torch.rand(6, 64, 64, 3), "num_frames=6 is not 4k\\+1; use 5 or 9"),
