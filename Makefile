@@ -43,14 +43,15 @@ lint: $(READY)
 	$(PY) -m ruff check .
 
 test: lint
-	$(PY) -m pytest -q -rs
+	$(PY) -m pytest -q
 
 demo: $(READY)
 	$(PY) -m demo.run
 
 bench: $(READY)
 	$(PIP) --constraint $(VENV)/constraints.txt ".[bench]"
-	$(PY) -m benchmarks
+	$(PY) -m benchmarks.transformer_forward
+	$(PY) -m benchmarks.vae_decode
 
 record: $(READY)
 	$(PY) -m demo.host_record

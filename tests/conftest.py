@@ -1,8 +1,16 @@
 """Fixtures that every kind of test shares."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line for each reason that tests were skipped for: what did not run is seen without asking."""
+    reports = terminalreporter.stats.get("skipped", [])
+    for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports).items():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture(scope="session")
