@@ -141,6 +141,8 @@ _LORA_MARKS = (
     ".lora_A", ".lora_B", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "_lora.down.", "_lora.up.", ".lora_linear_layer.",
 )  # fmt: skip
 
+_LARGEST_SIZE = 1 << 20  # of one dimension; far above any model's
+
 _SLOTS = {
     "transformer": (("open_sora_2",), "the Open-Sora 2.0 transformer, Open_Sora_v2.safetensors (in ComfyUI under models/diffusion_models)"),
     "vae": (("hunyuan_vae",), "the HunyuanVideo VAE, hunyuan_vae.safetensors (in ComfyUI under models/vae)"),
@@ -262,13 +264,13 @@ def _describe(signature: Signature, shapes: Shapes, prefix: str) -> Identity:
     if signature.kind == "hunyuan_vae":
         return _describe_vae(shapes, found)
     if signature.kind == "t5":
-        width = shapes.get("encoder.final_layer_norm.weight", shapes.get("shared.weight", (0,)))[-1]
+        width = dim(shapes, "encoder.final_layer_norm.weight", 0, dim(shapes, "shared.weight", 1, 0))
         xxl = width == 4096
         title = "a T5 XXL encoder" if xxl else f"a T5 encoder of width {width} (T5 XXL has 4096)"
         return replace(found, title=title, place="which belongs in the T5 text encoder slot (models/text_encoders in ComfyUI)")
     if signature.kind == "clip_text":
         table = "embeddings.token_embedding.weight"  # transformers 5 drops the text_model level
-        width = shapes.get(f"text_model.{table}", shapes.get(table))[-1]
+        width = dim(shapes, f"text_model.{table}", 1, dim(shapes, table, 1, 0))
         title = {768: "the CLIP-L text encoder", 1280: "the CLIP-G text encoder"}.get(width, f"a CLIP text encoder of width {width}")
         return replace(found, title=title, place="which belongs in a text encoder slot (models/text_encoders in ComfyUI)")
     return found
@@ -317,6 +319,12 @@ def sizes(config: TransformerConfig | VAEConfig) -> str:
     )
 
 
+def dim(shapes: Shapes, key: str, axis: int, default: int) -> int:
+    """One dimension of a tensor, or the default where the tensor or that dimension is missing."""
+    shape = shapes.get(key, ())
+    return shape[axis] if axis < len(shape) else default
+
+
 def _patch_size(shapes: Shapes, packed: int) -> int:
     if "cond_in.weight" not in shapes:
         return FLUX_DEV.patch_size
@@ -333,10 +341,11 @@ def _patch_size(shapes: Shapes, packed: int) -> int:
 
 
 def _size(shapes: Shapes, key: str, axis: int = 0) -> int:
-    if key not in shapes or len(shapes[key]) <= axis or shapes[key][axis] < 1:
+    size = dim(shapes, key, axis, 0)
+    if not 1 <= size <= _LARGEST_SIZE:
         found = f"has shape {list(shapes[key])}" if key in shapes else "is missing"
         raise CheckpointError(f"The tensor {key}, from which the model's size is read, {found}; the file is incomplete or damaged.")
-    return shapes[key][axis]
+    return size
 
 
 def _count(shapes: Shapes, stem: str) -> int:

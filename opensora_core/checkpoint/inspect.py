@@ -20,7 +20,7 @@ from .. import __version__
 from ..config import FLUX_DEV, HUNYUAN_VAE, LATENT_SCALE, OPEN_SORA_2, OPEN_SORA_2_DC_AE
 from ..errors import CheckpointError, OpenSoraError
 from ..transformer.model import MMDiT
-from .detect import Identity, Shapes, bare_shapes, identify, sizes
+from .detect import Identity, Shapes, bare_shapes, dim, identify, sizes
 from .files import Header, find_weights, last_rows, quantisation, read_header
 from .keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
 from .load import Comparison, compare, fill, load_vae
@@ -204,26 +204,26 @@ def _relevant(identity: Identity, header: Header) -> Manifest:
 
 def _t5_sizes(shapes: Shapes) -> dict[str, int]:
     layers = {key.split(".")[2] for key in shapes if key.startswith("encoder.block.")}
-    vocabulary, width = shapes.get("shared.weight", (32128, 4096))
+    first = "encoder.block.0.layer."
     return {
-        "width": width,
-        "mlp": shapes.get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", (10240,))[0],
-        "inner": shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0],
+        "width": dim(shapes, "shared.weight", 1, 4096),
+        "mlp": dim(shapes, f"{first}1.DenseReluDense.wi_0.weight", 0, 10240),
+        "inner": dim(shapes, f"{first}0.SelfAttention.q.weight", 0, 4096),
         "layers": len(layers),
-        "heads": shapes.get("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (32, 64))[-1],
-        "vocabulary": vocabulary,
+        "heads": dim(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 1, 64),
+        "vocabulary": dim(shapes, "shared.weight", 0, 32128),
     }
 
 
 def _clip_sizes(shapes: Shapes) -> dict[str, int]:
     layers = {key.split(".")[3] for key in shapes if key.startswith("text_model.encoder.layers.")}
-    vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
+    width = dim(shapes, "text_model.embeddings.token_embedding.weight", 1, 768)
     return {
         "width": width,
         "layers": len(layers),
-        "mlp": shapes.get("text_model.encoder.layers.0.mlp.fc1.weight", (4 * width,))[0],
-        "vocabulary": vocabulary,
-        "positions": shapes.get("text_model.embeddings.position_embedding.weight", (77,))[0],
+        "mlp": dim(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
+        "vocabulary": dim(shapes, "text_model.embeddings.token_embedding.weight", 0, 49408),
+        "positions": dim(shapes, "text_model.embeddings.position_embedding.weight", 0, 77),
     }
 
 

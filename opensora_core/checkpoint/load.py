@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OpenSoraError
 from ..ops import TorchOperations, attention as torch_attention
+from ..quantised import QuantisedOperations, precision_format
 from ..transformer.model import MMDiT
 from ..vae.model import CausalVAE
 from .detect import Identity, bare_shapes, identify, require
 from .files import Header, open_tensors, quantisation, read_header
 from .keys import Manifest, file_name, module_name, transformer_manifest, unfuse, vae_manifest
+from .layer_formats import LayerFormat, is_note, layers_to_quantise, stored_formats
 
 __all__ = ["Comparison", "compare", "load_transformer", "load_vae", "read_header"]
 
@@ -65,60 +67,111 @@ def load_transformer(
     operations=TorchOperations,
     attention=torch_attention,
     kinds: tuple[str, ...] = (),
+    precision: str | None = None,
 ) -> MMDiT:
-    """Read a transformer file.
+    """Read a transformer file. A file quantised in ComfyUI's fp8 or int8 format keeps its weights as they are stored.
 
     Args:
         path: safetensors or .pth file, unfused (as released) or fused (Flux layout, brought into the released one).
-        dtype: of every weight; None keeps what most of the file is stored in (plain float8 becomes bfloat16).
+        dtype: of every weight that is not quantised; None keeps what most of the file is stored in (plain float8 becomes bfloat16).
         device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
         operations, attention: the layer seam, see ops.py.
         kinds: kinds of file to accept instead of Open-Sora 2.0's, for instance ("flux",).
+        precision: fp8_e4m3fn, int8 or nf4 to quantise the large layers of a plain file as they are read, see quantised.py.
+            int8 and nf4 are bitsandbytes'; an int8 file with precision int8 is multiplied by bitsandbytes too.
 
     Returns:
         The model in inference mode, parameters without gradients.
 
     Raises:
-        CheckpointError: the file is damaged, incomplete, quantised or another model.
+        CheckpointError: the file is damaged, incomplete, another model, or quantised in a way that is not read here.
+        OpenSoraError: a precision that the file or this machine cannot give.
     """
-    header, identity = _open(path, "transformer", kinds)
-    _check_keys(header, identity, transformer_manifest(identity.config, identity.fused))
+    header, identity = open_model(path, "transformer", kinds)
+    check_keys(header, identity, transformer_manifest(identity.config, identity.fused))
+    formats = _formats(header, identity, precision)
     dtype = working_dtype(header, dtype)
-    model = MMDiT(identity.config, operations, attention, dtype, "meta")
-    return fill(model, header, identity, dtype, device)
+    if not formats:
+        return fill(MMDiT(identity.config, operations, attention, dtype, "meta"), header, identity, dtype, device)
+    if operations is not TorchOperations:
+        raise OpenSoraError(f"The weights of {header.name} are to be quantised, and other operations than torch's were given; give one of them.")
+    model = MMDiT(identity.config, QuantisedOperations, attention, dtype, "meta")
+    for layer, layer_format in formats.items():
+        model.get_submodule(layer).keep_in(layer_format.form)
+    return fill(model, header, identity, dtype, device, formats)
 
 
 def load_vae(
     path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", operations=TorchOperations
 ) -> CausalVAE:
     """Read a HunyuanVideo VAE file; arguments, result and errors as load_transformer's."""
-    header, identity = _open(path, "vae", ())
-    _check_keys(header, identity, vae_manifest(identity.config))
+    header, identity = open_model(path, "vae", ())
+    if form := quantisation(header):
+        raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}), which no loader reads; give the bf16, fp16 or fp32 file.")
+    check_keys(header, identity, vae_manifest(identity.config))
     dtype = working_dtype(header, dtype)
     model = CausalVAE(identity.config, operations, dtype, "meta")
     return fill(model, header, identity, dtype, device)
 
 
-def fill(model: nn.Module, header: Header, identity: Identity, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+def fill(
+    model: nn.Module,
+    header: Header,
+    identity: Identity,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    formats: Mapping[str, LayerFormat] | None = None,
+) -> nn.Module:
     """Give a model that was built on meta its tensors from a file, reading only those that it has.
+
+    Args:
+        formats: the layers that were made to keep their weight in a quantised format, by name.
 
     Raises:
         CheckpointError: the file lacks one of them.
     """
-    wanted = model.state_dict()
+    wanted, formats = model.state_dict(), formats or {}
     state: dict[str, Tensor] = {}
     with open_tensors(header) as get:
         for key, bare, names in _stored(header, identity):
-            if wanted.keys().isdisjoint(names):
+            if is_note(key) or wanted.keys().isdisjoint(names):
                 continue
             for name, tensor in _unfused(bare, get(key), identity):
-                if name in wanted:
+                layer_format = formats.get(name.removesuffix(".weight"))
+                if layer_format and name.endswith(".weight"):
+                    state[name], state[f"{name}_scale"] = _quantised(header, name, layer_format, (tensor, get, device))
+                elif name in wanted:
                     state[name] = tensor.to(device=device, dtype=dtype)
     if missing := sorted(wanted.keys() - state.keys()):
         raise CheckpointError(f"{header.name} lacks {len(missing)} tensors of its model: {', '.join(missing[:5])}.")
     model.requires_grad_(False)
     model.load_state_dict(state, strict=True, assign=True)
     return model.train(False)
+
+
+def _quantised(header: Header, name: str, layer_format: LayerFormat, source: tuple) -> tuple[Tensor, Tensor]:
+    try:
+        return layer_format.take(*source)
+    except OpenSoraError as error:
+        raise CheckpointError(f"{header.name}, {name}: {error}") from error
+
+
+def _formats(header: Header, identity: Identity, precision: str | None) -> dict[str, LayerFormat]:
+    """How the quantised layers are kept; empty if none is."""
+    stored = stored_formats(header, identity.prefix)
+    if stored and identity.fused:
+        raise CheckpointError(f"{header.name} is {identity.title}, quantised; of that layout the bf16 or fp32 file is read here.")
+    if precision is None:
+        return stored
+    form = precision_format(precision)
+    if not stored:
+        shapes = transformer_manifest(identity.config)
+        return {layer: LayerFormat(form, False) for layer in layers_to_quantise(shapes)}
+    if other := {layer_format.form.name for layer_format in stored.values()} - {precision}:
+        raise OpenSoraError(
+            f"{header.name} is already quantised ({', '.join(sorted(other))}); use it without a precision, or give the bf16 file for {precision}."
+        )
+    return {layer: LayerFormat(form, True, found.scale_key) for layer, found in stored.items()}
 
 
 def working_dtype(header: Header, dtype: torch.dtype | None) -> torch.dtype:
@@ -133,19 +186,16 @@ def working_dtype(header: Header, dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def _open(path: str | Path, slot: str, kinds: tuple[str, ...]) -> tuple[Header, Identity]:
+def open_model(path: str | Path, slot: str, kinds: tuple[str, ...] = ()) -> tuple[Header, Identity]:
+    """A file's header and what it is, which must fit the slot; errors as read_header's and require's."""
     header = read_header(path)
-    identity = require(identify(header.shapes), slot, header.name, kinds)
-    if form := quantisation(header):
-        raise CheckpointError(
-            f"{header.name} is {identity.title}, quantised ({form}); ComfyUI's loaders read it, this library does not yet. "
-            "Here give the bf16 or fp32 file."
-        )
-    return header, identity
+    return header, require(identify(header.shapes), slot, header.name, kinds)
 
 
-def _check_keys(header: Header, identity: Identity, expected: Manifest) -> None:
-    result = compare(bare_shapes(header.shapes, identity.prefix), expected)
+def check_keys(header: Header, identity: Identity, expected: Manifest) -> None:
+    """Raise a CheckpointError unless every tensor of the model is there; what else the file holds is named in a warning."""
+    found = {key: shape for key, shape in bare_shapes(header.shapes, identity.prefix).items() if not is_note(key)}
+    result = compare(found, expected)
     if not result.complete:
         raise CheckpointError(f"{header.name} is {identity.title} but not whole; {result.sentence()}. Download it again.")
     if not result.extra:

@@ -1,6 +1,7 @@
 """What a file is, from names and shapes alone; the released files' manifests; the layouts' relation."""
 
 import math
+import random
 import re
 
 import pytest
@@ -287,3 +288,22 @@ def test_norm_names_go_both_ways():
     assert keys.file_name(f"{name}.weight") == f"{name}.scale"
     assert keys.module_name(f"{name}.scale") == f"{name}.weight"
     assert keys.module_name("img_in.weight") == keys.file_name("img_in.weight") == "img_in.weight"
+
+
+def test_no_mixture_of_damaged_shapes_makes_identify_raise():
+    """A seeded thousand of damaged files: keys lost, scalars, zero and absurd dimensions."""
+    draw = random.Random(0)
+    whole = [
+        keys.transformer_manifest(TINY),
+        keys.vae_manifest(TINY_VAE),
+        keys.t5_manifest(8, 16, 8, 2, 2, 10),
+        keys.clip_text_manifest(8, 1, 16, 10),
+    ]
+    for _ in range(1000):
+        damaged = dict(draw.choice(whole))
+        for key in draw.sample(list(damaged), 3):
+            damaged[key] = tuple(draw.choice((0, 1, 7, 10**9)) for _ in range(draw.randint(0, 5)))
+            if draw.random() < 0.3:
+                del damaged[key]
+        found = detect.identify(damaged)
+        assert found.title and (found.config is None or found.kind in ("open_sora_2", "open_sora_2_dc_ae", "flux_unfused", "hunyuan_vae"))
