@@ -1,0 +1,69 @@
+"""Prompts over HTTP: what is shown, and what is said of files and prompts that do not fit."""
+
+import shutil
+
+import pytest
+
+from demo import comfy
+
+T5, CLIP_L = "t5xxl.safetensors", "clip_l.safetensors"
+
+
+def graph(prompt="raining, sea", t5=T5, clip_l=CLIP_L, loader=None, **changes) -> dict:
+    """Encode a prompt and show its text; `loader` is another node to take the CLIP from."""
+    files = {"t5_name": t5, "clip_l_name": clip_l, "precision": "auto", "device": "auto"}
+    text = {"clip": ["clip", 0], "prompt": prompt, "negative_prompt": "", "motion_score": 4, "fps": 24}
+    return {
+        "clip": loader or {"class_type": "OpenSoraTextEncoderLoader", "inputs": files},
+        "text": {"class_type": "OpenSoraT5TextEncode", "inputs": {**text, **changes}},
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["text", 2]}},
+    }
+
+
+def test_the_text_as_encoded_is_an_output(listen):
+    events = listen(graph())
+    assert events.error is None and events.outputs["show"]["text"] == ["raining, sea. 24 FPS. 4 motion score."]
+    assert not events.texts
+    assert listen(graph("raining, sea", motion_score=0, fps=0)).outputs["show"]["text"] == ["raining, sea."]
+
+
+def test_a_cut_prompt_is_said_on_the_node(listen):
+    [(node, line)] = listen(graph("a red cat, " * 300)).texts
+    assert node == "text" and "tokens longer than the 512 that T5 reads; its end was dropped" in line
+
+
+def test_a_wrong_file_is_one_sentence_and_the_queue_goes_on(server, listen):
+    shutil.copy(server.base / "models" / "vae" / "hunyuan_vae.safetensors", server.base / "models" / "text_encoders" / "vae.safetensors")
+    message = listen(graph(t5="vae.safetensors")).error["exception_message"].strip()
+    assert message.startswith("vae.safetensors is a HunyuanVideo-layout VAE") and "needs a T5 v1.1 XXL encoder" in message
+    assert "\n" not in message
+    assert listen(graph("a cat")).error is None
+
+
+def test_another_clip_is_one_sentence(server, listen):
+    """CLIP-L alone, as a Stable Diffusion 1.5 CLIP. Written in its released sizes, with the weights left at zero."""
+    import torch
+    from safetensors.torch import save_file
+
+    from opensora_core.checkpoint.keys import clip_text_manifest
+
+    zeros = {name: torch.zeros(shape, dtype=torch.float8_e4m3fn) for name, shape in clip_text_manifest().items()}
+    save_file(zeros, server.base / "models" / "text_encoders" / "clip_l_zeros.safetensors")
+    loader = {
+        "class_type": "CLIPLoader",
+        "inputs": {"clip_name": "clip_l_zeros.safetensors", "type": "stable_diffusion", "device": "default"},
+    }
+    message = listen(graph(loader=loader)).error["exception_message"].strip()
+    assert message.startswith("This CLIP holds another text encoder (SD1ClipModel); Open-Sora reads T5-XXL and CLIP-L together.")
+
+
+@pytest.mark.parametrize("name", ["../vae/hunyuan_vae.safetensors", "/etc/hostname"])
+def test_a_path_outside_is_refused(server, name):
+    with pytest.raises(comfy.HostError, match="not in list"):
+        server.run(graph(t5=name))
+
+
+def test_numbers_out_of_range_are_refused_when_queued(server):
+    for changes in ({"motion_score": 16}, {"fps": -1}):
+        with pytest.raises(comfy.HostError, match="bigger than max|smaller than min"):
+            server.run(graph(**changes))
