@@ -5,7 +5,7 @@ compares them with what the forward pass really allocates. Weights, the tile's f
 convolution libraries are not activations; `choose_decode` leaves a margin for them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..config import Tiling, VAEConfig
@@ -67,21 +67,20 @@ def choose_decode(
     if policy == "exact" or (policy == "auto" and need(tiling) <= free_bytes):
         return tiling, None
     frames = pixel_frames(latent_shape[-3])
-    sizes = f"whole {frames}-frame tiles need {need(tiling) / GIB:.2f} GiB"
+    # Temporal tiles that were asked for stay as they are; a clip no longer than one has nothing to cut.
+    chosen = tiling if tiling.temporal_tile or frames <= TEMPORAL_TILE else replace(tiling, temporal_tile=TEMPORAL_TILE)
+    reason = f"a tile of the whole clip ({frames} frames) needs {need(tiling) / GIB:.2f} GiB"
+    doubt = ""
     if policy == "auto":
-        sizes += f" and {free_bytes / GIB:.2f} GiB are free"
-    # A shorter temporal tile that was asked for stays.
-    chosen = tiling if tiling.temporal_tile else replace(tiling, temporal_tile=TEMPORAL_TILE)
-    if policy == "auto":
-        chosen = _shrink(chosen, need, free_bytes)
-    if chosen == tiling or (frames <= chosen.temporal_tile and chosen.tile_size == tiling.tile_size):
-        # Nothing smaller to choose, or a clip no longer than one temporal tile.
-        return tiling, None if need(tiling) <= free_bytes or policy != "auto" else f"Decoding may not fit: {sizes}."
-    parts = [f"temporal tiles of {chosen.temporal_tile} frames"] if frames > chosen.temporal_tile else []
-    parts += [f"spatial tiles of {chosen.tile_size} pixels"] if chosen.tile_size != tiling.tile_size else []
-    fits = "" if policy != "auto" or need(chosen) <= free_bytes else ", and even that may not fit"
-    line = f"Decoding in {' and '.join(parts)} ({need(chosen) / GIB:.2f} GiB{fits}): {sizes}. Frames differ slightly from an exact decode."
-    return chosen, line
+        chosen = _first_that_fits(chosen, need, free_bytes)
+        reason = f"tiles as asked for need {need(tiling) / GIB:.2f} GiB for {frames} frames and {free_bytes / GIB:.2f} GiB are free"
+        doubt = "" if need(chosen) <= free_bytes else ", which may not fit either"
+    if chosen == tiling:
+        return tiling, f"Decoding may not fit: {reason}." if doubt else None
+    changes = [f"temporal tiles of {chosen.temporal_tile} frames"] if chosen.temporal_tile != tiling.temporal_tile else []
+    changes += [f"spatial tiles of {chosen.tile_size} pixels"] if chosen.tile_size != tiling.tile_size else []
+    uses = f"{need(chosen) / GIB:.2f} GiB{doubt}"
+    return chosen, f"Decoding in {' and '.join(changes)} ({uses}): {reason}. Frames differ slightly from an exact decode."
 
 
 def tile_decode_bytes(config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
@@ -94,12 +93,15 @@ def tile_decode_bytes(config: VAEConfig, latent_shape: tuple[int, ...], tiling: 
     return batch * decode_bytes(config, tile_frames, min(height, side), min(width, side), dtype_bytes)
 
 
-def _shrink(tiling: Tiling, need, free_bytes: int) -> Tiling:
-    """The largest of 3/4, 1/2, ... of the tile size that fits, or the smallest there is."""
-    size = tiling.tile_size
-    while need(tiling) > free_bytes and size > MIN_TILE_SIZE:
-        size = max(MIN_TILE_SIZE, (size - 1) // TILE_SIZE_MULTIPLE * TILE_SIZE_MULTIPLE)
+def _first_that_fits(tiling: Tiling, need: Callable[[Tiling], int], free_bytes: int) -> Tiling:
+    """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
+    if need(tiling) <= free_bytes:
+        return tiling
+    largest = tiling.tile_size - TILE_SIZE_MULTIPLE if tiling.tile_size else Tiling().tile_size
+    for size in range(largest, MIN_TILE_SIZE - 1, -TILE_SIZE_MULTIPLE):
         tiling = replace(tiling, tile_size=size)
+        if need(tiling) <= free_bytes:
+            break
     return tiling
 
 

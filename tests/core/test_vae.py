@@ -396,7 +396,7 @@ def test_policy_exact_is_what_was_asked_for():
 
 def test_policy_low_memory_is_temporal_at_once():
     tiling, note = choose("low_memory", 1000)
-    assert tiling == Tiling(temporal_tile=64) and "64 frames" in note and "129-frame" in note
+    assert tiling == Tiling(temporal_tile=64) and "64 frames" in note and "129 frames" in note
 
 
 def test_policy_auto():
@@ -411,6 +411,9 @@ def test_policy_auto():
     assert tile_decode_bytes(HUNYUAN_VAE, SHAPE, tiling, 2) <= 0.3 * need * GIB
     tiling, note = choose("auto", 0)
     assert tiling == Tiling(64, 0.25, 64) and "may not fit" in note
+    assert choose("auto", 0, tiling)[0] == tiling and "may not fit" in choose("auto", 0, tiling)[1]
+    tiling, note = choose("auto", 0.5 * need, Tiling(0))
+    assert 0 < tiling.tile_size <= 256 and f"{tiling.tile_size} pixels" in note
 
 
 def test_policy_keeps_a_shorter_temporal_tile():
@@ -421,7 +424,7 @@ def test_policy_keeps_a_shorter_temporal_tile():
 def test_policy_of_a_short_clip():
     short = (1, 16, 5, 24, 42)
     assert choose("low_memory", 1000, shape=short) == (Tiling(), None)
-    tiling, note = choose("auto", 0.5, shape=short)
+    tiling, note = choose("auto", 0.4, shape=short)
     assert tiling.tile_size < 256 and "temporal" not in note and "pixels" in note
 
 
