@@ -12,7 +12,7 @@
 # VENV         the environment; one that already has torch keeps it
 # TORCH        what to ask pip for where torch is missing
 # TORCH_INDEX  an extra package index for it, such as PyTorch's index of CPU builds, which are a tenth of the size
-# COMFYUI_PATH      a ComfyUI checkout for tests/host and demo (else it is looked for as README.md says)
+# COMFYUI_PATH a ComfyUI checkout for tests/host and demo (else it is looked for as README.md says)
 
 PYTHON ?= python3
 VENV ?= .venv
