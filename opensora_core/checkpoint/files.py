@@ -27,12 +27,12 @@ _BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
 }  # fmt: skip
-_TORCH_NAMES = {
+TORCH_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-_TORCH_DTYPES = {name: dtype for dtype, name in _TORCH_NAMES.items()}
+TORCH_DTYPES = {name: dtype for dtype, name in TORCH_NAMES.items()}
 
 _NOT_WEIGHTS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull, or download it again)"),
@@ -97,7 +97,7 @@ class Header:
         """The dtype to run in as stored: that of most elements; float8 has no arithmetic and becomes bfloat16."""
         for name in self.dtypes:
             if name in ("F64", "F32", "F16", "BF16"):
-                return _TORCH_DTYPES[name]
+                return TORCH_DTYPES[name]
             if name.startswith("F8"):
                 return torch.bfloat16
         return torch.float32
@@ -150,7 +150,7 @@ def last_rows(header: Header, keys: Iterable[str]) -> Iterator[tuple[str, Tensor
     with header.path.open("rb") as file:
         for key in keys:
             info = header.tensors[key]
-            dtype = _TORCH_DTYPES[info.dtype]
+            dtype = TORCH_DTYPES[info.dtype]
             num_bytes = info.num_elements // info.shape[0] * dtype.itemsize
             file.seek(info.end - num_bytes)
             yield key, torch.frombuffer(bytearray(file.read(num_bytes)), dtype=dtype)
@@ -233,7 +233,7 @@ def _check_spans(name: str, tensors: dict[str, TensorInfo], spans: dict[str, tup
 def _torch_header(path: Path, num_bytes: int) -> Header:
     state = _torch_state(path)
     tensors = {
-        key: TensorInfo(tuple(value.shape), _TORCH_NAMES.get(value.dtype, str(value.dtype)))
+        key: TensorInfo(tuple(value.shape), TORCH_NAMES.get(value.dtype, str(value.dtype)))
         for key, value in state.items()
         if isinstance(value, Tensor)
     }

@@ -88,13 +88,15 @@ def load_transformer(
         OpenSoraError: a precision that the file or this machine cannot give.
     """
     header, identity = open_model(path, "transformer", kinds)
-    check_keys(header, identity, transformer_manifest(identity.config, identity.fused))
     formats = _formats(header, identity, precision)
+    check_keys(header, identity, transformer_manifest(identity.config, identity.fused))
     dtype = working_dtype(header, dtype)
     if not formats:
         return fill(MMDiT(identity.config, operations, attention, dtype, "meta"), header, identity, dtype, device)
     if operations is not TorchOperations:
-        raise OpenSoraError(f"The weights of {header.name} are to be quantised, and other operations than torch's were given; give one of them.")
+        raise OpenSoraError(
+            f"The weights of {header.name} are to be quantised, and other operations than torch's were given; give one of them."
+        )
     model = MMDiT(identity.config, QuantisedOperations, attention, dtype, "meta")
     for layer, layer_format in formats.items():
         model.get_submodule(layer).keep_in(layer_format.form)
@@ -107,7 +109,9 @@ def load_vae(
     """Read a HunyuanVideo VAE file; arguments, result and errors as load_transformer's."""
     header, identity = open_model(path, "vae", ())
     if form := quantisation(header):
-        raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}), which no loader reads; give the bf16, fp16 or fp32 file.")
+        raise CheckpointError(
+            f"{header.name} is {identity.title}, quantised ({form}), which no loader reads; give the bf16, fp16 or fp32 file."
+        )
     check_keys(header, identity, vae_manifest(identity.config))
     dtype = working_dtype(header, dtype)
     model = CausalVAE(identity.config, operations, dtype, "meta")

@@ -1,0 +1,294 @@
+"""Writes a quantised transformer file in ComfyUI's own format, one tensor at a time, so that any machine can make one.
+
+The safetensors header is known before the first weight is read, so it is written first and each tensor after it in order: no more
+than one tensor is in memory. The file carries another name until it is whole.
+"""
+
+import json
+import math
+import os
+import shutil
+import statistics
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, OpenSoraError
+from ..quantised import Float8, Format, Int8, relative_error
+from .detect import Identity
+from .files import TORCH_DTYPES, Header, open_tensors, quantisation
+from .keys import file_name, transformer_manifest
+from .layer_formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, layers_to_quantise
+from .load import check_keys, open_model
+
+FORMATS = {"fp8_e4m3fn": Float8, "int8": Int8}
+
+_SUFFIX = ".part"  # no loader lists files of this name
+_MARGIN_BYTES = 64 << 20  # what a disk should have left
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantising did to one layer: RMS of the change as a share of the weight's RMS.
+
+    For inputs of independent values it is the relative error of the layer's output as well.
+    """
+
+    layer: str
+    relative_rms: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        source_bytes, target_bytes: sizes of the two files.
+        errors: of every quantised layer, in file order.
+        kept: linear layers that stayed as they were.
+    """
+
+    target: Path
+    format: str
+    source_bytes: int
+    target_bytes: int
+    errors: tuple[LayerError, ...]
+    kept: tuple[str, ...]
+
+    def text(self, worst: int = 5) -> str:
+        """A summary of a few lines, with the layers that changed most."""
+        values = [error.relative_rms for error in self.errors]
+        last = sorted(self.errors, key=lambda error: -error.relative_rms)[:worst]
+        return "\n".join(
+            [
+                f"{self.target.name}: {len(self.errors)} layers in {self.format}, {len(self.kept)} linear layers kept, "
+                f"{self.target_bytes / 1e9:.2f} GB (before: {self.source_bytes / 1e9:.2f} GB)",
+                f"relative RMS error of the weights: median {statistics.median(values):.2%}, largest {max(values):.2%}",
+                *(f"  {error.relative_rms:.2%}  {error.layer}" for error in last),
+            ]
+        )
+
+
+class _Entry(NamedTuple):
+    """A tensor of the new file. `source`: its key in the old one, None for what is made from another tensor."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str | None = None
+    layer: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * TORCH_DTYPES[self.dtype].itemsize
+
+
+def quantize(
+    source: str | Path,
+    target: str | Path,
+    format: str = "fp8_e4m3fn",
+    groups: Iterable[str] = QUANTISED_GROUPS,
+    progress: Progress | None = None,
+) -> Report:
+    """Write a quantised copy of an Open-Sora 2.0 transformer file.
+
+    Args:
+        source: safetensors or .pth file in bf16, fp16 or fp32, in the released layout.
+        target: a .safetensors file that does not exist yet, in a folder that does.
+        format: fp8_e4m3fn or int8.
+        groups: which layers, see layer_formats.GROUPS; the default set is the result of benchmarks/quantise_layers.py.
+        progress: called after each tensor with tensors done, tensors in all, and the tensor's name.
+
+    Returns:
+        The error of every layer. Tensors that are not quantised are copied bit for bit.
+
+    Raises:
+        OpenSoraError: an unknown format or group, a target that exists or cannot be, too little disk.
+        CheckpointError: the source is damaged, incomplete, quantised already or another model.
+    """
+    groups = tuple(groups)
+    if format not in FORMATS:
+        raise OpenSoraError(f"format={format!r} is not one that files are written in; use one of {', '.join(FORMATS)}.")
+    if not groups or set(groups) - GROUPS.keys():
+        raise OpenSoraError(f"groups={', '.join(groups) or 'none'}: give some of {', '.join(GROUPS)}.")
+    target = _check_target(Path(target).expanduser())
+    header, identity = _check_source(source)
+    form = FORMATS[format]()
+    entries = _plan(header, identity, form, groups)
+    head = _head(entries, header, format, groups)
+    num_bytes = len(head) + sum(entry.num_bytes for entry in entries)
+    _check_space(target.parent, num_bytes)
+    with _whole_or_absent(target) as file:
+        file.write(head)
+        errors = _write(file, entries, header, form, progress)
+    quantised = {error.layer for error in errors}
+    kept = [layer for layer in layers_to_quantise(transformer_manifest(identity.config), GROUPS) if layer not in quantised]
+    return Report(target, format, header.num_bytes, num_bytes, tuple(errors), tuple(kept))
+
+
+def _check_target(target: Path) -> Path:
+    if target.suffix != ".safetensors":
+        raise OpenSoraError(f"{target.name} should end in .safetensors; use {target.with_suffix('.safetensors').name}.")
+    if not target.parent.is_dir():
+        raise OpenSoraError(f"There is no folder {target.parent} to write {target.name} to.")
+    if target.exists():
+        raise OpenSoraError(f"{target} exists and is not overwritten; give another name, or delete it first.")
+    return target
+
+
+def _check_source(source: str | Path) -> tuple[Header, Identity]:
+    header, identity = open_model(Path(source).expanduser(), "transformer")
+    is_plain_fp8 = any(name.startswith("F8") for name in header.dtypes)
+    if form := quantisation(header) or ("float8 without scales" if is_plain_fp8 else None):
+        raise CheckpointError(f"{header.name} is already quantised ({form}); quantise the bf16 or fp32 file.")
+    if identity.fused:
+        raise CheckpointError(
+            f"{header.name} is {identity.title}; quantise the file in the released layout (separate q_proj, k_proj, v_proj)."
+        )
+    check_keys(header, identity, transformer_manifest(identity.config))
+    return header, identity
+
+
+def _plan(header: Header, identity: Identity, form: Format, groups: tuple[str, ...]) -> list[_Entry]:
+    """The new file's tensors in the old one's order; the model's only, under the released names."""
+    manifest = transformer_manifest(identity.config)
+    layers = frozenset(layers_to_quantise(manifest, groups))
+    stored = "F8_E4M3" if form.name == "fp8_e4m3fn" else "I8"
+    entries = []
+    for key, info in header.tensors.items():
+        name = file_name(key.removeprefix(identity.prefix))
+        if not key.startswith(identity.prefix) or name not in manifest:
+            continue
+        layer = name.removesuffix(".weight")
+        if layer == name or layer not in layers:
+            entries.append(_Entry(name, info.dtype, info.shape, key))
+            continue
+        weight, scale = form.shapes(*info.shape)
+        entries += [
+            _Entry(name, stored, weight, key, layer),
+            _Entry(f"{layer}.weight_scale", "F32", scale),
+            _Entry(f"{layer}.comfy_quant", "U8", (len(_note(form)),)),
+        ]
+    return entries
+
+
+def _note(form: Format) -> bytes:
+    return json.dumps({"format": HOST_NAMES[form.name]}).encode()
+
+
+def _head(entries: list[_Entry], header: Header, format: str, groups: tuple[str, ...]) -> bytes:
+    """Length and JSON of a safetensors header, padded to 8 bytes as the format's writers do."""
+    layers = {entry.layer: {"format": HOST_NAMES[format]} for entry in entries if entry.layer}
+    metadata = {
+        **header.metadata,
+        "format": "pt",
+        "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers}),
+        "quantised_groups": ", ".join(groups),
+    }
+    table, end = {"__metadata__": metadata}, 0
+    for entry in entries:
+        begin, end = end, end + entry.num_bytes
+        table[entry.key] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (begin, end)}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, progress: Progress | None) -> list[LayerError]:
+    errors, beside = [], {}
+    with _reader(header) as read:
+        for done, entry in enumerate(entries, start=1):
+            if entry.source is None:
+                data = beside.pop(entry.key)
+            elif entry.layer is None:
+                data = read(entry.source)
+            else:
+                weight = read(entry.source)
+                try:
+                    data, scale = form.quantise(weight)
+                except OpenSoraError as error:
+                    raise CheckpointError(f"{header.name}, {entry.source}: {error} Download it again.") from error
+                errors.append(LayerError(entry.layer, relative_error(weight, form, data, scale)))
+                note = torch.frombuffer(bytearray(_note(form)), dtype=torch.uint8)
+                beside = {f"{entry.layer}.weight_scale": scale, f"{entry.layer}.comfy_quant": note}
+                del weight
+            _put(file, entry, data)
+            del data
+            if progress:
+                progress(done, len(entries), entry.key)
+    return errors
+
+
+def _put(file: BinaryIO, entry: _Entry, data: Tensor) -> None:
+    flat = data.contiguous().reshape(-1).view(torch.uint8)
+    assert flat.numel() == entry.num_bytes, entry
+    file.write(flat.numpy())
+
+
+@contextmanager
+def _reader(header: Header) -> Iterator[Callable[[str], Tensor]]:
+    """A function from key to tensor that leaves nothing of the file in this process."""
+    if header.format != "safetensors":
+        with open_tensors(header) as get:
+            yield get
+        return
+    # Plain reads: the pages of a map would count as this process's memory, all 22 GB of them.
+    with header.path.open("rb", buffering=0) as file:
+
+        def read(key: str) -> Tensor:
+            info = header.tensors[key]
+            dtype = TORCH_DTYPES[info.dtype]
+            data = bytearray(info.num_elements * dtype.itemsize)
+            file.seek(info.end - len(data))
+            view, filled = memoryview(data), 0
+            while filled < len(data):
+                if not (count := file.readinto(view[filled:])):
+                    raise CheckpointError(f"{header.name} became shorter while it was read.")
+                filled += count
+            return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+        yield read
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + _MARGIN_BYTES:
+        raise OpenSoraError(
+            f"The file needs {num_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB left; make room, or write elsewhere."
+        )
+
+
+@contextmanager
+def _whole_or_absent(target: Path) -> Iterator[BinaryIO]:
+    """A file to write, called `target` only once it is whole and on disk.
+
+    What a killed run left is replaced by the next one; an exception leaves nothing.
+    """
+    part = target.with_name(target.name + _SUFFIX)
+    try:
+        part.unlink(missing_ok=True)
+        file = part.open("xb")
+    except OSError as error:
+        raise OpenSoraError(f"{part} cannot be written ({error.strerror}).") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            raise OpenSoraError(f"{target} appeared meanwhile and is not overwritten.")
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OpenSoraError(f"{target.name} could not be written ({error.strerror or error}).") from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
