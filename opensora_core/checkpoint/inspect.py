@@ -24,6 +24,7 @@ from .detect import Identity, Shapes, bare_shapes, dim, identify, sizes
 from .files import Header, find_weights, last_rows, quantisation, read_header
 from .keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
 from .load import Comparison, compare, fill, load_vae
+from .lora import describe_lora
 
 _TRANSFORMERS = {"open_sora_2": OPEN_SORA_2, "open_sora_2_dc_ae": OPEN_SORA_2_DC_AE, "flux": FLUX_DEV, "flux_unfused": FLUX_DEV}
 _NEEDED = {
@@ -144,6 +145,8 @@ def _describe(name: str, header: Header) -> list[str]:
         lines.append(_line("quantised", f"{form}; ComfyUI's loaders read it, the library does not yet"))
     if identity.config:
         lines.append(_line("model", sizes(identity.config)))
+    if identity.kind == "lora":
+        lines.append(_line("layers", describe_lora(bare_shapes(header.shapes, ""))))
     own, released, dtype = _manifests(identity, header)
     found = _relevant(identity, header)
     if own:
@@ -254,6 +257,8 @@ def _released_text(result: Comparison, header: Header, dtype: str) -> str:
 
 def _folder_sentence(components: list[Component]) -> str:
     kinds = {identify(part.header.shapes).kind for part in components if part.header}
+    if kinds == {"lora"}:
+        return "This folder is a LoRA."
     lacking = [name for name, accepted in _NEEDED.items() if not kinds.intersection(accepted)]
     return "This folder has every part of Open-Sora 2.0." if not lacking else f"For Open-Sora 2.0 this folder lacks {', '.join(lacking)}."
 

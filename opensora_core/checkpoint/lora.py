@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from .detect import identify
 from .files import find_weights, open_tensors, read_header
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PREFIXES = ("base_model.model.", "base_model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
 _DOWN = (
@@ -195,6 +198,16 @@ def parse_lora(state: Mapping[str, Tensor], settings: Mapping | None = None, nam
     return layers
 
 
+def describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """How many layers of the Open-Sora 2.0 transformer a LoRA changes, and at which ranks, from its shapes alone."""
+    downs = _collect(shapes, _DOWN)
+    ranks = sorted({shape[0] for stem, shape in downs.items() if _layer_name(stem) and shape})
+    known = sum(_layer_name(stem) is not None for stem in downs)
+    if not known:
+        return f"none of its {len(downs)} layers is of the Open-Sora 2.0 transformer"
+    return f"{known} of its {len(downs)} layers are of the Open-Sora 2.0 transformer, rank {', '.join(map(str, ranks))}"
+
+
 def normalise_lora_keys(state: Mapping[str, Tensor], settings: Mapping | None = None, name: str = "This LoRA") -> dict[str, Tensor]:
     """A LoRA's tensors under the keys that ComfyUI applies: `diffusion_model.<layer>.lora_up.weight` and so on.
 
@@ -215,7 +228,7 @@ def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     return renamed
 
 
-def _collect(state: Mapping[str, Tensor], suffixes: tuple[str, ...]) -> dict[str, Tensor]:
+def _collect(state: Mapping[str, T], suffixes: tuple[str, ...]) -> dict[str, T]:
     found = {}
     for key, tensor in state.items():
         suffix = next((suffix for suffix in suffixes if key.endswith(suffix)), None)

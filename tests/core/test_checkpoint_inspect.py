@@ -159,3 +159,15 @@ def test_a_full_size_file_of_holes_is_found_without_reading_it(write_hole, tmp_p
     write_hole(tmp_path / "Open_Sora_v2.safetensors", keys.transformer_manifest(OPEN_SORA_2))
     checked = check(tmp_path / "Open_Sora_v2.safetensors")
     assert not checked.passed and "464 matrices end in zeros" in checked.text
+
+
+def test_a_lora_says_what_it_changes(tmp_path):
+    layer = "base_model.model.double_blocks.0.img_attn.q_proj"
+    state = {f"{layer}.lora_A.weight": torch.ones(4, 96), f"{layer}.lora_B.weight": torch.ones(96, 4)}
+    foreign = {"lora_te1_x.lora_down.weight": torch.ones(8, 3), "lora_te1_x.lora_up.weight": torch.ones(3, 8)}
+    save_file(state | foreign, tmp_path / "adapter_model.safetensors")
+    text = report(tmp_path / "adapter_model.safetensors")
+    assert "a LoRA" in text and "1 of its 2 layers are of the Open-Sora 2.0 transformer, rank 4" in text
+    assert report(tmp_path).endswith("This folder is a LoRA.")
+    save_file(foreign, tmp_path / "adapter_model.safetensors")
+    assert "none of its 1 layers is of the Open-Sora 2.0 transformer" in report(tmp_path)
