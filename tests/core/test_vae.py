@@ -163,6 +163,20 @@ def test_merged_upsampling_equals_enlarging(factors, frames):
     close(layer(x), layer.conv(torch.cat([first, rest], 2)))
 
 
+def test_merged_upsampling_is_the_operations_convolution():
+    """The host replaces how a Conv3d computes, against faulty libraries."""
+    kernels = []
+
+    class Watched(TorchOperations):
+        class Conv3d(TorchOperations.Conv3d):
+            def _conv_forward(self, x, weight, bias):
+                kernels.append(tuple(weight.shape[2:]))
+                return super()._conv_forward(x, weight, bias)
+
+    layers.Upsample(4, (2, 2, 2), operations=Watched, device="meta")(torch.empty(1, 4, 2, 3, 3, device="meta"))
+    assert kernels == [(2, 2, 2)] * 8
+
+
 def test_merged_upsampling_in_half_precision():
     layer = layers.Upsample(8, (2, 2, 2), operations=TorchOperations)
     for seed, parameter in enumerate(layer.parameters()):
