@@ -10,7 +10,12 @@ import subprocess
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Sidebar.Location": "left"}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Sidebar.Location": "left",
+}
 
 
 def chromium() -> str | None:

@@ -63,6 +63,14 @@ there first. 50 steps take 80 forwards.
 If memory is short: decode `policy` low_memory, fewer frames, or an fp8 file of the model.
 """,
 }
+PARTS_NOTE = """## Text to video with SamplerCustomAdvanced, 256px
+
+The same video as **Open-Sora Sampler** makes, in parts, so that any of them can be exchanged: another sampler, a LoRA or a patch between loader and \
+scheduler, other sigmas.
+
+- **Open-Sora Scheduler** sets the shift for this size and length, in the sigmas and in its model: connect the guider to that model.
+- **Open-Sora Guider** runs the passes each step needs; *euler* is what Open-Sora was released with.
+"""
 IMAGE_NOTE = {
     "256px": """## Image to video, 256px
 
@@ -125,6 +133,20 @@ def image_to_video(resolution: str) -> dict:
     return graph
 
 
+def text_to_video_in_parts() -> dict:
+    """Text to video at 256px through the host's own SamplerCustomAdvanced."""
+    graph = text_to_video("256px")
+    graph["10"] = {"class_type": "OpenSoraScheduler", "inputs": {"model": ["1", 0], "latent": ["5", 0]}}
+    graph["11"] = {"class_type": "OpenSoraGuider", "inputs": {"model": ["10", 0], "positive": ["4", 0], "negative": ["4", 1]}}
+    graph["12"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": 42}}
+    graph["13"] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}}
+    graph["6"] = {
+        "class_type": "SamplerCustomAdvanced",
+        "inputs": {"noise": ["12", 0], "guider": ["11", 0], "sampler": ["13", 0], "sigmas": ["10", 1], "latent_image": ["5", 0]},
+    }
+    return graph
+
+
 def job(name: str, graph: dict, note: str, columns: list[list[str]]) -> dict:
     """One request to the front-end (front_end.mjs, build)."""
     info = host_record.read()
@@ -136,7 +158,14 @@ def job(name: str, graph: dict, note: str, columns: list[list[str]]) -> dict:
             "about": {"title": "About this workflow", "text": note, "size": [440, 240]},
             "files": {"title": "Files and licences", "text": FILES_NOTE, "size": [440, 500]},
         },
-        "widgets": {"6": {"control_after_generate": "fixed"}, "8": {"fps": 24}},  # the rate beneath the wire, should it be cut
+        "widgets": {
+            "8": {"fps": 24},  # the rate beneath the wire, should it be cut
+            **{
+                number: {"control_after_generate": "fixed"}
+                for number, node in graph.items()
+                if {"seed", "noise_seed"} & set(node["inputs"])
+            },
+        },
         "models": {"1": MODELS["model"], "2": MODELS["text"], "3": MODELS["vae"]},
         "stamp": {
             "cnr_id": "open-sora",
@@ -155,6 +184,8 @@ def jobs() -> list[dict]:
         made.append(job(f"open-sora-2-text-to-video-{size}", text_to_video(size), TEXT_NOTE[size], text_columns))
         image_columns = [["about", "files"], ["1", "2", "3", "10"], ["4", "5"], ["11", "6"], ["7", "8", "9"]]
         made.append(job(f"open-sora-2-image-to-video-{size}", image_to_video(size), IMAGE_NOTE[size], image_columns))
+    part_columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["10", "11"], ["12", "13", "6"], ["7", "8", "9"]]
+    made.append(job("open-sora-2-text-to-video-custom-sampler", text_to_video_in_parts(), PARTS_NOTE, part_columns))
     return made
 
 
