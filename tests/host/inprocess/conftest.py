@@ -34,6 +34,7 @@ def _start_host() -> None:
     from comfy.cli_args import args
 
     args.cpu, args.base_directory, args.disable_api_nodes = True, str(base), True
+    args.use_pytorch_cross_attention = True  # what a GPU uses; the server of the HTTP tests has the CPU's own choice
     import nodes
 
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))

@@ -106,6 +106,35 @@ def test_the_hosts_own_clip_is_exact_through_our_encoder(text, files, clip):
     assert plain.shape != ours.shape  # the host's own recipe: 256 tokens
 
 
+def test_released_sizes_need_no_overrides(pack, text):
+    keys, identify = pack("opensora_core.checkpoint.keys"), pack("opensora_core.checkpoint.detect").identify
+    shapes = keys.t5_manifest(), keys.clip_text_manifest()
+    t5, clip_l = (
+        text.EncoderFile("file", identify(each), {name: torch.empty(shape, device="meta") for name, shape in each.items()})
+        for each in shapes
+    )
+    assert text.sort_files(clip_l, t5) == (t5, clip_l)
+    assert text._t5_overrides(t5) == text._clip_overrides(clip_l) == {}
+
+
+@pytest.mark.parametrize(
+    ("t5", "clip_l", "known", "expected"),
+    [
+        (torch.float16, torch.float16, True, torch.float16),
+        (torch.bfloat16, torch.float16, True, torch.float16),  # the host keeps T5 as stored
+        (torch.float8_e4m3fn, torch.float16, True, torch.float16),
+        (torch.float32, torch.float16, True, torch.float32),
+        (torch.bfloat16, torch.float16, False, torch.float32),  # one type for both: neither may be rounded
+        (torch.float32, torch.float32, False, torch.float32),
+    ],
+)
+def test_neither_encoder_is_rounded(text, t5, clip_l, known, expected):
+    t5_state = {"encoder.final_layer_norm.weight": torch.zeros(1, dtype=t5)}
+    if known:
+        t5_state["encoder.block.23.layer.1.DenseReluDense.wi_1.weight"] = torch.zeros(1)
+    assert text._load_dtype(t5_state, {"text_model.final_layer_norm.weight": torch.zeros(1, dtype=clip_l)}) == expected
+
+
 def test_word_ids_for_nodes_that_ask(clip):
     tokens = clip.tokenize("a cat", return_word_ids=True)
     assert len(tokens["t5xxl"][0]) == 512 and len(tokens["t5xxl"][0][0]) == 3

@@ -7,6 +7,7 @@ import comfy.memory_management
 import comfy.model_management
 import comfy.sd
 import comfy.utils
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,16 +44,20 @@ def core(pack, path):
 @pytest.fixture(scope="module")
 def wide(pack, tmp_path_factory):
     """(core VAE, file, stock VAE) of one set of weights, as wide as the host's own VAE class can hold."""
-    config = pack("opensora_core.config").VAEConfig(16, WIDE, 1)
-    generator = torch.Generator().manual_seed(5)
-    weights = {}
-    for name, shape in pack("opensora_core.checkpoint.keys").vae_manifest(config).items():
-        noise = torch.randn(shape, generator=generator)
-        norm = len(shape) == 1 and "norm" in name and name.endswith("weight")
-        weights[name] = 1 + 0.05 * noise if norm else noise * (0.02 if len(shape) == 1 else 1.4 / noise[0].numel() ** 0.5)
+    weights = random_weights(pack, pack("opensora_core.config").VAEConfig(16, WIDE, 1))
     path = tmp_path_factory.mktemp("vae") / "wide.safetensors"
     save_file(weights, path)
     return pack("opensora_core.checkpoint.load").load_vae(path, torch.float32), path, stock_vae(weights)
+
+
+def random_weights(pack, config):
+    generator = torch.Generator().manual_seed(5)
+    weights = {}
+    for name, shape in pack("opensora_core.checkpoint.keys").vae_manifest(config).items():
+        values = torch.randn(shape, generator=generator)
+        norm = len(shape) == 1 and "norm" in name and name.endswith("weight")
+        weights[name] = 1 + 0.05 * values if norm else values * (0.02 if len(shape) == 1 else 1.4 / values[0].numel() ** 0.5)
+    return weights
 
 
 def stock_vae(weights):
@@ -207,6 +212,22 @@ def test_a_stock_vae_is_exact_in_our_nodes_only(run_node, wide, reference, tiles
     (found,) = run_node("OpenSoraTiledVAEEncode", vae=stock, image=frames, **encode)
     assert relative_error(found["samples"], reference(core).encode(frames, tiles())) < 1e-5
     assert inside(stock) == before
+
+
+def test_a_file_of_the_released_sizes_through_both_loaders(run_node, base, pack, relative_error):
+    if psutil.virtual_memory().available < 6 * 2**30:
+        pytest.skip("less than 6 GiB of memory free: the released sizes did not run")
+    file = base / "models" / "vae" / "released_sizes.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in random_weights(pack, pack("opensora_core.config").HUNYUAN_VAE).items()}, file)
+    try:
+        (ours,), (stock,) = (run_node(loader, vae_name=file.name) for loader in ("OpenSoraVAELoader", "VAELoader"))
+    finally:
+        file.unlink()
+    latents, frames = noise(1, 16, 3, 4, 4), torch.rand(9, 32, 32, 3, generator=torch.Generator().manual_seed(1))
+    assert relative_error(decode_node(run_node, stock, latents), decode_node(run_node, ours, latents)) < 2e-5
+    encode = {"image": frames, "tile_size": 256, "overlap": 0.25, "posterior": "mode", "seed": 0}
+    found, expected = (run_node("OpenSoraTiledVAEEncode", vae=vae, **encode)[0]["samples"] for vae in (stock, ours))
+    assert relative_error(found, expected) < 2e-5
 
 
 @pytest.mark.parametrize(
