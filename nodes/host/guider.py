@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.sampling.guidance import Guidance, StepGuidance
+from . import selftest
 from .condition import LATENT_KEY, MASK_KEY, Reference, check_conditioning, reference_of
 from .model import require_open_sora
 
@@ -17,7 +18,7 @@ SIGMA_TOLERANCE = 1e-6  # two sigmas nearer than this are the same one after a t
 UNCOND_IMAGE = "uncond_image"  # the third pass: negative prompt, no reference
 
 
-class OpenSoraGuider(comfy.samplers.CFGGuider):
+class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
     """Prompt against negative prompt, reference against none, and the given frames restored at the end.
 
     Args:

@@ -27,6 +27,7 @@ from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.config import TransformerConfig
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.transformer.model import MMDiT
+from . import selftest
 from .condition import Reference, check_text
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class HostMMDiT(MMDiT):
         return super().forward(latents, timestep / TIMESTEP_SCALE, context, y, cond, None, transformer_options)
 
 
-class OpenSora2Model(comfy.model_base.BaseModel):
+class OpenSora2Model(selftest.base(comfy.model_base, "BaseModel")):
     """The host's model object: rectified flow, CLIP pooled as `y`, condition channels in every pass."""
 
     def __init__(self, model_config, config: TransformerConfig, device=None):
@@ -107,13 +108,13 @@ class OpenSora2Model(comfy.model_base.BaseModel):
         return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list))
 
 
-class OpenSora2(comfy.supported_models_base.BASE):
+class OpenSora2(selftest.base(comfy.supported_models_base, "BASE")):
     """What the host's list of models holds: how the file is told from a Flux file, and how it becomes an OpenSora2Model."""
 
     unet_config = {"image_model": "flux", "guidance_embed": False}  # what the host's detector makes of these keys
     unet_extra_config = {}
     sampling_settings = {"shift": 5.73}  # 256px, 129 frames; Open-Sora Scheduler sets each clip's own
-    latent_format = comfy.latent_formats.HunyuanVideo
+    latent_format = selftest.base(comfy.latent_formats, "HunyuanVideo")
     memory_usage_factor = 1.8  # as the host has it for HunyuanVideo: the same width and tokens
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
     vae_key_prefix = ["vae."]

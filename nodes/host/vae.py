@@ -31,6 +31,7 @@ from ...opensora_core.vae.layers import frame_causal_attention
 from ...opensora_core.vae.memory import MARGIN, encode_bytes, tile_decode_bytes
 from ...opensora_core.vae.model import CausalVAE
 from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
+from . import selftest
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class VAENetwork(CausalVAE):
         return tiled_decode(lambda tile: self.decode_tile(tile).to(device, dtype), latents, tiling, TileProgress())
 
 
-class OpenSoraVAE(comfy.sd.VAE):
+class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
     """A host VAE that holds the core network. Every attribute that the host's constructor sets is set here (a test compares)."""
 
     def __init__(self, network: VAENetwork, config: VAEConfig, device: torch.device, dtype: torch.dtype, patcher):

@@ -52,7 +52,9 @@ def forward(patcher):
     import comfy.model_management
 
     generator = torch.Generator().manual_seed(1)
-    x, cond, context, pooled = (torch.randn(shape, generator=generator) for shape in ((1, 16, 2, 4, 4), (1, 17, 2, 4, 4), (1, 6, 64), (1, 64)))
+    x, cond, context, pooled = (
+        torch.randn(shape, generator=generator) for shape in ((1, 16, 2, 4, 4), (1, 17, 2, 4, 4), (1, 6, 64), (1, 64))
+    )
     comfy.model_management.load_models_gpu([patcher])
     with torch.inference_mode():
         denoised = patcher.model.apply_model(x, torch.tensor([0.5]), c_concat=cond, c_crossattn=context, y=pooled, transformer_options={})

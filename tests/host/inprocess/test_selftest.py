@@ -40,6 +40,31 @@ def test_a_part_that_is_gone_is_named_and_nodes_stay(module, name, pack, extensi
             node.EXECUTE_NORMALIZED(whatever=1)
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("comfy.samplers", "CFGGuider"), ("comfy.model_base", "BaseModel"), ("comfy.supported_models_base", "BASE"), ("comfy.sd", "VAE"),
+     ("comfy.latent_formats", "HunyuanVideo")],
+)  # fmt: skip
+def test_a_class_that_is_gone_before_the_pack_is_loaded(module, name, monkeypatch):
+    import importlib
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    monkeypatch.delattr(importlib.import_module(module), name)
+    root = Path(__file__).resolve().parents[3]
+    spec = importlib.util.spec_from_file_location("open_sora_elsewhere", root / "__init__.py", submodule_search_locations=[str(root)])
+    fresh = importlib.util.module_from_spec(spec)
+    for loaded in [key for key in sys.modules if key.startswith("open_sora_elsewhere")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, "open_sora_elsewhere", fresh)
+    spec.loader.exec_module(fresh)
+    nodes = load(asyncio.run(fresh.comfy_entrypoint()))
+    assert len(nodes) >= 12
+    with pytest.raises(ValueError, match=rf"lacks.*{name}"):
+        nodes[0].EXECUTE_NORMALIZED(model_name="x")
+
+
 def test_parameters_that_were_renamed_are_found(pack, monkeypatch):
     import comfy.samplers
 

@@ -21,7 +21,9 @@ def sample(run_node, conditioning):
     def run(model, positive=None, negative=None, shape=SHAPE, steps=STEPS, **changes):
         settings = {"seed": 3, "steps": steps, "text_guidance": 3.0, "image_guidance": 2.0, **changes}
         conds = {"positive": positive or conditioning(1), "negative": negative or conditioning(2)}
-        return run_node("OpenSoraRectifiedFlowSampler", model=model, latent={"samples": torch.zeros(shape)}, **conds, **settings)[0]["samples"]
+        return run_node("OpenSoraRectifiedFlowSampler", model=model, latent={"samples": torch.zeros(shape)}, **conds, **settings)[0][
+            "samples"
+        ]
 
     return run
 
@@ -51,9 +53,18 @@ def test_ksampler_is_plain_guidance(picture, run_node, model, core, pack, condit
         positive, negative = with_picture(positive), with_picture(negative)
     latent = run_node("EmptyHunyuanLatentVideo", width=64, height=48, length=9, batch_size=1)[0]
     (found,) = run_node(
-        "KSampler", model=shifted, seed=3, steps=5, cfg=4.0, sampler_name="euler", scheduler="simple", positive=positive,
-        negative=negative, latent_image=latent, denoise=1.0,
-    )  # fmt: skip
+        "KSampler",
+        model=shifted,
+        seed=3,
+        steps=5,
+        cfg=4.0,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        denoise=1.0,
+    )
     solver, scale = pack("opensora_core.sampling.solver"), pack("opensora_core.config").LATENT_SCALE
     guidance = pack("opensora_core.sampling.guidance").Guidance(text=4.0, image=1.0, text_oscillation=False)
     sigmas = comfy.samplers.calculate_sigmas(shifted.get_model_object("model_sampling"), "simple", 5)
@@ -75,13 +86,17 @@ def test_dual_cfg_guider_is_our_formula_without_oscillation(run_node, model, con
     shifted, sigmas = run_node("OpenSoraScheduler", model=model, latent=latent, steps=5, shift=0.0)
     noise, sampler = run_node("RandomNoise", noise_seed=3)[0], run_node("KSamplerSelect", sampler_name="euler")[0]
     (dual,) = run_node(
-        "DualCFGGuider", model=shifted, cond1=positive, cond2=negative, negative=conditioning(2), cfg_conds=7.5, cfg_cond2_negative=3.0,
+        "DualCFGGuider",
+        model=shifted,
+        cond1=positive,
+        cond2=negative,
+        negative=conditioning(2),
+        cfg_conds=7.5,
+        cfg_cond2_negative=3.0,
         style="regular",
-    )  # fmt: skip
+    )
     off = {"text_oscillation": False, "image_oscillation": False, "temporal_ramp": False}
-    (ours,) = run_node(
-        "OpenSoraGuider", model=shifted, positive=positive, negative=negative, text_guidance=7.5, image_guidance=3.0, **off
-    )  # fmt: skip
+    (ours,) = run_node("OpenSoraGuider", model=shifted, positive=positive, negative=negative, text_guidance=7.5, image_guidance=3.0, **off)
     found, expected = (
         run_node("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent)[0]["samples"]
         for guider in (dual, ours)
@@ -107,7 +122,16 @@ def test_basic_and_cfg_guider_run(run_node, model, conditioning):
 
 def test_stock_samplers_name_wrong_text_too(run_node, model, conditioning):
     latent = {"samples": torch.zeros(SHAPE)}
-    inputs = {"model": model, "seed": 3, "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "latent_image": latent, "denoise": 1.0}  # fmt: skip
+    inputs = {
+        "model": model,
+        "seed": 3,
+        "steps": 2,
+        "cfg": 4.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "latent_image": latent,
+        "denoise": 1.0,
+    }
     with pytest.raises(ValueError, match="not from T5-XXL: its text is 77 wide"):
         run_node("KSampler", positive=[[torch.zeros(1, 5, 77), {}]], negative=conditioning(2), **inputs)
 
@@ -125,7 +149,10 @@ def lora_file(base, name="stock.safetensors", prefix="diffusion_model.", layer="
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(9)
-    tensors = {f"{prefix}{layer}.lora_A.weight": torch.randn(4, 96, generator=generator), f"{prefix}{layer}.lora_B.weight": torch.randn(96, 4, generator=generator)}  # fmt: skip
+    tensors = {
+        f"{prefix}{layer}.lora_A.weight": torch.randn(4, 96, generator=generator),
+        f"{prefix}{layer}.lora_B.weight": torch.randn(96, 4, generator=generator),
+    }
     save_file(tensors, base / "models/loras" / name)
     return name, tensors
 
@@ -139,8 +166,21 @@ def test_lora_loader_model_only(run_node, model, base, sample, plain):
 
 def test_model_sampling_sd3(run_node, model, conditioning):
     latent = {"samples": torch.zeros(SHAPE)}
-    inputs = {"seed": 3, "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "positive": conditioning(1), "negative": conditioning(2), "latent_image": latent, "denoise": 1.0}  # fmt: skip
-    found = [run_node("KSampler", model=run_node("ModelSamplingSD3", model=model, shift=shift)[0], **inputs)[0]["samples"] for shift in (1.0, 6.0)]
+    inputs = {
+        "seed": 3,
+        "steps": 4,
+        "cfg": 1.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "positive": conditioning(1),
+        "negative": conditioning(2),
+        "latent_image": latent,
+        "denoise": 1.0,
+    }
+    found = [
+        run_node("KSampler", model=run_node("ModelSamplingSD3", model=model, shift=shift)[0], **inputs)[0]["samples"]
+        for shift in (1.0, 6.0)
+    ]
     assert differs(*found)
     default = run_node("KSampler", model=model, **inputs)[0]["samples"]
     same = run_node("KSampler", model=run_node("ModelSamplingSD3", model=model, shift=5.73)[0], **inputs)[0]["samples"]
@@ -182,9 +222,16 @@ def test_context_windows(picture, run_node, model, sample, conditioning):
     if picture:
         positive, negative = with_picture(positive, shape), with_picture(negative, shape)
     settings = {
-        "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid",
-        "dim": 2, "freenoise": False, "cond_retain_index_list": "0" if picture else "", "split_conds_to_windows": False,
-    }  # fmt: skip
+        "context_overlap": 1,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "dim": 2,
+        "freenoise": False,
+        "cond_retain_index_list": "0" if picture else "",
+        "split_conds_to_windows": False,
+    }
     (windowed,) = run_node("ContextWindowsManual", model=model, context_length=3, **settings)
     counted, rows = count_rows(windowed)
     found = sample(counted, positive, negative, shape)
@@ -198,9 +245,17 @@ def test_context_windows_never_cut_the_text(run_node, model, sample):
     # As many frames as the text is wide (64), so that only the name of a tensor tells them apart.
     shape = (1, 16, 64, 2, 2)
     (windowed,) = run_node(
-        "ContextWindowsManual", model=model, context_length=40, context_overlap=4, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="flat", dim=2, freenoise=False,
-    )  # fmt: skip
+        "ContextWindowsManual",
+        model=model,
+        context_length=40,
+        context_overlap=4,
+        context_schedule="standard_static",
+        context_stride=1,
+        closed_loop=False,
+        fuse_method="flat",
+        dim=2,
+        freenoise=False,
+    )
     assert torch.isfinite(sample(windowed, shape=shape, steps=1)).all()
 
 
@@ -221,9 +276,9 @@ def test_skip_layer_guidance(run_node, model, sample, plain):
 
 def test_normalized_attention_guidance(run_node, model, sample, plain):
     assert differs(sample(run_node("NAGuidance", model=model, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)[0]), plain)
-    assert torch.allclose(sample(run_node("NAGuidance", model=model, nag_scale=5.0, nag_alpha=0.0, nag_tau=1.5)[0]), plain, atol=1e-3) is False, (
-        "even neutral it gives the negative pass the positive's attention"
-    )
+    assert (
+        torch.allclose(sample(run_node("NAGuidance", model=model, nag_scale=5.0, nag_alpha=0.0, nag_tau=1.5)[0]), plain, atol=1e-3) is False
+    ), "even neutral it gives the negative pass the positive's attention"
 
 
 def test_rescale_cfg(run_node, model, sample, plain):
@@ -254,7 +309,15 @@ def test_attention_patches(model, sample, plain):
     seen = []
 
     def neutral(q, k, v, pe=None, attn_mask=None, extra_options=None):
-        seen.append((q.shape, extra_options["block_type"], extra_options["block_index"], extra_options["img_slice"], extra_options["cond_or_uncond"]))
+        seen.append(
+            (
+                q.shape,
+                extra_options["block_type"],
+                extra_options["block_index"],
+                extra_options["img_slice"],
+                extra_options["cond_or_uncond"],
+            )
+        )
         return {"q": q, "k": k, "v": v, "pe": pe}
 
     def halved(q, k, v, pe=None, attn_mask=None, extra_options=None):
@@ -328,9 +391,16 @@ class PictureVAE:
 def test_the_stock_hunyuan_image_node(run_node, model, conditioning, sample):
     picture = torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(0))
     positive, latent = run_node(
-        "HunyuanImageToVideo", positive=conditioning(1), vae=PictureVAE(), width=64, height=48, length=9, batch_size=1,
-        guidance_type="v1 (concat)", start_image=picture,
-    )  # fmt: skip
+        "HunyuanImageToVideo",
+        positive=conditioning(1),
+        vae=PictureVAE(),
+        width=64,
+        height=48,
+        length=9,
+        batch_size=1,
+        guidance_type="v1 (concat)",
+        start_image=picture,
+    )
     assert tuple(latent["samples"].shape) == SHAPE
     found = sample(model, positive)
     assert torch.equal(found[:, :, 0], PictureVAE().encode(picture)[:, :, 0].to(found))
@@ -341,7 +411,13 @@ def test_the_stock_inpainting_node(run_node, model, conditioning, sample):
     pixels, mask = torch.rand(9, 48, 64, 3, generator=torch.Generator().manual_seed(0)), torch.ones(9, 48, 64)
     mask[:1] = 0
     positive, negative, _ = run_node(
-        "InpaintModelConditioning", positive=conditioning(1), negative=conditioning(2), pixels=pixels, vae=PictureVAE(), mask=mask, noise_mask=False
+        "InpaintModelConditioning",
+        positive=conditioning(1),
+        negative=conditioning(2),
+        pixels=pixels,
+        vae=PictureVAE(),
+        mask=mask,
+        noise_mask=False,
     )
     found = sample(model, positive, negative)
     assert torch.equal(found[:, :, 0], PictureVAE().encode(pixels)[:, :, 0].to(found))
@@ -349,7 +425,17 @@ def test_the_stock_inpainting_node(run_node, model, conditioning, sample):
 
 
 def test_a_prompt_over_part_of_the_picture(run_node, model, conditioning, sample, plain):
-    (part,) = run_node("ConditioningSetAreaPercentageVideo", conditioning=conditioning(7), width=0.5, height=1.0, temporal=1.0, x=0.0, y=0.0, z=0.0, strength=1.0)  # fmt: skip
+    (part,) = run_node(
+        "ConditioningSetAreaPercentageVideo",
+        conditioning=conditioning(7),
+        width=0.5,
+        height=1.0,
+        temporal=1.0,
+        x=0.0,
+        y=0.0,
+        z=0.0,
+        strength=1.0,
+    )
     (both,) = run_node("ConditioningCombine", conditioning_1=conditioning(1), conditioning_2=part)
     assert differs(sample(model, both), plain)
 
