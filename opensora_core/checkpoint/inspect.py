@@ -7,24 +7,23 @@ file and touches only the tensors it runs: about 1 GB of the 24 GB transformer.
 
 import platform
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
 import torch
-from torch import Tensor
 
 from .. import __version__
-from ..config import FLUX_DEV, HUNYUAN_VAE, LATENT_SCALE, OPEN_SORA_2, OPEN_SORA_2_DC_AE
+from ..config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE
 from ..errors import CheckpointError, OpenSoraError
-from ..transformer.model import MMDiT
 from .detect import Identity, Shapes, bare_shapes, dim, identify, sizes
 from .files import Header, find_weights, last_rows, quantisation, read_header
 from .keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
-from .load import Comparison, compare, fill, load_vae
+from .layer_formats import LayerFormat, stored_formats
+from .load import Comparison, compare
 from .lora import describe_lora
+from .trial import try_blocks, try_vae
 
 _TRANSFORMERS = {"open_sora_2": OPEN_SORA_2, "open_sora_2_dc_ae": OPEN_SORA_2_DC_AE, "flux": FLUX_DEV, "flux_unfused": FLUX_DEV}
 _NEEDED = {
@@ -35,10 +34,6 @@ _NEEDED = {
 }
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _SEARCH_DEPTH = 3  # a hub folder keeps its encoders at <owner>/<name>/
-
-_CHECK_GRID = 4  # patches along each side of the frame that `check` runs
-_CHECK_TEXT_TOKENS = 8
-_CHECK_PIXELS = 64
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,7 @@ def _describe(name: str, header: Header) -> list[str]:
         lines.append(_line("prefix", f"every key of it begins with {identity.prefix}"))
     form = quantisation(header)
     if form:
-        lines.append(_line("quantised", f"{form}; ComfyUI's loaders read it, the library does not yet"))
+        lines.append(_line("quantised", f"{form}; {_who_reads(header, identity)}"))
     if identity.config:
         lines.append(_line("model", sizes(identity.config)))
     if identity.kind == "lora":
@@ -155,6 +150,22 @@ def _describe(name: str, header: Header) -> list[str]:
     if released:
         lines.append(_line("released", _released_text(_compare(found, released, form), header, dtype)))
     return lines
+
+
+def _formats(header: Header, identity: Identity) -> dict[str, LayerFormat] | None:
+    """How the layers of a transformer are quantised, empty if they are not; None where the library does not read it."""
+    if quantisation(header) is None:
+        return {}
+    try:
+        return stored_formats(header, identity.prefix) if identity.kind in _TRANSFORMERS and not identity.fused else None
+    except CheckpointError:
+        return None
+
+
+def _who_reads(header: Header, identity: Identity) -> str:
+    if identity.kind in _TRANSFORMERS:
+        return "read here and by ComfyUI's loaders" if _formats(header, identity) else "not read here; ComfyUI's loaders may read it"
+    return "ComfyUI's loaders may read it"
 
 
 def _line(label: str, text: str) -> str:
@@ -287,18 +298,20 @@ def _check_component(part: Component) -> tuple[bool | None, list[str]]:
     against = _compare(found, released, form)
     if against.missing and not against.misshaped:
         return False, [*lines, _line("FAIL", f"like the released file, but {len(against.missing)} tensors are missing")]
-    if form:
-        return True, [*lines, _line("run", "not run, because it is quantised")]
+    if form and _formats(header, identity) is None:
+        return True, [*lines, _line("run", "not run: a quantised form that is not read here")]
     if part.num_files == 1 and len(holes := _holes(header)) > 1:
         return False, [*lines, _line("FAIL", f"{len(holes)} matrices end in zeros or NaN ({', '.join(holes[:3])}): a download with holes")]
-    runner = _run_vae if identity.kind == "hunyuan_vae" else _run_blocks if identity.kind in _TRANSFORMERS else None
-    if runner is None:
-        return True, lines
     try:
-        finite, text = runner(header, identity)
+        trial = try_vae(header) if identity.kind == "hunyuan_vae" else None
+        if identity.kind in _TRANSFORMERS:
+            trial = try_blocks(header, identity, _formats(header, identity))
     except (OpenSoraError, RuntimeError) as error:
         return False, [*lines, _line("FAIL", f"did not run: {error}")]
-    return finite, [*lines, *text] + ([] if finite else [_line("FAIL", "NaN or infinite values")])
+    if trial is None:
+        return True, lines
+    lines += [_line(*pair) for pair in trial.lines]
+    return trial.finite, lines if trial.finite else [*lines, _line("FAIL", "NaN or infinite values")]
 
 
 def _holes(header: Header) -> list[str]:
@@ -312,63 +325,3 @@ def _holes(header: Header) -> list[str]:
         if len(info.shape) > 1 and info.num_elements and info.dtype in ("F32", "F16", "BF16") and not key.endswith("cond_in.weight")
     ]
     return [key for key, row in last_rows(header, matrices) if not (row.isfinite().all() and row.any())]
-
-
-def _run_blocks(header: Header, identity: Identity) -> tuple[bool, list[str]]:
-    """Embedders, the first double and the first single block and the final layer, in the file's dtype on CPU."""
-    config = replace(identity.config, depth=min(1, identity.config.depth), depth_single_blocks=min(1, identity.config.depth_single_blocks))
-    dtype = header.compute_dtype
-    started = time.perf_counter()
-    model = fill(MMDiT(config, dtype=dtype, device="meta"), header, identity, dtype, "cpu")
-    side = _CHECK_GRID * config.patch_size
-    with torch.inference_mode():
-        velocity = model(
-            _noise((1, config.in_channels, 1, side, side), dtype, 0),
-            torch.full((1,), 0.5, dtype=dtype),
-            _noise((1, _CHECK_TEXT_TOKENS, config.context_in_dim), dtype, 1),
-            _noise((1, config.vec_in_dim), dtype, 2),
-            cond=_noise((1, config.in_channels + 1, 1, side, side), dtype, 3) if config.cond_embed else None,
-            guidance=torch.full((1,), 4.0, dtype=dtype) if config.guidance_embed else None,
-        )
-    what = f"{config.depth} double and {config.depth_single_blocks} single block, {_CHECK_GRID**2} + {_CHECK_TEXT_TOKENS} tokens"
-    lines = [_line("run", f"{what}, {_short(dtype)} on cpu, {time.perf_counter() - started:.1f} s: {_statistics(velocity)}")]
-    weights = {"img_in": model.img_in.weight, "key_norm": model.double_blocks[0].img_attn.norm.key_norm.weight} if config.depth else {}
-    if model.cond_in is not None:
-        weights["cond_in"] = model.cond_in.weight
-    lines += [_line("weights", f"{name}: {_statistics(weight)}") for name, weight in weights.items()]
-    if model.cond_in is not None and not model.cond_in.weight.any():
-        lines.append(_line("note", "cond_in is all zero: untrained start weights, image conditions have no effect"))
-    return bool(velocity.isfinite().all()), lines
-
-
-def _run_vae(header: Header, identity: Identity) -> tuple[bool, list[str]]:
-    """One frame of a smooth test picture encoded and decoded, in fp32 on CPU."""
-    started = time.perf_counter()
-    vae = load_vae(header.path, dtype=torch.float32)
-    ramp = torch.linspace(-0.8, 0.8, _CHECK_PIXELS)
-    planes = (ramp[None, :] + 0 * ramp[:, None], ramp[:, None] + 0 * ramp[None, :], 0.8 * torch.sin(4 * (ramp[None, :] + ramp[:, None])))
-    picture = torch.stack(planes)[None, :, None]
-    with torch.inference_mode():
-        latents = vae.encode_moments(picture).chunk(2, dim=1)[0]
-        again = vae.decode(latents)
-    error = (again - picture).pow(2).mean().clamp_min(1e-12)
-    psnr = 10 * torch.log10(4.0 / error).item()
-    seconds = time.perf_counter() - started
-    return bool(latents.isfinite().all() and again.isfinite().all()), [
-        _line("run", f"one {_CHECK_PIXELS}x{_CHECK_PIXELS} frame, fp32 on cpu, {seconds:.1f} s: reconstructed at {psnr:.1f} dB"),
-        _line("latents", f"scaled by {LATENT_SCALE}: {_statistics(latents * LATENT_SCALE)}"),
-    ]
-
-
-def _noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def _statistics(tensor: Tensor) -> str:
-    values = tensor.float()
-    finite = "finite" if values.isfinite().all() else "NOT FINITE"
-    return f"{finite}, mean {values.mean():.4g}, std {values.std():.4g}, largest {values.abs().max():.4g}"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype).removeprefix("torch."))

@@ -171,3 +171,16 @@ def test_a_lora_says_what_it_changes(tmp_path):
     assert report(tmp_path).endswith("This folder is a LoRA.")
     save_file(foreign, tmp_path / "adapter_model.safetensors")
     assert "none of its 1 layers is of the Open-Sora 2.0 transformer" in report(tmp_path)
+
+
+def test_a_quantised_file_that_is_read_here_is_run(golden_path, tmp_path):
+    tensors = load_file(golden_path / "transformer_weights.safetensors")
+    layer = "double_blocks.0.img_attn.q_proj"
+    tensors |= {f"{layer}.weight": tensors[f"{layer}.weight"].to(torch.float8_e4m3fn), f"{layer}.scale_weight": torch.ones(())}
+    save_file(tensors | {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, tmp_path / "fp8.safetensors")
+    checked = check(tmp_path / "fp8.safetensors")
+    assert checked.passed and "scaled float8; read here and by ComfyUI" in checked.text and "finite, mean" in checked.text
+    del tensors[f"{layer}.scale_weight"]
+    save_file(tensors | {f"{layer}.weight.absmax": torch.zeros(3)}, tmp_path / "nf4.safetensors")
+    checked = check(tmp_path / "nf4.safetensors")
+    assert checked.passed and "bitsandbytes; not read here" in checked.text and "not run" in checked.text
