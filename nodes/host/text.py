@@ -26,6 +26,8 @@ from ...opensora_core.text.prompt import dropped_sentence, fit_tokens
 PRECISIONS = ("auto", "bf16", "fp8_e4m3fn")
 DEVICES = ("auto", "cpu")
 
+T5_VOCABULARY, CLIP_VOCABULARY = 32128, 49408  # rows of the released embedding tables
+
 _FP8_MAX = 448.0  # largest finite float8_e4m3fn
 _T5_LINEARS = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight", ".wo.weight")
 _CLIP_HEAD_WIDTH = 64  # CLIP's released proportion: 768 wide, 12 heads
@@ -185,6 +187,7 @@ def _t5_overrides(t5: EncoderFile) -> dict:
     block = "encoder.block.0.layer."
     _need(t5, ["shared.weight", f"{block}0.SelfAttention.relative_attention_bias.weight", f"{block}1.DenseReluDense.wi_0.weight"])
     vocabulary, width = shapes["shared.weight"]
+    _check_vocabulary(t5, vocabulary, T5_VOCABULARY)
     heads = shapes[f"{block}0.SelfAttention.relative_attention_bias.weight"][1]
     inner = shapes[f"{block}0.SelfAttention.q.weight"][0]
     mlp = shapes[f"{block}1.DenseReluDense.wi_0.weight"][0]
@@ -193,15 +196,17 @@ def _t5_overrides(t5: EncoderFile) -> dict:
     _check_whole(t5, manifest)
     if manifest == keys.t5_manifest():
         return {}
-    config = {"d_model": width, "d_ff": mlp, "d_kv": inner // heads, "num_heads": heads, "num_layers": layers, "vocab_size": vocabulary}
+    config = {"d_model": width, "d_ff": mlp, "d_kv": inner // heads, "num_heads": heads, "num_layers": layers}
     return {"t5xxl_model_config": config}
 
 
 def _clip_overrides(clip_l: EncoderFile) -> dict:
     shapes = clip_l.shapes
     embeddings, layer = "text_model.embeddings.", "text_model.encoder.layers."
-    _need(clip_l, [f"{embeddings}position_embedding.weight", f"{layer}0.mlp.fc1.weight"])
+    # The host knows a CLIP file by its second layer.
+    _need(clip_l, [f"{embeddings}position_embedding.weight", f"{layer}0.mlp.fc1.weight", f"{layer}1.mlp.fc1.weight"])
     vocabulary, width = shapes[f"{embeddings}token_embedding.weight"]
+    _check_vocabulary(clip_l, vocabulary, CLIP_VOCABULARY)
     positions = shapes[f"{embeddings}position_embedding.weight"][0]
     mlp = shapes[f"{layer}0.mlp.fc1.weight"][0]
     layers = 1 + max(int(key.split(".")[3]) for key in shapes if key.startswith(layer))
@@ -225,6 +230,15 @@ def _need(file: EncoderFile, names: list[str]) -> None:
     missing = [name for name in names if name not in file.state]
     if missing:
         raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; it is not whole, download it again.")
+
+
+def _check_vocabulary(file: EncoderFile, found: int, released: int) -> None:
+    """Raise unless the file has a row for every id of the tokenizer that ComfyUI brings."""
+    if found != released:
+        raise CheckpointError(
+            f"{file.name} is {file.identity.title} with a vocabulary of {found:,}; ComfyUI's tokenizer is the released one, of {released:,}. "
+            "Use an encoder with the released vocabulary, or the command line with its own tokenizer."
+        )
 
 
 def _check_whole(file: EncoderFile, manifest: keys.Manifest) -> None:

@@ -208,6 +208,15 @@ def test_files_that_are_no_text_encoders(text, files, base, tmp_path):
     save_file(weights, tmp_path / "t5_without.safetensors")
     with pytest.raises(error, match=r"t5_without.safetensors.*not whole.*1 missing \(encoder.block.1.layer.1.DenseReluDense.wo.weight\)"):
         text.load_text_encoders(str(tmp_path / "t5_without.safetensors"), clip_l)
+    weights = load_file(t5)
+    weights["shared.weight"] = weights["shared.weight"][:500]
+    save_file(weights, tmp_path / "words.safetensors")
+    with pytest.raises(error, match="words.safetensors.*with a vocabulary of 500; ComfyUI's tokenizer is the released one, of 32,128"):
+        text.load_text_encoders(str(tmp_path / "words.safetensors"), clip_l)
+    weights = {key: tensor for key, tensor in load_file(clip_l).items() if ".layers.1." not in key}
+    save_file(weights, tmp_path / "layer.safetensors")
+    with pytest.raises(error, match=r"layer.safetensors is a CLIP text encoder.*without text_model.encoder.layers.1.mlp.fc1.weight"):
+        text.load_text_encoders(t5, str(tmp_path / "layer.safetensors"))
     shutil.copy(t5, tmp_path / "cut.safetensors")
     with open(tmp_path / "cut.safetensors", "r+b") as file:
         file.truncate(1_000_000)
