@@ -50,7 +50,7 @@ async function build({ name, api, columns, notes, widgets, models, stamp }) {
     x += width + gap.x
   }
   const workflow = graph.serialize()
-  workflow.extra = { ds: { scale: 0.6, offset: [60, 90] } }
+  workflow.extra = { ds: { scale: 0.6, offset: [150, 170] } }
   return workflow
 }
 

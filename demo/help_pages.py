@@ -1,4 +1,4 @@
-"""Fills the tables of the help pages and of the README from the recorded schemas and the translations.
+"""Fills the lists of inputs and outputs in the help pages, and the README's table of nodes, from the recorded schemas and the translations.
 
     python -m demo.help_pages [--check]
 
@@ -16,15 +16,8 @@ from . import comfy, host_record
 
 DOCS = comfy.PACK / "web" / "docs"
 WORDS = {
-    "en": {
-        "inputs": "Inputs",
-        "outputs": "Outputs",
-        "columns": ("", "type", "default", ""),
-        "optional": "optional",
-        "on": "on",
-        "off": "off",
-    },
-    "zh": {"inputs": "输入", "outputs": "输出", "columns": ("", "类型", "默认值", ""), "optional": "可选", "on": "开", "off": "关"},
+    "en": {"inputs": "Inputs", "outputs": "Outputs", "default": "default", "optional": "optional", "on": "on", "off": "off"},
+    "zh": {"inputs": "输入", "outputs": "输出", "default": "默认", "optional": "可选", "on": "开", "off": "关"},
 }
 
 
@@ -38,35 +31,35 @@ def page_path(node_id: str, language: str) -> Path:
     return DOCS / f"{node_id}.md" if language == "en" else DOCS / node_id / f"{language}.md"
 
 
-def inputs_table(info: dict, words: dict, text: dict) -> str:
-    columns = words["columns"]
-    rows = [f"| {words['inputs']} | {columns[1]} | {columns[2]} | {columns[3]} |", "|---|---|---|---|"]
-    schema = host_record.schema_of(info)["inputs"]
-    for item in schema:
-        described = text["inputs"].get(item["name"], {"name": item["name"], "tooltip": ""})
-        label = f"`{item['name']}`" + (f" {described['name']}" if described["name"] != item["name"] else "")
-        kind = ", ".join(str(choice) for choice in item["choices"]) if item["choices"] else item["type"]
-        if item["optional"]:
-            kind += f" ({words['optional']})"
-        rows.append(f"| {label} | {kind} | {_default(item, words)} | {described['tooltip']} |")
-    return "\n".join(rows)
+def inputs_list(info: dict, words: dict, text: dict) -> str:
+    """The inputs as a list: the help panel is too narrow for a table of four columns."""
+    lines = [f"**{words['inputs']}**", ""]
+    for item in host_record.schema_of(info)["inputs"]:
+        kind = " / ".join(str(choice) for choice in item["choices"]) if item["choices"] else item["type"]
+        facts = [kind] + ([words["optional"]] if item["optional"] else [])
+        if item["default"] is not None:
+            facts.append(f"{words['default']} {_default(item, words)}")
+        lines.append(_line(item["name"], facts, text["inputs"].get(item["name"])))
+    return "\n".join(lines)
+
+
+def _line(name: str, facts: list[str], described: dict | None) -> str:
+    described = described or {"name": name, "tooltip": ""}
+    label = f"`{name}`" + (f" {described['name']}" if described["name"] != name else "")
+    return f"- {label} ({', '.join(facts)}): {described['tooltip']}"
 
 
 def _default(item: dict, words: dict) -> str:
-    if item["default"] is None:
-        return ""
     if isinstance(item["default"], bool):
         return words["on" if item["default"] else "off"]
     return str(item["default"]) or '""'
 
 
-def outputs_table(info: dict, words: dict, text: dict) -> str:
-    rows = [f"| {words['outputs']} | {words['columns'][1]} | |", "|---|---|---|"]
+def outputs_list(info: dict, words: dict, text: dict) -> str:
+    lines = [f"**{words['outputs']}**", ""]
     for number, (kind, name) in enumerate(host_record.schema_of(info)["outputs"]):
-        described = text["outputs"].get(str(number), {"name": name, "tooltip": ""})
-        label = f"`{name}`" + (f" {described['name']}" if described["name"] != name else "")
-        rows.append(f"| {label} | {kind} | {described['tooltip']} |")
-    return "\n".join(rows)
+        lines.append(_line(name, [kind], text["outputs"].get(str(number))))
+    return "\n".join(lines)
 
 
 def nodes_table(nodes: dict) -> str:
@@ -95,8 +88,8 @@ def pages() -> dict[Path, str]:
         for name, info in nodes.items():
             if name.startswith("OpenSora"):
                 path = page_path(name, language)
-                text = between(path.read_text(encoding="utf-8"), "inputs", inputs_table(info, words, translated[name]))
-                made[path] = between(text, "outputs", outputs_table(info, words, translated[name]))
+                text = between(path.read_text(encoding="utf-8"), "inputs", inputs_list(info, words, translated[name]))
+                made[path] = between(text, "outputs", outputs_list(info, words, translated[name]))
     readme = comfy.PACK / "README.md"
     made[readme] = between(readme.read_text(encoding="utf-8"), "nodes", nodes_table(nodes))
     return made

@@ -18,9 +18,9 @@ def test_help_page_names_every_input_and_output(node_id, language):
     page = help_pages.page_path(node_id, language).read_text(encoding="utf-8")
     schema = host_record.schema_of(NODES[node_id])
     for name in [item["name"] for item in schema["inputs"]] + [name for _, name in schema["outputs"]]:
-        assert f"| `{name}`" in page
+        assert f"\n- `{name}`" in page
     hand_written = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", page, flags=re.S)
-    assert len(hand_written) > 200, "a page says more than its tables"
+    assert len(hand_written) > 200, "a page says more than its lists"
 
 
 def test_help_pages_and_readme_are_up_to_date():
