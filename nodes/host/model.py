@@ -21,6 +21,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...opensora_core import quantised
 from ...opensora_core.checkpoint import detect, keys
 from ...opensora_core.checkpoint.files import Header, quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
@@ -29,10 +30,12 @@ from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.transformer.model import MMDiT
 from . import selftest
 from .condition import Reference, check_text
+from .precision import quantise_state
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}
+PRECISIONS = ("auto", "fp32", "bf16", "fp8_e4m3fn")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
 _HOST_PREFIXES = ("", "model.diffusion_model.", "model.")  # what the host's own loader takes off
 
@@ -194,11 +197,16 @@ def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False
         OpenSoraError: an unknown precision.
     """
     header, identity = _check_file(path, precision)
-    options = {} if PRECISIONS[precision] is None else {"dtype": PRECISIONS[precision]}
     state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    if identity.prefix not in _HOST_PREFIXES:
+    in_8_bits = precision in quantised.PRECISIONS and not _is_float8(header)  # what is stored in 8 bits is not rounded again
+    if in_8_bits or identity.prefix not in _HOST_PREFIXES:
         cut = len(identity.prefix)
         state = {key[cut:]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
+    if in_8_bits:
+        if identity.fused:
+            state = dict(pair for key, tensor in state.items() for pair in keys.unfuse(key, tensor, identity.config))
+        state = quantise_state(state, quantised.precision_format(precision))
+    options = {"dtype": _DTYPES[precision]} if precision in _DTYPES else {}
     patcher = comfy.sd.load_diffusion_model_state_dict(state, options, metadata, disable_dynamic)
     if patcher is None or not is_open_sora(patcher):
         found = "nothing" if patcher is None else type(patcher.model).__name__
@@ -223,6 +231,10 @@ def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
     if extra and not form:
         logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(extra), ", ".join(extra[:5]))
     return header, identity
+
+
+def _is_float8(header: Header) -> bool:
+    return any(name.startswith("F8") for name in header.dtypes)
 
 
 def _check_whole(shapes: keys.Manifest, identity: detect.Identity, name: str, exact: bool) -> tuple[str, ...]:

@@ -97,3 +97,23 @@ def test_a_path_outside_the_model_folders_is_refused(server):
         prompt["model"]["inputs"]["model_name"] = name
         with pytest.raises(HostError, match="value_not_in_list"):
             server.post("/prompt", {"prompt": prompt})
+
+
+def test_a_wrong_file_in_the_model_slot_gets_one_sentence(server, listen):
+    models = server.base / "models" / "diffusion_models"
+    (models / "vae.safetensors").write_bytes((server.base / "models" / "vae" / "hunyuan_vae.safetensors").read_bytes())
+    (models / "half.safetensors").write_bytes((models / MODEL).read_bytes()[:-500])
+    for name, words in (("vae.safetensors", "is a HunyuanVideo"), ("half.safetensors", "is truncated: 500 of")):
+        prompt = graph(steps=1)
+        prompt["model"]["inputs"]["model_name"] = name
+        error = listen(prompt).error
+        assert error["node_type"] == "OpenSoraModelLoader" and f"{name} {words}" in error["exception_message"]
+    assert listen(graph(steps=1, seed=10)).error is None
+
+
+def test_the_same_graph_is_not_run_twice(listen):
+    first = listen(graph(steps=1, seed=12))
+    again = listen(graph(steps=1, seed=12))
+    assert first.progress("sampler") and not again.progress("sampler")
+    cached = [data["nodes"] for kind, data in again.messages if kind == "execution_cached"][0]
+    assert {"model", "sampler", "frames"} <= set(cached)

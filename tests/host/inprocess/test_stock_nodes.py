@@ -454,6 +454,24 @@ def test_prompts_of_unequal_length(model, conditioning, sample, core, pack, rela
     assert relative_error(found, expected) < 5e-5
 
 
+def test_a_lora_on_one_prompt_only(run_node, model, base, sample, plain, conditioning):
+    # The host's hooks: weights change between passes of one step.
+    name, _ = lora_file(base, "hook.safetensors")
+    (hooks,) = run_node("CreateHookLoraModelOnly", lora_name=name, strength_model=1.0)
+    (positive,) = run_node("ConditioningSetProperties", cond_NEW=conditioning(1), strength=1.0, set_cond_area="default", hooks=hooks)
+    found = sample(model, positive)
+    assert differs(found, plain)
+    (everywhere,) = run_node("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=1.0)
+    assert differs(found, sample(everywhere)), "the negative pass runs without it"
+
+
+def test_a_copy_for_another_device(run_node, sample, plain, relative_error):
+    (loaded,) = run_node("OpenSoraModelLoader", model_name="Open_Sora_v2.safetensors", precision="auto")
+    copy = loaded.deepclone_multigpu(torch.device("cpu"))
+    assert copy.model is not loaded.model
+    assert relative_error(sample(copy), plain) < 5e-5
+
+
 def test_torch_compile(run_node, model, sample):
     # The whole network is traced in one piece and once for all blocks and steps; inductor itself takes minutes on a CPU.
     import torch._dynamo

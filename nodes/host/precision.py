@@ -1,0 +1,33 @@
+"""Weights held in 8 bits from the moment they are loaded, in the host's own format for quantised layers."""
+
+import json
+
+import comfy.model_management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...opensora_core.checkpoint.layer_formats import HOST_NAMES, layers_to_quantise
+from ...opensora_core.quantised import Format
+
+
+def quantise_state(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
+    """A transformer's tensors with the blocks' attention and MLP weights in a format, the rest as they are.
+
+    Embedders, modulation, norms and the last layer hold little of the size and much of the precision. Weights are only
+    stored so: the host multiplies in the input's dtype.
+
+    Args:
+        state: tensors by key, without prefix. Memory-mapped ones are read one at a time.
+    """
+    layout = json.dumps({"format": HOST_NAMES[form.name], "full_precision_matrix_mult": True}).encode()
+    layers = layers_to_quantise({key: tuple(tensor.shape) for key, tensor in state.items()})
+    result, progress = dict(state), comfy.utils.ProgressBar(len(layers))
+    for layer in layers:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        stored, scale = form.quantise(state[f"{layer}.weight"])
+        result[f"{layer}.weight"] = stored.view(torch.float8_e4m3fn) if form.name == "fp8_e4m3fn" else stored
+        result[f"{layer}.weight_scale"] = scale
+        result[f"{layer}.comfy_quant"] = torch.tensor(list(layout), dtype=torch.uint8)
+        progress.update(1)
+    return result
