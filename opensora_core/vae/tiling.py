@@ -211,13 +211,14 @@ def _blend(before: Tensor, tile: Tensor, extent: int, axis: int) -> None:
     extent = min(before.shape[axis], tile.shape[axis], extent)
     if extent == 0:
         return
-    # In double, then in at least fp32: the reference's weights are Python floats.
-    weight = torch.arange(extent, dtype=torch.float64, device=tile.device) / extent
+    # In double, then in at least fp32: the reference's weights are Python floats. On the CPU, as some devices have no double.
+    weight = torch.arange(extent, dtype=torch.float64) / extent
     weight = weight.view([-1 if a == axis else 1 for a in range(tile.ndim)])
     fp = torch.promote_types(tile.dtype, torch.float32)
-    old = before.narrow(axis, before.shape[axis] - extent, extent).to(fp) * (1 - weight).to(fp)
+    fade_in, fade_out = (w.to(fp).to(tile.device) for w in (weight, 1 - weight))
+    old = before.narrow(axis, before.shape[axis] - extent, extent).to(fp) * fade_out
     new = tile.narrow(axis, 0, extent)
-    new.copy_(old + new.to(fp) * weight.to(fp))
+    new.copy_(old + new.to(fp) * fade_in)
 
 
 def _tail(tile: Tensor, extent: int, axis: int) -> Tensor:
