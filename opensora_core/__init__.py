@@ -5,7 +5,7 @@ Importing this package loads nothing heavy; the public names are resolved on fir
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointError", "OpenSoraError", "OpenSoraPipeline", "__version__", "save_video"]
+__all__ = ["CheckpointError", "OpenSoraError", "OpenSoraPipeline", "SamplingOptions", "__version__", "save_video"]
 
 
 def __getattr__(name: str):
@@ -18,6 +18,10 @@ def __getattr__(name: str):
         from .pipeline import OpenSoraPipeline
 
         return OpenSoraPipeline
+    if name == "SamplingOptions":
+        from .request import SamplingOptions
+
+        return SamplingOptions
     if name == "save_video":
         from .video import save_video
 
