@@ -194,6 +194,17 @@ def test_a_reload_for_clones_is_the_same_encoder(text, files, clip):
     assert all(torch.equal(tensor, ours[key]) for key, tensor in again.model.state_dict().items())
 
 
+def test_a_clip_l_of_longer_position_table(text, files, tmp_path):
+    weights = load_file(files[1])
+    key = "text_model.embeddings.position_embedding.weight"
+    weights[key] = torch.cat([weights[key], torch.zeros(248 - 77, 64, dtype=weights[key].dtype)])
+    save_file(weights, tmp_path / "long.safetensors")
+    found = text.load_text_encoders(files[0], str(tmp_path / "long.safetensors"))
+    assert len(text.exact_tokens(found.tokenizer, "a cat")[0]["l"][0]) == 248
+    with torch.inference_mode():
+        assert text.encode(found, "a cat")[0][0][1]["pooled_output"].shape == (1, 64)
+
+
 def test_files_that_are_no_text_encoders(text, files, base, tmp_path):
     t5, clip_l = files
     error = text.CheckpointError
