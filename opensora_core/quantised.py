@@ -199,6 +199,15 @@ class QuantisedOperations(TorchOperations):
                 out = out + adapter(x)
             return out
 
+        def drop(self, adapter: Adapter) -> None:
+            """Take away a change that was laid beside the weight."""
+            self.adapters = nn.ModuleList(kept for kept in self.adapters if kept is not adapter)
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a layer keeps its weight in one of these formats."""
+    return isinstance(module, QuantisedOperations.Linear) and module.form is not None
+
 
 def replace_linears(model: nn.Module, names: Iterable[str]) -> None:
     """Put QuantisedOperations.Linear in the place of some nn.Linear of a model made elsewhere, sharing their parameters."""

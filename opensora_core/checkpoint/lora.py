@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..quantised import Adapter, is_quantised
 from .detect import identify
 from .files import find_weights, open_tensors, read_header
 
@@ -84,21 +85,32 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class MergedLora:
-    """Weights that a merge replaced. `restore` puts them back, bit for bit; undo several merges last first."""
+    """What a merge changed. `restore` puts it back, bit for bit; undo several merges last first.
+
+    Attributes:
+        originals: weights that were replaced, by layer.
+        adapters: what was laid beside quantised weights, by layer.
+    """
 
     model: nn.Module
     originals: Mapping[str, nn.Parameter]
+    adapters: Mapping[str, Adapter]
 
     def restore(self) -> None:
         for name, original in self.originals.items():
             self.model.get_submodule(name).weight = original
+        for name, adapter in self.adapters.items():
+            self.model.get_submodule(name).drop(adapter)
 
 
 def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> MergedLora:
     """Add a LoRA to a loaded transformer's weights.
 
+    Into a quantised weight (fp8, int8, nf4) it is not rounded, which would lose most of a small change: it is kept
+    beside the weight and added to the layer's output.
+
     Args:
-        model: MMDiT with plain floating-point weights.
+        model: MMDiT.
         path: a LoRA file or a PEFT folder (adapter_config.json and adapter_model.safetensors).
         strength: factor on the change; 0 leaves the model as it is, negative subtracts.
 
@@ -106,24 +118,30 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Mer
         What was replaced, to restore it. Memory-mapped originals cost nothing to keep.
 
     Raises:
-        CheckpointError: no layer matches, shapes differ, or the model's weights are quantised.
+        CheckpointError: no layer matches, shapes differ, or weights are in a form that nothing can be added to.
     """
     if not math.isfinite(strength):
         raise CheckpointError(f"strength={strength} is not a number a LoRA can be applied with; 1 is the file's own.")
     matched, modules = fitting_layers(model, path), dict(model.named_modules())
-    originals = {}
+    originals, adapters = {}, {}
     for key, layer in matched.items():
-        weight = originals[key] = modules[key].weight
+        module, weight = modules[key], modules[key].weight
+        if is_quantised(module):
+            down, up = (part.flatten(1).to(weight.device, torch.float32) for part in (layer.down, layer.up))
+            adapters[key] = Adapter(down.to(module.bias.dtype), (strength * layer.scale * up).to(module.bias.dtype))
+            module.adapters.append(adapters[key])
+            continue
+        originals[key] = weight
         delta = layer.delta().to(weight.device)
-        modules[key].weight = nn.Parameter((weight.detach().float() + strength * delta).to(weight.dtype), requires_grad=False)
-    return MergedLora(model, originals)
+        module.weight = nn.Parameter((weight.detach().float() + strength * delta).to(weight.dtype), requires_grad=False)
+    return MergedLora(model, originals, adapters)
 
 
 def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
     """Read a LoRA as changes to layers of this model; only the model's shapes are looked at, so it may be on meta.
 
     Raises:
-        CheckpointError: not a LoRA, no layer matches, shapes differ, or the model's weights are quantised.
+        CheckpointError: not a LoRA, no layer matches, shapes differ, or weights are in a form that nothing can be added to.
     """
     name = Path(path).name
     layers = read_lora(path)
@@ -134,7 +152,7 @@ def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
     if unmatched := sorted(layers.keys() - matched.keys()):
         logger.warning("%s: left out %d of %d layers, which this model lacks: %s", name, len(unmatched), len(layers), ", ".join(unmatched))
     for key, layer in matched.items():
-        _check_fits(name, key, layer, modules[key].weight)
+        _check_fits(name, key, layer, modules[key])
     return matched
 
 
@@ -307,13 +325,16 @@ def _metadata_settings(metadata: Mapping[str, str]) -> dict:
     return flat
 
 
-def _check_fits(name: str, key: str, layer: LoraLayer, weight: Tensor) -> None:
-    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+def _check_fits(name: str, key: str, layer: LoraLayer, module: nn.Module) -> None:
+    weight, shape = module.weight, tuple(module.weight.shape)
+    if is_quantised(module):
+        shape = (module.out_features, module.in_features)
+    elif not weight.is_floating_point() or weight.dtype.itemsize < 2:
         raise CheckpointError(f"{name} cannot be merged into quantised weights ({key} is {weight.dtype}); load the model in bf16.")
     wanted = (layer.up.shape[0], layer.down.flatten(1).shape[1])
-    if tuple(weight.shape) != wanted or layer.up.shape[1] != layer.rank:
+    if shape != wanted or layer.up.shape[1] != layer.rank:
         raise CheckpointError(
-            f"{name} was trained for another model: {key} changes a weight of {list(wanted)}, this model's is {list(weight.shape)}."
+            f"{name} was trained for another model: {key} changes a weight of {list(wanted)}, this model's is {list(shape)}."
         )
 
 

@@ -24,7 +24,7 @@ from ..quantised import Float8, Format, Int8, relative_error
 from .detect import Identity
 from .files import TORCH_DTYPES, Header, open_tensors, quantisation
 from .keys import file_name, transformer_manifest
-from .layer_formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, layers_to_quantise
+from .layer_formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, group_of, layers_to_quantise
 from .load import check_keys, open_model
 
 FORMATS = {"fp8_e4m3fn": Float8, "int8": Int8}
@@ -123,7 +123,7 @@ def quantize(
     header, identity = _check_source(source)
     form = FORMATS[format]()
     entries = _plan(header, identity, form, groups)
-    head = _head(entries, header, format, groups)
+    head = _head(entries, header, form, groups)
     num_bytes = len(head) + sum(entry.num_bytes for entry in entries)
     _check_space(target.parent, num_bytes)
     with _whole_or_absent(target) as file:
@@ -175,18 +175,24 @@ def _plan(header: Header, identity: Identity, form: Format, groups: tuple[str, .
         entries += [
             _Entry(name, stored, weight, key, layer),
             _Entry(f"{layer}.weight_scale", "F32", scale),
-            _Entry(f"{layer}.comfy_quant", "U8", (len(_note(form)),)),
+            _Entry(f"{layer}.comfy_quant", "U8", (len(_note(form, layer)),)),
         ]
     return entries
 
 
-def _note(form: Format) -> bytes:
-    return json.dumps({"format": HOST_NAMES[form.name]}).encode()
+def _layer_note(form: Format, layer: str) -> dict:
+    """What ComfyUI reads of a layer. Outside attention and MLP no input is to be rounded: there it costs most and gains no time."""
+    note = {"format": HOST_NAMES[form.name]}
+    return note if group_of(layer) in QUANTISED_GROUPS else {**note, "full_precision_matrix_mult": True}
 
 
-def _head(entries: list[_Entry], header: Header, format: str, groups: tuple[str, ...]) -> bytes:
+def _note(form: Format, layer: str) -> bytes:
+    return json.dumps(_layer_note(form, layer)).encode()
+
+
+def _head(entries: list[_Entry], header: Header, form: Format, groups: tuple[str, ...]) -> bytes:
     """Length and JSON of a safetensors header, padded to 8 bytes as the format's writers do."""
-    layers = {entry.layer: {"format": HOST_NAMES[format]} for entry in entries if entry.layer}
+    layers = {entry.layer: _layer_note(form, entry.layer) for entry in entries if entry.layer}
     metadata = {
         **header.metadata,
         "format": "pt",
@@ -217,7 +223,7 @@ def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, 
                 except OpenSoraError as error:
                     raise CheckpointError(f"{header.name}, {entry.source}: {error} Download it again.") from error
                 errors.append(LayerError(entry.layer, relative_error(weight, form, data, scale)))
-                note = torch.frombuffer(bytearray(_note(form)), dtype=torch.uint8)
+                note = torch.frombuffer(bytearray(_note(form, entry.layer)), dtype=torch.uint8)
                 beside = {f"{entry.layer}.weight_scale": scale, f"{entry.layer}.comfy_quant": note}
                 del weight
             _put(file, entry, data)

@@ -18,13 +18,15 @@ from opensora_core import quantised
 from opensora_core.checkpoint import quantize as writer
 from opensora_core.checkpoint.files import read_header
 from opensora_core.checkpoint.keys import transformer_manifest
-from opensora_core.checkpoint.layer_formats import GROUPS, group_of, layers_to_quantise
+from opensora_core.checkpoint.layer_formats import GROUPS, QUANTISED_GROUPS, group_of, layers_to_quantise
 from opensora_core.checkpoint.load import load_transformer
+from opensora_core.checkpoint.lora import merge_lora
 from opensora_core.checkpoint.quantize import quantize
 from opensora_core.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.quantised import NF4, Float8, Int8, Int8Matmul, QuantisedOperations, relative_error
 
+Q = "double_blocks.0.img_attn.q_proj"
 ROOT = Path(__file__).resolve().parents[2]
 FP32 = torch.float32
 # Largest relative RMS error of a Gaussian weight. A quarter of the step at the middle of a binade bounds fp8's, rows of 129 int8's.
@@ -249,6 +251,49 @@ def test_every_linear_layer_has_one_group_and_the_default_leaves_the_sensitive_o
     assert group_of("double_blocks.0.img_attn.norm.key_norm") is None
 
 
+@pytest.fixture
+def lora(tmp_path):
+    """A LoRA of some layers, quantised and not: lora(size) -> its file."""
+
+    def write(size):
+        generator = torch.Generator().manual_seed(3)
+        state = {}
+        for layer, rows, columns in ((Q, 96, 96), ("single_blocks.1.linear2", 96, 480), ("img_in", 96, 64)):
+            state[f"base_model.model.{layer}.lora_A.weight"] = torch.randn(4, columns, generator=generator) * size
+            state[f"base_model.model.{layer}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * size
+        save_file(state, tmp_path / "lora.safetensors")
+        return tmp_path / "lora.safetensors"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("precision", "size"),
+    # 0.01 changes weights by less than any of these formats resolves. (Tokens rounded to 8 bits drown it, so int8's is read from a file.)
+    [("fp8_e4m3fn", 0.3), ("int8", 0.3), ("nf4", 0.3), ("fp8_e4m3fn", 0.01), ("int8 file", 0.01), ("nf4", 0.01)],
+)
+def test_a_lora_on_quantised_weights_has_its_whole_effect(source, written, precision, predict, expected, lora, size):
+    plain = load_transformer(source, FP32)
+    is_file, precision = precision.endswith(" file"), precision.removesuffix(" file")
+    model = load_transformer(written[precision][0], FP32) if is_file else load_transformer(source, FP32, precision=precision)
+    merge_lora(plain, lora(size), 0.8)
+    before = predict(model)
+    merged = merge_lora(model, lora(size), 0.8)
+    wanted = predict(plain) - expected
+    assert rms_error(predict(model) - before, wanted) < 2 * OUTPUT_BOUNDS[precision] + 0.05
+    assert set(merged.originals) == {"img_in"} and set(merged.adapters) == {Q, "single_blocks.1.linear2"}
+    second = merge_lora(model, lora(size), -0.5)
+    second.restore()
+    merged.restore()
+    assert torch.equal(predict(model), before)
+
+
+def test_the_default_set_is_the_recorded_measurements():
+    recorded = json.loads((ROOT / "benchmarks/results/quantise_layers_cpu.json").read_text())["groups"]
+    assert {group for group, verdict in recorded.items() if verdict["quantised"]} == set(QUANTISED_GROUPS)
+    assert recorded.keys() == GROUPS.keys()
+
+
 # --- the file -----------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +353,9 @@ def test_other_forms_of_the_source_give_the_same_layers(source, tmp_path, writte
 def test_groups_can_be_chosen(source, tmp_path, written):
     report = quantize(source, tmp_path / "some.safetensors", "fp8_e4m3fn", groups=("modulation",))
     assert {group_of(error.layer) for error in report.errors} == {"modulation"}
+    note = load_file(tmp_path / "some.safetensors")["single_blocks.0.modulation.lin.comfy_quant"]
+    assert json.loads(bytes(note.tolist())) == {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
+    load_transformer(tmp_path / "some.safetensors")
     with pytest.raises(OpenSoraError, match="groups=modulations: give some of embedders, modulation"):
         quantize(source, tmp_path / "none.safetensors", groups=("modulations",))
 
@@ -437,9 +485,6 @@ def changed(file, tmp_path, change):
     return tmp_path / "changed.safetensors"
 
 
-Q = "double_blocks.0.img_attn.q_proj"
-
-
 def note(**content):
     return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
 
@@ -501,6 +546,7 @@ def test_other_spellings_of_the_same_file_are_read(written, tmp_path, predict):
 MEASURED = """
 import sys
 from opensora_core.checkpoint.load import load_transformer
+from opensora_core.checkpoint.lora import merge_lora
 from opensora_core.checkpoint.quantize import quantize
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
