@@ -171,18 +171,30 @@ class Server:
 
 
 def prepare_base(base: Path) -> None:
-    """A base directory with the model folders that this pack reads from and the pack itself under custom_nodes."""
+    """A base directory with the model folders that this pack reads from and the pack under custom_nodes, as it is published."""
     for folder in ("diffusion_models", "text_encoders", "vae", "loras"):
         (base / "models" / folder).mkdir(parents=True, exist_ok=True)
     for folder in ("input", "output", "user", "custom_nodes"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    link = base / "custom_nodes" / PACK_FOLDER
-    if link.exists():
-        return
-    try:
-        link.symlink_to(PACK, target_is_directory=True)
-    except OSError:  # Windows without the right to make links
-        shutil.copytree(PACK, link, ignore=shutil.ignore_patterns(".git", ".venv", "tests", "demo", "benchmarks"))
+    pack = base / "custom_nodes" / PACK_FOLDER
+    shutil.rmtree(pack, ignore_errors=True)
+    left_out = set(unpublished_names()) | set(_plain_names(".gitignore"))
+
+    def ignore(folder: str, names: list[str]) -> list[str]:
+        at_the_top = Path(folder) == PACK
+        return [name for name in names if name == "__pycache__" or (at_the_top and (name in left_out or name.startswith(".")))]
+
+    shutil.copytree(PACK, pack, ignore=ignore)
+
+
+def unpublished_names() -> list[str]:
+    """What lies at the top of this checkout and stays out of the published archive (.comfyignore names nothing deeper)."""
+    return _plain_names(".comfyignore")
+
+
+def _plain_names(ignore_file: str) -> list[str]:
+    lines = (PACK / ignore_file).read_text(encoding="utf-8").splitlines()
+    return [line.rstrip("/") for line in lines if line and not line.startswith("#")]
 
 
 def _free_port() -> int:

@@ -190,6 +190,15 @@ def test_the_archive_leaves_the_workshop_out():
     assert sum((ROOT / name).stat().st_size for name in names) < 40 * 2**20
 
 
+def test_what_stays_out_is_named_at_the_top():
+    # demo/comfy.py reads the file so: the host of the demo and of the tests runs what a user gets.
+    from demo.comfy import unpublished_names
+
+    for name in unpublished_names():
+        assert not set(name) & set("*?[]!/"), f".comfyignore: {name} is no plain name at the top"
+        assert not [file for file in published_files() if file == name or file.startswith(name + "/")]
+
+
 def published(suffix: str) -> list[str]:
     return [name for name in published_files() if name.endswith(suffix)]
 

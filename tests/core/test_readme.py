@@ -77,6 +77,16 @@ def test_python_example_runs(code, hub_folder):
     assert (hub_folder / "rain.mp4").stat().st_size > 0
 
 
+def test_make_demo_makes_two_videos(tmp_path, capfd):
+    from demo import run
+
+    assert "$(PY) -m demo.run" in (ROOT / "Makefile").read_text(), "what `make demo` runs"
+    assert run.main(["--no-host", "--out", str(tmp_path), "--num-frames", "5", "--num-steps", "1"]) == 0
+    for name in ("text-to-video.mp4", "image-to-video.mp4"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert "image-to-video.mp4" in capfd.readouterr().out
+
+
 def test_links_between_our_own_pages_lead_somewhere():
     for name in (*READMES, *(str(path.relative_to(ROOT)) for path in (ROOT / "web" / "docs").rglob("*.md"))):
         page = ROOT / name
