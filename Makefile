@@ -49,7 +49,7 @@ demo: $(READY)
 	$(PY) -m demo.run
 
 bench: $(READY)
-	$(PIP) --constraint $(VENV)/constraints.txt ".[bench]"
+	$(PIP) --constraint $(VENV)/constraints.txt --editable ".[bench]"
 	$(PY) -m benchmarks.transformer_forward
 	$(PY) -m benchmarks.vae_decode
 
