@@ -59,10 +59,12 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     smaller = chosen
     if policy != "exact":
         smaller, _ = choose_decode("auto", config, shape, chosen, dtype_bytes, tile_decode_bytes(config, shape, chosen, dtype_bytes) // 2)
-    if smaller == chosen:
+    if smaller != chosen:
+        report(f"Ran out of memory ({_words(chosen)}); decoding again in {_words(smaller)}. Frames differ slightly from an exact decode.")
+        images = _unless_out_of_memory(lambda: _decode(vae, samples, smaller))
+    if images is None:
         raise OpenSoraError(_too_large(shape, needed, policy))
-    report(f"Ran out of memory ({_words(chosen)}); decoding again in {_words(smaller)}. Frames differ slightly from an exact decode.")
-    return _decode(vae, samples, smaller)
+    return images
 
 
 def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report) -> Tensor:
@@ -89,11 +91,13 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     needed = int(_appetite(vae) * MARGIN * encode_bytes(config, num_frames, min(height, tile), min(width, tile), _dtype_bytes(vae)))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
     moments = _unless_out_of_memory(lambda: _encode(vae, frames, tiling))
+    if moments is None and not tiling.temporal_tile and num_frames > TEMPORAL_TILE:
+        report(f"Ran out of memory encoding the whole clip; encoding again {TEMPORAL_TILE} frames at a time. The latent differs slightly.")
+        moments = _unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, TEMPORAL_TILE)))
     if moments is None:
-        if tiling.temporal_tile or num_frames <= TEMPORAL_TILE:
-            raise OpenSoraError(f"Encoding {num_frames} frames of {height}x{width} ran out of memory; use a smaller tile_size.")
-        report(f"Ran out of memory encoding the whole clip; encoded again in temporal tiles of {TEMPORAL_TILE} frames.")
-        moments = _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, TEMPORAL_TILE))
+        raise OpenSoraError(
+            f"Encoding {num_frames} frames of {height}x{width} (height x width) ran out of memory; use a smaller tile_size."
+        )
     # A CPU generator: the same seed gives the same latent on every card.
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     return posterior(moments.cpu(), seed is not None, generator).to(vae.output_device)

@@ -271,14 +271,14 @@ def test_progress_per_tile(run_node, ours, monkeypatch):
 
 @pytest.fixture
 def out_of_memory(ours, monkeypatch):
-    """Make decoding more than `limit` latent frames at a time run out of memory; returns the list of what was decoded."""
+    """Make decoding more than `limit` latent frames, or wider than `side`, run out of memory; returns the list of what was decoded."""
     decoded = []
     network = ours.first_stage_model
     plain = network.decode_tile
 
-    def arrange(limit):
+    def arrange(limit, side=1000):
         def decode(latents):
-            if latents.shape[2] > limit:
+            if latents.shape[2] > limit or latents.shape[3] > side:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             decoded.append(tuple(latents.shape[2:]))
             return plain(latents)
@@ -312,6 +312,39 @@ def test_out_of_memory_for_good_is_one_sentence(run_node, ours, out_of_memory, p
     out_of_memory(0)
     with pytest.raises(error, match="69 frames of 32x32.*ran out of memory.*use policy auto or low_memory"):
         decode_node(run_node, ours, noise(1, 16, 18, 4, 4), policy="exact")
+    with pytest.raises(error, match="69 frames of 32x32.*ran out of memory.*use a smaller tile_size"):
+        decode_node(run_node, ours, noise(1, 16, 18, 4, 4), policy="low_memory")
+
+
+def test_out_of_memory_in_temporal_tiles_makes_them_smaller(run_node, ours, core, reference, tiles, out_of_memory, relative_error, caplog):
+    latents = noise(1, 16, 2, 16, 16)
+    decoded = out_of_memory(2, side=12)
+    found = decode_node(run_node, ours, latents, tile_size=128, temporal_tile=64)
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    size = max(shape[1] for shape in decoded) * 8
+    assert f"tiles of {size} pixels" in line and size < 128
+    assert relative_error(found[None], reference(core).decode(latents, tiles(size, temporal_tile=64))) < 1e-5
+
+
+def test_out_of_memory_while_encoding(run_node, ours, core, reference, tiles, relative_error, monkeypatch, caplog, pack):
+    frames = torch.rand(69, 16, 16, 3, generator=torch.Generator().manual_seed(1))
+    inputs = {"vae": ours, "image": frames, "tile_size": 256, "overlap": 0.25, "posterior": "mode", "seed": 0}
+    expected, plain = reference(core).encode(frames, tiles(temporal_tile=64)), ours.first_stage_model.encode_moments
+    limit = 65
+
+    def encode(pixels):
+        if pixels.shape[2] > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return plain(pixels)
+
+    monkeypatch.setattr(ours.first_stage_model, "encode_moments", encode)
+    (found,) = run_node("OpenSoraTiledVAEEncode", **inputs)
+    assert relative_error(found["samples"], expected) < 1e-5
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "Ran out of memory encoding" in line and "64 frames at a time" in line
+    limit = 0
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="Encoding 69 frames of 16x16.*use a smaller tile_size"):
+        run_node("OpenSoraTiledVAEEncode", **inputs)
 
 
 def test_policy_says_when_it_tiles_time(run_node, ours, core, reference, tiles, relative_error, caplog, monkeypatch):
