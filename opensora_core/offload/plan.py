@@ -1,0 +1,201 @@
+"""Which blocks of a network keep their weights on the device and which pass through it: bytes in, a plan out.
+
+Works from numbers alone (a file's header, a module on meta), so that a plan for any model costs nothing.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+
+from ..errors import OpenSoraError
+
+GIB = 2**30
+RESIDENT, BUDGET, MINIMAL = "resident", "budget", "minimal"
+MODES = (RESIDENT, BUDGET, MINIMAL)
+BLOCK_LISTS = ("double_blocks", "single_blocks")  # of the transformer, in the order in which they run
+ALIGNMENT = 256  # bytes; where a tensor may begin in a staging buffer, as in memory that CUDA itself gives out
+
+
+@dataclass(frozen=True)
+class UnitBytes:
+    """Bytes of the weights of a network: of each block in the order in which they run, and of the rest."""
+
+    blocks: tuple[int, ...]
+    rest: int
+
+    @property
+    def total(self) -> int:
+        return self.rest + sum(self.blocks)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the weights are while the network works.
+
+    Attributes:
+        mode: resident, budget or minimal.
+        sizes: what it was made from.
+        streamed: the blocks (indices into sizes.blocks, ascending) whose weights live in main memory and are copied
+            to the device for each use.
+        num_buffers: staging buffers on the device, each as large as the largest streamed block: two where the next
+            block is copied while one computes, one where only one block may be there at a time.
+    """
+
+    mode: str
+    sizes: UnitBytes
+    streamed: tuple[int, ...] = ()
+    num_buffers: int = 0
+
+    @property
+    def buffer_bytes(self) -> int:
+        return max((self.sizes.blocks[index] for index in self.streamed), default=0)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Copied to the device in one forward."""
+        return sum(self.sizes.blocks[index] for index in self.streamed)
+
+    @property
+    def device_bytes(self) -> int:
+        """Weights on the device at any moment, at most."""
+        return self.sizes.total - self.copied_bytes + self.num_buffers * self.buffer_bytes
+
+    def sentence(self) -> str:
+        """The plan for a person."""
+        count, blocks = len(self.streamed), len(self.sizes.blocks)
+        if not count:
+            return f"All {blocks} blocks stay on the device: {at_least(self.device_bytes)} GiB of weights."
+        return (
+            f"{blocks - count} of {blocks} blocks stay on the device and {count} stream through {self.num_buffers} "
+            f"buffer{'s' if self.num_buffers > 1 else ''}: at most {at_least(self.device_bytes)} GiB of weights at a time, "
+            f"{at_least(self.copied_bytes)} GiB copied in every forward."
+        )
+
+
+def unit_bytes(tensor_bytes: Mapping[str, int], block_lists: tuple[str, ...] = BLOCK_LISTS) -> UnitBytes:
+    """Add tensors up by block.
+
+    Args:
+        tensor_bytes: bytes of every tensor, by its name in the module ("double_blocks.0.img_attn.proj.weight").
+        block_lists: names of the lists of blocks, in the order in which they run.
+
+    Raises:
+        OpenSoraError: there are no blocks.
+    """
+    blocks: dict[tuple[int, int], int] = {}
+    rest = 0
+    for name, size in tensor_bytes.items():
+        found = next((position for position, stem in enumerate(block_lists) if name.startswith(f"{stem}.")), None)
+        if found is None:
+            rest += padded(size)
+        else:
+            place = found, int(name[len(block_lists[found]) + 1 :].split(".", 1)[0])
+            blocks[place] = blocks.get(place, 0) + padded(size)
+    if not blocks:
+        raise OpenSoraError(f"This network cannot be streamed: it has no {' or '.join(block_lists)}.")
+    return UnitBytes(tuple(blocks[place] for place in sorted(blocks)), rest)
+
+
+def padded(num_bytes: int) -> int:
+    """Bytes that a tensor takes in a staging buffer."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def least_bytes(sizes: UnitBytes, mode: str) -> int:
+    """The least that weights can take on the device in a mode."""
+    if mode == RESIDENT:
+        return sizes.total
+    buffers = (2 if mode == BUDGET else 1) * max(sizes.blocks)
+    return min(sizes.total, sizes.rest + buffers)
+
+
+def make_plan(sizes: UnitBytes, mode: str, budget_gib: float | None = None, device_bytes: int | None = None) -> Plan:
+    """Decide where weights live.
+
+    Args:
+        sizes: see unit_bytes.
+        mode: resident: all on the device. budget: as many as fit in the budget beside two staging buffers, the others
+            stream. minimal: one block at a time.
+        budget_gib: for the mode budget: the most that weights may take on the device, buffers included.
+        device_bytes: what weights could take on this device at most; None where it is not known.
+
+    Raises:
+        OpenSoraError: an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
+    """
+    if mode not in MODES:
+        raise OpenSoraError(f"The offload mode {mode!r} is not known; use one of {', '.join(MODES)}.")
+    if mode == BUDGET:
+        budget = check_budget(sizes, budget_gib, device_bytes)
+        streamed = _streamed(sizes, budget)
+        return Plan(mode, sizes, streamed, 2 if streamed else 0)
+    if device_bytes is not None and least_bytes(sizes, mode) > device_bytes:
+        raise OpenSoraError(_does_not_fit(sizes, mode, device_bytes))
+    if mode == MINIMAL:
+        return Plan(mode, sizes, tuple(range(len(sizes.blocks))), 1)
+    return Plan(mode, sizes)
+
+
+def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int | None = None) -> int:
+    """A budget in bytes, if a plan can keep it.
+
+    Raises:
+        OpenSoraError: not a positive number, larger than the device, or less than two buffers and the rest need.
+    """
+    least = least_bytes(sizes, BUDGET)
+    if device_bytes is not None and least > device_bytes:
+        raise OpenSoraError(_does_not_fit(sizes, BUDGET, device_bytes))
+    nearest = f"the least for this model is {at_least(least)} GiB"
+    if budget_gib is None:
+        raise OpenSoraError(f"The offload mode budget needs a budget in GiB; {nearest}.")
+    if isinstance(budget_gib, bool) or not isinstance(budget_gib, int | float) or not math.isfinite(budget_gib) or budget_gib <= 0:
+        raise OpenSoraError(f"A budget of {budget_gib} GiB is not an amount of memory; {nearest}.")
+    budget = int(budget_gib * GIB)
+    if device_bytes is not None and budget > device_bytes:
+        raise OpenSoraError(f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(device_bytes)} GiB; give at most that.")
+    if budget < least:
+        alone = f"; the mode minimal needs {at_least(least_bytes(sizes, MINIMAL))} GiB" if len(sizes.blocks) > 1 else ""
+        raise OpenSoraError(
+            f"A budget of {budget_gib:g} GiB is too small: two blocks of the network must be on the device at a time; {nearest}{alone}."
+        )
+    return budget
+
+
+def at_least(num_bytes: int) -> str:
+    """GiB to three digits, rounded up: an amount that has room for the bytes."""
+    return _digits(num_bytes, ROUND_CEILING)
+
+
+def at_most(num_bytes: int) -> str:
+    """GiB to three digits, rounded down: an amount that the bytes have room for."""
+    return _digits(num_bytes, ROUND_FLOOR)
+
+
+def _digits(num_bytes: int, rounding: str) -> str:
+    exact = Decimal(num_bytes) / GIB
+    return f"{exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), rounding).normalize():f}" if num_bytes else "0"
+
+
+def _streamed(sizes: UnitBytes, budget: int) -> tuple[int, ...]:
+    """The blocks to stream, spread as evenly as can be: each is copied during the work of those that stay."""
+    if sizes.total <= budget:
+        return ()
+    streamed = set(range(len(sizes.blocks)))
+    bits = len(sizes.blocks).bit_length()
+    for index in sorted(streamed, key=lambda number: int(f"{number:0{bits}b}"[::-1], 2)):
+        without = Plan(BUDGET, sizes, tuple(streamed - {index}), 2)
+        if without.device_bytes <= budget:
+            streamed.remove(index)
+    return tuple(sorted(streamed))
+
+
+def _does_not_fit(sizes: UnitBytes, mode: str, device_bytes: int) -> str:
+    said = f"The mode {mode} needs {at_least(least_bytes(sizes, mode))} GiB for weights and the device has {at_most(device_bytes)} GiB"
+    fitting = [other for other in (BUDGET, MINIMAL) if least_bytes(sizes, other) <= device_bytes]
+    if fitting:
+        ways = {
+            BUDGET: f"budget with {at_least(least_bytes(sizes, BUDGET))} to {at_most(device_bytes)} GiB",
+            MINIMAL: f"minimal, which needs {at_least(least_bytes(sizes, MINIMAL))} GiB",
+        }
+        return f"{said}; use {' or '.join(ways[other] for other in fitting)}."
+    return f"{said}; no mode fits (minimal needs {at_least(least_bytes(sizes, MINIMAL))} GiB). Use quantised weights or another device."
