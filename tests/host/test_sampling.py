@@ -38,8 +38,9 @@ def graph(steps=12, image=False, **changes) -> dict:
 
 
 def test_the_pack_loads_without_a_word_of_its_own(server):
-    # Only lines about this pack: the host has warnings of its own.
-    lines = [line for line in server.log.splitlines() if "open-sora" in line.lower()]
+    # Only lines about this pack, before anything ran: the host has warnings of its own.
+    start = server.log.split("got prompt")[0]
+    lines = [line for line in start.splitlines() if "open-sora" in line.lower()]
     assert lines, "the host did not mention the pack"
     assert not [line for line in lines if any(word in line.upper() for word in ("WARNING", "ERROR", "FAILED"))]
     assert "IMPORT FAILED" not in server.log
