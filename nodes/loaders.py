@@ -20,7 +20,7 @@ class OpenSoraModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=folder_paths.get_filename_list(MODELS),
+                    options=paths.choices(MODELS),
                     tooltip="The transformer in models/diffusion_models: Open_Sora_v2.safetensors, or a quantised form of it that ComfyUI reads.",
                 ),
                 io.Combo.Input(

@@ -297,6 +297,19 @@ def test_a_path_outside_or_absent_is_refused(name, base, run_node):
         run_node("OpenSoraModelLoader", model_name=name, precision="auto")
 
 
+def test_the_small_model_is_offered_where_it_is(base, pack, run_node, monkeypatch, tmp_path, inputs, expected, relative_error):
+    loader = pack("nodes.loaders").OpenSoraModelLoader
+    monkeypatch.setattr(pack("opensora_core.model_files"), "SMALL", tmp_path)
+    names = loader.INPUT_TYPES()["required"]["model_name"][1]["options"]
+    assert "small (built in)" not in names
+    with pytest.raises(ValueError, match="not in models/diffusion_models"):
+        run_node("OpenSoraModelLoader", model_name="small (built in)", precision="auto")
+    (tmp_path / "Open_Sora_v2.safetensors").write_bytes((base / "models/diffusion_models/Open_Sora_v2.safetensors").read_bytes())
+    assert loader.INPUT_TYPES()["required"]["model_name"][1]["options"] == [*names, "small (built in)"]
+    patcher = run_node("OpenSoraModelLoader", model_name="small (built in)", precision="auto")[0]
+    assert relative_error(host_forward(patcher, inputs), expected) < 2e-5
+
+
 def test_a_replaced_file_is_loaded_again(base, weights, write, pack):
     node = pack("nodes.loaders").OpenSoraModelLoader
     name = write("replaced.safetensors", weights)
