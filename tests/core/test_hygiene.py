@@ -41,7 +41,13 @@ MAY_IMPORT = {
     "loaded": {"errors", "checkpoint"},
     "request": {"errors", "geometry", "sampling", "text", "video"},
     "model_files": {"errors", "checkpoint", "text", "transformer"},
-    "components": {"errors", "geometry", "config", "vae"},
+    "allocation": set(),
+    "footprint": {
+        "allocation", "checkpoint", "config", "errors", "geometry", "offload", "quantised", "sampling", "text", "transformer", "vae",
+    },
+    "estimate": {"config", "errors", "footprint", "geometry", "offload", "sampling", "vae"},
+    "preflight": {"components", "errors", "estimate", "footprint", "geometry", "offload"},
+    "components": {"errors", "geometry", "quantised", "config", "vae"},
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any
 

@@ -1,0 +1,342 @@
+"""What a video needs in given settings: device memory stage by stage, and RAM.
+
+Peaks come from footprint.py, what streams from offload/plan.py, the tiles of a decode from the decode policy itself
+(vae/memory.py). Figures are what is needed at least: an allocator may hold more in reserve. Sizes in bytes.
+"""
+
+from dataclasses import dataclass
+
+from .config import Tiling
+from .errors import OpenSoraError
+from .footprint import (
+    PRECISIONS,
+    QUANTISED,
+    ModelSizes,
+    Weights,
+    decode_peak,
+    encode_peak,
+    sampling_peak,
+    text_peak,
+    text_weights,
+    transformer_weights,
+    vae_weights,
+)
+from .geometry import check_num_frames, check_size, latent_frames, latent_size
+from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, at_least, at_most, least_bytes, make_plan
+from .sampling.guidance import Guidance, num_forwards
+from .vae.memory import MARGIN, POLICIES, choose_decode
+
+AUTO = "auto"
+OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
+
+# Assumed, not counted: what libraries take for themselves.
+CONTEXT_BYTES = GIB // 2  # CUDA's context and loaded kernels, outside torch's allocator
+MATRIX_BYTES = 64 * 2**20  # cuBLAS and cuBLASLt workspaces (32 MiB each on the largest cards)
+PROCESS_BYTES = {"cuda": 2 * GIB}  # Python, torch and its libraries in RAM, with CUDA's
+PROCESS_BYTES_CPU = 3 * GIB // 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is to work with, in bytes.
+
+    Attributes:
+        device: "cuda", "mps", "cpu". name: of the device, for people and for measured times.
+        free, total: of the device's memory; on the CPU the same as RAM.
+        ram_free, ram_total: of main memory.
+    """
+
+    device: str
+    name: str
+    free: int
+    total: int
+    ram_free: int
+    ram_total: int
+
+    def __post_init__(self):
+        if min(self.free, self.total, self.ram_free, self.ram_total) < 0:
+            raise OpenSoraError(f"An amount of memory cannot be negative: {self}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run. precision: auto or one of footprint.PRECISIONS; offload: one of OFFLOADS; budget_gib: for the mode budget."""
+
+    precision: str = AUTO
+    offload: str = AUTO
+    budget_gib: float | None = None
+    decode_policy: str = AUTO
+
+    def __post_init__(self):
+        for name, value, choices in (
+            ("precision", self.precision, (AUTO, *PRECISIONS)),
+            ("offload", self.offload, OFFLOADS),
+            ("decode_policy", self.decode_policy, POLICIES),
+        ):
+            if value not in choices:
+                raise OpenSoraError(f"{name}={value!r} is not known; use one of {', '.join(choices)}.")
+
+    def words(self) -> str:
+        budget = f" {self.budget_gib:g} GiB" if self.offload == BUDGET and self.budget_gib else ""
+        return f"precision {self.precision}, offload {self.offload}{budget}, decode {self.decode_policy}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video to plan for.
+
+    Attributes:
+        height, width: pixels, multiples of 16. num_frames: 4k+1. has_image: whether a first or last picture is given.
+        host_streams: the host moves weights that do not fit by itself (ComfyUI): with offload auto, a block at a time is
+            then all that must fit.
+    """
+
+    height: int
+    width: int
+    num_frames: int = 129
+    num_steps: int = 50
+    has_image: bool = False
+    settings: Settings = Settings()
+    tiling: Tiling = Tiling()
+    guidance: Guidance = Guidance()
+    host_streams: bool = False
+
+    def __post_init__(self):
+        check_size(self.height, self.width)
+        check_num_frames(self.num_frames)
+        if self.num_steps < 1:
+            raise OpenSoraError(f"num_steps={self.num_steps} makes no video; the default is 50.")
+
+    @property
+    def forwards(self) -> int:
+        """Transformer rows of a video."""
+        return num_forwards(self.guidance, self.num_steps, latent_frames(self.num_frames), self.has_image)
+
+    def latent_shape(self, channels: int) -> tuple[int, ...]:
+        return (1, channels, latent_frames(self.num_frames), *latent_size(self.height, self.width))
+
+    def words(self) -> str:
+        kind = "with reference picture" if self.has_image else "text to video"
+        return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {self.num_steps} steps, {kind}: {self.forwards} forwards"
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    num_bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work, and everything that is in memory at its peak."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(item.num_bytes for item in self.items)
+
+    def lines(self) -> list[str]:
+        head = f"  {self.name:<11} {at_least(self.num_bytes):>6}"
+        return [head, *(f"    {at_least(i.num_bytes):>7}  {i.name}{f' ({i.note})' if i.note else ''}" for i in self.items if i.num_bytes)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one choice of settings needs.
+
+    Attributes:
+        settings: with precision, offload and budget decided. tiling: of the decode.
+        stages: of device memory. ram: of main memory.
+        streamed_bytes: of the transformer's mapped file, read in every forward. The system keeps them in RAM if there is room.
+        problems: why it does not fit, in sentences; empty if it fits. notes: what to know about it.
+    """
+
+    settings: Settings
+    tiling: Tiling
+    stages: tuple[Stage, ...]
+    ram: Stage
+    streamed_bytes: int
+    is_cached: bool = True
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def device_bytes(self) -> int:
+        return max(stage.num_bytes for stage in self.stages)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of a name: text, image, sampling or decode."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Memory) -> Estimate:
+    """What a video needs in these settings; none of them but the decode policy may be auto, and offload auto is whole networks in turn."""
+    need = Need(request, settings, model, memory)
+    decode, tiling, note = need.decode()
+    stages = [need.text(), *([need.image()] if request.has_image else []), need.sampling(), decode]
+    ram, streamed = need.ram(stages), need.streamed_bytes()
+    is_cached = memory.device == "cpu" or streamed == 0 or streamed + need.process_bytes <= memory.ram_free
+    notes = [note] if note else []
+    if not is_cached:
+        notes.append(
+            f"{at_least(streamed)} GiB of the transformer's file are copied to the device in every forward and RAM has not room for them: "
+            "they are read from disk each time."
+        )
+    problems = [
+        f"{stage.name}: {at_least(stage.num_bytes)} GiB needed, {at_most(memory.free)} GiB free."
+        for stage in stages
+        if stage.num_bytes > memory.free
+    ]
+    if memory.device != "cpu" and ram.num_bytes > memory.ram_free:
+        problems.append(f"RAM: {at_least(ram.num_bytes)} GiB needed, {at_most(memory.ram_free)} GiB free.")
+    return Estimate(settings, tiling, tuple(stages), ram, streamed, is_cached, tuple(problems), tuple(notes))
+
+
+class Need:
+    """The stages of one video in one choice of settings."""
+
+    def __init__(self, request: Request, settings: Settings, model: ModelSizes, memory: Memory):
+        self.request, self.settings, self.model, self.memory = request, settings, model, memory
+        self.process_bytes = PROCESS_BYTES.get(memory.device, PROCESS_BYTES_CPU)
+        self.latent_shape = request.latent_shape(model.transformer.in_channels)
+        # The VAE and CLIP are never quantised.
+        self.plain = settings.precision if settings.precision not in QUANTISED else "bf16"
+        # A precision asked for by name holds for T5 too; a quantised transformer file says nothing of T5.
+        is_as_stored = request.settings.precision == AUTO and settings.precision == model.stored
+        self.text_precision = self.plain if is_as_stored else settings.precision
+        if model.stored_text in QUANTISED:
+            self.text_precision = model.stored_text
+        self.transformer = transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
+        self.transformer_plan = self._plan(self.transformer)
+
+    def text(self) -> Stage:
+        t5, clip_bytes = text_weights(self.model.text, self.text_precision, self.model.stored_text)
+        plan = self._plan(t5)
+        items = (
+            self._staying(),
+            Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"),
+            Item(
+                "encoding two prompts", text_peak(self.model.text, self.text_precision), f"CLIP's {at_least(clip_bytes)} GiB come after T5"
+            ),
+            *self._libraries(),
+        )
+        return Stage("text", items)
+
+    def image(self) -> Stage:
+        request, vae = self.request, self.model.vae
+        tile, rest = encode_peak(vae, self.plain, request.height, request.width, request.tiling)
+        items = (
+            self._staying(),
+            Item("VAE's weights", vae_weights(vae, self.plain), self.plain),
+            Item("encoding a tile", tile),
+            Item("picture", rest),
+        )
+        return Stage("image", (*items, *self._libraries(tile)))
+
+    def sampling(self) -> Stage:
+        settings, plan = self.settings, self.transformer_plan
+        one, rest = sampling_peak(self.model.transformer, settings.precision, self.latent_shape, self.request.has_image)
+        stay = plan.device_bytes - plan.num_buffers * plan.buffer_bytes
+        items = (
+            Item("transformer's weights that stay", stay, f"{settings.precision}, {_plan_words(plan)}"),
+            Item(
+                "buffers for streamed blocks", plan.num_buffers * plan.buffer_bytes, f"{at_least(plan.copied_bytes)} GiB copied a forward"
+            ),
+            Item("activations of one forward", one, "fused attention, one pass at a time"),
+            Item("latents, predictions, prompt", rest),
+            *self._libraries(),
+        )
+        return Stage("sampling", items)
+
+    def decode(self) -> tuple[Stage, Tiling, str | None]:
+        """The stage, the tiles that the decode policy takes in what is free, and its line."""
+        vae, request, staying = self.model.vae, self.request, self._staying()
+        weights = vae_weights(vae, self.plain)
+        itemsize = 4 if self.plain == "fp32" else 2
+        finished = 3 * request.num_frames * request.height * request.width * itemsize
+        free = self.memory.free - staying.num_bytes - weights - finished - self._context()
+        tiling, note = choose_decode(self.settings.decode_policy, vae, self.latent_shape, request.tiling, itemsize, max(0, free))
+        tile, rest = decode_peak(vae, self.plain, self.latent_shape, tiling)
+        items = (
+            staying,
+            Item("VAE's weights", weights, self.plain),
+            Item("decoding a tile", tile, _tiling_words(tiling, request)),
+            Item("finished frames, seams, latents", rest),
+            *self._libraries(tile),
+        )
+        return Stage("decode", items), tiling, note
+
+    def streamed_bytes(self) -> int:
+        """What of the transformer's mapped file every forward reads."""
+        return self.transformer_plan.copied_bytes if self.transformer.is_mapped else 0
+
+    def ram(self, stages: list[Stage]) -> Stage:
+        """Main memory that must be there. Pages of mapped files are not counted: the system drops them when it needs them."""
+        request = self.request
+        process = Item("Python, torch and their libraries", self.process_bytes, "assumed")
+        frames = Item("finished frames", 3 * request.num_frames * request.height * request.width, "8 bits a channel")
+        if self.memory.device == "cpu":
+            largest = max(stages, key=lambda stage: stage.num_bytes)
+            return Stage("RAM", (process, Item(f"the stage {largest.name}", largest.num_bytes), frames))
+        t5, _ = text_weights(self.model.text, self.text_precision, self.model.stored_text)
+        # What was converted on reading is nobody's file; resident weights are on the device only.
+        networks = (("transformer", self.transformer), ("T5", t5))
+        converted = [
+            (name, weights.sizes.total) for name, weights in networks if not weights.is_mapped and self.settings.offload != RESIDENT
+        ]
+        name, most = max(converted, key=lambda pair: pair[1], default=("", 0))
+        items = (process, Item(f"the {name}'s weights, converted on reading", most), frames)
+        return Stage("RAM", items)
+
+    def _plan(self, weights: Weights) -> Plan:
+        """Where weights live. The budget is the transformer's; where it is too small for T5, T5 streams a block at a time."""
+        settings, sizes = self.settings, weights.sizes
+        if settings.offload == BUDGET:
+            is_enough = settings.budget_gib is not None and least_bytes(sizes, BUDGET) <= settings.budget_gib * GIB
+            if is_enough or weights is self.transformer:
+                return make_plan(sizes, BUDGET, settings.budget_gib)  # says what is wrong with a budget
+        is_streamed = settings.offload in (MINIMAL, BUDGET) or (settings.offload == AUTO and self.request.host_streams)
+        return make_plan(sizes, MINIMAL if is_streamed else RESIDENT)
+
+    def _staying(self) -> Item:
+        """The transformer during the other stages: it stays on the device only if everything does."""
+        is_resident = self.settings.offload == RESIDENT
+        return Item("transformer's weights", self.transformer.sizes.total if is_resident else 0, "resident")
+
+    def _context(self) -> int:
+        return CONTEXT_BYTES if self.memory.device == "cuda" else 0
+
+    def _libraries(self, convolved: int = 0) -> tuple[Item, ...]:
+        """Workspaces of libraries: assumed, since they are not ours to count."""
+        if self.memory.device != "cuda":
+            return ()
+        share = int((MARGIN - 1) * convolved)
+        what = f"convolutions: {MARGIN - 1:.0%} of a tile" if convolved else f"cuBLAS {MATRIX_BYTES // 2**20} MiB"
+        return (
+            Item(
+                "libraries' own, not counted but assumed",
+                self._context() + (share or MATRIX_BYTES),
+                f"CUDA context {at_least(CONTEXT_BYTES)} GiB; {what}",
+            ),
+        )
+
+
+def _plan_words(plan: Plan) -> str:
+    if not plan.streamed:
+        return "all of them"
+    return f"{len(plan.sizes.blocks) - len(plan.streamed)} of {len(plan.sizes.blocks)} blocks stay"
+
+
+def _tiling_words(tiling: Tiling, request: Request) -> str:
+    space = f"{tiling.tile_size} pixels" if tiling.tile_size else "whole pictures"
+    if tiling.temporal_tile and tiling.temporal_tile < request.num_frames:
+        return f"{space}, {tiling.temporal_tile} frames at a time"
+    exact = ": exact" if (tiling.tile_size, tiling.overlap) == (Tiling().tile_size, Tiling().overlap) else ""
+    return f"{space}, all {request.num_frames} frames{exact}"
