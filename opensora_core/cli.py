@@ -76,6 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--benchmark-save-path", default="benchmark.json", metavar="FILE", help="the report (default benchmark.json)")
     benchmark.set_defaults(run=_benchmark)
 
+    _add_inspect(commands)
+    _add_quantize(commands)
+    return parser
+
+
+def _add_inspect(commands) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="say what a weights file is",
@@ -87,7 +93,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="also compare every key, shape and dtype with the released model and run a part of it"
     )
     inspect.set_defaults(run=_inspect)
-    return parser
+
+
+def _add_quantize(commands) -> None:
+    quantize = commands.add_parser(
+        "quantize",
+        help="write a transformer file in 8 bits",
+        description="Write a quantised copy of a transformer file, in ComfyUI's own format, in little memory; say what it changed.",
+        allow_abbrev=False,
+    )
+    quantize.add_argument("source", metavar="IN", help="the transformer's bf16, fp16 or fp32 file")
+    quantize.add_argument("target", metavar="OUT", help="the new .safetensors file; never overwritten")
+    quantize.add_argument("--format", choices=("fp8_e4m3fn", "int8"), default="fp8_e4m3fn", help="of the large layers (default fp8_e4m3fn)")
+    quantize.add_argument(
+        "--layers",
+        default="attention,mlp",
+        metavar="GROUPS",
+        help="which: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer (default attention,mlp)",
+    )
+    quantize.add_argument("--all-layers", action="store_true", help="print the error of every layer, not of the worst five alone")
+    quantize.set_defaults(run=_quantize)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +160,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
     group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the computation (auto: bf16, on the CPU fp32)")
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the weights (auto: as --dtype)")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"),
+        default="auto",
+        help="of the large weights of transformer and T5 (auto: as --dtype; a quantised file as it is stored)",
+    )
     group.add_argument(
         "--offload",
         choices=("auto", "resident", "minimal"),
@@ -166,5 +196,11 @@ def _benchmark(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from .commands.inspect import run
+
+    return run(args)
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from .commands.quantize import run
 
     return run(args)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .config import LATENT_SCALE, Tiling, VAEConfig
 from .errors import OpenSoraError
 from .geometry import SPACE_COMPRESSION, pixel_frames
+from .quantised import PRECISIONS as QUANTISED, precision_format
 from .vae.memory import POLICIES, choose_decode
 from .vae.tiling import check_tiling, posterior, tiled_decode, tiled_encode
 
@@ -201,20 +202,22 @@ class VideoVAE:
             yield decode, notes
 
 
-def resolve_dtype(torch_dtype: torch.dtype | None, precision: str) -> torch.dtype | None:
-    """The dtype two settings ask for together; None leaves it to the device.
+def resolve_precision(torch_dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:
+    """The dtype two settings ask for together, None to leave it to the device; and the quantised precision of weights, if one is asked for.
 
     Raises:
-        OpenSoraError: not a known precision, a dtype that the networks are not run in, or two that differ.
+        OpenSoraError: not a known precision, a dtype that the networks are not run in, two that differ, or bitsandbytes is missing.
     """
-    if precision not in PRECISIONS:
-        raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
-    wanted = PRECISIONS[precision]
+    if precision not in {**PRECISIONS, **QUANTISED}:
+        raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join((*PRECISIONS, *QUANTISED))}.")
+    if precision in QUANTISED:
+        precision_format(precision)  # says at once if its library is missing
+    wanted = PRECISIONS.get(precision)
     if torch_dtype not in (None, torch.float32, torch.bfloat16):
         raise OpenSoraError(f"dtype {torch_dtype} is not one the networks are run in; use torch.bfloat16 or torch.float32.")
     if wanted and torch_dtype and wanted != torch_dtype:
         raise OpenSoraError(f"precision={precision!r} and dtype {torch_dtype} contradict each other; give one of them.")
-    return wanted or torch_dtype
+    return wanted or torch_dtype, precision if precision in QUANTISED else None
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checkpoint.load import load_transformer, load_vae
 from .checkpoint.lora import merge_lora
-from .components import MODEL, SEQUENTIAL, Component, Placement, VideoVAE, resolve_device, resolve_dtype
+from .components import MODEL, SEQUENTIAL, Component, Placement, VideoVAE, resolve_device, resolve_precision
 from .errors import OpenSoraError
 from .model_files import ModelFiles, check_files, check_lora
 from .ops import attention, sliced_attention
@@ -63,7 +63,8 @@ class OpenSoraPipeline:
     Args:
         files: where the parts are.
         torch_dtype: of the networks; None = bf16 on an accelerator, fp32 on the CPU.
-        precision: auto, fp32 or bf16: the same choice in a word.
+        precision: auto, fp32 or bf16: the same choice in a word. fp8_e4m3fn, int8 or nf4: quantise the large layers of the
+            transformer and of T5 as they are read; with auto a quantised file is kept as it is stored.
 
     Attributes:
         vae: `.enable_tiling(tile_size, tile_overlap)`, `.policy` (auto, exact, low_memory).
@@ -74,13 +75,15 @@ class OpenSoraPipeline:
 
     def __init__(self, files: ModelFiles, torch_dtype: torch.dtype | None = None, precision: str = "auto"):
         self.files = files.check_exist()
-        self._placement = Placement(torch.device("cpu"), resolve_dtype(torch_dtype, precision))
+        torch_dtype, self._quantised = resolve_precision(torch_dtype, precision)
+        self._placement = Placement(torch.device("cpu"), torch_dtype)
         self._is_checked = False
         self._attention = attention
         self._loras: list[tuple[Path, float]] = []
         self._transformer = Component(self._read_transformer, self._placement)
         self._vae = Component(partial(load_vae, files.vae), self._placement)
-        self._t5 = Component(partial(load_t5, files.t5, tokenizers=files.tokenizers), self._placement, is_kept=False)
+        read_t5 = partial(load_t5, files.t5, tokenizers=files.tokenizers, precision=self._quantised)
+        self._t5 = Component(read_t5, self._placement, is_kept=False)
         self._clip = Component(partial(load_clip, files.clip, tokenizers=files.tokenizers), self._placement, is_kept=False)
         self.vae = VideoVAE(self._vae, self._placement)
 
@@ -297,7 +300,7 @@ class OpenSoraPipeline:
                 result.frames.append([to_uint8((frame.float() + 1) / 2)[0] for frame in pixels.permute(0, 2, 3, 4, 1)[0].split(1)])
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device):
-        model = load_transformer(self.files.dit, dtype, device, attention=self._attention)
+        model = load_transformer(self.files.dit, dtype, device, attention=self._attention, precision=self._quantised)
         for path, strength in self._loras:
             merge_lora(model, path, strength)
         return model

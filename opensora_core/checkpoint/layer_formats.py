@@ -112,8 +112,11 @@ def _notes(header: Header, prefix: str) -> dict[str, dict]:
         for key in keys:
             notes[key.removesuffix(".comfy_quant")] = _read_note(header.name, key, get(key))
     for key in header.tensors:
-        if key.endswith(".scale_weight"):
-            notes.setdefault(key.removesuffix(".scale_weight"), {"format": "float8_e4m3fn"})
+        layer, _, leaf = key.rpartition(".")
+        weight = header.tensors.get(f"{layer}.weight")
+        # One scale beside an fp8 weight can mean only one thing, note or none.
+        if leaf == "scale_weight" or (leaf == "weight_scale" and weight is not None and weight.dtype == "F8_E4M3"):
+            notes.setdefault(layer, {"format": "float8_e4m3fn"})
     return notes
 
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ..checkpoint.detect import identify, require
 from ..checkpoint.files import Header
+from ..checkpoint.layer_formats import LayerFormat, is_note
 from ..config import CLIP_LENGTH, T5_LENGTH, TransformerConfig
 from ..errors import CheckpointError
+from ..quantised import replace_linears
 from .prompt import dropped_sentence, fit_tokens
 from .tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
-from .weights import cast_tensors, check_formats, is_fp8, is_quantisation_note, read_headers
+from .weights import cast_tensors, check_formats, kept_tensors, layer_formats, read_headers
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +113,21 @@ class TextEncoder:
                 )
 
 
-def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str, tokenizers: str | Path | None = None) -> T5Encoder:
-    """Read a T5 v1.1 encoder.
+def load_t5(
+    path: str | Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    tokenizers: str | Path | None = None,
+    precision: str | None = None,
+) -> T5Encoder:
+    """Read a T5 v1.1 encoder. Linear layers that its file stores in 8 bits are kept so, and brought to `dtype` as they are called.
 
     Args:
         path: a single file as Flux users have it, or a hub folder such as google/t5-v1_1-xxl.
         dtype: to compute in. In float16 each feed-forward output layer stays float32, as transformers keeps it: it overflows.
         device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
         tokenizers: folder of the tokenizer; None = beside the file, in its folder, or in a ComfyUI that is found.
+        precision: fp8_e4m3fn, int8 or nf4 to quantise linear layers that are stored plain; see quantised.py.
 
     Raises:
         CheckpointError: the file is damaged, incomplete or another model, or there is no tokenizer.
@@ -146,7 +155,10 @@ def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str, to
     half = dtype == torch.float16
     with torch.device("meta"):
         model = T5EncoderModel(config)
-    _fill(model, _Source(path.name, headers, names), lambda name: torch.float32 if half and name.endswith(".wo.weight") else dtype, device)
+    linears = [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear) and not (half and name.endswith(".wo"))]
+    stored = layer_formats(headers, [names[name][0] for name in linears if name in names], precision)
+    source = _Source(path.name, headers, names, {name: stored[names[name][0]] for name in linears if name in names and names[name][0] in stored})
+    _fill(model, source, lambda name: torch.float32 if half and name.endswith(".wo.weight") else dtype, device)
     model.set_input_embeddings(model.get_input_embeddings())  # one table under its two names
     return T5Encoder(model, tokenizer)
 
@@ -204,11 +216,15 @@ class _Sizes(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Where a model's tensors are. `names`: name in the model -> (key in the file, shape)."""
+    """Where a model's tensors are.
+
+    `names`: name in the model -> (key in the file, shape). `formats`: name of a linear layer's weight -> the format it is kept in.
+    """
 
     title: str
     headers: list[Header]
     names: dict[str, tuple[str, tuple[int, ...]]]
+    formats: dict[str, LayerFormat] = {}
 
 
 def _shapes(headers: list[Header]) -> dict[str, tuple[int, ...]]:
@@ -231,7 +247,7 @@ def _clip_names(shapes: Shapes, title: str) -> dict[str, tuple[str, tuple[int, .
 
 
 def _bare(shapes: Shapes, prefix: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {key[len(prefix) :]: (key, shape) for key, shape in shapes.items() if key.startswith(prefix) and not is_quantisation_note(key)}
+    return {key[len(prefix) :]: (key, shape) for key, shape in shapes.items() if key.startswith(prefix) and not is_note(key)}
 
 
 def _t5_sizes(shapes: Shapes, title: str) -> _Sizes:
@@ -287,10 +303,15 @@ def _fill(model: nn.Module, source: _Source, dtype_of: Callable[[str], torch.dty
     own = model.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in own.items() if name != _ALIAS and not name.endswith("position_ids")}
     _check_names(source, expected)
-    if is_fp8(source.headers):
-        logger.info("%s is stored in fp8; its weights are cast up to the compute dtype.", source.title)
     stored = {source.names[name][0]: name for name in expected}
-    state = {stored[key]: tensor for key, tensor in cast_tensors(source.headers, set(stored), lambda key: dtype_of(stored[key]), device)}
+    formats = {source.names[name][0]: layer_format for name, layer_format in source.formats.items()}
+    plain = stored.keys() - formats.keys()
+    state = {stored[key]: tensor for key, tensor in cast_tensors(source.headers, plain, lambda key: dtype_of(stored[key]), device)}
+    replace_linears(model, [name.removesuffix(".weight") for name in source.formats])
+    for name, layer_format in source.formats.items():
+        model.get_submodule(name.removesuffix(".weight")).keep_in(layer_format.form)
+    for key, weight, scale in kept_tensors(source.headers, formats, device):
+        state |= {stored[key]: weight, f"{stored[key]}_scale": scale}
     if _ALIAS in own:
         state[_ALIAS] = state["shared.weight"]
     for name, buffer in list(model.named_buffers()):
@@ -318,7 +339,7 @@ def _check_names(source: _Source, expected: Shapes) -> None:
             f"{source.title} has {len(wrong)} tensors of a wrong shape, the first: {wrong[0]} {found}, expected {wanted}."
         )
     used = {source.names[name][0] for name in expected}
-    keys = (key for key in _shapes(source.headers) if key not in used and not is_quantisation_note(key))
+    keys = (key for key in _shapes(source.headers) if key not in used and not is_note(key))
     extra = [key for key in keys if not any(part in key for part in _UNUSED)]
     if extra:
         logger.warning("%s holds %d tensors that its text encoder does not use: %s", source.title, len(extra), ", ".join(extra[:20]))

@@ -1,14 +1,16 @@
 """The tensors of a text encoder, from a single file or from a folder in the hub's layout."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.files import Header, open_tensors, read_header
+from ..checkpoint.layer_formats import LayerFormat, stored_formats
 from ..errors import CheckpointError
+from ..quantised import Float8, precision_format
 
 # In the order in which they are preferred.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -17,7 +19,6 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("scale_weight", "weight_scale")  # ComfyUI's older and newer name of the factor that an fp8 weight was divided by
-_QUANT_NOTES = (*_SCALES, "scale_input", "input_scale", "comfy_quant")
 
 
 def read_headers(path: Path) -> list[Header]:
@@ -36,28 +37,51 @@ def read_headers(path: Path) -> list[Header]:
     raise CheckpointError(f"{path} holds no weights; {' or '.join(_WHOLE)} is expected, whole or in shards with their index.")
 
 
-def is_quantisation_note(key: str) -> bool:
-    """Whether a tensor only says how another one was quantised."""
-    return key.rpartition(".")[2] in (*_QUANT_NOTES, "scaled_fp8")
-
-
-def is_fp8(headers: list[Header]) -> bool:
-    return any(info.dtype in _FP8 for header in headers for info in header.tensors.values())
-
-
 def check_formats(headers: list[Header]) -> None:
-    """Raise a CheckpointError if weights are quantised in a way other than fp8."""
+    """Raise a CheckpointError if weights are quantised in a way other than fp8 or ComfyUI's int8."""
     for header in headers:
         for key, info in header.tensors.items():
-            if key.endswith(".weight") and info.dtype not in _FLOATS + _FP8:
+            is_int8 = info.dtype == "I8" and _scale_of(key, header)
+            if key.endswith(".weight") and not is_int8 and info.dtype not in _FLOATS + _FP8:
                 raise CheckpointError(
-                    f"{key} in {header.name} is stored as {info.dtype}: of quantised text encoders only fp8 ones are read here. "
-                    "Give the fp16, bf16 or fp8 file."
+                    f"{key} in {header.name} is stored as {info.dtype}: of quantised text encoders only fp8 ones and ComfyUI's int8 ones "
+                    "are read here. Give the fp16, bf16, fp8 or int8 file."
                 )
 
 
+def layer_formats(headers: list[Header], keys: Iterable[str], precision: str | None) -> dict[str, LayerFormat]:
+    """How the weights of linear layers are kept, by key; those that are absent are cast to the compute dtype.
+
+    Args:
+        keys: in the files, of the linear layers' weights.
+        precision: fp8_e4m3fn, int8 or nf4 for weights that are not stored in 8 bits already; None leaves those plain.
+
+    Raises:
+        CheckpointError: a quantised layer that cannot be read. OpenSoraError: bitsandbytes is needed and missing.
+    """
+    form = precision and precision_format(precision)
+    formats: dict[str, LayerFormat] = {}
+    for header in headers:
+        stored = stored_formats(header)
+        for key in header.tensors.keys() & set(keys):
+            is_plain_fp8 = header.tensors[key].dtype == "F8_E4M3"
+            found = stored.get(key.removesuffix(".weight")) or (LayerFormat(Float8(), True) if is_plain_fp8 else None)
+            if found or form:
+                formats[key] = found or LayerFormat(form, False)
+    return formats
+
+
+def kept_tensors(headers: list[Header], formats: dict[str, LayerFormat], device) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(key, bytes, scale) of the weights that are kept in a quantised format, one at a time, on `device`."""
+    for header in headers:
+        with open_tensors(header) as get:
+            for key in header.tensors:
+                if key in formats:
+                    yield key, *formats[key].take(get(key), get, device)
+
+
 def cast_tensors(headers: list[Header], keys: set[str], dtype_of: Callable[[str], torch.dtype], device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors called `keys`, one at a time, in their dtype on `device`; fp8 is multiplied by its scale where it has one."""
+    """The tensors called `keys`, one at a time, in their dtype on `device`; 8 bits are multiplied by their scale where they have one."""
     for header in headers:
         with open_tensors(header) as get:
             for key in header.tensors:

@@ -22,8 +22,10 @@ from opensora_core.checkpoint.layer_formats import GROUPS, QUANTISED_GROUPS, gro
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import merge_lora
 from opensora_core.checkpoint.quantize import quantize
+from opensora_core.cli import DONE, REFUSED, main
 from opensora_core.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.quantised import NF4, Float8, Int8, Int8Matmul, QuantisedOperations, relative_error
 
 Q = "double_blocks.0.img_attn.q_proj"
@@ -539,6 +541,57 @@ def test_other_spellings_of_the_same_file_are_read(written, tmp_path, predict):
 
     model = load_transformer(changed(written["int8"][0], tmp_path, one_scale), FP32)
     assert model.double_blocks[0].img_attn.q_proj.weight_scale.shape == (96, 1)
+
+
+# --- command line and pipeline ------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_file_and_says_what_it_changed(source, tmp_path, written, capsys):
+    target = tmp_path / "out.safetensors"
+    assert main(["quantize", str(source), str(target), "--format", "int8", "--all-layers"]) == DONE
+    assert target.read_bytes() == written["int8"][0].read_bytes()
+    out = capsys.readouterr().out
+    assert out.startswith("out.safetensors: 36 layers in int8") and out.count("double_blocks.1.txt_mlp.2") >= 1
+    assert main(["quantize", str(source), str(target)]) == REFUSED
+    assert capsys.readouterr().err.endswith("exists and is not overwritten; give another name, or delete it first.\n")
+    assert main(["quantize", str(source), str(tmp_path / "b.safetensors"), "--layers", "heads"]) == REFUSED
+    assert "groups=heads: give some of embedders" in capsys.readouterr().err
+
+
+SHORT = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def latents(tiny_checkpoint):
+    """Latents of a short run: latents(precision, dit=None, offload=None, lora=None)."""
+
+    def run(precision="auto", dit=None, offload=None, lora=None):
+        folder = tiny_checkpoint
+        files = {"dit": dit or folder / "Open_Sora_v2.safetensors", "vae": folder / "hunyuan_vae.safetensors", "t5": folder / "t5xxl.safetensors"}
+        pipe = OpenSoraPipeline.from_files(**files, clip=folder / "clip_l.safetensors", tokenizers=folder, precision=precision)
+        if offload:
+            getattr(pipe, offload)("cpu")
+        if lora:
+            pipe.load_lora(lora, 0.8)
+        return pipe("a red circle", **SHORT).latents
+
+    return run
+
+
+@pytest.mark.parametrize("precision", quantised.PRECISIONS)
+def test_a_pipeline_quantises_and_where_layers_live_changes_nothing(latents, precision, lora):
+    plain, resident = latents(), latents(precision)
+    assert 1e-4 < rms_error(resident, plain) < 5 * OUTPUT_BOUNDS[precision]
+    for offload in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        assert torch.equal(latents(precision, offload=offload), resident)
+        changed = latents(precision, offload=offload, lora=lora(0.3))
+        assert torch.equal(changed, latents(precision, lora=lora(0.3))) and not torch.equal(changed, resident)
+
+
+def test_a_pipeline_reads_a_quantised_file(latents, written):
+    assert rms_error(latents(dit=written["int8"][0]), latents()) < 0.1
+    with pytest.raises(OpenSoraError, match="already quantised"):
+        latents("nf4", dit=written["int8"][0])
 
 
 # --- size ---------------------------------------------------------------------------------------------------------------

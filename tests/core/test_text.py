@@ -243,7 +243,7 @@ def is_linear(name):
 
 
 @pytest.mark.parametrize("suffix", [None, "scale_weight", "weight_scale"])
-def test_fp8_is_cast_up(suffix, rewritten, tiny_checkpoint, t5, caplog):
+def test_fp8_is_kept_as_it_is_stored(suffix, rewritten, tiny_checkpoint, t5):
     scale = 1.0 if suffix is None else 0.0123
 
     def quantise(state):
@@ -253,17 +253,55 @@ def test_fp8_is_cast_up(suffix, rewritten, tiny_checkpoint, t5, caplog):
             out |= {f"{layer}.{suffix}": torch.tensor(scale) for layer in layers} | {
                 f"{layer}.scale_input": torch.tensor(1.0) for layer in layers
             }
-            out |= {f"{layer}.comfy_quant": torch.zeros(9, dtype=torch.uint8) for layer in layers}
             out["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
         return out
 
-    with caplog.at_level(logging.INFO, "opensora_core"):
-        loaded = load_t5(rewritten("t5xxl.safetensors", quantise), FP32, "cpu", tokenizers=tiny_checkpoint)
-    assert [record.levelname for record in caplog.records] == ["INFO"] and "fp8" in caplog.text
-    reference = dict(t5.model.named_parameters())
+    loaded = load_t5(rewritten("t5xxl.safetensors", quantise), FP32, "cpu", tokenizers=tiny_checkpoint)
+    reference = t5.model.state_dict()
     for name, parameter in loaded.model.named_parameters():
-        expected = fp8(reference[name], scale).float() * scale if is_linear(name) else reference[name]
-        assert parameter.dtype == FP32 and torch.equal(parameter, expected), name
+        if is_linear(name):
+            assert parameter.dtype == torch.int8
+            restored = loaded.model.get_submodule(name.removesuffix(".weight")).dequantised()
+            assert torch.equal(restored, fp8(reference[name], scale).float() * torch.tensor(scale)), name
+        elif not name.endswith("_scale"):
+            assert parameter.dtype == FP32 and torch.equal(parameter, reference[name]), name
+    # Computed as if the weights had been cast up.
+    expected = load_t5(rewritten("t5xxl.safetensors", lambda state: state), FP32, "cpu", tokenizers=tiny_checkpoint)
+    for name, parameter in expected.model.named_parameters():
+        if is_linear(name):
+            parameter.data = fp8(parameter, scale).float() * torch.tensor(scale)
+    texts = ["a red circle", "the quick brown fox"]
+    assert torch.equal(loaded.encode(texts), expected.encode(texts))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp8_e4m3fn", 0.06), ("int8", 0.03), ("nf4", 0.25)])
+@pytest.mark.parametrize("dtype", [FP32, torch.bfloat16, torch.float16])
+def test_t5_is_quantised_as_it_is_read(precision, bound, dtype, tiny_checkpoint, t5):
+    loaded = load_t5(tiny_checkpoint / "t5xxl.safetensors", dtype, "cpu", tiny_checkpoint, precision)
+    kept = {name for name, parameter in loaded.model.named_parameters() if parameter.dtype == torch.int8}
+    # transformers keeps each feed-forward output in fp32 where the rest is fp16, because it overflows.
+    assert kept == {name for name in t5.model.state_dict() if is_linear(name) and not (dtype == torch.float16 and name.endswith("wo.weight"))}
+    texts = ["a red circle", "the quick brown fox"]
+    found, expected = loaded.encode(texts), t5.encode(texts)
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert 1e-3 < ((found.float() - expected).norm() / expected.norm()).item() < bound
+
+
+def test_an_int8_file_of_comfyui_is_read(rewritten, tiny_checkpoint, t5):
+    from opensora_core.quantised import Int8
+
+    note = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+
+    def quantise(state):
+        for name in [name for name in state if is_linear(name)]:
+            layer = name.removesuffix(".weight")
+            state[name], state[f"{layer}.weight_scale"] = Int8().quantise(state[name])
+            state[f"{layer}.comfy_quant"] = note.clone()
+        return state
+
+    loaded = load_t5(rewritten("t5xxl.safetensors", quantise), FP32, "cpu", tiny_checkpoint)
+    found, expected = loaded.encode(["a red circle"]), t5.encode(["a red circle"])
+    assert 1e-4 < ((found - expected).norm() / expected.norm()).item() < 0.02
 
 
 def test_other_quantisation_is_refused(rewritten, tiny_checkpoint):
@@ -273,7 +311,7 @@ def test_other_quantisation_is_refused(rewritten, tiny_checkpoint):
             name: tensor.to(torch.uint8).flatten()[::2, None].contiguous() if is_linear(name) else tensor for name, tensor in state.items()
         }
 
-    with pytest.raises(CheckpointError, match="stored as U8: of quantised text encoders only fp8"):
+    with pytest.raises(CheckpointError, match="stored as U8: of quantised text encoders only fp8 ones and ComfyUI's int8 ones"):
         load_t5(rewritten("t5xxl.safetensors", quantise), FP32, "cpu", tokenizers=tiny_checkpoint)
 
 
