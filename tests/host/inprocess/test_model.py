@@ -147,6 +147,45 @@ def test_every_form_of_the_file(form, tolerance, loader, weights, write, run_nod
     assert tolerance < 0.1 or error > 1e-5, "an 8-bit file that computes the same numbers was not read as one"
 
 
+def quantised_by_the_host(weights, form):
+    """Tensors of a file whose block linears the host itself quantised, with the notes it reads. Skips where this machine cannot."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    mark = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+    tensors = dict(weights)
+    for key in filter(is_block_linear, weights):
+        try:
+            held = QuantizedTensor.from_float(weights[key].float(), QUANT_ALGOS[form]["comfy_tensor_layout"])
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, KeyError) as error:
+            pytest.skip(f"this host cannot make {form} here: {error}")
+        del tensors[key]
+        tensors |= held.state_dict(key) | {key[: -len("weight")] + "comfy_quant": mark.clone()}
+    return tensors
+
+
+@pytest.mark.parametrize("loader", ["stock", "ours"])
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4"])
+def test_every_quantised_form_of_the_host(form, loader, weights, write, run_node, inputs, expected, relative_error):
+    name = write(f"host_{form}.safetensors", quantised_by_the_host(weights, form))
+    if loader == "stock":
+        patcher = run_node("UNETLoader", unet_name=name, weight_dtype="default")[0]
+    else:
+        patcher = run_node("OpenSoraModelLoader", model_name=name, precision="auto")[0]
+    assert 1e-5 < relative_error(host_forward(patcher, inputs), expected) < {"nvfp4": 0.5}.get(form, 0.3)
+
+
+@pytest.mark.parametrize("form", ["fp8_e4m3fn", "int8"])
+def test_files_that_the_library_quantised(form, base, pack, run_node, inputs, expected, relative_error):
+    models = base / "models/diffusion_models"
+    target = models / f"library_{form}.safetensors"
+    pack("opensora_core.checkpoint.quantize").quantize(models / "Open_Sora_v2.safetensors", target, form)
+    for node, arguments in (
+        ("UNETLoader", {"unet_name": target.name, "weight_dtype": "default"}),
+        ("OpenSoraModelLoader", {"model_name": target.name, "precision": "auto"}),
+    ):
+        assert 1e-5 < relative_error(host_forward(run_node(node, **arguments)[0], inputs), expected) < 0.1
+
+
 def test_a_training_tools_prefix_loads_through_ours(weights, write, run_node, inputs, expected, relative_error):
     name = write("module.safetensors", *trainer_prefixed(weights))
     patcher = run_node("OpenSoraModelLoader", model_name=name, precision="auto")[0]
