@@ -36,6 +36,7 @@ from . import selftest
 logger = logging.getLogger(__name__)
 
 SPACE = geometry.SPACE_COMPRESSION
+_UNTILED = Tiling(tile_size=0)
 FALLBACK_FRAMES = 64  # the reference's temporal tile, for a host call that ran out of memory
 
 
@@ -123,6 +124,25 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         self.audio_sample_rate = 44100
         self.model_size()
 
+    def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of the reference's."""
+        frames, height, width = check_latent_shape(tuple(samples.shape), self.latent_channels)[2:]
+        tile = _bounded((frames, height, width), (tile_t and tile_t + 1, tile_y, tile_x))
+        self._make_room(tile_decode_bytes(self.config, (samples.shape[0], self.latent_channels, *tile), _UNTILED, self._dtype_bytes()))
+        return super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+
+    def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """As decode_tiled; pixel_samples [T, H, W, 3]."""
+        tile = _bounded(tuple(pixel_samples.shape[-4:-1]), (tile_t and tile_t + 1, tile_y, tile_x))
+        self._make_room(encode_bytes(self.config, *tile, self._dtype_bytes()))
+        return super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+
+    def _make_room(self, num_bytes: int) -> None:
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=int(MARGIN * num_bytes))
+
+    def _dtype_bytes(self) -> int:
+        return comfy.model_management.dtype_size(self.vae_dtype)
+
     def _decode_bytes(self, shape, dtype: torch.dtype) -> int:
         shape = (1, *check_latent_shape(shape, self.latent_channels)[1:])  # per video: the host multiplies
         return int(MARGIN * tile_decode_bytes(self.config, shape, Tiling(), comfy.model_management.dtype_size(dtype)))
@@ -130,9 +150,8 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
     def _encode_bytes(self, shape, dtype: torch.dtype) -> int:
         frames, height, width = shape[2:]
         tile = Tiling().tile_size
-        return int(
-            MARGIN * encode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
-        )
+        num_bytes = encode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
+        return int(MARGIN * num_bytes)
 
 
 class TileProgress:
@@ -251,6 +270,11 @@ def _is_host_hunyuan(network) -> bool:
     legacy = comfy.ldm.models.autoencoder.AutoencodingEngineLegacy
     halves = (getattr(network, "encoder", None), getattr(network, "decoder", None))
     return isinstance(network, legacy) and all(hasattr(half, "carried") for half in halves) and network.encoder.time_compress == 4
+
+
+def _bounded(sizes: tuple[int, ...], limits: tuple[int | None, ...]) -> tuple[int, ...]:
+    """Each size, or its limit where there is one and it is smaller."""
+    return tuple(min(size, limit or size) for size, limit in zip(sizes, limits, strict=True))
 
 
 def _tiling(tile_size: int, overlap: int, frames: int) -> Tiling:

@@ -167,6 +167,25 @@ def test_memory_estimates_are_of_one_tile(ours):
     assert ours.memory_used_encode((1, 3, 129, 576, 1024), torch.bfloat16) == ours.memory_used_encode((1, 3, 129, 256, 256), torch.bfloat16)
 
 
+def test_room_is_made_for_the_callers_tiles(run_node, ours, monkeypatch):
+    asked, load = [], comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management,
+        "load_models_gpu",
+        lambda models, memory_required=0, **rest: (asked.append(memory_required), load(models, **rest)),
+    )
+
+    def most(node, size, **inputs):
+        asked.clear()
+        run_node(node, vae=ours, tile_size=size, overlap=0, temporal_size=8, temporal_overlap=4, **inputs)
+        return max(asked)
+
+    clip = {"samples": {"samples": noise(1, 16, 2, 20, 20)}}
+    assert most("VAEDecodeTiled", 160, **clip) > 3 * most("VAEDecodeTiled", 64, **clip)
+    frames = {"pixels": torch.rand(1, 288, 288, 3)}
+    assert most("VAEEncodeTiled", 288, **frames) > 1.2 * most("VAEEncodeTiled", 256, **frames)  # the host asks for 256 by itself
+
+
 def test_clones_for_other_devices(ours):
     load, arguments = ours.patcher.cached_patcher_init
     fresh = load(*arguments, disable_dynamic=True)
