@@ -65,6 +65,8 @@ def test_command_does_what_readme_says(words, hub_folder, capsys):
     for option in ("--out", "--benchmark-save-path"):
         if option in words:
             assert (hub_folder / words[words.index(option) + 1]).stat().st_size > 0
+    if words[0] == "quantize":
+        assert (hub_folder / words[2]).stat().st_size > 0
     if words[0] == "inspect":
         assert "Open-Sora 2.0" in capsys.readouterr().out
 
