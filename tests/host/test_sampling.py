@@ -118,3 +118,30 @@ def test_the_same_graph_is_not_run_twice(listen):
     assert first.progress("sampler") and not again.progress("sampler")
     cached = [data["nodes"] for kind, data in again.messages if kind == "execution_cached"][0]
     assert {"model", "sampler", "frames"} <= set(cached)
+
+
+def test_stock_nodes_at_every_joint(server, listen):
+    stock = {
+        "model": ("UNETLoader", {"unet_name": MODEL, "weight_dtype": "default"}),
+        "shifted": ("ModelSamplingSD3", {"model": ["model", 0], "shift": 5.73}),
+        "latent": ("EmptyHunyuanLatentVideo", {"width": 64, "height": 48, "length": 5, "batch_size": 1}),
+        "positive": ("CLIPTextEncode", {"clip": ["clip", 0], "text": "raining, sea. 24 FPS. 4 motion score."}),
+        "negative": ("CLIPTextEncode", {"clip": ["clip", 0], "text": ""}),
+        "sampler": (
+            "KSampler",
+            {
+                "model": ["shifted", 0], "seed": 7, "steps": 3, "cfg": 7.5, "sampler_name": "euler", "scheduler": "simple",
+                "positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0], "denoise": 1.0,
+            },
+        ),
+        "frames": ("VAEDecode", {"vae": ["vae", 0], "samples": ["sampler", 0]}),
+        "video": ("CreateVideo", {"images": ["frames", 0], "fps": 24.0}),
+        "save": ("SaveVideo", {"video": ["video", 0], "filename_prefix": "stock", "format": "auto", "codec": "auto"}),
+    }  # fmt: skip
+    prompt = graph()
+    del prompt["text"]
+    prompt |= {name: {"class_type": kind, "inputs": inputs, "_meta": {"title": name}} for name, (kind, inputs) in stock.items()}
+    events = listen(prompt)
+    assert events.error is None
+    (path,) = server.files(events.outputs)
+    assert path.stat().st_size > 1000
