@@ -17,9 +17,12 @@ from torch import Tensor
 
 from .checkpoint.load import load_transformer, load_vae
 from .checkpoint.lora import merge_lora
-from .components import MODEL, SEQUENTIAL, Component, Placement, VideoVAE, resolve_device, resolve_precision
+from .components import AUTO, BUDGET, MINIMAL, OFFLOADS, RESIDENT, Component, Habits, Placement, VideoVAE, free_bytes, resolve_device, resolve_precision
 from .errors import OpenSoraError
+from .footprint import QUANTISED, sampling_peak, sizes_of_files, transformer_weights
+from .loaded import PROMPTS, SHARED, own_structure
 from .model_files import ModelFiles, check_files, check_lora
+from .offload.plan import BLOCK_LISTS, UnitBytes, make_plan
 from .ops import attention, sliced_attention
 from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed, reference_image
 from .sampling.conditioning import ImageCondition, fit_image, image_condition
@@ -58,7 +61,7 @@ class GenerationResult:
 
 
 class OpenSoraPipeline:
-    """Open-Sora 2.0 from its files. Networks are read when they are first needed.
+    """Open-Sora 2.0 from its files. Networks are read when they are first needed; pipelines over the same files share them.
 
     Args:
         files: where the parts are.
@@ -68,6 +71,8 @@ class OpenSoraPipeline:
 
     Attributes:
         vae: `.enable_tiling(tile_size, tile_overlap)`, `.policy` (auto, exact, low_memory).
+        keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
+        keep_encoded: keep encoded prompts, so that the same prompt does not need the encoders again.
 
     Raises:
         OpenSoraError: a part is not there, or the settings contradict each other.
@@ -80,11 +85,13 @@ class OpenSoraPipeline:
         self._is_checked = False
         self._attention = attention
         self._loras: list[tuple[Path, float]] = []
-        self._transformer = Component(self._read_transformer, self._placement)
-        self._vae = Component(partial(load_vae, files.vae), self._placement)
-        read_t5 = partial(load_t5, files.t5, tokenizers=files.tokenizers, precision=self._quantised)
-        self._t5 = Component(read_t5, self._placement, is_kept=False)
-        self._clip = Component(partial(load_clip, files.clip, tokenizers=files.tokenizers), self._placement, is_kept=False)
+        self.keep_loaded = self.keep_encoded = False
+        read_t5 = partial(load_t5, tokenizers=files.tokenizers, precision=self._quantised)
+        read_clip = partial(load_clip, tokenizers=files.tokenizers)
+        self._transformer = Component(self._read_transformer, self._placement, Habits(is_main=True, block_lists=BLOCK_LISTS))
+        self._vae = Component(partial(self._read_shared, "vae", files.vae, load_vae), self._placement)
+        self._t5 = Component(partial(self._read_shared, "t5", files.t5, read_t5), self._placement, is_kept=False)
+        self._clip = Component(partial(self._read_shared, "clip", files.clip, read_clip), self._placement, is_kept=False)
         self.vae = VideoVAE(self._vae, self._placement)
 
     @classmethod
@@ -131,7 +138,7 @@ class OpenSoraPipeline:
 
     @property
     def offload(self) -> str:
-        """resident, model or sequential; see components.py."""
+        """everything, auto, resident, budget or minimal; see components.py."""
         return self._placement.mode
 
     def to(self, device: str | torch.device) -> "OpenSoraPipeline":
@@ -140,13 +147,38 @@ class OpenSoraPipeline:
         self._release()
         return self
 
+    def enable_offload(self, mode: str = AUTO, budget_gib: float | None = None, device: str | torch.device | None = None) -> "OpenSoraPipeline":
+        """Let networks leave the device when they do not work, and stream what does not fit. No mode changes a result.
+
+        Args:
+            mode: auto: each network whole while it works, streamed block by block as far as it does not fit. resident: the
+                transformer stays. budget: at most budget_gib of weights on the device. minimal: one block at a time.
+            budget_gib: GiB, for the mode budget.
+            device: where to compute; None = the device chosen before, or one that is found.
+
+        Raises:
+            OpenSoraError: an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
+        """
+        if mode not in OFFLOADS:
+            raise OpenSoraError(f"The offload mode {mode!r} is not known; use one of {', '.join(OFFLOADS)}.")
+        if budget_gib is not None and mode != BUDGET:
+            raise OpenSoraError(f"A budget goes with the offload mode budget; {mode} takes none.")
+        if device is None:
+            device = "auto" if self._placement.device.type == "cpu" else self._placement.device
+        target = Placement(resolve_device(device), self._placement.torch_dtype, mode, budget_gib)
+        if mode != AUTO:
+            make_plan(self._transformer_bytes(target.dtype), mode, budget_gib, _capacity(target))
+        self.to(target.device)
+        self._placement.mode, self._placement.budget_gib = mode, budget_gib
+        return self
+
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> "OpenSoraPipeline":
-        """Keep each network on the device only while it works; without a device, on the one chosen or found."""
-        return self._offload(MODEL, device)
+        """Keep each network on the device only while it works: enable_offload("auto")."""
+        return self.enable_offload(AUTO, device=device)
 
     def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> "OpenSoraPipeline":
-        """Keep one layer on the device at a time (accelerate): slowest, and the least device memory."""
-        return self._offload(SEQUENTIAL, device)
+        """Keep one block of a network on the device at a time, the least device memory: enable_offload("minimal")."""
+        return self.enable_offload(MINIMAL, device=device)
 
     def enable_attention_slicing(self, slice_size: int = 1) -> "OpenSoraPipeline":
         """Let attention take `slice_size` heads at a time: the same result with less workspace, slower."""
@@ -177,11 +209,19 @@ class OpenSoraPipeline:
         """Decorate and encode a prompt once, for several calls. The negative prompt is encoded as it is."""
         options = options or SamplingOptions()
         text = decorate(prompt, options.fps, options.motion_score)
-        with self._t5.at_work() as t5:
-            context, negative_context = t5.encode([text, negative_prompt]).float().cpu().split(1)
-        with self._clip.at_work() as clip:
-            pooled, negative_pooled = clip.encode([text, negative_prompt]).float().cpu().split(1)
-        return EncodedPrompt(text, TextCondition(context, pooled, negative_context, negative_pooled))
+        texts = [text, negative_prompt]
+
+        def encode() -> tuple[Tensor, ...]:
+            with self._t5.at_work() as t5:
+                context, negative_context = t5.encode(texts).float().cpu().split(1)
+            with self._clip.at_work() as clip:
+                pooled, negative_pooled = clip.encode(texts).float().cpu().split(1)
+            return context, pooled, negative_context, negative_pooled
+
+        if not self.keep_encoded:
+            return EncodedPrompt(text, TextCondition(*encode()))
+        files = [path for path in (self.files.t5, self.files.clip, self.files.tokenizers) if path is not None]
+        return EncodedPrompt(text, TextCondition(*PROMPTS.get(texts, files, self._options(self.dtype, self.device), encode)))
 
     @torch.inference_mode()
     def __call__(  # noqa: PLR0913 - the settings people know by these names; inside they travel as one GenerationRequest
@@ -300,22 +340,38 @@ class OpenSoraPipeline:
                 result.frames.append([to_uint8((frame.float() + 1) / 2)[0] for frame in pixels.permute(0, 2, 3, 4, 1)[0].split(1)])
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device):
-        model = load_transformer(self.files.dit, dtype, device, attention=self._attention, precision=self._quantised)
+        read = partial(load_transformer, precision=self._quantised)
+        model = self._read_shared("transformer", self.files.dit, read, dtype, device)
+        for block in (*model.double_blocks, *model.single_blocks):
+            block.attention = self._attention
         for path, strength in self._loras:
             merge_lora(model, path, strength)
         return model
 
+    def _read_shared(self, kind: str, path: Path, read: Callable, dtype: torch.dtype, device: torch.device):
+        """A network of our own over weights that every pipeline of these files and options shares."""
+        options = self._options(dtype, device)
+        if kind in ("t5", "clip") and self.files.tokenizers is not None:
+            options["tokenizers"] = str(self.files.tokenizers)
+        return own_structure(SHARED.get(kind, path, options, partial(read, path, dtype, device), keep=self.keep_loaded))
+
+    def _options(self, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+        return {"dtype": str(dtype).removeprefix("torch."), "device": str(device), "precision": self._quantised or "as stored"}
+
     def _check_files(self) -> None:
         if not self._is_checked:
-            check_files(self.files)
+            paths = [path for path in vars(self.files).values() if path is not None]
+            SHARED.checked(paths, partial(check_files, self.files))
             self._is_checked = True
 
-    def _offload(self, mode: str, device: str | torch.device | None) -> "OpenSoraPipeline":
-        if device is None:
-            device = "auto" if self._placement.device.type == "cpu" else self._placement.device
-        self.to(device)
-        self._placement.mode = mode
-        return self
+    def _transformer_bytes(self, dtype: torch.dtype) -> UnitBytes:
+        """From the file's header, as it will be read; LoRAs beside quantised weights are not counted."""
+        sizes = sizes_of_files(self.files.dit)
+        return transformer_weights(sizes.transformer, self._precision(sizes.stored, dtype), sizes.stored, sizes.groups).sizes
+
+    def _precision(self, stored: str, dtype: torch.dtype) -> str:
+        is_kept = stored in QUANTISED
+        return self._quantised or (stored if is_kept else {torch.float32: "fp32"}.get(dtype, "bf16"))
 
     def _release(self) -> None:
         for component in (self._transformer, self._vae, self._t5, self._clip):
@@ -328,6 +384,15 @@ class OpenSoraPipeline:
         if self._placement.device.type == "cuda":
             torch.cuda.synchronize(self._placement.device)
         result.seconds[name] = time.perf_counter() - begun
+
+
+def _capacity(placement: Placement) -> int | None:
+    """What weights can take on a device: of what is free to stay there, of all of it for a budget; None where it is not known."""
+    if placement.device.type != "cuda":
+        return None
+    if placement.mode == RESIDENT:
+        return free_bytes(placement.device)
+    return torch.cuda.get_device_properties(placement.device).total_memory
 
 
 def _watch(result: GenerationResult, callback: StepCallback | None, progress: StageProgress) -> Callable[[StepReport], None]:
