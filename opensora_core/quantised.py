@@ -19,7 +19,7 @@ FP8_MAX = 448.0  # largest finite float8_e4m3fn
 INT8_MAX = 127.0
 NF4_BLOCK = 64  # weights under one scale
 
-_CHUNK_ELEMENTS = 1 << 22  # brought to fp32 at a time while quantising
+_CHUNK_ELEMENTS = 1 << 20  # brought to fp32 at a time while quantising
 _CHUNK_ROWS = 4096  # tokens multiplied in integers at a time
 
 

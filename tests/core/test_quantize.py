@@ -609,6 +609,26 @@ quantize(sys.argv[1], sys.argv[2], sys.argv[3], progress=lambda done, total, key
 print(max(sizes) - before)
 """
 
+LOADED = """
+import sys, threading
+import torch
+from opensora_core.checkpoint.load import load_transformer
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+load_transformer(sys.argv[1], precision=sys.argv[3])  # whatever libraries need, they have now
+before, peak, done = anonymous(), 0, threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, anonymous() - before)
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = load_transformer(sys.argv[2], precision=sys.argv[3])
+done.set()
+watcher.join()
+print(peak, sum(part.numel() * part.element_size() for part in model.parameters() if part.dtype == torch.int8))
+"""
+
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of memory")
 def test_a_wide_model_is_quantised_in_the_memory_of_a_few_layers(write_hole, tmp_path):
@@ -621,3 +641,17 @@ def test_a_wide_model_is_quantised_in_the_memory_of_a_few_layers(write_hole, tmp
     (tmp_path / "out.safetensors").unlink(missing_ok=True)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 120
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("precision", ["fp8_e4m3fn", "int8"])
+def test_quantising_at_load_needs_little_more_than_what_is_kept(write_hole, source, tmp_path, precision):
+    """The plain weights stay in the mapped file; one layer at a time is anonymous memory besides the quantised ones."""
+    config = TransformerConfig(16, 2, 512, 4, 2048, 6, 12, 64, 64, True, False)
+    file = write_hole(tmp_path / "wide.safetensors", transformer_manifest(config), "BF16")
+    command = [sys.executable, "-c", LOADED, source, file, precision]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    peak, kept = map(int, result.stdout.split())
+    assert kept > 7e7
+    assert peak < 1.1 * kept + 48e6  # besides: a layer and its pieces in fp32; the plain weights would be twice what is kept
