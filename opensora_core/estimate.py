@@ -6,6 +6,7 @@ Peaks come from footprint.py, what streams from offload/plan.py, the tiles of a 
 
 from dataclasses import dataclass
 
+from .components import plan_within
 from .config import Tiling
 from .errors import OpenSoraError
 from .footprint import (
@@ -87,8 +88,6 @@ class Request:
 
     Attributes:
         height, width: pixels, multiples of 16. num_frames: 4k+1. has_image: whether a first or last picture is given.
-        host_streams: the host moves weights that do not fit by itself (ComfyUI): with offload auto, a block at a time is
-            then all that must fit.
     """
 
     height: int
@@ -99,7 +98,6 @@ class Request:
     settings: Settings = Settings()
     tiling: Tiling = Tiling()
     guidance: Guidance = Guidance()
-    host_streams: bool = False
 
     def __post_init__(self):
         check_size(self.height, self.width)
@@ -151,6 +149,7 @@ class Estimate:
         settings: with precision, offload and budget decided. tiling: of the decode.
         stages: of device memory. ram: of main memory.
         streamed_bytes: of the transformer's mapped file, read in every forward. The system keeps them in RAM if there is room.
+        is_cached: whether it is so. least: (stage, bytes) with one block of weights on the device at a time, however slow.
         problems: why it does not fit, in sentences; empty if it fits. notes: what to know about it.
     """
 
@@ -160,6 +159,7 @@ class Estimate:
     ram: Stage
     streamed_bytes: int
     is_cached: bool = True
+    least: tuple[tuple[str, int], ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -177,7 +177,7 @@ class Estimate:
 
 
 def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Memory) -> Estimate:
-    """What a video needs in these settings; none of them but the decode policy may be auto, and offload auto is whole networks in turn."""
+    """What a video needs in these settings, whose precision is decided."""
     need = Need(request, settings, model, memory)
     decode, tiling, note = need.decode()
     stages = [need.text(), *([need.image()] if request.has_image else []), need.sampling(), decode]
@@ -196,7 +196,7 @@ def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Me
     ]
     if memory.device != "cpu" and ram.num_bytes > memory.ram_free:
         problems.append(f"RAM: {at_least(ram.num_bytes)} GiB needed, {at_most(memory.ram_free)} GiB free.")
-    return Estimate(settings, tiling, tuple(stages), ram, streamed, is_cached, tuple(problems), tuple(notes))
+    return Estimate(settings, tiling, tuple(stages), ram, streamed, is_cached, need.least(stages), tuple(problems), tuple(notes))
 
 
 class Need:
@@ -214,20 +214,23 @@ class Need:
         if model.stored_text in QUANTISED:
             self.text_precision = model.stored_text
         self.transformer = transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
-        self.transformer_plan = self._plan(self.transformer)
+        one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_image)
+        self._beside_transformer = (
+            Item("activations of one forward", one, "fused attention, one pass at a time"),
+            Item("latents, predictions, prompt", rest),
+            *self._libraries(),
+        )
+        self.transformer_plan = self._plan(self.transformer, sum(item.num_bytes for item in self._beside_transformer))
 
     def text(self) -> Stage:
         t5, clip_bytes = text_weights(self.model.text, self.text_precision, self.model.stored_text)
-        plan = self._plan(t5)
-        items = (
+        beside = (
             self._staying(),
-            Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"),
-            Item(
-                "encoding two prompts", text_peak(self.model.text, self.text_precision), f"CLIP's {at_least(clip_bytes)} GiB come after T5"
-            ),
+            Item("encoding two prompts", text_peak(self.model.text, self.text_precision), f"CLIP, {at_least(clip_bytes)} GiB, follows T5"),
             *self._libraries(),
         )
-        return Stage("text", items)
+        plan = self._plan(t5, sum(item.num_bytes for item in beside))
+        return Stage("text", (Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"), *beside))
 
     def image(self) -> Stage:
         request, vae = self.request, self.model.vae
@@ -241,19 +244,13 @@ class Need:
         return Stage("image", (*items, *self._libraries(tile)))
 
     def sampling(self) -> Stage:
-        settings, plan = self.settings, self.transformer_plan
-        one, rest = sampling_peak(self.model.transformer, settings.precision, self.latent_shape, self.request.has_image)
-        stay = plan.device_bytes - plan.num_buffers * plan.buffer_bytes
-        items = (
-            Item("transformer's weights that stay", stay, f"{settings.precision}, {_plan_words(plan)}"),
-            Item(
-                "buffers for streamed blocks", plan.num_buffers * plan.buffer_bytes, f"{at_least(plan.copied_bytes)} GiB copied a forward"
-            ),
-            Item("activations of one forward", one, "fused attention, one pass at a time"),
-            Item("latents, predictions, prompt", rest),
-            *self._libraries(),
+        plan = self.transformer_plan
+        buffers = plan.num_buffers * plan.buffer_bytes
+        weights = (
+            Item("transformer's weights that stay", plan.device_bytes - buffers, f"{self.settings.precision}, {_plan_words(plan)}"),
+            Item("buffers for streamed blocks", buffers, f"{at_least(plan.copied_bytes)} GiB copied in every forward"),
         )
-        return Stage("sampling", items)
+        return Stage("sampling", (*weights, *self._beside_transformer))
 
     def decode(self) -> tuple[Stage, Tiling, str | None]:
         """The stage, the tiles that the decode policy takes in what is free, and its line."""
@@ -272,6 +269,14 @@ class Need:
             *self._libraries(tile),
         )
         return Stage("decode", items), tiling, note
+
+    def least(self, stages: list[Stage]) -> tuple[tuple[str, int], ...]:
+        """The stages with one block of weights at a time."""
+        t5, _ = text_weights(self.model.text, self.text_precision, self.model.stored_text)
+        saved = {"sampling": self.transformer_plan.device_bytes - least_bytes(self.transformer.sizes, MINIMAL)}
+        saved["text"] = stages[0].items[0].num_bytes - least_bytes(t5.sizes, MINIMAL) + self._staying().num_bytes
+        saved["image"] = saved["decode"] = self._staying().num_bytes
+        return tuple((stage.name, stage.num_bytes - saved[stage.name]) for stage in stages)
 
     def streamed_bytes(self) -> int:
         """What of the transformer's mapped file every forward reads."""
@@ -295,15 +300,16 @@ class Need:
         items = (process, Item(f"the {name}'s weights, converted on reading", most), frames)
         return Stage("RAM", items)
 
-    def _plan(self, weights: Weights) -> Plan:
-        """Where weights live. The budget is the transformer's; where it is too small for T5, T5 streams a block at a time."""
+    def _plan(self, weights: Weights, beside_bytes: int) -> Plan:
+        """Where weights live, as components.Component decides it."""
         settings, sizes = self.settings, weights.sizes
+        if settings.offload == AUTO:
+            return plan_within(sizes, self.memory.free - beside_bytes if self.memory.device == "cuda" else None)
         if settings.offload == BUDGET:
             is_enough = settings.budget_gib is not None and least_bytes(sizes, BUDGET) <= settings.budget_gib * GIB
             if is_enough or weights is self.transformer:
                 return make_plan(sizes, BUDGET, settings.budget_gib)  # says what is wrong with a budget
-        is_streamed = settings.offload in (MINIMAL, BUDGET) or (settings.offload == AUTO and self.request.host_streams)
-        return make_plan(sizes, MINIMAL if is_streamed else RESIDENT)
+        return make_plan(sizes, MINIMAL if settings.offload != RESIDENT else RESIDENT)
 
     def _staying(self) -> Item:
         """The transformer during the other stages: it stays on the device only if everything does."""

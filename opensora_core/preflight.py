@@ -5,9 +5,8 @@ modules on the meta device; see estimate.py and footprint.py.
 
 Recommended settings are the first that fit in this order. First every setting that was asked for by name is kept, then
 none. Weights that RAM can hold while they stream come before those that must be read from disk again in every forward. Then
-the result: the asked-for or stored precision, bf16, fp8_e4m3fn, int8, nf4 (int8 and nf4 need bitsandbytes). Then speed: everything
-on the device (resident), whole networks in turn (auto), as many blocks as fit (budget), one block at a time (minimal). The
-decode is exact where that fits.
+the result: the asked-for or stored precision, bf16, fp8_e4m3fn, int8, nf4 (int8 and nf4 need bitsandbytes). The offload mode is the
+one asked for, or auto, which streams as little as the device allows. The decode is exact where that fits.
 """
 
 import os
@@ -19,13 +18,12 @@ import torch
 
 from .components import free_bytes
 from .errors import OpenSoraError
-from .estimate import AUTO, Estimate, Memory, Need, Request, Settings, estimate
+from .estimate import AUTO, CONTEXT_BYTES, Estimate, Memory, Need, Request, Settings, estimate
 from .footprint import QUANTISED, ModelSizes
 from .geometry import SIZE_MULTIPLE, latent_frames, pixel_frames
-from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, at_least, at_most, least_bytes
+from .offload.plan import at_least, at_most
 
 FILE_FORMATS = ("fp8_e4m3fn", "int8")  # that `quantize` writes
-_BUDGET_STEP = GIB // 4
 _QUANTISE_FIRST = (
     "Write the {precision} file once (`quantize`, or the node Open-Sora Quantize) and give that: it is mapped, where weights that "
     "are converted on reading take main memory."
@@ -83,10 +81,11 @@ class Preflight:
             lines.append(f"This fits: {self.asked.settings.words()}.")
         else:
             lines += ["This does not fit.", *(f"  {problem}" for problem in self.asked.problems)]
-            if self.recommended is not None:
-                lines += ["", f"Use: {self.recommended.settings.words()}.", *_estimate_lines(self.recommended, kind)]
-            else:
-                lines.append(f"No settings fit. {self.nearest}")
+        if self.recommended is None:
+            lines.append(f"No settings fit. {self.nearest}")
+        elif self.recommended is not self.asked:
+            better = "Better" if self.asked.fits else "Use"
+            lines += ["", f"{better}: {self.recommended.settings.words()}.", *_estimate_lines(self.recommended, kind)]
         lines += ["", f"Time: {_time_text(self.seconds, self.request.forwards)}"]
         return "\n".join(lines)
 
@@ -99,10 +98,10 @@ def preflight(request: Request, model: ModelSizes, memory: Memory, measured: Seq
         memory: see memory_of.
         measured: forwards timed on this or other machines; only an exact match is used.
     """
-    asked = _asked(request, model, memory)
-    if asked.fits:
-        return Preflight(request, model, memory, asked, asked, None, _seconds(request, asked, memory, measured))
-    recommended = _first_that_fits(request, model, memory)
+    asked = estimate(request, replace(request.settings, precision=_precision(request, model, memory)), model, memory)
+    recommended = asked if asked.fits and asked.is_cached else _first_that_fits(request, model, memory)
+    if recommended is None or (asked.fits and not recommended.is_cached):
+        recommended = asked if asked.fits else None
     nearest = None if recommended is not None else _nearest(request, model, memory)
     return Preflight(request, model, memory, asked, recommended, nearest, _seconds(request, recommended or asked, memory, measured))
 
@@ -114,16 +113,10 @@ def memory_of(device: str | torch.device) -> Memory:
     ram_free = ram_total if ram_free is None else ram_free
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        free = free_bytes(device)
-        return Memory("cuda", torch.cuda.get_device_name(device), total if free is None else free, total, ram_free, ram_total)
+        # Asking has made the context, which an estimate counts.
+        free = min(total, (free_bytes(device) or total) + CONTEXT_BYTES)
+        return Memory("cuda", torch.cuda.get_device_name(device), free, total, ram_free, ram_total)
     return Memory(device.type, {"cpu": "the CPU"}.get(device.type, device.type), ram_free, ram_total, ram_free, ram_total)
-
-
-def _asked(request: Request, model: ModelSizes, memory: Memory) -> Estimate:
-    settings = replace(request.settings, precision=_precision(request, model, memory))
-    if settings.offload == BUDGET and settings.budget_gib is None:
-        settings = _with_largest_budget(request, settings, model, memory) or replace(settings, offload=MINIMAL)
-    return estimate(request, settings, model, memory)
 
 
 def _precision(request: Request, model: ModelSizes, memory: Memory) -> str:
@@ -160,14 +153,10 @@ def _candidates(request: Request, model: ModelSizes, memory: Memory, is_kept: bo
     """
     asked = request.settings if is_kept else Settings()
     for precision in _precisions(request, model, memory, is_kept):
-        for offload in (RESIDENT, AUTO, BUDGET, MINIMAL) if asked.offload == AUTO else (asked.offload,):
-            settings: Settings | None = replace(asked, precision=precision, offload=offload)
-            if offload == BUDGET and asked.budget_gib is None:
-                settings = _with_largest_budget(request, settings, model, memory)
-            if settings is not None:
-                yield settings, model
-                if precision in FILE_FORMATS and precision != model.stored:
-                    yield settings, replace(model, stored=precision)
+        settings = replace(asked, precision=precision)
+        yield settings, model
+        if precision in FILE_FORMATS and precision != model.stored:
+            yield settings, replace(model, stored=precision)
 
 
 def _precisions(request: Request, model: ModelSizes, memory: Memory, is_kept: bool) -> list[str]:
@@ -179,24 +168,13 @@ def _precisions(request: Request, model: ModelSizes, memory: Memory, is_kept: bo
     return list(dict.fromkeys((first, "bf16", *QUANTISED)))
 
 
-def _with_largest_budget(request: Request, settings: Settings, model: ModelSizes, memory: Memory) -> Settings | None:
-    """These settings with the most GiB of weights that leave room to sample; None where two blocks do not."""
-    least = Need(request, replace(settings, offload=MINIMAL, budget_gib=None), model, memory)
-    beside = least.sampling().num_bytes - least.transformer_plan.device_bytes
-    budget = (memory.free - beside) // _BUDGET_STEP * _BUDGET_STEP
-    sizes = least.transformer.sizes
-    if budget < least_bytes(sizes, BUDGET):
-        return None
-    return replace(settings, offload=BUDGET, budget_gib=min(budget, -(-sizes.total // _BUDGET_STEP) * _BUDGET_STEP) / GIB)
-
-
 def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
     """The longest clip of this size, and the largest picture of this length, that some settings fit."""
 
     def fits(changed: Request) -> bool:
         # The first takes least RAM, mapped as it is, and the last least device memory.
         precisions = _precisions(request, model, memory, False)
-        settings = [Settings(precision, MINIMAL) for precision in dict.fromkeys((precisions[-1], precisions[0]))]
+        settings = [Settings(precision) for precision in dict.fromkeys((precisions[-1], precisions[0]))]
         possible = [one for one in settings if Need(changed, one, model, memory).sampling().num_bytes <= memory.free]
         return any(estimate(changed, one, model, memory).fits for one in possible)
 
@@ -244,9 +222,13 @@ def _time_text(seconds: float | None, forwards: int) -> str:
 
 
 def _estimate_lines(found: Estimate, kind: str) -> list[str]:
-    lines = [f"{kind} needed at least, stage by stage, in GiB ({found.settings.words()}):"]
+    lines = [f"{kind}, stage by stage, in GiB ({found.settings.words()}):"]
     for stage in found.stages:
         lines += stage.lines()
+    if kind != "Memory":
+        lines.append(
+            f"  At least, with one block of weights at a time: {', '.join(f'{name} {at_least(size)}' for name, size in found.least)}."
+        )
     lines += ["RAM needed at least, in GiB:", *found.ram.lines()]
     if found.streamed_bytes:
         lines.append(
