@@ -5,8 +5,11 @@ whatever moves, streams or maps the weights of a module does so with these. By d
 input's dtype when the layer is called, and given up after it.
 """
 
+import logging
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -139,13 +142,30 @@ def bitsandbytes_functional(precision: str):
         OpenSoraError: it is not installed, or does not work here.
     """
     try:
-        import bitsandbytes.functional
+        with _nothing_fetched():
+            import bitsandbytes.functional
     except (ImportError, OSError, RuntimeError) as error:  # a build for another CUDA fails while loading its library
         raise OpenSoraError(
             f"precision {precision!r} computes with the bitsandbytes library, which cannot be loaded here ({error}); "
             "install it (pip install bitsandbytes), or use fp8_e4m3fn, bf16 or fp32, which do without it."
         ) from error
     return bitsandbytes.functional
+
+
+@contextmanager
+def _nothing_fetched() -> Iterator[None]:
+    """Let bitsandbytes be imported without the package `kernels`, through which it would download code for some processors."""
+    package, logger = sys.modules.get("kernels"), logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    sys.modules["kernels"] = None
+    logger.setLevel(logging.ERROR)  # it recommends installing that package
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        del sys.modules["kernels"]
+        if package is not None:
+            sys.modules["kernels"] = package
 
 
 class Adapter(nn.Module):

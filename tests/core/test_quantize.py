@@ -182,6 +182,15 @@ def test_bitsandbytes_missing_is_said_and_the_rest_works(monkeypatch, source):
     load_transformer(source, precision="fp8_e4m3fn")
 
 
+def test_bitsandbytes_is_imported_without_fetching_code(tmp_path):
+    """A stand-in for the package `kernels`, through which bitsandbytes downloads a kernel on some processors as it is imported."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs):\n    print('fetched')\n    raise OSError\n")
+    code = "from opensora_core.quantised import NF4; NF4(); import kernels; print(kernels.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and result.stdout.strip() == str(tmp_path / "kernels.py") and not result.stderr
+
+
 # --- the transformer ----------------------------------------------------------------------------------------------------
 
 OUTPUT_BOUNDS = {"fp8_e4m3fn": 0.05, "int8": 0.02, "nf4": 0.3}
