@@ -168,10 +168,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--offload",
-        choices=("auto", "resident", "minimal"),
+        choices=("auto", "resident", "budget", "minimal"),
         default="auto",
-        help="what stays on the device: each network while it works, everything, or one layer at a time (default auto)",
+        help="weights on the device while sampling: all that fit, all of the transformer or refuse, at most --budget-gib, one block (default auto)",
     )
+    group.add_argument("--budget-gib", type=float, metavar="N", help="GiB of weights on the device, with --offload budget (default 8)")
     group.add_argument("--attention", choices=("sdpa", "sliced"), default="sdpa", help="sliced takes one head at a time: slower, less memory")
     group.add_argument(
         "--decode-policy",

@@ -1,15 +1,17 @@
 """The networks of a model: read when they are first needed, and where they live meanwhile.
 
-Three ways to live. `resident`: on the device from the first use on. `model`: in main memory, or in no memory
-at all where the file is mapped as it is, and on the device only while at work. `sequential`: one layer on the
-device at a time, by accelerate. On the CPU all three compute the same numbers.
+`everything`: all networks on the device from their first use on. In the other modes they live in main memory, or in no
+memory at all where the file is mapped as it is, and come to the device only for their work:
+`resident`: but the transformer, once read, stays. `auto`: each whole, or streamed as far as it does not fit. `budget`: the
+transformer and T5 stream block by block, so that their weights take no more than a budget. `minimal`: one block at a time,
+and the networks that have no blocks a layer at a time, by accelerate. All modes compute the same numbers.
 """
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,21 @@ from torch import Tensor, nn
 from .config import LATENT_SCALE, Tiling, VAEConfig
 from .errors import OpenSoraError
 from .geometry import SPACE_COMPRESSION, pixel_frames
+from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
+from .offload.stream import BlockStream, module_bytes
 from .quantised import PRECISIONS as QUANTISED, precision_format
 from .vae.memory import POLICIES, choose_decode
 from .vae.tiling import check_tiling, posterior, tiled_decode, tiled_encode
 
 logger = logging.getLogger(__name__)
 
-RESIDENT, MODEL, SEQUENTIAL = "resident", "model", "sequential"
+EVERYTHING, AUTO = "everything", "auto"
+OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 # Layers that read the weights of the layers inside them and so must have all of them at once: vae/layers.py.
 _WHOLE = ["Upsample"]
+# Page-locked where it cannot be asked how much main memory is free.
+_PINNED_BLINDLY = 4 * 2**30
 
 Progress = Callable[[int, int], None]
 
@@ -40,7 +47,8 @@ class Placement:
 
     device: torch.device
     torch_dtype: torch.dtype | None = None  # None: bf16 on an accelerator, fp32 on the CPU
-    mode: str = RESIDENT
+    mode: str = EVERYTHING
+    budget_gib: float | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,46 +57,104 @@ class Placement:
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
 
+@dataclass(frozen=True)
+class Habits:
+    """How a network lives.
+
+    Attributes:
+        is_main: the one that `resident` and a budget are about.
+        is_kept: False for one that works once a run (a text encoder): outside `everything` it is given up after its work.
+        block_lists: names of its lists of blocks, in the order in which they run; empty if it is not streamed.
+    """
+
+    is_main: bool = False
+    is_kept: bool = True
+    block_lists: tuple[str, ...] = ()
+
+
 class Component:
     """One network, read at its first use.
 
     Args:
         read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files.
         placement: shared with the pipeline.
-        is_kept: False for one that works once a run (a text encoder): outside `resident` it is given up after its work.
     """
 
-    def __init__(self, read: Callable[[torch.dtype, torch.device], Any], placement: Placement, is_kept: bool = True):
+    def __init__(self, read: Callable[[torch.dtype, torch.device], Any], placement: Placement, habits: Habits = Habits()):
         self._read = read
         self._placement = placement
-        self._is_kept = is_kept
+        self._habits = habits
         self._network: Any = None
 
     @contextmanager
-    def at_work(self) -> Iterator[Any]:
-        """The network, able to compute on the placement's device inside the block."""
-        placement = self._placement
+    def at_work(self, beside_bytes: int = 0, is_last_try: bool = False) -> Iterator[Any]:
+        """The network, able to compute on the placement's device inside the block.
+
+        Args:
+            beside_bytes: what the device will need beside the weights; only `auto` asks.
+            is_last_try: the device ran out of memory before: in auto and budget one block at a time, whatever was planned.
+        """
         if self._network is None:
-            self._network = self._load(placement)
+            self._network = self._load()
         network = self._network
         try:
-            with visiting(_module(network), placement.device) if placement.mode == MODEL else nullcontext():
+            with self._visit(_module(network), None if is_last_try else beside_bytes):
                 yield network
         finally:
-            if placement.mode != RESIDENT and not self._is_kept:
+            if self._placement.mode != EVERYTHING and not self._habits.is_kept:
                 self.release()
 
     def release(self) -> None:
         """Forget the network; the next use reads it again."""
         self._network = None
 
-    def _load(self, placement: Placement) -> Any:
-        home = placement.device if placement.mode == RESIDENT else torch.device("cpu")
+    def _load(self) -> Any:
+        placement = self._placement
+        home = placement.device if self._stays else torch.device("cpu")
         with torch.inference_mode(False):  # parameters made inside could not be replaced outside
             network = self._read(placement.dtype, home)
-            if placement.mode == SEQUENTIAL:
+            if placement.mode == MINIMAL and not self._habits.block_lists:
                 _by_layers(_module(network), placement.device)
         return network
+
+    @property
+    def _stays(self) -> bool:
+        mode = self._placement.mode
+        return mode == EVERYTHING or (mode == RESIDENT and self._habits.is_main)
+
+    def _visit(self, module: nn.Module, beside_bytes: int | None) -> AbstractContextManager:
+        placement, lists = self._placement, self._habits.block_lists
+        if self._stays or (placement.mode == MINIMAL and not lists):
+            return nullcontext()
+        plan = self._plan(module_bytes(module, lists), beside_bytes) if lists else None
+        if plan is None or plan.mode == RESIDENT:
+            return visiting(module, placement.device)
+        free = free_bytes(torch.device("cpu"))
+        return BlockStream(module, plan, placement.device, lists, _PINNED_BLINDLY if free is None else free // 2)
+
+    def _plan(self, sizes: UnitBytes, beside_bytes: int | None) -> Plan:
+        placement = self._placement
+        if beside_bytes is None and placement.mode in (AUTO, BUDGET):
+            return make_plan(sizes, MINIMAL)
+        if placement.mode == AUTO:
+            free = free_bytes(placement.device) if placement.device.type == "cuda" else None
+            plan = plan_within(sizes, None if free is None else free - beside_bytes)
+            if plan.streamed:
+                logger.warning("Not all weights fit beside the computation. %s", plan.sentence())
+            return plan
+        least = least_bytes(sizes, BUDGET) / GIB
+        if placement.mode == BUDGET and (self._habits.is_main or placement.budget_gib >= least):
+            return make_plan(sizes, BUDGET, placement.budget_gib)
+        return make_plan(sizes, MINIMAL if placement.mode != RESIDENT else RESIDENT)
+
+
+def plan_within(sizes: UnitBytes, room: int | None) -> Plan:
+    """The plan that copies least and takes at most `room` bytes; if none does, the smallest. None: as much as it likes."""
+    if room is None or sizes.total <= room:
+        return make_plan(sizes, RESIDENT)
+    if least_bytes(sizes, BUDGET) <= room:
+        return make_plan(sizes, BUDGET, room / GIB)
+    return make_plan(sizes, MINIMAL)
 
 
 @contextmanager

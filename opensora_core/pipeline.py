@@ -4,6 +4,7 @@ The walk: decorate and encode the prompt -> lay reference latents beside the noi
 reference frames restored -> decode. Everything a person can get wrong is refused before the first weight is read.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,8 +18,22 @@ from torch import Tensor
 
 from .checkpoint.load import load_transformer, load_vae
 from .checkpoint.lora import merge_lora
-from .components import AUTO, BUDGET, MINIMAL, OFFLOADS, RESIDENT, Component, Habits, Placement, VideoVAE, free_bytes, resolve_device, resolve_precision
+from .components import (
+    AUTO,
+    BUDGET,
+    MINIMAL,
+    OFFLOADS,
+    RESIDENT,
+    Component,
+    Habits,
+    Placement,
+    VideoVAE,
+    free_bytes,
+    resolve_device,
+    resolve_precision,
+)
 from .errors import OpenSoraError
+from .estimate import MATRIX_BYTES
 from .footprint import QUANTISED, sampling_peak, sizes_of_files, transformer_weights
 from .loaded import PROMPTS, SHARED, own_structure
 from .model_files import ModelFiles, check_files, check_lora
@@ -32,6 +47,8 @@ from .sampling.solver import StepReport, TextCondition, noise, sample
 from .text.encoders import load_clip, load_t5
 from .text.prompt import decorate
 from .video import to_uint8
+
+logger = logging.getLogger(__name__)
 
 StepCallback = Callable[[int, int, int, int, Tensor], None]
 StageProgress = Callable[[str, int, int], None]
@@ -90,8 +107,8 @@ class OpenSoraPipeline:
         read_clip = partial(load_clip, tokenizers=files.tokenizers)
         self._transformer = Component(self._read_transformer, self._placement, Habits(is_main=True, block_lists=BLOCK_LISTS))
         self._vae = Component(partial(self._read_shared, "vae", files.vae, load_vae), self._placement)
-        self._t5 = Component(partial(self._read_shared, "t5", files.t5, read_t5), self._placement, is_kept=False)
-        self._clip = Component(partial(self._read_shared, "clip", files.clip, read_clip), self._placement, is_kept=False)
+        self._t5 = Component(partial(self._read_shared, "t5", files.t5, read_t5), self._placement, Habits(is_kept=False, block_lists=("encoder.block",)))
+        self._clip = Component(partial(self._read_shared, "clip", files.clip, read_clip), self._placement, Habits(is_kept=False))
         self.vae = VideoVAE(self._vae, self._placement)
 
     @classmethod
@@ -296,7 +313,7 @@ class OpenSoraPipeline:
             condition = self._condition(request, generators, partial(progress, "condition"))
         with self._stage("sampling", result):
             progress("sampling", 0, request.num_steps)
-            result.latents = self._sample(request, result.prompt.condition, condition, _watch(result, callback, progress))
+            result.latents = self._sample(request, condition, result, _watch(result, callback, progress))
         with self._stage("decode", result):
             self._decode(result, partial(progress, "decode"))
         return result
@@ -316,28 +333,53 @@ class OpenSoraPipeline:
         channels = (head if head is not None else tail).shape[1]
         return image_condition((request.num_videos, channels, *request.latent_extent), head, tail)
 
-    def _sample(self, request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, on_step) -> Tensor:
+    def _sample(self, request: GenerationRequest, condition: ImageCondition | None, result: GenerationResult, on_step) -> Tensor:
+        text = result.prompt.condition
+        try:
+            with self._transformer.at_work(self._beside_sampling(request)) as transformer:
+                return self._run(transformer, request, text, condition, on_step)
+        except torch.cuda.OutOfMemoryError:
+            if self.offload not in (AUTO, BUDGET):
+                raise
+        # Outside the handler, which would keep the failed forward's tensors alive.
+        torch.cuda.empty_cache()
+        note = "The device ran out of memory while sampling; it begins again with one block of the transformer on the device at a time."
+        logger.warning("%s", note)
+        result.notes.append(note)
+        with self._transformer.at_work(is_last_try=True) as transformer:
+            return self._run(transformer, request, text, condition, on_step)
+
+    def _run(self, transformer, request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, on_step) -> Tensor:
         options, device = request.options, self._placement.device
         where = device if options.noise_device == "gpu" else torch.device("cpu")
-        with self._transformer.at_work() as transformer:
-            shape = (1, transformer.config.in_channels, *request.latent_extent)
-            rows = [noise(shape, request.seed + k, where, LATENT_DTYPES[options.latent_dtype]) for k in range(request.num_videos)]
-            alpha = options.shift or latent_flow_shift(shape, transformer.config.patch_size)
-            schedule = sigmas(request.num_steps, alpha)
-            text = TextCondition(**{name: part.expand(len(rows), *part.shape[1:]) for name, part in vars(text).items()})
-            latents = sample(transformer, torch.cat(rows).to(device), schedule, request.guidance, text, condition, on_step)
+        shape = (1, transformer.config.in_channels, *request.latent_extent)
+        rows = [noise(shape, request.seed + k, where, LATENT_DTYPES[options.latent_dtype]) for k in range(request.num_videos)]
+        alpha = options.shift or latent_flow_shift(shape, transformer.config.patch_size)
+        schedule = sigmas(request.num_steps, alpha)
+        text = TextCondition(**{name: part.expand(len(rows), *part.shape[1:]) for name, part in vars(text).items()})
+        latents = sample(transformer, torch.cat(rows).to(device), schedule, request.guidance, text, condition, on_step)
         if not torch.isfinite(latents).all():
             raise OpenSoraError(f"The transformer gave values that are not numbers (in {self.dtype}); try fp32, or check the file with inspect.")
         return latents.float().cpu()
 
+    def _beside_sampling(self, request: GenerationRequest) -> int:
+        """Bytes of the device that a run needs beside the weights, where that decides how many of them stay there."""
+        if self.offload != AUTO or self.device.type != "cuda":
+            return 0
+        sizes = sizes_of_files(self.files.dit)
+        shape = (request.num_videos, sizes.transformer.in_channels, *request.latent_extent)
+        precision = self._precision(sizes.stored, self.dtype)
+        return sum(sampling_peak(sizes.transformer, precision, shape, request.first_image is not None or request.last_image is not None)) + MATRIX_BYTES
+
     def _decode(self, result: GenerationResult, progress) -> None:
         videos = result.latents.split(1)
         progress(0, 1)  # how many tiles there are is known with the first
-        with self.vae.decoder(videos[0].shape) as (decode, result.notes):
+        with self.vae.decoder(videos[0].shape) as (decode, notes):
             for index, latents in enumerate(videos):
                 pixels = decode(latents, lambda done, total, index=index: progress(index * total + done, len(videos) * total))
                 # A frame at a time: fp32 copies of a whole clip would be larger than the clip.
                 result.frames.append([to_uint8((frame.float() + 1) / 2)[0] for frame in pixels.permute(0, 2, 3, 4, 1)[0].split(1)])
+        result.notes += notes
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device):
         read = partial(load_transformer, precision=self._quantised)

@@ -15,6 +15,7 @@ from ..geometry import frames_for_seconds, resolution_size
 from ..pipeline import OpenSoraPipeline
 from ..request import SamplingOptions, random_seed
 
+DEFAULT_BUDGET_GIB = 8.0
 PARTS = ("dit", "vae", "t5", "clip")
 
 
@@ -69,8 +70,10 @@ def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
         raise OpenSoraError(f"A model of single files needs all four parts; {' and '.join(missing)} not given.")
     else:
         made = OpenSoraPipeline.from_files(**parts, tokenizers=args.tokenizers, torch_dtype=torch_dtype, precision=args.precision)
-    place = {"resident": made.to, "auto": made.enable_model_cpu_offload, "minimal": made.enable_sequential_cpu_offload}[args.offload]
-    place(device)
+    budget_gib = args.budget_gib
+    if budget_gib is None and args.offload == "budget":
+        budget_gib = DEFAULT_BUDGET_GIB
+    made.enable_offload(args.offload, budget_gib, device)
     made.vae.policy = args.decode_policy
     if args.attention == "sliced":
         made.enable_attention_slicing()

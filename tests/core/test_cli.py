@@ -25,7 +25,7 @@ BIGGER = ["--width", "96", "--height", "64"]  # the last of two equal options ho
 SHARED = """
     --model --dit --vae --t5 --clip --prompt --negative-prompt --resolution --aspect-ratio --width --height --num-frames --fps --num-steps
     --guidance --guidance-img --motion-score --cond-type --ref --ref-end --seed --device --dtype --precision --offload --attention
-    --decode-policy --tokenizers --lora --lora-strength
+    --budget-gib --decode-policy --tokenizers --lora --lora-strength
 """.split()
 FLAGS = {
     "generate": [*SHARED, "--num-samples", "--out"],
@@ -35,7 +35,7 @@ FLAGS = {
 DEFAULTS = {
     "num_frames": "129", "fps": 24, "num_steps": 50, "guidance": 7.5, "guidance_img": 3.0, "motion_score": 4, "num_samples": 1,
     "device": "auto", "dtype": "auto", "precision": "auto", "offload": "auto", "attention": "sdpa", "decode_policy": "auto",
-    "negative_prompt": "", "seed": None, "lora_strength": 1.0,
+    "negative_prompt": "", "seed": None, "lora_strength": 1.0, "budget_gib": None,
 }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_the_prompt_is_encoded_once_for_all_samples(generate, here, monkeypatch)
     assert encoded == ["a cat"] and len(list(Path("outputs").glob("*.mp4"))) == 2
 
 
-@pytest.mark.parametrize("offload", ["resident", "minimal"])
+@pytest.mark.parametrize("offload", ["resident", "minimal", "budget"])
 def test_offload_attention_and_precision_choices_make_the_same_video(generate, here, capsys, offload):
     assert generate("--out", "auto.mp4") == DONE
     assert generate("--out", "other.mp4", "--offload", offload, "--attention", "sliced", "--dtype", "fp32", "--precision", "fp32") == DONE

@@ -45,9 +45,9 @@ MAY_IMPORT = {
     "footprint": {
         "allocation", "checkpoint", "config", "errors", "geometry", "offload", "quantised", "sampling", "text", "transformer", "vae",
     },
-    "estimate": {"config", "errors", "footprint", "geometry", "offload", "sampling", "vae"},
+    "estimate": {"components", "config", "errors", "footprint", "geometry", "offload", "sampling", "vae"},
     "preflight": {"components", "errors", "estimate", "footprint", "geometry", "offload"},
-    "components": {"errors", "geometry", "quantised", "config", "vae"},
+    "components": {"errors", "geometry", "quantised", "config", "offload", "vae"},
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from opensora_core import components, model_files, pipeline as pipeline_module
 from opensora_core.checkpoint.files import read_header
-from opensora_core.components import Component, Placement, visiting
+from opensora_core.components import Component, Habits, Placement, visiting
 from opensora_core.config import LATENT_SCALE, Tiling
 from opensora_core.errors import OpenSoraError
 from opensora_core.pipeline import OpenSoraPipeline
@@ -121,14 +121,107 @@ def test_a_picture_may_be_a_path_a_pil_image_an_array_or_a_tensor(tmp_path, pict
     assert reference_image("image", None) is None
 
 
-@pytest.mark.parametrize("mode", ["model", "sequential"])
+OFFLOADS = {"auto": {}, "resident": {}, "budget": {"budget_gib": 0.003}, "minimal": {}}
+
+
+@pytest.mark.parametrize("mode", OFFLOADS)
 def test_offloading_computes_the_same_numbers(tiny_checkpoint, whole, mode):
-    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
-    (pipe.enable_model_cpu_offload if mode == "model" else pipe.enable_sequential_cpu_offload)("cpu")
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload(mode, device="cpu", **OFFLOADS[mode])
     assert pipe.offload == mode
     for _ in range(2):  # and again, with what was put back
         result = pipe("a cat", **SMALL)
         assert torch.equal(result.latents, whole.latents) and numpy.array_equal(pixels(result), pixels(whole))
+
+
+def test_the_names_people_know_are_offload_modes(tiny_checkpoint):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    assert pipe.offload == "everything"
+    assert pipe.enable_model_cpu_offload("cpu").offload == "auto"
+    assert pipe.enable_sequential_cpu_offload("cpu").offload == "minimal"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8_e4m3fn", "int8", "nf4"])
+def test_a_streamed_pipeline_gives_the_resident_video_in_every_precision(tiny_checkpoint, precision):
+    if precision in ("int8", "nf4"):
+        pytest.importorskip("bitsandbytes")
+    make = lambda: OpenSoraPipeline.from_pretrained(tiny_checkpoint, precision=precision)  # noqa: E731
+    expected = make()("a cat", **SMALL)
+    for mode, budget in (("budget", 0.0019), ("minimal", None)):
+        result = make().enable_offload(mode, budget, "cpu")("a cat", **SMALL)
+        assert torch.equal(result.latents, expected.latents) and numpy.array_equal(pixels(result), pixels(expected))
+
+
+def streams_of(pipe, monkeypatch, **settings):
+    """The plans that a run of a pipeline streams by, in order, and its result."""
+    plans, begin = [], components.BlockStream.__init__
+    monkeypatch.setattr(components.BlockStream, "__init__", lambda self, model, plan, *rest: plans.append(plan) or begin(self, model, plan, *rest))
+    return pipe("a cat", **{**SMALL, **settings}), plans
+
+
+def test_transformer_and_t5_stream_and_a_budget_too_small_for_t5_alone_does_not_stop_it(tiny_checkpoint, monkeypatch):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("budget", 0.003, "cpu")
+    with pipe._t5.at_work() as t5:
+        least = components.least_bytes(components.module_bytes(t5.model, ("encoder.block",)), "budget") / 2**30
+    _, plans = streams_of(pipe, monkeypatch)
+    assert [plan.mode for plan in plans] == ["budget" if least <= 0.003 else "minimal", "budget"]
+    assert plans[1].device_bytes <= 0.003 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("some",), "'some' is not known; use one of auto, resident, budget, minimal"),
+        (("budget",), r"needs a budget in GiB; the least for this model is 0\.00\d+ GiB"),
+        (("budget", 0), "0 GiB is not an amount"),
+        (("budget", float("nan")), "nan GiB is not an amount"),
+        (("budget", 0.001), r"too small.*least for this model is 0\.00\d+ GiB; the mode minimal needs"),
+        (("minimal", 3), "goes with the offload mode budget; minimal takes none"),
+    ],
+)
+def test_an_offload_that_cannot_be_is_refused_before_any_weight_is_read(tiny_checkpoint, monkeypatch, arguments, says):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    monkeypatch.setattr(pipeline_module, "load_transformer", None)
+    with pytest.raises(OpenSoraError, match=says):
+        pipe.enable_offload(*arguments, device="cpu")
+    assert pipe.offload == "everything"
+
+
+def test_what_a_card_has_decides(tiny_checkpoint, monkeypatch):
+    """resident and budgets are refused by what the card has; auto streams as little as it must."""
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    monkeypatch.setattr(pipeline_module, "_capacity", lambda placement: 3_000_000)
+    with pytest.raises(OpenSoraError, match="resident needs 0.00441 GiB .* use minimal"):
+        pipe.enable_offload("resident", device="cpu")
+    with pytest.raises(OpenSoraError, match="use minimal"):
+        pipe.enable_offload("budget", 0.004, "cpu")
+    sizes = pipe._transformer_bytes(torch.float32)
+    assert components.plan_within(sizes, None).mode == components.plan_within(sizes, sizes.total).mode == "resident"
+    for room in (sizes.total - 1, 4_000_000, 3_200_000):
+        plan = components.plan_within(sizes, room)
+        assert plan.mode == "budget" and plan.device_bytes <= room
+    assert components.plan_within(sizes, 1_000_000).mode == components.plan_within(sizes, -5).mode == "minimal"
+
+
+@pytest.mark.parametrize("mode", ["auto", "budget"])
+def test_sampling_that_runs_out_of_memory_begins_again_in_the_least_memory(tiny_checkpoint, whole, monkeypatch, mode):
+    real, calls = pipeline_module.sample, []
+
+    def sample(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return real(*arguments)
+
+    monkeypatch.setattr(pipeline_module, "sample", sample)
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload(mode, device="cpu", **OFFLOADS[mode])
+    result, plans = streams_of(pipe, monkeypatch)
+    assert torch.equal(result.latents, whole.latents) and plans[-1].mode == "minimal" and len(calls) == 2
+    assert [note for note in result.notes if "begins again with one block" in note]
+
+    calls.clear()
+    resident = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        resident("a cat", **SMALL)
 
 
 def test_a_visiting_module_gets_its_own_tensors_back_even_after_a_failure():
@@ -142,7 +235,7 @@ def test_a_visiting_module_gets_its_own_tensors_back_even_after_a_failure():
     assert all(tensor is before[name] for name, tensor in (*module.named_parameters(), *module.named_buffers()))
 
 
-@pytest.mark.parametrize(("mode", "reads"), [("resident", (1, 1)), ("model", (1, 2))])
+@pytest.mark.parametrize(("mode", "reads"), [("everything", (1, 1)), ("auto", (1, 2)), ("resident", (1, 2))])
 def test_text_encoders_are_given_up_after_their_work_unless_all_is_resident(mode, reads):
     counted = [0, 0]
 
@@ -154,7 +247,7 @@ def test_text_encoders_are_given_up_after_their_work_unless_all_is_resident(mode
         return read
 
     placement = Placement(torch.device("cpu"), mode=mode)
-    kept, passing = Component(reader(0), placement), Component(reader(1), placement, is_kept=False)
+    kept, passing = Component(reader(0), placement), Component(reader(1), placement, Habits(is_kept=False))
     assert counted == [0, 0]
     for _ in range(2):
         for component in (kept, passing):
