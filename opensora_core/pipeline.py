@@ -16,6 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from .capacity import Needs, weight_capacity
 from .checkpoint.load import load_transformer, load_vae
 from .checkpoint.lora import merge_lora
 from .components import (
@@ -23,21 +24,17 @@ from .components import (
     BUDGET,
     MINIMAL,
     OFFLOADS,
-    RESIDENT,
     Component,
     Habits,
     Placement,
     VideoVAE,
-    free_bytes,
     resolve_device,
     resolve_precision,
 )
 from .errors import OpenSoraError
-from .estimate import MATRIX_BYTES
-from .footprint import QUANTISED, sampling_peak, sizes_of_files, transformer_weights
 from .loaded import PROMPTS, SHARED, own_structure
 from .model_files import ModelFiles, check_files, check_lora
-from .offload.plan import BLOCK_LISTS, UnitBytes, make_plan
+from .offload.plan import BLOCK_LISTS, make_plan
 from .ops import attention, sliced_attention
 from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed, reference_image
 from .sampling.conditioning import ImageCondition, fit_image, image_condition
@@ -184,7 +181,7 @@ class OpenSoraPipeline:
             device = "auto" if self._placement.device.type == "cpu" else self._placement.device
         target = Placement(resolve_device(device), self._placement.torch_dtype, mode, budget_gib)
         if mode != AUTO:
-            make_plan(self._transformer_bytes(target.dtype), mode, budget_gib, _capacity(target))
+            make_plan(Needs(self.files, target, self._quantised).transformer_weights(), mode, budget_gib, weight_capacity(target))
         self.to(target.device)
         self._placement.mode, self._placement.budget_gib = mode, budget_gib
         return self
@@ -229,7 +226,7 @@ class OpenSoraPipeline:
         texts = [text, negative_prompt]
 
         def encode() -> tuple[Tensor, ...]:
-            with self._t5.at_work() as t5:
+            with self._t5.at_work(self._needs.beside_t5()) as t5:
                 context, negative_context = t5.encode(texts).float().cpu().split(1)
             with self._clip.at_work() as clip:
                 pooled, negative_pooled = clip.encode(texts).float().cpu().split(1)
@@ -336,7 +333,7 @@ class OpenSoraPipeline:
     def _sample(self, request: GenerationRequest, condition: ImageCondition | None, result: GenerationResult, on_step) -> Tensor:
         text = result.prompt.condition
         try:
-            with self._transformer.at_work(self._beside_sampling(request)) as transformer:
+            with self._transformer.at_work(self._needs.beside_transformer(request)) as transformer:
                 return self._run(transformer, request, text, condition, on_step)
         except torch.cuda.OutOfMemoryError:
             if self.offload not in (AUTO, BUDGET):
@@ -361,15 +358,6 @@ class OpenSoraPipeline:
         if not torch.isfinite(latents).all():
             raise OpenSoraError(f"The transformer gave values that are not numbers (in {self.dtype}); try fp32, or check the file with inspect.")
         return latents.float().cpu()
-
-    def _beside_sampling(self, request: GenerationRequest) -> int:
-        """Bytes of the device that a run needs beside the weights, where that decides how many of them stay there."""
-        if self.offload != AUTO or self.device.type != "cuda":
-            return 0
-        sizes = sizes_of_files(self.files.dit)
-        shape = (request.num_videos, sizes.transformer.in_channels, *request.latent_extent)
-        precision = self._precision(sizes.stored, self.dtype)
-        return sum(sampling_peak(sizes.transformer, precision, shape, request.first_image is not None or request.last_image is not None)) + MATRIX_BYTES
 
     def _decode(self, result: GenerationResult, progress) -> None:
         videos = result.latents.split(1)
@@ -406,14 +394,9 @@ class OpenSoraPipeline:
             SHARED.checked(paths, partial(check_files, self.files))
             self._is_checked = True
 
-    def _transformer_bytes(self, dtype: torch.dtype) -> UnitBytes:
-        """From the file's header, as it will be read; LoRAs beside quantised weights are not counted."""
-        sizes = sizes_of_files(self.files.dit)
-        return transformer_weights(sizes.transformer, self._precision(sizes.stored, dtype), sizes.stored, sizes.groups).sizes
-
-    def _precision(self, stored: str, dtype: torch.dtype) -> str:
-        is_kept = stored in QUANTISED
-        return self._quantised or (stored if is_kept else {torch.float32: "fp32"}.get(dtype, "bf16"))
+    @property
+    def _needs(self) -> Needs:
+        return Needs(self.files, self._placement, self._quantised)
 
     def _release(self) -> None:
         for component in (self._transformer, self._vae, self._t5, self._clip):
@@ -426,15 +409,6 @@ class OpenSoraPipeline:
         if self._placement.device.type == "cuda":
             torch.cuda.synchronize(self._placement.device)
         result.seconds[name] = time.perf_counter() - begun
-
-
-def _capacity(placement: Placement) -> int | None:
-    """What weights can take on a device: of what is free to stay there, of all of it for a budget; None where it is not known."""
-    if placement.device.type != "cuda":
-        return None
-    if placement.mode == RESIDENT:
-        return free_bytes(placement.device)
-    return torch.cuda.get_device_properties(placement.device).total_memory
 
 
 def _watch(result: GenerationResult, callback: StepCallback | None, progress: StageProgress) -> Callable[[StepReport], None]:

@@ -47,6 +47,7 @@ MAY_IMPORT = {
     },
     "estimate": {"components", "config", "errors", "footprint", "geometry", "offload", "sampling", "vae"},
     "preflight": {"components", "errors", "estimate", "footprint", "geometry", "offload"},
+    "capacity": {"components", "estimate", "footprint", "model_files", "offload", "request", "vae"},
     "components": {"errors", "geometry", "quantised", "config", "offload", "vae"},
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any

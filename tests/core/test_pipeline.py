@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from opensora_core import components, model_files, pipeline as pipeline_module
+from opensora_core import capacity, components, model_files, pipeline as pipeline_module
 from opensora_core.checkpoint.files import read_header
 from opensora_core.components import Component, Habits, Placement, visiting
 from opensora_core.config import LATENT_SCALE, Tiling
@@ -189,17 +189,39 @@ def test_an_offload_that_cannot_be_is_refused_before_any_weight_is_read(tiny_che
 def test_what_a_card_has_decides(tiny_checkpoint, monkeypatch):
     """resident and budgets are refused by what the card has; auto streams as little as it must."""
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
-    monkeypatch.setattr(pipeline_module, "_capacity", lambda placement: 3_000_000)
+    monkeypatch.setattr(pipeline_module, "weight_capacity", lambda placement: 3_000_000)
     with pytest.raises(OpenSoraError, match="resident needs 0.00441 GiB .* use minimal"):
         pipe.enable_offload("resident", device="cpu")
     with pytest.raises(OpenSoraError, match="use minimal"):
         pipe.enable_offload("budget", 0.004, "cpu")
-    sizes = pipe._transformer_bytes(torch.float32)
+    sizes = pipe._needs.transformer_weights()
     assert components.plan_within(sizes, None).mode == components.plan_within(sizes, sizes.total).mode == "resident"
     for room in (sizes.total - 1, 4_000_000, 3_200_000):
         plan = components.plan_within(sizes, room)
         assert plan.mode == "budget" and plan.device_bytes <= room
     assert components.plan_within(sizes, 1_000_000).mode == components.plan_within(sizes, -5).mode == "minimal"
+
+
+@pytest.mark.parametrize("room", [3_500_000, 1_000_000])
+def test_auto_streams_what_does_not_fit_beside_the_computation(tiny_checkpoint, whole, monkeypatch, caplog, room):
+    """As on a card with little memory: what is free is asked for, and what the computation needs is counted."""
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("auto", device="cpu")
+    beside = []
+    monkeypatch.setattr(capacity.Needs, "_decides", True)
+    at_work = Component.at_work
+
+    def small_card(self, beside_bytes=0, is_last_try=False):
+        beside.append(beside_bytes)
+        monkeypatch.setattr(components, "plan_within", lambda sizes, _: plan_within(sizes, room))
+        return at_work(self, beside_bytes, is_last_try)
+
+    plan_within = components.plan_within
+    monkeypatch.setattr(Component, "at_work", small_card)
+    result, plans = streams_of(pipe, monkeypatch)
+    assert torch.equal(result.latents, whole.latents)
+    assert plans[-1].mode == ("budget" if room > 3_000_000 else "minimal") and "Not all weights fit" in caplog.text
+    t5, clip, transformer, vae = beside
+    assert t5 > 0 and transformer > 0 and clip == vae == 0
 
 
 @pytest.mark.parametrize("mode", ["auto", "budget"])
