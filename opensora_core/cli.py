@@ -85,13 +85,22 @@ def _add_inspect(commands) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="say what a weights file is",
-        description="Say what a weights file is, its dtype and size, what is missing or extra.",
+        description="Say what a weights file is, its dtype and size, what is missing or extra; or what memory a video needs.",
         allow_abbrev=False,
     )
-    inspect.add_argument("path", metavar="FILE_OR_DIR", help="a weights file, or a model folder")
+    inspect.add_argument("path", nargs="?", metavar="FILE_OR_DIR", help="a weights file, or a model folder (with --plan none: the released sizes)")
     inspect.add_argument(
         "--check", action="store_true", help="also compare every key, shape and dtype with the released model and run a part of it"
     )
+    group = inspect.add_argument_group("plan")
+    group.add_argument("--plan", action="store_true", help="say what GPU memory, RAM and how many forwards a video needs, and settings that fit")
+    _add_size(group)
+    group.add_argument("--num-steps", type=int, default=50, metavar="N", help="Euler steps (default 50)")
+    group.add_argument("--cond-type", choices=COND_TYPES, default="t2v", help="what is given besides the prompt (default t2v)")
+    group.add_argument("--gpu-gib", type=float, metavar="N", help="plan for a CUDA card with this much free instead of this machine's")
+    group.add_argument("--ram-gib", type=float, metavar="N", help="plan for this much free main memory instead of this machine's")
+    group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
+    _add_memory(group)
     inspect.set_defaults(run=_inspect)
 
 
@@ -129,6 +138,16 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
     group = parser.add_argument_group("video")
     group.add_argument("--prompt", default=prompt, required=prompt is None, help="what to show" + (f" (default {prompt!r})" if prompt else ""))
     group.add_argument("--negative-prompt", default="", help="what to avoid; encoded as it is (default none)")
+    _add_size(group)
+    group.add_argument(
+        "--motion-score", type=int, default=4, metavar="N", help="1 (still) to 15 (wild), said in the prompt; 0 leaves it out (default 4)"
+    )
+    group.add_argument("--cond-type", choices=COND_TYPES, help="text alone, first frame, last frame, both (default: as the pictures given say)")
+    group.add_argument("--ref", metavar="IMAGE", help="the first frame (the last, with --cond-type i2v_tail)")
+    group.add_argument("--ref-end", metavar="IMAGE", help="the last frame")
+
+
+def _add_size(group) -> None:
     group.add_argument("--resolution", metavar="NAME", help=f"{', '.join(RESOLUTIONS)} (default 256px)")
     group.add_argument("--aspect-ratio", metavar="W:H", help=f"{', '.join(ASPECT_RATIOS)} (default 16:9)")
     group.add_argument("--width", type=int, metavar="PX", help="with --height, in place of resolution and ratio; a multiple of 16")
@@ -140,12 +159,6 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
         help=f"frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default {FRAMES_OF_A_DEFAULT_CLIP})",
     )
     group.add_argument("--fps", type=int, default=24, metavar="N", help="frames per second, of the file and said in the prompt (default 24)")
-    group.add_argument(
-        "--motion-score", type=int, default=4, metavar="N", help="1 (still) to 15 (wild), said in the prompt; 0 leaves it out (default 4)"
-    )
-    group.add_argument("--cond-type", choices=COND_TYPES, help="text alone, first frame, last frame, both (default: as the pictures given say)")
-    group.add_argument("--ref", metavar="IMAGE", help="the first frame (the last, with --cond-type i2v_tail)")
-    group.add_argument("--ref-end", metavar="IMAGE", help="the last frame")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +173,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
     group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the computation (auto: bf16, on the CPU fp32)")
+    _add_memory(group)
+    group.add_argument("--attention", choices=("sdpa", "sliced"), default="sdpa", help="sliced takes one head at a time: slower, less memory")
+
+
+def _add_memory(group) -> None:
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"),
@@ -173,7 +191,6 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="weights on the device while sampling: all that fit, all of the transformer or refuse, at most --budget-gib, one block (default auto)",
     )
     group.add_argument("--budget-gib", type=float, metavar="N", help="GiB of weights on the device, with --offload budget (default 8)")
-    group.add_argument("--attention", choices=("sdpa", "sliced"), default="sdpa", help="sliced takes one head at a time: slower, less memory")
     group.add_argument(
         "--decode-policy",
         choices=("auto", "exact", "low_memory"),

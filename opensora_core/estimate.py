@@ -65,7 +65,7 @@ class Settings:
 
     precision: str = AUTO
     offload: str = AUTO
-    budget_gib: float | None = None
+    budget_gib: float = 8.0
     decode_policy: str = AUTO
 
     def __post_init__(self):
@@ -78,7 +78,7 @@ class Settings:
                 raise OpenSoraError(f"{name}={value!r} is not known; use one of {', '.join(choices)}.")
 
     def words(self) -> str:
-        budget = f" {self.budget_gib:g} GiB" if self.offload == BUDGET and self.budget_gib else ""
+        budget = f" {self.budget_gib:g} GiB" if self.offload == BUDGET else ""
         return f"precision {self.precision}, offload {self.offload}{budget}, decode {self.decode_policy}"
 
 
@@ -306,8 +306,7 @@ class Need:
         if settings.offload == AUTO:
             return plan_within(sizes, self.memory.free - beside_bytes if self.memory.device == "cuda" else None)
         if settings.offload == BUDGET:
-            is_enough = settings.budget_gib is not None and least_bytes(sizes, BUDGET) <= settings.budget_gib * GIB
-            if is_enough or weights is self.transformer:
+            if weights is self.transformer or least_bytes(sizes, BUDGET) <= settings.budget_gib * GIB:
                 return make_plan(sizes, BUDGET, settings.budget_gib)  # says what is wrong with a budget
         return make_plan(sizes, MINIMAL if settings.offload != RESIDENT else RESIDENT)
 

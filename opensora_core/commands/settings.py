@@ -33,15 +33,13 @@ def call_settings(args: argparse.Namespace) -> CallSettings:
     Raises:
         OpenSoraError: arguments that contradict each other. Their values are checked by the pipeline.
     """
-    if args.fps < 1:
-        raise OpenSoraError(f"--fps {args.fps} is not a frame rate; the default is 24.")
-    height, width = _size(args)
+    height, width, num_frames = video_size(args)
     image, last_image = _pictures(args)
     arguments = {
         "negative_prompt": args.negative_prompt,
         "height": height,
         "width": width,
-        "num_frames": _num_frames(args.num_frames, args.fps),
+        "num_frames": num_frames,
         "num_inference_steps": args.num_steps,
         "guidance_scale": args.guidance,
         "image_guidance_scale": args.guidance_img,
@@ -50,6 +48,17 @@ def call_settings(args: argparse.Namespace) -> CallSettings:
         "options": SamplingOptions(fps=args.fps, motion_score=args.motion_score),
     }
     return CallSettings(random_seed() if args.seed is None else args.seed, arguments)
+
+
+def video_size(args: argparse.Namespace) -> tuple[int, int, int]:
+    """(height, width, frames) that are asked for; that they are possible is checked where they are used.
+
+    Raises:
+        OpenSoraError: arguments that contradict each other.
+    """
+    if args.fps < 1:
+        raise OpenSoraError(f"--fps {args.fps} is not a frame rate; the default is 24.")
+    return (*_size(args), _num_frames(args.num_frames, args.fps))
 
 
 def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
