@@ -117,10 +117,10 @@ def test_the_prompt_is_encoded_once_for_all_samples(generate, here, monkeypatch)
     assert encoded == ["a cat"] and len(list(Path("outputs").glob("*.mp4"))) == 2
 
 
-@pytest.mark.parametrize("offload", ["resident", "minimal", "budget"])
+@pytest.mark.parametrize("offload", [["resident"], ["minimal"], ["budget"], ["budget", "--budget-gib", "0.003"]])
 def test_offload_attention_and_precision_choices_make_the_same_video(generate, here, capsys, offload):
     assert generate("--out", "auto.mp4") == DONE
-    assert generate("--out", "other.mp4", "--offload", offload, "--attention", "sliced", "--dtype", "fp32", "--precision", "fp32") == DONE
+    assert generate("--out", "other.mp4", "--offload", *offload, "--attention", "sliced", "--dtype", "fp32", "--precision", "fp32") == DONE
     assert read_video("auto.mp4")[1] == read_video("other.mp4")[1]
 
 
@@ -200,6 +200,10 @@ REFUSALS = [
     (["--lora", "missing.safetensors"], "does not exist"),
     (["--lora", "notes.txt"], "notes.txt"),
     (["--tokenizers", "nowhere"], "tokenizer"),
+    (["--offload", "budget", "--budget-gib", "0"], "least for this model is 0.00"),
+    (["--offload", "budget", "--budget-gib", "nan"], "not an amount"),
+    (["--offload", "budget", "--budget-gib", "0.001"], "mode minimal needs 0.00"),
+    (["--budget-gib", "4"], "goes with the offload mode budget"),
 ]
 
 
