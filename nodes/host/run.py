@@ -116,7 +116,7 @@ def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, node_i
         show(step, denoised, x, total_steps)
         done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, has_image).passes) for i in range(step + 1))
         saved = 3 * (step + 1) - done
-        notice.show(f"Step {step + 1} of {num_steps}: {done} forwards done, {saved} of {3 * num_steps} saved", node_id, logging.DEBUG)
+        notice.show(f"Step {step + 1} of {num_steps}: {done} forwards, {saved} of {3 * num_steps} saved", node_id, logging.DEBUG)
 
     total = num_forwards(guider.guidance, num_steps, latent_frames, has_image)
     notice.show(f"{num_steps} steps, {total} forwards (three passes at every step would be {3 * num_steps})", node_id, logging.INFO)

@@ -53,7 +53,7 @@ def test_a_video_with_progress_previews_and_forwards(server, listen):
     assert events.previews and events.previews[0][:2] == b"\xff\xd8"
     lines = [line for node, line in events.texts if node == "sampler"]
     # 12 steps: ten warm-up steps and step 10 with two passes, step 11 with one.
-    assert lines[-1] == "Step 12 of 12: 23 forwards done, 13 of 36 saved"
+    assert lines[-1] == "Step 12 of 12: 23 forwards, 13 of 36 saved"
     assert len(events.outputs["save"]["images"]) == 5
 
 
