@@ -31,6 +31,7 @@ class Float8:
 
     name = "fp8_e4m3fn"
     bits = 8
+    dtype = torch.float8_e4m3fn
 
     def shapes(self, out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of `weight` and `weight_scale`."""
@@ -43,20 +44,28 @@ class Float8:
             OpenSoraError: the weight holds values that are not finite.
         """
         rows = _row_maxima(weight)
-        scale = _scale(rows.max(), FP8_MAX)
-        stored = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+        largest = torch.finfo(self.dtype).max
+        scale = _scale(rows.max(), largest)
+        stored = torch.empty(weight.shape, dtype=self.dtype, device=weight.device)
         for chunk, target in _chunks(weight, stored):
-            target.copy_((chunk.float() / scale).clamp_(-FP8_MAX, FP8_MAX))
+            target.copy_((chunk.float() / scale).clamp_(-largest, largest))
         return stored.view(torch.int8), scale
 
     def dequantise(self, weight: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """What `quantise` made, as [out, in] of `dtype`."""
-        return weight.view(torch.float8_e4m3fn).to(dtype).mul_(scale.to(dtype))
+        return weight.view(self.dtype).to(dtype).mul_(scale.to(dtype))
 
     def linear(self, x: Tensor, layer: "QuantisedOperations.Linear") -> Tensor:
         """[..., in] -> [..., out], in the dtype of x."""
         weight = self.dequantise(layer.weight, layer.weight_scale, (layer.out_features, layer.in_features), x.dtype)
         return F.linear(x, weight, layer.bias)
+
+
+class Float8E5M2(Float8):
+    """float8 e5m2, a wider range and half the precision: read where a file has it, never chosen."""
+
+    name = "fp8_e5m2"
+    dtype = torch.float8_e5m2
 
 
 class Int8(Float8):

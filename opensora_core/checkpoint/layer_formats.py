@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..quantised import Float8, Format, Int8
+from ..quantised import Float8, Float8E5M2, Format, Int8
 from .files import Header, open_tensors, quantisation
 
 # Format's name in ComfyUI -> (the format, dtypes its weights are stored in)
-_HOST_FORMATS = {"float8_e4m3fn": (Float8, ("F8_E4M3", "U8")), "int8_tensorwise": (Int8, ("I8",))}
+_HOST_FORMATS = {
+    "float8_e4m3fn": (Float8, ("F8_E4M3", "U8")),
+    "float8_e5m2": (Float8E5M2, ("F8_E5M2", "U8")),
+    "int8_tensorwise": (Int8, ("I8",)),
+}
+_FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 HOST_NAMES = {form.name: name for name, (form, _) in _HOST_FORMATS.items()}
 
 _NOTE = re.compile(r"(^|\.)(weight_scale|scale_weight|input_scale|scale_input|comfy_quant|scaled_fp8)$")
@@ -97,7 +102,7 @@ def stored_formats(header: Header, prefix: str = "") -> dict[str, LayerFormat]:
     return {layer.removeprefix(prefix): _layer_format(header, layer, note) for layer, note in notes.items()}
 
 
-_READABLE = "it reads ComfyUI's float8_e4m3fn and int8_tensorwise. Give such a file, or the bf16 or fp32 one."
+_READABLE = "it reads ComfyUI's float8_e4m3fn, float8_e5m2 and int8_tensorwise. Give such a file, or the bf16 or fp32 one."
 
 
 def _notes(header: Header, prefix: str) -> dict[str, dict]:
@@ -113,10 +118,11 @@ def _notes(header: Header, prefix: str) -> dict[str, dict]:
             notes[key.removesuffix(".comfy_quant")] = _read_note(header.name, key, get(key))
     for key in header.tensors:
         layer, _, leaf = key.rpartition(".")
-        weight = header.tensors.get(f"{layer}.weight")
         # One scale beside an fp8 weight can mean only one thing, note or none.
-        if leaf == "scale_weight" or (leaf == "weight_scale" and weight is not None and weight.dtype == "F8_E4M3"):
-            notes.setdefault(layer, {"format": "float8_e4m3fn"})
+        if leaf in ("scale_weight", "weight_scale") and f"{layer}.weight" in header.tensors:
+            float8 = _FLOAT8.get(header.tensors[f"{layer}.weight"].dtype)
+            if float8 or leaf == "scale_weight":
+                notes.setdefault(layer, {"format": float8 or "float8_e4m3fn"})
     return notes
 
 
