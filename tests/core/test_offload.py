@@ -276,6 +276,26 @@ def test_at_no_moment_is_more_there_than_planned(load, predict, name):
     assert {index for index, _ in seen} == set(plan.streamed)
 
 
+@pytest.mark.parametrize("name", ["resident", "roomy", "between", "least", "minimal"])
+def test_a_device_of_its_own_holds_what_was_planned_and_nothing_after(load, name):
+    """The meta device stands in for a card: what is there is counted at every block."""
+    model, meta, counts = load("bf16"), torch.device("meta"), []
+    plan = plans(model)[name]
+
+    def there():
+        storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *stream._buffers) if tensor.device == meta]
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    with torch.inference_mode(), BlockStream(model, plan, meta) as stream:
+        for block in (*model.double_blocks, *model.single_blocks):
+            block.register_forward_pre_hook(lambda *_: counts.append(there()))
+        x, context, y = (torch.empty(shape, dtype=torch.bfloat16, device=meta) for shape in ((1, 16, 3, 6, 8), (1, 12, 64), (1, 64)))
+        assert model(x, torch.empty(1, device=meta), context, y).shape == x.shape
+    padding = 256 * len(list(model.parameters()))
+    assert len(counts) == 5 and plan.device_bytes - padding < min(counts) and max(counts) <= plan.device_bytes
+    assert all(tensor.device == CPU for tensor in model.parameters()) and not stream._buffers
+
+
 # --- interruptions and refusals ------------------------------------------------------------------------------------------------
 
 

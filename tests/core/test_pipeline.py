@@ -140,6 +140,24 @@ def test_the_names_people_know_are_offload_modes(tiny_checkpoint):
     assert pipe.enable_sequential_cpu_offload("cpu").offload == "minimal"
 
 
+@pytest.mark.parametrize("mode", ["everything", *OFFLOADS])
+def test_only_what_is_meant_to_stays_on_the_device_when_its_work_is_done(tiny_checkpoint, mode):
+    """The meta device stands in for a card. T5, CLIP and VAE leave it before the transformer samples, in every mode of enable_offload."""
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    meta = torch.device("meta")
+    pipe._placement.device, pipe._placement.mode, pipe._placement.budget_gib = meta, mode, OFFLOADS.get(mode, {}).get("budget_gib")
+    left = {}
+    for name in ("_t5", "_clip", "_vae", "_transformer"):
+        component = getattr(pipe, name)
+        with component.at_work() as network:
+            module = components._module(network)
+            assert any(tensor.device == meta for tensor in module.parameters()), f"{name} never came to the device"
+        if not (mode == "minimal" and name in ("_clip", "_vae")):  # accelerate keeps what it brings in layer by layer as meta tensors
+            left[name] = {tensor.device.type for tensor in module.parameters()}
+    stays = {"everything": set(left), "resident": {"_transformer"}}.get(mode, set())
+    assert left == {name: {"meta" if name in stays else "cpu"} for name in left}
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8_e4m3fn", "int8", "nf4"])
 def test_a_streamed_pipeline_gives_the_resident_video_in_every_precision(tiny_checkpoint, precision):
     if precision in ("int8", "nf4"):
