@@ -129,6 +129,7 @@ class Component:
         plan = self._plan(module_bytes(module, lists), beside_bytes) if lists else None
         if plan is None or plan.mode == RESIDENT:
             return visiting(module, placement.device)
+        # Half of what is free: page-locked memory is nobody else's, and the rest of the file streams from the mapped pages.
         free = free_bytes(torch.device("cpu"))
         return BlockStream(module, plan, placement.device, lists, _PINNED_BLINDLY if free is None else free // 2)
 
