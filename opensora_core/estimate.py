@@ -220,17 +220,19 @@ class Need:
             Item("latents, predictions, prompt", rest),
             *self._libraries(),
         )
-        self.transformer_plan = self._plan(self.transformer, sum(item.num_bytes for item in self._beside_transformer))
+        self.transformer_plan = self._plan(self.transformer, one + rest)
 
     def text(self) -> Stage:
         t5, clip_bytes = text_weights(self.model.text, self.text_precision, self.model.stored_text)
-        beside = (
+        encoding = text_peak(self.model.text, self.text_precision)
+        plan = self._plan(t5, encoding)
+        items = (
+            Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"),
             self._staying(),
-            Item("encoding two prompts", text_peak(self.model.text, self.text_precision), f"CLIP, {at_least(clip_bytes)} GiB, follows T5"),
+            Item("encoding two prompts", encoding, f"CLIP, {at_least(clip_bytes)} GiB, follows T5"),
             *self._libraries(),
         )
-        plan = self._plan(t5, sum(item.num_bytes for item in beside))
-        return Stage("text", (Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"), *beside))
+        return Stage("text", items)
 
     def image(self) -> Stage:
         request, vae = self.request, self.model.vae
@@ -300,11 +302,12 @@ class Need:
         items = (process, Item(f"the {name}'s weights, converted on reading", most), frames)
         return Stage("RAM", items)
 
-    def _plan(self, weights: Weights, beside_bytes: int) -> Plan:
-        """Where weights live, as components.Component decides it."""
+    def _plan(self, weights: Weights, work_bytes: int) -> Plan:
+        """Where weights live, as the pipeline decides it (components.Component, capacity.Needs)."""
         settings, sizes = self.settings, weights.sizes
         if settings.offload == AUTO:
-            return plan_within(sizes, self.memory.free - beside_bytes if self.memory.device == "cuda" else None)
+            room = self.memory.free - self._context() - int(MARGIN * work_bytes) - MATRIX_BYTES
+            return plan_within(sizes, room if self.memory.device == "cuda" else None)
         if settings.offload == BUDGET:
             if weights is self.transformer or least_bytes(sizes, BUDGET) <= settings.budget_gib * GIB:
                 return make_plan(sizes, BUDGET, settings.budget_gib)  # says what is wrong with a budget

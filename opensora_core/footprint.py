@@ -381,7 +381,7 @@ def _stored_text(path: Path) -> str:
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, str(dtype).removeprefix("torch."))
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def _text_shapes(path: Path, slot: str) -> dict[str, tuple[int, ...]]:

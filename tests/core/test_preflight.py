@@ -1,0 +1,425 @@
+"""The planner: what it predicts is what is allocated, what it recommends fits, what it refuses has no way."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from demo import tiny
+from opensora_core.allocation import AllocationCounter
+from opensora_core.checkpoint.load import load_transformer
+from opensora_core.checkpoint.quantize import quantize
+from opensora_core.cli import DONE, REFUSED, main
+from opensora_core.config import Tiling, TransformerConfig, VAEConfig
+from opensora_core.errors import OpenSoraError
+from opensora_core.estimate import CONTEXT_BYTES, Memory, Request, Settings, estimate
+from opensora_core.footprint import (
+    PRECISIONS,
+    ModelSizes,
+    decode_peak,
+    encode_peak,
+    forward_peak,
+    sampling_peak,
+    sizes_of_files,
+    text_peak,
+    text_weights,
+    transformer_weights,
+)
+from opensora_core.offload.plan import GIB
+from opensora_core.offload.stream import module_bytes
+from opensora_core.preflight import MeasuredForward, memory_of, preflight
+from opensora_core.sampling.guidance import Guidance
+from opensora_core.sampling.schedule import sigmas
+from opensora_core.sampling.solver import TextCondition, noise, sample
+from opensora_core.text.encoders import load_t5
+from opensora_core.transformer.model import MMDiT
+from opensora_core.vae import layers
+from opensora_core.vae.model import CausalVAE
+from opensora_core.vae.tiling import tiled_decode, tiled_encode
+
+SMALL = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
+MEDIUM = TransformerConfig(16, 2, 512, 4, 2048, 1, 2, 64, 64, True, False)
+VAE = VAEConfig(16, (16, 32, 32, 32), 2)
+MEDIUM_VAE = VAEConfig(16, (32, 64, 64, 64), 2)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MODEL = ModelSizes()
+FP8_FILE = ModelSizes(stored="fp8_e4m3fn")
+LOW = Request(192, 336)  # 256px
+HIGH = Request(576, 1024)  # 768px
+
+
+def card(gb, ram_gib=64):
+    """A card with no more than its GB of 10**9 bytes; main memory is sold in GiB."""
+    return Memory("cuda", f"{gb} GB card", int(gb * 1e9), int(gb * 1e9), ram_gib * GIB, ram_gib * GIB)
+
+
+def filled(module):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator).mul_(0.02).to(parameter.dtype)
+    return module.requires_grad_(False)
+
+
+def counted(run):
+    with torch.inference_mode(), AllocationCounter() as counter:
+        run()
+    return counter.peak
+
+
+@pytest.fixture
+def chunks_as_on_cpu(monkeypatch):
+    """The VAE's chunks are smaller on a CPU; let the prediction have the same."""
+    monkeypatch.setattr(layers, "CHUNK_ELEMENTS", layers.CHUNK_ELEMENTS_CPU)
+
+
+# The counter
+
+
+def test_the_counter_counts_storages_while_they_live():
+    x = torch.zeros(100)
+    with AllocationCounter() as counter:
+        a = x + 1
+        view = a[10:].view(9, 10).transpose(0, 1)
+        a.add_(1)
+        x[0] = 3  # made outside
+        assert (counter.live, counter.peak) == (400, 400)
+        b = a.double()
+        assert counter.live == 1200
+        del a
+        assert counter.live == 1200  # the view keeps it
+        del view
+        assert (counter.live, counter.peak) == (800, 1200)
+        counter.count_at_most(100)
+        assert counter.peak == 1200
+        counter.count_at_most(1000)
+        assert counter.peak == 1800
+        del b
+    assert counter.live == 0
+    outside = x + 1
+    assert (counter.peak, outside.nbytes) == (1800, 400)
+
+
+def test_the_counter_leaves_after_an_exception():
+    with pytest.raises(KeyError), AllocationCounter() as counter:
+        raise KeyError
+    torch.zeros(5) + 1
+    assert counter.peak == 0
+
+
+def test_attention_on_meta_has_no_square_matrix():
+    q = torch.empty(1, 3, 4096, 32, device="meta", dtype=torch.bfloat16)
+    with AllocationCounter() as counter:
+        out = nn.functional.scaled_dot_product_attention(q, q, q)
+    assert out.shape == q.shape and counter.peak == q.nbytes + 4 * 3 * 4096
+
+
+# Predicted beside measured, on this machine
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize(("config", "shape"), [(SMALL, (1, 16, 3, 12, 10)), (MEDIUM, (2, 16, 3, 8, 8))])
+def test_a_forward_takes_what_was_predicted(config, shape, precision):
+    dtype = DTYPES[precision]
+    model = filled(MMDiT(config, dtype=dtype))
+    batch, channels, *extent = shape
+    inputs = [torch.zeros(shape, dtype=dtype), torch.ones(batch), torch.zeros(batch, 512, 64, dtype=dtype), torch.zeros(batch, 64, dtype=dtype)]
+    cond = torch.zeros(batch, channels + 1, *extent, dtype=dtype)
+    predicted = forward_peak(config, precision, shape)
+    assert counted(lambda: model(*inputs, cond)) == pytest.approx(predicted, rel=0.1)
+    # The allocator's own account, which our counter has no part in.
+    assert allocated(lambda: model(*inputs, cond)) == pytest.approx(predicted, rel=0.1)
+
+
+def allocated(run):
+    """Peak of what torch's allocator gave out, by its profiler."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    assert peak
+    return peak
+
+
+def test_every_further_block_needs_what_the_second_does():
+    deep = replace(SMALL, depth=5, depth_single_blocks=6)
+    model = MMDiT(deep, device="meta").requires_grad_(False)
+    shape = (1, 16, 3, 8, 8)
+    inputs = [torch.empty(1, *size, device="meta") for size in ((16, 3, 8, 8), (), (512, 64), (64,), (17, 3, 8, 8))]
+    peak = counted(lambda: model(*inputs))
+    assert peak == forward_peak(deep, "fp32", shape) == forward_peak(SMALL, "fp32", shape)
+
+
+@pytest.mark.parametrize("has_image", [False, True])
+def test_a_sampling_run_takes_what_was_predicted(has_image):
+    model = filled(MMDiT(MEDIUM))
+    shape = (1, 16, 3, 16, 16)
+
+    def run():
+        text = TextCondition(*(torch.zeros(1, *size) for size in ((512, 64), (64,), (512, 64), (64,))))
+        condition = None
+        if has_image:
+            from opensora_core.sampling.conditioning import image_condition
+
+            condition = image_condition(shape, torch.zeros(1, 16, 1, 16, 16), None)
+        sample(model, noise(shape, 0), sigmas(2, 3.0), Guidance(), text, condition)
+
+    one, rest = sampling_peak(MEDIUM, "fp32", shape, has_image)
+    assert counted(run) == pytest.approx(one + rest, rel=0.1)
+    assert rest > 3 * 4 * 16 * 3 * 16 * 16  # latents and both predictions at least
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("tiling", [Tiling(64), Tiling(64, temporal_tile=8), Tiling(0)])
+def test_a_decode_takes_what_was_predicted(chunks_as_on_cpu, precision, tiling):
+    vae = filled(CausalVAE(VAE, dtype=DTYPES[precision]))
+    shape = (1, 16, 3, 8, 12)
+    latents = torch.zeros(shape, dtype=DTYPES[precision])
+    peak = counted(lambda: tiled_decode(vae.decode, latents, tiling))
+    predicted = sum(decode_peak.__wrapped__(VAE, precision, shape, tiling))
+    assert peak == pytest.approx(predicted, rel=0.1)
+
+
+def test_a_medium_tile_and_an_encoded_picture_take_what_was_predicted(chunks_as_on_cpu):
+    vae = filled(CausalVAE(MEDIUM_VAE))
+    latents = torch.zeros(1, 16, 2, 8, 8)
+    assert counted(lambda: vae.decode(latents)) == pytest.approx(decode_peak.__wrapped__(MEDIUM_VAE, "fp32", (1, 16, 2, 8, 8), Tiling())[0], rel=0.1)
+    pixels = torch.zeros(1, 3, 1, 64, 96)
+    predicted = sum(encode_peak.__wrapped__(MEDIUM_VAE, "fp32", 64, 96, Tiling(64)))
+    assert counted(lambda: tiled_encode(vae.encode_moments, pixels, Tiling(64))) == pytest.approx(predicted, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8_e4m3fn"])
+def test_encoding_takes_what_was_predicted_and_weights_are_counted_whole(tiny_checkpoint, precision):
+    sizes = sizes_of_files(t5=tiny_checkpoint / "t5xxl.safetensors").text
+    dtype = DTYPES.get(precision, torch.bfloat16)
+    quantised = precision if precision not in DTYPES else None
+    t5 = load_t5(tiny_checkpoint / "t5xxl.safetensors", dtype, "cpu", tiny_checkpoint, precision=quantised)
+    weights, _ = text_weights(sizes, precision, "fp32")
+    assert sum(p.nbytes for p in t5.model.parameters()) == pytest.approx(weights.sizes.total, rel=0.01)
+    assert not weights.is_mapped or precision == "fp32"
+    ids = torch.zeros(2, 512, dtype=torch.int64)
+    assert counted(lambda: t5.model(input_ids=ids)) == pytest.approx(text_peak(sizes, precision), rel=0.1)
+
+
+# Sizes
+
+
+def test_sizes_come_from_headers(tiny_checkpoint, tmp_path):
+    found = sizes_of_files(*(tiny_checkpoint / name for name in ("Open_Sora_v2.safetensors", "hunyuan_vae.safetensors", "t5xxl.safetensors")))
+    assert found.transformer == tiny.TRANSFORMER and found.vae == tiny.VAE
+    assert (found.stored, found.stored_text) == ("bf16", "fp16")
+    assert (found.text.t5_width, found.text.t5_inner, found.text.t5_mlp, found.text.t5_layers, found.text.t5_heads) == (64, 128, 128, 2, 2)
+    clip = sizes_of_files(clip=tiny_checkpoint / "clip_l.safetensors").text
+    assert (clip.clip_width, clip.clip_layers, clip.clip_mlp) == (64, 2, 256)
+    quantize(tiny_checkpoint / "Open_Sora_v2.safetensors", tmp_path / "int8.safetensors", "int8", groups=("attention", "modulation"))
+    stored = sizes_of_files(tmp_path / "int8.safetensors")
+    assert (stored.stored, stored.groups) == ("int8", ("attention", "modulation"))
+    model = load_transformer(tmp_path / "int8.safetensors", torch.bfloat16)
+    assert transformer_weights(stored.transformer, "int8", "int8", stored.groups).sizes == module_bytes(model)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_are_those_of_a_loaded_model(tiny_checkpoint, precision):
+    path = tiny_checkpoint / "Open_Sora_v2.safetensors"
+    if precision in DTYPES:
+        model = load_transformer(path, DTYPES[precision])
+    else:
+        if precision != "fp8_e4m3fn":
+            pytest.importorskip("bitsandbytes")
+        model = load_transformer(path, torch.bfloat16, precision=precision)
+    weights = transformer_weights(tiny.TRANSFORMER, precision, "fp32")
+    assert weights.sizes == module_bytes(model)
+    assert weights.is_mapped == (precision == "fp32")
+
+
+def test_the_released_sizes():
+    total = transformer_weights(MODEL.transformer, "bf16", "bf16").sizes.total
+    assert total == pytest.approx(2 * 11.89e9, rel=1e-3)
+    by_precision = [transformer_weights(MODEL.transformer, p, p).sizes.total for p in ("fp32", "bf16", "int8", "nf4")]
+    assert by_precision == sorted(by_precision, reverse=True)
+
+
+# The promises: decode included
+
+
+@pytest.mark.parametrize("model", [MODEL, FP8_FILE], ids=["bf16 file", "fp8 file"])
+@pytest.mark.parametrize("mode", ["auto", "minimal"])
+@pytest.mark.parametrize(("request_", "gb"), [(LOW, 8), (HIGH, 12)], ids=["256px in 8 GB", "768px in 12 GB"])
+def test_the_promise(request_, gb, mode, model):
+    found = preflight(replace(request_, settings=Settings(offload=mode)), model, card(gb))
+    assert found.fits, found.report()
+    assert all(stage.num_bytes <= gb * 1e9 for stage in found.asked.stages)
+    # Neither needs anything but an exact decode.
+    assert found.asked.tiling == Tiling() and not found.asked.notes
+    assert "129 frames: exact" in found.report()
+
+
+@pytest.mark.parametrize(("request_", "gb"), [(LOW, 8), (HIGH, 12)], ids=["256px", "768px"])
+def test_the_eight_bit_file_in_16_gb_of_ram(request_, gb):
+    found = preflight(request_, FP8_FILE, card(gb, 16))
+    assert found.fits and found.asked.is_cached and found.recommended is found.asked, found.report()
+    assert found.asked.ram.num_bytes + found.asked.streamed_bytes <= 16 * GIB
+    assert found.asked.ram.num_bytes < 3 * GIB  # what cannot be dropped
+
+
+def test_forwards():
+    assert (LOW.forwards, replace(LOW, has_image=True).forwards) == (80, 110)
+    assert "80 forwards" in preflight(LOW, MODEL, card(80)).report()
+    assert "110 forwards" in preflight(replace(LOW, has_image=True), MODEL, card(80)).report()
+
+
+# What it says
+
+
+def test_stages_are_the_sum_of_what_they_are_made_of():
+    found = preflight(replace(LOW, has_image=True), MODEL, card(24))
+    assert [stage.name for stage in found.asked.stages] == ["text", "image", "sampling", "decode"]
+    for stage in found.asked.stages:
+        assert stage.num_bytes == sum(item.num_bytes for item in stage.items) > CONTEXT_BYTES
+        assert any("assumed" in item.name for item in stage.items)  # libraries' own are a line of their own
+    sampling = {item.name: item.num_bytes for item in found.asked.stage("sampling").items}
+    assert sampling["activations of one forward"] == forward_peak(MODEL.transformer, "bf16", (1, 16, 33, 24, 42))
+    assert dict(found.asked.least)["sampling"] < found.asked.stage("sampling").num_bytes <= found.memory.free
+    longer = estimate(replace(LOW, num_frames=257), found.asked.settings, MODEL, found.memory)
+    assert dict(longer.least)["sampling"] > dict(found.asked.least)["sampling"]
+
+
+def test_resident_keeps_the_transformer_in_every_stage_and_is_refused_where_it_cannot():
+    resident = replace(LOW, settings=Settings(offload="resident"))
+    found = preflight(resident, MODEL, card(80))
+    assert found.fits and min(stage.num_bytes for stage in found.asked.stages) > 22 * GIB
+    small = preflight(resident, MODEL, card(24))
+    assert not small.fits and any("sampling" in problem for problem in small.asked.problems)
+    assert small.recommended.settings.offload == "resident"  # asked for by name: kept, in a precision that fits
+    assert small.recommended.settings.precision == "fp8_e4m3fn" and small.recommended.fits
+
+
+def test_exact_first_then_what_ram_can_hold():
+    assert preflight(HIGH, MODEL, card(24)).recommended.settings == Settings("bf16")
+    # 17 GiB of bf16 would be read from disk in every forward.
+    found = preflight(LOW, MODEL, card(8, 16))
+    assert found.fits and not found.asked.is_cached and "read from disk" in found.report()
+    assert found.recommended.settings.precision == "fp8_e4m3fn" and found.recommended.is_cached
+    assert "quantize" in found.recommended.notes[-1]
+
+
+def test_a_precision_asked_for_by_name_is_kept_and_a_quantised_file_stays_as_it_is():
+    named = preflight(replace(LOW, settings=Settings("int8")), MODEL, card(24))
+    assert named.recommended.settings.precision == "int8"
+    assert preflight(LOW, FP8_FILE, card(24)).recommended.settings.precision == "fp8_e4m3fn"
+
+
+def test_decoding_finds_its_way_and_an_exact_one_that_does_not_fit_is_a_problem():
+    memory = replace(card(24), free=6 * GIB)
+    found = preflight(LOW, MODEL, memory)
+    assert found.fits and found.asked.tiling.temporal_tile == 64
+    assert "64 frames at a time" in found.report() and "Frames differ" in found.report()
+    exact = preflight(replace(LOW, settings=Settings(decode_policy="exact")), MODEL, memory)
+    assert not exact.fits and exact.asked.problems[0].startswith("decode: ")
+    assert exact.recommended.settings.decode_policy == "auto"
+
+
+def test_what_cannot_fit_is_refused_with_the_nearest_that_can():
+    memory, asked = card(2.5), replace(HIGH, num_frames=33)
+    found = preflight(asked, MODEL, memory)
+    assert not found.fits and found.recommended is None and "No settings fit" in found.report()
+    frames = int(found.nearest.split("The nearest that does: ")[1].split()[0])
+    size = found.nearest.split(" or ")[1].split()[0]
+    width, height = map(int, size.split("x"))
+    assert frames % 4 == 1 and 1 <= frames < 33 and 16 <= height < 576
+    least = Settings("nf4", "minimal")
+    assert estimate(replace(asked, num_frames=frames), least, MODEL, memory).fits
+    assert not estimate(replace(asked, num_frames=frames + 4), least, MODEL, memory).fits
+    assert estimate(replace(asked, height=height, width=width), least, MODEL, memory).fits
+
+
+def test_nothing_at_all_fits():
+    assert "Not even one frame" in preflight(replace(LOW, num_frames=5), MODEL, card(0.5)).nearest
+
+
+def test_ram_too_small_for_weights_converted_on_reading():
+    nf4 = preflight(replace(LOW, settings=Settings("nf4")), MODEL, card(24, 8))
+    assert not nf4.fits and nf4.asked.problems[-1].startswith("RAM: ")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: preflight(replace(LOW, settings=Settings(offload="budget", budget_gib=0)), MODEL, card(24)), "not an amount"),
+        (lambda: preflight(replace(LOW, settings=Settings(offload="budget", budget_gib=0.5)), MODEL, card(24)), "too small"),
+        (lambda: Settings("fp16"), "bf16, fp8_e4m3fn"),
+        (lambda: Settings(offload="disk"), "minimal"),
+        (lambda: Settings(decode_policy="fast"), "low_memory"),
+        (lambda: replace(LOW, num_frames=130), "129 or 133"),
+        (lambda: replace(LOW, width=340), "192x336"),
+        (lambda: replace(LOW, num_steps=0), "default is 50"),
+        (lambda: replace(card(8), free=-1), "negative"),
+    ],
+)
+def test_bad_input_is_a_sentence(make, says):
+    with pytest.raises(OpenSoraError, match=says):
+        make()
+
+
+def test_a_budget_larger_than_the_card_does_not_fit():
+    found = preflight(replace(LOW, settings=Settings("bf16", "budget", 16)), MODEL, card(8))
+    assert not found.fits and found.recommended.settings.offload == "auto"
+
+
+def test_time_is_said_only_where_a_forward_was_measured():
+    memory = card(24)
+    measured = MeasuredForward(memory.name, 192, 336, 129, "bf16", "auto", 2.5)
+    assert preflight(LOW, MODEL, memory).seconds is None
+    assert "not measured here" in preflight(LOW, MODEL, memory).report()
+    assert preflight(LOW, MODEL, memory, [measured]).seconds == 200
+    assert "about 200 s for 80 forwards" in preflight(LOW, MODEL, memory, [measured]).report()
+    for other in (replace(measured, device="another"), replace(measured, num_frames=5), replace(measured, precision="int8")):
+        assert preflight(LOW, MODEL, memory, [other]).seconds is None
+
+
+def test_this_machine():
+    memory = memory_of("cpu")
+    assert memory.device == "cpu" and 0 < memory.free == memory.ram_free <= memory.total == memory.ram_total
+    found = preflight(Request(32, 32, 5), ModelSizes(tiny.TRANSFORMER, tiny.VAE, stored="fp32"), memory)
+    assert found.asked.settings.precision == "fp32" and "GPU" not in found.report()
+
+
+# The command
+
+
+def test_inspect_plan(tiny_checkpoint, capsys):
+    assert main(["inspect", "--plan", "--gpu-gib", "8", "--ram-gib", "32", "--resolution", "256px"]) == DONE
+    said = capsys.readouterr().out
+    assert "336x192" in said and "80 forwards" in said and "sampling" in said and "not measured here" in said
+    size = ["--width", "64", "--height", "64", "--num-frames", "5", "--gpu-gib", "1.5"]
+    assert main(["inspect", str(tiny_checkpoint), "--plan", *size, "--cond-type", "i2v_head"]) == DONE
+    assert "110 forwards" in capsys.readouterr().out
+    assert main(["inspect", str(tiny_checkpoint / "Open_Sora_v2.safetensors"), "--plan", *size]) == DONE
+    assert "Open_Sora_v2.safetensors: 64x64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--plan", "--gpu-gib", "0"], "not an amount"),
+        (["--plan", "--check", "x"], "one at a time"),
+        (["--plan", "--width", "64"], "together"),
+        (["--plan", "--num-frames", "6", "--gpu-gib", "8"], "5 or 9"),
+        (["absent.safetensors", "--plan"], "does not exist"),
+        ([], "needs a weights file"),
+    ],
+)
+def test_inspect_plan_refuses_in_a_sentence(words, says, capsys):
+    assert main(["inspect", *words]) == REFUSED
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+def test_inspect_plan_ends_with_2_where_nothing_fits(capsys):
+    assert main(["inspect", "--plan", "--gpu-gib", "0.4", "--num-frames", "1", "--width", "32", "--height", "32"]) == REFUSED
+    assert "No settings fit" in capsys.readouterr().out
