@@ -100,7 +100,10 @@ def load_transformer(
     model = MMDiT(identity.config, QuantisedOperations, attention, dtype, "meta")
     for layer, layer_format in formats.items():
         model.get_submodule(layer).keep_in(layer_format.form)
-    return fill(model, header, identity, dtype, device, formats)
+    fill(model, header, identity, dtype, device, formats)
+    if "img_in" in formats:
+        model.img_in.restore(dtype)  # its dtype says which one the model is called in
+    return model
 
 
 def load_vae(

@@ -361,12 +361,16 @@ def test_other_forms_of_the_source_give_the_same_layers(source, tmp_path, writte
         assert all(torch.equal(found[key], wanted[key]) for key in wanted if key.endswith("q_proj.weight") and dtype == torch.float32)
 
 
-def test_groups_can_be_chosen(source, tmp_path, written):
+def test_groups_can_be_chosen(source, tmp_path, predict, expected):
     report = quantize(source, tmp_path / "some.safetensors", "fp8_e4m3fn", groups=("modulation",))
     assert {group_of(error.layer) for error in report.errors} == {"modulation"}
     note = load_file(tmp_path / "some.safetensors")["single_blocks.0.modulation.lin.comfy_quant"]
     assert json.loads(bytes(note.tolist())) == {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
     load_transformer(tmp_path / "some.safetensors")
+    everything = quantize(source, tmp_path / "all.safetensors", "int8", groups=GROUPS)
+    model = load_transformer(tmp_path / "all.safetensors", FP32)
+    assert not everything.kept and 1e-4 < rms_error(predict(model), expected) < 0.05
+    assert model.dtype == FP32 and model.img_in.form is None and model.txt_in.form is not None
     with pytest.raises(OpenSoraError, match="groups=modulations: give some of embedders, modulation"):
         quantize(source, tmp_path / "none.safetensors", groups=("modulations",))
 
