@@ -100,3 +100,14 @@ def test_a_lora_changes_it(quantised, patcher, model, inputs, base, run_node, re
     wanted = changed(model)
     assert relative_error(wanted, host_forward(model, inputs)) > 0.3
     assert relative_error(changed(patcher), wanted) < 2 * CHANGE[quantised[0]]
+
+
+@pytest.mark.parametrize("form", list(TOLERANCE))
+def test_a_file_of_every_layer_quantised_runs(form, inputs, run_node, pack, base, relative_error):
+    folder, name = base / "models/diffusion_models", f"quantised_whole_{form}.safetensors"
+    groups = pack("opensora_core.checkpoint.layer_formats").GROUPS
+    pack("opensora_core.checkpoint.quantize").quantize(folder / "Open_Sora_v2.safetensors", folder / name, form, groups)
+    patcher = run_node("UNETLoader", unet_name=name, weight_dtype="default")[0]
+    # Outside attention and MLP the file asks the host not to round inputs.
+    assert patcher.model.diffusion_model.double_blocks[0].img_mod.lin._full_precision_mm
+    assert relative_error(host_forward(patcher, inputs), library_forward(pack, folder / name, inputs)) < TOLERANCE[form]
