@@ -104,11 +104,11 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim))
 
 
-def joint_attention(qkv: tuple[Tensor, Tensor, Tensor], pe: Tensor, attention, num_txt: int, options: dict) -> Tensor:
+def joint_attention(qkv: list[Tensor], pe: Tensor, attention, num_txt: int, options: dict) -> Tensor:
     """Attend over text and image tokens together, through the host's attention patches.
 
     Args:
-        qkv: three of [B, L, H, D], text tokens first, before rotation.
+        qkv: three of [B, L, H, D], text tokens first, before rotation. The list is emptied, so that each is freed once used.
         pe: [2, L, 1, D/2].
         num_txt: how many leading tokens are text.
 
@@ -122,14 +122,28 @@ def joint_attention(qkv: tuple[Tensor, Tensor, Tensor], pe: Tensor, attention, n
         for patch in patches.get("attn1_patch", ()):
             q, k, v = (x.transpose(1, 2) for x in qkv)
             out = patch(q, k, v, pe=pe, attn_mask=None, extra_options=extra)
-            qkv = tuple(out.get(name, x).transpose(1, 2) for name, x in zip("qkv", (q, k, v), strict=True))
+            qkv[:] = (out.get(name, x).transpose(1, 2) for name, x in zip("qkv", (q, k, v), strict=True))
             pe = out.get("pe", pe)
-    q, k, v = qkv
-    q, k = rotate_half(q, pe), rotate_half(k, pe)
-    out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), options)
+            del q, k, v, out
+    v = qkv.pop().transpose(1, 2)
+    k = rotate_half(qkv.pop(), pe).transpose(1, 2)
+    q = rotate_half(qkv.pop(), pe).transpose(1, 2)
+    out = attention(q, k, v, options)
     for patch in patches.get("attn1_output_patch", ()):
         out = patch(out, extra)
     return out
+
+
+def gelu(x: Tensor) -> Tensor:
+    """tanh-GELU of a tensor that is the caller's own: in place, unless gradients need it as it was."""
+    return F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(x, approximate="tanh")
+
+
+class GELU(nn.Module):
+    """`gelu` as a layer of an MLP, whose input is the linear layer's fresh output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
 
 
 class DoubleStreamBlock(nn.Module):
@@ -137,7 +151,7 @@ class DoubleStreamBlock(nn.Module):
         super().__init__()
         self.attention = seams.attention
         for stream in ("img", "txt"):
-            mlp = (seams.linear(hidden_size, mlp_hidden_size), nn.GELU("tanh"), seams.linear(mlp_hidden_size, hidden_size))
+            mlp = (seams.linear(hidden_size, mlp_hidden_size), GELU(), seams.linear(mlp_hidden_size, hidden_size))
             self.add_module(f"{stream}_mod", Modulation(hidden_size, 2, seams))
             self.add_module(f"{stream}_norm1", seams.layer_norm(hidden_size))
             self.add_module(f"{stream}_attn", SelfAttention(hidden_size, head_dim, seams))
@@ -151,10 +165,9 @@ class DoubleStreamBlock(nn.Module):
 
         img_qkv = self.img_attn.qkv(modulate(self.img_norm1(img), img_mod1))
         txt_qkv = self.txt_attn.qkv(modulate(self.txt_norm1(txt), txt_mod1))
-        qkv = tuple(torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
+        qkv = [torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True)]
         del img_qkv, txt_qkv
         attended = joint_attention(qkv, pe, self.attention, num_txt, transformer_options)
-        del qkv
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(attended[:, num_txt:]))
         img = torch.addcmul(img, img_mod2.gate, self.img_mlp(modulate(self.img_norm2(img), img_mod2)))
@@ -182,15 +195,27 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, num_txt: int, transformer_options: dict) -> Tensor:
         (mod,) = self.modulation(vec)
         y = modulate(self.pre_norm(x), mod)
-        q = self.norm.query_norm(split_heads(self.q_proj(y), self.head_dim))
-        k = self.norm.key_norm(split_heads(self.k_proj(y), self.head_dim))
-        v, mlp = self.v_mlp(y).split(self.split, dim=-1)
-        qkv = (q, k, split_heads(v, self.head_dim))
-        del y, q, k, v
+        qkv = [
+            self.norm.query_norm(split_heads(self.q_proj(y), self.head_dim)),
+            self.norm.key_norm(split_heads(self.k_proj(y), self.head_dim)),
+        ]
+        v_mlp = self.v_mlp(y)  # after q and k, whose making needs room of its own
+        del y
+        qkv.append(split_heads(v_mlp[..., : self.split[0]], self.head_dim))
         attended = joint_attention(qkv, pe, self.attention, num_txt, transformer_options)
-        del qkv
-        out = self.linear2(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return torch.addcmul(x, mod.gate, out)
+        return torch.addcmul(x, mod.gate, self.linear2(self._beside_mlp(attended, v_mlp)))
+
+    def _beside_mlp(self, attended: Tensor, v_mlp: Tensor) -> Tensor:
+        """The attention's output and the activated MLP, [B, L, hidden + mlp].
+
+        v has been used by now, so the attention takes its place: the largest tensor of the block exists once.
+        """
+        v, mlp = v_mlp.split(self.split, dim=-1)
+        if torch.is_grad_enabled():
+            return torch.cat((attended, gelu(mlp)), dim=-1)
+        v.copy_(attended)
+        gelu(mlp)
+        return v_mlp
 
 
 class LastLayer(nn.Module):

@@ -73,9 +73,16 @@ class MMDiT(nn.Module):
         latent_size = x.shape[-3:]
         img, txt, vec = self._embed(x, timestep, context, y, cond, guidance)
         img, txt, pe = self._positions(img, txt, latent_size, options)
-        img, txt = self._double_stream(img, txt, vec, pe, options)
-        joined = self._single_stream(torch.cat((txt, img), dim=1), txt.shape[1], vec, pe, options)
-        out = self.final_layer(joined[:, txt.shape[1] :], vec)
+        options.update(total_blocks=len(self.double_blocks), block_type="double")
+        for index, block in enumerate(self.double_blocks):
+            img, txt = _run_double(block, index, (img, txt, vec, pe), options)
+        num_txt = txt.shape[1]
+        joined = torch.cat((txt, img), dim=1)
+        del img, txt
+        options.update(total_blocks=len(self.single_blocks), block_type="single", img_slice=[num_txt, joined.shape[1]])
+        for index, block in enumerate(self.single_blocks):
+            joined = _run_single(block, index, (joined, vec, pe), num_txt, options)
+        out = self.final_layer(joined[:, num_txt:], vec)
         return unpack(out, *latent_size, self.config.patch_size)
 
     @property
@@ -109,36 +116,32 @@ class MMDiT(nn.Module):
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"][0], out["txt_ids"][0]
         return img, txt, rotary_table(torch.cat((txt_ids, img_ids)), self.config.axes_dim)
 
-    def _double_stream(self, img, txt, vec, pe, options):
-        replace = options.get("patches_replace", {}).get("dit", {})
-        options.update(total_blocks=len(self.double_blocks), block_type="double")
-        for index, block in enumerate(self.double_blocks):
-            options["block_index"] = index
-            if ("double_block", index) in replace:
 
-                def original(args, block=block):
-                    img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
-                    return {"img": img, "txt": txt}
+def _run_double(block, index: int, streams: tuple, options: dict) -> tuple[Tensor, Tensor]:
+    """One double block, or what the host has put in its place."""
+    options["block_index"] = index
+    replacement = options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+    if replacement is None:
+        return block(*streams, options)
 
-                args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "transformer_options": options}
-                out = replace[("double_block", index)](args, {"original_block": original})
-                img, txt = out["img"], out["txt"]
-            else:
-                img, txt = block(img, txt, vec, pe, options)
-        return img, txt
+    def original(args):
+        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
+        return {"img": img, "txt": txt}
 
-    def _single_stream(self, joined, num_txt, vec, pe, options):
-        replace = options.get("patches_replace", {}).get("dit", {})
-        options.update(total_blocks=len(self.single_blocks), block_type="single", img_slice=[num_txt, joined.shape[1]])
-        for index, block in enumerate(self.single_blocks):
-            options["block_index"] = index
-            if ("single_block", index) in replace:
+    args = dict(zip(("img", "txt", "vec", "pe"), streams, strict=True), transformer_options=options)
+    out = replacement(args, {"original_block": original})
+    return out["img"], out["txt"]
 
-                def original(args, block=block):
-                    return {"img": block(args["img"], args["vec"], args["pe"], num_txt, args["transformer_options"])}
 
-                args = {"img": joined, "vec": vec, "pe": pe, "transformer_options": options}
-                joined = replace[("single_block", index)](args, {"original_block": original})["img"]
-            else:
-                joined = block(joined, vec, pe, num_txt, options)
-        return joined
+def _run_single(block, index: int, streams: tuple, num_txt: int, options: dict) -> Tensor:
+    """One single block, or what the host has put in its place."""
+    options["block_index"] = index
+    replacement = options.get("patches_replace", {}).get("dit", {}).get(("single_block", index))
+    if replacement is None:
+        return block(*streams, num_txt, options)
+
+    def original(args):
+        return {"img": block(args["img"], args["vec"], args["pe"], num_txt, args["transformer_options"])}
+
+    args = dict(zip(("img", "vec", "pe"), streams, strict=True), transformer_options=options)
+    return replacement(args, {"original_block": original})["img"]

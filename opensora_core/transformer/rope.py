@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..config import ROPE_THETA
 
+CHUNK_ELEMENTS = 2**24  # of one rotated chunk: 64 MiB in fp32, above which kernels are as fast as they get
+
 
 def position_ids(latent_frames: int, rows: int, columns: int, device, options: dict | None = None) -> Tensor:
     """Integer positions in patch units, [T * rows * columns, 3] fp32 in the order t, h, w.
@@ -48,7 +50,21 @@ def rotary_table(ids: Tensor, axes_dim: tuple[int, ...]) -> Tensor:
 
 
 def rotate_half(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotate [B, L, H, D] by the table of [2, L, 1, D/2], in fp32; the result has x's dtype."""
+    """Rotate [B, L, H, D] by the table of [2, L, 1, D/2], in fp32; the result has x's dtype.
+
+    Long sequences go a chunk of tokens at a time: the fp32 work would else be the largest thing in the block.
+    """
+    step = max(1, CHUNK_ELEMENTS * x.shape[1] // max(1, x.numel()))
+    if step >= x.shape[1]:
+        return _rotate(x, pe)
+    out = torch.empty_like(x)
+    for start in range(0, x.shape[1], step):
+        tokens = slice(start, start + step)
+        out[:, tokens] = _rotate(x[:, tokens], pe[:, tokens])
+    return out
+
+
+def _rotate(x: Tensor, pe: Tensor) -> Tensor:
     cos, sin = pe
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)

@@ -9,6 +9,7 @@ from einops import rearrange
 from opensora_core.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
 from opensora_core.errors import OpenSoraError
 from opensora_core.ops import TorchOperations, attention, sliced_attention
+from opensora_core.transformer import rope
 from opensora_core.transformer.model import MMDiT
 from opensora_core.transformer.packing import pack, unpack
 from opensora_core.transformer.rope import position_ids, rotary_table, rotate_half
@@ -97,6 +98,33 @@ def test_no_condition_is_a_zero_condition(model):
     args = inputs()
     zero = model(**{**args, "cond": torch.zeros_like(args["cond"])})
     assert torch.equal(model(**{**args, "cond": None}), zero)
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_without_gradients_memory_is_reused_and_values_are_the_same(model, patched):
+    keep = lambda q, k, v, pe, attn_mask, extra_options: {"q": q, "k": k, "v": v}  # noqa: E731
+    options = {"patches": {"attn1_patch": [keep]}} if patched else {}
+    args = inputs()
+    before = {name: value.clone() for name, value in args.items()}
+    with torch.enable_grad():
+        expected = model(**args, transformer_options=options)
+    with torch.no_grad():
+        assert torch.equal(model(**args, transformer_options=options), expected)
+    assert all(torch.equal(args[name], value) for name, value in before.items())
+
+
+def test_gradients_reach_every_weight():
+    model = fill(MMDiT(TINY))
+    model(**inputs()).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_long_sequences_rotate_in_chunks(monkeypatch):
+    pe = rotary_table(position_ids(2, 3, 4, "cpu"), (4, 14, 14))
+    x = torch.randn(2, 24, 2, 32)
+    whole = rotate_half(x, pe)
+    monkeypatch.setattr(rope, "CHUNK_ELEMENTS", 5 * 2 * 2 * 32)
+    assert torch.equal(rotate_half(x, pe), whole)
 
 
 def test_guidance_is_asked_for_by_a_distilled_model():
