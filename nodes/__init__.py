@@ -8,6 +8,7 @@ from .host import selftest
 from .host.model import register
 from .latents import OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
+from .memory import OpenSoraOffload, OpenSoraQuantize
 from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
 
@@ -24,6 +25,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraRectifiedFlowSampler,
     OpenSoraTiledVAEDecode,
     OpenSoraTiledVAEEncode,
+    OpenSoraOffload,
+    OpenSoraQuantize,
 )
 
 

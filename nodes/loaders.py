@@ -3,7 +3,8 @@
 import folder_paths
 from comfy_api.latest import io
 
-from .host import lora, model, paths
+from .host import lora, model, notice, paths
+from .host.offload import AUTO, MODES, apply_offload
 
 MODELS, LORAS = "diffusion_models", "loras"
 
@@ -27,7 +28,26 @@ class OpenSoraModelLoader(io.ComfyNode):
                     "precision",
                     options=list(model.PRECISIONS),
                     default="auto",
-                    tooltip="How the weights are held. auto = as stored in the file (bf16: 24 GB); fp8_e4m3fn = half of that, slightly less exact; fp32 = twice.",
+                    tooltip="How the weights are held. auto = as stored in the file (bf16: 24 GB); fp8_e4m3fn or int8 = 15 GB, slightly less exact; "
+                    "fp32 = 48 GB.",
+                ),
+                io.Combo.Input(
+                    "offload",
+                    options=list(MODES),
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Where weights are while a video is made. auto = ComfyUI decides (best for most). resident = all in GPU memory, refused if "
+                    "they do not fit. budget = at most budget_gib of them. minimal = as few as can be, slowest.",
+                ),
+                io.Float.Input(
+                    "budget_gib",
+                    default=8.0,
+                    min=0.1,
+                    max=1024.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="GiB of weights in GPU memory at most, where offload is budget; else without effect.",
                 ),
             ],
             outputs=[
@@ -35,15 +55,19 @@ class OpenSoraModelLoader(io.ComfyNode):
                     display_name="model", tooltip="The video transformer, for Open-Sora and stock samplers, LoRA and other model nodes."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, precision):
-        return [*paths.stamp(MODELS, model_name), precision]
+    def fingerprint_inputs(cls, model_name, precision, offload="auto", budget_gib=8.0):
+        return [*paths.stamp(MODELS, model_name), precision, offload, budget_gib]
 
     @classmethod
-    def execute(cls, model_name, precision="auto") -> io.NodeOutput:
-        return io.NodeOutput(model.load_model(paths.model_file(MODELS, model_name), precision))
+    def execute(cls, model_name, precision="auto", offload="auto", budget_gib=8.0) -> io.NodeOutput:
+        loaded = model.load_model(paths.model_file(MODELS, model_name), precision)
+        loaded, line = apply_offload(loaded, offload, budget_gib)
+        notice.show(line, cls.hidden.unique_id, notice.INFO)
+        return io.NodeOutput(loaded)
 
 
 class OpenSoraLoraLoader(io.ComfyNode):

@@ -4,7 +4,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
-from .host import notice, paths, text
+from .host import notice, paths, prompts, text
 
 FOLDER = "text_encoders"
 
@@ -54,7 +54,9 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, t5_name, clip_l_name, precision, device="auto") -> io.NodeOutput:
         files = [paths.model_file(FOLDER, name) for name in (t5_name, clip_l_name)]
-        return io.NodeOutput(text.load_text_encoders(*files, precision, device))
+        clip = text.load_text_encoders(*files, precision, device)
+        prompts.note_source(clip)
+        return io.NodeOutput(clip)
 
 
 class OpenSoraT5TextEncode(io.ComfyNode):
@@ -97,6 +99,14 @@ class OpenSoraT5TextEncode(io.ComfyNode):
                     max=FPS_RANGE[1],
                     tooltip="Frames per second named in the prompt. 24 is the released default; 0 leaves the sentence out. It does not change the video's length.",
                 ),
+                io.Boolean.Input(
+                    "keep_encoded",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On = keep what these prompts became (8 MB each, 256 MiB in all) until ComfyUI ends, so that using one again needs no text "
+                    "encoder. Off = ComfyUI's own caching only.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The encoded prompt."),
@@ -107,11 +117,12 @@ class OpenSoraT5TextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, prompt, negative_prompt, motion_score, fps) -> io.NodeOutput:
+    def execute(cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded=False) -> io.NodeOutput:
         text.check_clip(clip)
+        encode = prompts.encode_kept if keep_encoded else text.encode
         decorated = decorate(prompt, fps=fps, motion_score=motion_score)
-        positive, note = text.encode(clip, decorated)
+        positive, note = encode(clip, decorated)
         notice.show(note, cls.hidden.unique_id)
-        negative, note = text.encode(clip, negative_prompt)
+        negative, note = encode(clip, negative_prompt)
         notice.show(note, cls.hidden.unique_id)
         return io.NodeOutput(positive, negative, decorated)

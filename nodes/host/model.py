@@ -21,10 +21,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...opensora_core import quantised
 from ...opensora_core.checkpoint import detect, keys
 from ...opensora_core.checkpoint.files import Header, quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.config import TransformerConfig
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.transformer.model import MMDiT
@@ -34,7 +34,7 @@ from .precision import quantise_state
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp8_e4m3fn")
+PRECISIONS = ("auto", "fp32", "bf16", *FORMATS)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
 _HOST_PREFIXES = ("", "model.diffusion_model.", "model.")  # what the host's own loader takes off
@@ -189,7 +189,7 @@ def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False
     """Load an Open-Sora 2.0 transformer file as a MODEL, through the host's own loader.
 
     Args:
-        precision: auto (as stored, where the device computes in it), fp32, bf16, or fp8_e4m3fn (weights held in 8 bits).
+        precision: auto (as stored, where the device computes in it), fp32, bf16, or fp8_e4m3fn or int8 (block weights held in 8 bits).
         disable_dynamic: the host asks for a copy without its dynamic memory, for compilation and hooks.
 
     Raises:
@@ -198,14 +198,14 @@ def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False
     """
     header, identity = _check_file(path, precision)
     state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    in_8_bits = precision in quantised.PRECISIONS and not _is_float8(header)  # what is stored in 8 bits is not rounded again
+    in_8_bits = precision in FORMATS and not _is_float8(header)  # what is stored in 8 bits is not rounded again
     if in_8_bits or identity.prefix not in _HOST_PREFIXES:
         cut = len(identity.prefix)
         state = {key[cut:]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
     if in_8_bits:
         if identity.fused:
             state = dict(pair for key, tensor in state.items() for pair in keys.unfuse(key, tensor, identity.config))
-        state = quantise_state(state, quantised.precision_format(precision))
+        state = quantise_state(state, FORMATS[precision]())
     options = {"dtype": _DTYPES[precision]} if precision in _DTYPES else {}
     patcher = comfy.sd.load_diffusion_model_state_dict(state, options, metadata, disable_dynamic)
     if patcher is None or not is_open_sora(patcher):
@@ -227,6 +227,8 @@ def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
         raise CheckpointError(
             f"{header.name} is already quantised ({form}); use it with precision auto, or choose the bf16 file for {precision}."
         )
+    if precision == "int8" and _is_float8(header):
+        raise CheckpointError(f"{header.name} is stored in float8 already; use it with precision auto, or choose the bf16 file for int8.")
     extra = _check_whole(detect.bare_shapes(header.shapes, identity.prefix), identity, header.name, exact=form is None)
     if extra and not form:
         logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(extra), ", ".join(extra[:5]))

@@ -6,6 +6,8 @@ from server import PromptServer
 
 logger = logging.getLogger(__name__)
 
+INFO = logging.INFO
+
 
 def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
     """Show one line.

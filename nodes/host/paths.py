@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import folder_paths
 
 from ...opensora_core import model_files
-from ...opensora_core.errors import CheckpointError
+from ...opensora_core.errors import CheckpointError, OpenSoraError
 
 SMALL = "small (built in)"
 _SMALL_FILES = {"diffusion_models": "Open_Sora_v2.safetensors", "vae": "hunyuan_vae.safetensors"}
@@ -33,6 +33,27 @@ def model_file(folder: str, name: str) -> str:
     if path is None:
         raise CheckpointError(f"{name} is not in models/{folder} (any more); put it there, press R to refresh, and choose it again.")
     return path
+
+
+def new_file(folder: str, name: str) -> Path:
+    """Full path of a safetensors file to be written into a model folder. ".safetensors" is added to a name without an ending.
+
+    Raises:
+        OpenSoraError: a name that leads anywhere else, or one that is taken.
+    """
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    if not name.strip() or parts != (name, name) or name.startswith(".") or not name.isprintable():
+        raise OpenSoraError(f"{name!r} is not a file name; give one without folders, such as Open_Sora_v2_fp8.safetensors.")
+    if not PurePosixPath(name).suffix:
+        name += ".safetensors"
+    if folder_paths.get_full_path(folder, name) is not None:
+        raise OpenSoraError(f"models/{folder} has a {name} already, which is not overwritten; give another name, or delete it first.")
+    # The host lists older names of a folder first (models/unet).
+    folders = [Path(path) for path in folder_paths.get_folder_paths(folder)]
+    target = next((path for path in folders if path.name == folder and path.is_dir()), None) or next(filter(Path.is_dir, folders), None)
+    if target is None:
+        raise OpenSoraError(f"There is no folder models/{folder}; make it, and try again.")
+    return target / name
 
 
 def stamp(folder: str, name: str) -> tuple[str, int, int]:

@@ -1,6 +1,7 @@
-"""Weights held in 8 bits from the moment they are loaded, in the host's own format for quantised layers."""
+"""Weights in 8 bits, in the host's own format for quantised layers: held so from the moment they are loaded, or written to a file."""
 
 import json
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.checkpoint.layer_formats import HOST_NAMES, layers_to_quantise
+from ...opensora_core.checkpoint.quantize import quantize
 from ...opensora_core.quantised import Format
 
 
@@ -31,3 +33,23 @@ def quantise_state(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
         result[f"{layer}.comfy_quant"] = torch.tensor(list(layout), dtype=torch.uint8)
         progress.update(1)
     return result
+
+
+def write_quantised(source: str, target: Path, form: str) -> str:
+    """Write a quantised copy of a transformer file, with the host's progress bar; an interrupt leaves no file.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        OpenSoraError, CheckpointError: as opensora_core.checkpoint.quantize.
+    """
+    bar = None
+
+    def progress(done: int, total: int, name: str) -> None:
+        nonlocal bar
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar = bar or comfy.utils.ProgressBar(total)
+        bar.update_absolute(done, total)
+
+    return quantize(source, target, form, progress=progress).text()

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 NEEDED = "0.33.0"  # also in pyproject.toml, requires-comfyui (a test compares)
 
+_PATCHER = getattr(comfy.model_patcher, "ModelPatcher", None)
+
 # (what it is called, where it is looked for, its name, parameters that we pass or are passed).
 _PARTS = (
     ("comfy.supported_models", comfy.supported_models, "models", ()),
@@ -61,12 +63,21 @@ _PARTS = (
     ("comfy.model_management", comfy.model_management, "load_models_gpu", ("models", "memory_required")),
     ("comfy.model_management", comfy.model_management, "throw_exception_if_processing_interrupted", ()),
     ("comfy.model_patcher", comfy.model_patcher, "CoreModelPatcher", ("model", "load_device", "offload_device")),
+    ("comfy.model_management", comfy.model_management, "get_free_memory", ("dev",)),
+    ("comfy.model_management", comfy.model_management, "get_total_memory", ("dev",)),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "partially_load", ("device_to", "extra_memory", "force_patch_weights")),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "clone", ("disable_dynamic", "model_override", "force_deepcopy")),
     ("comfy.ops", comfy.ops, "disable_weight_init", ()),
     ("latent_preview", latent_preview, "prepare_callback", ("model", "steps")),
 )
 _METHODS = (
     (comfy, "model_base.BaseModel", ("extra_conds", "concat_cond", "encode_adm", "resize_cond_for_context_window", "process_latent_in")),
     (comfy, "supported_models_base.BASE", ("matches", "get_model", "process_unet_state_dict", "process_unet_state_dict_for_saving")),
+    (
+        comfy,
+        "model_patcher.ModelPatcher",
+        ("set_attachments", "remove_attachments", "get_attachment", "loaded_size", "model_size", "is_dynamic", "detach"),
+    ),
     (comfy, "samplers.CFGGuider", ("predict_noise", "sample", "inner_set_conds", "set_cfg")),
 )
 

@@ -246,3 +246,51 @@ def test_other_clips_are_refused(text, files):
     for found, name in ((sd15, "SD1ClipModel"), (sd3, "SD3ClipModel"), (None, "no text encoder")):
         with pytest.raises(text.OpenSoraError, match=f"holds .*{name}.*T5-XXL and CLIP-L together.*type flux"):
             text.encode(found, "a cat")
+
+
+def encode_node(run_node, clip, prompt, keep=True):
+    inputs = {"clip": clip, "prompt": prompt, "negative_prompt": "", "motion_score": 0, "fps": 0, "keep_encoded": keep}
+    return run_node("OpenSoraT5TextEncode", **inputs)[:2]
+
+
+@pytest.fixture
+def encoded(clip, pack, monkeypatch):
+    """The texts that the encoders were asked for from now on; nothing is kept before or after."""
+    texts, encode = [], pack("nodes.host.text").encode
+    monkeypatch.setattr(pack("nodes.host.text"), "encode", lambda clip, text: (texts.append(text), encode(clip, text))[1])
+    pack("opensora_core.loaded").PROMPTS.clear()
+    yield texts
+    pack("opensora_core.loaded").PROMPTS.clear()
+
+
+def test_a_kept_prompt_needs_no_encoder(encoded, clip, run_node, pack):
+    (first, _), (again, _) = encode_node(run_node, clip, "a kept cat."), encode_node(run_node, clip.clone(), "a kept cat.")
+    assert encoded == ["a kept cat.", ""]
+    assert torch.equal(first[0][0], again[0][0]) and torch.equal(first[0][1]["pooled_output"], again[0][1]["pooled_output"])
+    again[0][1]["pooled_output"] = None  # what a later node does to its conditioning stays with it
+    assert encode_node(run_node, clip, "a kept cat.")[0][0][1]["pooled_output"] is not None
+    encode_node(run_node, clip, "another cat.")
+    encode_node(run_node, clip, "a kept cat.", keep=False)
+    assert encoded[2:] == ["another cat.", "a kept cat.", ""]
+
+
+def test_other_encoders_are_asked_anew(encoded, clip, text, files, run_node):
+    encode_node(run_node, clip, "a kept cat.")
+    encode_node(run_node, text.load_text_encoders(*files, "bf16"), "a kept cat.")
+    assert encoded == ["a kept cat.", ""] * 2
+    fresh = text.load_text_encoders(*files)
+    encode_node(run_node, fresh, "a kept cat.")  # the same files in the same way
+    assert encoded == ["a kept cat.", ""] * 2
+    key = next(key for key in fresh.patcher.model.state_dict() if key.endswith("weight"))
+    assert fresh.patcher.add_patches({key: (torch.zeros_like(fresh.patcher.model.state_dict()[key]),)}) == [key]
+    encode_node(run_node, fresh, "a kept cat.")
+    assert encoded == ["a kept cat.", ""] * 3
+
+
+def test_a_clip_that_does_not_say_its_files_is_encoded_each_time(encoded, text, files, run_node, caplog):
+    clip = text.load_text_encoders(*files)
+    clip.patcher.cached_patcher_init = None
+    for _ in range(2):
+        encode_node(run_node, clip, "a cat.")
+    assert len(encoded) == 4
+    assert "does not say which files" in caplog.text

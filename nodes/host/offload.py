@@ -1,0 +1,154 @@
+"""How much of a MODEL's weights may be on the device at a time, through the host's own loading.
+
+The host asks a model's patcher to load as much as it has found room for (`partially_load`); what stays behind is brought
+to the device layer by layer, by the host. A mode bounds that request and does nothing else, so LoRA, hooks, /free and
+the host's own decisions to unload go on as ever. A mode belongs to a MODEL and its copies, not to the weights, which
+copies share: whichever copy is sampled with decides where they are.
+
+With dynamic VRAM the host does not load ahead at all: weights get memory as they are needed and give it up under pressure, those
+beyond a model's watermark never get any. A bound sets that watermark. It is a hint: small layers come on top, and
+whoever loads the model next moves it. That part was written from the allocator's source and has not been run on a GPU.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import comfy.model_management
+
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.offload.plan import GIB, at_least, at_most
+
+AUTO, RESIDENT, BUDGET, MINIMAL = MODES = ("auto", "resident", "budget", "minimal")
+
+_ATTACHMENT = "open_sora_offload"
+_ALL = 1e32  # bytes; the host's own word for "as much as there is"
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What travels with a MODEL and its copies. `limit`: bytes of weights on the device at most; None: all of them, always."""
+
+    mode: str
+    limit: int | None
+
+
+class Bounded:
+    """Goes before a patcher class of the host and bounds what it loads."""
+
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        """Called by the host with the bytes that it found room for, beyond those that are loaded."""
+        offload = self.get_attachment(_ATTACHMENT)
+        if offload is None:
+            return super().partially_load(device_to, extra_memory, force_patch_weights)
+        if offload.limit is None:
+            _require_room(self, device_to)
+            extra_memory = _ALL
+        else:
+            # Negative where more is loaded than the mode allows; the host then unloads as much.
+            extra_memory = min(extra_memory, offload.limit - self.loaded_size())
+        result = super().partially_load(device_to, extra_memory, force_patch_weights)
+        if self.is_dynamic():
+            _set_watermark(self, device_to, offload.limit)
+        return result
+
+    def clone(self, disable_dynamic=False, model_override=None, force_deepcopy=False):
+        """The host's copy, bounded as this one is, whatever class the host made it of."""
+        return _bounded(super().clone(disable_dynamic, model_override, force_deepcopy))
+
+
+def apply_offload(model, mode: str, budget_gib: float) -> tuple[object, str]:
+    """A copy of a MODEL with an offload mode.
+
+    Args:
+        mode: auto (the host decides), resident (all weights on the device), budget, or minimal (as little as the host can).
+        budget_gib: for the mode budget: GiB of weights on the device at most.
+
+    Returns:
+        The copy, and a line for people that says what it means here ("" for auto).
+
+    Raises:
+        OpenSoraError: an unknown mode, a budget that is no amount or more than the device has, or weights that can never fit.
+    """
+    if mode not in MODES:
+        raise OpenSoraError(f"offload={mode!r} is not known; use one of {', '.join(MODES)}.")
+    copy = model.clone()
+    if mode == AUTO:
+        copy.remove_attachments(_ATTACHMENT)
+        return copy, ""
+    total = comfy.model_management.get_total_memory(model.load_device)
+    size = model.model_size()
+    limit = {RESIDENT: None, MINIMAL: 0}[mode] if mode != BUDGET else _budget(budget_gib, total)
+    if mode == RESIDENT and size > total:
+        raise OpenSoraError(_does_not_fit(size, total, "the device has"))
+    copy = _bounded(copy)
+    copy.set_attachments(_ATTACHMENT, Offload(mode, limit))
+    return copy, _line(copy, mode, limit, size)
+
+
+def offload_of(model) -> str:
+    """The mode of a MODEL."""
+    offload = model.get_attachment(_ATTACHMENT)
+    return AUTO if offload is None else offload.mode
+
+
+@functools.cache
+def _bounded_class(host_class: type) -> type:
+    return type(f"Bounded{host_class.__name__}", (Bounded, host_class), {})
+
+
+def _bounded(patcher):
+    """The same patcher with a bound class. By its class, so that it works for other packs' patchers (GGUF) and every way of copying."""
+    if not isinstance(patcher, Bounded):
+        patcher.__class__ = _bounded_class(type(patcher))
+    return patcher
+
+
+def _budget(budget_gib: float, total: int) -> int:
+    if not math.isfinite(budget_gib) or budget_gib <= 0:
+        raise OpenSoraError(f"A budget of {budget_gib} GiB is not an amount of memory; give more than 0, or use minimal for as little as can be.")
+    if budget_gib * GIB > total:
+        raise OpenSoraError(f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(total)} GiB; give at most that.")
+    return int(budget_gib * GIB)
+
+
+def _require_room(patcher, device) -> None:
+    """Raise unless all weights fit beside what else is on the device. The host has made what room it could by now."""
+    if comfy.model_management.is_device_cpu(device):
+        return  # the weights are in this memory already
+    size = patcher.model_size()
+    free = comfy.model_management.get_free_memory(device) + patcher.loaded_size()
+    if size > free:
+        # As the host does when loading fails: nothing of it stays on the device uncounted.
+        patcher.detach()
+        raise OpenSoraError(_does_not_fit(size, int(free), "the device has free"))
+
+
+def _does_not_fit(size: int, room: int, words: str) -> str:
+    return (
+        f"Offload resident needs {at_least(size)} GiB for the weights and {words} {at_most(room)} GiB; "
+        "use auto, a budget, or a precision with smaller weights (fp8_e4m3fn, int8)."
+    )
+
+
+def _set_watermark(patcher, device, limit: int | None) -> None:
+    """Bound what dynamic VRAM may give the weights from now on, or (None) what it may take from them until this node ends."""
+    vbar = getattr(patcher.model, "dynamic_vbars", {}).get(device)
+    if vbar is None:
+        return
+    if limit is None:
+        vbar.set_watermark_limit(patcher.model_size())
+    else:
+        vbar.set_watermark(limit)
+
+
+def _line(model, mode: str, limit: int | None, size: int) -> str:
+    if comfy.model_management.is_device_cpu(model.load_device):
+        return f"Offload {mode}: ComfyUI computes on the CPU here, so that all {at_least(size)} GiB of weights are in RAM in every mode."
+    hint = " With ComfyUI's dynamic VRAM this is a hint." if model.is_dynamic() else ""
+    if limit is None:
+        return f"Offload {mode}: all {at_least(size)} GiB of weights on the device.{hint}"
+    if limit >= size:
+        return f"Offload {mode}: the weights take {at_least(size)} GiB, so that all of them may stay on the device.{hint}"
+    kept = f"at most {at_most(limit)}" if limit else "as little as possible"
+    return f"Offload {mode}: {kept} of {at_least(size)} GiB of weights on the device, the rest waits in RAM.{hint}"
