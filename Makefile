@@ -52,6 +52,7 @@ bench: $(READY)
 	$(PIP) --constraint $(VENV)/constraints.txt --editable ".[bench]"
 	$(PY) -m benchmarks.transformer_forward
 	$(PY) -m benchmarks.vae_decode
+	$(PY) -m benchmarks.preflight
 
 record: $(READY)
 	$(PY) -m demo.host_record

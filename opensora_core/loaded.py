@@ -185,6 +185,12 @@ class LoadedModels:
             alive = [(key, model, self._describe[key], key in self._kept) for key, model in list(self._models.items())]
         return [Loaded(key, describe(model), is_kept) for key, model, describe, is_kept in alive]
 
+    def report(self) -> str:
+        """The listing for a person."""
+        lines = [entry.line() for entry in self.listing()]
+        kept = f"Kept loaded up to {self.keep_limit_gib:g} GiB." if self._keep_limit else "Nothing is kept loaded beyond its use."
+        return "\n".join([*(lines or ["No model is loaded."]), kept])
+
     def release(self, path: str | Path | None = None) -> None:
         """Keep no longer what was kept of a file, or of all. Whoever uses it still does."""
         resolved = None if path is None else str(Path(path).expanduser().resolve())

@@ -225,6 +225,8 @@ def test_the_listing_says_what_where_in_what_precision_and_how_large(cache, file
     (entry,) = cache.listing()
     assert kept is module and entry.description == Description("cpu", "bfloat16", 2 * (32 + 4))
     assert entry.line() == "transformer: model.safetensors (precision as stored) on cpu, bfloat16, 0.00 GiB"
+    assert cache.report().splitlines() == [entry.line(), "Nothing is kept loaded beyond its use."]
+    assert LoadedModels(2.5).report().splitlines() == ["No model is loaded.", "Kept loaded up to 2.5 GiB."]
 
 
 class OpenCount:

@@ -325,14 +325,15 @@ def test_decoding_finds_its_way_and_an_exact_one_that_does_not_fit_is_a_problem(
 
 
 def test_what_cannot_fit_is_refused_with_the_nearest_that_can():
-    memory, asked = card(2.5), replace(HIGH, num_frames=33)
+    asked, least = replace(HIGH, num_frames=33), Settings("nf4", "minimal")
+    needed = estimate(asked, least, MODEL, card(24)).stage("sampling").num_bytes
+    memory = replace(card(24), free=needed * 9 // 10)
     found = preflight(asked, MODEL, memory)
     assert not found.fits and found.recommended is None and "No settings fit" in found.report()
     frames = int(found.nearest.split("The nearest that does: ")[1].split()[0])
     size = found.nearest.split(" or ")[1].split()[0]
     width, height = map(int, size.split("x"))
     assert frames % 4 == 1 and 1 <= frames < 33 and 16 <= height < 576
-    least = Settings("nf4", "minimal")
     assert estimate(replace(asked, num_frames=frames), least, MODEL, memory).fits
     assert not estimate(replace(asked, num_frames=frames + 4), least, MODEL, memory).fits
     assert estimate(replace(asked, height=height, width=width), least, MODEL, memory).fits
