@@ -22,8 +22,12 @@ def quantise_state(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
     Args:
         state: tensors by key, without prefix. Memory-mapped ones are read one at a time.
     """
+    return quantise_layers(state, layers_to_quantise({key: tuple(tensor.shape) for key, tensor in state.items()}), form)
+
+
+def quantise_layers(state: dict[str, Tensor], layers: list[str], form: Format) -> dict[str, Tensor]:
+    """The same tensors, the weights of the named layers in a format and with the notes by which the host knows it."""
     layout = json.dumps({"format": HOST_NAMES[form.name], "full_precision_matrix_mult": True}).encode()
-    layers = layers_to_quantise({key: tuple(tensor.shape) for key, tensor in state.items()})
     result, progress = dict(state), comfy.utils.ProgressBar(len(layers))
     for layer in layers:
         comfy.model_management.throw_exception_if_processing_interrupted()

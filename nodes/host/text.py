@@ -6,7 +6,6 @@ ids come straight from the host's tokenizers: 512 T5 tokens and one CLIP chunk, 
 library makes them from the same tokenizer files.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 
@@ -19,16 +18,17 @@ import torch
 from ...opensora_core.checkpoint import detect, keys
 from ...opensora_core.checkpoint.files import read_header
 from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.config import T5_LENGTH
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.text.prompt import dropped_sentence, fit_tokens
+from .precision import quantise_layers
 
-PRECISIONS = ("auto", "bf16", "fp8_e4m3fn")
+PRECISIONS = ("auto", "bf16", *FORMATS)
 DEVICES = ("auto", "cpu")
 
 T5_VOCABULARY, CLIP_VOCABULARY = 32128, 49408  # rows of the released embedding tables
 
-_FP8_MAX = 448.0  # largest finite float8_e4m3fn
 _T5_LINEARS = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight", ".wo.weight")
 _CLIP_HEAD_WIDTH = 64  # CLIP's released proportion: 768 wide, 12 heads
 
@@ -129,7 +129,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", 
 
     Args:
         t5_path, clip_l_path: single files, in either order.
-        precision: auto (as stored), bf16, or fp8_e4m3fn (T5's linear layers in the host's scaled 8-bit format, the rest as stored).
+        precision: auto (as stored), bf16, fp8_e4m3fn or int8 (T5's linear layers in the host's 8-bit formats, the rest as stored).
         device: auto (the host's choice) or cpu.
 
     Raises:
@@ -257,27 +257,14 @@ def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None
         for file in (t5, clip_l):
             file.state = {key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for key, tensor in file.state.items()}
         return
-    if precision != "fp8_e4m3fn":
+    if precision not in PRECISIONS:
         raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
     if t5.state["encoder.final_layer_norm.weight"].dtype == torch.float8_e4m3fn:
-        return  # stored so already
-    t5.state = _scaled_fp8(t5.state)
-
-
-def _scaled_fp8(state: dict) -> dict:
-    """T5's linear layers as the host's scaled float8: one scale per tensor, so that nothing is clipped or lost below."""
-    layout = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
-    result = {}
-    for key, tensor in state.items():
-        if not key.endswith(_T5_LINEARS):
-            result[key] = tensor
-            continue
-        stem = key[: -len("weight")]
-        scale = (tensor.abs().amax().float() / _FP8_MAX).clamp(min=1e-12)
-        result[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
-        result[f"{stem}weight_scale"] = scale
-        result[f"{stem}comfy_quant"] = torch.tensor(list(layout), dtype=torch.uint8)
-    return result
+        if precision == "fp8_e4m3fn":
+            return  # stored so already
+        raise CheckpointError(f"{t5.name} is stored in fp8; use it with precision auto, or choose an unquantised file for {precision}.")
+    layers = [key[: -len(".weight")] for key in t5.state if key.endswith(_T5_LINEARS)]
+    t5.state = quantise_layers(t5.state, layers, FORMATS[precision]())
 
 
 def _load_dtype(t5_state: dict, clip_state: dict) -> torch.dtype:

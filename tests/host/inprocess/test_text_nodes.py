@@ -176,7 +176,7 @@ def test_loader_takes_the_files_in_either_order(text, files, clip, swap):
         assert torch.equal(text.encode(found, "a cat")[0][0][0], text.encode(clip, "a cat")[0][0][0])
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("auto", 0, 1e-5), ("bf16", 1e-4, 2e-2), ("fp8_e4m3fn", 1e-3, 1e-1)])
+@pytest.mark.parametrize(("precision", "least", "most"), [("auto", 0, 1e-5), ("bf16", 1e-4, 2e-2), ("fp8_e4m3fn", 1e-3, 1e-1), ("int8", 1e-4, 5e-2)])
 def test_precisions(text, files, reference, precision, least, most):
     found = text.load_text_encoders(*files, precision, "cpu")
     *_, states, pooled = reference("a cat")
@@ -233,7 +233,9 @@ def test_files_that_are_no_text_encoders(text, files, base, tmp_path):
         file.truncate(1_000_000)
     with pytest.raises(error, match=r"cut.safetensors is truncated"):
         text.load_text_encoders(str(tmp_path / "cut.safetensors"), clip_l)
-    save_file(text._scaled_fp8(load_file(t5)), tmp_path / "t5_scaled.safetensors")
+    scaled = text.read_encoder(t5)
+    text._set_precision(scaled, text.read_encoder(clip_l), "fp8_e4m3fn")
+    save_file(scaled.state, tmp_path / "t5_scaled.safetensors")
     with pytest.raises(error, match="already quantised; use it with precision auto"):
         text.load_text_encoders(str(tmp_path / "t5_scaled.safetensors"), clip_l, "bf16")
     assert text.load_text_encoders(str(tmp_path / "t5_scaled.safetensors"), clip_l)
