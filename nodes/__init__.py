@@ -8,7 +8,7 @@ from .host import selftest
 from .host.model import register
 from .latents import OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
-from .memory import OpenSoraOffload, OpenSoraQuantize
+from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
 from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
 
@@ -27,6 +27,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraTiledVAEEncode,
     OpenSoraOffload,
     OpenSoraQuantize,
+    OpenSoraLoadedModels,
+    OpenSoraPreflight,
 )
 
 

@@ -7,8 +7,7 @@ from ..opensora_core.config import Tiling
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.vae.memory import POLICIES
 from ..opensora_core.vae.tiling import check_tiling
-from .host import clips, notice, paths
-from .host.vae import load_vae
+from .host import clips, notice, paths, shared
 
 FOLDER = "vae"
 
@@ -41,7 +40,7 @@ class OpenSoraVAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(paths.model_file(FOLDER, vae_name)))
+        return io.NodeOutput(shared.shared_vae(paths.model_file(FOLDER, vae_name)))
 
 
 class OpenSoraTiledVAEDecode(io.ComfyNode):

@@ -3,7 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
-from .host import lora, model, notice, paths
+from .host import lora, model, notice, paths, shared
 from .host.offload import AUTO, MODES, apply_offload
 
 MODELS, LORAS = "diffusion_models", "loras"
@@ -64,7 +64,7 @@ class OpenSoraModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name, precision="auto", offload="auto", budget_gib=8.0) -> io.NodeOutput:
-        loaded = model.load_model(paths.model_file(MODELS, model_name), precision)
+        loaded = shared.shared_model(paths.model_file(MODELS, model_name), precision)
         loaded, line = apply_offload(loaded, offload, budget_gib)
         notice.show(line, cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(loaded)

@@ -2,9 +2,13 @@
 
 from comfy_api.latest import io, ui
 
+from ..opensora_core import geometry
 from ..opensora_core.checkpoint.quantize import FORMATS
-from .host import notice, offload, paths, precision
-from .host.model import require_open_sora
+from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.estimate import Request, Settings
+from ..opensora_core.vae.memory import POLICIES
+from .host import notice, offload, paths, planning, precision, shared
+from .host.model import PRECISIONS, require_open_sora
 
 MODELS = "diffusion_models"
 
@@ -88,3 +92,97 @@ class OpenSoraQuantize(io.ComfyNode):
         source, target = paths.model_file(MODELS, model_name), paths.new_file(MODELS, file_name)
         report = precision.write_quantised(source, target, format)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+class OpenSoraLoadedModels(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraLoadedModels",
+            display_name="Open-Sora Loaded Models",
+            category="Open-Sora/memory",
+            description="Shows which models are loaded, where, in what precision and how large, and can take some off the GPU.",
+            search_aliases=["open sora memory", "loaded models", "unload models", "free memory", "vram"],
+            is_output_node=True,
+            inputs=[
+                io.AnyType.Input(
+                    "any", optional=True, tooltip="Anything; it only makes this node run after the one it comes from. Not connected: at any time."
+                ),
+                io.Combo.Input(
+                    "unload",
+                    options=list(shared.UNLOAD),
+                    default=shared.NONE,
+                    tooltip="What to take off the GPU first, through ComfyUI; it comes back when it is needed. none = only look.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="report", tooltip="A line for each model; the node shows it too.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, unload, any=None):
+        return float("nan")  # what is loaded changes without any input
+
+    @classmethod
+    def execute(cls, unload, any=None) -> io.NodeOutput:
+        report = shared.report(shared.unload(unload))
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+class OpenSoraPreflight(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraPreflight",
+            display_name="Open-Sora Preflight",
+            category="Open-Sora/memory",
+            description="Says before a run what a video needs, stage by stage, recommends settings that fit, and stops the run if nothing does.",
+            search_aliases=["open sora memory estimate", "will it fit", "vram estimate", "out of memory", "plan"],
+            is_output_node=True,
+            inputs=[
+                io.Int.Input("width", default=336, min=16, max=4096, step=16, tooltip="Width of the video in pixels, a multiple of 16."),
+                io.Int.Input("height", default=192, min=16, max=4096, step=16, tooltip="Height of the video in pixels, a multiple of 16."),
+                io.Int.Input("num_frames", default=129, min=1, max=4097, step=4, tooltip="Frames of the video, 4k+1."),
+                io.Combo.Input("model_name", options=paths.choices(MODELS), tooltip="The transformer in models/diffusion_models that is to make it."),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
+                    tooltip="The precision it is to be loaded in. auto = as stored, or whatever fits if that does not.",
+                ),
+                io.Combo.Input(
+                    "offload",
+                    options=list(offload.MODES),
+                    default=offload.AUTO,
+                    tooltip="The offload mode it is to run in; budget means 8 GiB here. auto = as much in GPU memory as fits.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="What is needed in each stage and what that is made of; the node shows it too."),
+                io.Combo.Output(display_name="precision", options=list(PRECISIONS), tooltip="For Open-Sora Load Model."),
+                io.Combo.Output(display_name="offload", options=list(offload.MODES), tooltip="For Open-Sora Load Model or Open-Sora Offload."),
+                io.Combo.Output(display_name="policy", options=list(POLICIES), tooltip="For Open-Sora Tiled VAE Decode."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width, height, num_frames):
+        # A value that comes over a wire is None here; execute checks it again. The host repeats the sentence for every name above.
+        try:
+            if num_frames is not None:
+                geometry.check_num_frames(num_frames)
+            if None not in (width, height):
+                geometry.check_size(height, width)
+        except OpenSoraError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload):
+        # Not what is free at the moment: everything after this node would run again each time.
+        return [*paths.stamp(MODELS, model_name), width, height, num_frames, precision, offload]
+
+    @classmethod
+    def execute(cls, width, height, num_frames, model_name, precision, offload) -> io.NodeOutput:
+        request = Request(height, width, num_frames, settings=Settings(precision, offload))
+        advice = planning.advise(request, paths.model_file(MODELS, model_name))
+        return io.NodeOutput(advice.report, advice.precision, advice.offload, advice.decode_policy, ui=ui.PreviewText(advice.report))

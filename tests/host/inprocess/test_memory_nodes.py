@@ -1,5 +1,7 @@
 """Offload modes on the host's own loading: the same numbers, the bytes they promise, and sentences where they cannot."""
 
+import re
+
 import pytest
 import torch
 
@@ -305,3 +307,163 @@ def test_an_interrupt_leaves_no_file(quantize, base, monkeypatch):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         quantize("half")
     assert sorted((base / "models/diffusion_models").iterdir()) == before
+
+
+def test_loaders_of_one_file_share_its_weights(load, run_node, sample):
+    first, second = load(), load(offload="minimal")
+    assert first.model is second.model and first is not second
+    assert load("bf16").model is not first.model
+    expected = sample(first)
+    assert torch.equal(sample(second), expected) and torch.equal(sample(first), expected)
+    names = {"t5_name": "t5xxl.safetensors", "clip_l_name": "clip_l.safetensors", "precision": "auto", "device": "auto"}
+    clips = [run_node("OpenSoraTextEncoderLoader", **names)[0] for _ in range(2)]
+    assert clips[0].cond_stage_model is clips[1].cond_stage_model
+    other = run_node("OpenSoraTextEncoderLoader", **{**names, "precision": "bf16"})[0]
+    assert other.cond_stage_model is not clips[0].cond_stage_model
+    vaes = [run_node("OpenSoraVAELoader", vae_name="hunyuan_vae.safetensors")[0] for _ in range(2)]
+    assert vaes[0].first_stage_model is vaes[1].first_stage_model
+
+
+def test_a_shared_model_lives_as_long_as_it_is_used(load):
+    import gc
+    import weakref
+
+    model = load("bf16")
+    network, copy = weakref.ref(model.model), model.clone()
+    del model
+    gc.collect()
+    assert load("bf16").model is network() is copy.model
+    del copy
+    gc.collect()
+    assert network() is None
+
+
+def test_a_replaced_file_is_another_model(base, weights, run_node):
+    from safetensors.torch import save_file
+
+    path = base / "models/diffusion_models/shared.safetensors"
+    save_file(weights, path)
+    before = run_node("OpenSoraModelLoader", model_name=path.name, precision="auto")[0]
+    assert run_node("OpenSoraModelLoader", model_name=path.name, precision="auto")[0].model is before.model
+    save_file({key: tensor.float() for key, tensor in weights.items()}, path)
+    after = run_node("OpenSoraModelLoader", model_name=path.name, precision="auto")[0]
+    assert after.model is not before.model
+    path.unlink()
+
+
+def test_what_is_loaded_is_shown_and_unloaded(load, sample, offload, run_node):
+    model = load()
+    bounded = offload(model, "budget", half(model))
+    (idle,) = run_node("OpenSoraLoadedModels", unload="none")
+    assert re.search(rf"^model: {FILE} \(OpenSora2Model\), float32, 0\.0044\d? GiB, all in RAM$", idle, re.M)
+    sample(bounded)
+    (vae,) = run_node("OpenSoraVAELoader", vae_name="hunyuan_vae.safetensors")
+    (report,) = run_node("OpenSoraLoadedModels", unload="VAE", any=model)
+    assert report.startswith("There was no VAE to unload.") and "\nVAE: hunyuan_vae.safetensors (VAENetwork)" in report
+    assert bounded.loaded_size() > 0
+    (report,) = run_node("OpenSoraLoadedModels", unload="model")
+    assert report.startswith("Unloaded: OpenSora2Model.") and bounded.loaded_size() == 0
+    sample(model)
+    assert run_node("OpenSoraLoadedModels", unload="everything")[0].startswith("Unloaded: ")
+    assert model.loaded_size() == 0
+    del vae
+
+
+def test_a_model_at_work_is_not_unloaded(load, sample, run_node):
+    model = load()
+    sample(model)
+    model.pre_run()
+    with pytest.raises(ValueError, match="is sampling at this moment"):
+        run_node("OpenSoraLoadedModels", unload="everything")
+    assert model.loaded_size() > 0
+    model.cleanup()
+    assert "Unloaded" in run_node("OpenSoraLoadedModels", unload="everything")[0]
+
+
+def test_lines_say_where_weights_are(pack):
+    entry = pack("nodes.host.shared").Entry("model", "OpenSora2Model", ("a.safetensors",), "cuda:0", 8 * GIB, 3 * GIB, "bfloat16")
+    assert entry.line() == "model: a.safetensors (OpenSora2Model), bfloat16, 8 GiB, 3 GiB on cuda:0, 5 GiB in RAM"
+
+
+@pytest.fixture
+def machine(pack, monkeypatch):
+    """A card of so many GiB in a machine of so many: machine(gpu, ram)."""
+    estimate = pack("opensora_core.estimate")
+
+    def make(gpu, ram=64):
+        memory = estimate.Memory("cuda", "a card", gpu * GIB, gpu * GIB, ram * GIB, ram * GIB)
+        monkeypatch.setattr(pack("nodes.host.planning"), "host_memory", lambda: memory)
+
+    return make
+
+
+@pytest.fixture
+def preflight(run_node, pack, monkeypatch):
+    """The node, on the released sizes: preflight(width, height, frames, precision, offload) -> report, precision, offload, policy."""
+    sizes = pack("opensora_core.footprint").ModelSizes()
+    monkeypatch.setattr(pack("nodes.host.planning"), "sizes_of_files", lambda path: sizes)
+
+    def run(width=336, height=192, frames=129, precision="auto", offload="auto", name=FILE):
+        return run_node(
+            "OpenSoraPreflight", width=width, height=height, num_frames=frames, model_name=name, precision=precision, offload=offload
+        )
+
+    return run
+
+
+def test_preflight_on_a_large_card_changes_nothing(machine, preflight):
+    machine(80, 128)
+    report, *settings = preflight()
+    assert settings == ["auto", "auto", "auto"]
+    assert "This fits" in report and "not measured here" in report
+    for stage in ("text", "sampling", "decode", "RAM"):
+        assert re.search(rf"^  {stage} +\d", report, re.M)
+
+
+def test_preflight_recommends_what_fits_and_the_loader_takes_it(machine, preflight, load, run_node):
+    machine(24, 64)
+    report, *settings = preflight(width=1024, height=576, offload="resident")
+    assert "This does not fit" in report
+    precision, mode, policy = settings
+    assert (precision, mode) != ("auto", "resident")
+    load(precision, offload=mode)
+    assert policy in ("auto", "exact", "low_memory")
+    machine(8, 16)
+    assert preflight()[1] in ("fp8_e4m3fn", "int8", "auto")
+
+
+def test_preflight_stops_what_cannot_fit_with_the_nearest_that_can(machine, preflight):
+    machine(1, 16)
+    with pytest.raises(ValueError, match=r"^64x64 .*33 frames.*does not fit on a card \(GiB needed: text .*, sampling .*\): .*GiB free"):
+        preflight(width=64, height=64, frames=33)
+
+
+def test_a_quantised_file_is_recommended_as_it_is(machine, preflight, pack, monkeypatch, load):
+    sizes = pack("opensora_core.footprint").ModelSizes(stored="int8")
+    monkeypatch.setattr(pack("nodes.host.planning"), "sizes_of_files", lambda path: sizes)
+    machine(8, 16)
+    assert preflight()[1] == "auto"
+
+
+def test_preflight_reads_the_file_and_this_machine(run_node):
+    report, *settings = run_node(
+        "OpenSoraPreflight", width=64, height=48, num_frames=5, model_name=FILE, precision="auto", offload="auto"
+    )
+    assert report.startswith(f"{FILE}: 64x48 (width x height), 5 frames") and "On the CPU" in report
+    assert settings == ["auto", "auto", "auto"]
+    with pytest.raises(ValueError, match="use 5 or 9"):
+        run_node("OpenSoraPreflight", width=64, height=48, num_frames=6, model_name=FILE, precision="auto", offload="auto")
+
+
+def test_what_the_host_has_loaded_counts_as_free(pack, load, sample, monkeypatch):
+    import comfy.model_management
+
+    planning, estimate = pack("nodes.host.planning"), pack("opensora_core.estimate")
+    model = load()
+    sample(model)
+    free = 10 * GIB
+    monkeypatch.setattr(planning, "memory_of", lambda device: estimate.Memory("cuda", "a card", free, 12 * GIB, GIB, GIB))
+    reserved = comfy.model_management.extra_reserved_memory()
+    assert planning.host_memory().free == free + model.model_size() - reserved
+    comfy.model_management.unload_all_models()
+    assert planning.host_memory().free == free - reserved

@@ -1,0 +1,69 @@
+"""What a video needs on this host's device before it is made, and settings for our nodes that fit."""
+
+from dataclasses import dataclass, replace
+
+import comfy.model_management
+import torch
+
+from ...opensora_core.checkpoint.quantize import FORMATS
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.estimate import AUTO, Memory, Request
+from ...opensora_core.footprint import sizes_of_files
+from ...opensora_core.offload.plan import at_least
+from ...opensora_core.preflight import Preflight, memory_of, preflight
+from .model import PRECISIONS
+
+
+@dataclass(frozen=True)
+class Advice:
+    """For the inputs of our nodes, and a report for a person."""
+
+    report: str
+    precision: str
+    offload: str
+    decode_policy: str
+
+
+def advise(request: Request, path: str) -> Advice:
+    """Plan a video with a transformer file.
+
+    Raises:
+        CheckpointError: the file is damaged or another model.
+        OpenSoraError: nothing fits; says what is lacking and the nearest that does.
+    """
+    plan = preflight(request, sizes_of_files(path), host_memory())
+    if plan.recommended is None:
+        raise OpenSoraError(_cannot(plan))
+    settings = plan.recommended.settings
+    precision, line = _loader_precision(plan)
+    return Advice("\n".join(filter(None, [plan.report(), line])), precision, settings.offload, settings.decode_policy)
+
+
+def host_memory() -> Memory:
+    """This machine's memory as the host can use it: what its loaded models take counts as free, it unloads them for others."""
+    device = comfy.model_management.get_torch_device()
+    memory = memory_of(torch.device(device.type, device.index))
+    if memory.device == "cpu":
+        return memory
+    loaded = (entry.model for entry in comfy.model_management.current_loaded_models if entry.device == device)
+    mine = sum(int(patcher.loaded_size()) for patcher in loaded if patcher is not None)
+    free = memory.free + mine - int(comfy.model_management.extra_reserved_memory())
+    return replace(memory, free=max(0, min(memory.total, free)))
+
+
+def _loader_precision(plan: Preflight) -> tuple[str, str]:
+    """(precision for Open-Sora Load Model, a line for a person where it is not the plan's)."""
+    wanted = plan.recommended.settings.precision
+    if wanted == plan.model.stored or (plan.recommended is plan.asked and plan.request.settings.precision == AUTO):
+        return AUTO, ""  # as stored; a quantised file takes nothing else
+    if wanted in PRECISIONS:
+        return wanted, ""
+    # nf4 is the command line's; of what the loader has, 8 bits come nearest.
+    nearest = next(iter(FORMATS))
+    return nearest, f"{wanted} is for the command line (python -m opensora_core); in ComfyUI use {nearest}, which needs more RAM."
+
+
+def _cannot(plan: Preflight) -> str:
+    asked = plan.asked
+    needs = ", ".join(f"{stage.name} {at_least(stage.num_bytes)}" for stage in asked.stages)
+    return f"{plan.request.words()} does not fit on {plan.memory.name} (GiB needed: {needs}): {' '.join(asked.problems)} {plan.nearest}"

@@ -1,0 +1,172 @@
+"""One copy of a file's weights for all loader nodes that name it, and what of it is loaded where.
+
+Held weakly: a model lives as long as some node's output, a running graph or the host's own list needs it, so that
+/free, the host's cache eviction and replaced files do what their users expect. Nothing is moved or unloaded here but
+through the host's own calls.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+from torch import nn
+
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.loaded import SHARED, Description, identity
+from ...opensora_core.offload.plan import at_least
+from .model import load_model
+from .text import load_text_encoders
+from .vae import load_vae
+
+MODEL, TEXT_ENCODERS, VAE, OTHER = KINDS = ("model", "text encoders", "VAE", "other")
+NONE, ALL = "none", "everything"
+UNLOAD = (NONE, MODEL, TEXT_ENCODERS, VAE, ALL)
+
+_ours: weakref.WeakSet = weakref.WeakSet()  # every MODEL, CLIP and VAE that was given out here and is alive
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that the host knows, or that is in RAM because of ours.
+
+    Attributes:
+        kind: one of KINDS. files: names of what it was loaded from; empty where it does not say.
+        size: bytes of its weights. on_device: bytes of them on `device` now.
+        precision: types of its weights, the most of them first.
+    """
+
+    kind: str
+    name: str
+    files: tuple[str, ...]
+    device: str
+    size: int
+    on_device: int
+    precision: str
+
+    def line(self) -> str:
+        """For a person."""
+        what = ", ".join(self.files) or self.name
+        if self.device == "cpu" or not self.on_device:
+            where = "all in RAM"
+        elif self.on_device >= self.size:
+            where = f"all on {self.device}"
+        else:
+            where = f"{_gib(self.on_device)} on {self.device}, {_gib(self.size - self.on_device)} in RAM"
+        return f"{self.kind}: {what} ({self.name}), {self.precision}, {_gib(self.size)}, {where}"
+
+
+def shared_model(path: str, precision: str):
+    """The MODEL of a transformer file, as model.load_model gives it. Clone it before changing anything."""
+    return _shared(MODEL, path, {"precision": precision}, lambda: load_model(path, precision))
+
+
+def shared_text_encoders(t5_path: str, clip_l_path: str, precision: str, device: str):
+    """The CLIP of two files, as text.load_text_encoders gives it."""
+    options = {"with": identity(clip_l_path), "precision": precision, "device": device}
+    return _shared(TEXT_ENCODERS, t5_path, options, lambda: load_text_encoders(t5_path, clip_l_path, precision, device))
+
+
+def shared_vae(path: str):
+    """The VAE of a file, as vae.load_vae gives it."""
+    return _shared(VAE, path, {}, lambda: load_vae(path))
+
+
+def listing() -> list[Entry]:
+    """Every model in the host's list, whoever loaded it, and those of ours that are only in RAM."""
+    entries = {id(patcher.model): _entry(patcher) for patcher in _host_patchers()}
+    for patcher in map(_patcher, _ours):
+        entries.setdefault(id(patcher.model), _entry(patcher))
+    return sorted(entries.values(), key=lambda entry: (KINDS.index(entry.kind), entry.line()))
+
+
+def unload(kind: str) -> str:
+    """Take models of a kind off the device, through the host.
+
+    Args:
+        kind: one of UNLOAD.
+
+    Returns:
+        What was done, in a sentence; "" for none.
+
+    Raises:
+        OpenSoraError: an unknown kind, or one of the models is at work.
+    """
+    if kind not in UNLOAD:
+        raise OpenSoraError(f"unload={kind!r} is not known; use one of {', '.join(UNLOAD)}.")
+    if kind == NONE:
+        return ""
+    chosen = [patcher for patcher in _host_patchers() if kind == ALL or _kind(patcher) == kind]
+    for patcher in chosen:
+        if getattr(patcher.model, "current_patcher", None) is not None:
+            raise OpenSoraError(f"{_name(patcher)} is sampling at this moment and is not unloaded; try again when it is done.")
+    for patcher in chosen:
+        comfy.model_management.unload_model_and_clones(patcher, unload_additional_models=False, all_devices=True)
+    return f"Unloaded: {', '.join(_name(patcher) for patcher in chosen)}." if chosen else f"There was no {kind} to unload."
+
+
+def report(done: str) -> str:
+    """The listing for a person, after the sentence of what was done."""
+    lines = [entry.line() for entry in listing()] or ["No model is loaded."]
+    return "\n".join([*filter(None, [done]), *lines])
+
+
+def _shared(kind: str, path: str, options: dict[str, Hashable], load: Callable):
+    # The library's own pipelines share other objects over the same files.
+    found = SHARED.get(f"ComfyUI {kind}", path, options, load, _describe)
+    _ours.add(found)
+    return found
+
+
+def _host_patchers() -> list:
+    loaded = (entry.model for entry in comfy.model_management.current_loaded_models)
+    return [patcher for patcher in loaded if patcher is not None]
+
+
+def _patcher(thing):
+    """Of a MODEL, CLIP or VAE."""
+    return getattr(thing, "patcher", thing)
+
+
+def _entry(patcher) -> Entry:
+    found = _describe(patcher)
+    return Entry(_kind(patcher), _name(patcher), _files(patcher), found.device, found.num_bytes, int(patcher.loaded_size()), found.precision)
+
+
+def _describe(thing) -> Description:
+    patcher = _patcher(thing)
+    return Description(str(patcher.load_device), _precision(patcher.model), int(patcher.model_size()))
+
+
+def _precision(network: nn.Module) -> str:
+    sizes: dict[str, int] = {}
+    for weight in network.parameters():
+        held = getattr(weight, "_qdata", weight)  # of the host's quantised tensors
+        name = str(held.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + held.numel() * held.element_size()
+    return " and ".join(sorted(sizes, key=lambda name: -sizes[name])) or "no weights"
+
+
+def _kind(patcher) -> str:
+    if hasattr(patcher.model, "diffusion_model"):
+        return MODEL
+    if any(hasattr(patcher.model, name) for name in ("encode_token_weights", "clip_layer")):
+        return TEXT_ENCODERS
+    return VAE if hasattr(patcher.model, "decode") or hasattr(patcher.model, "decoder") else OTHER
+
+
+def _name(patcher) -> str:
+    return type(patcher.model).__name__
+
+
+def _files(patcher) -> tuple[str, ...]:
+    """Names of the files in the call that would load this model again."""
+    loader = getattr(patcher, "cached_patcher_init", None)
+    arguments = loader[1] if loader else ()
+    values = [value for argument in arguments for value in (argument if isinstance(argument, list | tuple) else [argument])]
+    return tuple(Path(value).name for value in values if isinstance(value, str) and Path(value).is_file())
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{at_least(num_bytes)} GiB"
