@@ -12,6 +12,7 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.vae.memory import MARGIN, TEMPORAL_TILE, choose_decode, encode_bytes, tile_decode_bytes
 from ...opensora_core.vae.model import CausalVAE
 from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
+from .out_of_memory import unless_out_of_memory
 from .vae import SPACE, TileProgress, check_latent_shape, exact_codec, vae_config
 
 Report = Callable[[str], None]
@@ -52,7 +53,7 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     chosen, note = choose_decode(policy, config, shape, tiling, dtype_bytes, int(free / appetite))
     if note:
         report(note)
-    images = _unless_out_of_memory(lambda: _decode(vae, samples, chosen))
+    images = unless_out_of_memory(lambda: _decode(vae, samples, chosen))
     if images is not None:
         return images
     # Asked for half of what was too much, the policy answers with temporal tiles, or with smaller ones where it has those already.
@@ -61,7 +62,7 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
         smaller, _ = choose_decode("auto", config, shape, chosen, dtype_bytes, tile_decode_bytes(config, shape, chosen, dtype_bytes) // 2)
     if smaller != chosen:
         report(f"Ran out of memory ({_words(chosen)}); decoding again in {_words(smaller)}. Frames differ slightly from an exact decode.")
-        images = _unless_out_of_memory(lambda: _decode(vae, samples, smaller))
+        images = unless_out_of_memory(lambda: _decode(vae, samples, smaller))
     if images is None:
         raise OpenSoraError(_too_large(shape, needed, policy))
     return images
@@ -90,10 +91,10 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     tile = tiling.tile_size or max(height, width)
     needed = int(_appetite(vae) * MARGIN * encode_bytes(config, num_frames, min(height, tile), min(width, tile), _dtype_bytes(vae)))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-    moments = _unless_out_of_memory(lambda: _encode(vae, frames, tiling))
+    moments = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
     if moments is None and not tiling.temporal_tile and num_frames > TEMPORAL_TILE:
         report(f"Ran out of memory encoding the whole clip; encoding again {TEMPORAL_TILE} frames at a time. The latent differs slightly.")
-        moments = _unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, TEMPORAL_TILE)))
+        moments = unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, TEMPORAL_TILE)))
     if moments is None:
         raise OpenSoraError(
             f"Encoding {num_frames} frames of {height}x{width} (height x width) ran out of memory; use a smaller tile_size."
@@ -139,16 +140,6 @@ def _on_device(vae, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
         return result.to(device=vae.output_device, dtype=vae.vae_output_dtype())
 
     return run
-
-
-def _unless_out_of_memory(run: Callable[[], Tensor]) -> Tensor | None:
-    """The result, or None when memory ran out; by then the exception, which holds the tensors of its frames, is gone."""
-    try:
-        return run()
-    except RuntimeError as error:  # every way in which a device reports it
-        comfy.model_management.raise_non_oom(error)
-    comfy.model_management.soft_empty_cache()
-    return None
 
 
 def _dtype_bytes(vae) -> int:

@@ -5,14 +5,19 @@ combine, is the core's to say (sampling/guidance.py). Nothing is kept on the gui
 caches GUIDER objects and uses them again.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
 import comfy.samplers
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.sampling.guidance import Guidance, StepGuidance
-from . import selftest
+from . import notice, selftest
 from .condition import LATENT_KEY, MASK_KEY, Reference, check_conditioning, reference_of
 from .model import require_open_sora
+from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
 
 SIGMA_TOLERANCE = 1e-6  # two sigmas nearer than this are the same one after a trip through another dtype or device
 UNCOND_IMAGE = "uncond_image"  # the third pass: negative prompt, no reference
@@ -25,17 +30,19 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         model: an Open-Sora MODEL.
         positive, negative: CONDITIONING; a reference picture on the positive counts for the negative too.
         guidance: scales of the run.
+        report: takes a line for people when memory runs out and the run goes on with less; None = shown on the node that samples.
 
     Raises:
         OpenSoraError: another MODEL, or conditioning that is not from T5 and CLIP-L.
     """
 
-    def __init__(self, model, positive: list, negative: list, guidance: Guidance):
+    def __init__(self, model, positive: list, negative: list, guidance: Guidance, report: Callable[[str], None] | None = None):
         config = require_open_sora(model)
         check_conditioning("positive", positive, config)
         check_conditioning("negative", negative, config)
         super().__init__(model)
         self.guidance = guidance
+        self.report = report or _show_where_it_runs
         self.set_cfg(guidance.text)
         self.reference = reference_of(positive)
         conds = {"positive": positive, "negative": negative}
@@ -54,7 +61,12 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         options = {} if model_options is None else model_options
         now = self.step_guidance(timestep, options["transformer_options"]["sample_sigmas"], x.shape[2])
         model, conds = self.inner_model, self._conds_of(now, options)
-        predictions = _predict(model, conds, x, timestep, options)
+        # Used outside `sample`, as by a test of one evaluation, there is no run to remember for.
+        fallback = options.get(RUN_KEY) or Fallback(self.report)
+        predictions = fallback.predict(
+            lambda arranged: _predict(model, arranged, x, timestep, options),
+            conds, self.model_patcher, getattr(self, "loaded_models", []), options,
+        )  # fmt: skip
         third = predictions[2] if len(conds) > 2 else None
         for hook in options.get("sampler_pre_cfg_function", []):
             predictions = hook(
@@ -73,13 +85,35 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         return guided + now.image_excess(x) * (uncond - (predictions[2] if len(predictions) > 2 else third))
 
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None):
-        """The host's sampling run; the given frames replace the result's where it went all the way to sigma 0."""
+        """The host's sampling run; the given frames replace the result's where it went all the way to sigma 0.
+
+        Raises:
+            OpenSoraError: memory ran out and running with less did not help; the models are then off the device, as after any such end.
+        """
         if self.reference is not None:
             self.reference.check(tuple(latent_image.shape))
-        samples = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        fallback, run = Fallback(self.report), super().sample
+        with self._for_one_run(fallback):
+            samples = unless_out_of_memory(lambda: run(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed))
+        if samples is None:
+            sentence = fallback.failure(tuple(latent_image.shape), self.model_patcher)
+            comfy.model_management.unload_all_models()
+            raise OpenSoraError(sentence)
         # A run that stops earlier is continued by another, which needs its noise everywhere.
         finished = len(sigmas) > 0 and float(sigmas[-1]) == 0.0
         return self.reference.restore(samples) if self.reference is not None and finished else samples
+
+    @contextmanager
+    def _for_one_run(self, fallback: Fallback) -> Iterator[None]:
+        """Gives the run its fallback; afterwards the guider is as it was, also where the host leaves a failed run's tensors on it."""
+        options, names = self.model_options, set(vars(self))
+        self.model_options = {**options, RUN_KEY: fallback}
+        try:
+            yield
+        finally:
+            self.model_options = options
+            for name in set(vars(self)) - names:
+                delattr(self, name)
 
     def _conds_of(self, now: StepGuidance, options: dict) -> list:
         """The passes in the host's order: positive, negative (None: not run), and without reference if it is needed."""
@@ -101,6 +135,10 @@ def _predict(model, conds: list, x: Tensor, timestep: Tensor, options: dict) -> 
     if replacement is not None:
         return replacement({"conds": conds, "input": x, "sigma": timestep, "model": model, "model_options": options})
     return comfy.samplers.calc_cond_batch(model, conds, x, timestep, options)
+
+
+def _show_where_it_runs(line: str) -> None:
+    notice.show(line, notice.executing_node())
 
 
 def _with_reference(conditioning: list, reference: Reference) -> list:

@@ -2,6 +2,7 @@
 
 import logging
 
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 logger = logging.getLogger(__name__)
@@ -22,3 +23,9 @@ def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id:
         server.send_progress_text(text, node_id)
+
+
+def executing_node() -> str | None:
+    """The unique id of the node that is running now, for objects that one node makes and another uses; None outside a graph."""
+    context = get_executing_context()
+    return None if context is None else context.node_id

@@ -80,11 +80,17 @@ def run(model, conditionings: tuple[list, list], latent: dict, guidance: Guidanc
         A LATENT with finished, unscaled VAE latents.
 
     Raises:
-        OpenSoraError: anything that does not fit together, before the model is used.
+        OpenSoraError: anything that does not fit together, before the model is used; or memory that ran out for good.
     """
     samples = latent["samples"]
     patched, sigmas = shifted(model, samples, settings.steps, settings.shift)
-    guider = OpenSoraGuider(patched, *conditionings, guidance)
+    notes: list[str] = []
+
+    def report(line: str) -> None:
+        notes.append(line)
+        notice.show(line, node_id)
+
+    guider = OpenSoraGuider(patched, *conditionings, guidance, report)
     shape = tuple(samples.shape)
     if guider.reference is not None:
         guider.reference.check(shape)
@@ -98,7 +104,7 @@ def run(model, conditionings: tuple[list, list], latent: dict, guidance: Guidanc
         sampler,
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=_progress(guider, settings.steps, shape[2], node_id),
+        callback=_progress(guider, settings.steps, shape[2], node_id, notes),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=settings.seed,
     )
@@ -107,8 +113,8 @@ def run(model, conditionings: tuple[list, list], latent: dict, guidance: Guidanc
     return out
 
 
-def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, node_id: str | None) -> Callable:
-    """The host's progress bar and preview, and a line on the node that counts forwards."""
+def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, node_id: str | None, notes: list[str]) -> Callable:
+    """The host's progress bar and preview, and a line on the node that counts forwards and ends with the last of the notes."""
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
     has_image = guider.reference is not None
 
@@ -116,7 +122,8 @@ def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, node_i
         show(step, denoised, x, total_steps)
         done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, has_image).passes) for i in range(step + 1))
         saved = 3 * (step + 1) - done
-        notice.show(f"Step {step + 1} of {num_steps}: {done} forwards, {saved} of {3 * num_steps} saved", node_id, logging.DEBUG)
+        line = f"Step {step + 1} of {num_steps}: {done} forwards, {saved} of {3 * num_steps} saved"
+        notice.show(". ".join([line, *notes[-1:]]), node_id, logging.DEBUG)
 
     total = num_forwards(guider.guidance, num_steps, latent_frames, has_image)
     notice.show(f"{num_steps} steps, {total} forwards (three passes at every step would be {3 * num_steps})", node_id, logging.INFO)
