@@ -13,6 +13,12 @@ from .host.model import PRECISIONS, require_open_sora
 MODELS = "diffusion_models"
 
 
+def _shown(report: str, node_id: str | None, *others) -> io.NodeOutput:
+    """A report as first output, kept in the history and shown on the node."""
+    notice.show(report, node_id, notice.INFO)
+    return io.NodeOutput(report, *others, ui=ui.PreviewText(report))
+
+
 class OpenSoraOffload(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -81,6 +87,7 @@ class OpenSoraQuantize(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="The file that was written, and how much the weights were changed.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -91,7 +98,7 @@ class OpenSoraQuantize(io.ComfyNode):
     def execute(cls, model_name, format, file_name) -> io.NodeOutput:
         source, target = paths.model_file(MODELS, model_name), paths.new_file(MODELS, file_name)
         report = precision.write_quantised(source, target, format)
-        return io.NodeOutput(report, ui=ui.PreviewText(report))
+        return _shown(report, cls.hidden.unique_id)
 
 
 class OpenSoraLoadedModels(io.ComfyNode):
@@ -116,6 +123,7 @@ class OpenSoraLoadedModels(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="A line for each model; the node shows it too.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -124,8 +132,7 @@ class OpenSoraLoadedModels(io.ComfyNode):
 
     @classmethod
     def execute(cls, unload, any=None) -> io.NodeOutput:
-        report = shared.report(shared.unload(unload))
-        return io.NodeOutput(report, ui=ui.PreviewText(report))
+        return _shown(shared.report(shared.unload(unload)), cls.hidden.unique_id)
 
 
 class OpenSoraPreflight(io.ComfyNode):
@@ -162,6 +169,7 @@ class OpenSoraPreflight(io.ComfyNode):
                 io.Combo.Output(display_name="offload", options=list(offload.MODES), tooltip="For Open-Sora Load Model or Open-Sora Offload."),
                 io.Combo.Output(display_name="policy", options=list(POLICIES), tooltip="For Open-Sora Tiled VAE Decode."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -185,4 +193,4 @@ class OpenSoraPreflight(io.ComfyNode):
     def execute(cls, width, height, num_frames, model_name, precision, offload) -> io.NodeOutput:
         request = Request(height, width, num_frames, settings=Settings(precision, offload))
         advice = planning.advise(request, paths.model_file(MODELS, model_name))
-        return io.NodeOutput(advice.report, advice.precision, advice.offload, advice.decode_policy, ui=ui.PreviewText(advice.report))
+        return _shown(advice.report, cls.hidden.unique_id, advice.precision, advice.offload, advice.decode_policy)

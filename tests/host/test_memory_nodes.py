@@ -127,6 +127,7 @@ def test_a_plans_outputs_feed_loader_and_decoder(server, listen):
     events = listen(nodes)
     assert np.array_equal(frames_of(server, events), frames_of(server, listen(graph())))
     assert "This fits: precision" in text_of(events, "plan")
+    assert [text for node, text in events.texts if node == "plan"] == [text_of(events, "plan")]
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"num_frames": 6}, "use 5 or 9"), ({"width": 72}, "multiple")])

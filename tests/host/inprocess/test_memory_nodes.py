@@ -467,3 +467,37 @@ def test_what_the_host_has_loaded_counts_as_free(pack, load, sample, monkeypatch
     assert planning.host_memory().free == free + model.model_size() - reserved
     comfy.model_management.unload_all_models()
     assert planning.host_memory().free == free - reserved
+
+
+def test_the_hosts_dynamic_patcher_can_be_bounded(load, offload, monkeypatch, pack):
+    """Its class as it is, without its allocator: that needs a GPU."""
+    import comfy.model_patcher
+    import comfy_aimdo.host_buffer
+
+    class Buffer:
+        size = 0
+
+        def __init__(self, *sizes):
+            pass
+
+    monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", Buffer)
+    loaded = load()
+    device = torch.device("meta")  # any that is not the CPU, for which the class gives another
+    dynamic = comfy.model_patcher.ModelPatcherDynamic(loaded.model, device, torch.device("cpu"))
+    dynamic.cached_patcher_init = loaded.cached_patcher_init
+    monkeypatch.setattr("comfy.model_management.get_total_memory", lambda device: 24 * GIB)
+    bounded = offload(dynamic, "budget", 2.0)
+    for copy in (bounded, bounded.clone()):
+        assert copy.is_dynamic() and isinstance(copy, comfy.model_patcher.ModelPatcherDynamic)
+        assert pack("nodes.host.offload").offload_of(copy) == "budget"
+    asked = []
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcherDynamic, "load", lambda self, *given, **options: asked.append(given))
+    loaded.model.dynamic_vbars = {device: Watermark()}
+    loaded.model.dynamic_vbars[device].loaded_size = lambda: 0
+    bounded.partially_load(device, 1e32)
+    assert asked and loaded.model.dynamic_vbars[device].calls == [("at most", 2 * GIB)]
+    loaded.model.dynamic_vbars = {}
+    plain = bounded.clone(disable_dynamic=True)  # for compilation and hooks
+    assert not plain.is_dynamic() and pack("nodes.host.offload").offload_of(plain) == "budget"
+    assert isinstance(plain, pack("nodes.host.offload").Bounded)
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcherDynamic, "__del__", lambda self: None)
