@@ -2,7 +2,7 @@
 
 import logging
 
-from comfy_execution.utils import get_executing_context
+import comfy_execution.utils
 from server import PromptServer
 
 logger = logging.getLogger(__name__)
@@ -27,5 +27,5 @@ def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
 
 def executing_node() -> str | None:
     """The unique id of the node that is running now, for objects that one node makes and another uses; None outside a graph."""
-    context = get_executing_context()
+    context = comfy_execution.utils.get_executing_context()
     return None if context is None else context.node_id

@@ -21,6 +21,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
+import comfy_execution.utils
 import latent_preview
 
 from ...opensora_core.errors import OpenSoraError
@@ -62,6 +63,11 @@ _PARTS = (
     ("comfy.ldm.modules.attention", comfy.ldm.modules.attention, "optimized_attention", ("q", "k", "v", "heads", "skip_reshape")),
     ("comfy.model_management", comfy.model_management, "load_models_gpu", ("models", "memory_required")),
     ("comfy.model_management", comfy.model_management, "throw_exception_if_processing_interrupted", ()),
+    ("comfy.model_management", comfy.model_management, "is_oom", ("e",)),
+    ("comfy.model_management", comfy.model_management, "free_memory", ("memory_required", "device", "keep_loaded")),
+    ("comfy.model_management", comfy.model_management, "current_loaded_models", ()),
+    ("comfy.model_management", comfy.model_management, "unload_all_models", ()),
+    ("comfy_execution.utils", comfy_execution.utils, "get_executing_context", ()),
     ("comfy.model_patcher", comfy.model_patcher, "CoreModelPatcher", ("model", "load_device", "offload_device")),
     ("comfy.model_management", comfy.model_management, "get_free_memory", ("dev",)),
     ("comfy.model_management", comfy.model_management, "get_total_memory", ("dev",)),
@@ -69,6 +75,7 @@ _PARTS = (
     ("comfy.model_management", comfy.model_management, "extra_reserved_memory", ()),
     ("comfy.model_management", comfy.model_management, "unload_model_and_clones", ("model", "unload_additional_models", "all_devices")),
     ("comfy.model_patcher.ModelPatcher", _PATCHER, "partially_load", ("device_to", "extra_memory", "force_patch_weights")),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "partially_unload", ("device_to", "memory_to_free")),
     ("comfy.model_patcher.ModelPatcher", _PATCHER, "clone", ("disable_dynamic", "model_override", "force_deepcopy")),
     ("comfy.ops", comfy.ops, "disable_weight_init", ()),
     ("latent_preview", latent_preview, "prepare_callback", ("model", "steps")),

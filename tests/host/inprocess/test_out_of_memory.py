@@ -147,6 +147,30 @@ def test_a_step_of_one_pass_has_none_to_split(run_node, model, conditioning, lin
     assert len(lines) == 1 and "wait in RAM" in lines[0][0]
 
 
+PATCHES = {
+    "EasyCache": {"reuse_threshold": 0.5, "start_percent": 0.05, "end_percent": 0.95, "verbose": False},
+    "ContextWindowsManual": {
+        "context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False,
+        "fuse_method": "pyramid", "dim": 2, "freenoise": False,
+    },
+    "SkipLayerGuidanceDiT": {
+        "double_layers": "0", "single_layers": "0", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0, "rescaling_scale": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_stock_patches_do_not_see_what_failed(patch, run_node, model, conditioning, lines, one_by_one):
+    one_by_one()
+    texts = with_picture(conditioning(1)), with_picture(conditioning(2))
+    patched = run_node(patch, model=model, **PATCHES[patch])[0]
+    expected = in_parts(run_node, patched, *texts)
+    assert not torch.equal(expected, in_parts(run_node, model, *texts)), "the patch does something"
+    broken, _ = failing(patched, at=[1, 4])
+    assert torch.equal(in_parts(run_node, broken, *texts), expected)
+    assert len(lines) == 2
+
+
 def test_other_models_leave_the_device_and_ours_stays(run_node, model, conditioning, lines):
     import comfy.model_management
 
