@@ -191,6 +191,8 @@ def test_other_models_leave_the_device_and_ours_stays(run_node, model, condition
 
 @both_nodes
 def test_for_good_it_is_one_sentence_and_the_next_run_works(sample, run_node, model, conditioning, lines, pack):
+    import comfy.model_management
+
     texts = with_picture(conditioning(1)), with_picture(conditioning(2))
     expected = sample(run_node, model, *texts)
     inputs, broken_at = [], set(ALWAYS[3:100])
@@ -204,6 +206,9 @@ def test_for_good_it_is_one_sentence_and_the_next_run_works(sample, run_node, mo
         assert part in sentence
     assert "\n" not in sentence and sentence.count(". ") == 0 and caught.value.__cause__ is caught.value.__context__ is None
     assert len(lines) == 2
+    assert not any(model.is_clone(loaded) for loaded in comfy.model_management.loaded_models()), (
+        "the device is left empty for what comes next"
+    )
     broken_at.clear()
     assert torch.equal(sample(run_node, broken, *texts), expected), "the same MODEL works again"
     assert len(lines) == 2
@@ -309,3 +314,85 @@ def test_progress_does_not_wipe_the_line(run_node, model, conditioning, pack, mo
     in_one(run_node, broken, conditioning(1), conditioning(2))
     steps = [text for text in shown if text.startswith("Step ")]
     assert ["Ran out of memory" in text for text in steps] == [False, *[True] * (STEPS - 1)]
+
+
+# The host's own queue, with both nodes in one graph.
+
+
+@pytest.fixture
+def queue(model, conditioning, monkeypatch):
+    """Runs a graph as the host's queue does: queue(graph, at) -> (status messages by event, texts on nodes). Forwards `at` fail."""
+    import execution
+    from server import PromptServer
+
+    import nodes
+
+    class Inputs:
+        """A MODEL that fails as the test says, and CONDITIONING."""
+
+        RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CONDITIONING", "CONDITIONING"), "make", "test"
+        failures: set = set()
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {}}
+
+        def make(self):
+            return failing(model, at=self.failures)[0], conditioning(1), conditioning(2)
+
+    texts = []
+    server = types.SimpleNamespace(
+        client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *args: None,
+        send_progress_text=lambda text, node_id: texts.append((node_id, text)),
+    )  # fmt: skip
+    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "TestInputs", Inputs)
+    executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0, "ram_inactive": 0})
+
+    def run(graph: dict, at) -> tuple[dict, list]:
+        del texts[:]
+        Inputs.failures.clear()
+        Inputs.failures.update(at)
+        executor.execute(graph, "prompt", {}, ["save"])
+        return dict(executor.status_messages), list(texts)
+
+    return run
+
+
+def graph(kind: str, seed: int) -> dict:
+    settings = {"text_guidance": 7.5, "image_guidance": 3.0}
+    texts = {"positive": ["inputs", 1], "negative": ["inputs", 2]}
+    nodes = {
+        "inputs": {"class_type": "TestInputs", "inputs": {}},
+        "latent": {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 64, "height": 48, "length": 9, "batch_size": 1}},
+        "save": {"class_type": "SaveLatent", "inputs": {"samples": ["sample", 0], "filename_prefix": "out_of_memory"}},
+    }
+    if kind == "sampler":
+        given = {**settings, **texts, "model": ["inputs", 0], "latent": ["latent", 0], "seed": seed, "steps": STEPS}
+        return {**nodes, "sample": {"class_type": "OpenSoraRectifiedFlowSampler", "inputs": given}}
+    parts = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["schedule", 1]}
+    return {
+        **nodes,
+        "schedule": {
+            "class_type": "OpenSoraScheduler",
+            "inputs": {"model": ["inputs", 0], "latent": ["latent", 0], "steps": STEPS, "shift": 0.0},
+        },
+        "guider": {"class_type": "OpenSoraGuider", "inputs": {**settings, **texts, "model": ["schedule", 0]}},
+        "noise": {"class_type": "RandomNoise", "inputs": {"noise_seed": seed}},
+        "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "sample": {"class_type": "SamplerCustomAdvanced", "inputs": {**parts, "latent_image": ["latent", 0]}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["sampler", "guider"])
+def test_the_queue_goes_on(kind, queue):
+    events, texts = queue(graph(kind, seed=1), at=[1])
+    assert "execution_success" in events
+    assert [node for node, text in texts if text.startswith("Ran out of memory")] == ["sample"]
+    events, texts = queue(graph(kind, seed=2), at=ALWAYS[:200])
+    assert events["execution_error"]["node_id"] == "sample"
+    message = events["execution_error"]["exception_message"].strip()
+    assert message.startswith("Sampling 9 frames of 48x64 (height x width) ran out of memory, also with one pass at a time")
+    assert "\n" not in message, "the host adds no advice of its own"
+    events, texts = queue(graph(kind, seed=3), at=[])
+    assert "execution_success" in events and not any("Ran out of memory" in text for _, text in texts)
