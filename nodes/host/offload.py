@@ -117,7 +117,8 @@ def _require_room(patcher, device) -> None:
     if comfy.model_management.is_device_cpu(device):
         return  # the weights are in this memory already
     size = patcher.model_size()
-    free = comfy.model_management.get_free_memory(device) + patcher.loaded_size()
+    # The patcher's own count has, with dynamic VRAM, what other models and this one would give up.
+    free = patcher.get_free_memory(device) + (0 if patcher.is_dynamic() else patcher.loaded_size())
     if size > free:
         # As the host does when loading fails: nothing of it stays on the device uncounted.
         patcher.detach()

@@ -86,7 +86,7 @@ _METHODS = (
     (
         comfy,
         "model_patcher.ModelPatcher",
-        ("set_attachments", "remove_attachments", "get_attachment", "loaded_size", "model_size", "is_dynamic", "detach"),
+        ("set_attachments", "remove_attachments", "get_attachment", "loaded_size", "model_size", "get_free_memory", "is_dynamic", "detach"),
     ),
     (comfy, "samplers.CFGGuider", ("predict_noise", "sample", "inner_set_conds", "set_cfg")),
 )

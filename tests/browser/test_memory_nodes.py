@@ -1,0 +1,32 @@
+"""The real front-end takes a plan's outputs on the loader's widgets, and gives back the graph that was drawn."""
+
+import pytest
+
+from demo import comfy, front_end, host_record
+
+FILE = "Open_Sora_v2.safetensors"
+SIZE = {"width": 336, "height": 192, "num_frames": 129}
+GRAPH = {
+    "1": {"class_type": "OpenSoraPreflight", "inputs": {**SIZE, "model_name": FILE, "precision": "auto", "offload": "auto"}},
+    "2": {"class_type": "OpenSoraModelLoader", "inputs": {"model_name": FILE, "precision": ["1", 1], "offload": ["1", 2], "budget_gib": 8}},
+    "3": {"class_type": "OpenSoraOffload", "inputs": {"model": ["2", 0], "mode": "minimal", "budget_gib": 8}},
+    "4": {"class_type": "OpenSoraLoadedModels", "inputs": {"any": ["3", 0], "unload": "none"}},
+}
+pytestmark = pytest.mark.browser
+
+
+def test_a_plan_is_wired_to_the_loaders_widgets(tmp_path):
+    installation, lacking = comfy.find(), front_end.missing()
+    if installation is None or lacking:
+        pytest.skip(f"tests/browser did not run: {lacking or 'no ComfyUI found'} (README.md, Tests)")
+    host_record.lay_out_stand_ins(tmp_path)
+    stamp = {"cnr_id": "open-sora", "version": "0.0.0", "host_version": "0.0.0", "ours": []}
+    job = {"name": "plan", "api": GRAPH, "columns": [["1", "2"], ["3", "4"]], "notes": {}, "widgets": {}, "models": {}, "stamp": stamp,
+           "picture": str(tmp_path / "plan.jpg")}  # fmt: skip
+    with comfy.Server(installation, tmp_path) as server:
+        workflow = front_end.build(server.url, [job])["plan"]
+        said = front_end.check(server.url, [{"name": "plan", "workflow": workflow}])["plan"]
+    assert (said["missing"], said["broken"], said["errors"]) == ([], [], [])
+    assert {key: (node["class_type"], node["inputs"]) for key, node in said["api"].items()} == {
+        key: (node["class_type"], node["inputs"]) for key, node in GRAPH.items()
+    }
