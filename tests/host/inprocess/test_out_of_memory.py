@@ -262,7 +262,11 @@ def test_a_cancelled_run_is_no_lack_of_memory(sample, run_node, model, condition
 def test_cancelled_while_memory_runs_out(run_node, model, conditioning, lines):
     import comfy.model_management
 
-    broken, rows = failing(model, at=[1], before=lambda x: len(rows) == 2 and comfy.model_management.interrupt_current_processing())
+    def error(text):
+        comfy.model_management.interrupt_current_processing()
+        return torch.OutOfMemoryError(text)
+
+    broken, rows = failing(model, at=[1], error=error)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         in_one(run_node, broken, conditioning(1), conditioning(2))
     assert len(rows) == 2 and not lines, "the evaluation is not tried again"
