@@ -19,6 +19,8 @@ from .video import read_image, rgb_array
 
 POSTERIORS = ("mode", "sample")
 NOISE_DEVICES = ("cpu", "gpu")
+# The largest that may be asked for, as on the nodes: past it is a slip of the finger, which would run for days before memory ends it.
+LARGEST = {"num_frames": 1025, "height": 8192, "width": 8192, "num_steps": 1000}
 LATENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -108,6 +110,9 @@ class GenerationRequest:
                 raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
         check_size(self.height, self.width)
         check_num_frames(self.num_frames)
+        for name, largest in LARGEST.items():
+            if getattr(self, name) > largest:
+                raise OpenSoraError(f"{name}={getattr(self, name)} is more than can be asked for; use at most {largest}.")
         condition_mask(self.cond_type, self.latent_extent[0])  # raises if the clip cannot hold what is given
         if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
             raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")

@@ -74,7 +74,7 @@ def _seconds(result: GenerationResult, num_steps: int) -> dict[str, float]:
 
 def _settings(args: argparse.Namespace, pipe: OpenSoraPipeline, settings: CallSettings) -> dict:
     """What was run, without the paths of this machine."""
-    names = ("offload", "budget_gib", "attention", "decode_policy", "warmup_count", "eval_count", "prompt")
+    names = ("precision", "offload", "budget_gib", "attention", "decode_policy", "warmup_count", "eval_count", "prompt")
     call = {name: value for name, value in settings.arguments.items() if isinstance(value, (int, float, str))}
     given = {"image": settings.arguments["image"] is not None, "last_image": settings.arguments["last_image"] is not None}
     chosen = {name: getattr(args, name) for name in names}

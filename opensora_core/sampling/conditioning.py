@@ -57,7 +57,7 @@ def condition_mask(cond_type: str, latent_frames: int) -> Tensor:
     head, tail = _GIVEN_FRAMES[cond_type]
     if head + tail and latent_frames < head + tail + 1:
         raise OpenSoraError(
-            f"{cond_type} gives {head + tail} latent frame(s), and this clip has {latent_frames}; "
+            f"With {cond_type} the pictures given leave no frame of this clip to make ({head + tail} of {latent_frames} latent frames); "
             f"use at least {(head + tail) * 4 + 1} frames."
         )
     mask = torch.zeros(latent_frames)

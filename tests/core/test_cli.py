@@ -174,6 +174,10 @@ def test_single_files_may_be_named_instead_of_a_folder(tiny_checkpoint, here, ca
 
 REFUSALS = [
     (["--num-frames", "6"], "use 5 or 9"),
+    (["--num-frames", "1000001"], "at most 1025"),
+    (["--num-frames", "99999999999s"], "at most 1025"),
+    (["--width", "100000"], "at most 8192"),
+    (["--num-steps", "1000000"], "at most 1000"),
     (["--num-frames", "many"], "neither"),
     (["--num-frames", "0s"], "not a clip"),
     (["--width", "100"], "nearest is 32x96"),
@@ -224,7 +228,8 @@ def test_bad_arguments_end_with_2_and_one_sentence_before_any_network_is_read(ge
     told = capsys.readouterr()
     lines = told.err.strip().splitlines()
     assert told.out == "" and lines[-1].startswith("error: ") and says in lines[-1]
-    assert len(lines) == (2 if "0s at" in told.err else 1)
+    # A length in seconds is told in frames first.
+    assert len(lines) == (2 if "s at 24 FPS: " in told.err else 1)
     assert not list(here.rglob("*.mp4"))
 
 
@@ -331,6 +336,7 @@ def test_benchmark_writes_a_report(tiny_checkpoint, here, capsys):
     assert report["median_seconds"]["sampling"] == pytest.approx((first + second) / 2)
     assert report["peak_memory_bytes"] > 2**20 and report["hardware"]["cpu_cores"] >= 1 and report["versions"]["torch"]
     assert report["settings"]["height"] == 32 and report["settings"]["device"] == "cpu" and report["settings"]["dtype"] == "float32"
+    assert report["settings"]["precision"] == "auto"
     assert str(tiny_checkpoint) not in Path("new/report.json").read_text()  # a report is made to be shown
     assert not list(here.rglob("*.mp4"))
 
