@@ -41,6 +41,7 @@ $(READY): pyproject.toml | $(PY)
 
 lint: $(READY)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 test: lint
 	$(PY) -m pytest -q

@@ -199,11 +199,17 @@ def main():
     parser.add_argument("--out", help="where to write the JSON (default benchmarks/results)")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = ("latent", "budget_gib") if args.released else ("hidden", "depth", "depth_single", "latent", "precision", "budget_gib", "rounds")
+    names = (
+        ("latent", "budget_gib") if args.released else ("hidden", "depth", "depth_single", "latent", "precision", "budget_gib", "rounds")
+    )
     figures = {"settings": {name: getattr(args, name) for name in names} | {"device": str(device)}}
     if device.type == "cpu":
-        figures["cuda"] = "not measured: there is no CUDA device on this machine; here blocks are copied within main memory, one after another"
-    figures["released_file" if args.released else "precisions"] = released_file(args, device) if args.released else compare_modes(args, device)
+        figures["cuda"] = (
+            "not measured: there is no CUDA device on this machine; here blocks are copied within main memory, one after another"
+        )
+    figures["released_file" if args.released else "precisions"] = (
+        released_file(args, device) if args.released else compare_modes(args, device)
+    )
     print("written:", record.write("offload_released" if args.released else "offload", figures, args.out).name)
 
 

@@ -130,7 +130,9 @@ def released_plans() -> list[dict]:
         for precision in ("bf16", *QUANTISED):
             settings = Settings(precision, "minimal")
             request = Request(height, width, settings=settings)
-            found = estimate(request, settings, ModelSizes(stored=precision if precision in ("bf16", "fp8_e4m3fn", "int8") else "bf16"), memory)
+            found = estimate(
+                request, settings, ModelSizes(stored=precision if precision in ("bf16", "fp8_e4m3fn", "int8") else "bf16"), memory
+            )
             stages = {stage.name: {item.name: round(item.num_bytes / GIB, 3) for item in stage.items} for stage in found.stages}
             totals = {stage.name: round(stage.num_bytes / GIB, 3) for stage in found.stages}
             plans.append({"size": name, "precision": precision, "gib": totals, "made_of": stages, "measured": None})
@@ -153,9 +155,16 @@ def main():
             row |= {"measured": "out of memory"}
             torch.cuda.empty_cache()
         rows.append(row)
-        ratios = {name: round(row["predicted"] / value, 3) for name, value in row["measured"].items()} if isinstance(row["measured"], dict) else {}
+        ratios = (
+            {name: round(row["predicted"] / value, 3) for name, value in row["measured"].items()}
+            if isinstance(row["measured"], dict)
+            else {}
+        )
         row["predicted_over_measured"] = ratios
-        print(f"{case.name:52s} {case.precision:11s} predicted {row['predicted'] / 2**20:9.1f} MiB   predicted / measured: {ratios}", flush=True)
+        print(
+            f"{case.name:52s} {case.precision:11s} predicted {row['predicted'] / 2**20:9.1f} MiB   predicted / measured: {ratios}",
+            flush=True,
+        )
     layers.CHUNK_ELEMENTS = 2**26
     figures = {
         "device": device,

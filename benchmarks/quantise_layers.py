@@ -119,7 +119,11 @@ def decide(models: dict[str, dict], saved: dict[str, float]) -> dict[str, dict]:
                 increases.append(math.hypot(blocks, errors[group][form]) / blocks - 1)
         is_block, increase = group in BLOCKS, max(increases)
         chosen = is_block or (saved[group] >= SMALLEST_SAVING and increase <= LARGEST_INCREASE)
-        verdicts[group] = {"quantised": chosen, "file_saved": round(saved[group], 4), "error_increase": None if is_block else round(increase, 4)}
+        verdicts[group] = {
+            "quantised": chosen,
+            "file_saved": round(saved[group], 4),
+            "error_increase": None if is_block else round(increase, 4),
+        }
     return verdicts
 
 

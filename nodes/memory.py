@@ -113,7 +113,9 @@ class OpenSoraLoadedModels(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.AnyType.Input(
-                    "any", optional=True, tooltip="Anything; it only makes this node run after the one it comes from. Not connected: at any time."
+                    "any",
+                    optional=True,
+                    tooltip="Anything; it only makes this node run after the one it comes from. Not connected: at any time.",
                 ),
                 io.Combo.Input(
                     "unload",
@@ -149,7 +151,9 @@ class OpenSoraPreflight(io.ComfyNode):
                 io.Int.Input("width", default=336, min=16, max=4096, step=16, tooltip="Width of the video in pixels, a multiple of 16."),
                 io.Int.Input("height", default=192, min=16, max=4096, step=16, tooltip="Height of the video in pixels, a multiple of 16."),
                 io.Int.Input("num_frames", default=129, min=1, max=4097, step=4, tooltip="Frames of the video, 4k+1."),
-                io.Combo.Input("model_name", options=paths.choices(MODELS), tooltip="The transformer in models/diffusion_models that is to make it."),
+                io.Combo.Input(
+                    "model_name", options=paths.choices(MODELS), tooltip="The transformer in models/diffusion_models that is to make it."
+                ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
@@ -164,9 +168,13 @@ class OpenSoraPreflight(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="report", tooltip="What is needed in each stage and what that is made of; the node shows it too."),
+                io.String.Output(
+                    display_name="report", tooltip="What is needed in each stage and what that is made of; the node shows it too."
+                ),
                 io.Combo.Output(display_name="precision", options=list(PRECISIONS), tooltip="For Open-Sora Load Model."),
-                io.Combo.Output(display_name="offload", options=list(offload.MODES), tooltip="For Open-Sora Load Model or Open-Sora Offload."),
+                io.Combo.Output(
+                    display_name="offload", options=list(offload.MODES), tooltip="For Open-Sora Load Model or Open-Sora Offload."
+                ),
                 io.Combo.Output(display_name="policy", options=list(POLICIES), tooltip="For Open-Sora Tiled VAE Decode."),
             ],
             hidden=[io.Hidden.unique_id],

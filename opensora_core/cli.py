@@ -88,12 +88,16 @@ def _add_inspect(commands) -> None:
         description="Say what a weights file is, its dtype and size, what is missing or extra; or what memory a video needs.",
         allow_abbrev=False,
     )
-    inspect.add_argument("path", nargs="?", metavar="FILE_OR_DIR", help="a weights file, or a model folder (with --plan none: the released sizes)")
+    inspect.add_argument(
+        "path", nargs="?", metavar="FILE_OR_DIR", help="a weights file, or a model folder (with --plan none: the released sizes)"
+    )
     inspect.add_argument(
         "--check", action="store_true", help="also compare every key, shape and dtype with the released model and run a part of it"
     )
     group = inspect.add_argument_group("plan")
-    group.add_argument("--plan", action="store_true", help="say what GPU memory, RAM and how many forwards a video needs, and settings that fit")
+    group.add_argument(
+        "--plan", action="store_true", help="say what GPU memory, RAM and how many forwards a video needs, and settings that fit"
+    )
     _add_size(group)
     group.add_argument("--num-steps", type=int, default=50, metavar="N", help="Euler steps (default 50)")
     group.add_argument("--cond-type", choices=COND_TYPES, default="t2v", help="what is given besides the prompt (default t2v)")
@@ -126,8 +130,15 @@ def _add_quantize(commands) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model", "a folder, or its four parts")
-    group.add_argument("--model", metavar="DIR|small", help="a folder laid out as the hub repository is, or the built-in model (default small)")
-    for part, what in (("dit", "the transformer's file"), ("vae", "the VAE's file"), ("t5", "T5's file or folder"), ("clip", "CLIP's file or folder")):
+    group.add_argument(
+        "--model", metavar="DIR|small", help="a folder laid out as the hub repository is, or the built-in model (default small)"
+    )
+    for part, what in (
+        ("dit", "the transformer's file"),
+        ("vae", "the VAE's file"),
+        ("t5", "T5's file or folder"),
+        ("clip", "CLIP's file or folder"),
+    ):
         group.add_argument(f"--{part}", metavar="PATH", help=what)
     group.add_argument("--tokenizers", metavar="DIR", help="where both tokenizers are (default: beside the encoders, else a ComfyUI's)")
     group.add_argument("--lora", metavar="PATH", help="a LoRA file or PEFT folder for the transformer")
@@ -136,13 +147,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
     group = parser.add_argument_group("video")
-    group.add_argument("--prompt", default=prompt, required=prompt is None, help="what to show" + (f" (default {prompt!r})" if prompt else ""))
+    group.add_argument(
+        "--prompt", default=prompt, required=prompt is None, help="what to show" + (f" (default {prompt!r})" if prompt else "")
+    )
     group.add_argument("--negative-prompt", default="", help="what to avoid; encoded as it is (default none)")
     _add_size(group)
     group.add_argument(
         "--motion-score", type=int, default=4, metavar="N", help="1 (still) to 15 (wild), said in the prompt; 0 leaves it out (default 4)"
     )
-    group.add_argument("--cond-type", choices=COND_TYPES, help="text alone, first frame, last frame, both (default: as the pictures given say)")
+    group.add_argument(
+        "--cond-type", choices=COND_TYPES, help="text alone, first frame, last frame, both (default: as the pictures given say)"
+    )
     group.add_argument("--ref", metavar="IMAGE", help="the first frame (the last, with --cond-type i2v_tail)")
     group.add_argument("--ref-end", metavar="IMAGE", help="the last frame")
 
@@ -158,7 +173,9 @@ def _add_size(group) -> None:
         metavar="N|Ns",
         help=f"frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default {FRAMES_OF_A_DEFAULT_CLIP})",
     )
-    group.add_argument("--fps", type=int, default=24, metavar="N", help="frames per second, of the file and said in the prompt (default 24)")
+    group.add_argument(
+        "--fps", type=int, default=24, metavar="N", help="frames per second, of the file and said in the prompt (default 24)"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +183,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-steps", type=int, default=50, metavar="N", help="Euler steps (default 50)")
     group.add_argument("--guidance", type=float, default=7.5, metavar="X", help="of the text; 1 is neutral (default 7.5)")
     group.add_argument("--guidance-img", type=float, default=3.0, metavar="X", help="of the pictures; 1 is neutral (default 3)")
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed, settings and machine give the same video (default: drawn and shown)")
+    group.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed, settings and machine give the same video (default: drawn and shown)"
+    )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +193,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
     group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the computation (auto: bf16, on the CPU fp32)")
     _add_memory(group)
-    group.add_argument("--attention", choices=("sdpa", "sliced"), default="sdpa", help="sliced takes one head at a time: slower, less memory")
+    group.add_argument(
+        "--attention", choices=("sdpa", "sliced"), default="sdpa", help="sliced takes one head at a time: slower, less memory"
+    )
 
 
 def _add_memory(group) -> None:

@@ -11,3 +11,15 @@ class OpenSoraError(ValueError):
 
 class CheckpointError(OpenSoraError):
     """A file that cannot be read as the model it was given for: another model, truncated, keys missing."""
+
+
+class DecodeOutOfMemory(OpenSoraError):
+    """Memory ran out while finished latents were decoded; they are not lost.
+
+    Attributes:
+        latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale, for OpenSoraPipeline.decode.
+    """
+
+    def __init__(self, message: str, latents):
+        super().__init__(message)
+        self.latents = latents

@@ -53,11 +53,17 @@ class ModelFiles:
             folder = SMALL
         folder = Path(folder).expanduser()
         if not folder.is_dir():
-            hint = "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)" if folder.is_file() else " (nothing is downloaded)"
+            hint = (
+                "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)"
+                if folder.is_file()
+                else " (nothing is downloaded)"
+            )
             raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
         missing = [name for name in _LAYOUT.values() if not (folder / name).exists()]
         if missing:
-            raise OpenSoraError(f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file.")
+            raise OpenSoraError(
+                f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
+            )
         return cls(**{part: folder / name for part, name in _LAYOUT.items()}, tokenizers=tokenizers and Path(tokenizers))
 
     def check_exist(self) -> "ModelFiles":
@@ -86,7 +92,10 @@ def check_files(files: ModelFiles) -> None:
             f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
             "give the VAE the transformer was trained with."
         )
-    for kind, slot, path, wanted in (("T5", "t5", files.t5, transformer.context_in_dim), ("CLIP", "clip", files.clip, transformer.vec_in_dim)):
+    for kind, slot, path, wanted in (
+        ("T5", "t5", files.t5, transformer.context_in_dim),
+        ("CLIP", "clip", files.clip, transformer.vec_in_dim),
+    ):
         width = _text_width(slot, path)
         if width not in (None, wanted):
             raise CheckpointError(

@@ -31,7 +31,8 @@ from .components import (
     resolve_device,
     resolve_precision,
 )
-from .errors import OpenSoraError
+from .errors import DecodeOutOfMemory, OpenSoraError
+from .geometry import SPACE_COMPRESSION, pixel_frames
 from .loaded import PROMPTS, SHARED, own_structure
 from .model_files import ModelFiles, check_files, check_lora
 from .offload.plan import BLOCK_LISTS, make_plan
@@ -104,7 +105,9 @@ class OpenSoraPipeline:
         read_clip = partial(load_clip, tokenizers=files.tokenizers)
         self._transformer = Component(self._read_transformer, self._placement, Habits(is_main=True, block_lists=BLOCK_LISTS))
         self._vae = Component(partial(self._read_shared, "vae", files.vae, load_vae), self._placement)
-        self._t5 = Component(partial(self._read_shared, "t5", files.t5, read_t5), self._placement, Habits(is_kept=False, block_lists=("encoder.block",)))
+        self._t5 = Component(
+            partial(self._read_shared, "t5", files.t5, read_t5), self._placement, Habits(is_kept=False, block_lists=("encoder.block",))
+        )
         self._clip = Component(partial(self._read_shared, "clip", files.clip, read_clip), self._placement, Habits(is_kept=False))
         self.vae = VideoVAE(self._vae, self._placement)
 
@@ -161,7 +164,9 @@ class OpenSoraPipeline:
         self._release()
         return self
 
-    def enable_offload(self, mode: str = AUTO, budget_gib: float | None = None, device: str | torch.device | None = None) -> "OpenSoraPipeline":
+    def enable_offload(
+        self, mode: str = AUTO, budget_gib: float | None = None, device: str | torch.device | None = None
+    ) -> "OpenSoraPipeline":
         """Let networks leave the device when they do not work, and stream what does not fit. No mode changes a result.
 
         Args:
@@ -312,8 +317,20 @@ class OpenSoraPipeline:
             progress("sampling", 0, request.num_steps)
             result.latents = self._sample(request, condition, result, _watch(result, callback, progress))
         with self._stage("decode", result):
-            self._decode(result, partial(progress, "decode"))
+            result.frames, result.notes = self._decode(result.latents, partial(progress, "decode"), result.notes)
         return result
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, progress: StageProgress | None = None) -> list[list[numpy.ndarray]]:
+        """Frames of finished latents, as `.frames` of a result; for latents that an earlier decode had no memory for.
+
+        Args:
+            latents: [B, C, T, H, W], in the transformer's scale, as `.latents` of a result.
+
+        Raises:
+            DecodeOutOfMemory: memory ran out, whatever the decode policy could do.
+        """
+        return self._decode(latents, partial(progress or _silent, "decode"), [])[0]
 
     def _condition(self, request: GenerationRequest, generators: list, progress) -> ImageCondition | None:
         pictures = [request.first_image, request.last_image]
@@ -356,18 +373,29 @@ class OpenSoraPipeline:
         text = TextCondition(**{name: part.expand(len(rows), *part.shape[1:]) for name, part in vars(text).items()})
         latents = sample(transformer, torch.cat(rows).to(device), schedule, request.guidance, text, condition, on_step)
         if not torch.isfinite(latents).all():
-            raise OpenSoraError(f"The transformer gave values that are not numbers (in {self.dtype}); try fp32, or check the file with inspect.")
+            raise OpenSoraError(
+                f"The transformer gave values that are not numbers (in {self.dtype}); try fp32, or check the file with inspect."
+            )
         return latents.float().cpu()
 
-    def _decode(self, result: GenerationResult, progress) -> None:
-        videos = result.latents.split(1)
+    def _decode(self, latents: Tensor, progress, notes: list[str]) -> tuple[list[list[numpy.ndarray]], list[str]]:
+        """(frames of every video, `notes` and what the decode adds to them)."""
+        videos, frames = latents.split(1), []
         progress(0, 1)  # how many tiles there are is known with the first
-        with self.vae.decoder(videos[0].shape) as (decode, notes):
-            for index, latents in enumerate(videos):
-                pixels = decode(latents, lambda done, total, index=index: progress(index * total + done, len(videos) * total))
-                # A frame at a time: fp32 copies of a whole clip would be larger than the clip.
-                result.frames.append([to_uint8((frame.float() + 1) / 2)[0] for frame in pixels.permute(0, 2, 3, 4, 1)[0].split(1)])
-        result.notes += notes
+        try:
+            with self.vae.decoder(videos[0].shape) as (decode, added):
+                for index, one in enumerate(videos):
+                    pixels = decode(one, lambda done, total, index=index: progress(index * total + done, len(videos) * total))
+                    # A frame at a time: fp32 copies of a whole clip would be larger than the clip.
+                    frames.append([to_uint8((frame.float() + 1) / 2)[0] for frame in pixels.permute(0, 2, 3, 4, 1)[0].split(1)])
+            return frames, notes + added
+        except torch.cuda.OutOfMemoryError as error:
+            size = f"{pixel_frames(latents.shape[2])} frames of {SPACE_COMPRESSION * latents.shape[3]}x{SPACE_COMPRESSION * latents.shape[4]} (height x width)"
+            raise DecodeOutOfMemory(
+                f"Decoding {size} ran out of memory with policy {self.vae.policy}; the finished latents are kept: "
+                "decode them with policy low_memory or smaller tiles.",
+                latents,
+            ) from error
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device):
         read = partial(load_transformer, precision=self._quantised)

@@ -121,7 +121,9 @@ class NF4(Float8):
 
     def quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         _row_maxima(weight)  # refuses what is not finite
-        stored, state = self._functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=False)
+        stored, state = self._functional.quantize_4bit(
+            weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=False
+        )
         return stored.view(torch.int8), state.absmax.float()
 
     def dequantise(self, weight: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

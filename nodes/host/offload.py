@@ -106,7 +106,9 @@ def _bounded(patcher):
 
 def _budget(budget_gib: float, total: int) -> int:
     if not math.isfinite(budget_gib) or budget_gib <= 0:
-        raise OpenSoraError(f"A budget of {budget_gib} GiB is not an amount of memory; give more than 0, or use minimal for as little as can be.")
+        raise OpenSoraError(
+            f"A budget of {budget_gib} GiB is not an amount of memory; give more than 0, or use minimal for as little as can be."
+        )
     if budget_gib * GIB > total:
         raise OpenSoraError(f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(total)} GiB; give at most that.")
     return int(budget_gib * GIB)

@@ -131,7 +131,9 @@ def _patcher(thing):
 
 def _entry(patcher) -> Entry:
     found = _describe(patcher)
-    return Entry(_kind(patcher), _name(patcher), _files(patcher), found.device, found.num_bytes, int(patcher.loaded_size()), found.precision)
+    return Entry(
+        _kind(patcher), _name(patcher), _files(patcher), found.device, found.num_bytes, int(patcher.loaded_size()), found.precision
+    )
 
 
 def _describe(thing) -> Description:

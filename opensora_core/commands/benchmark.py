@@ -35,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
     report = {
         "opensora_core": __version__,
         "hardware": _hardware(pipe.device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "system": platform.platform()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "system": platform.platform(),
+        },
         "settings": _settings(args, pipe, settings),
         "warmup": warmup,
         "runs": runs,

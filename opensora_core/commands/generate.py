@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from ..cli import DONE, SOME_FAILED
-from ..errors import OpenSoraError
+from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..sampling.solver import MAX_SEED
-from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
+from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, numbered, save_video, unused_path
 from .progress import Bars
 from .settings import call_settings, check_writable, pipeline, say
 
@@ -26,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= settings.seed <= MAX_SEED - args.num_samples + 1:
         raise OpenSoraError(f"--seed {settings.seed} is out of range; use 0 to {MAX_SEED - args.num_samples + 1}.")
     if target.suffix.lower() == IMAGE_SUFFIX and settings.arguments["num_frames"] > 1:
-        raise OpenSoraError(f"{settings.arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder.")
+        raise OpenSoraError(
+            f"{settings.arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder."
+        )
     pipe = pipeline(args)
     check_writable(target if _is_folder(target) else target.parent)
     prompt, written = args.prompt, []
@@ -37,6 +40,10 @@ def run(args: argparse.Namespace) -> int:
             with Bars(title) as bars:
                 result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **settings.arguments)
             path = save_video(result.frames[0], _free(target, written), args.fps, prompt=result.prompt.text)
+        except DecodeOutOfMemory as error:
+            kept = _keep_latents(error, _free(target, written))
+            say(f"error: video {index + 1} (seed {seed}) failed: {error} They are in {kept}.")
+            continue
         except (OSError, MemoryError, RuntimeError) as error:
             sentence = _failure(error)
             if sentence is None:
@@ -53,12 +60,24 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if failed else DONE
 
 
+def _keep_latents(error: DecodeOutOfMemory, video: Path) -> Path:
+    """Write the latents beside where the video would be, for `OpenSoraPipeline.decode(load_file(path)["latents"])`."""
+    number = 0
+    while (path := numbered(video, number).with_suffix(".latents.safetensors")).exists():
+        number += 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"latents": error.latents.contiguous()}, path)
+    return path
+
+
 def _target(out: str) -> Path:
     """The file or the folder to write to."""
     path = Path(out).expanduser()
     if path.is_dir() or not path.suffix or path.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX):
         return path
-    raise OpenSoraError(f"--out {out} ends in {path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame).")
+    raise OpenSoraError(
+        f"--out {out} ends in {path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame)."
+    )
 
 
 def _is_folder(target: Path) -> bool:

@@ -72,7 +72,9 @@ def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
     parts = {part: getattr(args, part) for part in PARTS}
     missing = [f"--{part}" for part, path in parts.items() if path is None]
     if len(missing) == len(PARTS):
-        made = OpenSoraPipeline.from_pretrained(args.model or "small", torch_dtype=torch_dtype, precision=args.precision, tokenizers=args.tokenizers)
+        made = OpenSoraPipeline.from_pretrained(
+            args.model or "small", torch_dtype=torch_dtype, precision=args.precision, tokenizers=args.tokenizers
+        )
     elif args.model is not None:
         raise OpenSoraError("Give either --model or the four parts --dit, --vae, --t5 and --clip, not both.")
     elif missing:

@@ -152,7 +152,9 @@ def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int |
         raise OpenSoraError(f"A budget of {budget_gib} GiB is not an amount of memory; {nearest}.")
     budget = int(budget_gib * GIB)
     if device_bytes is not None and budget > device_bytes:
-        raise OpenSoraError(f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(device_bytes)} GiB; give at most that.")
+        raise OpenSoraError(
+            f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(device_bytes)} GiB; give at most that."
+        )
     if budget < least:
         alone = f"; the mode minimal needs {at_least(least_bytes(sizes, MINIMAL))} GiB" if len(sizes.blocks) > 1 else ""
         raise OpenSoraError(

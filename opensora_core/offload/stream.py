@@ -376,7 +376,9 @@ def _check(model: nn.Module, blocks: list[nn.Module], plan: Plan, device: torch.
         raise OpenSoraError(f"The plan is for {len(plan.sizes.blocks)} blocks and the network has {len(blocks)}; plan it anew.")
     for index in plan.streamed:
         if _bytes_of(tensor for _, _, tensor in _tensors(blocks[index])) > plan.buffer_bytes:
-            raise OpenSoraError("The network's weights are larger than the plan says; plan it anew, after its precision and LoRAs are chosen.")
+            raise OpenSoraError(
+                "The network's weights are larger than the plan says; plan it anew, after its precision and LoRAs are chosen."
+            )
         for _, name, tensor in _tensors(blocks[index]):
             if type(tensor) not in _PLAIN:
                 raise OpenSoraError(

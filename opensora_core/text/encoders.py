@@ -155,9 +155,13 @@ def load_t5(
     half = dtype == torch.float16
     with torch.device("meta"):
         model = T5EncoderModel(config)
-    linears = [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear) and not (half and name.endswith(".wo"))]
+    linears = [
+        f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear) and not (half and name.endswith(".wo"))
+    ]
     stored = layer_formats(headers, [names[name][0] for name in linears if name in names], precision)
-    source = _Source(path.name, headers, names, {name: stored[names[name][0]] for name in linears if name in names and names[name][0] in stored})
+    source = _Source(
+        path.name, headers, names, {name: stored[names[name][0]] for name in linears if name in names and names[name][0] in stored}
+    )
     _fill(model, source, lambda name: torch.float32 if half and name.endswith(".wo.weight") else dtype, device)
     model.set_input_embeddings(model.get_input_embeddings())  # one table under its two names
     return T5Encoder(model, tokenizer)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from opensora_core import video
+from opensora_core import components, video
 from opensora_core.cli import DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
 from opensora_core.commands import settings as settings_module
 
@@ -82,7 +84,9 @@ def test_text_to_video_writes_an_mp4_and_says_where(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pictures", [["--ref", "red.png"], ["--ref-end", "red.png"], ["--cond-type", "i2v_loop", "--ref", "red.png"]], ids=lambda words: words[-2]
+    "pictures",
+    [["--ref", "red.png"], ["--ref-end", "red.png"], ["--cond-type", "i2v_loop", "--ref", "red.png"]],
+    ids=lambda words: words[-2],
 )
 def test_image_to_video_uses_the_picture(generate, here, capsys, pictures):
     Image.new("RGB", (96, 64), (255, 30, 30)).save("red.png")
@@ -269,7 +273,11 @@ def test_a_bad_model_folder_ends_with_2_in_a_process_of_its_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "says"),
-    [(OSError(28, "No space left on device"), "No space left"), (MemoryError(), "out of memory"), (RuntimeError("can't allocate memory: x"), "out of memory")],
+    [
+        (OSError(28, "No space left on device"), "No space left"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("can't allocate memory: x"), "out of memory"),
+    ],
 )
 def test_a_sample_that_fails_ends_with_1_and_the_others_are_made(generate, here, capsys, monkeypatch, error, says):
     from opensora_core.commands import generate as command
@@ -287,6 +295,18 @@ def test_a_sample_that_fails_ends_with_1_and_the_others_are_made(generate, here,
     told = capsys.readouterr()
     assert told.out == "clip.mp4\n" and "1 of 2 videos failed" in told.err
     assert f"video 1 (seed 5) failed: {says}" in told.err or says in told.err
+
+
+def test_latents_that_no_memory_was_left_to_decode_are_kept(generate, here, capsys, monkeypatch):
+    def no_room(*arguments):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(components, "tiled_decode", no_room)
+    assert generate("--out", "clip.mp4") == generate("--out", "clip.mp4") == SOME_FAILED
+    told = capsys.readouterr().err
+    for name in ("clip.latents.safetensors", "clip_1.latents.safetensors"):
+        assert name in told and load_file(here / name)["latents"].ndim == 5
+    assert not (here / "clip.mp4").exists()
 
 
 def test_a_defect_of_ours_is_not_hidden_behind_a_sentence(generate, monkeypatch):
@@ -342,7 +362,8 @@ def test_benchmark_writes_a_report(tiny_checkpoint, here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(["--eval-count", "0"], "--eval-count"), (["--warmup-count", "-1"], "--warmup-count"), (["--benchmark-save-path", "."], "folder")]
+    ("words", "says"),
+    [(["--eval-count", "0"], "--eval-count"), (["--warmup-count", "-1"], "--warmup-count"), (["--benchmark-save-path", "."], "folder")],
 )
 def test_benchmark_refuses_what_it_cannot_measure(tiny_checkpoint, here, capsys, words, says):
     assert main(["benchmark", "--model", str(tiny_checkpoint), *SIZE, *words]) == REFUSED

@@ -307,7 +307,9 @@ def test_keep_loaded_outlives_the_pipeline_within_the_limit(tiny_checkpoint, sha
 def test_what_one_pipeline_does_to_its_network_leaves_the_other_as_it_was(tiny_checkpoint, tmp_path, shared):
     layer = "single_blocks.0.q_proj"
     hidden = TRANSFORMER.hidden_size
-    save_file({f"{layer}.lora_A.weight": torch.ones(1, hidden), f"{layer}.lora_B.weight": torch.ones(hidden, 1)}, tmp_path / "lora.safetensors")
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(1, hidden), f"{layer}.lora_B.weight": torch.ones(hidden, 1)}, tmp_path / "lora.safetensors"
+    )
     plain, patched = (OpenSoraPipeline.from_pretrained(tiny_checkpoint) for _ in range(2))
     cat = plain.encode_prompt("a cat")
     before = plain(cat, **CALL).latents

@@ -124,7 +124,12 @@ def test_a_forward_takes_what_was_predicted(config, shape, precision):
     dtype = DTYPES[precision]
     model = filled(MMDiT(config, dtype=dtype))
     batch, channels, *extent = shape
-    inputs = [torch.zeros(shape, dtype=dtype), torch.ones(batch), torch.zeros(batch, 512, 64, dtype=dtype), torch.zeros(batch, 64, dtype=dtype)]
+    inputs = [
+        torch.zeros(shape, dtype=dtype),
+        torch.ones(batch),
+        torch.zeros(batch, 512, 64, dtype=dtype),
+        torch.zeros(batch, 64, dtype=dtype),
+    ]
     cond = torch.zeros(batch, channels + 1, *extent, dtype=dtype)
     predicted = forward_peak(config, precision, shape)
     assert counted(lambda: model(*inputs, cond)) == pytest.approx(predicted, rel=0.1)
@@ -187,7 +192,9 @@ def test_a_decode_takes_what_was_predicted(chunks_as_on_cpu, precision, tiling):
 def test_a_medium_tile_and_an_encoded_picture_take_what_was_predicted(chunks_as_on_cpu):
     vae = filled(CausalVAE(MEDIUM_VAE))
     latents = torch.zeros(1, 16, 2, 8, 8)
-    assert counted(lambda: vae.decode(latents)) == pytest.approx(decode_peak.__wrapped__(MEDIUM_VAE, "fp32", (1, 16, 2, 8, 8), Tiling())[0], rel=0.1)
+    assert counted(lambda: vae.decode(latents)) == pytest.approx(
+        decode_peak.__wrapped__(MEDIUM_VAE, "fp32", (1, 16, 2, 8, 8), Tiling())[0], rel=0.1
+    )
     pixels = torch.zeros(1, 3, 1, 64, 96)
     predicted = sum(encode_peak.__wrapped__(MEDIUM_VAE, "fp32", 64, 96, Tiling(64)))
     assert counted(lambda: tiled_encode(vae.encode_moments, pixels, Tiling(64))) == pytest.approx(predicted, rel=0.1)
@@ -210,7 +217,9 @@ def test_encoding_takes_what_was_predicted_and_weights_are_counted_whole(tiny_ch
 
 
 def test_sizes_come_from_headers(tiny_checkpoint, tmp_path):
-    found = sizes_of_files(*(tiny_checkpoint / name for name in ("Open_Sora_v2.safetensors", "hunyuan_vae.safetensors", "t5xxl.safetensors")))
+    found = sizes_of_files(
+        *(tiny_checkpoint / name for name in ("Open_Sora_v2.safetensors", "hunyuan_vae.safetensors", "t5xxl.safetensors"))
+    )
     assert found.transformer == tiny.TRANSFORMER and found.vae == tiny.VAE
     assert (found.stored, found.stored_text) == ("bf16", "fp16")
     assert (found.text.t5_width, found.text.t5_inner, found.text.t5_mlp, found.text.t5_layers, found.text.t5_heads) == (64, 128, 128, 2, 2)

@@ -177,7 +177,9 @@ def test_bitsandbytes_missing_is_said_and_the_rest_works(monkeypatch, source):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     for precision in ("int8", "nf4"):
-        with pytest.raises(OpenSoraError, match=rf"precision '{precision}' computes with the bitsandbytes library.*pip install bitsandbytes"):
+        with pytest.raises(
+            OpenSoraError, match=rf"precision '{precision}' computes with the bitsandbytes library.*pip install bitsandbytes"
+        ):
             load_transformer(source, precision=precision)
     load_transformer(source, precision="fp8_e4m3fn")
 
@@ -228,7 +230,9 @@ def test_an_int8_file_is_multiplied_by_bitsandbytes_where_asked(written, source,
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 def test_a_quantised_file_is_not_quantised_again(written, precision):
-    with pytest.raises(OpenSoraError, match=rf"already quantised \(fp8_e4m3fn\); use it without a precision, or give the bf16 file for {precision}"):
+    with pytest.raises(
+        OpenSoraError, match=rf"already quantised \(fp8_e4m3fn\); use it without a precision, or give the bf16 file for {precision}"
+    ):
         load_transformer(written["fp8_e4m3fn"][0], precision=precision)
 
 
@@ -308,7 +312,9 @@ def test_the_default_set_is_the_recorded_measurements():
 # --- the file -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "host_name", "dtype"), [("fp8_e4m3fn", "float8_e4m3fn", torch.float8_e4m3fn), ("int8", "int8_tensorwise", torch.int8)])
+@pytest.mark.parametrize(
+    ("name", "host_name", "dtype"), [("fp8_e4m3fn", "float8_e4m3fn", torch.float8_e4m3fn), ("int8", "int8_tensorwise", torch.int8)]
+)
 def test_a_file_is_what_comfyui_reads(written, source, name, host_name, dtype):
     original, found = load_file(source), load_file(written[name][0])
     with safe_open(written[name][0], "pt") as file:
@@ -588,7 +594,11 @@ def latents(tiny_checkpoint):
 
     def run(precision="auto", dit=None, offload=None, lora=None):
         folder = tiny_checkpoint
-        files = {"dit": dit or folder / "Open_Sora_v2.safetensors", "vae": folder / "hunyuan_vae.safetensors", "t5": folder / "t5xxl.safetensors"}
+        files = {
+            "dit": dit or folder / "Open_Sora_v2.safetensors",
+            "vae": folder / "hunyuan_vae.safetensors",
+            "t5": folder / "t5xxl.safetensors",
+        }
         pipe = OpenSoraPipeline.from_files(**files, clip=folder / "clip_l.safetensors", tokenizers=folder, precision=precision)
         if offload:
             getattr(pipe, offload)("cpu")

@@ -280,7 +280,9 @@ def test_t5_is_quantised_as_it_is_read(precision, bound, dtype, tiny_checkpoint,
     loaded = load_t5(tiny_checkpoint / "t5xxl.safetensors", dtype, "cpu", tiny_checkpoint, precision)
     kept = {name for name, parameter in loaded.model.named_parameters() if parameter.dtype == torch.int8}
     # transformers keeps each feed-forward output in fp32 where the rest is fp16, because it overflows.
-    assert kept == {name for name in t5.model.state_dict() if is_linear(name) and not (dtype == torch.float16 and name.endswith("wo.weight"))}
+    assert kept == {
+        name for name in t5.model.state_dict() if is_linear(name) and not (dtype == torch.float16 and name.endswith("wo.weight"))
+    }
     texts = ["a red circle", "the quick brown fox"]
     found, expected = loaded.encode(texts), t5.encode(texts)
     assert found.dtype == dtype and found.shape == expected.shape

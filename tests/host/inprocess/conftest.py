@@ -4,6 +4,7 @@ Run by tests/host/test_inprocess.py, which sets OPEN_SORA_TEST_HOST, OPEN_SORA_T
 """
 
 import asyncio
+import gc
 import importlib
 import importlib.util
 import os
@@ -53,6 +54,17 @@ async def _load_pack(module, nodes) -> None:
 
 def pytest_sessionstart(session):
     _start_host()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_loaded():
+    """Every file begins with no model loaded. An exception that a test holds keeps the MODEL copies of its frames in a cycle; collected
+    together, the host cannot hand their entry to the MODEL they are copies of, and reports it at the next load."""
+    import comfy.model_management
+
+    yield
+    comfy.model_management.unload_all_models()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,14 @@ def test_a_mode_bounds_what_is_loaded(load, sample, offload):
     size = model.model_size()
     sample(model)
     assert model.loaded_size() == size
-    for mode, least, most in (("budget", 0.3, 0.5), ("minimal", 0, 0.001), ("budget", 0.3, 0.5), ("resident", 1, 1), ("minimal", 0, 0.001), ("auto", 1, 1)):
+    for mode, least, most in (
+        ("budget", 0.3, 0.5),
+        ("minimal", 0, 0.001),
+        ("budget", 0.3, 0.5),
+        ("resident", 1, 1),
+        ("minimal", 0, 0.001),
+        ("auto", 1, 1),
+    ):
         copy = offload(model, mode, half(model))
         sample(copy)
         assert least * size <= copy.loaded_size() <= most * size, mode
@@ -446,9 +453,7 @@ def test_a_quantised_file_is_recommended_as_it_is(machine, preflight, pack, monk
 
 
 def test_preflight_reads_the_file_and_this_machine(run_node):
-    report, *settings = run_node(
-        "OpenSoraPreflight", width=64, height=48, num_frames=5, model_name=FILE, precision="auto", offload="auto"
-    )
+    report, *settings = run_node("OpenSoraPreflight", width=64, height=48, num_frames=5, model_name=FILE, precision="auto", offload="auto")
     assert report.startswith(f"{FILE}: 64x48 (width x height), 5 frames") and "On the CPU" in report
     assert settings == ["auto", "auto", "auto"]
     with pytest.raises(ValueError, match="use 5 or 9"):

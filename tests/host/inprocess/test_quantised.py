@@ -77,7 +77,9 @@ def test_it_samples(quantised, patcher, model, run_node, conditioning, relative_
 
     def sample(model):
         settings = {"seed": 1, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-        return run_node("KSampler", model=model, positive=conditioning(1), negative=conditioning(2), latent_image=latent, **settings)[0]["samples"]
+        return run_node("KSampler", model=model, positive=conditioning(1), negative=conditioning(2), latent_image=latent, **settings)[0][
+            "samples"
+        ]
 
     assert 1e-4 < relative_error(sample(patcher), sample(model)) < 3 * CHANGE[quantised[0]]
 
@@ -95,7 +97,9 @@ def test_a_lora_changes_it(quantised, patcher, model, inputs, base, run_node, re
     save_file(lora, base / "models/loras/quantised_test.safetensors")
 
     def changed(model):
-        return host_forward(run_node("LoraLoaderModelOnly", model=model, lora_name="quantised_test.safetensors", strength_model=1.0)[0], inputs)
+        return host_forward(
+            run_node("LoraLoaderModelOnly", model=model, lora_name="quantised_test.safetensors", strength_model=1.0)[0], inputs
+        )
 
     wanted = changed(model)
     assert relative_error(wanted, host_forward(model, inputs)) > 0.3

@@ -176,7 +176,9 @@ def test_loader_takes_the_files_in_either_order(text, files, clip, swap):
         assert torch.equal(text.encode(found, "a cat")[0][0][0], text.encode(clip, "a cat")[0][0][0])
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("auto", 0, 1e-5), ("bf16", 1e-4, 2e-2), ("fp8_e4m3fn", 1e-3, 1e-1), ("int8", 1e-4, 5e-2)])
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [("auto", 0, 1e-5), ("bf16", 1e-4, 2e-2), ("fp8_e4m3fn", 1e-3, 1e-1), ("int8", 1e-4, 5e-2)]
+)
 def test_precisions(text, files, reference, precision, least, most):
     found = text.load_text_encoders(*files, precision, "cpu")
     *_, states, pooled = reference("a cat")
