@@ -15,6 +15,21 @@ _TILE_SIZE = {"default": Tiling.tile_size, "min": 0, "max": 4096, "step": 32}
 _OVERLAP = {"default": Tiling.overlap, "min": 0.0, "max": 0.5, "step": 0.0625}
 
 
+def _tile_inputs() -> list:
+    return [
+        io.Int.Input(
+            "tile_size",
+            **_TILE_SIZE,
+            tooltip="Side of a tile in pixels. 256 is the reference's; smaller saves memory, 0 = no tiles.",
+        ),
+        io.Float.Input(
+            "overlap",
+            **_OVERLAP,
+            tooltip="Share of a tile that its neighbour repeats and blends. 0.25 is the reference's; 0 = none.",
+        ),
+    ]
+
+
 class OpenSoraVAELoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -58,16 +73,7 @@ class OpenSoraTiledVAEDecode(io.ComfyNode):
                     tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only.",
                 ),
                 io.Latent.Input("latent", tooltip="The finished clip."),
-                io.Int.Input(
-                    "tile_size",
-                    **_TILE_SIZE,
-                    tooltip="Side of a tile in pixels. 256 is the reference's; smaller saves memory, 0 = no tiles.",
-                ),
-                io.Float.Input(
-                    "overlap",
-                    **_OVERLAP,
-                    tooltip="Share of a tile that its neighbour repeats and blends. 0.25 is the reference's; 0 = none.",
-                ),
+                *_tile_inputs(),
                 io.Int.Input(
                     "temporal_tile",
                     default=Tiling.temporal_tile,
@@ -115,16 +121,7 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
                     tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only.",
                 ),
                 io.Image.Input("image", tooltip="The frames of one clip: 4k+1 of them (1, 5, 9, …), sides multiples of 16 pixels."),
-                io.Int.Input(
-                    "tile_size",
-                    **_TILE_SIZE,
-                    tooltip="Side of a tile in pixels. 256 is the reference's; smaller saves memory, 0 = no tiles.",
-                ),
-                io.Float.Input(
-                    "overlap",
-                    **_OVERLAP,
-                    tooltip="Share of a tile that its neighbour repeats and blends. 0.25 is the reference's; 0 = none.",
-                ),
+                *_tile_inputs(),
                 io.Combo.Input(
                     "posterior",
                     options=["mode", "sample"],

@@ -38,8 +38,8 @@ FILES_NOTE = """## Files this workflow reads
 - `hunyuan_vae.safetensors`, 493 MB, from hpcai-tech/Open-Sora-v2
 
 ## Licences (read them yourself; this is not advice)
-- **Open_Sora_v2**: its card says Apache-2.0. It was trained from FLUX.1-dev, whose own licence is non-commercial; ask \
-counsel before commercial use.
+- **Open_Sora_v2**: its card says Apache-2.0. The project's finetuning guide starts from FLUX.1-dev, so it may be a \
+derivative of it, whose own licence is non-commercial; ask counsel before commercial use.
 - **hunyuan_vae**: Tencent Hunyuan Community Licence. It **does not cover the European Union, the United Kingdom and \
 South Korea**, and has a size threshold and a use policy.
 - **T5** Apache-2.0, **CLIP** MIT.
