@@ -7,11 +7,8 @@ have them for ComfyUI. About 20 MB, a second or two, no network. It shows moving
 """
 
 import argparse
-import io
-import json
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -20,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opensora_core.checkpoint.keys import Manifest, clip_text_manifest, t5_manifest, transformer_manifest, vae_manifest
-from opensora_core.config import LATENT_SCALE, OPEN_SORA_2, TransformerConfig, VAEConfig
+from opensora_core.config import LATENT_SCALE, OPEN_SORA_2, T5_LENGTH, TransformerConfig, VAEConfig
 from opensora_core.vae.model import CausalVAE
+from training.tokenizers import CLIP_FOLDER, T5_FOLDER, T5Recipe, write_clip, write_json, write_t5
 
 TRANSFORMER = TransformerConfig(
     **{
@@ -42,9 +40,6 @@ CLIP_SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads"
 # ComfyUI fixes the sizes of these two encoders; as `model_options` of its load_clip this makes it read the small files.
 # (It rebuilds CLIP-L's from "model_config" when it looks for long-text ones.)
 HOST_OPTIONS = {"t5xxl_model_config": T5_SIZES, "clip_l_model_config": CLIP_SIZES, "model_config": CLIP_SIZES}
-
-T5_FOLDER = "google/t5-v1_1-xxl"
-CLIP_FOLDER = "openai/clip-vit-large-patch14"
 
 # What the tokenizers are made of. Any text can be read: T5 has an unknown piece, CLIP all bytes.
 _SENTENCES = (
@@ -144,14 +139,14 @@ def _write_t5(directory: Path, weights: dict[str, Tensor]) -> None:
         shards[shard][name] = tensor.half()
     for file, tensors in shards.items():
         torch.save(tensors, folder / file)
-    _json(
+    write_json(
         folder / "pytorch_model.bin.index.json",
         {
             "metadata": {"total_size": sum(tensor.numel() * 2 for tensor in weights.values())},
             "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
         },
     )
-    _json(
+    write_json(
         folder / "config.json",
         {
             **{"architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, **T5_SIZES},
@@ -160,7 +155,7 @@ def _write_t5(directory: Path, weights: dict[str, Tensor]) -> None:
             **{"is_encoder_decoder": True, "tie_word_embeddings": False, "torch_dtype": "float16"},
         },
     )
-    _write_t5_tokenizer(folder)
+    write_t5(folder, list(_SENTENCES), T5Recipe(T5_LENGTH, sentinels=100, capitals=False))
 
 
 def _write_clip(directory: Path, weights: dict[str, Tensor]) -> None:
@@ -178,72 +173,12 @@ def _write_clip(directory: Path, weights: dict[str, Tensor]) -> None:
         # The released configuration's ids are wrong in the same way: a reader must not rely on them.
         **{"layer_norm_eps": 1e-5, "projection_dim": 64, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
     }
-    _json(folder / "config.json", {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 64, "text_config": text})
-    _write_clip_tokenizer(folder)
-
-
-def _write_t5_tokenizer(folder: Path) -> None:
-    """A SentencePiece model (what is read first) and the same pieces as tokenizer.json."""
-    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(_SENTENCES),
-        model_writer=model,
-        vocab_size=200,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    (folder / "spiece.model").write_bytes(model.getvalue())
-    pieces = SentencePieceProcessor(model_proto=model.getvalue())
-    vocabulary = [(pieces.id_to_piece(index), pieces.get_score(index)) for index in range(pieces.get_piece_size())]
-    fast = Tokenizer(models.Unigram(vocabulary, unk_id=2))
-    fast.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    fast.pre_tokenizer = pre_tokenizers.Metaspace()
-    fast.decoder = decoders.Metaspace()
-    fast.add_special_tokens(["<pad>", "</s>", "<unk>", *(f"<extra_id_{index}>" for index in reversed(range(100)))])
-    fast.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast.save(str(folder / "tokenizer.json"))
-    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    _json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 100, **special})
-    _json(folder / "special_tokens_map.json", special)
-
-
-def _write_clip_tokenizer(folder: Path) -> None:
-    """Byte-level BPE: every byte, every byte at a word's end, and the words of the sentences above."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
-    merges: list[tuple[str, str]] = []
-    for word in sorted(set(re.findall("[a-z]+", " ".join(_SENTENCES).lower()))):
-        left = word[0]
-        for right in [*word[1:-1], f"{word[-1]}</w>"] if len(word) > 1 else []:
-            if (left, right) not in merges:
-                merges.append((left, right))
-                tokens.append(left + right)
-            left += right
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-    _json(folder / "vocab.json", vocabulary)
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]), encoding="utf-8")
-    special = {name: "<|endoftext|>" for name in ("eos_token", "unk_token", "pad_token")} | {"bos_token": "<|startoftext|>"}
-    _json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special})
-    _json(folder / "special_tokens_map.json", special)
+    write_json(folder / "config.json", {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 64, "text_config": text})
+    write_clip(folder, list(_SENTENCES), start=49406)  # the released ids
 
 
 def _save(path: Path, weights: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
     save_file({name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
-
-
-def _json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
