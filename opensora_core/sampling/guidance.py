@@ -62,10 +62,11 @@ class Guidance:
 
     def __post_init__(self):
         for name in ("text", "image"):
-            value = getattr(self, name)
+            value, default = getattr(self, name), getattr(type(self), name)
             if not math.isfinite(value):
-                default = {"text": 7.5, "image": 3.0}[name]
                 raise OpenSoraError(f"{name}_guidance={value} is not a finite number; 1 is neutral, the default is {default}.")
+            if value < 0:
+                raise OpenSoraError(f"{name}_guidance={value} is negative; use 0 or more: 1 is neutral, the default is {default}.")
 
     def at_step(self, step: int, num_steps: int, latent_frames: int, has_image: bool) -> StepGuidance:
         """Guidance of step 0..num_steps-1.

@@ -188,6 +188,8 @@ REFUSALS = [
     (["--num-steps", "0"], "at least 1"),
     (["--guidance", "nan"], "finite"),
     (["--guidance-img", "inf"], "finite"),
+    (["--guidance", "-5"], "text_guidance=-5.0 is negative"),
+    (["--guidance-img", "-0.1"], "image_guidance=-0.1 is negative"),
     (["--seed", "-1"], "out of range"),
     (["--num-samples", "0"], "at least 1"),
     (["--fps", "0"], "frame rate"),

@@ -459,6 +459,30 @@ def test_what_cannot_be_met_is_refused_in_a_sentence_and_no_checkpoint_is_opened
     assert "\n" not in str(caught.value)
 
 
+def test_prompts_encoded_together_are_those_encoded_alone_and_each_encoder_is_read_once(tiny_checkpoint, monkeypatch):
+    read = []
+    for name in ("load_t5", "load_clip"):
+        real = getattr(pipeline_module, name)
+        monkeypatch.setattr(pipeline_module, name, lambda *args, real=real, name=name, **more: read.append(name) or real(*args, **more))
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("auto", device="cpu")
+    wanted = [("a cat", "", SamplingOptions()), ("a dog", "blurry", SamplingOptions(motion_score=9))]
+    together = pipe.encode_prompts(wanted)
+    assert read == ["load_t5", "load_clip"]
+    for encoded, arguments in zip(together, wanted, strict=True):
+        alone = pipe.encode_prompt(*arguments)
+        assert encoded.text == alone.text
+        assert all(torch.equal(part, vars(alone.condition)[name]) for name, part in vars(encoded.condition).items())
+    assert not torch.equal(together[0].condition.context, together[1].condition.context)
+
+
+def test_a_request_can_be_checked_without_being_met(tiny_checkpoint, no_weights):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    result = pipe("a cat", **SMALL, check_only=True)
+    assert result.seeds == [7] and not result.frames and result.latents is None
+    with pytest.raises(OpenSoraError, match="use 5 or 9"):
+        pipe("a cat", **{**SMALL, "num_frames": 6}, check_only=True)
+
+
 @pytest.mark.parametrize("prompt", [None, ["a cat"], 3])
 def test_a_prompt_is_one_text(pipe, prompt):
     with pytest.raises(OpenSoraError, match="one text"):
