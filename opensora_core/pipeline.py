@@ -304,6 +304,7 @@ class OpenSoraPipeline:
                 options.text_oscillation,
                 options.image_oscillation,
                 options.temporal_ramp,
+                options.every_pass,
             ),
             first_image=reference_image("image", image),
             last_image=reference_image("last_image", last_image),

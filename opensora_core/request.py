@@ -51,6 +51,7 @@ class SamplingOptions:
         posterior: the VAE's mode, or a sample drawn with the seed.
         noise_device: cpu (the same noise for a seed on every machine) or gpu (where the model works).
         latent_dtype: fp32 or bf16, of the noise and of the latents between steps.
+        every_pass: run all three guidance passes at every step, also those of no weight; slower, the same video.
     """
 
     fps: int = 24
@@ -63,6 +64,7 @@ class SamplingOptions:
     posterior: str = "mode"
     noise_device: str = "cpu"
     latent_dtype: str = "fp32"
+    every_pass: bool = False
 
     def __post_init__(self):
         decorate("", self.fps, self.motion_score)  # raises for a number outside its range

@@ -52,13 +52,17 @@ class StepGuidance:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Settings of a whole run; the defaults are the released configuration's."""
+    """Settings of a whole run; the defaults are the released configuration's.
+
+    every_pass: run all three at every step, also those of no weight, as the reference does; for comparison.
+    """
 
     text: float = 7.5
     image: float = 3.0
     text_oscillation: bool = True
     image_oscillation: bool = True
     temporal_ramp: bool = True
+    every_pass: bool = False
 
     def __post_init__(self):
         for name in ("text", "image"):
@@ -77,9 +81,9 @@ class Guidance:
         """
         text = oscillate(self.text, step) if self.text_oscillation else self.text
         image: float | Tensor = oscillate(self.image, step) if self.image_oscillation else self.image
-        if not has_image or image == 1.0:
+        if not self.every_pass and (not has_image or image == 1.0):
             return StepGuidance(text, 1.0, ("cond",) if text == 1.0 else ("cond", "uncond"))
-        if self.temporal_ramp and image > 1.0:
+        if has_image and self.temporal_ramp and image > 1.0:
             image = temporal_ramp(image, step, num_steps, latent_frames)
         return StepGuidance(text, image, ("cond", "uncond", "uncond_image"))
 

@@ -1,5 +1,7 @@
 """Sampling: schedule, guidance algebra, pass counts, image conditions and the Euler run, on fakes that can disagree."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -79,6 +81,11 @@ def test_skipped_passes_change_nothing(guidance, with_image, text, condition):
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     assert ours.rows == SHAPE[0] * num_forwards(guidance, 16, SHAPE[2], with_image)
     assert naive.rows == SHAPE[0] * 48
+    every = CountingModel()
+    torch.testing.assert_close(
+        solver.sample(every, x, sigmas, replace(guidance, every_pass=True), text, reference), expected, rtol=1e-5, atol=1e-5
+    )
+    assert every.rows == SHAPE[0] * 48
 
 
 @pytest.mark.parametrize(("with_image", "rows"), [(False, 80), (True, 110)])
