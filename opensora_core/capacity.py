@@ -30,10 +30,12 @@ class Needs:
         """What sampling needs beside the weights, where that decides how many of them stay on the device; else 0."""
         if not self._decides:
             return 0
-        sizes = sizes_of_files(self.files.dit)
+        sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
         shape = (request.num_videos, sizes.transformer.in_channels, *request.latent_extent)
         has_image = request.first_image is not None or request.last_image is not None
-        return self._with_margin(sum(sampling_peak(sizes.transformer, self._precision(sizes.stored), shape, has_image)))
+        return self._with_margin(
+            sum(sampling_peak(sizes.transformer, self._precision(sizes.stored), shape, has_image, sizes.text.t5_length))
+        )
 
     def beside_t5(self) -> int:
         """As beside_transformer, of encoding."""

@@ -18,7 +18,7 @@ from .checkpoint.files import Header, read_header
 from .checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest
 from .checkpoint.layer_formats import QUANTISED_GROUPS, group_of, layers_to_quantise, stored_formats
 from .config import HUNYUAN_VAE, OPEN_SORA_2, T5_LENGTH, Tiling, TransformerConfig, VAEConfig
-from .errors import OpenSoraError
+from .errors import CheckpointError, OpenSoraError
 from .geometry import SPACE_COMPRESSION, latent_frames, pixel_frames
 from .offload.plan import UnitBytes
 from .offload.stream import module_bytes
@@ -27,6 +27,7 @@ from .sampling.conditioning import image_condition
 from .sampling.guidance import Guidance
 from .sampling.schedule import sigmas
 from .sampling.solver import TextCondition, sample
+from .text.tokens import T5, find_tokenizer, text_length
 from .text.weights import read_headers
 from .transformer.model import MMDiT
 from .vae.model import CausalVAE
@@ -93,6 +94,7 @@ class TextSizes:
     t5_layers: int = 24
     t5_heads: int = 64
     t5_vocabulary: int = 32128
+    t5_length: int = T5_LENGTH  # tokens of a text
     clip_width: int = 768
     clip_layers: int = 12
     clip_mlp: int = 3072
@@ -147,11 +149,12 @@ def transformer_weights(config: TransformerConfig, precision: str, stored: str, 
 
 
 @lru_cache(maxsize=64)
-def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...]) -> int:
+def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int = T5_LENGTH) -> int:
     """Peak of one forward's activations, its result included, its inputs not.
 
     Args:
         latent_shape: [B, C, T, H, W].
+        text_length: tokens of T5's.
     """
     few = replace(config, depth=min(_FEW_BLOCKS, config.depth), depth_single_blocks=min(_FEW_BLOCKS, config.depth_single_blocks))
     model = _transformer(few, precision)
@@ -159,7 +162,7 @@ def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[
     inputs = [
         _empty(model.dtype, *latent_shape),
         _empty(torch.float32, batch),
-        _empty(model.dtype, batch, T5_LENGTH, config.context_in_dim),
+        _empty(model.dtype, batch, text_length, config.context_in_dim),
         _empty(model.dtype, batch, config.vec_in_dim),
         _empty(model.dtype, batch, channels + 1, *extent) if config.cond_embed else None,
         _empty(torch.float32, batch) if config.guidance_embed else None,
@@ -170,16 +173,18 @@ def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[
 
 
 @lru_cache(maxsize=64)
-def sampling_peak(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], has_image: bool) -> tuple[int, int]:
+def sampling_peak(
+    config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], has_image: bool, text_length: int = T5_LENGTH
+) -> tuple[int, int]:
     """(one forward's activations, everything else that is alive beside it): latents, predictions, text, reference.
 
     The solver itself is run, around a transformer that only counts.
     """
-    one = forward_peak(config, precision, latent_shape)
+    one = forward_peak(config, precision, latent_shape, text_length)
     batch = latent_shape[0]
     with torch.inference_mode(), AllocationCounter() as counter:
         latents = _empty(torch.float32, *latent_shape)
-        context = [_empty(torch.float32, batch, T5_LENGTH, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
+        context = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
         pooled = [_empty(torch.float32, batch, config.vec_in_dim) for _ in range(2)]
         text = TextCondition(context[0], pooled[0], context[1], pooled[1])
         condition = _condition(latent_shape) if has_image else None
@@ -269,7 +274,7 @@ def text_peak(sizes: TextSizes, precision: str) -> int:
     )
     with torch.device("meta"):
         model = T5EncoderModel(config).to(_dtype(precision)).requires_grad_(False).train(False)
-    ids = torch.empty(_TEXTS, T5_LENGTH, dtype=torch.int64, device="meta")
+    ids = torch.empty(_TEXTS, sizes.t5_length, dtype=torch.int64, device="meta")
     with torch.inference_mode(), AllocationCounter() as counter:
         model(input_ids=ids)
     largest = sizes.t5_mlp * sizes.t5_width * _dtype(precision).itemsize if precision in QUANTISED else 0
@@ -401,7 +406,15 @@ def _with_t5(sizes: TextSizes, path: Path) -> TextSizes:
         t5_layers=_layers(shapes, "encoder.block."),
         t5_heads=shapes.get(f"{block}0.SelfAttention.relative_attention_bias.weight", (0, sizes.t5_heads))[1],
         t5_vocabulary=_first(shapes, "shared.weight", sizes.t5_vocabulary),
+        t5_length=_text_length(path),
     )
+
+
+def _text_length(path: Path) -> int:
+    try:
+        return text_length(T5, find_tokenizer(T5, path))
+    except CheckpointError:
+        return T5_LENGTH  # planning needs no tokenizer, and one elsewhere is the released one
 
 
 def _with_clip(sizes: TextSizes, path: Path) -> TextSizes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checkpoint.detect import identify, require
 from ..checkpoint.files import Header
 from ..checkpoint.layer_formats import LayerFormat, is_note
-from ..config import CLIP_LENGTH, T5_LENGTH, TransformerConfig
+from ..config import CLIP_LENGTH, TransformerConfig
 from ..errors import CheckpointError
 from ..quantised import replace_linears
 from .prompt import dropped_sentence, fit_tokens
@@ -50,12 +50,12 @@ class T5Encoder:
         self.width = model.config.d_model
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """[B] texts -> ids [B, 512], int64. A prompt that is cut is named in a warning."""
-        return _tokenize(texts, self.tokenizer, T5, T5_LENGTH, logging.WARNING)
+        """[B] texts -> ids [B, L], int64; L = tokenizer.length, 512 for XXL's. A prompt that is cut is named in a warning."""
+        return _tokenize(texts, self.tokenizer, T5, logging.WARNING)
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
-        """[B] texts -> [B, 512, width], in the model's dtype, on its device."""
+        """[B] texts -> [B, L, width], in the model's dtype, on its device."""
         return self.model(input_ids=self.tokenize(texts).to(_ids_device(self.model))).last_hidden_state
 
 
@@ -72,7 +72,7 @@ class CLIPEncoder:
     def tokenize(self, texts: list[str]) -> Tensor:
         """[B] texts -> ids [B, 77], int64."""
         # Most good prompts are longer than CLIP reads, and T5 reads them whole: not worth a warning.
-        return _tokenize(texts, self.tokenizer, CLIP, CLIP_LENGTH, logging.INFO)
+        return _tokenize(texts, self.tokenizer, CLIP, logging.INFO)
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
@@ -96,7 +96,7 @@ class TextEncoder:
         self.t5, self.clip = t5, clip
 
     def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """[B] texts -> context [B, 512, T5 width] and pooled [B, CLIP width]. Texts are encoded as given; see prompt.decorate."""
+        """[B] texts -> context [B, 512 (the small model: 32), T5 width] and pooled [B, CLIP width]. Texts are encoded as given; see prompt.decorate."""
         return self.t5.encode(texts), self.clip.encode(texts)
 
     def to(self, device: torch.device | str) -> "TextEncoder":
@@ -199,12 +199,12 @@ def load_clip(path: str | Path, dtype: torch.dtype, device: torch.device | str, 
     return CLIPEncoder(model, tokenizer)
 
 
-def _tokenize(texts: list[str], tokenizer: Tokenizer, kind: str, length: int, level: int) -> Tensor:
+def _tokenize(texts: list[str], tokenizer: Tokenizer, kind: str, level: int) -> Tensor:
     rows = []
     for text in texts:
-        row, dropped = fit_tokens(tokenizer.ids(text), length, tokenizer.pad)
+        row, dropped = fit_tokens(tokenizer.ids(text), tokenizer.length, tokenizer.pad)
         if dropped:
-            logger.log(level, dropped_sentence(kind, dropped, length))
+            logger.log(level, dropped_sentence(kind, dropped, tokenizer.length))
         rows.append(row)
     return torch.tensor(rows, dtype=torch.int64)
 

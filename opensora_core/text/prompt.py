@@ -45,7 +45,7 @@ def fit_tokens(tokens: list, length: int, pad) -> tuple[list, int]:
 
     Args:
         tokens: a whole prompt, end-of-text token included.
-        length: config.T5_LENGTH or config.CLIP_LENGTH.
+        length: what the encoder reads, see tokens.text_length.
         pad: the token to pad with.
 
     Returns:

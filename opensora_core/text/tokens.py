@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import CLIP_LENGTH, T5_LENGTH
 from ..errors import CheckpointError
 
 T5, CLIP = "T5", "CLIP"
@@ -27,8 +28,7 @@ _FILES = {
 }
 _ALGORITHM = {T5: "Unigram", CLIP: "BPE"}
 
-_T5_SPECIAL = re.compile(r"(</s>|<pad>|<unk>|<extra_id_\d{1,2}>)")
-_T5_SENTINELS = 100
+_T5_SENTINELS = 100  # <extra_id_0> to <extra_id_99>, where the tokenizer's files say nothing else
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Tokenizer:
         pad: id to pad with.
         end: id of the end-of-text token.
         size: one more than the highest id; the encoder's table must have as many rows.
+        length: tokens of a text as its encoder is given it, padded or cut; see text_length.
         folder: where it was read.
     """
 
@@ -47,6 +48,7 @@ class Tokenizer:
     pad: int
     end: int
     size: int
+    length: int
     folder: Path
 
 
@@ -91,6 +93,30 @@ def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
         raise CheckpointError(f"The {kind} tokenizer in {folder} cannot be read: {error}") from error
 
 
+def text_length(kind: str, folder: Path) -> int:
+    """How many tokens of a text the encoder of a tokenizer reads: CLIP 77, T5 512 or what its files say if that is less.
+
+    A model that was trained with shorter texts says so by "model_max_length" in tokenizer_config.json: text tokens are attended
+    without a mask, so that more padding would change its pictures.
+    """
+    if kind == CLIP:
+        return CLIP_LENGTH
+    length = _settings(folder).get("model_max_length")
+    # Libraries write an enormous number where none is known.
+    return length if isinstance(length, int) and 1 < length < T5_LENGTH else T5_LENGTH
+
+
+def _settings(folder: Path) -> dict:
+    """tokenizer_config.json, {} where there is none."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path.name} holds no settings")
+    return settings
+
+
 def _comfyui_roots(encoder: Path) -> Iterator[Path]:
     named = os.environ.get("COMFYUI_PATH")
     if named:
@@ -119,17 +145,18 @@ def _sentencepiece(folder: Path) -> Tokenizer:
 
     model = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
     pieces = model.get_piece_size()
-
-    def special(text: str) -> int:
-        # Sentinels stand after the pieces, counted down: <extra_id_0> is the last.
-        return pieces + _T5_SENTINELS - 1 - int(text[10:-1]) if text.startswith("<extra") else model.piece_to_id(text)
+    sentinels = _settings(folder).get("extra_ids", _T5_SENTINELS)
+    specials = {text: model.piece_to_id(text) for text in ("</s>", "<pad>", "<unk>")}
+    # Sentinels stand after the pieces, counted down: <extra_id_0> is the last.
+    specials |= {f"<extra_id_{number}>": pieces + sentinels - 1 - number for number in range(sentinels)}
+    pattern = re.compile("(" + "|".join(map(re.escape, specials)) + ")")
 
     def ids(text: str) -> list[int]:
-        parts = [part for part in _T5_SPECIAL.split(text) if part]
-        tokens = [[special(part)] if _T5_SPECIAL.fullmatch(part) else model.encode(part) for part in parts]
+        parts = [part for part in pattern.split(text) if part]
+        tokens = [[specials[part]] if part in specials else model.encode(part) for part in parts]
         return [*(token for part in tokens for token in part), model.eos_id()]
 
-    return Tokenizer(ids, model.pad_id(), model.eos_id(), pieces, folder)
+    return Tokenizer(ids, model.pad_id(), model.eos_id(), pieces, text_length(T5, folder), folder)
 
 
 def _transformers(kind: str, folder: Path) -> Tokenizer:
@@ -145,4 +172,4 @@ def _transformers(kind: str, folder: Path) -> Tokenizer:
 
     sentinels = _T5_SENTINELS if kind == T5 else 0  # not part of the pieces, as above
     highest = max(index for token, index in tokenizer.get_vocab().items() if not (sentinels and token.startswith("<extra_id_")))
-    return Tokenizer(ids, tokenizer.pad_token_id, tokenizer.eos_token_id, highest + 1, folder)
+    return Tokenizer(ids, tokenizer.pad_token_id, tokenizer.eos_token_id, highest + 1, text_length(kind, folder), folder)

@@ -174,6 +174,7 @@ def test_a_sampling_run_takes_what_was_predicted(has_image):
         sample(model, noise(shape, 0), sigmas(2, 3.0), Guidance(), text, condition)
 
     one, rest = sampling_peak(MEDIUM, "fp32", shape, has_image)
+    assert sampling_peak(MEDIUM, "fp32", shape, has_image, 32)[0] < one
     assert counted(run) == pytest.approx(one + rest, rel=0.1)
     assert rest > 3 * 4 * 16 * 3 * 16 * 16  # latents and both predictions at least
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from opensora_core.config import OPEN_SORA_2
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.footprint import sizes_of_files
 from opensora_core.text import tokens
 from opensora_core.text.encoders import TextEncoder, load_clip, load_t5
 from opensora_core.text.prompt import decorate, dropped_sentence, fit_tokens
@@ -108,6 +109,43 @@ def test_t5_ids(t5):
     assert piece("stop</s>here") == [*piece("stop"), *piece("here")]
     assert piece("<extra_id_3>") == [t5.tokenizer.size + 96, 1]
     assert piece("a  b\n ﬁre ") == piece("a b fire")  # the model's own normalisation
+
+
+def retold(folder, target, **settings):
+    """A copy of a tokenizer's folder with other settings in tokenizer_config.json; None takes one out."""
+    shutil.copytree(folder, target)
+    path = target / "tokenizer_config.json"
+    told = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("said", "length"), [(32, 32), (None, 512), (10**30, 512), (1e30, 512), (4096, 512), (0, 512), (-5, 512), ("x", 512)]
+)
+@pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json"])
+def test_t5_reads_as_many_tokens_as_its_tokenizer_says(tiny_checkpoint, tmp_path, said, length, file):
+    folder = retold(tiny_checkpoint / T5_FOLDER, tmp_path / "t5_tokenizer", model_max_length=said)
+    (folder / ({"spiece.model", "tokenizer.json"} - {file}).pop()).unlink()
+    assert tokens.read_tokenizer(tokens.T5, folder).length == tokens.text_length(tokens.T5, folder) == length
+
+
+def test_short_texts(tiny_checkpoint, tmp_path, caplog):
+    retold(tiny_checkpoint / T5_FOLDER, tmp_path / "t5", model_max_length=32)
+    t5 = load_t5(tiny_checkpoint / "t5xxl.safetensors", FP32, "cpu", tokenizers=tmp_path / "t5")
+    ids = t5.tokenize(TEXTS)
+    assert ids.shape == (5, 32) and ids[3, -1] == 1
+    assert ids[1, :31].tolist() == load_t5(tiny_checkpoint / "t5xxl.safetensors", FP32, "cpu").tokenize(TEXTS)[1, :31].tolist()
+    assert "longer than the 32 that T5 reads" in caplog.text
+    assert t5.encode(TEXTS[:2]).shape == (2, 32, 64)
+    assert sizes_of_files(t5=tiny_checkpoint / "t5xxl.safetensors").text.t5_length == 512
+
+
+def test_sentinels_that_a_tokenizer_does_not_have_are_words(tiny_checkpoint, tmp_path):
+    folder = retold(tiny_checkpoint / T5_FOLDER, tmp_path / "t5", extra_ids=0)
+    tokenizer = tokens.read_tokenizer(tokens.T5, folder)
+    assert max(tokenizer.ids("<extra_id_3>")) < tokenizer.size
+    assert tokenizer.ids("stop</s>here") == [*tokenizer.ids("stop"), *tokenizer.ids("here")]
 
 
 def test_clip_equals_transformers(tiny_checkpoint, clip, transformers):
