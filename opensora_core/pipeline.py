@@ -232,22 +232,30 @@ class OpenSoraPipeline:
         text = decorate(prompt, options.fps, options.motion_score)
         texts = (text, negative_prompt)
         files = [path for path in (self.files.t5, self.files.clip, self.files.tokenizers) if path is not None]
-        encoded = PROMPTS.get(texts, files, self._options(self.dtype, self.device), lambda: vars(self._encode([texts])[0]))
+        encoded = PROMPTS.get(texts, files, self._options(self.dtype, self.device), lambda: vars(self._encode([texts], _silent)[0]))
         return EncodedPrompt(text, TextCondition(**encoded))
 
     @torch.inference_mode()
-    def encode_prompts(self, prompts: Sequence[tuple[str, str, SamplingOptions]]) -> list[EncodedPrompt]:
+    def encode_prompts(
+        self, prompts: Sequence[tuple[str, str, SamplingOptions]], progress: StageProgress | None = None
+    ) -> list[EncodedPrompt]:
         """As encode_prompt for each (prompt, negative prompt, options), reading either text encoder once for all of them.
 
-        One of the released model takes 17 MB of main memory.
+        One of the released model takes 17 MB of main memory. progress: ("text", done, total), T5's work alone.
         """
         texts = [(decorate(prompt, options.fps, options.motion_score), negative) for prompt, negative, options in prompts]
-        return [EncodedPrompt(text, condition) for (text, _), condition in zip(texts, self._encode(texts), strict=True)]
+        return [
+            EncodedPrompt(text, condition) for (text, _), condition in zip(texts, self._encode(texts, progress or _silent), strict=True)
+        ]
 
-    def _encode(self, texts: list[tuple[str, str]]) -> list[TextCondition]:
+    def _encode(self, texts: list[tuple[str, str]], progress: StageProgress) -> list[TextCondition]:
         """Of each (text, negative text), on the CPU."""
+        contexts = []
+        progress("text", 0, len(texts))
         with self._t5.at_work(self._needs.beside_t5()) as t5:
-            contexts = [t5.encode(list(pair)).float().cpu().split(1) for pair in texts]
+            for pair in texts:
+                contexts.append(t5.encode(list(pair)).float().cpu().split(1))
+                progress("text", len(contexts), len(texts))
         with self._clip.at_work() as clip:
             pooled = [clip.encode(list(pair)).float().cpu().split(1) for pair in texts]
         return [TextCondition(*(row[k] for k in (0, 1) for row in rows)) for rows in zip(contexts, pooled, strict=True)]
@@ -312,7 +320,7 @@ class OpenSoraPipeline:
             num_videos=num_videos_per_prompt,
             options=options,
         )
-        self._check_files()
+        self.check_files()
         if check_only:
             return GenerationResult(seeds=[request.seed + k for k in range(request.num_videos)])
         return self._generate(request, callback, progress or _silent)
@@ -431,7 +439,12 @@ class OpenSoraPipeline:
     def _options(self, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
         return {"dtype": str(dtype).removeprefix("torch."), "device": str(device), "precision": self._quantised or "as stored"}
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Compare the parts by their headers and find the tokenizers, once; every call does so first.
+
+        Raises:
+            OpenSoraError: a part is something else, or of another model than the others.
+        """
         if not self._is_checked:
             paths = [path for path in vars(self.files).values() if path is not None]
             SHARED.checked(paths, partial(check_files, self.files))

@@ -77,7 +77,7 @@ def save_video(frames, path, fps: float = 24, *, prompt: str | None = None) -> P
     else:
         _write_mp4(pixels, path, fps)
     if prompt is not None:
-        with _complete_or_absent(path.with_suffix(PROMPT_SUFFIX)) as partial:
+        with complete_or_absent(path.with_suffix(PROMPT_SUFFIX)) as partial:
             partial.write_text(prompt + "\n", encoding="utf-8")
     return path
 
@@ -149,7 +149,7 @@ def _check_video(pixels: numpy.ndarray, path: Path, fps: float) -> None:
 
 
 @contextmanager
-def _complete_or_absent(path: Path):
+def complete_or_absent(path: Path):
     """A hidden name beside `path` that becomes `path` if the block succeeds and vanishes if it does not."""
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -162,7 +162,7 @@ def _complete_or_absent(path: Path):
 def _write_png(pixels: numpy.ndarray, path: Path) -> None:
     from PIL import Image
 
-    with _complete_or_absent(path) as partial:
+    with complete_or_absent(path) as partial:
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
@@ -172,7 +172,7 @@ def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float) -> None:
     except ImportError as error:
         raise OpenSoraError("Writing an mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg.") from error
     _, height, width, _ = pixels.shape
-    with _complete_or_absent(path) as partial:
+    with complete_or_absent(path) as partial:
         writer = write_frames(
             str(partial),
             (width, height),

@@ -4,13 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 from ..cli import DONE, SOME_FAILED
 from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..sampling.solver import MAX_SEED
-from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, numbered, save_video, unused_path
+from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
+from .failures import failure, keep_latents
 from .progress import Bars
 from .settings import call_settings, check_writable, pipeline, say
 
@@ -41,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
                 result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **settings.arguments)
             path = save_video(result.frames[0], _free(target, written), args.fps, prompt=result.prompt.text)
         except DecodeOutOfMemory as error:
-            kept = _keep_latents(error, _free(target, written))
+            kept = keep_latents(error, _free(target, written))
             say(f"error: video {index + 1} (seed {seed}) failed: {error} They are in {kept}.")
             continue
         except (OSError, MemoryError, RuntimeError) as error:
-            sentence = _failure(error)
+            sentence = failure(error)
             if sentence is None:
                 raise
             say(f"error: video {index + 1} (seed {seed}) failed: {sentence}")
@@ -58,16 +56,6 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         say(f"{failed} of {args.num_samples} videos failed")
     return SOME_FAILED if failed else DONE
-
-
-def _keep_latents(error: DecodeOutOfMemory, video: Path) -> Path:
-    """Write the latents beside where the video would be, for `OpenSoraPipeline.decode(load_file(path)["latents"])`."""
-    number = 0
-    while (path := numbered(video, number).with_suffix(".latents.safetensors")).exists():
-        number += 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": error.latents.contiguous()}, path)
-    return path
 
 
 def _target(out: str) -> Path:
@@ -95,15 +83,3 @@ def _free(target: Path, written: list[Path]) -> Path:
     while unused_path(path := target / f"video_{number:04d}{VIDEO_SUFFIX}") != path:
         number += 1
     return path
-
-
-def _failure(error: BaseException) -> str | None:
-    """One sentence for a failure that is the machine's; None for one that is ours, which should show where."""
-    text = str(error).strip().splitlines()
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "the device ran out of memory; try --offload minimal, --decode-policy low_memory, or a smaller or shorter video."
-    if isinstance(error, MemoryError) or (type(error) is RuntimeError and text and "allocate memory" in text[0]):
-        return "the machine ran out of memory; try --dtype bf16, --decode-policy low_memory, or a smaller or shorter video."
-    if isinstance(error, OSError):
-        return text[0] if text else type(error).__name__
-    return None

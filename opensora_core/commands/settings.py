@@ -113,15 +113,25 @@ def say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _num_frames(text: str, fps: int) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)s", text.strip())
+def clip_length(text: str, fps: int) -> int:
+    """Frames that "129" or "4s" asks for; seconds are rounded to the nearest 4k+1.
+
+    Raises:
+        OpenSoraError: neither of the two.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?s", text.strip())
     if match:
-        frames = frames_for_seconds(float(match[1]), fps)
-        say(f"{text} at {fps} FPS: {frames} frames")
-        return frames
+        return frames_for_seconds(float(match[1]), fps)
     if not re.fullmatch(r"[+-]?\d+", text.strip()):
-        raise OpenSoraError(f"--num-frames {text!r} is neither a number of frames (129) nor seconds (4s).")
+        raise OpenSoraError(f"The length {text!r} is neither a number of frames (129) nor seconds (4s).")
     return int(text)
+
+
+def _num_frames(text: str, fps: int) -> int:
+    frames = clip_length(text, fps)
+    if text.strip().endswith("s"):
+        say(f"{text} at {fps} FPS: {frames} frames")
+    return frames
 
 
 def _size(args: argparse.Namespace) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from opensora_core.checkpoint.files import read_header
 from opensora_core.components import Component, Habits, Placement, visiting
 from opensora_core.config import LATENT_SCALE, Tiling
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError
+from opensora_core.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.request import EncodedPrompt, SamplingOptions, random_seed, reference_image
 
@@ -460,6 +461,7 @@ def test_what_cannot_be_met_is_refused_in_a_sentence_and_no_checkpoint_is_opened
 
 
 def test_prompts_encoded_together_are_those_encoded_alone_and_each_encoder_is_read_once(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "SHARED", LoadedModels())  # what other tests hold would not be read
     read = []
     for name in ("load_t5", "load_clip"):
         real = getattr(pipeline_module, name)
