@@ -59,6 +59,8 @@ MAY_IMPORT = {
     "preflight": {"components", "errors", "estimate", "footprint", "geometry", "offload"},
     "capacity": {"components", "estimate", "footprint", "model_files", "offload", "request", "vae"},
     "components": {"errors", "geometry", "quantised", "config", "offload", "vae"},
+    "long_video": {"errors", "geometry"},
+    "latent_file": {"errors"},
     "evaluation": {"errors"},
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any

@@ -1,0 +1,146 @@
+"""Going on from a finished video: what a segment is given, that no frame repeats or is missing, and where finished work stays."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from opensora_core import latent_file, long_video
+from opensora_core.errors import OpenSoraError
+from opensora_core.long_video import Continuation, continuation, decode_windows, join, windows
+
+
+@pytest.mark.parametrize(
+    ("length", "num_frames", "context_frames", "expected"),
+    [
+        (33, None, None, Continuation(33, 9)),  # 129 frames, 33 given: the reference's rule for video to video
+        (5, None, None, Continuation(5, 2)),  # 17 frames, as small models make them
+        (3, None, None, Continuation(3, 2)),
+        (2, None, None, Continuation(2, 1)),
+        (57, None, None, Continuation(33, 9)),  # gone on from before: a segment is never longer than the model was trained on
+        (33, 65, None, Continuation(17, 5)),
+        (33, 129, 65, Continuation(33, 17)),
+        (5, 129, None, Continuation(33, 5)),  # a short beginning is given whole
+        (1, 129, None, Continuation(33, 1)),  # from a picture's latent
+    ],
+)
+def test_the_length_of_a_segment_and_what_it_is_given(length, num_frames, context_frames, expected):
+    assert continuation(length, num_frames, context_frames) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((1,), "single frame; say how long a segment is"),
+        ((33, 1), "no room for what comes next; use num_frames of 5"),
+        ((33, 30), "not 4k\\+1; use 29 or 33"),
+        ((33, 33, 33), "leaves nothing of a segment of 33 to make; use a context of at most 29"),
+        ((33, 129, 34), "not 4k\\+1"),
+        ((5, 129, 33), "more than this video of 17 has; use at most 17"),
+    ],
+)
+def test_what_cannot_be_gone_on_from_gets_a_sentence(arguments, words):
+    with pytest.raises(OpenSoraError, match=words):
+        continuation(*arguments)
+
+
+def test_every_segment_has_its_own_noise_and_going_on_later_is_going_on_at_once():
+    seeds = {long_video.segment_seed(7, 33 + 24 * k) % 2**32 for k in range(500)}  # CPU generators read 32 bits
+    assert len(seeds) == 500 and 7 not in seeds
+    assert long_video.segment_seed(8, 57) == long_video.segment_seed(7, 57) + 1  # video k of a batch is what seed + k gives
+    assert all(0 <= long_video.segment_seed(2**64 - 1, k) < 2**63 for k in range(1000))
+
+
+def test_the_last_prompt_holds_for_the_rest():
+    assert [long_video.prompt_of(["a", "b"], k) for k in range(4)] == ["a", "b", "b", "b"]
+
+
+def clip(first: int, length: int) -> torch.Tensor:
+    """Latents that name their place: frame t of the whole video holds t everywhere."""
+    return torch.arange(first, first + length).float().view(1, 1, -1, 1, 1).expand(1, 2, -1, 2, 2).clone()
+
+
+@pytest.mark.parametrize(
+    ("length", "num_frames", "context"), [(33, None, None), (5, None, None), (2, None, None), (7, 33, 17), (40, 65, 5)]
+)
+def test_joined_latents_have_every_place_once(length, num_frames, context):
+    plan = continuation(length, num_frames, context)
+    video = clip(0, length)
+    for _ in range(3):
+        given = long_video.context_of(video, plan)
+        begins = video.shape[2] - plan.context
+        assert torch.equal(given, clip(begins, plan.context))
+        video = join(video, clip(begins, plan.segment), plan)
+    assert torch.equal(video, clip(0, length + 3 * plan.added))
+    with pytest.raises(OpenSoraError, match="does not fit a plan"):
+        join(video, video, plan)
+
+
+def numbered(latents: torch.Tensor) -> torch.Tensor:
+    """A decoder whose frames name their place in the whole video; a clip's first frame stands for four, and is off."""
+    places = latents[0, 0, :, 0, 0]
+    frames = [4 * places[0:1] + (0.0 if places[0] == 0 else 0.3)] + [4 * place - 3 + torch.arange(4.0) for place in places[1:]]
+    return torch.cat(frames).view(-1, 1, 1, 1)
+
+
+PLANS = [Continuation(33, 9), Continuation(33, 1), Continuation(33, 17), Continuation(5, 2), Continuation(2, 1), Continuation(3, 2)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("segments", [0, 1, 2, 5])
+@pytest.mark.parametrize("begun", [0, 1, 7])
+def test_decoded_frames_are_each_there_once_and_in_order(plan, segments, begun):
+    length = plan.segment + begun + segments * plan.added
+    pieces = list(decode_windows(clip(0, length), plan, numbered))
+    frames = torch.cat(pieces)[:, 0, 0, 0]
+    assert torch.equal(frames, torch.arange(4.0 * length - 3))
+    assert len(pieces) == len(windows(length, plan))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_the_device_holds_one_segment_at_a_time(plan):
+    seen = []
+    list(decode_windows(clip(0, plan.segment + 4 * plan.added + 1), plan, lambda part: seen.append(part.shape[2]) or numbered(part)))
+    assert max(seen) <= plan.segment + 1 and len(seen) > 4
+
+
+def test_windows_fade_into_each_other_and_the_beginning_is_that_of_the_clip_alone():
+    plan, level = Continuation(9, 3), iter((0.0, 1.0, 2.0))
+
+    def decode(part):
+        return torch.full((4 * part.shape[2] - 3, 1, 1, 1), next(level))
+
+    frames = torch.cat(list(decode_windows(clip(0, 21), plan, decode)))[:, 0, 0, 0]
+    assert len(frames) == 81
+    assert torch.equal(frames[:25], torch.zeros(25))
+    assert torch.allclose(frames[25:34], torch.tensor([*(k / 8 for k in range(8)), 1.0]))
+    assert frames.diff().abs().max() <= 1 / 8 + 1e-6
+
+
+def test_latents_on_disk_are_complete_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "clip.latent"
+    latents = torch.randn(1, 16, 2, 4, 6, dtype=torch.float64).to(torch.bfloat16)
+    assert latent_file.save_latents(path, latents, {"prompt": "a cat"}) == path
+    assert torch.equal(latent_file.read_latents(path), latents.float())
+
+    def broken(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(latent_file, "save_file", broken)
+    with pytest.raises(OSError, match="no space"):
+        latent_file.save_latents(path, torch.zeros(1, 16, 3, 4, 6))
+    assert torch.equal(latent_file.read_latents(path), latents.float())
+    assert [file.name for file in path.parent.iterdir()] == ["clip.latent"]
+
+
+def test_a_file_that_holds_no_latents_gets_a_sentence(tmp_path):
+    (tmp_path / "text.latent").write_text("hello")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "weights.latent")
+    save_file({"latent_tensor": torch.zeros(1, 4, 8, 8), "latent_format_version_0": torch.tensor([])}, tmp_path / "picture.latent")
+    save_file({"latent_tensor": torch.zeros(1, 16, 2, 8, 8)}, tmp_path / "old.latent")
+    for name, words in (
+        ("absent", "There is no file"), ("text", "cannot be read"), ("weights", "none named latent_tensor"),
+        ("picture", r"latents of \[1, 4, 8, 8\]"), ("old", "scale is another model's"),
+    ):  # fmt: skip
+        with pytest.raises(OpenSoraError, match=words):
+            latent_file.read_latents(tmp_path / f"{name}.latent")
