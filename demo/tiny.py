@@ -19,6 +19,7 @@ from torch import Tensor
 from opensora_core.checkpoint.keys import Manifest, clip_text_manifest, t5_manifest, transformer_manifest, vae_manifest
 from opensora_core.config import LATENT_SCALE, OPEN_SORA_2, T5_LENGTH, TransformerConfig, VAEConfig
 from opensora_core.vae.model import CausalVAE
+from training.text import clip_config, t5_config
 from training.tokenizers import CLIP_FOLDER, T5_FOLDER, T5Recipe, write_clip, write_json, write_t5
 
 TRANSFORMER = TransformerConfig(
@@ -64,27 +65,27 @@ def write(directory: str | Path, seed: int = 0) -> Path:
     return directory
 
 
-def transformer_weights(generator: torch.Generator) -> dict[str, Tensor]:
+def transformer_weights(generator: torch.Generator, config: TransformerConfig = TRANSFORMER) -> dict[str, Tensor]:
     """fp32, under the released names."""
-    weights = _random(transformer_manifest(TRANSFORMER), generator)
+    weights = _random(transformer_manifest(config), generator)
     weights["final_layer.linear.weight"] *= 0.5
     return weights
 
 
-def vae_weights(generator: torch.Generator) -> dict[str, Tensor]:
+def vae_weights(generator: torch.Generator, config: VAEConfig = VAE) -> dict[str, Tensor]:
     """fp32. Scaled so that noise decodes to clearly visible contrast and pictures encode to latents of the usual spread."""
-    weights = _random(vae_manifest(VAE), generator, gain=1.4)
+    weights = _random(vae_manifest(config), generator, gain=1.4)
     with torch.device("meta"):
-        vae = CausalVAE(VAE)
+        vae = CausalVAE(config)
     vae.load_state_dict(weights, assign=True)
     with torch.no_grad():
-        latents = torch.randn(1, VAE.latent_channels, 2, 8, 12, generator=generator) / LATENT_SCALE
+        latents = torch.randn(1, config.latent_channels, 2, 8, 12, generator=generator) / LATENT_SCALE
         _standardise(vae.decode(latents), weights, "decoder.conv_out.conv", 0.5)
         frames = vae.decode(latents).clamp(-1, 1)
-        _standardise(vae.encode_moments(frames)[:, : VAE.latent_channels], weights, "quant_conv", 1 / LATENT_SCALE)
+        _standardise(vae.encode_moments(frames)[:, : config.latent_channels], weights, "quant_conv", 1 / LATENT_SCALE)
     # Log variances: a posterior that is narrow, as a trained one is.
-    weights["quant_conv.weight"][VAE.latent_channels :] = 0
-    weights["quant_conv.bias"][VAE.latent_channels :] = -10
+    weights["quant_conv.weight"][config.latent_channels :] = 0
+    weights["quant_conv.bias"][config.latent_channels :] = -10
     return weights
 
 
@@ -146,15 +147,7 @@ def _write_t5(directory: Path, weights: dict[str, Tensor]) -> None:
             "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
         },
     )
-    write_json(
-        folder / "config.json",
-        {
-            **{"architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, **T5_SIZES},
-            **{"num_decoder_layers": T5_SIZES["num_layers"], "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6},
-            **{"relative_attention_num_buckets": 32, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
-            **{"is_encoder_decoder": True, "tie_word_embeddings": False, "torch_dtype": "float16"},
-        },
-    )
+    write_json(folder / "config.json", t5_config(T5_SIZES, 32128))
     write_t5(folder, list(_SENTENCES), T5Recipe(T5_LENGTH, sentinels=100, capitals=False))
 
 
@@ -168,12 +161,9 @@ def _write_clip(directory: Path, weights: dict[str, Tensor]) -> None:
         os.link(folder / "model.safetensors", single)  # the same bytes; half the space
     except OSError:
         shutil.copyfile(folder / "model.safetensors", single)
-    text = {
-        **{"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", **CLIP_SIZES},
-        # The released configuration's ids are wrong in the same way: a reader must not rely on them.
-        **{"layer_norm_eps": 1e-5, "projection_dim": 64, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
-    }
-    write_json(folder / "config.json", {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 64, "text_config": text})
+    # The released configuration's ids are wrong in the same way: a reader must not rely on them.
+    wrong_ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    write_json(folder / "config.json", clip_config(CLIP_SIZES, 49408, wrong_ids))
     write_clip(folder, list(_SENTENCES), start=49406)  # the released ids
 
 
