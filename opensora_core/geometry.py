@@ -24,6 +24,71 @@ ASPECT_RATIOS = (
 RESOLUTIONS = ("256px", "360p", "480p", "512px", "720p", "768px", "1024px", "1080px", "1080p")
 
 
+class Grid(NamedTuple):
+    """How an autoencoder and the transformer on its latents count frames, pixels, latents and tokens.
+
+    Attributes:
+        space: pixels per latent pixel. patch: latent pixels per token side.
+        is_causal: whether the first frame has a latent of its own and a clip 4k+1 frames; else 4k, or a single one.
+        default_frames: length of a clip where none is asked for, the released configuration's.
+    """
+
+    space: int
+    patch: int
+    is_causal: bool
+    default_frames: int
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of a video are multiples of, in pixels."""
+        return self.space * self.patch
+
+    @property
+    def shortest_clip(self) -> int:
+        """Frames of the shortest clip that is no picture."""
+        return 5 if self.is_causal else 8
+
+    def check_num_frames(self, num_frames: int) -> int:
+        """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts.
+
+        Not causal: 4 frames would be one latent frame, which is a picture and decoded to one frame.
+        """
+        if self.is_causal:
+            return check_num_frames(num_frames)
+        if num_frames != 1 and (num_frames < 8 or num_frames % TIME_COMPRESSION):
+            below = num_frames - num_frames % TIME_COMPRESSION
+            near = f"{below} or {below + TIME_COMPRESSION}" if below >= 8 else "1 or 8"
+            raise OpenSoraError(
+                f"num_frames={num_frames} is not a length of the high-compression variant, whose clips have a multiple of 4 frames "
+                f"(8, 12, ... 128), or 1; use {near}."
+            )
+        return num_frames
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip: causal 129 -> 33, else 128 -> 32. Raises as check_num_frames."""
+        return latent_frames(num_frames) if self.is_causal else -(-self.check_num_frames(num_frames) // TIME_COMPRESSION)
+
+    def pixel_frames(self, latent_length: int) -> int:
+        """Frames that latent frames decode to: causal 33 -> 129, else 32 -> 128."""
+        if self.is_causal:
+            return pixel_frames(latent_length)
+        return latent_length * TIME_COMPRESSION if latent_length > 1 else 1
+
+    def frames_for_seconds(self, seconds: float, fps: float) -> int:
+        """The count of frames nearest to a length in seconds: 4 s at 24 FPS -> 97, or 96."""
+        nearest = frames_for_seconds(seconds, fps)
+        return nearest if self.is_causal else max(2, round(seconds * fps / TIME_COMPRESSION)) * TIME_COMPRESSION
+
+    def check_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) if a video can have it, else raise naming the nearest."""
+        return check_size(height, width, self.size_multiple)
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Latent (height, width) of a frame. Raises as check_size."""
+        self.check_size(height, width)
+        return height // self.space, width // self.space
+
+
 class ScaledCrop(NamedTuple):
     """Resize to (height, width), then cut the target size from (top, left)."""
 
@@ -31,6 +96,10 @@ class ScaledCrop(NamedTuple):
     width: int
     top: int
     left: int
+
+
+CAUSAL = Grid(SPACE_COMPRESSION, PATCH_SIZE, True, 129)
+HIGH_COMPRESSION = Grid(32, 1, False, 128)  # the variant with the Video DC-AE
 
 
 def latent_frames(num_frames: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, TransformerConfig, VAEConfig
+from ..config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE, VIDEO_DC_AE, DCAEConfig, TransformerConfig, VAEConfig
 from ..errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,7 +33,7 @@ class Identity:
     title: str
     place: str = ""
     prefix: str = ""
-    config: TransformerConfig | VAEConfig | None = None
+    config: TransformerConfig | VAEConfig | DCAEConfig | None = None
     fused: bool = False
 
 
@@ -106,8 +106,12 @@ _SIGNATURES = (
         "which ComfyUI's own Load VAE reads", ("encoder.down.0.block.0.conv1.conv.weight", "quant_conv.weight"),
     ),
     Signature(
-        "dc_ae", "a DC-AE high-compression autoencoder", "which belongs to the high-compression variant, not supported yet",
-        ("encoder.stages.0.op_list.0.main.conv1.conv.weight|encoder.down_blocks.0.0.conv1.weight",),
+        "dc_ae", "the Video DC-AE", "which is the VAE of Open-Sora 2.0's high-compression variant and belongs in the VAE slot (models/vae in ComfyUI)",
+        ("encoder.stages.0.op_list.0.main.conv1.conv.weight", "decoder.project_out.op_list.0.weight"),
+    ),
+    Signature(
+        "dc_ae_diffusers", "a DC-AE in the diffusers layout", "which is not Open-Sora's Video DC-AE as it was released",
+        ("encoder.down_blocks.0.0.conv1.weight",),
     ),
     Signature("wan_vae", "the Wan VAE", _OTHER_FAMILY, ("decoder.middle.0.residual.0.gamma|encoder.down_blocks.0.norm1.gamma",)),
     Signature("ltx_vae", "the LTX-Video VAE", _OTHER_FAMILY, ("decoder.up_blocks.0.res_blocks.0.conv1.conv.weight",)),
@@ -144,8 +148,11 @@ _LORA_MARKS = (
 _LARGEST_SIZE = 1 << 20  # of one dimension; far above any model's
 
 _SLOTS = {
-    "transformer": (("open_sora_2",), "the Open-Sora 2.0 transformer, Open_Sora_v2.safetensors (in ComfyUI under models/diffusion_models)"),
-    "vae": (("hunyuan_vae",), "the HunyuanVideo VAE, hunyuan_vae.safetensors (in ComfyUI under models/vae)"),
+    "transformer": (
+        ("open_sora_2", "open_sora_2_dc_ae"),
+        "the Open-Sora 2.0 transformer, Open_Sora_v2.safetensors (in ComfyUI under models/diffusion_models)",
+    ),
+    "vae": (("hunyuan_vae", "dc_ae"), "the HunyuanVideo VAE, hunyuan_vae.safetensors (in ComfyUI under models/vae)"),
     "t5": (("t5",), "a T5 v1.1 XXL encoder (in ComfyUI under models/text_encoders, the file that Flux uses)"),
     "clip": (("clip_text", "clip_full"), "CLIP-L's text encoder (in ComfyUI under models/text_encoders, the file that Flux uses)"),
     "lora": (("lora",), "a LoRA trained for the Open-Sora 2.0 transformer (in ComfyUI under models/loras)"),
@@ -252,6 +259,29 @@ def vae_config(shapes: Shapes) -> VAEConfig:
     )
 
 
+def dc_ae_config(shapes: Shapes) -> DCAEConfig:
+    """Sizes of a Video DC-AE, from bare or prefixed keys. Which stages attend and which change time is the released model's.
+
+    Raises:
+        CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
+    """
+    shapes = bare_shapes(shapes, _prefix_of(shapes, "encoder.project_in.conv.bias"))
+    stages = range(_count(shapes, "encoder.stages."))
+    # A stage of residual blocks, or of attention.
+    blocks = ("main.conv2.norm.bias", "context_module.main.proj.norm.bias")
+    keys = [[f"encoder.stages.{stage}.op_list.0.{block}" for block in blocks] for stage in stages]
+    widths = tuple(_size(shapes, attends if attends in shapes else residual) for residual, attends in keys)
+    counts = [[_count(shapes, f"{half}.stages.{stage}.op_list.") for stage in stages] for half in ("encoder", "decoder")]
+    # But for the last stage, one of them is the step to the next.
+    depths = (tuple(count - (stage < len(stages) - 1) for stage, count in zip(stages, half, strict=True)) for half in counts)
+    config = DCAEConfig(
+        _size(shapes, "encoder.project_out.main.op_list.0.conv.bias"), widths, *depths, _size(shapes, "encoder.project_in.conv.weight", 1)
+    )
+    if problem := config.problem():
+        raise CheckpointError(problem)
+    return config
+
+
 def _matches(signature: Signature, shapes: Shapes, prefix: str) -> bool:
     present = all(any(prefix + key in shapes for key in needed.split("|")) for needed in signature.needs)
     return present and not any(prefix + key in shapes for key in signature.lacks)
@@ -263,6 +293,8 @@ def _describe(signature: Signature, shapes: Shapes, prefix: str) -> Identity:
         return _describe_mmdit(shapes, found)
     if signature.kind == "hunyuan_vae":
         return _describe_vae(shapes, found)
+    if signature.kind == "dc_ae":
+        return _describe_dc_ae(shapes, found)
     if signature.kind == "t5":
         width = dim(shapes, "encoder.final_layer_norm.weight", 0, dim(shapes, "shared.weight", 1, 0))
         xxl = width == 4096
@@ -293,7 +325,10 @@ def _describe_mmdit(shapes: Shapes, found: Identity) -> Identity:
         return replace(found, kind="flux" if fused else "flux_unfused", title=title, place=place)
     if config.patch_size == 1:
         title = f"the Open-Sora 2.0 transformer for the high-compression Video DC-AE ({config.in_channels} latent channels)"
-        return replace(found, kind="open_sora_2_dc_ae", title=title, place="which is not supported yet")
+        title += "" if config == OPEN_SORA_2_DC_AE else f" of other sizes ({sizes(config)})"
+        return replace(
+            found, kind="open_sora_2_dc_ae", title=title, place="which belongs in the model slot, with the Video DC-AE as its VAE"
+        )
     title = "the Open-Sora 2.0 transformer" if config == OPEN_SORA_2 else f"an Open-Sora 2.0 transformer of other sizes ({sizes(config)})"
     title += " in the fused Flux layout" if fused else ""
     return replace(found, kind="open_sora_2", title=title, place="which belongs in the model slot (models/diffusion_models in ComfyUI)")
@@ -308,8 +343,22 @@ def _describe_vae(shapes: Shapes, found: Identity) -> Identity:
     return replace(found, config=config, title=title)
 
 
-def sizes(config: TransformerConfig | VAEConfig) -> str:
+def _describe_dc_ae(shapes: Shapes, found: Identity) -> Identity:
+    if len(shapes["encoder.stages.0.op_list.0.main.conv1.conv.weight"]) != 5:
+        return replace(found, kind="dc_ae_pictures", title="a DC-AE for pictures", place="which makes single pictures")
+    try:
+        config = dc_ae_config(shapes)
+    except CheckpointError as error:
+        return replace(found, kind="dc_ae_damaged", title=f"a Video DC-AE whose sizes cannot be read: {error}")
+    title = found.title if config == VIDEO_DC_AE else f"a Video DC-AE of other sizes ({sizes(config)})"
+    return replace(found, config=config, title=title)
+
+
+def sizes(config: TransformerConfig | VAEConfig | DCAEConfig) -> str:
     """A configuration in words: "hidden 3072, 24 heads of 128, 19 double and 38 single blocks"."""
+    if isinstance(config, DCAEConfig):
+        depths = (" ".join(map(str, depths)) for depths in (config.encoder_depths, config.decoder_depths))
+        return f"widths {'/'.join(map(str, config.widths))}, blocks {' and '.join(depths)}, {config.latent_channels} latent channels"
     if isinstance(config, VAEConfig):
         widths = "/".join(map(str, config.block_out_channels))
         return f"widths {widths}, {config.layers_per_block} layers per block, {config.latent_channels} latent channels"

@@ -15,7 +15,7 @@ import safetensors
 import torch
 
 from .. import __version__
-from ..config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE
+from ..config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE, VIDEO_DC_AE
 from ..errors import CheckpointError, OpenSoraError
 from .detect import Identity, Shapes, bare_shapes, dim, identify, sizes
 from .files import Header, find_weights, last_rows, quantisation, read_header
@@ -27,11 +27,12 @@ from .trial import try_blocks, try_vae
 
 _TRANSFORMERS = {"open_sora_2": OPEN_SORA_2, "open_sora_2_dc_ae": OPEN_SORA_2_DC_AE, "flux": FLUX_DEV, "flux_unfused": FLUX_DEV}
 _NEEDED = {
-    "the transformer": ("open_sora_2",),
-    "the video VAE": ("hunyuan_vae",),
+    "the transformer": ("open_sora_2", "open_sora_2_dc_ae"),
+    "the video VAE": ("hunyuan_vae", "dc_ae"),
     "the T5 encoder": ("t5",),
     "the CLIP-L text encoder": ("clip_text", "clip_full"),
 }
+_VAES = {"hunyuan_vae": HUNYUAN_VAE, "dc_ae": VIDEO_DC_AE}
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _SEARCH_DEPTH = 3  # a hub folder keeps its encoders at <owner>/<name>/
 
@@ -188,9 +189,9 @@ def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Man
             full = replace(full, guidance_embed=identity.config.guidance_embed)  # schnell has none
         own = transformer_manifest(identity.config, identity.fused)
         return own, own if full == identity.config else transformer_manifest(full, identity.fused), "BF16"
-    if identity.config and identity.kind == "hunyuan_vae":
-        own = vae_manifest(identity.config)
-        return own, own if identity.config == HUNYUAN_VAE else vae_manifest(HUNYUAN_VAE), "BF16"
+    if identity.config and identity.kind in _VAES:
+        own, full = vae_manifest(identity.config), _VAES[identity.kind]
+        return own, own if identity.config == full else vae_manifest(full), "BF16"
     if identity.kind == "flux_ae":
         return flux_ae_manifest(), flux_ae_manifest(), "F32"
     shapes = _relevant(identity, header)
@@ -270,6 +271,9 @@ def _folder_sentence(components: list[Component]) -> str:
     kinds = {identify(part.header.shapes).kind for part in components if part.header}
     if kinds == {"lora"}:
         return "This folder is a LoRA."
+    high = {"open_sora_2_dc_ae": "hunyuan_vae", "open_sora_2": "dc_ae"}
+    if any(one in kinds and other in kinds and not kinds >= {*high} and not kinds >= {*_VAES} for one, other in high.items()):
+        return "The transformer and the VAE of this folder are not of one variant; the Video DC-AE belongs to the high-compression transformer."
     lacking = [name for name, accepted in _NEEDED.items() if not kinds.intersection(accepted)]
     return "This folder has every part of Open-Sora 2.0." if not lacking else f"For Open-Sora 2.0 this folder lacks {', '.join(lacking)}."
 
@@ -303,7 +307,7 @@ def _check_component(part: Component) -> tuple[bool | None, list[str]]:
     if part.num_files == 1 and len(holes := _holes(header)) > 1:
         return False, [*lines, _line("FAIL", f"{len(holes)} matrices end in zeros or NaN ({', '.join(holes[:3])}): a download with holes")]
     try:
-        trial = try_vae(header) if identity.kind == "hunyuan_vae" else None
+        trial = try_vae(header) if identity.kind in _VAES else None
         if identity.kind in _TRANSFORMERS:
             trial = try_blocks(header, identity, _formats(header, identity))
     except (OpenSoraError, RuntimeError) as error:

@@ -9,7 +9,8 @@ import re
 import torch
 from torch import Tensor
 
-from ..config import TransformerConfig, VAEConfig
+from ..config import DCAEConfig, TransformerConfig, VAEConfig
+from ..dc_ae.model import VideoDCAE
 from ..transformer.model import MMDiT
 from ..vae.model import CausalVAE
 
@@ -32,10 +33,15 @@ def transformer_manifest(config: TransformerConfig, fused: bool = False) -> Mani
     return _fuse_shapes(manifest) if fused else manifest
 
 
-def vae_manifest(config: VAEConfig) -> Manifest:
-    """Shape of every tensor of a HunyuanVideo VAE file."""
+def vae_class(config: VAEConfig | DCAEConfig) -> type[CausalVAE] | type[VideoDCAE]:
+    """The module that a VAE's configuration is of."""
+    return VideoDCAE if isinstance(config, DCAEConfig) else CausalVAE
+
+
+def vae_manifest(config: VAEConfig | DCAEConfig) -> Manifest:
+    """Shape of every tensor of a HunyuanVideo VAE file, or of a Video DC-AE's."""
     with torch.device("meta"):
-        state = CausalVAE(config).state_dict()
+        state = vae_class(config)(config).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 

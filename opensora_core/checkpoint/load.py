@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..dc_ae.model import VideoDCAE
 from ..errors import CheckpointError, OpenSoraError
 from ..ops import TorchOperations, attention as torch_attention
 from ..quantised import QuantisedOperations, precision_format
@@ -19,7 +20,7 @@ from ..transformer.model import MMDiT
 from ..vae.model import CausalVAE
 from .detect import Identity, bare_shapes, identify, require
 from .files import Header, open_tensors, quantisation, read_header
-from .keys import Manifest, file_name, module_name, transformer_manifest, unfuse, vae_manifest
+from .keys import Manifest, file_name, module_name, transformer_manifest, unfuse, vae_class, vae_manifest
 from .layer_formats import LayerFormat, is_note, layers_to_quantise, stored_formats
 
 __all__ = ["Comparison", "compare", "load_transformer", "load_vae", "read_header"]
@@ -108,8 +109,8 @@ def load_transformer(
 
 def load_vae(
     path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", operations=TorchOperations
-) -> CausalVAE:
-    """Read a HunyuanVideo VAE file; arguments, result and errors as load_transformer's."""
+) -> CausalVAE | VideoDCAE:
+    """Read a HunyuanVideo VAE or Video DC-AE file; arguments, result and errors as load_transformer's."""
     header, identity = open_model(path, "vae", ())
     if form := quantisation(header):
         raise CheckpointError(
@@ -117,7 +118,7 @@ def load_vae(
         )
     check_keys(header, identity, vae_manifest(identity.config))
     dtype = working_dtype(header, dtype)
-    model = CausalVAE(identity.config, operations, dtype, "meta")
+    model = vae_class(identity.config)(identity.config, operations, dtype, "meta")
     return fill(model, header, identity, dtype, device)
 
 

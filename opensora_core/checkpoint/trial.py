@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import LATENT_SCALE
+from ..dc_ae.model import VideoDCAE
 from ..ops import TorchOperations
 from ..quantised import QuantisedOperations
 from ..transformer.model import MMDiT
@@ -74,15 +74,16 @@ def try_vae(header: Header) -> Trial:
     ramp = torch.linspace(-0.8, 0.8, _PIXELS)
     across, down = torch.meshgrid(ramp, ramp, indexing="xy")
     picture = torch.stack((across, down, 0.8 * torch.sin(4 * (across + down))))[None, :, None]
+    scale = vae.config.latent_scale
     with torch.inference_mode():
-        latents = vae.encode_moments(picture).chunk(2, dim=1)[0]
+        latents = vae.encode(picture) if isinstance(vae, VideoDCAE) else vae.encode_moments(picture).chunk(2, dim=1)[0]
         again = vae.decode(latents)
     error = (again - picture).pow(2).mean().clamp_min(1e-12)
     psnr = 10 * torch.log10(4.0 / error).item()  # the picture's range is 2 wide
     seconds = time.perf_counter() - started
     lines = [
         ("run", f"one {_PIXELS}x{_PIXELS} frame, fp32 on cpu, {seconds:.1f} s: reconstructed at {psnr:.1f} dB"),
-        ("latents", f"scaled by {LATENT_SCALE}: {_statistics(latents * LATENT_SCALE)}"),
+        ("latents", f"scaled by {scale:g}: {_statistics(latents * scale)}"),
     ]
     return Trial(bool(latents.isfinite().all() and again.isfinite().all()), lines)
 

@@ -10,6 +10,11 @@ place, with the tile above, then with the tile on its left, both as they were af
 cut to one stride. In time every tile is one latent frame longer than its nominal size, since a tile's first latent
 frame gives one frame instead of four: every tile but the first drops its first output, and only then is blended.
 Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/hunyuan_vae/autoencoder_kl_causal_3d.py.
+
+A VAE that is not causal (`grid`; the Video DC-AE, whose own sizes are `Tiling(temporal_tile=32)`) needs no such frame in time.
+There a last tile of one latent frame would be decoded as a picture, to one frame instead of four: the reference does that and
+loses three frames of 52, 76, 100 or 124. Here the tile before, which reaches as far, keeps all of its frames.
+Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/dc_ae/models/dc_ae.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +25,7 @@ from torch import Tensor
 
 from ..config import Tiling
 from ..errors import OpenSoraError
-from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, check_num_frames, check_size
+from ..geometry import CAUSAL, TIME_COMPRESSION, Grid, check_size
 
 MIN_TILE_SIZE = 64  # pixels
 TILE_SIZE_MULTIPLE = 16
@@ -41,21 +46,21 @@ class _Axis:
     keep: int  # of a tile after blending, out
 
 
-def check_tiling(tiling: Tiling) -> Tiling:
+def check_tiling(tiling: Tiling, grid: Grid = CAUSAL) -> Tiling:
     """Return `tiling` if it can be used.
 
     Raises:
-        OpenSoraError: a tile size that is not 0 or a multiple of 16 from 64 pixels, a temporal tile that is not 0 or
-            a multiple of 4 from 8 frames, or an overlap outside 0..0.5.
+        OpenSoraError: a tile size that is not 0 or a multiple of 16 (of the grid's latent pixels) from 64 pixels, a temporal
+            tile that is not 0 or a multiple of 4 from 8 frames, or an overlap outside 0..0.5.
     """
-    _check_multiple("tile_size", tiling.tile_size, TILE_SIZE_MULTIPLE, MIN_TILE_SIZE, "pixels")
+    _check_multiple("tile_size", tiling.tile_size, max(TILE_SIZE_MULTIPLE, grid.space), MIN_TILE_SIZE, "pixels")
     _check_multiple("temporal_tile", tiling.temporal_tile, TIME_COMPRESSION, MIN_TEMPORAL_TILE, "frames")
     if not 0 <= tiling.overlap <= MAX_OVERLAP:  # also false for NaN
         raise OpenSoraError(f"overlap={tiling.overlap} is not a share of a tile between 0 and {MAX_OVERLAP}; the reference uses 0.25.")
     return tiling
 
 
-def num_tiles(shape: tuple[int, ...], tiling: Tiling, latents: bool) -> int:
+def num_tiles(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid = CAUSAL) -> int:
     """How many times a tensor of this shape calls the VAE: 24x42 latents 2, 72x128 latents 18 at `Tiling()`.
 
     Args:
@@ -63,11 +68,11 @@ def num_tiles(shape: tuple[int, ...], tiling: Tiling, latents: bool) -> int:
         latents: whether these are latents.
     """
     frames, height, width = shape[-3:]
-    time, space = _axes(tiling, latents)
+    time, space = _axes(tiling, latents, grid)
     per_clip = 1
     if space and max(height, width) > space.size:
         per_clip = len(range(0, height, space.stride)) * len(range(0, width, space.stride))
-    return per_clip * (len(_time_starts(frames, time)) if time and _is_long(frames, time) else 1)
+    return per_clip * (len(_time_tiles(frames, time, grid)) if time and _is_long(frames, time) else 1)
 
 
 def tiled_decode(
@@ -76,6 +81,7 @@ def tiled_decode(
     tiling: Tiling,
     progress: Progress | None = None,
     output_device: torch.device | str | None = None,
+    grid: Grid = CAUSAL,
 ) -> Tensor:
     """Decode latents, in tiles where they are larger than one.
 
@@ -85,6 +91,7 @@ def tiled_decode(
         tiling: sizes in pixels and frames.
         progress: called with (tiles done, tiles in all) after every tile. What it raises ends the decoding.
         output_device: where finished tiles are gathered and blended; by default where `decode` leaves them.
+        grid: of the VAE; sizes above are the causal one's.
 
     Returns:
         Pixels [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w] in the type `decode` gives.
@@ -93,7 +100,8 @@ def tiled_decode(
         OpenSoraError: an impossible tiling, or latents that are not 5-dimensional.
     """
     _check_rank(latents, "latents")
-    return _tiled(decode, latents, tiling, True, _Report(num_tiles(latents.shape, check_tiling(tiling), True), progress, output_device))
+    total = num_tiles(latents.shape, check_tiling(tiling, grid), True, grid)
+    return _tiled(decode, latents, _Cut(tiling, True, grid), _Report(total, progress, output_device))
 
 
 def tiled_encode(
@@ -102,13 +110,14 @@ def tiled_encode(
     tiling: Tiling,
     progress: Progress | None = None,
     output_device: torch.device | str | None = None,
+    grid: Grid = CAUSAL,
 ) -> Tensor:
     """Encode frames to moments, in tiles where they are larger than one. Moments are what is blended, not samples.
 
     Args:
         encode_moments: pixels [B, 3, T, H, W] -> moments [B, 2C, (T - 1) / 4 + 1, H / 8, W / 8], a new tensor.
         pixels: -1..1; T = 4k + 1, sides multiples of 8.
-        tiling, progress, output_device: as for `tiled_decode`.
+        tiling, progress, output_device, grid: as for `tiled_decode`. Of a VAE without a posterior, latents are what comes.
 
     Returns:
         Moments; see `posterior`.
@@ -117,11 +126,10 @@ def tiled_encode(
         OpenSoraError: an impossible tiling, rank, frame count or size.
     """
     _check_rank(pixels, "pixels")
-    check_num_frames(pixels.shape[2])
-    check_size(*pixels.shape[3:], multiple=SPACE_COMPRESSION)
-    return _tiled(
-        encode_moments, pixels, tiling, False, _Report(num_tiles(pixels.shape, check_tiling(tiling), False), progress, output_device)
-    )
+    grid.check_num_frames(pixels.shape[2])
+    check_size(*pixels.shape[3:], multiple=grid.space)
+    total = num_tiles(pixels.shape, check_tiling(tiling, grid), False, grid)
+    return _tiled(encode_moments, pixels, _Cut(tiling, False, grid), _Report(total, progress, output_device))
 
 
 def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,20 +167,32 @@ class _Report:
         return result
 
 
-def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, latents: bool, report: _Report) -> Tensor:
-    time, space = _axes(tiling, latents)
+@dataclass(frozen=True)
+class _Cut:
+    """What is cut, and how."""
+
+    tiling: Tiling
+    latents: bool
+    grid: Grid
+
+
+def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, cut: _Cut, report: _Report) -> Tensor:
+    time, space = _axes(cut.tiling, cut.latents, cut.grid)
     frames = x.shape[2]
     if time is None or not _is_long(frames, time):
         return _spatially_tiled(function, x, space, report)
     result, tail, written = None, None, 0
-    for start in _time_starts(frames, time):
-        part = _spatially_tiled(function, x[:, :, start : start + time.size + 1], space, report)
+    tiles = _time_tiles(frames, time, cut.grid)
+    for start, stop in tiles:
+        part = _spatially_tiled(function, x[:, :, start:stop], space, report)
         if result is None:
-            result = part.new_empty((*part.shape[:2], _output_length(frames, latents), *part.shape[3:]))
+            length = cut.grid.pixel_frames(frames) if cut.latents else -(-frames // TIME_COMPRESSION)
+            result = part.new_empty((*part.shape[:2], length, *part.shape[3:]))
         else:
-            part = part[:, :, 1:]
+            part = part[:, :, 1:] if cut.grid.is_causal else part
             _blend(tail, part, time.blend, axis=2)
-        kept = part[:, :, : time.keep + (1 if start == 0 else 0)]
+        keep = time.keep + (1 if cut.grid.is_causal and start == 0 else 0)
+        kept = part if (start, stop) == tiles[-1] else part[:, :, :keep]
         result[:, :, written : written + kept.shape[2]] = kept
         written += kept.shape[2]
         tail = _tail(part, time.blend, axis=2)
@@ -227,14 +247,14 @@ def _tail(tile: Tensor, extent: int, axis: int) -> Tensor:
     return tile.narrow(axis, tile.shape[axis] - extent, extent).clone()
 
 
-def _axes(tiling: Tiling, latents: bool) -> tuple[_Axis | None, _Axis | None]:
+def _axes(tiling: Tiling, latents: bool, grid: Grid) -> tuple[_Axis | None, _Axis | None]:
     """(time, space) of a tiling, None where an axis is not tiled.
 
     Overlaps are whole latents, rounded down, so that strides and kept sizes agree in pixels and latents.
     """
     return (
         _axis(tiling.temporal_tile, tiling.overlap, TIME_COMPRESSION, latents),
-        _axis(tiling.tile_size, tiling.overlap, SPACE_COMPRESSION, latents),
+        _axis(tiling.tile_size, tiling.overlap, grid.space, latents),
     )
 
 
@@ -253,13 +273,12 @@ def _is_long(frames: int, time: _Axis) -> bool:
     return frames > time.size
 
 
-def _time_starts(frames: int, time: _Axis) -> list[int]:
-    # A last tile of one frame gives one output, which is dropped: nothing is computed for it.
-    return [start for start in range(0, frames, time.stride) if start == 0 or frames - start > 1]
-
-
-def _output_length(frames: int, latents: bool) -> int:
-    return (frames - 1) * TIME_COMPRESSION + 1 if latents else (frames - 1) // TIME_COMPRESSION + 1
+def _time_tiles(frames: int, time: _Axis, grid: Grid) -> list[tuple[int, int]]:
+    """(first, past the last) of every tile of a clip, in the input's units."""
+    # A last tile of one frame gives one output: causal, it is dropped, so nothing is computed for it; else see the module.
+    starts = [start for start in range(0, frames, time.stride) if start == 0 or frames - start > 1]
+    stops = [min(frames, start + time.size + (1 if grid.is_causal else 0)) for start in starts]
+    return list(zip(starts, [*stops[:-1], frames], strict=True))
 
 
 def _scaled(side: int, space: _Axis) -> int:

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from opensora_core.checkpoint import detect, keys
-from opensora_core.config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig, VAEConfig
+from opensora_core.config import (
+    FLUX_DEV,
+    HUNYUAN_VAE,
+    OPEN_SORA_2,
+    OPEN_SORA_2_DC_AE,
+    VIDEO_DC_AE,
+    DCAEConfig,
+    TransformerConfig,
+    VAEConfig,
+)
 from opensora_core.errors import CheckpointError
 
 TINY = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
@@ -66,6 +75,23 @@ VAE_ANCHORS = {
     "decoder.conv_out.conv.weight": (3, 128, 3, 3, 3),
 }
 
+DC_AE_ANCHORS = {
+    "encoder.project_in.conv.bias": (128,),
+    "encoder.stages.0.op_list.1.main.conv2.norm.bias": (128,),
+    "encoder.stages.2.op_list.2.main.conv.weight": (512, 512, 3, 3, 3),
+    "encoder.stages.4.op_list.3.main.conv.weight": (1024, 1024, 3, 3, 3),
+    "encoder.stages.3.op_list.0.context_module.main.aggreg.0.0.weight": (1536, 1, 5, 5, 5),
+    "encoder.stages.3.op_list.0.context_module.main.aggreg.0.1.weight": (1536, 32, 1, 1, 1),
+    "encoder.stages.5.op_list.2.local_module.main.depth_conv.conv.weight": (8192, 1, 3, 3, 3),
+    "encoder.project_out.main.op_list.0.conv.weight": (128, 1024, 3, 3, 3),
+    "decoder.project_in.main.conv.weight": (1024, 128, 3, 3, 3),
+    "decoder.stages.1.op_list.0.main.conv.conv.weight": (256, 512, 3, 3, 3),
+    "decoder.stages.4.op_list.3.context_module.main.proj.norm.weight": (1024,),
+    "decoder.project_out.op_list.0.bias": (128,),
+    "decoder.project_out.op_list.2.conv.weight": (3, 128, 3, 3, 3),
+}
+TINY_DC_AE = DCAEConfig(8, (8, 8, 16, 32, 32, 32), (2, 1, 1, 1, 1, 1), (1, 2, 1, 1, 1, 1))
+
 
 def count(manifest):
     return len(manifest), sum(math.prod(shape) for shape in manifest.values())
@@ -82,6 +108,7 @@ def shapes(*names):
         (lambda: keys.transformer_manifest(OPEN_SORA_2_DC_AE), 1082, 11_891_971_200, {"img_in.weight": (3072, 128), "cond_in.weight": (3072, 129)}),
         (lambda: keys.transformer_manifest(FLUX_DEV, fused=True), 780, 11_901_408_320, FUSED_ANCHORS),
         (lambda: keys.vae_manifest(HUNYUAN_VAE), 248, 246_478_803, VAE_ANCHORS),
+        (lambda: keys.vae_manifest(VIDEO_DC_AE), 339, 459_462_147, DC_AE_ANCHORS),
         (keys.flux_ae_manifest, 244, 83_819_683, {"decoder.up.1.block.0.nin_shortcut.weight": (256, 512, 1, 1)}),
         (keys.clip_text_manifest, 196, 123_060_480, {"text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768)}),
         (keys.t5_manifest, 219, 4_762_310_656, {"encoder.block.23.layer.1.DenseReluDense.wo.weight": (4096, 10240)}),
@@ -158,7 +185,8 @@ def test_a_vae_is_read_from_its_tensors(config, prefix):
         ("open_sora_1_3_vae", ("encoder.down.0.block.0.conv1.conv.weight", "decoder.up.2.upsample.conv3d.conv1.conv.weight")),
         ("open_sora_1_2_vae", ("spatial_vae.module.encoder.conv_in.weight", "temporal_vae.encoder.conv_in.conv.weight", "scale", "shift")),
         ("hunyuan_vae_renamed", ("encoder.down.0.block.0.conv1.conv.weight", "quant_conv.weight")),
-        ("dc_ae", ("encoder.stages.0.op_list.0.main.conv1.conv.weight", "decoder.project_in.main.conv.weight")),
+        ("dc_ae_pictures", ("encoder.stages.0.op_list.0.main.conv1.conv.weight", "decoder.project_out.op_list.0.weight")),
+        ("dc_ae_diffusers", ("encoder.down_blocks.0.0.conv1.weight", "decoder.conv_in.weight")),
         ("wan_vae", ("decoder.middle.0.residual.0.gamma",)),
         ("cogvideox_vae", ("encoder.down_blocks.0.resnets.0.conv1.conv.weight", "decoder.mid_block.resnets.0.norm1.norm_layer.weight")),
         ("sd_vae", ("encoder.down.0.block.0.conv1.weight", "decoder.conv_in.weight", "quant_conv.weight")),
@@ -196,8 +224,10 @@ def test_a_wrong_file_is_told_what_it_is_and_what_is_needed():
     with pytest.raises(CheckpointError, match=sentence):
         detect.require(flux, "transformer", "flux1.safetensors")
     assert detect.require(flux, "transformer", "flux1.safetensors", kinds=("flux",)) is flux
-    with pytest.raises(CheckpointError, match="high-compression.*not supported yet"):
-        detect.require(detect.identify(keys.transformer_manifest(OPEN_SORA_2_DC_AE)), "transformer", "dc.safetensors")
+    with pytest.raises(CheckpointError, match="high-compression Video DC-AE.*belongs in the model slot.*needs the HunyuanVideo VAE"):
+        detect.require(detect.identify(keys.transformer_manifest(OPEN_SORA_2_DC_AE)), "vae", "dc.safetensors")
+    with pytest.raises(CheckpointError, match="is the Video DC-AE.*high-compression variant.*belongs in the VAE slot"):
+        detect.require(detect.identify(keys.vae_manifest(VIDEO_DC_AE)), "transformer", "F32T4C128_AE.safetensors")
     with pytest.raises(CheckpointError, match="is the HunyuanVideo VAE.*belongs in the VAE slot.*needs a T5"):
         detect.require(detect.identify(keys.vae_manifest(HUNYUAN_VAE)), "t5", "vae.safetensors")
 
@@ -296,6 +326,7 @@ def test_no_mixture_of_damaged_shapes_makes_identify_raise():
     whole = [
         keys.transformer_manifest(TINY),
         keys.vae_manifest(TINY_VAE),
+        keys.vae_manifest(TINY_DC_AE),
         keys.t5_manifest(8, 16, 8, 2, 2, 10),
         keys.clip_text_manifest(8, 1, 16, 10),
     ]
@@ -306,4 +337,25 @@ def test_no_mixture_of_damaged_shapes_makes_identify_raise():
             if draw.random() < 0.3:
                 del damaged[key]
         found = detect.identify(damaged)
-        assert found.title and (found.config is None or found.kind in ("open_sora_2", "open_sora_2_dc_ae", "flux_unfused", "hunyuan_vae"))
+        kinds = ("open_sora_2", "open_sora_2_dc_ae", "flux_unfused", "hunyuan_vae", "dc_ae")
+        assert found.title and (found.config is None or found.kind in kinds)
+
+
+@pytest.mark.parametrize("config", [VIDEO_DC_AE, TINY_DC_AE])
+@pytest.mark.parametrize("prefix", ["", "vae."])
+def test_a_dc_ae_is_read_from_its_tensors(config, prefix):
+    found = detect.identify({prefix + key: shape for key, shape in keys.vae_manifest(config).items()})
+    assert (found.kind, found.config, found.prefix) == ("dc_ae", config, prefix)
+    assert ("other sizes" in found.title) == (config == TINY_DC_AE)
+
+
+@pytest.mark.parametrize(
+    "lost", ["encoder.stages.5.op_list.0.context_module.main.proj.norm.bias", "encoder.project_out.main.op_list.0.conv.bias"]
+)
+def test_a_damaged_dc_ae_names_the_tensor(lost):
+    manifest = keys.vae_manifest(TINY_DC_AE)
+    del manifest[lost]
+    if "context_module" in lost:
+        lost = "encoder.stages.5.op_list.0.main.conv2.norm.bias"  # neither kind of block is there
+    found = detect.identify(manifest)
+    assert found.kind == "dc_ae_damaged" and lost in found.title
