@@ -13,6 +13,14 @@ from .geometry import ASPECT_RATIOS, RESOLUTIONS
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop")
 FRAMES_OF_A_DEFAULT_CLIP = 129
+_CHOICES = {
+    "dtype": ("auto", "fp32", "bf16"),
+    "attention": ("sdpa", "sliced"),
+    "precision": ("auto", "fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"),
+    "offload": ("auto", "resident", "budget", "minimal"),
+    "decode-policy": ("auto", "exact", "low_memory"),
+}
+EVALUATION_PARTS = ("t2v", "i2v", "last", "loop", "vae", "guidance")
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,9 +84,49 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--benchmark-save-path", default="benchmark.json", metavar="FILE", help="the report (default benchmark.json)")
     benchmark.set_defaults(run=_benchmark)
 
+    _add_evaluate(commands)
     _add_inspect(commands)
     _add_quantize(commands)
     return parser
+
+
+def _add_evaluate(commands) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="count how many prompts come out right",
+        description="Make videos of coloured shapes that move, read them by plain computer vision, print how many show what was asked. "
+        "For the built-in model, or to compare two precisions, modes or files of it on the same prompts and noise.",
+        allow_abbrev=False,
+    )
+    _add_model(evaluate)
+    group = evaluate.add_argument_group("what is judged")
+    group.add_argument(
+        "--parts",
+        default=",".join(EVALUATION_PARTS),
+        metavar="NAMES",
+        help="t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last), vae, guidance (default all)",
+    )
+    group.add_argument("--num-prompts", type=int, default=96, metavar="N", help="of each kind (default 96)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and noise (default 0)")
+    group.add_argument("--num-steps", type=int, default=40, metavar="N", help="Euler steps (default 40)")
+    group.add_argument("--guidance", type=float, default=7.5, metavar="X", help="of the text; 1 is neutral (default 7.5)")
+    group.add_argument("--guidance-img", type=float, default=3.0, metavar="X", help="of the pictures; 1 is neutral (default 3)")
+    group.add_argument("--out", metavar="FILE", help="also write a JSON report: every figure and every clip's verdict")
+    _add_machine(evaluate)
+    _add_against(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_against(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("second run", "the same prompts and noise with one or more of these, and PSNR between the two runs")
+    group.add_argument("--against-model", metavar="DIR|small", help="another model's folder")
+    for part in ("dit", "vae", "t5", "clip", "lora"):
+        group.add_argument(f"--against-{part}", metavar="PATH", help=f"another file in place of --{part}'s")
+    for name in ("lora-strength", "guidance", "guidance-img", "budget-gib"):
+        group.add_argument(f"--against-{name}", type=float, metavar="X", help=f"in place of --{name}")
+    group.add_argument("--against-num-steps", type=int, metavar="N", help="in place of --num-steps")
+    for name in ("dtype", "precision", "offload", "attention", "decode-policy"):
+        group.add_argument(f"--against-{name}", metavar="NAME", help=f"in place of --{name}", choices=_CHOICES[name])
 
 
 def _add_inspect(commands) -> None:
@@ -191,30 +239,30 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
-    group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the computation (auto: bf16, on the CPU fp32)")
+    group.add_argument("--dtype", choices=_CHOICES["dtype"], default="auto", help="of the computation (auto: bf16, on the CPU fp32)")
     _add_memory(group)
     group.add_argument(
-        "--attention", choices=("sdpa", "sliced"), default="sdpa", help="sliced takes one head at a time: slower, less memory"
+        "--attention", choices=_CHOICES["attention"], default="sdpa", help="sliced takes one head at a time: slower, less memory"
     )
 
 
 def _add_memory(group) -> None:
     group.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"),
+        choices=_CHOICES["precision"],
         default="auto",
         help="of the large weights of transformer and T5 (auto: as --dtype; a quantised file as it is stored)",
     )
     group.add_argument(
         "--offload",
-        choices=("auto", "resident", "budget", "minimal"),
+        choices=_CHOICES["offload"],
         default="auto",
         help="weights on the device while sampling: all that fit, all of the transformer or refuse, at most --budget-gib, one block (default auto)",
     )
     group.add_argument("--budget-gib", type=float, metavar="N", help="GiB of weights on the device, with --offload budget (default 8)")
     group.add_argument(
         "--decode-policy",
-        choices=("auto", "exact", "low_memory"),
+        choices=_CHOICES["decode-policy"],
         default="auto",
         help="exact: the whole clip in time; low_memory: temporal tiles; auto: exact if it fits, and a line if not (default auto)",
     )
@@ -229,6 +277,12 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _benchmark(args: argparse.Namespace) -> int:
     from .commands.benchmark import run
+
+    return run(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .commands.evaluate import run
 
     return run(args)
 

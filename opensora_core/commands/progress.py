@@ -48,3 +48,36 @@ class Bars:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class CountedBar:
+    """One bar over many videos; use as a context, so that an interrupt leaves no half line.
+
+    Args:
+        title: what is being made. num_clips: how many. num_steps: of each; the bar counts these.
+    """
+
+    def __init__(self, title: str, num_clips: int, num_steps: int):
+        self._title, self._num_clips, self._num_steps = title, num_clips, num_steps
+        self._done = 0
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "CountedBar":
+        self._bar = tqdm(
+            total=self._num_clips * self._num_steps, desc=self._title, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5
+        )
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """The pipeline's `progress`, of the video being made; only its sampling counts."""
+        if stage == "sampling":
+            self._bar.update(self._done * self._num_steps + done - self._bar.n)
+
+    def clip(self, note: str) -> None:
+        """A video is done; `note` is shown beside the count."""
+        self._done += 1
+        self._bar.set_postfix_str(f"{self._done} of {self._num_clips} videos, {note}", refresh=False)
+        self._bar.update(self._done * self._num_steps - self._bar.n)

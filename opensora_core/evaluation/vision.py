@@ -26,7 +26,7 @@ LEAST_FRAME_OVERLAP = 0.6  # the same in each frame of a steady clip
 SAME_SHAPE = 0.85  # share of frames that alone show the clip's shape, in a steady clip
 SIZE_CHANGE = 0.2  # how far a frame's radius may be off the clip's median, as a share of it
 STRAIGHT = 2.0  # how far an object may be off its path at constant speed
-STEP_CHANGE = 1.25  # how far a step between two frames may be off the mean step
+STEP_CHANGE = 1.0  # how far a step between two frames may be off the mean step
 LEAST_TRAVEL = 2.0  # distance from first to last frame, to have a direction
 ASIDE = math.tan(math.radians(30))  # sideways motion as a share of motion along the axis; more is no direction of the world
 

@@ -1,0 +1,236 @@
+"""From verdicts to figures: shares with confidence intervals, chance levels, and what must hold of the small model.
+
+What must hold is said once, here, as the lines' requirements; a figure that has none is shown for information.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy
+
+from .verdict import ATTRIBUTES, Verdict
+from .world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, combinations
+
+Z = 1.959964  # of 95 %
+CHANCE = {
+    "colour": 1 / len(COLOURS),
+    "background": 1 / len(BACKGROUNDS),
+    "shape": 1 / len(SHAPES),
+    "direction": 1 / len(DIRECTIONS),
+    "all four": 1 / len(combinations()),
+}
+PSNR_CEILING = 100.0  # dB, for identical pictures, so that a mean exists
+# The figures that the requirements speak of: at least so many prompts, exactly so many steps, the default guidance.
+REQUIRED_PROMPTS, REQUIRED_STEPS, REQUIRED_GUIDANCE = 96, 40, (7.5, 3.0)
+MEETS_WITHIN = 1.0  # dB below the VAE's own PSNR at which a frame still meets its picture
+TEXT_TO_VIDEO = {"colour": 0.95, "background": 0.95, "shape": 0.85, "direction": 0.85, "all four": 0.75, "steady": 0.80}
+SPEED_CORRELATION = 0.6
+REDIRECTED = {"direction": 0.80, "keeps colour and shape": 0.85}
+VAE_PSNR, VAE_READABLE = 30.0, 0.95
+SAME_VIDEO = 45.0  # dB, worst clip: rounding moves single pixels by one level; another video would be below 30
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many of so many."""
+
+    right: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.of if self.of else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval."""
+        if not self.of:
+            return 0.0, 1.0
+        p, spread = self.value, Z * Z / self.of
+        middle = (p + spread / 2) / (1 + spread)
+        half = Z * math.sqrt(p * (1 - p) / self.of + spread / (4 * self.of)) / (1 + spread)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of the table.
+
+    Attributes:
+        part: of the evaluation, such as "text to video, held out". what: the figure's name.
+        value: a share, a number (None: it could not be measured), with its unit and its interval if it has one.
+        chance: what guessing gives, if that has a meaning.
+        must: what must hold, in words; empty if nothing must. is_reached: whether it does; None where nothing must.
+    """
+
+    part: str
+    what: str
+    value: Share | float | None
+    unit: str = ""
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
+    must: str = ""
+    is_reached: bool | None = None
+
+    def as_json(self) -> dict:
+        entry: dict = {"part": self.part, "what": self.what}
+        if isinstance(self.value, Share):
+            low, high = self.value.interval
+            entry |= {"right": self.value.right, "of": self.value.of, "share": self.value.value, "interval": [low, high]}
+        else:
+            entry |= {"value": self.value, "unit": self.unit, "interval": list(self.interval) if self.interval else None}
+        return entry | {"chance": self.chance, "must": self.must, "is_reached": self.is_reached}
+
+
+def share_line(part: str, what: str, hits, at_least: float | None = None) -> Line:
+    """A line of booleans, with what must hold if anything must."""
+    share = Share(sum(map(bool, hits)), len(hits))
+    if at_least is None:
+        return Line(part, what, share, chance=CHANCE.get(what))
+    return Line(part, what, share, chance=CHANCE.get(what), must=f"at least {at_least:.0%}", is_reached=share.value >= at_least)
+
+
+def verdict_lines(part: str, verdicts: list[Verdict], required: dict[str, float]) -> list[Line]:
+    """The four attributes, all together, steadiness and speed.
+
+    Args:
+        required: least shares by name; the speeds' correlation is required where "all four" is.
+    """
+    lines = [share_line(part, name, [verdict.right[name] for verdict in verdicts], required.get(name)) for name in ATTRIBUTES]
+    lines.append(share_line(part, "all four", [verdict.is_right for verdict in verdicts], required.get("all four")))
+    lines.append(share_line(part, "steady", [verdict.reading.is_steady for verdict in verdicts], required.get("steady")))
+    asked = [verdict.motion_score for verdict in verdicts]
+    found = correlation(asked, [verdict.reading.motion_score for verdict in verdicts])
+    reached = None if "all four" not in required else found is not None and found >= SPEED_CORRELATION
+    must = "" if reached is None else f"at least {SPEED_CORRELATION}"
+    interval = correlation_interval(found, len(verdicts))
+    lines.append(Line(part, "speed, asked and measured", found, "correlation", interval, 0.0, must, reached))
+    errors = [abs(verdict.speed_error) for verdict in verdicts if verdict.speed_error is not None]
+    lines.append(Line(part, "speed, mean error", sum(errors) / len(errors) if errors else None, "px/frame"))
+    return lines
+
+
+def redirected_lines(part: str, verdicts: list[Verdict]) -> list[Line]:
+    """A first picture and a prompt that sends its object elsewhere."""
+    keeps = [verdict.right["colour"] and verdict.right["shape"] for verdict in verdicts]
+    return [
+        share_line(part, "direction", [verdict.right["direction"] for verdict in verdicts], REDIRECTED["direction"]),
+        share_line(part, "keeps colour and shape", keeps, REDIRECTED["keeps colour and shape"]),
+        share_line(part, "background", [verdict.right["background"] for verdict in verdicts]),
+        share_line(part, "steady", [verdict.reading.is_steady for verdict in verdicts]),
+    ]
+
+
+def meeting_lines(part: str, frame: str, found: list[float], alone: list[float], in_place: list[float]) -> list[Line]:
+    """How near a generated frame is to the picture it was given, in dB, one entry for each clip.
+
+    Args:
+        frame: "first" or "last".
+        alone: the picture encoded and decoded by itself: the VAE's own PSNR.
+        in_place: the picture's latent decoded in its place in the true clip: the most that a perfect transformer could give.
+    """
+    own = mean(alone)
+    reached = mean(found) >= own - MEETS_WITHIN
+    must = f"at least {own - MEETS_WITHIN:.1f} (the VAE's own, less {MEETS_WITHIN:g})"
+    return [
+        Line(part, f"{frame} frame to its picture", mean(found), "dB", must=must, is_reached=reached),
+        Line(part, f"{frame} frame, worst clip", min(found), "dB"),
+        Line(part, f"{frame} picture through the VAE alone", own, "dB"),
+        Line(part, f"{frame} picture's latent in the true clip", mean(in_place), "dB"),
+    ]
+
+
+def vae_lines(part: str, psnrs: list[float], verdicts: list[Verdict]) -> list[Line]:
+    """Fresh clips through the VAE and back."""
+    found = mean(psnrs)
+    readable = [verdict.right["shape"] for verdict in verdicts]
+    return [
+        Line(part, "PSNR, mean", found, "dB", must=f"at least {VAE_PSNR:g}", is_reached=found >= VAE_PSNR),
+        Line(part, "PSNR, worst clip", min(psnrs), "dB"),
+        share_line(part, "shape readable", readable, VAE_READABLE),
+        share_line(part, "all four", [verdict.is_right for verdict in verdicts]),
+        share_line(part, "steady", [verdict.reading.is_steady for verdict in verdicts]),
+    ]
+
+
+def lower_line(part: str, what: str, hits: list[bool], reference: list[bool]) -> Line:
+    """A share that must be clearly lower than another: the difference's 95 % interval (Newcombe's, of Wilson's) is above zero."""
+    share, other = Share(sum(hits), len(hits)), Share(sum(reference), len(reference))
+    gap = other.value - share.value
+    least = gap - math.hypot(other.value - other.interval[0], share.interval[1] - share.value)
+    return Line(part, what, share, must=f"clearly below {other.value:.1%}", is_reached=least > 0)
+
+
+def away_line(part: str, what: str, hits: list[bool]) -> Line:
+    """A share that must be clearly more than the half that nothing but luck would give."""
+    share = Share(sum(hits), len(hits))
+    return Line(part, what, share, chance=0.5, must="clearly above 50%", is_reached=share.interval[0] > 0.5)
+
+
+def same_line(part: str, what: str, psnrs: list[float]) -> Line:
+    """Videos that must be the same but for rounding: the worst PSNR between the two."""
+    return Line(part, what, min(psnrs), "dB", must=f"at least {SAME_VIDEO:g}", is_reached=min(psnrs) >= SAME_VIDEO)
+
+
+def correlation(one, other) -> float | None:
+    """Pearson's; None where either does not vary."""
+    one, other = numpy.asarray(one, dtype=float), numpy.asarray(other, dtype=float)
+    one, other = one - one.mean(), other - other.mean()
+    size = math.sqrt((one @ one) * (other @ other))
+    return float(one @ other) / size if size > 1e-12 else None
+
+
+def correlation_interval(found: float | None, count: int) -> tuple[float, float] | None:
+    """Fisher's 95 % confidence interval; None where there is none."""
+    if found is None or count < 4:
+        return None
+    middle, half = math.atanh(max(-0.999999, min(0.999999, found))), Z / math.sqrt(count - 3)
+    return math.tanh(middle - half), math.tanh(middle + half)
+
+
+def psnr(frames, others) -> float:
+    """Peak signal-to-noise ratio in dB of two arrays of uint8 of one shape, at most PSNR_CEILING (identical)."""
+    difference = numpy.asarray(frames, dtype=numpy.float64) - numpy.asarray(others, dtype=numpy.float64)
+    error = float((difference**2).mean()) / 255**2
+    return min(PSNR_CEILING, -10 * math.log10(error)) if error > 0 else PSNR_CEILING
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def table(lines: list[Line]) -> str:
+    """The lines for a terminal: a heading for each part, then a row for each figure."""
+    rows = [_row(line) for line in lines]
+    widths = [max(len(row[column]) for row in [_HEADINGS, *rows]) for column in range(len(_HEADINGS))]
+    text, part = [_format(_HEADINGS, widths)], None
+    for line, row in zip(lines, rows, strict=True):
+        if line.part != part:
+            text += ["", line.part]
+            part = line.part
+        text.append(_format(row, widths))
+    return "\n".join(text)
+
+
+_HEADINGS = ("", "count", "value", "95% interval", "chance", "must be", "")
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    count, interval = "", line.interval
+    if isinstance(line.value, Share):
+        count, interval = f"{line.value.right}/{line.value.of}", line.value.interval
+        value = f"{line.value.value:.1%}"
+        between = f"{interval[0]:.1%} - {interval[1]:.1%}"
+        chance = "" if line.chance is None else f"{line.chance:.1%}"
+    else:
+        value = "none" if line.value is None else f"{line.value:.2f}"
+        value += {"dB": " dB", "px/frame": " px/frame"}.get(line.unit, "")
+        between = "" if interval is None else f"{interval[0]:.2f} - {interval[1]:.2f}"
+        chance = "" if line.chance is None else f"{line.chance:.0f}"
+    reached = {None: "", True: "reached", False: "NOT reached"}[line.is_reached]
+    return f"  {line.what}", count, value, between, chance, line.must, reached
+
+
+def _format(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:5], widths[1:5], strict=True))]
+    return "  ".join([*cells, row[5].ljust(widths[5]), row[6]]).rstrip()
