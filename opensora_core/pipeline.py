@@ -32,14 +32,15 @@ from .components import (
     resolve_precision,
 )
 from .errors import DecodeOutOfMemory, OpenSoraError
+from .footprint import sizes_of_files
 from .geometry import SPACE_COMPRESSION, pixel_frames
 from .loaded import PROMPTS, SHARED, own_structure
 from .model_files import ModelFiles, check_files, check_lora
 from .offload.plan import BLOCK_LISTS, make_plan
 from .ops import attention, sliced_attention
-from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed, reference_image
-from .sampling.conditioning import ImageCondition, fit_image, image_condition
-from .sampling.guidance import Guidance
+from .references import LATENT_RANK, read_references
+from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
+from .sampling.conditioning import CONTEXTS, FORWARDS, ImageCondition, fit_clip, fit_image, image_condition
 from .sampling.schedule import latent_flow_shift, sigmas
 from .sampling.solver import StepReport, TextCondition, noise, sample
 from .text.encoders import load_clip, load_t5
@@ -274,6 +275,10 @@ class OpenSoraPipeline:
         image_guidance_scale: float = 3.0,
         image=None,
         last_image=None,
+        video=None,
+        direction: str = FORWARDS,
+        context: int = CONTEXTS[0],
+        image_strength: float = 1.0,
         seed: int | None = None,
         num_videos_per_prompt: int = 1,
         callback: StepCallback | None = None,
@@ -288,7 +293,9 @@ class OpenSoraPipeline:
             height, width: pixels, multiples of 16; see geometry.resolution_size.
             num_frames: 4k+1.
             guidance_scale, image_guidance_scale: 1 is neutral.
-            image, last_image: first and last frame: paths, PIL images, or [H, W, 3] uint8 or float in 0..1.
+            image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
+            video, direction, context: a clip to go on from, where, and by how many of its frames; see references.read_references.
+            image_strength: 0..1, how closely the video holds to what is given; see guidance.ReferenceUse.
             seed: 0..2**64-1; None draws one. Video k of the batch is what seed + k gives alone.
             callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents).
             progress: (stage, done, total) for the stages text, condition, sampling and decode.
@@ -306,24 +313,24 @@ class OpenSoraPipeline:
             width=width,
             num_frames=num_frames,
             num_steps=num_inference_steps,
-            guidance=Guidance(
-                finite("guidance_scale", guidance_scale),
-                finite("image_guidance_scale", image_guidance_scale),
-                options.text_oscillation,
-                options.image_oscillation,
-                options.temporal_ramp,
-                options.every_pass,
+            guidance=options.guidance(guidance_scale, image_guidance_scale),
+            references=read_references(
+                image, last_image, video, direction=direction, context=context, strength=finite("image_strength", image_strength)
             ),
-            first_image=reference_image("image", image),
-            last_image=reference_image("last_image", last_image),
             seed=random_seed() if seed is None else seed,
             num_videos=num_videos_per_prompt,
             options=options,
         )
-        self.check_files()
+        self._check(request)
         if check_only:
             return GenerationResult(seeds=[request.seed + k for k in range(request.num_videos)])
         return self._generate(request, callback, progress or _silent)
+
+    def _check(self, request: GenerationRequest) -> None:
+        """What the files decide of a request."""
+        self.check_files()
+        if any(given.ndim == LATENT_RANK for given in request.references.given.values()):
+            request.references.check_channels(sizes_of_files(self.files.dit).transformer.in_channels)
 
     def _generate(self, request: GenerationRequest, callback: StepCallback | None, progress: StageProgress) -> GenerationResult:
         result = GenerationResult(seeds=[request.seed + k for k in range(request.num_videos)])
@@ -356,19 +363,21 @@ class OpenSoraPipeline:
         return self._decode(latents, partial(progress or _silent, "decode"), [])[0]
 
     def _condition(self, request: GenerationRequest, generators: list, progress) -> ImageCondition | None:
-        pictures = [request.first_image, request.last_image]
-        given = [picture for picture in pictures if picture is not None]
-        if not given:
+        references, options = request.references, request.options
+        if not request.has_reference:
             return None
-        latents, options = [], request.options
-        for done, picture in enumerate(given):
-            progress(done, len(given))
-            fitted = fit_image(picture, request.height, request.width, options.fit)
-            latents.append(self.vae.encode(fitted, generators))
-        progress(len(given), len(given))
-        head, tail = (None if picture is None else latents.pop(0) for picture in pictures)
+        ends: list[Tensor | None] = []
+        for index, given in enumerate(references.ends):
+            progress(index, len(references.ends))
+            if given is None or given.ndim == LATENT_RANK:
+                ends.append(None if given is None else given.to(self.device))
+                continue
+            fit = fit_clip if references.use.is_clip else fit_image
+            ends.append(self.vae.encode(fit(given, request.height, request.width, options.fit), generators))
+        progress(len(references.ends), len(references.ends))
+        head, tail = ends
         channels = (head if head is not None else tail).shape[1]
-        return image_condition((request.num_videos, channels, *request.latent_extent), head, tail)
+        return image_condition((request.num_videos, channels, *request.latent_extent), head, tail, references.use)
 
     def _sample(self, request: GenerationRequest, condition: ImageCondition | None, result: GenerationResult, on_step) -> Tensor:
         text = result.prompt.condition

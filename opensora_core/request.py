@@ -3,19 +3,16 @@
 import math
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy
 import torch
-from torch import Tensor
 
 from .errors import OpenSoraError
 from .geometry import check_num_frames, check_size, latent_frames, latent_size
-from .sampling.conditioning import FITS, condition_mask
+from .references import References
+from .sampling.conditioning import FITS
 from .sampling.guidance import Guidance
 from .sampling.solver import MAX_SEED, TextCondition
 from .text.prompt import decorate
-from .video import read_image, rgb_array
 
 POSTERIORS = ("mode", "sample")
 NOISE_DEVICES = ("cpu", "gpu")
@@ -74,6 +71,11 @@ class SamplingOptions:
         if finite("shift", self.shift) < 0:
             raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")
 
+    def guidance(self, guidance_scale: float, image_guidance_scale: float) -> Guidance:
+        """Guidance of a whole run with these scales; 1 is neutral."""
+        scales = finite("guidance_scale", guidance_scale), finite("image_guidance_scale", image_guidance_scale)
+        return Guidance(*scales, self.text_oscillation, self.image_oscillation, self.temporal_ramp, self.every_pass)
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
@@ -81,7 +83,7 @@ class GenerationRequest:
 
     Attributes:
         height, width: pixels, multiples of 16. num_frames: 4k+1.
-        first_image, last_image: [1, H, W, 3] fp32 in 0..1 of any size, or None.
+        references: what it begins or ends with.
         seed: of the first video; video k of the batch is the one that seed + k gives alone.
     """
 
@@ -92,8 +94,7 @@ class GenerationRequest:
     num_frames: int
     num_steps: int
     guidance: Guidance
-    first_image: Tensor | None
-    last_image: Tensor | None
+    references: References
     seed: int
     num_videos: int
     options: SamplingOptions
@@ -115,15 +116,19 @@ class GenerationRequest:
         for name, largest in LARGEST.items():
             if getattr(self, name) > largest:
                 raise OpenSoraError(f"{name}={getattr(self, name)} is more than can be asked for; use at most {largest}.")
-        condition_mask(self.cond_type, self.latent_extent[0])  # raises if the clip cannot hold what is given
+        self.references.check(self.num_videos, self.latent_extent)
         if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
             raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")
 
     @property
     def cond_type(self) -> str:
-        """t2v, i2v_head, i2v_tail or i2v_loop, as the pictures given say."""
-        given = (self.first_image is not None, self.last_image is not None)
-        return {(False, False): "t2v", (True, False): "i2v_head", (False, True): "i2v_tail", (True, True): "i2v_loop"}[given]
+        """The reference's name of the mode: t2v, i2v_head, ..., as what is given says."""
+        return self.references.cond_type
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the network reads anything besides noise and prompt."""
+        return bool(self.references.given) and self.references.use.strength > 0
 
     @property
     def latent_extent(self) -> tuple[int, int, int]:
@@ -141,31 +146,3 @@ def finite(name: str, value) -> float:
 def random_seed() -> int:
     """A fresh seed of 32 bits; Python's and torch's global generators are left alone."""
     return random.SystemRandom().randrange(2**32)
-
-
-def reference_image(name: str, image) -> Tensor | None:
-    """A reference picture as [1, H, W, 3] fp32 in 0..1 on the CPU.
-
-    Args:
-        name: for messages.
-        image: None, a path, a PIL image, or a tensor or array [H, W, 3] or [1, H, W, 3], uint8 or float in 0..1.
-
-    Raises:
-        OpenSoraError: anything else.
-    """
-    if image is None or isinstance(image, (str, Path)):
-        return None if image is None else read_image(image)
-    if hasattr(image, "convert"):  # a PIL image, without importing PIL to ask
-        image = rgb_array(image)
-    if not isinstance(image, (Tensor, numpy.ndarray)):
-        raise OpenSoraError(f"{name} is a path, a PIL image, an array or a tensor; this is a {type(image).__name__}.")
-    image = torch.tensor(image) if isinstance(image, numpy.ndarray) else image.detach().cpu()
-    if image.ndim == 3:
-        image = image.unsqueeze(0)
-    if image.ndim != 4 or image.shape[0] != 1 or image.shape[-1] != 3 or 0 in image.shape:
-        raise OpenSoraError(f"{name} is one picture, [height, width, 3] or [1, height, width, 3]; this one is {list(image.shape)}.")
-    if image.dtype == torch.uint8:
-        return image.float() / 255
-    if not image.is_floating_point() or not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
-        raise OpenSoraError(f"{name} holds uint8, or floats from 0 to 1; this one is {image.dtype} with values outside that.")
-    return image.float()

@@ -1,10 +1,11 @@
-"""Files at the two ends: a picture read for a reference, and frames written as an mp4 (or one as a PNG)."""
+"""Files at the two ends: a picture or a clip read for a reference, and frames written as an mp4 (or one as a PNG)."""
 
 import math
 import os
 import struct
+from collections import deque
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy
@@ -20,6 +21,7 @@ _ENCODER = [
     *("-movflags", "+faststart", "-f", "mp4"),
 ]
 VIDEO_SUFFIX, IMAGE_SUFFIX, PROMPT_SUFFIX = ".mp4", ".png", ".txt"
+VIDEO_SUFFIXES = (VIDEO_SUFFIX, ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 def to_uint8(frames) -> numpy.ndarray:
@@ -104,6 +106,39 @@ def read_image(path) -> torch.Tensor:
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken data of a known format
         raise OpenSoraError(f"The image {path} is damaged and cannot be read ({error}).") from error
     return torch.from_numpy(picture.astype(numpy.float32) / 255).unsqueeze(0)
+
+
+def read_clip(path, count: int, *, from_end: bool) -> torch.Tensor:
+    """Read the first or the last `count` frames of a video at its own frame rate; no more than those are kept.
+
+    Returns:
+        [count, H, W, 3] uint8 on the CPU; fewer where the video has fewer.
+
+    Raises:
+        OpenSoraError: no such file, a file that is not a video or is damaged, or no imageio-ffmpeg.
+    """
+    try:
+        from imageio_ffmpeg import read_frames
+    except ImportError as error:
+        raise OpenSoraError("Reading a video needs imageio-ffmpeg: pip install imageio-ffmpeg.") from error
+    path = Path(path)
+    if not path.is_file():
+        raise OpenSoraError(f"The clip {path} does not exist; give a video such as an mp4 file.")
+    kept: deque[bytes] = deque(maxlen=count)
+    try:
+        # Every frame once, as the file has them: by default ffmpeg repeats and drops some to even out the rate.
+        with closing(read_frames(str(path), output_params=["-fps_mode", "passthrough"])) as reader:
+            width, height = next(reader)["size"]
+            for frame in reader:
+                kept.append(frame)
+                if len(kept) == count and not from_end:
+                    break
+    except (OSError, RuntimeError, KeyError, StopIteration, AssertionError) as error:  # what the reader raises for what is no video
+        raise OpenSoraError(f"{path} is not a video that can be read; give an mp4 file, or another that ffmpeg knows.") from error
+    if not kept:
+        raise OpenSoraError(f"The clip {path} has no frame that can be read; give an mp4 file, or another that ffmpeg knows.")
+    pixels = numpy.frombuffer(b"".join(kept), numpy.uint8).reshape(len(kept), height, width, 3)
+    return torch.from_numpy(pixels.copy())
 
 
 def rgb_array(picture) -> numpy.ndarray:

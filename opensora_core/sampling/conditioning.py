@@ -1,9 +1,19 @@
-"""What a video begins from: which latent frames are given, their latents, and how pictures are fitted.
+"""What a video begins from: which latent frames are given, their latents, and how pictures and clips are fitted.
 
-Conditioned latents are not held during sampling: they enter the network beside the noise (`cond_in`) and
-replace the result once at the end.
+Conditioned latents are not held during sampling: they enter the network beside the noise (`cond_in`), and pictures
+replace the result once at the end; a clip's frames are made again with the rest (guidance.ReferenceUse).
+
+Latents of any length can be given: `image_condition(shape, head=latents)` for the first latent frames of a clip,
+`tail=` for the last ones, with `use=ReferenceUse(is_clip=True)` where they are a clip's. Latents that an earlier run made
+go in as they are, with no trip through pixels:
+
+    before = result.latents                       # [B, C, T, H, W], the transformer's scale
+    image_condition(before.shape, head=before[:, :, -9:], use=ReferenceUse(is_clip=True))
+
+The pipeline does the same: `pipe(prompt, video=before, context=33)`, where 33 frames are nine latent ones.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..geometry import resize_crop
+from ..geometry import pixel_frames, resize_crop
+from .guidance import PICTURES, ReferenceUse
 
 # Latent frames given at the head and at the tail of a clip, for a causal VAE.
 # Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/inference.py, prepare_inference_condition.
@@ -27,6 +38,8 @@ _GIVEN_FRAMES = {
 }
 COND_TYPES = tuple(_GIVEN_FRAMES)
 FITS = ("crop", "pad", "stretch")
+FORWARDS, BACKWARDS = DIRECTIONS = ("forwards", "backwards")
+CONTEXTS = (33, 65)  # frames of a clip that a video is made to go on from
 
 
 @dataclass(frozen=True)
@@ -36,14 +49,60 @@ class ImageCondition:
     Attributes:
         mask: [B, 1, T, H, W], 1 where a latent frame is given.
         latents: [B, C, T, H, W] in the transformer's scale (LATENT_SCALE times the VAE's), zero elsewhere.
+        use: how a run uses them.
     """
 
     mask: Tensor
     latents: Tensor
+    use: ReferenceUse = PICTURES
 
     def packed_input(self) -> Tensor:
         """What `cond_in` reads, before packing: [B, C + 1, T, H, W], mask first."""
         return torch.cat((self.mask, self.mask * self.latents), dim=1)
+
+
+def clip_cond_type(direction: str, context: int) -> str:
+    """The reference's name of a video-to-video mode: forwards is v2v_head, backwards v2v_tail, with 65 frames v2v_*_easy.
+
+    Raises:
+        OpenSoraError: an unknown direction, or a context that the reference has no mode for.
+    """
+    _check_direction(direction)
+    if context not in CONTEXTS:
+        raise OpenSoraError(f"A clip is gone on from by {' or '.join(map(str, CONTEXTS))} of its frames, not {context}.")
+    return f"v2v_{'head' if direction == FORWARDS else 'tail'}{'_easy' if context == CONTEXTS[1] else ''}"
+
+
+def check_clip_length(name: str, num_frames: int, context: int) -> None:
+    """Raise an OpenSoraError, naming the input, unless a clip of so many frames has as many as the context takes."""
+    if num_frames >= context:
+        return
+    advice = f"use context {CONTEXTS[0]}, or a longer clip" if context > CONTEXTS[0] <= num_frames else "use a longer clip"
+    raise OpenSoraError(f"{name} has {num_frames} frame{'s' * (num_frames != 1)}; going on from it takes {context}: {advice}.")
+
+
+def nearest_frames(frames, direction: str, count: int):
+    """The `count` frames of a clip that the new video touches: its last ones forwards, its first ones backwards.
+
+    Args:
+        frames: a sequence or a tensor, one frame for each entry of its first axis; at least `count` of them.
+    """
+    _check_direction(direction)
+    return frames[len(frames) - count :] if direction == FORWARDS else frames[:count]
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in DIRECTIONS:
+        raise OpenSoraError(f"direction={direction!r} is not known; use one of {', '.join(DIRECTIONS)}.")
+
+
+def check_room(given: int, clip: int, what: str = "frames given") -> None:
+    """Raise an OpenSoraError where `given` latent frames leave none of a clip's `clip` to be made."""
+    if given and clip <= given:
+        raise OpenSoraError(
+            f"The {what} leave none of this clip's {pixel_frames(clip)} frame{'s' * (clip != 1)} to be made; "
+            f"use at least {pixel_frames(given + 1)} frames."
+        )
 
 
 def condition_mask(cond_type: str, latent_frames: int) -> Tensor:
@@ -55,23 +114,20 @@ def condition_mask(cond_type: str, latent_frames: int) -> Tensor:
     if cond_type not in _GIVEN_FRAMES:
         raise OpenSoraError(f"cond_type={cond_type!r} is not known; use one of {', '.join(COND_TYPES)}.")
     head, tail = _GIVEN_FRAMES[cond_type]
-    if head + tail and latent_frames < head + tail + 1:
-        raise OpenSoraError(
-            f"With {cond_type} the pictures given leave no frame of this clip to make ({head + tail} of {latent_frames} latent frames); "
-            f"use at least {(head + tail) * 4 + 1} frames."
-        )
+    check_room(head + tail, latent_frames, f"frames that {cond_type} gives")
     mask = torch.zeros(latent_frames)
     mask[:head] = 1
     mask[latent_frames - tail :] = 1
     return mask
 
 
-def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | None = None) -> ImageCondition:
+def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | None = None, use: ReferenceUse = PICTURES) -> ImageCondition:
     """Lay reference latents into an otherwise empty clip.
 
     Args:
         latent_shape: [B, C, T, H, W] of the clip.
-        head, tail: [B or 1, C, t, H, W] latents (transformer's scale) of its first and last frames.
+        head, tail: [B or 1, C, t, H, W] latents (transformer's scale) of its first and last frames, t of any length.
+        use: how a run uses them; ReferenceUse(is_clip=True) for frames of a clip.
 
     Raises:
         OpenSoraError: a reference that does not match the clip.
@@ -82,6 +138,8 @@ def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | Non
         raise OpenSoraError("Image to video needs a first or a last frame; none was given.")
     mask = like.new_zeros(batch, 1, frames, height, width)
     latents = like.new_zeros(batch, channels, frames, height, width)
+    given = sum(reference.shape[2] for reference in (head, tail) if reference is not None and reference.ndim == 5)
+    check_room(given, frames)
     for name, reference in (("first", head), ("last", tail)):
         if reference is None:
             continue
@@ -91,17 +149,15 @@ def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | Non
             )
         if reference.shape[0] not in (1, batch):
             raise OpenSoraError(f"{reference.shape[0]} {name} frames for a batch of {batch} videos; give 1 or {batch}.")
-        if reference.shape[2] >= frames:
-            raise OpenSoraError(f"The {name} {reference.shape[2]} latent frame(s) fill a clip of {frames}; use a longer clip.")
         where = slice(0, reference.shape[2]) if name == "first" else slice(frames - reference.shape[2], frames)
         mask[:, :, where] = 1
         latents[:, :, where] = reference
-    return ImageCondition(mask, latents)
+    return ImageCondition(mask, latents, use)
 
 
 def restore(latents: Tensor, condition: ImageCondition | None) -> Tensor:
-    """Put the given latent frames back, in every batch item, after the last step."""
-    if condition is None:
+    """Put the given latent frames back, in every batch item, after the last step, unless their use says otherwise."""
+    if condition is None or not condition.use.is_restored:
         return latents
     return torch.where(condition.mask.bool().to(latents.device), condition.latents.to(latents), latents)
 
@@ -118,28 +174,55 @@ def fit_image(frames: Tensor, height: int, width: int, fit: str = "crop") -> Ten
         [T, height, width, 3] fp32 in 0..1 on the CPU, in steps of 1/255.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, resize_crop_to_fill.
     """
+    _check_frames(frames, fit)
+    return torch.stack([_fit_one(frame, (height, width), fit, _resize_picture) for frame in frames])
+
+
+def fit_clip(frames: Tensor, height: int, width: int, fit: str = "crop") -> Tensor:
+    """Bring a clip to the video's size: as fit_image, but bilinear without antialiasing, and unrounded, as the reference does.
+
+    Args:
+        frames: [T, H, W, 3] uint8, or float in 0..1.
+
+    Returns:
+        [T, height, width, 3] fp32 in 0..1 on the CPU.
+    Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/video_transforms.py, resize_crop_to_fill.
+    """
+    _check_frames(frames, fit)
+    return torch.stack([_fit_one(frame, (height, width), fit, _resize_frame, down=True) for frame in frames])
+
+
+def _check_frames(frames: Tensor, fit: str) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise OpenSoraError(f"An image batch is [frames, height, width, 3]; this one is {list(frames.shape)}.")
     if fit not in FITS:
         raise OpenSoraError(f"fit={fit!r} is not known; use one of {', '.join(FITS)}.")
-    return torch.stack([_fit_one(frame, height, width, fit) for frame in frames])
 
 
-def _fit_one(frame: Tensor, height: int, width: int, fit: str) -> Tensor:
-    source = tuple(frame.shape[:2])
+def _fit_one(frame: Tensor, size: tuple[int, int], fit: str, resize: Callable[..., Tensor], down: bool = False) -> Tensor:
+    """One frame [H, W, 3] at `size`. down: half a pixel too much on either side is cut by rounding down, not to even."""
+    (height, width), source = size, tuple(frame.shape[:2])
     if fit == "crop":
-        scaled = resize_crop(source, (height, width))
-        resized = _resize(frame, scaled.height, scaled.width)
-        return resized[scaled.top : scaled.top + height, scaled.left : scaled.left + width]
+        scaled = resize_crop(source, size)
+        resized = resize(frame, scaled.height, scaled.width)
+        top, left = ((scaled.height - height) // 2, (scaled.width - width) // 2) if down else (scaled.top, scaled.left)
+        return resized[top : top + height, left : left + width]
     if fit == "stretch":
-        return _resize(frame, height, width)
+        return resize(frame, height, width)
     ratio = min(height / source[0], width / source[1])
-    inner_h, inner_w = (max(1, min(side, round(length * ratio))) for side, length in zip((height, width), source, strict=True))
+    inner_h, inner_w = (max(1, min(side, round(length * ratio))) for side, length in zip(size, source, strict=True))
     top, left = (height - inner_h) // 2, (width - inner_w) // 2
-    return F.pad(_resize(frame, inner_h, inner_w), (0, 0, left, width - inner_w - left, top, height - inner_h - top))
+    return F.pad(resize(frame, inner_h, inner_w), (0, 0, left, width - inner_w - left, top, height - inner_h - top))
 
 
-def _resize(frame: Tensor, height: int, width: int) -> Tensor:
+def _resize_frame(frame: Tensor, height: int, width: int) -> Tensor:
+    values = frame.detach().cpu()
+    values = values.float() / 255 if values.dtype == torch.uint8 else values.float().clamp(0, 1)
+    pixels = values.permute(2, 0, 1).unsqueeze(0)
+    return F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+
+
+def _resize_picture(frame: Tensor, height: int, width: int) -> Tensor:
     import numpy
     from PIL import Image
 

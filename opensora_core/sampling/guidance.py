@@ -20,6 +20,39 @@ WARMUP_STEPS = 10  # steps before oscillation begins, whatever the number of ste
 
 
 @dataclass(frozen=True)
+class ReferenceUse:
+    """How a run uses what it was given to begin or end with.
+
+    Attributes:
+        is_clip: the reference is a clip, not pictures: no temporal ramp, and its frames are not put back at the end.
+            Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/sampling.py, prepare_api (the v2v modes).
+        strength: 0..1, how closely the video holds to the reference: the share of the steps, counted from the first (the
+            noisiest), whose passes read it. Later steps are text to video, so that the video may move away from what the
+            first ones laid out; the network sees only what it was trained on, a whole reference or none. 1: every step, the
+            reference exactly. Below 1 the given frames are not put back at the end; 0 is text to video, number for number.
+    """
+
+    is_clip: bool = False
+    strength: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.strength <= 1:
+            raise OpenSoraError(f"strength={self.strength} is not between 0 (the reference is not used) and 1 (held to exactly).")
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether the given frames replace the result's after the last step."""
+        return not self.is_clip and self.strength == 1
+
+    def num_steps(self, num_steps: int) -> int:
+        """How many of the steps, from the first, read the reference: at least one unless the strength is 0."""
+        return math.ceil(round(self.strength * num_steps, 6))  # 0.07 * 100 is 7.000000000000001
+
+
+PICTURES = ReferenceUse()
+
+
+@dataclass(frozen=True)
 class StepGuidance:
     """Guidance of one step.
 
@@ -27,11 +60,13 @@ class StepGuidance:
         text: scale of the prompt against the negative prompt; 1 is neutral.
         image: scale of the reference against none; 1 is neutral; a [1, 1, T, 1, 1] tensor where it grows along time.
         passes: the forwards this step needs, in the order the host expects.
+        reads_reference: whether `cond` and `uncond` get the reference at this step.
     """
 
     text: float
     image: float | Tensor
     passes: tuple[str, ...]
+    reads_reference: bool = True
 
     def combine(self, predictions: dict[str, Tensor]) -> Tensor:
         """Combine predictions ([B, C, T, H, W], velocity or denoised alike, since the weights sum to 1)."""
@@ -72,20 +107,22 @@ class Guidance:
             if value < 0:
                 raise OpenSoraError(f"{name}_guidance={value} is negative; use 0 or more: 1 is neutral, the default is {default}.")
 
-    def at_step(self, step: int, num_steps: int, latent_frames: int, has_image: bool) -> StepGuidance:
+    def at_step(self, step: int, num_steps: int, latent_frames: int, has_image: bool, use: ReferenceUse = PICTURES) -> StepGuidance:
         """Guidance of step 0..num_steps-1.
 
         Args:
             latent_frames: T of the latent; the length of the temporal ramp.
             has_image: the video has a conditioned frame (else the image scale has no effect).
+            use: how the run uses it.
         """
+        has_image = has_image and step < use.num_steps(num_steps)
         text = oscillate(self.text, step) if self.text_oscillation else self.text
         image: float | Tensor = oscillate(self.image, step) if self.image_oscillation else self.image
         if not self.every_pass and (not has_image or image == 1.0):
-            return StepGuidance(text, 1.0, ("cond",) if text == 1.0 else ("cond", "uncond"))
-        if has_image and self.temporal_ramp and image > 1.0:
+            return StepGuidance(text, 1.0, ("cond",) if text == 1.0 else ("cond", "uncond"), has_image)
+        if has_image and self.temporal_ramp and not use.is_clip and image > 1.0:
             image = temporal_ramp(image, step, num_steps, latent_frames)
-        return StepGuidance(text, image, ("cond", "uncond", "uncond_image"))
+        return StepGuidance(text, image, ("cond", "uncond", "uncond_image"), has_image)
 
 
 def oscillate(scale: float, step: int) -> float:
@@ -103,7 +140,7 @@ def temporal_ramp(image_scale: float, step: int, num_steps: int, latent_frames: 
     return torch.linspace(1.0, float(ceiling), latent_frames).view(1, 1, -1, 1, 1)
 
 
-def num_forwards(guidance: Guidance, num_steps: int, latent_frames: int, has_image: bool) -> int:
+def num_forwards(guidance: Guidance, num_steps: int, latent_frames: int, has_image: bool, use: ReferenceUse = PICTURES) -> int:
     """Transformer rows per batch item over a whole run; the naive count is 3 * num_steps."""
-    steps = (guidance.at_step(i, num_steps, latent_frames, has_image) for i in range(num_steps))
+    steps = (guidance.at_step(i, num_steps, latent_frames, has_image, use) for i in range(num_steps))
     return sum(len(step.passes) for step in steps)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import OpenSoraError
 from .conditioning import ImageCondition, restore
-from .guidance import Guidance
+from .guidance import PICTURES, Guidance
 
 MAX_SEED = 2**64 - 1
 
@@ -84,7 +84,7 @@ def sample(
     condition: ImageCondition | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Tensor:
-    """A guided run from noise to latents, reference frames restored.
+    """A guided run from noise to latents, reference frames restored where their use says so.
 
     Args:
         transformer: an MMDiT; its parameters' dtype is the dtype it is called in.
@@ -95,15 +95,18 @@ def sample(
     """
     device, dtype = latents.device, transformer.dtype
     num_steps, latent_frames = len(sigmas) - 1, latents.shape[2]
+    use = PICTURES if condition is None else condition.use
     reference = None if condition is None else condition.packed_input().to(device, dtype)
     prompt = (text.context.to(device, dtype), text.pooled.to(device, dtype))
     negative = (text.negative_context.to(device, dtype), text.negative_pooled.to(device, dtype))
-    inputs = {"cond": (*prompt, reference), "uncond": (*negative, reference), "uncond_image": (*negative, None)}
+    with_reference = {"cond": (*prompt, reference), "uncond": (*negative, reference), "uncond_image": (*negative, None)}
+    without = {"cond": (*prompt, None), "uncond": (*negative, None), "uncond_image": (*negative, None)}
     done = 0
 
     def velocity(x: Tensor, sigma: Tensor, step: int) -> Tensor:
         nonlocal done
-        now = guidance.at_step(step, num_steps, latent_frames, condition is not None)
+        now = guidance.at_step(step, num_steps, latent_frames, condition is not None, use)
+        inputs = with_reference if now.reads_reference else without
         timestep = sigma.to(device).expand(x.shape[0])
         network_input = x.to(dtype)
         predictions = {name: transformer(network_input, timestep, *inputs[name]).to(x.dtype) for name in now.passes}

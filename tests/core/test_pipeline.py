@@ -16,7 +16,8 @@ from opensora_core.config import LATENT_SCALE, Tiling
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError
 from opensora_core.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.request import EncodedPrompt, SamplingOptions, random_seed, reference_image
+from opensora_core.references import reference_image
+from opensora_core.request import EncodedPrompt, SamplingOptions, random_seed
 
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 3, "seed": 7}
 
