@@ -8,6 +8,7 @@ from .host import selftest
 from .host.model import register
 from .latents import OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
+from .long import OpenSoraContinueVideo
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
 from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
@@ -23,6 +24,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraScheduler,
     OpenSoraGuider,
     OpenSoraRectifiedFlowSampler,
+    OpenSoraContinueVideo,
     OpenSoraTiledVAEDecode,
     OpenSoraTiledVAEEncode,
     OpenSoraOffload,

@@ -68,13 +68,22 @@ def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tens
     return patched, sigmas
 
 
-def run(model, conditionings: tuple[list, list], latent: dict, guidance: Guidance, settings: RunSettings, node_id: str | None) -> dict:
+def run(
+    model,
+    conditionings: tuple[list, list],
+    latent: dict,
+    guidance: Guidance,
+    settings: RunSettings,
+    node_id: str | None,
+    title: str = "",
+) -> dict:
     """Make the clips of a LATENT from noise.
 
     Args:
         conditionings: positive, negative.
         latent: the host's LATENT; its samples' shape counts, and a noise_mask if there is one.
         node_id: the node that shows progress.
+        title: begins every line of it.
 
     Returns:
         A LATENT with finished, unscaled VAE latents.
@@ -104,7 +113,7 @@ def run(model, conditionings: tuple[list, list], latent: dict, guidance: Guidanc
         sampler,
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=_progress(guider, settings.steps, shape[2], node_id, notes),
+        callback=_progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes)),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=settings.seed,
     )
@@ -113,8 +122,20 @@ def run(model, conditionings: tuple[list, list], latent: dict, guidance: Guidanc
     return out
 
 
-def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, node_id: str | None, notes: list[str]) -> Callable:
-    """The host's progress bar and preview, and a line on the node that counts forwards and ends with the last of the notes."""
+@dataclass(frozen=True)
+class _Shown:
+    """Lines of one run on its node: each begins with the title and ends with the last of the notes."""
+
+    node_id: str | None
+    title: str
+    notes: list[str]
+
+    def show(self, line: str, level: int) -> None:
+        notice.show(". ".join([*filter(None, [self.title]), line, *self.notes[-1:]]), self.node_id, level)
+
+
+def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown: _Shown) -> Callable:
+    """The host's progress bar and preview, and a line on the node that counts forwards."""
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
     has_image = guider.reference is not None
 
@@ -123,10 +144,10 @@ def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, node_i
         done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, has_image).passes) for i in range(step + 1))
         saved = 3 * (step + 1) - done
         line = f"Step {step + 1} of {num_steps}: {done} forwards, {saved} of {3 * num_steps} saved"
-        notice.show(". ".join([line, *notes[-1:]]), node_id, logging.DEBUG)
+        shown.show(line, logging.DEBUG)
 
     total = num_forwards(guider.guidance, num_steps, latent_frames, has_image)
-    notice.show(f"{num_steps} steps, {total} forwards (three passes at every step would be {3 * num_steps})", node_id, logging.INFO)
+    shown.show(f"{num_steps} steps, {total} forwards (three passes at every step would be {3 * num_steps})", logging.INFO)
     return callback
 
 

@@ -1,0 +1,149 @@
+"""A long video in the host: segments sampled one after another, each safe in the output folder before the next begins."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import folder_paths
+import node_helpers
+import torch
+from torch import Tensor
+
+from ...opensora_core import latent_file
+from ...opensora_core.config import Tiling
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.geometry import pixel_frames
+from ...opensora_core.long_video import Continuation, context_of, decode_windows, join, segment_seed
+from ...opensora_core.sampling.guidance import Guidance
+from . import clips, notice, run
+from .condition import LATENT_KEY, MASK_KEY
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What is to be added to a video.
+
+    Attributes:
+        plan: how long a segment is and what it is given.
+        positives: the CONDITIONING of each segment. negative: of all.
+        guidance, settings: of each; the seed is the video's, see long_video.segment_seed.
+    """
+
+    plan: Continuation
+    positives: list
+    negative: list
+    guidance: Guidance
+    settings: run.RunSettings
+
+
+class OutputFile:
+    """The .latent file of one run in the output folder: the whole video so far, replaced as it grows.
+
+    Args:
+        prefix: as the host's own save nodes take it, folders included.
+
+    Raises:
+        OpenSoraError: a prefix that leads out of the output folder, or a folder that cannot be made.
+    """
+
+    def __init__(self, prefix: str):
+        output = folder_paths.get_output_directory()
+        # Asked before the host is, whose answer to a way out is an exception of no kind.
+        target = os.path.realpath(os.path.join(output, os.path.normpath(prefix)))
+        if not prefix.strip() or os.path.commonpath([os.path.realpath(output), os.path.dirname(target)]) != os.path.realpath(output):
+            raise OpenSoraError(f"filename_prefix={prefix!r} leads out of the output folder; use a name such as latents/open-sora-long.")
+        try:
+            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+        except OSError as error:
+            raise OpenSoraError(f"Nothing can be written to {prefix!r} in the output folder ({error.strerror}).") from error
+        file = f"{name}_{counter:05}_{latent_file.SUFFIX}"
+        self.path = Path(folder) / file
+        self.label = f"output/{Path(subfolder).as_posix()}/{file}" if subfolder else f"output/{file}"
+        self.num_segments = 0
+
+    def keep(self, latents: Tensor) -> None:
+        """Write the video with one more finished segment."""
+        about = {
+            "made_by": "OpenSoraContinueVideo",
+            "segments_added": str(self.num_segments + 1),
+            "frames": str(pixel_frames(latents.shape[2])),
+        }
+        try:
+            latent_file.save_latents(self.path, latents, about)
+        except OSError as error:
+            raise OpenSoraError(f"{self.label} could not be written ({error}); make room, or choose another filename_prefix.") from error
+        self.num_segments += 1
+
+    @property
+    def sentence(self) -> str:
+        """Where finished work is; "" before there is any."""
+        if not self.num_segments:
+            return ""
+        return f"The video with {self.num_segments} finished segment{'s' * (self.num_segments > 1)} is in {self.label}."
+
+
+def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: str | None) -> dict:
+    """Sample every segment.
+
+    Args:
+        latent: LATENT of a finished video, [B, C, T, H, W].
+
+    Returns:
+        A LATENT of the whole video.
+
+    Raises:
+        OpenSoraError: whatever a sampler raises; from the second segment on it names the file with what is finished.
+    """
+    plan, samples = segments.plan, latent["samples"]
+    out = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
+    total = len(segments.positives)
+    for index, positive in enumerate(segments.positives):
+        given = context_of(samples, plan)
+        shape = (*samples.shape[:2], plan.segment, *samples.shape[3:])
+        conditionings = tuple(_with_context(conditioning, given, shape) for conditioning in (positive, segments.negative))
+        settings = replace(segments.settings, seed=segment_seed(segments.settings.seed, samples.shape[2]))
+        clip = {**out, **clips.empty(shape)}
+        with _naming(file, node_id):
+            made = run.run(model, conditionings, clip, segments.guidance, settings, node_id, f"Segment {index + 1} of {total}")
+            samples = join(samples, made["samples"], plan)
+            file.keep(samples)
+        notice.show(file.sentence, node_id)
+    return {**out, "samples": samples}
+
+
+def decode(vae, samples: Tensor, plan: Continuation, policy: str, report: Callable[[str], None]) -> Tensor:
+    """Frames [B * frames, H, W, 3] of long videos, decoded one segment's length at a time (clips.decode)."""
+    frames = pixel_frames(samples.shape[2])
+    images, done = None, 0
+    for video in samples.split(1):
+        for piece in decode_windows(video, plan, lambda part: clips.decode(vae, part, Tiling(), policy, report)):
+            if images is None:
+                images = piece.new_empty((samples.shape[0] * frames, *piece.shape[1:]))
+            images[done : done + piece.shape[0]] = piece
+            done += piece.shape[0]
+    return images
+
+
+@contextmanager
+def _naming(file: OutputFile, node_id: str | None) -> Iterator[None]:
+    """Whatever ends the block, a person is told where the finished segments are."""
+    try:
+        yield
+    except OpenSoraError as error:
+        if not file.num_segments:
+            raise
+        raise OpenSoraError(f"{error} {file.sentence}") from error
+    except BaseException:  # cancelled, which is no Exception, or a failure of the host's
+        notice.show(file.sentence, node_id)
+        raise
+
+
+def _with_context(conditioning: list, given: Tensor, shape: tuple[int, ...]) -> list:
+    """The same entries with the given latent frames at the head, in place of any reference they had."""
+    latents = given.new_zeros((given.shape[0], *shape[1:]))
+    latents[:, :, : given.shape[2]] = given
+    mask = torch.ones((1, 1, *shape[2:]), device=given.device)
+    mask[:, :, : given.shape[2]] = 0
+    return node_helpers.conditioning_set_values(conditioning, {LATENT_KEY: latents, MASK_KEY: mask})

@@ -1,0 +1,251 @@
+"""Long videos: going on from a finished one, segment by segment."""
+
+from comfy_api.latest import io
+
+from ..opensora_core import geometry
+from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.long_video import continuation, segment_prompts
+from ..opensora_core.sampling.guidance import Guidance
+from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
+from ..opensora_core.vae.memory import POLICIES
+from .host import long, notice, run, text
+from .host.guider import check_latent
+from .host.model import require_open_sora
+from .host.vae import vae_config
+
+_MAX_SEGMENTS = 1000
+_MAX_FRAMES = 1025
+
+
+class OpenSoraContinueVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraContinueVideo",
+            display_name="Open-Sora Continue Video",
+            category="Open-Sora/sampling",
+            description="Goes on from a finished video by any number of segments, each from the last latents of the one before, and saves every "
+            "finished segment. Experimental: the released model may never have been trained to go on from a clip.",
+            search_aliases=["open sora long video", "extend video", "continue", "go on", "longer video", "video to video"],
+            is_experimental=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The Open-Sora model."),
+                io.Conditioning.Input("positive", tooltip="The encoded prompt of all segments; not used where prompts are written below."),
+                io.Conditioning.Input("negative", tooltip="The encoded negative prompt of all segments."),
+                io.Vae.Input("vae", tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE."),
+                io.Latent.Input("latent", tooltip="The finished video, from a sampler, from this node, or from Load Latent."),
+                io.Int.Input(
+                    "segments", default=1, min=1, max=_MAX_SEGMENTS, tooltip="How many segments to add. Memory stays that of one."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Number that noise is drawn from; every segment gets its own by where it begins, so that going on later is the same as at once.",
+                ),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of each segment. The released default is 50."),
+                io.Float.Input(
+                    "text_guidance",
+                    default=Guidance.text,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly the video follows the prompt. 1 = neutral; the released default is 7.5.",
+                ),
+                io.Float.Input(
+                    "image_guidance",
+                    default=Guidance.image,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly a segment follows the frames it goes on from. 1 = neutral; the released default is 3.",
+                ),
+                *_length_inputs(),
+                *_advanced_inputs(),
+                *_prompt_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The whole video, given part included; it can be gone on from again."),
+                io.Image.Output(display_name="images", tooltip="Its frames, each once; videos of a batch follow one another."),
+                io.String.Output(display_name="file", tooltip="The .latent file in the output folder that holds the whole video."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, num_frames, context_frames):
+        # One that comes over a wire is None here; execute checks it again.
+        try:
+            for count in filter(None, (num_frames, context_frames)):
+                geometry.check_num_frames(count)
+        except OpenSoraError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        vae,
+        latent,
+        segments,
+        seed,
+        steps,
+        text_guidance,
+        image_guidance,
+        num_frames=0,
+        context_frames=0,
+        filename_prefix="latents/open-sora-long",
+        policy=POLICIES[0],
+        text_oscillation=Guidance.text_oscillation,
+        image_oscillation=Guidance.image_oscillation,
+        shift=0.0,
+        noise_device=run.NOISE_DEVICES[0],
+        latent_dtype="fp32",
+        clip=None,
+        prompts="",
+        motion_score=4,
+        fps=24,
+    ) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        shape = check_latent(latent["samples"], require_open_sora(model))
+        _check_vae(vae, shape)
+        plan = continuation(shape[2], num_frames or None, context_frames or None)
+        lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
+        # No temporal ramp: the reference has none where a clip is given.
+        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
+        settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype)
+        file = long.OutputFile(filename_prefix)
+        # All prompts before the first segment: the text encoders are then not needed again.
+        positives = _encode(clip, lines, (motion_score, fps), node_id) if prompts.strip() else [positive] * segments
+        finished = long.go_on(model, latent, long.Segments(plan, positives, negative, guidance, settings), file, node_id)
+        try:
+            images = long.decode(vae, finished["samples"], plan, policy, lambda line: notice.show(line, node_id))
+        except OpenSoraError as error:
+            raise OpenSoraError(f"{error} {file.sentence}") from error
+        return io.NodeOutput(finished, images, str(file.path))
+
+
+def _length_inputs() -> list:
+    return [
+        io.Int.Input(
+            "num_frames",
+            default=0,
+            min=0,
+            max=_MAX_FRAMES,
+            tooltip="Length of a segment in frames, 4k+1, with the frames it is given. 0 = as the video, at most 129.",
+        ),
+        io.Int.Input(
+            "context_frames",
+            default=0,
+            min=0,
+            max=_MAX_FRAMES,
+            tooltip="Frames that a segment is given of the one before, 4k+1. 0 = a quarter of its length (33 of 129, as the reference); more = "
+            "smoother, and less that is new.",
+        ),
+        io.String.Input(
+            "filename_prefix",
+            default="latents/open-sora-long",
+            tooltip="Where in the output folder the video is kept, as latents, after every segment. Load Latent reads it from the input folder.",
+        ),
+        io.Combo.Input(
+            "policy",
+            options=list(POLICIES),
+            default=POLICIES[0],
+            tooltip="Of the decode, a segment at a time. auto = exact if it fits the free memory; exact = never smaller; low_memory = smaller at once.",
+        ),
+    ]
+
+
+def _advanced_inputs() -> list:
+    return [
+        io.Boolean.Input(
+            "text_oscillation",
+            default=Guidance.text_oscillation,
+            advanced=True,
+            tooltip="On = the released way: from step 10, every odd step runs at text guidance 1, which is faster. Off = the full scale at every step.",
+        ),
+        io.Boolean.Input(
+            "image_oscillation",
+            default=Guidance.image_oscillation,
+            advanced=True,
+            tooltip="On = the released way: from step 10, every odd step runs at image guidance 1. Off = the full scale at every step.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.01,
+            advanced=True,
+            tooltip="How long the run stays near noise. 0 = from the segment's size and length, as released; 1 = equal steps.",
+        ),
+        io.Combo.Input(
+            "noise_device",
+            options=list(run.NOISE_DEVICES),
+            default=run.NOISE_DEVICES[0],
+            advanced=True,
+            tooltip="Where noise is drawn. cpu = the same for a seed on every machine.",
+        ),
+        io.Combo.Input(
+            "latent_dtype",
+            options=list(run.LATENT_DTYPES),
+            default="fp32",
+            advanced=True,
+            tooltip="How a segment is kept between steps. fp32 = exact; bf16 = rounded, as the reference does.",
+        ),
+    ]
+
+
+def _prompt_inputs() -> list:
+    return [
+        io.Clip.Input("clip", optional=True, tooltip="T5-XXL and CLIP-L, to encode the prompts below; not needed without them."),
+        io.String.Input(
+            "prompts",
+            multiline=True,
+            dynamic_prompts=True,
+            default="",
+            optional=True,
+            tooltip="New prompts, one per line: line 1 for the first new segment, and so on; the last line holds for the rest. Empty = positive for all.",
+        ),
+        io.Int.Input(
+            "motion_score",
+            default=4,
+            min=0,
+            max=MOTION_SCORE_RANGE[1],
+            optional=True,
+            advanced=True,
+            tooltip="How much moves, said in the prompts above: 1 (almost still) to 15 (wild); 0 leaves the sentence out.",
+        ),
+        io.Int.Input(
+            "fps",
+            default=24,
+            min=0,
+            max=FPS_RANGE[1],
+            optional=True,
+            advanced=True,
+            tooltip="Frames per second, said in the prompts above. 24 is the released default; 0 leaves the sentence out.",
+        ),
+    ]
+
+
+def _encode(clip, lines: list[str], said: tuple[int, int], node_id: str | None) -> list:
+    """The CONDITIONING of each line, every different one encoded once."""
+    if clip is None:
+        raise OpenSoraError("New prompts need a text encoder to read them: connect clip, or leave prompts empty.")
+    motion_score, fps = said
+    encoded = {}
+    for line in dict.fromkeys(lines):
+        encoded[line], note = text.encode(clip, decorate(line, fps=fps, motion_score=motion_score))
+        notice.show(note, node_id)
+    return [encoded[line] for line in lines]
+
+
+def _check_vae(vae, shape: tuple[int, ...]) -> None:
+    channels = vae_config(vae).latent_channels
+    if channels != shape[1]:
+        raise OpenSoraError(f"This VAE has {channels} latent channels and the video {shape[1]}; use the VAE that belongs to the model.")
