@@ -12,7 +12,6 @@ from .geometry import ASPECT_RATIOS, RESOLUTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop")
-FRAMES_OF_A_DEFAULT_CLIP = 129
 _CHOICES = {
     "dtype": ("auto", "fp32", "bf16"),
     "attention": ("sdpa", "sliced"),
@@ -211,15 +210,14 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
 
 
 def _add_size(group) -> None:
-    group.add_argument("--resolution", metavar="NAME", help=f"{', '.join(RESOLUTIONS)} (default 256px)")
+    group.add_argument("--resolution", metavar="NAME", help=f"{', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)")
     group.add_argument("--aspect-ratio", metavar="W:H", help=f"{', '.join(ASPECT_RATIOS)} (default 16:9)")
     group.add_argument("--width", type=int, metavar="PX", help="with --height, in place of resolution and ratio; a multiple of 16")
     group.add_argument("--height", type=int, metavar="PX", help="with --width; a multiple of 16")
     group.add_argument(
         "--num-frames",
-        default=str(FRAMES_OF_A_DEFAULT_CLIP),
         metavar="N|Ns",
-        help=f"frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default {FRAMES_OF_A_DEFAULT_CLIP})",
+        help="frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)",
     )
     group.add_argument(
         "--fps", type=int, default=24, metavar="N", help="frames per second, of the file and said in the prompt (default 24)"

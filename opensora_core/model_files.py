@@ -7,11 +7,15 @@ from .checkpoint.detect import Identity, identify, require
 from .checkpoint.files import read_header
 from .checkpoint.lora import fitting_layers
 from .errors import CheckpointError, OpenSoraError
+from .evaluation import world
 from .text.tokens import CLIP, T5, find_tokenizer
 from .text.weights import read_headers
 from .transformer.model import MMDiT
 
 SMALL = Path(__file__).parent / "assets" / "small"
+# What a clip is where nothing else is asked for: (height, width, frames).
+USUAL_CLIP = (192, 336, 129)
+SMALL_CLIP = (world.SIZE, world.SIZE, world.NUM_FRAMES)
 
 _LAYOUT = {
     "dit": "Open_Sora_v2.safetensors",
@@ -65,6 +69,24 @@ class ModelFiles:
                 f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
             )
         return cls(**{part: folder / name for part, name in _LAYOUT.items()}, tokenizers=tokenizers and Path(tokenizers))
+
+    @property
+    def usual_clip(self) -> tuple[int, int, int]:
+        """(height, width, frames) of a clip where nothing else is asked for."""
+        return SMALL_CLIP if self._is_small else USUAL_CLIP
+
+    def clip_note(self, height: int, width: int, num_frames: int) -> str:
+        """What to tell a person who asks the built-in model for what it was not trained on; "" otherwise."""
+        if not self._is_small or (height, width, num_frames) == SMALL_CLIP:
+            return ""
+        return (
+            f"The built-in model was trained on clips of {SMALL_CLIP[1]}x{SMALL_CLIP[0]} pixels and {SMALL_CLIP[2]} frames; "
+            f"{width}x{height} and {num_frames} frame{'s' * (num_frames > 1)} are made all the same, and are likely to show something else than what is asked for."
+        )
+
+    @property
+    def _is_small(self) -> bool:
+        return self.dit.parent == SMALL
 
     def check_exist(self) -> "ModelFiles":
         """Return self if every part is there.

@@ -267,9 +267,9 @@ class OpenSoraPipeline:
         prompt: str | EncodedPrompt,
         *,
         negative_prompt: str = "",
-        height: int = 192,
-        width: int = 336,
-        num_frames: int = 129,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         image_guidance_scale: float = 3.0,
@@ -290,8 +290,8 @@ class OpenSoraPipeline:
 
         Args:
             prompt: a text, or what encode_prompt gave (negative_prompt is then not read).
-            height, width: pixels, multiples of 16; see geometry.resolution_size.
-            num_frames: 4k+1.
+            height, width: pixels, multiples of 16; see geometry.resolution_size. None: 192 and 336, the built-in model 64.
+            num_frames: 4k+1. None: 129, the built-in model 17.
             guidance_scale, image_guidance_scale: 1 is neutral.
             image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
             video, direction, context: a clip to go on from, where, and by how many of its frames; see references.read_references.
@@ -305,13 +305,13 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
-        options = options or SamplingOptions()
+        options, usual = options or SamplingOptions(), self.files.usual_clip
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            num_frames=num_frames,
+            height=usual[0] if height is None else height,
+            width=usual[1] if width is None else width,
+            num_frames=usual[2] if num_frames is None else num_frames,
             num_steps=num_inference_steps,
             guidance=options.guidance(guidance_scale, image_guidance_scale),
             references=read_references(
@@ -334,6 +334,10 @@ class OpenSoraPipeline:
 
     def _generate(self, request: GenerationRequest, callback: StepCallback | None, progress: StageProgress) -> GenerationResult:
         result = GenerationResult(seeds=[request.seed + k for k in range(request.num_videos)])
+        note = self.files.clip_note(request.height, request.width, request.num_frames)
+        if note:
+            logger.warning("%s", note)
+            result.notes.append(note)
         with self._stage("text", result):
             progress("text", 0, 1)
             result.prompt = request.prompt

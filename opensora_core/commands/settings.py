@@ -12,6 +12,7 @@ import torch
 from ..components import PRECISIONS, resolve_device
 from ..errors import OpenSoraError
 from ..geometry import frames_for_seconds, resolution_size
+from ..model_files import SMALL_CLIP, USUAL_CLIP
 from ..pipeline import OpenSoraPipeline
 from ..request import SamplingOptions, random_seed
 
@@ -58,7 +59,10 @@ def video_size(args: argparse.Namespace) -> tuple[int, int, int]:
     """
     if args.fps < 1:
         raise OpenSoraError(f"--fps {args.fps} is not a frame rate; the default is 24.")
-    return (*_size(args), _num_frames(args.num_frames, args.fps))
+    height, width, num_frames = SMALL_CLIP if _is_small(args) else USUAL_CLIP
+    if any(value is not None for value in (args.resolution, args.aspect_ratio, args.height, args.width)):
+        height, width = _size(args)
+    return height, width, num_frames if args.num_frames is None else _num_frames(args.num_frames, args.fps)
 
 
 def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
@@ -132,6 +136,13 @@ def _num_frames(text: str, fps: int) -> int:
     if text.strip().endswith("s"):
         say(f"{text} at {fps} FPS: {frames} frames")
     return frames
+
+
+def _is_small(args: argparse.Namespace) -> bool:
+    """Whether the built-in model is meant: by its name, or because none is named."""
+    if "path" in args:  # of inspect, which without a path is about the released model
+        return args.path == "small"
+    return args.model in (None, "small") and all(getattr(args, part) is None for part in PARTS)
 
 
 def _size(args: argparse.Namespace) -> tuple[int, int]:

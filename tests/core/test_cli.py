@@ -138,7 +138,7 @@ def test_seconds_are_counted_in_frames_and_said(generate, here, capsys):
 
 
 def test_four_seconds_are_97_frames_and_256px_is_192x336(capsys):
-    args = build_parser().parse_args(["generate", "--prompt", "x", "--num-frames", "4s"])
+    args = build_parser().parse_args(["generate", "--prompt", "x", "--num-frames", "4s", "--model", "folder", "--resolution", "256px"])
     found = settings_module.call_settings(args).arguments
     assert (found["num_frames"], found["height"], found["width"]) == (97, 192, 336)
     assert "4s at 24 FPS: 97 frames" in capsys.readouterr().err

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "loaded": {"errors", "checkpoint"},
     "references": {"errors", "geometry", "sampling", "video"},
     "request": {"errors", "geometry", "references", "sampling", "text", "video"},
-    "model_files": {"errors", "checkpoint", "text", "transformer"},
+    "model_files": {"errors", "checkpoint", "evaluation", "text", "transformer"},
     "allocation": set(),
     "footprint": {
         "allocation",

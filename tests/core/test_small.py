@@ -1,0 +1,73 @@
+"""The built-in model: read as official files are, 64x64 and 17 frames where nothing else is asked, a sentence where something else is."""
+
+import pytest
+import torch
+
+from opensora_core import model_files
+from opensora_core.cli import DONE, build_parser, main
+from opensora_core.commands.settings import call_settings
+from opensora_core.footprint import sizes_of_files
+from opensora_core.model_files import ModelFiles
+from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.video import read_image
+
+
+@pytest.fixture
+def small(small_checkpoint, monkeypatch):
+    """A model of the built-in one's sizes, with random weights, in its place."""
+    monkeypatch.setattr(model_files, "SMALL", small_checkpoint)
+    return small_checkpoint
+
+
+def arguments(*words):
+    found = call_settings(build_parser().parse_args(["generate", "--prompt", "x", *words])).arguments
+    return found["height"], found["width"], found["num_frames"]
+
+
+def test_what_is_made_where_nothing_is_asked(small):
+    assert arguments() == arguments("--model", "small") == (64, 64, 17)
+    assert arguments("--model", "folder") == (192, 336, 129)
+    assert arguments("--dit", "a", "--vae", "b", "--t5", "c", "--clip", "d") == (192, 336, 129)
+    assert arguments("--num-frames", "5") == (64, 64, 5)
+    assert arguments("--resolution", "256px") == (192, 336, 17)
+    assert arguments("--width", "96", "--height", "32", "--num-frames", "1s") == (32, 96, 25)
+
+
+def test_the_pipeline_makes_the_clip_it_was_trained_on(small):
+    pipe = OpenSoraPipeline.from_pretrained()
+    result = pipe("A Red circle moving left on a blue background", num_inference_steps=2, seed=1)
+    assert len(result.frames[0]) == 17 and result.frames[0][0].shape == (64, 64, 3)
+    assert result.notes == []
+    assert result.prompt.condition.context.shape == (1, 32, 64)
+    again = pipe("a red circle moving left on a blue background", num_inference_steps=2, seed=1)
+    assert torch.equal(again.latents, result.latents), "capitals change nothing"
+    other = pipe("a green circle moving left on a blue background", num_inference_steps=2, seed=1)
+    assert not torch.equal(other.latents, result.latents)
+
+
+def test_other_sizes_are_made_with_a_sentence(small, tiny_checkpoint, caplog):
+    result = OpenSoraPipeline.from_pretrained("small")("x", width=96, height=48, num_frames=5, num_inference_steps=1, seed=1)
+    assert len(result.frames[0]) == 5 and result.frames[0][0].shape == (48, 96, 3)
+    assert "trained on clips of 64x64 pixels and 17 frames; 96x48 and 5 frames" in result.notes[0]
+    assert result.notes[0] in caplog.text
+    assert ModelFiles.in_folder(tiny_checkpoint).clip_note(48, 96, 5) == ""
+    assert ModelFiles.in_folder(tiny_checkpoint).usual_clip == (192, 336, 129)
+
+
+def test_a_prompt_longer_than_it_reads_is_named(small, caplog):
+    OpenSoraPipeline.from_pretrained("small").encode_prompt("a red circle " * 20)
+    assert "longer than the 32 that T5 reads" in caplog.text
+
+
+def test_on_the_command_line_it_is_the_default(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--prompt", "a red circle", "--num-steps", "1", "--seed", "3", "--out", "a.mp4", "--device", "cpu"]) == DONE
+    assert main(["generate", "--prompt", "x", "--num-frames", "1", "--num-steps", "1", "--out", "b.png", "--device", "cpu"]) == DONE
+    assert read_image("b.png").shape == (1, 64, 64, 3)
+    assert main(["inspect", "--plan", "small", "--device", "cpu"]) == DONE
+    assert "64x64" in capsys.readouterr().out
+
+
+def test_plans_know_its_text_length(small):
+    files = ModelFiles.in_folder("small")
+    assert sizes_of_files(t5=files.t5).text.t5_length == 32
