@@ -1,6 +1,6 @@
 """The seam every layer goes through: a namespace of layer classes, and one attention function.
 
-A model takes `operations` (Linear, LayerNorm, RMSNorm, GroupNorm, Conv3d) and `attention`. Here they are plain
+A model takes `operations` (Linear, LayerNorm, RMSNorm, GroupNorm, Conv2d, Conv3d) and `attention`. Here they are plain
 torch; in ComfyUI they are the host's, which is how casting, offload and quantised weights reach the
 model without a branch in it.
 """
@@ -26,6 +26,10 @@ class TorchOperations:
             pass
 
     class GroupNorm(nn.GroupNorm):
+        def reset_parameters(self):
+            pass
+
+    class Conv2d(nn.Conv2d):
         def reset_parameters(self):
             pass
 

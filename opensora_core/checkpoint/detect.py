@@ -117,7 +117,7 @@ _SIGNATURES = (
     Signature("ltx_vae", "the LTX-Video VAE", _OTHER_FAMILY, ("decoder.up_blocks.0.res_blocks.0.conv1.conv.weight",)),
     Signature("sd_vae", "a Stable Diffusion VAE", "which makes single pictures", (_PICTURE_VAE, "quant_conv.weight")),
     Signature(
-        "flux_ae", "the Flux.1 picture autoencoder", "which belongs to a Flux model; Stable Diffusion 3's has the same shape",
+        "flux_ae", "the Flux.1 picture autoencoder", "which turns Flux's latents into pictures (--flux-vae on the command line); Stable Diffusion 3's has the same shape",
         (_PICTURE_VAE, "decoder.conv_in.weight"),
     ),
     Signature(
@@ -155,6 +155,8 @@ _SLOTS = {
     "vae": (("hunyuan_vae", "dc_ae"), "the HunyuanVideo VAE, hunyuan_vae.safetensors (in ComfyUI under models/vae)"),
     "t5": (("t5",), "a T5 v1.1 XXL encoder (in ComfyUI under models/text_encoders, the file that Flux uses)"),
     "clip": (("clip_text", "clip_full"), "CLIP-L's text encoder (in ComfyUI under models/text_encoders, the file that Flux uses)"),
+    "flux": (("flux",), "a Flux.1 transformer as it was released, flux1-dev.safetensors or flux1-schnell.safetensors, as --flux"),
+    "flux_vae": (("flux_ae",), "the Flux.1 picture autoencoder as it was released, ae.safetensors, as --flux-vae"),
     "lora": (("lora",), "a LoRA trained for the Open-Sora 2.0 transformer (in ComfyUI under models/loras)"),
 }
 
@@ -183,7 +185,7 @@ def require(identity: Identity, slot: str, name: str, kinds: tuple[str, ...] = (
     """Return the identity if it fits the slot, else say what the file is and what the slot needs.
 
     Args:
-        slot: "transformer", "vae", "t5", "clip" or "lora".
+        slot: "transformer", "vae", "t5", "clip", "flux", "flux_vae" or "lora".
         name: the file's name, for the sentence.
         kinds: kinds to accept instead of the slot's own, for instance ("flux",).
 
@@ -320,7 +322,7 @@ def _describe_mmdit(shapes: Shapes, found: Identity) -> Identity:
     if not cond:
         title = ("a Flux.1 transformer" if fused else "a Flux.1 transformer in Open-Sora's key layout") + f" ({layout})"
         place = (
-            "which belongs in ComfyUI's own Flux workflows" if fused else "which is the start of fine-tuning and was not trained for video"
+            "which draws the picture that a video begins with: --flux on the command line, flux_model of Open-Sora Flux to Video" if fused else "which is the start of fine-tuning and was not trained for video"
         )
         return replace(found, kind="flux" if fused else "flux_unfused", title=title, place=place)
     if config.patch_size == 1:

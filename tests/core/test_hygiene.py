@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "long_video": {"errors", "geometry"},
     "latent_file": {"errors"},
     "evaluation": {"errors"},
+    "flux": {"checkpoint", "components", "config", "errors", "geometry", "loaded", "offload", "ops", "sampling"},
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any
 

@@ -254,6 +254,48 @@ def make_generate():
     save("generate", tensors, call + "pictures = blocks repeated 8x8; rows of context: prompt, negative; every third pixel")
 
 
+PICTURE_STEPS, PICTURE_GUIDANCE = 6, 4.0
+
+
+def picture_autoencoder():
+    from opensora.models.vae.autoencoder_2d import AutoEncoderFlux
+
+    sizes = {"resolution": 32, "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1, "z_channels": LATENT_CHANNELS}
+    return fill(AutoEncoderFlux(None, device_map="cpu", torch_dtype=torch.float32, **sizes), 5)
+
+
+def make_flux():
+    """The picture of text to picture to video: noise, schedule, distilled Euler steps, decode; weights of the transformer: fused_weights."""
+    from opensora.utils.inference import modify_option_to_t2i
+    from opensora.utils.sampling import SamplingOption, get_noise, get_schedule, prepare_api
+
+    fused = transformer(2, **{**FLUX, "cond_embed": True})
+    model = transformer(2, **FLUX)
+    model.load_state_dict({k: v for k, v in fused.state_dict().items() if not k.startswith("cond_in.")})
+    vae = picture_autoencoder()
+    generator = torch.Generator().manual_seed(16)
+    context, y = torch.randn(1, TEXT_TOKENS, CONTEXT, generator=generator), torch.randn(1, VECTOR, generator=generator)
+    tensors, sizes = {"context": context, "y": y}, {}
+    video = SamplingOption(resolution="256px", num_frames=9, num_steps=PICTURE_STEPS, guidance=TEXT_GUIDANCE, seed=9)
+    for ratio in ("16:9", "3:2", "1:2.39", "1:1"):  # the sizes that are asked for; drawn small below
+        video.aspect_ratio = ratio
+        asked = modify_option_to_t2i(video, distilled=True, img_resolution="768px")
+        sizes[ratio] = [asked.height, asked.width]
+    option = modify_option_to_t2i(video, distilled=True, img_resolution="768px")
+    option.height, option.width = 48, 80
+    run = prepare_api(model, vae, lambda *_, **__: context, lambda _: y, {})
+    tensors["pixels"] = run(option, "t2v", seed=9, text=["a"], channel=64)
+    latents_only = prepare_api(model, RecordedAutoencoder([]), lambda *_, **__: context, lambda _: y, {})
+    tensors["latents"] = latents_only(option, "t2v", seed=9, text=["a"], channel=64)
+    tensors["noise"] = get_noise(1, 48, 80, 1, "cpu", torch.float32, 9)
+    tensors["sigmas"] = torch.tensor(get_schedule(PICTURE_STEPS, 15, 1))
+    decoder = {k: v for k, v in weights(vae).items() if k.startswith("decoder.")}
+    save("flux_vae_weights", decoder, "opensora.models.vae.autoencoder_2d.AutoEncoderFlux, the decoder")
+    call = "prepare_api with DistilledDenoiser, and its options by modify_option_to_t2i"
+    settings = {"num_steps": PICTURE_STEPS, "guidance": option.guidance, "seed": 9}
+    save("flux", tensors, f"{call}; weights: fused_weights without cond_in, flux_vae_weights", settings=settings, sizes=sizes)
+
+
 # The VAE.
 
 
@@ -439,7 +481,10 @@ def make_conditions():
     save("conditions", tensors, call)
 
 
-MAKERS = {"transformer": make_transformer, "vae": make_vae, "sampler": make_sampler, "generate": make_generate, "geometry": make_geometry}
+MAKERS = {
+    "transformer": make_transformer, "vae": make_vae, "sampler": make_sampler, "generate": make_generate, "geometry": make_geometry,
+    "flux": make_flux,
+}  # fmt: skip
 
 if __name__ == "__main__":
     refenv.activate()

@@ -1,0 +1,1 @@
+"""Text to picture with Flux.1, the first half of text to picture to video."""

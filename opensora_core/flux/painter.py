@@ -1,0 +1,218 @@
+"""The picture that a video begins with, drawn by Flux.1 from its own files as the reference draws it: one pass a step, no negative prompt.
+
+Both networks are given up as soon as the last picture is drawn, so that nothing of Flux is in memory when the video's transformer is read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.detect import require
+from ..checkpoint.keys import transformer_manifest
+from ..checkpoint.load import check_keys, load_transformer, open_model
+from ..components import Component, Habits, Placement
+from ..config import TransformerConfig
+from ..errors import CheckpointError, OpenSoraError
+from ..geometry import SPACE_COMPRESSION, check_size, training_size
+from ..loaded import SHARED, own_structure
+from ..offload.plan import BLOCK_LISTS
+from ..sampling.schedule import sigmas
+from ..sampling.solver import MAX_SEED, euler, noise
+from .autoencoder import load_decoder, open_decoder
+from .schedule import AUTO, GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
+
+MAX_STEPS = 1000
+StepProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """A picture to draw, checked.
+
+    Attributes:
+        height, width: pixels, multiples of 16.
+        steps: 0 = what the model was made for: 50 for dev, 4 for schnell.
+        guidance: of dev, which is distilled from it; schnell has none.
+        schedule: auto, open-sora or flux; see schedule.py.
+    """
+
+    height: int
+    width: int
+    steps: int = 0
+    guidance: float = GUIDANCE
+    schedule: str = AUTO
+
+    def __post_init__(self):
+        check_size(self.height, self.width)
+        num_steps(self.steps, True)
+        schedule_name(self.schedule, True)
+        if self.steps > MAX_STEPS:
+            raise OpenSoraError(f"image_steps={self.steps} is more than can be asked for; use at most {MAX_STEPS}.")
+        if not 0 <= self.guidance <= 100:  # also NaN
+            raise OpenSoraError(f"flux_guidance={self.guidance} is not from 0 to 100; the reference uses {GUIDANCE}.")
+
+    @classmethod
+    def for_ratio(cls, aspect_ratio: str, resolution: str = RESOLUTION, **settings) -> "PictureRequest":
+        """Of the size that the reference draws for a video's aspect ratio, whatever the video's own size."""
+        return cls(*training_size(resolution, aspect_ratio), **settings)
+
+
+@dataclass(frozen=True)
+class PictureText:
+    """An encoded prompt, undecorated: T5 hidden states [1, L, 4096] and CLIP's pooled output [1, 768]."""
+
+    context: Tensor
+    pooled: Tensor
+
+
+class FluxPainter:
+    """Flux from its own files.
+
+    Args:
+        dit: the transformer's file, dev or schnell. vae: the picture autoencoder's.
+        placement: where and how to compute; shared with a pipeline.
+        precision: a quantised precision of its large layers, or None.
+
+    Raises:
+        CheckpointError: a file that is not there, is something else, or is not whole. No weight is read.
+    """
+
+    def __init__(self, dit: str | Path, vae: str | Path, placement: Placement, precision: str | None = None):
+        self.dit, self.vae = Path(dit).expanduser(), Path(vae).expanduser()
+        self.config = check_files(self.dit, self.vae)
+        self._placement = placement
+        options = {"precision": precision or "as stored"}
+        read = partial(load_transformer, kinds=("flux",), precision=precision)
+        habits = Habits(is_main=True, is_kept=False, block_lists=BLOCK_LISTS)
+        self._transformer = Component(partial(_read_shared, "flux", self.dit, options, read), placement, habits)
+        self._decoder = Component(partial(_read_shared, "flux_vae", self.vae, {}, load_decoder), placement, Habits(is_kept=False))
+
+    @torch.inference_mode()
+    def paint(self, text: PictureText, request: PictureRequest, seeds: Sequence[int], progress: StepProgress | None = None) -> list[Tensor]:
+        """Draw a picture for every seed.
+
+        Args:
+            progress: called with (steps done, steps of all pictures).
+
+        Returns:
+            [1, H, W, 3] uint8 on the CPU, one for each seed.
+
+        Raises:
+            OpenSoraError: a seed out of range, text of another width, or values that are not numbers.
+        """
+        for seed in seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise OpenSoraError(f"seed={seed} is out of range; use 0 to {MAX_SEED}.")
+        check_text(text, self.config)
+        try:
+            latents = self._draw(text, request, seeds, progress)
+            self._transformer.release()
+            with self._decoder.at_work() as decoder:
+                dtype = decoder.conv_in.weight.dtype
+                return [to_picture(decoder(one.to(self._placement.device, dtype))) for one in latents]
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give up both networks; the next picture reads them again."""
+        self._transformer.release()
+        self._decoder.release()
+
+    def _draw(self, text: PictureText, request: PictureRequest, seeds: Sequence[int], progress: StepProgress | None) -> list[Tensor]:
+        """Latents for every seed. In a function of its own: a name for the network that outlives it would keep its weights."""
+        latents = []
+        with self._transformer.at_work() as transformer:
+            for index, seed in enumerate(seeds):
+                report = partial(_report, progress, index, len(seeds))
+                latents.append(draw(transformer, text, request, self._noise(request, seed), report))
+        return latents
+
+    def _noise(self, request: PictureRequest, seed: int) -> Tensor:
+        sides = (side // SPACE_COMPRESSION for side in (request.height, request.width))
+        return noise((1, self.config.in_channels, 1, *sides), seed).to(self._placement.device)
+
+
+def draw(
+    transformer, text: PictureText, request: PictureRequest, start: Tensor, on_step: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """From noise to a picture's latents, by Euler.
+
+    Args:
+        transformer: an MMDiT without a condition embedding; its parameters' dtype is the dtype it is called in.
+        start: [1, C, 1, h, w]; kept in its own dtype between steps.
+        on_step: called with (steps done, steps).
+
+    Returns:
+        [1, C, h, w] fp32 on the CPU, in the transformer's scale.
+    """
+    config, device, dtype = transformer.config, start.device, transformer.dtype
+    tokens = start.shape[-1] * start.shape[-2] // config.patch_size**2
+    schedule = sigmas(num_steps(request.steps, config.guidance_embed), picture_shift(request.schedule, tokens, config.guidance_embed))
+    context, pooled = text.context.to(device, dtype), text.pooled.to(device, dtype)
+    guidance = torch.tensor([request.guidance], device=device) if config.guidance_embed else None
+
+    def velocity(x: Tensor, sigma: Tensor, step: int) -> Tensor:
+        return transformer(x.to(dtype), sigma.to(device).expand(1), context, pooled, None, guidance).to(x.dtype)
+
+    def report(step: int, x: Tensor) -> None:
+        if on_step is not None:
+            on_step(step, len(schedule) - 1)
+
+    latents = euler(velocity, start, schedule, report)
+    if not torch.isfinite(latents).all():
+        raise OpenSoraError(f"Flux gave values that are not numbers (in {dtype}); try fp32, or check the file with inspect.")
+    return latents[:, :, 0].float().cpu()
+
+
+def to_picture(pixels: Tensor) -> Tensor:
+    """A decoded picture [1, 3, H, W], about -1..1, as [1, H, W, 3] uint8: as from the file that the reference writes and reads back."""
+    levels = (pixels.float().clamp(-1, 1) + 1) * 127.5
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def check_files(dit: Path, vae: Path) -> TransformerConfig:
+    """The sizes of a Flux transformer that can draw with this autoencoder, from the files' headers.
+
+    Raises:
+        CheckpointError: one of them is something else, not whole, or they do not belong together.
+    """
+    header, identity = open_model(dit, "flux")
+    require(identity, "flux", header.name)
+    config = identity.config
+    if "img_in.weight" in {key[len(identity.prefix) :] for key in header.shapes}:
+        features = header.shapes[f"{identity.prefix}img_in.weight"][1]
+        if features > config.packed_channels:
+            raise CheckpointError(
+                f"{header.name} is a Flux.1 transformer that also reads a picture ({features} features, not {config.packed_channels}), "
+                "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
+            )
+    check_keys(header, identity, transformer_manifest(config, identity.fused))
+    _, _, decoder = open_decoder(vae)
+    if decoder.latent_channels != config.in_channels:
+        raise CheckpointError(
+            f"{vae.name} has {decoder.latent_channels} latent channels and {header.name} works on {config.in_channels}; they are not of one model."
+        )
+    return config
+
+
+def check_text(text: PictureText, config: TransformerConfig) -> None:
+    """Raise a CheckpointError unless Flux reads text of this width."""
+    found, wanted = (text.context.shape[-1], text.pooled.shape[-1]), (config.context_in_dim, config.vec_in_dim)
+    if found != wanted:
+        raise CheckpointError(
+            f"The text encoders give {found[0]} and {found[1]} features and this Flux reads {wanted[0]} and {wanted[1]}; use its T5 and CLIP."
+        )
+
+
+def _read_shared(kind: str, path: Path, options: dict, read: Callable, dtype: torch.dtype, device: torch.device):
+    known_by = {**options, "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
+    return own_structure(SHARED.get(kind, path, known_by, partial(read, path, dtype, device)))
+
+
+def _report(progress: StepProgress | None, index: int, count: int, step: int, steps: int) -> None:
+    if progress is not None:
+        progress(index * steps + step, count * steps)
