@@ -20,6 +20,20 @@ _CHOICES = {
     "decode-policy": ("auto", "exact", "low_memory"),
 }
 EVALUATION_PARTS = ("t2v", "i2v", "last", "loop", "vae", "guidance")
+# Columns of a table of videos, and the option that each stands for.
+CSV_COLUMNS = {
+    "prompt": "prompt",
+    "negative": "negative_prompt",
+    "image": "ref",
+    "end_image": "ref_end",
+    "seed": "seed",
+    "length": "num_frames",
+    "resolution": "resolution",
+    "aspect_ratio": "aspect_ratio",
+    "width": "width",
+    "height": "height",
+    "motion_score": "motion_score",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -194,9 +208,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
     group = parser.add_argument_group("video")
-    group.add_argument(
-        "--prompt", default=prompt, required=prompt is None, help="what to show" + (f" (default {prompt!r})" if prompt else "")
-    )
+    if prompt is None:
+        source = group.add_mutually_exclusive_group(required=True)
+        source.add_argument("--prompt", help="what to show")
+        source.add_argument(
+            "--csv",
+            metavar="FILE",
+            help=f"a video for each row, in place of --prompt: columns {', '.join(CSV_COLUMNS)}, all but the first as needed; "
+            "an empty cell is what this command line says. Goes on where it stopped when it is given again",
+        )
+    else:
+        group.add_argument("--prompt", default=prompt, help=f"what to show (default {prompt!r})")
     group.add_argument("--negative-prompt", default="", help="what to avoid; encoded as it is (default none)")
     _add_size(group)
     group.add_argument(

@@ -8,6 +8,7 @@ from ..cli import DONE, SOME_FAILED
 from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..sampling.solver import MAX_SEED
 from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
+from . import batch
 from .failures import failure, keep_latents
 from .progress import Bars
 from .settings import call_settings, check_writable, pipeline, say
@@ -18,6 +19,8 @@ def run(args: argparse.Namespace) -> int:
 
     A video that fails for want of memory or disk is named on standard error and the others still run.
     """
+    if args.csv is not None:
+        return batch.run(args)
     if args.num_samples < 1:
         raise OpenSoraError(f"--num-samples {args.num_samples} makes nothing; use at least 1.")
     target = _target(args.out)

@@ -1,8 +1,12 @@
-"""Progress bars on standard error, one for each stage of a run."""
+"""Progress bars on standard error: one for each stage of a run, and one over a whole batch."""
 
 import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 _TITLES = {"text": "text", "condition": "pictures", "sampling": "sampling", "decode": "decode"}
 _UNITS = {"text": "prompt", "condition": "picture", "sampling": "step", "decode": "tile"}
@@ -13,10 +17,12 @@ class Bars:
 
     Args:
         title: a line to show first, once the run has begun; a request that is refused shows none.
+        is_below: there is a bar above these, of a whole batch; they leave no line.
     """
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, is_below: bool = False):
         self._title = title
+        self._place = {"position": 1, "leave": False} if is_below else {}
         self._bar: tqdm | None = None
         self._stage = ""
 
@@ -31,9 +37,9 @@ class Bars:
         if self._bar is None or stage != self._stage:
             self._close()
             if not self._stage:
-                sys.stderr.write(self._title + "\n")
+                tqdm.write(self._title, file=sys.stderr)
             self._stage = stage
-            self._bar = tqdm(total=total, desc=_TITLES[stage], unit=_UNITS[stage], file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=_TITLES[stage], unit=_UNITS[stage], file=sys.stderr, dynamic_ncols=True, **self._place)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
         if done == total:
@@ -48,6 +54,53 @@ class Bars:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class BatchBars:
+    """One bar over all videos of a batch; beneath it those of the video at work. Lines are written above them.
+
+    Args:
+        num_videos: of the whole batch. num_done: of these, those that were finished before.
+    """
+
+    def __init__(self, num_videos: int, num_done: int):
+        self._bar = tqdm(
+            total=num_videos,
+            initial=num_done,
+            desc="batch",
+            unit="video",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=num_done == num_videos,
+        )
+        self._num_failed = 0
+
+    def __enter__(self) -> "BatchBars":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def stages(self, title: str) -> Bars:
+        """Bars for one video."""
+        return Bars(title, is_below=True)
+
+    def say(self, line: str) -> None:
+        """A line for the person at the terminal."""
+        tqdm.write(line, file=sys.stderr)
+
+    def finished(self, path: str) -> None:
+        """One more video is done; its path goes to standard output."""
+        tqdm.write(path, file=sys.stdout)
+        sys.stdout.flush()
+        self._bar.update()
+
+    def failed(self, line: str) -> None:
+        """One more video is given up."""
+        self.say(line)
+        self._num_failed += 1
+        self._bar.set_postfix_str(f"{self._num_failed} failed", refresh=False)
+        self._bar.update()
 
 
 class CountedBar:
@@ -81,3 +134,9 @@ class CountedBar:
         self._done += 1
         self._bar.set_postfix_str(f"{self._done} of {self._num_clips} videos, {note}", refresh=False)
         self._bar.update(self._done * self._num_steps - self._bar.n)
+
+
+def each(title: str, items: Sequence[T]) -> Iterator[T]:
+    """The items one after another, under a bar that says how many are done."""
+    with tqdm(items, desc=title, unit="clip", file=sys.stderr, dynamic_ncols=True, mininterval=0.5) as bar:
+        yield from bar

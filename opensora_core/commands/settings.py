@@ -18,6 +18,7 @@ from ..request import SamplingOptions, random_seed
 
 DEFAULT_BUDGET_GIB = 8.0
 PARTS = ("dit", "vae", "t5", "clip")
+PICTURES = ("image", "last_image")  # of a call's arguments, those that are paths of files
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,187 @@
+"""`generate --csv`: a video for each row of a table, that goes on after a row that failed and where it was stopped."""
+
+import argparse
+import re
+import shutil
+import traceback
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..cli import DONE, SOME_FAILED
+from ..errors import DecodeOutOfMemory, OpenSoraError
+from ..loaded import identity
+from ..pipeline import OpenSoraPipeline
+from ..request import EncodedPrompt
+from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
+from .failures import failure, keep_latents
+from .ledger import Ledger, described, keys
+from .progress import BatchBars
+from .rows import Row, read_rows, row_arguments
+from .settings import PICTURES, CallSettings, call_settings, check_writable, clip_length, pipeline, say
+
+T = TypeVar("T")
+
+# Prompts are encoded so many at a time: half a GiB of main memory, and the text encoders are read once for all of them.
+ENCODED_TOGETHER = 32
+SLUG_LENGTH = 40
+_LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row that can be run.
+
+    Attributes:
+        settings: of the pipeline's call. fps: of the file.
+        asked: all that was asked for, in JSON's terms; a seed that was not given is None. key: what it is known by.
+    """
+
+    row: Row
+    prompt: str
+    settings: CallSettings
+    fps: int
+    asked: dict[str, Any]
+    key: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """0003_a-red-kite.mp4: no letter of it leads out of a folder."""
+        words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", self.prompt).lower())[:SLUG_LENGTH].strip("-")
+        return f"{self.row.number:04d}_{words or 'video'}{VIDEO_SUFFIX}"
+
+    @property
+    def title(self) -> str:
+        size = self.settings.arguments
+        return f"{self.row.name}: {size['num_frames']} frames of {size['width']}x{size['height']}, seed {self.settings.seed}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every row, then make those that are not finished; paths of new videos go to standard output."""
+    folder = _folder(args)
+    rows, args = read_rows(args.csv), _with_frames(args)
+    pipe = pipeline(args)
+    pipe.check_files()
+    jobs = _jobs(rows, args, pipe)
+    check_writable(folder)
+    batch = Batch(pipe, folder, Ledger(folder))
+    return batch.run(jobs)
+
+
+class Batch:
+    """The rows of one command, on their way."""
+
+    def __init__(self, pipe: OpenSoraPipeline, folder: Path, ledger: Ledger):
+        self._pipe, self._folder, self._ledger = pipe, folder, ledger
+        self._failed: dict[str, str] = {}
+
+    def run(self, jobs: list[Job]) -> int:
+        """Make what is not finished yet, and return the exit code."""
+        waiting = [job for job in jobs if self._ledger.finished(job.key) is None]
+        if len(waiting) < len(jobs):
+            say(f"{len(jobs) - len(waiting)} of {len(jobs)} rows are finished already in {self._folder}")
+        try:
+            with BatchBars(len(jobs), len(jobs) - len(waiting)) as bars:
+                for first in range(0, len(waiting), ENCODED_TOGETHER):
+                    self._run_some(waiting[first : first + ENCODED_TOGETHER], bars)
+        except KeyboardInterrupt:
+            done = sum(self._ledger.finished(job.key) is not None for job in jobs)
+            say(f"{done} of {len(jobs)} rows are finished; the same command goes on with the others")
+            raise
+        if not self._failed:
+            return DONE
+        say(f"{len(self._failed)} of {len(jobs)} rows failed; the same command tries them again:")
+        for name, sentence in self._failed.items():
+            say(f"  {name}: {sentence}")
+        return SOME_FAILED
+
+    def _run_some(self, jobs: list[Job], bars: BatchBars) -> None:
+        encoded = self._try(jobs, bars, lambda: self._encode(jobs, bars))
+        for job, prompt in zip(jobs, encoded or [], strict=False):
+            path = self._try([job], bars, lambda job=job, prompt=prompt: self._video(job, prompt, bars))
+            if path is not None:
+                bars.finished(str(path))
+
+    def _encode(self, jobs: list[Job], bars: BatchBars) -> list[EncodedPrompt]:
+        prompts = [(job.prompt, job.settings.arguments["negative_prompt"], job.settings.arguments["options"]) for job in jobs]
+        with bars.stages(f"prompts of {len(jobs)} rows" if len(jobs) > 1 else "prompt of one row") as stages:
+            return self._pipe.encode_prompts(prompts, stages.progress)
+
+    def _video(self, job: Job, prompt: EncodedPrompt, bars: BatchBars) -> Path:
+        if shutil.disk_usage(self._folder).free < _LEAST_ROOM:
+            raise OSError(f"the disk of {self._folder} is full.")
+        with bars.stages(f"{job.title}, on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}") as stages:
+            result = self._pipe(prompt, seed=job.settings.seed, callback=stages.step, progress=stages.progress, **job.settings.arguments)
+        target = unused_path(self._folder / job.file_name)
+        path = save_video(result.frames[0], target, job.fps, prompt=result.prompt.text)
+        self._ledger.add(job.key, path, job.row.number, job.settings.seed, job.asked)
+        return path
+
+    def _try(self, jobs: list[Job], bars: BatchBars, work: Callable[[], T]) -> T | None:
+        """What `work` gives, or None where it failed: then these rows have, and the others go on."""
+        try:
+            return work()
+        except DecodeOutOfMemory as error:
+            sentence = f"{error} They are in {keep_latents(error, unused_path(self._folder / jobs[0].file_name))}."
+        except OpenSoraError as error:
+            sentence = str(error)
+        except (OSError, MemoryError, RuntimeError) as error:
+            sentence = failure(error)
+            if sentence is None:  # a defect, which should show where
+                bars.say(traceback.format_exc())
+                sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        for job in jobs:
+            self._failed[job.row.name] = sentence
+            bars.failed(f"error: {job.row.name} failed: {sentence}")
+        return None
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    if args.num_samples != 1:
+        raise OpenSoraError(f"--num-samples {args.num_samples} does not go with --csv; give the table a row for each video.")
+    folder = Path(args.out).expanduser()
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
+        raise OpenSoraError(f"--out {args.out} is one file; --csv makes several, so give a folder.")
+    return folder
+
+
+def _with_frames(args: argparse.Namespace) -> argparse.Namespace:
+    """The same with a length in seconds counted in frames, which is said once and not for each row."""
+    if args.num_frames is None:
+        return args
+    frames = str(clip_length(args.num_frames, args.fps))
+    if frames != args.num_frames:
+        say(f"{args.num_frames} at {args.fps} FPS: {frames} frames")
+    return argparse.Namespace(**{**vars(args), "num_frames": frames})
+
+
+def _jobs(rows: list[Row], args: argparse.Namespace, pipe: OpenSoraPipeline) -> list[Job]:
+    """Every row, checked; no weight is read.
+
+    Raises:
+        OpenSoraError: lists all rows that cannot be run.
+    """
+    model, jobs, wrong = _model(pipe, args), [], []
+    for row in rows:
+        try:
+            given = row_arguments(args, row, Path(args.csv).expanduser().parent)
+            settings = call_settings(given)
+            pipe(given.prompt, seed=settings.seed, check_only=True, **settings.arguments)
+            asked = {"prompt": given.prompt, "seed": given.seed, **described(settings.arguments, PICTURES), "model": model}
+            jobs.append(Job(row, given.prompt, settings, given.fps, asked))
+        except (OpenSoraError, OSError) as error:
+            wrong.append(f"  {row.name}: {error}")
+    if wrong:
+        what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "The row"
+        raise OpenSoraError("\n".join([f"{what} of {Path(args.csv).name} cannot be run; nothing was begun:", *wrong]))
+    return [replace(job, key=key) for job, key in zip(jobs, keys([job.asked for job in jobs]), strict=True)]
+
+
+def _model(pipe: OpenSoraPipeline, args: argparse.Namespace) -> dict[str, Any]:
+    """What makes the same settings another video: the files, by name and size, and how they compute."""
+    paths = {**vars(pipe.files), "lora": args.lora}
+    files = {part: [(name, size) for name, size, _ in identity(path).parts] for part, path in paths.items() if path is not None}
+    how = {name: getattr(args, name) for name in ("precision", "decode_policy", "lora_strength")}
+    return {"files": files, "dtype": str(pipe.dtype).removeprefix("torch."), **how}

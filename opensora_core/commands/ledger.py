@@ -1,0 +1,110 @@
+"""What a batch has finished in a folder, so that the same command goes on where it stopped."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import OpenSoraError
+from ..video import complete_or_absent
+
+NAME = "batch.json"
+_FORMAT = 1
+_ABOUT = (
+    "Videos that generate --csv has finished in this folder. A row that is found here is skipped; delete its video to have it made anew."
+)
+_REPEAT = "-"  # between what is asked for and how many rows before asked for the same
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished video.
+
+    Attributes:
+        file: its name in the folder. bytes: its size, by which a file that was replaced or cut off is seen.
+        row: where in the table it was asked for, for people. seed: that it was made with.
+        settings: all that was asked for, as `described` gives it.
+    """
+
+    file: str
+    bytes: int
+    row: int
+    seed: int
+    settings: dict[str, Any]
+
+
+class Ledger:
+    """The record of one folder: a JSON file that is whole at every moment."""
+
+    def __init__(self, folder: Path):
+        """Read the record, if there is one.
+
+        Raises:
+            OpenSoraError: a file of its name that is something else.
+        """
+        self._folder = folder
+        self._path = folder / NAME
+        self._entries = self._read()
+
+    def finished(self, key: str) -> Path | None:
+        """The video that was made for `key`, if it is still there as it was written."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        path = self._folder / entry.file
+        return path if path.is_file() and path.stat().st_size == entry.bytes else None
+
+    def add(self, key: str, path: Path, row: int, seed: int, settings: dict[str, Any]) -> None:
+        """Record a finished video of the folder. What another run recorded meanwhile is kept."""
+        self._entries = self._read() | {key: Entry(path.name, path.stat().st_size, row, seed, settings)}
+        record = {"about": _ABOUT, "format": _FORMAT, "videos": {key: asdict(entry) for key, entry in self._entries.items()}}
+        with complete_or_absent(self._path) as partial:
+            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _read(self) -> dict[str, Entry]:
+        if not self._path.exists():
+            return {}
+        try:
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+            if record["format"] != _FORMAT:
+                raise OpenSoraError(f"{self._path} was written by another version of this program; give --out another folder.")
+            entries = {key: Entry(**entry) for key, entry in record["videos"].items()}
+            if any(Path(entry.file).name != entry.file for entry in entries.values()):
+                raise ValueError("a path")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, OpenSoraError):
+                raise
+            raise OpenSoraError(
+                f"{self._path} is not the record of a batch, or it is damaged; move it away to begin anew, or give --out another folder."
+            ) from error
+        return entries
+
+
+def described(arguments: dict[str, Any], pictures: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments in JSON's terms, so that equal ones make equal videos: files that are read by name and content, not by place.
+
+    Args:
+        pictures: the names in `arguments` that are paths of files, or None.
+
+    Raises:
+        OSError: one of the files cannot be read.
+    """
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in pictures and value is not None:
+            found[name] = {"file": Path(value).name, "sha256": hashlib.sha256(Path(value).read_bytes()).hexdigest()}
+        else:
+            found[name] = _changed(value) if is_dataclass(value) else value
+    return found
+
+
+def _changed(options) -> dict[str, Any]:
+    """What differs from its default, so that an option that comes with a later version changes no key."""
+    return {field.name: getattr(options, field.name) for field in fields(options) if getattr(options, field.name) != field.default}
+
+
+def keys(settings: list[dict[str, Any]]) -> list[str]:
+    """What each of these videos is known by: its settings, and how many before it in the list are the same."""
+    digests = [hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()[:32] for each in settings]
+    return [f"{digest}{_REPEAT}{digests[:index].count(digest) + 1}" for index, digest in enumerate(digests)]
