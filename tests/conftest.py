@@ -19,3 +19,12 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     from demo.tiny import write
 
     return write(tmp_path_factory.mktemp("tiny") / "Open-Sora-v2")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """A model of the built-in one's sizes and tokenizers, with random weights. Put it in the place of model_files.SMALL."""
+    from training.export import export, random_networks
+
+    folder = tmp_path_factory.mktemp("small")
+    return export(*random_networks(folder, seed=0), folder)
