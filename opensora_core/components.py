@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import LATENT_SCALE, Tiling, VAEConfig
+from .config import DCAEConfig, Tiling, VAEConfig
 from .errors import OpenSoraError
-from .geometry import SPACE_COMPRESSION, pixel_frames
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
 from .offload.stream import BlockStream, module_bytes
 from .quantised import PRECISIONS as QUANTISED, precision_format
@@ -229,10 +228,14 @@ class VideoVAE:
             [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
         """
         pixels = images.permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
+        pixels = pixels.to(self._placement.device, self._placement.dtype)
         with self._component.at_work() as vae:
-            moments = tiled_encode(vae.encode_moments, pixels.to(self._placement.device, self._placement.dtype), self.tiling, progress)
-        moments = moments.float()
-        return LATENT_SCALE * torch.cat([posterior(moments, generator is not None, generator) for generator in generators])
+            config, tiling = vae.config, vae.config.in_tiles(self.tiling)
+            if isinstance(config, DCAEConfig):  # without a posterior there is nothing to sample
+                latents = tiled_encode(vae.encode, pixels, tiling, progress, grid=config.grid).float()
+                return config.latent_scale * latents.expand(len(generators), -1, -1, -1, -1)
+            moments = tiled_encode(vae.encode_moments, pixels, tiling, progress).float()
+        return config.latent_scale * torch.cat([posterior(moments, generator is not None, generator) for generator in generators])
 
     @contextmanager
     def decoder(self, latent_shape) -> Iterator[tuple[Callable[..., Tensor], list[str]]]:
@@ -254,16 +257,16 @@ class VideoVAE:
 
             def decode(latents: Tensor, progress: Progress | None = None) -> Tensor:
                 nonlocal tiling
-                latents = (latents.to(placement.device).float() / LATENT_SCALE).to(placement.dtype)
+                latents = (latents.to(placement.device).float() / vae.config.latent_scale).to(placement.dtype)
                 try:
-                    return tiled_decode(vae.decode, latents, tiling, progress)
+                    return tiled_decode(vae.decode, latents, tiling, progress, grid=vae.config.grid)
                 except torch.cuda.OutOfMemoryError:
-                    if self._policy != "auto" or tiling.temporal_tile:
+                    if self._policy != "auto" or tiling.temporal_tile != vae.config.in_tiles(Tiling()).temporal_tile:
                         raise
                 # Outside the handler, which would keep the failed tile's tensors alive.
                 torch.cuda.empty_cache()
                 tiling = choose("low_memory")
-                return tiled_decode(vae.decode, latents, tiling, progress)
+                return tiled_decode(vae.decode, latents, tiling, progress, grid=vae.config.grid)
 
             tiling = choose(self._policy)
             yield decode, notes
@@ -323,12 +326,13 @@ def free_bytes(device: torch.device) -> int | None:
     return None
 
 
-def _free_for_tiles(latent_shape, config: VAEConfig, placement: Placement) -> int:
+def _free_for_tiles(latent_shape, config: VAEConfig | DCAEConfig, placement: Placement) -> int:
     free = free_bytes(placement.device)
     if free is None:
         return sys.maxsize  # unknown: try
     frames, height, width = latent_shape[-3:]
-    finished = config.in_channels * pixel_frames(frames) * height * width * SPACE_COMPRESSION**2 * placement.dtype.itemsize
+    grid = config.grid
+    finished = config.in_channels * grid.pixel_frames(frames) * height * width * grid.space**2 * placement.dtype.itemsize
     return max(0, free - finished)
 
 

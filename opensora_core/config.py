@@ -4,7 +4,7 @@ Configurations are read from a checkpoint's tensor shapes (checkpoint/detect.py)
 files, environment or arguments. What shapes cannot tell follows the released proportions, written here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .geometry import CAUSAL, HIGH_COMPRESSION, Grid
 
@@ -87,9 +87,13 @@ class VAEConfig:
         return LATENT_SCALE
 
     @property
-    def tiling(self) -> Tiling:
-        """The tiles that the released model is used with."""
-        return Tiling()
+    def short_tile(self) -> int:
+        """Frames of a temporal tile where memory is short: the reference's own temporal tile."""
+        return 64
+
+    def in_tiles(self, tiling: Tiling) -> Tiling:
+        """`tiling` with what it leaves to the VAE. The reference takes a whole clip in time."""
+        return tiling
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,12 @@ class DCAEConfig:
         return 1.0
 
     @property
-    def tiling(self) -> Tiling:
-        return Tiling(temporal_tile=32)
+    def short_tile(self) -> int:
+        return 16
+
+    def in_tiles(self, tiling: Tiling) -> Tiling:
+        """The reference takes 32 frames at a time."""
+        return tiling if tiling.temporal_tile else replace(tiling, temporal_tile=32)
 
     def problem(self) -> str:
         """Why there can be no such autoencoder, in a sentence; "" if there can."""

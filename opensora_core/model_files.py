@@ -23,6 +23,8 @@ _LAYOUT = {
     "t5": "google/t5-v1_1-xxl",
     "clip": "openai/clip-vit-large-patch14",
 }
+# What the high-compression variant's own repository calls them; it has no text encoders, so theirs are laid beside it.
+_HIGH_COMPRESSION = {"dit": "Open_Sora_v2_Video_DC_AE.safetensors", "vae": "F32T4C128_AE.safetensors"}
 _FINAL_NORMS = {"t5": "encoder.final_layer_norm.weight", "clip": "text_model.final_layer_norm.weight"}
 
 
@@ -45,6 +47,8 @@ class ModelFiles:
     def in_folder(cls, folder: str | Path, tokenizers: str | Path | None = None) -> "ModelFiles":
         """The files of a folder in the layout of the hub repository hpcai-tech/Open-Sora-v2, or of "small", the built-in model.
 
+        Without that model's transformer, those of the high-compression variant (hpcai-tech/Open-Sora-v2-Video-DC-AE) are taken.
+
         Raises:
             OpenSoraError: no such folder, or a part is missing in it.
         """
@@ -63,12 +67,15 @@ class ModelFiles:
                 else " (nothing is downloaded)"
             )
             raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
-        missing = [name for name in _LAYOUT.values() if not (folder / name).exists()]
+        layout = _LAYOUT
+        if (folder / _HIGH_COMPRESSION["dit"]).exists() and not (folder / _LAYOUT["dit"]).exists():
+            layout = {**_LAYOUT, **_HIGH_COMPRESSION}
+        missing = [name for name in layout.values() if not (folder / name).exists()]
         if missing:
             raise OpenSoraError(
                 f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
             )
-        return cls(**{part: folder / name for part, name in _LAYOUT.items()}, tokenizers=tokenizers and Path(tokenizers))
+        return cls(**{part: folder / name for part, name in layout.items()}, tokenizers=tokenizers and Path(tokenizers))
 
     @property
     def usual_clip(self) -> tuple[int, int, int]:
@@ -109,6 +116,12 @@ def check_files(files: ModelFiles) -> None:
     """
     transformer = _require("transformer", files.dit).config
     vae = _require("vae", files.vae).config
+    if vae.grid != transformer.grid:
+        kinds = ("the Video DC-AE", "the HunyuanVideo VAE")
+        found, wanted = kinds if transformer.grid.is_causal else kinds[::-1]
+        raise CheckpointError(
+            f"{files.vae.name} is {found} and {files.dit.name} works on the latents of {wanted}; give the VAE the transformer was trained with."
+        )
     if vae.latent_channels != transformer.in_channels:
         raise CheckpointError(
             f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "

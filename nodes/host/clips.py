@@ -9,7 +9,7 @@ from torch import Tensor
 from ...opensora_core import geometry
 from ...opensora_core.config import Tiling
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.vae.memory import MARGIN, TEMPORAL_TILE, choose_decode, encode_bytes, tile_decode_bytes
+from ...opensora_core.vae.memory import MARGIN, choose_decode, encode_bytes, tile_decode_bytes
 from ...opensora_core.vae.model import CausalVAE
 from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
 from .out_of_memory import unless_out_of_memory
@@ -92,9 +92,10 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     needed = int(_appetite(vae) * MARGIN * encode_bytes(config, num_frames, min(height, tile), min(width, tile), _dtype_bytes(vae)))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
     moments = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
-    if moments is None and not tiling.temporal_tile and num_frames > TEMPORAL_TILE:
-        report(f"Ran out of memory encoding the whole clip; encoding again {TEMPORAL_TILE} frames at a time. The latent differs slightly.")
-        moments = unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, TEMPORAL_TILE)))
+    short = config.short_tile
+    if moments is None and not tiling.temporal_tile and num_frames > short:
+        report(f"Ran out of memory encoding the clip; encoding again {short} frames at a time. The latent differs slightly.")
+        moments = unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, short)))
     if moments is None:
         raise OpenSoraError(
             f"Encoding {num_frames} frames of {height}x{width} (height x width) ran out of memory; use a smaller tile_size."

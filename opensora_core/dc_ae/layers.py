@@ -27,10 +27,11 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + NORM_EPS)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(norm.square_().div_(x.shape[1]).add_(NORM_EPS))
         # The host may keep parameters elsewhere or in another type.
         weight, bias = (p.to(x.device, x.dtype).view(1, -1, 1, 1, 1) for p in (self.weight, self.bias))
-        return (x * scale).to(x.dtype).mul(weight).add(bias)
+        return (x * scale).to(x.dtype).mul_(weight).add_(bias)
 
 
 class Conv(nn.Module):

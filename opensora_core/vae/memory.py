@@ -8,22 +8,22 @@ convolution libraries are not activations; `choose_decode` leaves a margin for t
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from ..config import Tiling, VAEConfig
+from ..config import DCAEConfig, Tiling, VAEConfig
+from ..dc_ae import memory as dc_ae
 from ..errors import OpenSoraError
-from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, pixel_frames
+from ..geometry import TIME_COMPRESSION
 from .layers import CHUNK_ELEMENTS, KERNEL
 from .model import STEPS
 from .tiling import MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, check_tiling
 
 POLICIES = ("auto", "exact", "low_memory")
-TEMPORAL_TILE = 64  # frames, the reference's
 MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
 GIB = 2**30
 
 Size = tuple[int, int, int]  # frames, height, width
 
 
-def decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
+def decode_bytes(config: VAEConfig | DCAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
     """Peak of the activations of decoding one tile (or untiled clip) of this latent size, in bytes.
 
     Args:
@@ -31,33 +31,37 @@ def decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, late
         latent_frames, latent_height, latent_width: of the tile.
         dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
     """
+    if isinstance(config, DCAEConfig):
+        return dc_ae.decode_bytes(config, (latent_frames, latent_height, latent_width), dtype_bytes)
     activations = dtype_bytes * max(_Walk(config, dtype_bytes).decode((latent_frames, latent_height, latent_width)))
     return max(activations, _merging_bytes(config, dtype_bytes))
 
 
-def encode_bytes(config: VAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
+def encode_bytes(config: VAEConfig | DCAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
     """Peak of the activations of encoding one tile (or untiled clip) of this size in frames and pixels, in bytes."""
+    if isinstance(config, DCAEConfig):
+        return dc_ae.encode_bytes(config, (num_frames, height, width), dtype_bytes)
     return dtype_bytes * max(_Walk(config, dtype_bytes).encode((num_frames, height, width)))
 
 
 def choose_decode(
-    policy: str, config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int, free_bytes: int
+    policy: str, config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int, free_bytes: int
 ) -> tuple[Tiling, str | None]:
     """The tiling to decode with, and one line for the user if it is not the one that was asked for.
 
     Args:
         policy: "exact": `tiling` as it is. "auto": as it is if that fits, else temporal tiles, else smaller tiles
-            too. "low_memory": temporal tiles at once.
+            too. "low_memory": temporal tiles at once. For a VAE that has temporal tiles of its own: shorter ones.
         config: the VAE.
         latent_shape: [B, C, T, H, W] (or any that ends in T, H, W; the batch then counts as 1).
-        tiling: what was asked for.
+        tiling: what was asked for; what it leaves to the VAE (config.in_tiles) is filled in.
         dtype_bytes: of one value.
         free_bytes: free on the device, with the VAE's weights already there.
 
     Raises:
         OpenSoraError: an unknown policy or impossible tiling.
     """
-    check_tiling(tiling)
+    tiling = check_tiling(config.in_tiles(tiling), config.grid)
     if policy not in POLICIES:
         raise OpenSoraError(f"decode policy {policy!r} is not known; use one of {', '.join(POLICIES)}.")
 
@@ -66,13 +70,14 @@ def choose_decode(
 
     if policy == "exact" or (policy == "auto" and need(tiling) <= free_bytes):
         return tiling, None
-    frames = pixel_frames(latent_shape[-3])
+    frames, short = config.grid.pixel_frames(latent_shape[-3]), config.short_tile
     # Temporal tiles that were asked for stay as they are; a clip no longer than one has nothing to cut.
-    chosen = tiling if tiling.temporal_tile or frames <= TEMPORAL_TILE else replace(tiling, temporal_tile=TEMPORAL_TILE)
+    is_asked_for = tiling.temporal_tile != config.in_tiles(Tiling()).temporal_tile
+    chosen = tiling if is_asked_for or frames <= short else replace(tiling, temporal_tile=short)
     reason = f"a tile of the whole clip ({frames} frames) needs {need(tiling) / GIB:.2f} GiB"
     doubt = ""
     if policy == "auto":
-        chosen = _first_that_fits(chosen, need, free_bytes)
+        chosen = _first_that_fits(chosen, need, free_bytes, max(TILE_SIZE_MULTIPLE, config.grid.space))
         reason = f"tiles as asked for need {need(tiling) / GIB:.2f} GiB for {frames} frames and {free_bytes / GIB:.2f} GiB are free"
         doubt = "" if need(chosen) <= free_bytes else ", which may not fit either"
     if chosen == tiling:
@@ -83,22 +88,22 @@ def choose_decode(
     return chosen, f"Decoding in {' and '.join(changes)} ({uses}): {reason}. Frames differ slightly from an exact decode."
 
 
-def tile_decode_bytes(config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+def tile_decode_bytes(config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
     """`decode_bytes` of the largest tile of a clip, for the whole batch."""
     frames, height, width = latent_shape[-3:]
     batch = latent_shape[0] if len(latent_shape) == 5 else 1
-    side = tiling.tile_size // SPACE_COMPRESSION if tiling.tile_size else max(height, width)
+    side = tiling.tile_size // config.grid.space if tiling.tile_size else max(height, width)
     length = tiling.temporal_tile // TIME_COMPRESSION if tiling.temporal_tile else frames
-    tile_frames = frames if frames <= length else length + 1  # a temporal tile is one latent frame longer
+    tile_frames = frames if frames <= length else length + config.grid.is_causal  # a temporal tile is one latent frame longer
     return batch * decode_bytes(config, tile_frames, min(height, side), min(width, side), dtype_bytes)
 
 
-def _first_that_fits(tiling: Tiling, need: Callable[[Tiling], int], free_bytes: int) -> Tiling:
+def _first_that_fits(tiling: Tiling, need: Callable[[Tiling], int], free_bytes: int, multiple: int) -> Tiling:
     """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
     if need(tiling) <= free_bytes:
         return tiling
-    largest = tiling.tile_size - TILE_SIZE_MULTIPLE if tiling.tile_size else Tiling().tile_size
-    for size in range(largest, MIN_TILE_SIZE - 1, -TILE_SIZE_MULTIPLE):
+    largest = tiling.tile_size - multiple if tiling.tile_size else Tiling().tile_size
+    for size in range(largest, MIN_TILE_SIZE - 1, -multiple):
         tiling = replace(tiling, tile_size=size)
         if need(tiling) <= free_bytes:
             break

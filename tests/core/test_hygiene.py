@@ -22,7 +22,8 @@ LIBRARIES = {
 # The host's public face and its two small helpers, open to every node, and its insides, which only nodes/host may know.
 HOST_API = {"comfy_api", "folder_paths", "node_helpers"}
 HOST_MODULES = {
-    "comfy", "comfy_aimdo", "comfy_execution", "comfy_extras", "comfy_kitchen", "execution", "latent_preview", "nodes", "server",
+    "comfy", "comfy_aimdo", "comfy_execution", "comfy_extras", "comfy_kitchen", "execution", "latent_preview", "nodes", "psutil",
+    "server",
 }  # fmt: skip
 # room -> the rooms of opensora_core it may import. A room is a top-level module or folder.
 MAY_IMPORT = {
@@ -32,8 +33,8 @@ MAY_IMPORT = {
     "ops": {"errors"},
     "quantised": {"errors", "ops"},
     "transformer": {"errors", "geometry", "config", "ops"},
-    "vae": {"errors", "geometry", "config", "ops"},
-    "dc_ae": {"errors", "geometry", "config", "ops"},
+    "vae": {"errors", "geometry", "config", "ops", "dc_ae"},
+    "dc_ae": {"errors", "geometry", "config", "ops", "allocation"},
     "sampling": {"errors", "geometry", "config"},
     "text": {"errors", "config", "checkpoint", "quantised"},
     "offload": {"errors"},
