@@ -11,7 +11,7 @@ each other, where segments do: at the released length of 129 frames and its 33 g
 tiling (vae/tiling.py), 33 latent frames every 24.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +85,23 @@ def continuation(video_length: int, num_frames: int | None = None, context_frame
     return Continuation(segment, context)
 
 
-def prompt_of(prompts: list, index: int):
-    """Of segment `index`, from 0: the last prompt holds for all segments after its own."""
-    return prompts[min(index, len(prompts) - 1)]
+def segment_prompts(prompts, segments: int) -> list:
+    """A prompt for each segment: the last one given holds for all that follow.
+
+    Args:
+        prompts: one, or a sequence of them, texts or encoded.
+
+    Raises:
+        OpenSoraError: no segment, no prompt, or more prompts than segments.
+    """
+    if not isinstance(segments, int) or isinstance(segments, bool) or segments < 1:
+        raise OpenSoraError(f"segments={segments!r} adds nothing; use 1 or more.")
+    given = list(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
+    if not given or None in given:
+        raise OpenSoraError("There is no prompt to go on with; give one, or one for each segment.")
+    if len(given) > segments:
+        raise OpenSoraError(f"{len(given)} prompts for {segments} segment(s); give at most {segments}, or add more segments.")
+    return given + [given[-1]] * (segments - len(given))
 
 
 def segment_seed(seed: int, begins_at: int) -> int:

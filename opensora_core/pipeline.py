@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,12 +35,14 @@ from .errors import DecodeOutOfMemory, OpenSoraError
 from .footprint import sizes_of_files
 from .geometry import SPACE_COMPRESSION, pixel_frames
 from .loaded import PROMPTS, SHARED, own_structure
+from .long_video import Continuation, context_of, continuation, decode_windows, join, segment_prompts, segment_seed, windows
 from .model_files import ModelFiles, check_files, check_lora
 from .offload.plan import BLOCK_LISTS, make_plan
 from .ops import attention, sliced_attention
-from .references import LATENT_RANK, read_references
+from .references import LATENT_RANK, References, read_references
 from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .sampling.conditioning import CONTEXTS, FORWARDS, ImageCondition, fit_clip, fit_image, image_condition
+from .sampling.guidance import ReferenceUse
 from .sampling.schedule import latent_flow_shift, sigmas
 from .sampling.solver import StepReport, TextCondition, noise, sample
 from .text.encoders import load_clip, load_t5
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 StepCallback = Callable[[int, int, int, int, Tensor], None]
 StageProgress = Callable[[str, int, int], None]
+SegmentCallback = Callable[[int, Tensor], None]
 
 
 @dataclass
@@ -355,6 +358,92 @@ class OpenSoraPipeline:
         return result
 
     @torch.inference_mode()
+    def extend(  # noqa: PLR0913 - as __call__
+        self,
+        video: GenerationResult | Tensor,
+        prompts: str | EncodedPrompt | Sequence[str | EncodedPrompt] | None = None,
+        *,
+        segments: int = 1,
+        negative_prompt: str = "",
+        num_frames: int | None = None,
+        context_frames: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        image_guidance_scale: float = 3.0,
+        seed: int | None = None,
+        on_segment: SegmentCallback | None = None,
+        callback: StepCallback | None = None,
+        progress: StageProgress | None = None,
+        options: SamplingOptions | None = None,
+    ) -> GenerationResult:
+        """Go on from finished videos (long_video.py). An experiment: the released weights may never have been trained to.
+
+        Args:
+            video: what a call gave, or its `.latents`: [B, C, T, H, W] in the transformer's scale.
+            prompts: one for each segment in turn, the last for all that follow; None = the video's own.
+            segments: how many to add.
+            num_frames, context_frames: of a segment, and what of it is given; see long_video.continuation.
+            seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
+            on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
+            callback, progress, options: as for a call; there is no temporal ramp, as in the reference's video to video.
+
+        Returns:
+            The whole video, from the first frame given; forwards and seconds are of what was added.
+
+        Raises:
+            OpenSoraError: a request that cannot be met, before any weight is read.
+        """
+        video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)
+        batch, _, length, height, width = _check_latents(video.latents)
+        plan = continuation(length, num_frames, context_frames)
+        texts = segment_prompts(video.prompt if prompts is None else prompts, segments)
+        options = options or SamplingOptions()
+        request = GenerationRequest(
+            prompt=texts[0],
+            negative_prompt=negative_prompt,
+            height=height * SPACE_COMPRESSION,
+            width=width * SPACE_COMPRESSION,
+            num_frames=pixel_frames(plan.segment),
+            num_steps=num_inference_steps,
+            guidance=options.guidance(guidance_scale, image_guidance_scale),
+            references=_going_on(video.latents, plan),
+            seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),
+            num_videos=batch,
+            options=options,
+        )
+        self._check(request)
+        return self._extend(video, plan, [replace(request, prompt=text) for text in texts], _Watchers(callback, progress, on_segment))
+
+    def _extend(
+        self, video: GenerationResult, plan: Continuation, requests: list[GenerationRequest], watchers: "_Watchers"
+    ) -> GenerationResult:
+        first, latents = requests[0], video.latents.float().cpu()
+        result = GenerationResult(latents=latents, seeds=[first.seed + k for k in range(first.num_videos)])
+        with self._stage("text", result):
+            texts = self._encode_all(requests, watchers.progress)
+        with self._stage("sampling", result):
+            for index, request in enumerate(requests):
+                request = replace(request, seed=segment_seed(first.seed, latents.shape[2]), references=_going_on(latents, plan))
+                part = GenerationResult(prompt=texts[index])
+                on_step = watchers.steps_of(part, index, len(requests), request.num_steps)
+                made = self._sample(request, self._condition(request, [], lambda done, total: None), part, on_step)
+                latents = result.latents = join(latents, made, plan)
+                result.prompt, result.notes = part.prompt, result.notes + part.notes
+                result.forwards += part.forwards
+                result.forwards_saved += part.forwards_saved
+                watchers.on_segment(index + 1, latents)
+        with self._stage("decode", result):
+            result.frames, result.notes = self._decode(latents, partial(watchers.progress, "decode"), result.notes, plan)
+        return result
+
+    def _encode_all(self, requests: list[GenerationRequest], progress: StageProgress) -> list[EncodedPrompt]:
+        """The prompt of every request, each different one encoded once."""
+        texts = {request.prompt: request for request in requests if isinstance(request.prompt, str)}
+        asked = [(text, request.negative_prompt, request.options) for text, request in texts.items()]
+        encoded = dict(zip(texts, self.encode_prompts(asked, progress) if asked else (), strict=True))
+        return [encoded[request.prompt] if isinstance(request.prompt, str) else request.prompt for request in requests]
+
+    @torch.inference_mode()
     def decode(self, latents: Tensor, progress: StageProgress | None = None) -> list[list[numpy.ndarray]]:
         """Frames of finished latents, as `.frames` of a result; for latents that an earlier decode had no memory for.
 
@@ -414,16 +503,29 @@ class OpenSoraPipeline:
             )
         return latents.float().cpu()
 
-    def _decode(self, latents: Tensor, progress, notes: list[str]) -> tuple[list[list[numpy.ndarray]], list[str]]:
-        """(frames of every video, `notes` and what the decode adds to them)."""
+    def _decode(
+        self, latents: Tensor, progress, notes: list[str], plan: Continuation | None = None
+    ) -> tuple[list[list[numpy.ndarray]], list[str]]:
+        """(frames of every video, `notes` and what the decode adds to them). plan: of a video of segments, which is decoded in as long parts."""
+        plan = plan or Continuation(segment=latents.shape[2], context=0)
         videos, frames = latents.split(1), []
+        parts = windows(latents.shape[2], plan)
+        begun = 0
         progress(0, 1)  # how many tiles there are is known with the first
         try:
-            with self.vae.decoder(videos[0].shape) as (decode, added):
-                for index, one in enumerate(videos):
-                    pixels = decode(one, lambda done, total, index=index: progress(index * total + done, len(videos) * total))
+            with self.vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as (decode, added):
+
+                def decode_part(part: Tensor) -> Tensor:
+                    nonlocal begun
+                    begun += 1
+                    before, all_parts = begun - 1, len(videos) * len(parts)
+                    pixels = decode(part, lambda done, total: progress(before * total + done, all_parts * total))
+                    return pixels.permute(0, 2, 3, 4, 1)[0]
+
+                for one in videos:
+                    pieces = decode_windows(one, plan, decode_part)
                     # A frame at a time: fp32 copies of a whole clip would be larger than the clip.
-                    frames.append([to_uint8((frame.float() + 1) / 2)[0] for frame in pixels.permute(0, 2, 3, 4, 1)[0].split(1)])
+                    frames.append([to_uint8((frame.float() + 1) / 2)[0] for piece in pieces for frame in piece.split(1)])
             return frames, notes + added
         except torch.cuda.OutOfMemoryError as error:
             size = f"{pixel_frames(latents.shape[2])} frames of {SPACE_COMPRESSION * latents.shape[3]}x{SPACE_COMPRESSION * latents.shape[4]} (height x width)"
@@ -478,6 +580,38 @@ class OpenSoraPipeline:
         if self._placement.device.type == "cuda":
             torch.cuda.synchronize(self._placement.device)
         result.seconds[name] = time.perf_counter() - begun
+
+
+@dataclass(frozen=True)
+class _Watchers:
+    """Who is told what while a long video is made; all may be None to begin with."""
+
+    callback: StepCallback | None
+    progress: StageProgress | None
+    on_segment: SegmentCallback | None
+
+    def __post_init__(self):
+        object.__setattr__(self, "progress", self.progress or _silent)
+        object.__setattr__(self, "on_segment", self.on_segment or (lambda done, latents: None))
+
+    def steps_of(self, part: GenerationResult, index: int, segments: int, num_steps: int) -> Callable[[StepReport], None]:
+        """For one segment: the progress of sampling counts the steps of all."""
+        self.progress("sampling", index * num_steps, segments * num_steps)
+        return _watch(part, self.callback, lambda stage, done, total: self.progress(stage, index * total + done, segments * total))
+
+
+def _check_latents(latents) -> tuple[int, ...]:
+    """Shape [B, C, T, H, W] of finished latents; that they are this model's is checked with the request."""
+    if isinstance(latents, Tensor) and latents.ndim == LATENT_RANK and 0 not in latents.shape and torch.isfinite(latents).all():
+        return tuple(latents.shape)
+    found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    raise OpenSoraError(
+        f"A video to go on from is a result, or its latents, finite numbers [videos, channels, latent frames, height, width]; this is {found}."
+    )
+
+
+def _going_on(latents: Tensor, plan: Continuation) -> References:
+    return References(clip=context_of(latents, plan), use=ReferenceUse(is_clip=True))
 
 
 def _watch(result: GenerationResult, callback: StepCallback | None, progress: StageProgress) -> Callable[[StepReport], None]:

@@ -51,7 +51,11 @@ def test_every_segment_has_its_own_noise_and_going_on_later_is_going_on_at_once(
 
 
 def test_the_last_prompt_holds_for_the_rest():
-    assert [long_video.prompt_of(["a", "b"], k) for k in range(4)] == ["a", "b", "b", "b"]
+    assert long_video.segment_prompts(["a", "b"], 4) == ["a", "b", "b", "b"]
+    assert long_video.segment_prompts("a cat", 2) == ["a cat", "a cat"]
+    for prompts, segments, words in ((["a", "b"], 1, "2 prompts for 1 segment"), ([], 1, "no prompt"), (None, 1, "no prompt"), ("a", 0, "adds nothing")):
+        with pytest.raises(OpenSoraError, match=words):
+            long_video.segment_prompts(prompts, segments)
 
 
 def clip(first: int, length: int) -> torch.Tensor:
