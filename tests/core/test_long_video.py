@@ -53,7 +53,12 @@ def test_every_segment_has_its_own_noise_and_going_on_later_is_going_on_at_once(
 def test_the_last_prompt_holds_for_the_rest():
     assert long_video.segment_prompts(["a", "b"], 4) == ["a", "b", "b", "b"]
     assert long_video.segment_prompts("a cat", 2) == ["a cat", "a cat"]
-    for prompts, segments, words in ((["a", "b"], 1, "2 prompts for 1 segment"), ([], 1, "no prompt"), (None, 1, "no prompt"), ("a", 0, "adds nothing")):
+    for prompts, segments, words in (
+        (["a", "b"], 1, "2 prompts for 1 segment"),
+        ([], 1, "no prompt"),
+        (None, 1, "no prompt"),
+        ("a", 0, "adds nothing"),
+    ):
         with pytest.raises(OpenSoraError, match=words):
             long_video.segment_prompts(prompts, segments)
 
@@ -148,3 +153,157 @@ def test_a_file_that_holds_no_latents_gets_a_sentence(tmp_path):
     ):  # fmt: skip
         with pytest.raises(OpenSoraError, match=words):
             latent_file.read_latents(tmp_path / f"{name}.latent")
+
+
+# --- the pipeline, on the small random checkpoint
+
+SETTINGS = {"num_inference_steps": 2, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_checkpoint):
+    from opensora_core.pipeline import OpenSoraPipeline
+
+    return OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def clip_made(pipe):
+    """17 frames of 32x48."""
+    return pipe("a cat", height=32, width=48, num_frames=17, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def longer(pipe, clip_made):
+    """The clip and two segments."""
+    return pipe.extend(clip_made, segments=2, **SETTINGS)
+
+
+def test_a_video_goes_on_with_every_frame_once(clip_made, longer):
+    assert longer.latents.shape == (1, 16, 5 + 3 + 3, 4, 6)
+    assert torch.equal(longer.latents[:, :, :5], clip_made.latents)
+    assert [len(frames) for frames in longer.frames] == [17 + 12 + 12]
+    # The given part's own frames, up to those that fade into the next.
+    assert all((ours == theirs).all() for ours, theirs in zip(longer.frames[0][:13], clip_made.frames[0][:13], strict=True))
+    assert longer.prompt.text == clip_made.prompt.text and longer.seeds == [7]
+    assert (longer.forwards, longer.forwards_saved) == (2 * 6, 0)  # two segments, two steps of three passes
+    assert set(longer.seconds) == {"text", "sampling", "decode"}
+
+
+def test_a_segment_is_video_to_video_from_the_last_latents(pipe, clip_made, longer):
+    seed = long_video.segment_seed(7, 5)
+    given = {"height": 32, "width": 48, "num_frames": 17, "num_inference_steps": 2, "seed": seed}
+    alone = pipe(clip_made.prompt, video=clip_made.latents, context=5, **given)
+    assert torch.equal(longer.latents[:, :, 5:8], alone.latents[:, :, 2:])
+
+
+def test_going_on_later_is_going_on_at_once(pipe, clip_made, longer):
+    first = pipe.extend(clip_made, segments=1, num_inference_steps=2)  # the seed is the video's own
+    assert torch.equal(first.latents, longer.latents[:, :, :8])
+    second = pipe.extend(first.latents, clip_made.prompt, num_frames=17, **SETTINGS)
+    assert torch.equal(second.latents, longer.latents)
+    assert all((ours == theirs).all() for ours, theirs in zip(second.frames[0], longer.frames[0], strict=True))
+
+
+def test_the_networks_see_one_segment_at_a_time(pipe, clip_made, monkeypatch):
+    from opensora_core import pipeline
+    from opensora_core.vae.model import CausalVAE
+
+    sampled, decoded = [], []
+    real_sample, real_decode = pipeline.sample, CausalVAE.decode
+
+    def sample(transformer, latents, *rest):
+        sampled.append((tuple(latents.shape), rest[3]))
+        return real_sample(transformer, latents, *rest)
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(CausalVAE, "decode", lambda vae, part: decoded.append(part.shape[2]) or real_decode(vae, part))
+    result = pipe.extend(clip_made, segments=3, num_inference_steps=1)
+    assert [shape for shape, _ in sampled] == [(1, 16, 5, 4, 6)] * 3
+    assert decoded == [5, 5, 5, 5]
+    for index, (_, condition) in enumerate(sampled):
+        end = 5 + 3 * index
+        assert condition.mask[0, 0, :, 0, 0].tolist() == [1, 1, 0, 0, 0]
+        assert torch.equal(condition.latents[:, :, :2], result.latents[:, :, end - 2 : end])
+
+
+def test_every_segment_is_in_safety_before_the_next_begins(pipe, clip_made, tmp_path, monkeypatch):
+    from opensora_core import pipeline
+
+    kept, real_sample = tmp_path / "so far.latent", pipeline.sample
+
+    def sample(*arguments):
+        if kept.exists() and latent_file.read_latents(kept).shape[2] == 11:
+            raise KeyboardInterrupt
+        return real_sample(*arguments)
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    done = []
+
+    def keep(number, latents):
+        done.append(number)
+        latent_file.save_latents(kept, latents)
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.extend(clip_made, segments=4, on_segment=keep, num_inference_steps=1)
+    assert done == [1, 2]
+    monkeypatch.undo()
+    rest = pipe.extend(latent_file.read_latents(kept), clip_made.prompt, segments=2, num_frames=17, num_inference_steps=1, seed=7)
+    at_once = pipe.extend(clip_made, segments=4, num_inference_steps=1)
+    assert torch.equal(rest.latents, at_once.latents) and len(rest.frames[0]) == 17 + 4 * 12
+
+
+def test_each_segment_may_have_a_prompt_of_its_own(pipe, clip_made, longer, monkeypatch):
+    encoded = []
+    real = pipe.encode_prompts
+    monkeypatch.setattr(
+        pipe, "encode_prompts", lambda asked, progress: encoded.append([text for text, _, _ in asked]) or real(asked, progress)
+    )
+    result = pipe.extend(clip_made, ["a cat", "a dog", "a dog"], segments=3, **SETTINGS)
+    assert encoded == [["a cat", "a dog"]]
+    assert torch.allclose(result.latents[:, :, :8], longer.latents[:, :, :8], atol=1e-5)
+    assert not torch.allclose(result.latents[:, :, 8:11], longer.latents[:, :, 8:11], atol=1e-3)
+    assert result.prompt.text.startswith("a dog")
+
+
+def test_a_batch_goes_on_item_by_item(pipe, clip_made):
+    both = torch.cat((clip_made.latents, clip_made.latents.flip(2)))
+    result = pipe.extend(both, clip_made.prompt, **SETTINGS)
+    assert result.seeds == [7, 8] and [len(frames) for frames in result.frames] == [29, 29]
+    for index, seed in enumerate(result.seeds):
+        alone = pipe.extend(both[index : index + 1], clip_made.prompt, num_inference_steps=2, seed=seed)
+        assert torch.allclose(result.latents[index], alone.latents[0], atol=1e-4)
+
+
+def test_progress_counts_the_steps_of_all_segments(pipe, clip_made):
+    seen = []
+    pipe.extend(clip_made, segments=2, progress=lambda *event: seen.append(event), **SETTINGS)
+    sampling = [(done, total) for stage, done, total in seen if stage == "sampling"]
+    assert sampling[0] == (0, 4) and sampling[-1] == (4, 4) and {total for _, total in sampling} == {4}
+    assert [done for done, _ in sampling] == sorted(done for done, _ in sampling)
+    decode = [(done, total) for stage, done, total in seen if stage == "decode"]
+    assert decode[-1] == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("video", "arguments", "words"),
+    [
+        (torch.zeros(16, 5, 4, 6), {}, "result, or its latents"),
+        ("clip.mp4", {}, "this is str"),
+        (torch.full((1, 16, 5, 4, 6), float("nan")), {}, "finite numbers"),
+        (torch.zeros(1, 4, 5, 4, 6), {}, "4 channels, this model's have 16"),
+        (torch.zeros(1, 16, 5, 4, 6), {"prompts": None}, "no prompt to go on with"),
+        (torch.zeros(1, 16, 5, 4, 6), {"segments": 0}, "adds nothing"),
+        (torch.zeros(1, 16, 5, 4, 6), {"context_frames": 17}, "leaves nothing"),
+        (torch.zeros(1, 16, 5, 4, 5), {}, "16"),
+        (torch.zeros(1, 16, 5, 4, 6), {"num_inference_steps": 0}, "makes no video"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_before_any_weight_is_read(tiny_checkpoint, video, arguments, words, monkeypatch):
+    from opensora_core.components import Component
+    from opensora_core.pipeline import OpenSoraPipeline
+
+    monkeypatch.setattr(Component, "_load", lambda component: pytest.fail("a network was read"))
+    arguments = {"prompts": "a cat", **arguments}
+    with pytest.raises(OpenSoraError, match=words):
+        OpenSoraPipeline.from_pretrained(tiny_checkpoint).extend(video, **arguments)
