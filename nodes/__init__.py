@@ -10,6 +10,7 @@ from .latents import OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
 from .long import OpenSoraContinueVideo
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
+from .prompt_list import OpenSoraPromptList
 from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
 
@@ -19,6 +20,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraVAELoader,
     OpenSoraLoraLoader,
     OpenSoraT5TextEncode,
+    OpenSoraPromptList,
     OpenSoraEmptyLatentVideo,
     OpenSoraImageToVideo,
     OpenSoraScheduler,

@@ -1,10 +1,8 @@
 """`generate --csv`: a video for each row of a table, that goes on after a row that failed and where it was stopped."""
 
 import argparse
-import re
 import shutil
 import traceback
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..loaded import identity
 from ..pipeline import OpenSoraPipeline
 from ..request import EncodedPrompt
+from ..text.prompt import file_name_part
 from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
 from .failures import failure, keep_latents
 from .ledger import Ledger, described, keys
@@ -26,7 +25,6 @@ T = TypeVar("T")
 
 # Prompts are encoded so many at a time: half a GiB of main memory, and the text encoders are read once for all of them.
 ENCODED_TOGETHER = 32
-SLUG_LENGTH = 40
 _LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 
 
@@ -48,9 +46,8 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        """0003_a-red-kite.mp4: no letter of it leads out of a folder."""
-        words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", self.prompt).lower())[:SLUG_LENGTH].strip("-")
-        return f"{self.row.number:04d}_{words or 'video'}{VIDEO_SUFFIX}"
+        """0003_a-red-kite.mp4, of the row and its prompt."""
+        return f"{self.row.number:04d}_{file_name_part(self.prompt)}{VIDEO_SUFFIX}"
 
     @property
     def title(self) -> str:

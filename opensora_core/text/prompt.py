@@ -4,6 +4,7 @@ Tokens may be ids or a host's (id, weight) pairs: nothing here looks inside one.
 """
 
 import re
+import unicodedata
 
 from ..errors import OpenSoraError
 
@@ -62,6 +63,12 @@ def dropped_sentence(encoder: str, dropped: int, length: int) -> str:
     if not dropped:
         return ""
     return f"The prompt is {dropped} tokens longer than the {length} that {encoder} reads; its end was dropped."
+
+
+def file_name_part(prompt: str, length: int = 40) -> str:
+    """A prompt's first words for a file name, "a-red-kite": letters and digits of any script, no character that leads to another folder."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower()).strip("-")
+    return words[:length].strip("-") or "video"
 
 
 def _whole(name: str, value: int, limits: tuple[int, int]) -> int:

@@ -188,7 +188,7 @@ def test_every_bad_row_is_listed_before_anything_is_read(run, no_weights, capsys
     assert first == "error: 14 of 15 rows of list.csv cannot be run; nothing was begun:"
     says = [
         "missing.png does not exist", "text.png is not a picture", "half.png is damaged", "seed 'one' is not a whole number",
-        "seed=-1 is out of range", "use 5 or 9", "'long' is neither", "--width and --height are given together", "motion_score=99",
+        "seed=-1 is out of range", "use 5 or 9", "'long' is neither", "multiples of 16", "motion_score=99",
         "aspect_ratio='7:3'", "the prompt is empty", None, "one", "running", "stands in double quotes",
     ]  # fmt: skip
     expected = [(number, part) for number, part in enumerate(says, 1) if part is not None]
