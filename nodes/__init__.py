@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import OpenSoraImageToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
-from .host import selftest
+from .host import keep, selftest
 from .host.model import register
 from .latents import OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
@@ -43,6 +43,7 @@ class OpenSoraExtension(ComfyExtension):
         self.problem = selftest.problem()
         if not self.problem:
             register()
+            keep.listen()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [selftest.refusing(node, self.problem) for node in NODES] if self.problem else list(NODES)

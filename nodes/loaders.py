@@ -3,7 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
-from .host import lora, model, notice, paths, shared
+from .host import keep, lora, model, notice, paths, shared
 from .host.offload import AUTO, MODES, apply_offload
 
 MODELS, LORAS = "diffusion_models", "loras"
@@ -29,7 +29,7 @@ class OpenSoraModelLoader(io.ComfyNode):
                     options=list(model.PRECISIONS),
                     default="auto",
                     tooltip="How the weights are held. auto = as stored in the file (bf16: 24 GB); fp8_e4m3fn or int8 = 15 GB, slightly less exact; "
-                    "fp32 = 48 GB.",
+                    "fp32 = 48 GB; nf4 = 11.4 GB, less exact, without LoRA, experimental.",
                 ),
                 io.Combo.Input(
                     "offload",
@@ -66,6 +66,7 @@ class OpenSoraModelLoader(io.ComfyNode):
     def execute(cls, model_name, precision="auto", offload="auto", budget_gib=8.0) -> io.NodeOutput:
         loaded = shared.shared_model(paths.model_file(MODELS, model_name), precision)
         loaded, line = apply_offload(loaded, offload, budget_gib)
+        keep.watch(loaded)
         notice.show(line, cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(loaded)
 

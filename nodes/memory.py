@@ -123,18 +123,31 @@ class OpenSoraLoadedModels(io.ComfyNode):
                     default=shared.NONE,
                     tooltip="What to take off the GPU first, through ComfyUI; it comes back when it is needed. none = only look.",
                 ),
+                io.Float.Input(
+                    "keep_gib",
+                    default=0.0,
+                    min=0.0,
+                    max=4096.0,
+                    step=1.0,
+                    optional=True,
+                    advanced=True,
+                    tooltip="GiB of models from Open-Sora loaders that stay in RAM when no workflow uses them, the least recently used given up first. "
+                    "Until ComfyUI ends, RAM runs short or its cache is freed. 0 = none.",
+                ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="A line for each model; the node shows it too.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, unload, any=None):
+    def fingerprint_inputs(cls, unload, any=None, keep_gib=0.0):
         return float("nan")  # what is loaded changes without any input
 
     @classmethod
-    def execute(cls, unload, any=None) -> io.NodeOutput:
-        return _shown(shared.report(shared.unload(unload)), cls.hidden.unique_id)
+    def execute(cls, unload, any=None, keep_gib=0.0) -> io.NodeOutput:
+        kept = shared.keep_loaded(keep_gib)
+        done = " ".join(filter(None, [shared.unload(unload), kept]))
+        return _shown(shared.report(done), cls.hidden.unique_id)
 
 
 class OpenSoraPreflight(io.ComfyNode):
@@ -148,9 +161,25 @@ class OpenSoraPreflight(io.ComfyNode):
             search_aliases=["open sora memory estimate", "will it fit", "vram estimate", "out of memory", "plan"],
             is_output_node=True,
             inputs=[
-                io.Int.Input("width", default=336, min=16, max=4096, step=16, tooltip="Width of the video in pixels, a multiple of 16."),
-                io.Int.Input("height", default=192, min=16, max=4096, step=16, tooltip="Height of the video in pixels, a multiple of 16."),
-                io.Int.Input("num_frames", default=129, min=1, max=4097, step=4, tooltip="Frames of the video, 4k+1."),
+                io.Int.Input(
+                    "width",
+                    default=336,
+                    min=16,
+                    max=geometry.LARGEST["width"],
+                    step=16,
+                    tooltip="Width of the video in pixels, a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=192,
+                    min=16,
+                    max=geometry.LARGEST["height"],
+                    step=16,
+                    tooltip="Height of the video in pixels, a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4, tooltip="Frames of the video, 4k+1."
+                ),
                 io.Combo.Input(
                     "model_name", options=paths.choices(MODELS), tooltip="The transformer in models/diffusion_models that is to make it."
                 ),

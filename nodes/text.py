@@ -4,7 +4,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
-from .host import notice, paths, prompts, shared, text
+from .host import keep, notice, paths, prompts, shared, text
 
 FOLDER = "text_encoders"
 
@@ -34,7 +34,8 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
                     "precision",
                     options=list(text.PRECISIONS),
                     default="auto",
-                    tooltip="How the weights are held. auto = as stored in the files; bf16 = 9.5 GB for T5; fp8_e4m3fn or int8 = 4.8 GB, slightly less exact.",
+                    tooltip="How the weights are held. auto = as stored in the files; bf16 = 9.5 GB for T5; fp8_e4m3fn or int8 = 4.8 GB, slightly less exact; "
+                    "nf4 = 2.9 GB, less exact, experimental.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -56,6 +57,7 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
         files = [paths.model_file(FOLDER, name) for name in (t5_name, clip_l_name)]
         clip = shared.shared_text_encoders(*files, precision, device)
         prompts.note_source(clip)
+        keep.watch(clip)
         return io.NodeOutput(clip)
 
 

@@ -22,7 +22,7 @@ from .footprint import (
     transformer_weights,
     vae_weights,
 )
-from .geometry import check_num_frames, check_size, latent_frames, latent_size
+from .geometry import LARGEST, check_largest, check_num_frames, check_size, latent_frames, latent_size
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, at_least, at_most, least_bytes, make_plan
 from .sampling.guidance import Guidance, num_forwards
 from .vae.memory import MARGIN, POLICIES, choose_decode
@@ -104,6 +104,8 @@ class Request:
         check_num_frames(self.num_frames)
         if self.num_steps < 1:
             raise OpenSoraError(f"num_steps={self.num_steps} makes no video; the default is 50.")
+        for name in LARGEST:
+            check_largest(name, getattr(self, name))
 
     @property
     def forwards(self) -> int:

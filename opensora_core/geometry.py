@@ -15,6 +15,8 @@ PATCH_SIZE = 2  # latent pixels per token side; time is never patched
 SIZE_MULTIPLE = SPACE_COMPRESSION * PATCH_SIZE
 
 MAX_TEXT_FRAMES = 129  # the longest clip the released 2.0 model was trained on
+# The largest that may be asked for, on the nodes too: past it is a slip of the finger, which would run for days before memory ends it.
+LARGEST = {"num_frames": 1025, "height": 8192, "width": 8192, "num_steps": 1000}
 
 # Order of the reference's landscape list, then the flipped ones in the same order; 16:9 first for people.
 _LANDSCAPE = ("2.39:1", "2:1", "16:9", "1.85:1", "9:16", "5:8", "3:2", "4:3", "1:1")
@@ -115,6 +117,12 @@ def latent_frames(num_frames: int) -> int:
 def pixel_frames(latent_length: int) -> int:
     """Frames that `latent_length` latent frames decode to: 33 -> 129."""
     return (latent_length - 1) * TIME_COMPRESSION + 1
+
+
+def check_largest(name: str, value: int) -> None:
+    """Raise an OpenSoraError if `value` is more than can be asked for. name: one of LARGEST."""
+    if value > LARGEST[name]:
+        raise OpenSoraError(f"{name}={value} is more than can be asked for; use at most {LARGEST[name]}.")
 
 
 def check_num_frames(num_frames: int) -> int:

@@ -131,10 +131,24 @@ class LoadedModels:
 
     @keep_limit_gib.setter
     def keep_limit_gib(self, gib: float) -> None:
+        self.keep_up_to(gib)
+
+    def keep_up_to(self, gib: float, kinds: Iterable[str] = ()) -> None:
+        """Set the limit; what is loaded of `kinds` is kept from now on too, and given up before what was kept already.
+
+        Raises:
+            OpenSoraError: no amount of memory.
+        """
         if not gib >= 0 or gib == float("inf"):  # also NaN
             raise OpenSoraError(f"A limit of {gib} GiB for models kept loaded is not an amount of memory; 0 keeps none.")
+        wanted = frozenset(kinds)
         with self._lock:
             self._keep_limit = int(gib * GIB)
+            self._prune()
+            for key, model in list(self._models.items()):
+                if key.kind in wanted and key not in self._kept:
+                    self._kept[key] = model
+                    self._kept.move_to_end(key, last=False)
             self._trim()
 
     def get(
@@ -197,6 +211,16 @@ class LoadedModels:
         with self._lock:
             for key in [key for key in self._kept if resolved in (None, key.file.path)]:
                 del self._kept[key]
+
+    def kept(self) -> list:
+        """What is held beyond its use, the least recently used first."""
+        with self._lock:
+            return list(self._kept.values())
+
+    def give_up_oldest(self) -> str | None:
+        """Keep the least recently used no longer; its file's name, or None if nothing is kept."""
+        with self._lock:
+            return self._kept.popitem(last=False)[0].file.name if self._kept else None
 
     def checked(self, paths: Iterable[str | Path], check: Callable[[], None]) -> None:
         """Call `check` unless it passed for these very files before: a second pipeline then opens none of them."""

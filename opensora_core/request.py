@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import OpenSoraError
-from .geometry import check_num_frames, check_size, latent_frames, latent_size
+from .geometry import LARGEST, check_largest, check_num_frames, check_size, latent_frames, latent_size
 from .references import References
 from .sampling.conditioning import FITS
 from .sampling.guidance import Guidance
@@ -16,8 +16,6 @@ from .text.prompt import decorate
 
 POSTERIORS = ("mode", "sample")
 NOISE_DEVICES = ("cpu", "gpu")
-# The largest that may be asked for, as on the nodes: past it is a slip of the finger, which would run for days before memory ends it.
-LARGEST = {"num_frames": 1025, "height": 8192, "width": 8192, "num_steps": 1000}
 LATENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -113,9 +111,8 @@ class GenerationRequest:
                 raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
         check_size(self.height, self.width)
         check_num_frames(self.num_frames)
-        for name, largest in LARGEST.items():
-            if getattr(self, name) > largest:
-                raise OpenSoraError(f"{name}={getattr(self, name)} is more than can be asked for; use at most {largest}.")
+        for name in LARGEST:
+            check_largest(name, getattr(self, name))
         self.references.check(self.num_videos, self.latent_extent)
         if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
             raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")

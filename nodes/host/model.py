@@ -27,14 +27,15 @@ from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.config import TransformerConfig
 from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.quantised import NF4, Format
 from ...opensora_core.transformer.model import MMDiT
-from . import selftest
+from . import nf4, selftest
 from .condition import Reference, check_text
 from .precision import quantise_state
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "fp32", "bf16", *FORMATS)
+PRECISIONS = ("auto", "fp32", "bf16", *FORMATS, nf4.NAME)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
 _HOST_PREFIXES = ("", "model.diffusion_model.", "model.")  # what the host's own loader takes off
@@ -189,32 +190,49 @@ def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False
     """Load an Open-Sora 2.0 transformer file as a MODEL, through the host's own loader.
 
     Args:
-        precision: auto (as stored, where the device computes in it), fp32, bf16, or fp8_e4m3fn or int8 (block weights held in 8 bits).
+        precision: auto (as stored, where the device computes in it), fp32, bf16, fp8_e4m3fn or int8 (block weights held in 8 bits),
+            or nf4 (in 4 bits, by bitsandbytes; experimental, see nf4.py).
         disable_dynamic: the host asks for a copy without its dynamic memory, for compilation and hooks.
 
     Raises:
         CheckpointError: another model, a damaged or incomplete file, or a quantised one for which a precision was asked.
-        OpenSoraError: an unknown precision.
+        OpenSoraError: an unknown precision, or nf4 without bitsandbytes.
     """
     header, identity = _check_file(path, precision)
+    form = _form(precision, header)
     state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    in_8_bits = precision in FORMATS and not _is_float8(header)  # what is stored in 8 bits is not rounded again
-    if in_8_bits or identity.prefix not in _HOST_PREFIXES:
+    if form or identity.prefix not in _HOST_PREFIXES:
         cut = len(identity.prefix)
         state = {key[cut:]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
-    if in_8_bits:
+    options = {"dtype": _DTYPES[precision]} if precision in _DTYPES else {}
+    is_nf4 = precision == nf4.NAME
+    if is_nf4:
+        options = {"custom_operations": nf4.NF4Operations, "dtype": _working_dtype(state)}
+    if form:
         if identity.fused:
             state = dict(pair for key, tensor in state.items() for pair in keys.unfuse(key, tensor, identity.config))
-        state = quantise_state(state, FORMATS[precision]())
-    options = {"dtype": _DTYPES[precision]} if precision in _DTYPES else {}
-    patcher = comfy.sd.load_diffusion_model_state_dict(state, options, metadata, disable_dynamic)
+        state = quantise_state(state, form)
+    patcher = comfy.sd.load_diffusion_model_state_dict(state, options, metadata, disable_dynamic or is_nf4)
     if patcher is None or not is_open_sora(patcher):
         found = "nothing" if patcher is None else type(patcher.model).__name__
         raise CheckpointError(
             f"ComfyUI took {header.name} for {found}, though its tensors are {identity.title}; update ComfyUI and this pack."
         )
     patcher.cached_patcher_init = (load_model, (path, precision))
-    return patcher
+    return nf4.unpatchable(patcher) if is_nf4 else patcher
+
+
+def _form(precision: str, header: Header) -> Format | None:
+    """The format that weights are brought into; None for what is stored in 8 bits, which is not rounded again, and for plain numbers."""
+    if precision == nf4.NAME:
+        return NF4()
+    return FORMATS[precision]() if precision in FORMATS and not _is_float8(header) else None
+
+
+def _working_dtype(state: dict[str, Tensor]) -> torch.dtype:
+    """What the host would hold these weights in if they were not to be quantised."""
+    stored, size = comfy.utils.weight_dtype(state), comfy.utils.calculate_parameters(state)
+    return comfy.model_management.unet_dtype(model_params=size, supported_dtypes=OpenSora2.supported_inference_dtypes, weight_dtype=stored)
 
 
 def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
@@ -227,8 +245,10 @@ def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
         raise CheckpointError(
             f"{header.name} is already quantised ({form}); use it with precision auto, or choose the bf16 file for {precision}."
         )
-    if precision == "int8" and _is_float8(header):
-        raise CheckpointError(f"{header.name} is stored in float8 already; use it with precision auto, or choose the bf16 file for int8.")
+    if precision in ("int8", nf4.NAME) and _is_float8(header):
+        raise CheckpointError(
+            f"{header.name} is stored in float8 already; use it with precision auto, or choose the bf16 file for {precision}."
+        )
     extra = _check_whole(detect.bare_shapes(header.shapes, identity.prefix), identity, header.name, exact=form is None)
     if extra and not form:
         logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(extra), ", ".join(extra[:5]))

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 import comfy.model_management
 import torch
 
-from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.estimate import AUTO, Memory, Request
 from ...opensora_core.footprint import sizes_of_files
 from ...opensora_core.offload.plan import at_least
 from ...opensora_core.preflight import Preflight, memory_of, preflight
-from .model import PRECISIONS
+from .nf4 import NAME
+
+_NF4 = f"{NAME} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,11 @@ def host_memory() -> Memory:
 
 
 def _loader_precision(plan: Preflight) -> tuple[str, str]:
-    """(precision for Open-Sora Load Model, a line for a person where it is not the plan's)."""
+    """(precision for Open-Sora Load Model, a line for a person about it)."""
     wanted = plan.recommended.settings.precision
     if wanted == plan.model.stored or (plan.recommended is plan.asked and plan.request.settings.precision == AUTO):
         return AUTO, ""  # as stored; a quantised file takes nothing else
-    if wanted in PRECISIONS:
-        return wanted, ""
-    # nf4 is the command line's; of what the loader has, 8 bits come nearest.
-    nearest = next(iter(FORMATS))
-    return nearest, f"{wanted} is for the command line (python -m opensora_core); in ComfyUI use {nearest}, which needs more RAM."
+    return wanted, _NF4 if wanted == NAME else ""
 
 
 def _cannot(plan: Preflight) -> str:

@@ -1,4 +1,4 @@
-"""Weights in 8 bits, in the host's own format for quantised layers: held so from the moment they are loaded, or written to a file."""
+"""Weights in 8 bits, in the host's own format for quantised layers, or in nf4: held so from the moment they are loaded, or written to a file."""
 
 import json
 from pathlib import Path
@@ -26,15 +26,17 @@ def quantise_state(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
 
 
 def quantise_layers(state: dict[str, Tensor], layers: list[str], form: Format) -> dict[str, Tensor]:
-    """The same tensors, the weights of the named layers in a format and with the notes by which the host knows it."""
-    layout = json.dumps({"format": HOST_NAMES[form.name], "full_precision_matrix_mult": True}).encode()
+    """The same tensors, the weights of the named layers in a format and with the notes by which the host knows it, if it does (nf4: nf4.py)."""
+    name = HOST_NAMES.get(form.name)
+    layout = json.dumps({"format": name, "full_precision_matrix_mult": True}).encode()
     result, progress = dict(state), comfy.utils.ProgressBar(len(layers))
     for layer in layers:
         comfy.model_management.throw_exception_if_processing_interrupted()
         stored, scale = form.quantise(state[f"{layer}.weight"])
         result[f"{layer}.weight"] = stored.view(torch.float8_e4m3fn) if form.name == "fp8_e4m3fn" else stored
         result[f"{layer}.weight_scale"] = scale
-        result[f"{layer}.comfy_quant"] = torch.tensor(list(layout), dtype=torch.uint8)
+        if name is not None:
+            result[f"{layer}.comfy_quant"] = torch.tensor(list(layout), dtype=torch.uint8)
         progress.update(1)
     return result
 

@@ -78,6 +78,12 @@ _PARTS = (
     ("comfy.model_patcher.ModelPatcher", _PATCHER, "partially_unload", ("device_to", "memory_to_free")),
     ("comfy.model_patcher.ModelPatcher", _PATCHER, "clone", ("disable_dynamic", "model_override", "force_deepcopy")),
     ("comfy.ops", comfy.ops, "disable_weight_init", ()),
+    ("comfy.ops", comfy.ops, "manual_cast", ()),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "add_patches", ("patches", "strength_patch", "strength_model")),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "add_hook_patches", ("hook", "patches", "strength_patch", "strength_model")),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "add_weight_wrapper", ("name", "function")),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "get_key_patches", ("filter_prefix",)),
+    ("comfy.model_patcher.ModelPatcher", _PATCHER, "model_state_dict_for_saving", ("model", "prefix")),
     ("latent_preview", latent_preview, "prepare_callback", ("model", "steps")),
 )
 _METHODS = (

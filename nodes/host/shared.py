@@ -1,10 +1,11 @@
 """One copy of a file's weights for all loader nodes that name it, and what of it is loaded where.
 
 Held weakly: a model lives as long as some node's output, a running graph or the host's own list needs it, so that
-/free, the host's cache eviction and replaced files do what their users expect. Nothing is moved or unloaded here but
-through the host's own calls.
+/free, the host's cache eviction and replaced files do what their users expect; beyond that only what a person asks to be
+kept (keep.py). Nothing is moved or unloaded here but through the host's own calls.
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import nn
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.loaded import SHARED, Description, identity
 from ...opensora_core.offload.plan import at_least
+from . import keep, nf4
 from .model import load_model
 from .text import load_text_encoders
 from .vae import load_vae
@@ -24,7 +26,9 @@ MODEL, TEXT_ENCODERS, VAE, OTHER = KINDS = ("model", "text encoders", "VAE", "ot
 NONE, ALL = "none", "everything"
 UNLOAD = (NONE, MODEL, TEXT_ENCODERS, VAE, ALL)
 
-_ours: weakref.WeakSet = weakref.WeakSet()  # every MODEL, CLIP and VAE that was given out here and is alive
+_SHELL = "open_sora_clip"  # attachment of a CLIP's patcher
+
+_ours: weakref.WeakSet = weakref.WeakSet()  # every patcher of a MODEL or CLIP, and every VAE, that was loaded here and is alive
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Entry:
     Attributes:
         kind: one of KINDS. files: names of what it was loaded from; empty where it does not say.
         size: bytes of its weights. on_device: bytes of them on `device` now.
-        precision: types of its weights, the most of them first.
+        precision: types of its weights, the most of them first. is_kept: in RAM beyond its use.
     """
 
     kind: str
@@ -44,9 +48,11 @@ class Entry:
     size: int
     on_device: int
     precision: str
+    is_kept: bool = False
 
     def line(self) -> str:
         """For a person."""
+        kept = ", kept loaded" if self.is_kept else ""
         what = ", ".join(self.files) or self.name
         if self.device == "cpu" or not self.on_device:
             where = "all in RAM"
@@ -54,7 +60,7 @@ class Entry:
             where = f"all on {self.device}"
         else:
             where = f"{_gib(self.on_device)} on {self.device}, {_gib(self.size - self.on_device)} in RAM"
-        return f"{self.kind}: {what} ({self.name}), {self.precision}, {_gib(self.size)}, {where}"
+        return f"{self.kind}: {what} ({self.name}), {self.precision}, {_gib(self.size)}, {where}{kept}"
 
 
 def shared_model(path: str, precision: str):
@@ -63,14 +69,28 @@ def shared_model(path: str, precision: str):
 
 
 def shared_text_encoders(t5_path: str, clip_l_path: str, precision: str, device: str):
-    """The CLIP of two files, as text.load_text_encoders gives it."""
+    """A CLIP over the weights of two files, as text.load_text_encoders gives it."""
     options = {"with": identity(clip_l_path), "precision": precision, "device": device}
-    return _shared(TEXT_ENCODERS, t5_path, options, lambda: load_text_encoders(t5_path, clip_l_path, precision, device))
+    # Its patcher is what is shared: copies with a LoRA are copies of that, and keep it alive when no CLIP object is left.
+    patcher = _shared(TEXT_ENCODERS, t5_path, options, lambda: _patcher_of(load_text_encoders(t5_path, clip_l_path, precision, device)))
+    clip = copy.copy(patcher.get_attachment(_SHELL))
+    clip.patcher, clip.tokenizer_options = patcher, dict(clip.tokenizer_options)
+    return clip
 
 
 def shared_vae(path: str):
     """The VAE of a file, as vae.load_vae gives it."""
     return _shared(VAE, path, {}, lambda: load_vae(path))
+
+
+def keep_loaded(gib: float) -> str:
+    """Keep up to so many GiB of models in RAM when nothing uses them; see keep.py. Returns a sentence, "" for none.
+
+    Raises:
+        OpenSoraError: no amount of memory.
+    """
+    keep.set_limit(gib, tuple(_kind_in_cache(kind) for kind in KINDS))
+    return f"Up to {gib:g} GiB stay loaded after their use." if gib else ""
 
 
 def listing() -> list[Entry]:
@@ -113,10 +133,23 @@ def report(done: str) -> str:
 
 
 def _shared(kind: str, path: str, options: dict[str, Hashable], load: Callable):
-    # The library's own pipelines share other objects over the same files.
-    found = SHARED.get(f"ComfyUI {kind}", path, options, load, _describe)
+    found = SHARED.get(_kind_in_cache(kind), path, options, load, _describe, keep.is_on())
+    keep.yield_to_host()  # with what was loaded just now
     _ours.add(found)
     return found
+
+
+def _kind_in_cache(kind: str) -> str:
+    """The library's own pipelines share other objects over the same files."""
+    return f"ComfyUI {kind}"
+
+
+def _patcher_of(clip):
+    """The patcher of a CLIP, with everything else of the CLIP attached to it."""
+    shell, patcher = copy.copy(clip), clip.patcher
+    shell.patcher = None  # no circle
+    patcher.set_attachments(_SHELL, shell)
+    return patcher
 
 
 def _host_patchers() -> list:
@@ -131,8 +164,9 @@ def _patcher(thing):
 
 def _entry(patcher) -> Entry:
     found = _describe(patcher)
+    is_kept = any(_patcher(kept).model is patcher.model for kept in SHARED.kept() if hasattr(_patcher(kept), "load_device"))
     return Entry(
-        _kind(patcher), _name(patcher), _files(patcher), found.device, found.num_bytes, int(patcher.loaded_size()), found.precision
+        _kind(patcher), _name(patcher), _files(patcher), found.device, found.num_bytes, int(patcher.loaded_size()), found.precision, is_kept
     )
 
 
@@ -143,10 +177,11 @@ def _describe(thing) -> Description:
 
 def _precision(network: nn.Module) -> str:
     sizes: dict[str, int] = {}
-    for weight in network.parameters():
-        held = getattr(weight, "_qdata", weight)  # of the host's quantised tensors
-        name = str(held.dtype).removeprefix("torch.")
-        sizes[name] = sizes.get(name, 0) + held.numel() * held.element_size()
+    for module in network.modules():
+        for key, weight in module.named_parameters(recurse=False):
+            held = getattr(weight, "_qdata", weight)  # of the host's quantised tensors
+            name = nf4.NAME if key == "weight" and nf4.is_nf4(module) else str(held.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + held.numel() * held.element_size()
     return " and ".join(sorted(sizes, key=lambda name: -sizes[name])) or "no weights"
 
 

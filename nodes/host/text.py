@@ -21,10 +21,12 @@ from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.config import T5_LENGTH
 from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.quantised import NF4
 from ...opensora_core.text.prompt import dropped_sentence, fit_tokens
+from . import nf4
 from .precision import quantise_layers
 
-PRECISIONS = ("auto", "bf16", *FORMATS)
+PRECISIONS = ("auto", "bf16", *FORMATS, nf4.NAME)
 DEVICES = ("auto", "cpu")
 
 T5_VOCABULARY, CLIP_VOCABULARY = 32128, 49408  # rows of the released embedding tables
@@ -129,7 +131,8 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", 
 
     Args:
         t5_path, clip_l_path: single files, in either order.
-        precision: auto (as stored), bf16, fp8_e4m3fn or int8 (T5's linear layers in the host's 8-bit formats, the rest as stored).
+        precision: auto (as stored), bf16, fp8_e4m3fn or int8 (T5's linear layers in the host's 8-bit formats, the rest as stored), or
+            nf4 (in 4 bits, by bitsandbytes; experimental, see nf4.py).
         device: auto (the host's choice) or cpu.
 
     Raises:
@@ -141,14 +144,19 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", 
     options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
     if t5.is_quantised:
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
+    is_nf4 = precision == nf4.NAME
+    if is_nf4:
+        options["custom_operations"] = nf4.NF4Operations
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     # CLIP's projection is not in the files Flux users have and is not used; without it the host warns of a missing tensor.
     width = clip_l.shapes["text_model.embeddings.token_embedding.weight"][1]
     clip_l.state.setdefault("text_projection.weight", torch.eye(width))
     clip = comfy.sd.load_text_encoder_state_dicts(
-        [clip_l.state, t5.state], clip_type=comfy.sd.CLIPType.FLUX, model_options=options, disable_dynamic=disable_dynamic
+        [clip_l.state, t5.state], clip_type=comfy.sd.CLIPType.FLUX, model_options=options, disable_dynamic=disable_dynamic or is_nf4
     )
+    if is_nf4:
+        nf4.unpatchable(clip.patcher)
     clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (t5_path, clip_l_path, precision, device))
     clip.tokenizer = ExactTokenizer(clip.tokenizer)
     return clip
@@ -259,12 +267,13 @@ def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None
         return
     if precision not in PRECISIONS:
         raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    form = NF4() if precision == nf4.NAME else FORMATS[precision]()
     if t5.state["encoder.final_layer_norm.weight"].dtype == torch.float8_e4m3fn:
         if precision == "fp8_e4m3fn":
             return  # stored so already
         raise CheckpointError(f"{t5.name} is stored in fp8; use it with precision auto, or choose an unquantised file for {precision}.")
     layers = [key[: -len(".weight")] for key in t5.state if key.endswith(_T5_LINEARS)]
-    t5.state = quantise_layers(t5.state, layers, FORMATS[precision]())
+    t5.state = quantise_layers(t5.state, layers, form)
 
 
 def _load_dtype(t5_state: dict, clip_state: dict) -> torch.dtype:

@@ -88,6 +88,20 @@ def test_loaders_share_weights_and_free_lets_go_of_them(server, listen):
     assert "memory leak" not in server.log.lower()
 
 
+def test_what_is_kept_loaded_outlives_its_graph_and_not_a_free(server, listen):
+    keep = {"class_type": "OpenSoraLoadedModels", "inputs": {"unload": "none", "keep_gib": 4.0}}
+    nodes = graph()
+    nodes["loaded"] = {**keep, "inputs": {**keep["inputs"], "any": ["save", 0]}}
+    assert text_of(listen(nodes), "loaded").count(", kept loaded") == 3
+    free(server, unload_models=True)
+    lines = text_of(listen({"loaded": keep}), "loaded").splitlines()
+    assert lines[0] == "Up to 4 GiB stay loaded after their use." and len([line for line in lines if line.endswith(", kept loaded")]) == 3
+    free(server, unload_models=True, free_memory=True)
+    assert text_of(listen({"loaded": keep}), "loaded").splitlines()[1:] == ["No model is loaded."]
+    assert text_of(listen({"loaded": LOADED}), "loaded") == "No model is loaded."
+    assert "memory leak" not in server.log.lower()
+
+
 def test_unloading_by_a_node(server, listen):
     nodes = graph()
     nodes["loaded"] = {"class_type": "OpenSoraLoadedModels", "inputs": {"any": ["save", 0], "unload": "everything"}}
