@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .conditioning import OpenSoraImageToVideo
+from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
 from .host import keep, selftest
 from .host.model import register
@@ -23,6 +23,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraPromptList,
     OpenSoraEmptyLatentVideo,
     OpenSoraImageToVideo,
+    OpenSoraVideoToVideo,
     OpenSoraScheduler,
     OpenSoraGuider,
     OpenSoraRectifiedFlowSampler,

@@ -1,14 +1,53 @@
-"""What a video begins and ends with: reference pictures laid into the conditioning."""
+"""What a video begins and ends with: pictures, clips and latents laid into the conditioning."""
 
-import node_helpers
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.config import HUNYUAN_VAE
+from ..opensora_core.config import HUNYUAN_VAE, Tiling
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.sampling.conditioning import FITS, fit_image, image_condition
-from .host import clips
+from ..opensora_core.sampling.conditioning import (
+    BACKWARDS,
+    CONTEXTS,
+    DIRECTIONS,
+    FITS,
+    FORWARDS,
+    check_room,
+    clip_cond_type,
+    fit_clip,
+    fit_image,
+    image_condition,
+    nearest_frames,
+)
+from ..opensora_core.sampling.guidance import ReferenceUse
+from .host import clips, notice, references
+from .host.condition import with_condition
 from .host.vae import check_latent_shape, vae_config
+
+_STRENGTH_TOOLTIP = (
+    "How closely the video holds to what is given: the share of the steps, from the first, that see it. 1 = all of them, exactly as "
+    "released; lower = the later steps are free to move away; 0 = not used. Needs Open-Sora Sampler or Open-Sora Guider."
+)
+
+
+def _strength_input() -> io.Float.Input:
+    return io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True, tooltip=_STRENGTH_TOOLTIP)
+
+
+def _given_inputs(of_clip: str) -> list:
+    return [
+        io.Conditioning.Input("positive", tooltip="The encoded prompt; it is copied, never changed."),
+        io.Conditioning.Input("negative", tooltip="The encoded negative prompt; it is copied, never changed."),
+        io.Vae.Input("vae", tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE."),
+        io.Latent.Input("latent", tooltip=of_clip),
+    ]
+
+
+def _outputs(what: str) -> list:
+    return [
+        io.Conditioning.Output(display_name="positive", tooltip=f"The prompt with {what}, for a sampler or guider."),
+        io.Conditioning.Output(display_name="negative", tooltip=f"The negative prompt with the same {what.split()[-1]}."),
+        io.Latent.Output(display_name="latent", tooltip="The clip that was given, unchanged."),
+    ]
 
 
 class OpenSoraImageToVideo(io.ComfyNode):
@@ -21,10 +60,7 @@ class OpenSoraImageToVideo(io.ComfyNode):
             description="Gives the video its first frame, its last frame, or both. Each picture is encoded on its own, as the model was trained.",
             search_aliases=["open sora i2v", "image to video", "first frame", "last frame", "start image", "loop"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="The encoded prompt; it is copied, never changed."),
-                io.Conditioning.Input("negative", tooltip="The encoded negative prompt; it is copied, never changed."),
-                io.Vae.Input("vae", tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE."),
-                io.Latent.Input("latent", tooltip="The clip to make, at least 5 frames; it says how large the pictures must be."),
+                *_given_inputs("The clip to make, at least 5 frames; it says how large the pictures must be."),
                 io.Image.Input(
                     "start_image",
                     optional=True,
@@ -41,49 +77,153 @@ class OpenSoraImageToVideo(io.ComfyNode):
                     default=FITS[0],
                     tooltip="How a picture of another shape is fitted: crop = cover and cut the middle, as in training; pad = black bars; stretch.",
                 ),
+                _strength_input(),
+                io.Latent.Input(
+                    "start_latent",
+                    optional=True,
+                    tooltip="The first frame as a LATENT of one frame and the clip's size, in place of start_image; it is not encoded again.",
+                ),
+                io.Latent.Input(
+                    "end_latent",
+                    optional=True,
+                    tooltip="The last frame as a LATENT of one frame and the clip's size, in place of end_image; it is not encoded again.",
+                ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the pictures, for a sampler or guider."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the same pictures."),
-                io.Latent.Output(display_name="latent", tooltip="The clip that was given, unchanged."),
-            ],
+            outputs=_outputs("the pictures"),
         )
 
     @classmethod
-    def execute(cls, positive, negative, vae, latent, start_image=None, end_image=None, fit=FITS[0]) -> io.NodeOutput:
-        shape = _check(vae, latent["samples"], start_image, end_image)
+    def execute(
+        cls,
+        positive,
+        negative,
+        vae,
+        latent,
+        start_image=None,
+        end_image=None,
+        fit=FITS[0],
+        strength=1.0,
+        start_latent=None,
+        end_latent=None,
+    ) -> io.NodeOutput:
+        use = ReferenceUse(strength=strength)
+        images = {"start_image": start_image, "end_image": end_image}
+        shape = _check_clip(vae, latent)
+        ends = _check_pictures(shape, images, {"start_latent": start_latent, "end_latent": end_latent})
         size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION
-        head, tail = (
-            None if pictures is None else clips.encode_pictures(vae, fit_image(pictures[..., :3], *size, fit))
-            for pictures in (start_image, end_image)
-        )
-        condition = image_condition(shape, head=head, tail=tail)
-        # The host's own keys, in its convention: 1 = to be generated. Its context windows and stock image nodes read them too.
-        values = {"concat_latent_image": condition.latents, "concat_mask": 1 - condition.mask}
-        given = (node_helpers.conditioning_set_values(conditioning, values) for conditioning in (positive, negative))
-        return io.NodeOutput(*given, latent)
+        if strength > 0:
+            ends = [
+                clips.encode_pictures(vae, fit_image(given, *size, fit)) if images[name] is not None else given
+                for name, given in zip(images, ends, strict=True)
+            ]
+            condition = image_condition(shape, *ends, use)
+            positive, negative = (with_condition(conditioning, condition) for conditioning in (positive, negative))
+        return io.NodeOutput(positive, negative, latent)
 
 
-def _check(vae, samples, start_image, end_image) -> tuple[int, ...]:
-    """Everything that can be wrong, before anything is encoded; returns the clip's latent shape."""
-    if start_image is None and end_image is None:
+def _check_pictures(shape: tuple[int, ...], images: dict, latents: dict) -> list:
+    """What begins and what ends the clip, as pictures or latents or None, once nothing about them can be wrong."""
+    ends = []
+    for (image_name, image), (latent_name, latent) in zip(images.items(), latents.items(), strict=True):
+        if image is not None and latent is not None:
+            raise OpenSoraError(f"{image_name} and {latent_name} are both given; disconnect one of them.")
+        if latent is not None:
+            ends.append(references.check_latents(latent_name, latent, shape, frames=1))
+        else:
+            ends.append(None if image is None else references.check_pictures(image_name, image, shape[0]))
+    given = sum(end is not None for end in ends)
+    if not given:
         raise OpenSoraError(
             "Image to video needs a start_image, an end_image or both; for none, connect the prompts to the sampler directly."
         )
-    shape = check_latent_shape(tuple(samples.shape), HUNYUAN_VAE.latent_channels)
+    check_room(given, shape[2], f"the picture{'s' * (given > 1)} given")
+    return ends
+
+
+def _check_clip(vae, latent: dict) -> tuple[int, ...]:
+    """The clip's latent shape, if this VAE can encode references for it."""
+    shape = check_latent_shape(tuple(latent["samples"].shape), HUNYUAN_VAE.latent_channels)
     geometry.check_size(*(side * geometry.SPACE_COMPRESSION for side in shape[3:]))
-    given = [(name, image) for name, image in (("start_image", start_image), ("end_image", end_image)) if image is not None]
-    if shape[2] <= len(given):
-        frames = geometry.pixel_frames(shape[2])
-        raise OpenSoraError(
-            f"This clip has {frames} frame(s), all given by {len(given)} picture(s); use at least {4 * len(given) + 1} frames."
-        )
-    for name, image in given:
-        if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
-            raise OpenSoraError(f"{name} is {list(image.shape)}; an IMAGE is [pictures, height, width, 3].")
-        if image.shape[0] not in (1, shape[0]):
-            raise OpenSoraError(f"{name} holds {image.shape[0]} pictures for a batch of {shape[0]} videos; give 1 or {shape[0]}.")
     channels = vae_config(vae).latent_channels
     if channels != shape[1]:
         raise OpenSoraError(f"This VAE has {channels} latent channels and the clip {shape[1]}; use the HunyuanVideo VAE.")
     return shape
+
+
+class OpenSoraVideoToVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraVideoToVideo",
+            display_name="Open-Sora Video to Video",
+            category="Open-Sora/conditioning",
+            description="Extends a clip forwards, its last frames beginning the new video, or backwards, its first frames ending it. Experimental: the "
+            "released model may never have been trained to go on from a clip.",
+            search_aliases=["open sora v2v", "video to video", "extend video", "continue video", "clip"],
+            is_experimental=True,
+            inputs=[
+                *_given_inputs("The video to make, with the frames of the clip in it: at least 37 frames, or 69 with context 65."),
+                io.MultiType.Input(
+                    "video",
+                    [io.Image, io.Video, io.Latent],
+                    tooltip="The clip to extend: frames, a video, or the LATENT of a finished one, which is not decoded and encoded again. Taken "
+                    "frame by frame, at its own rate.",
+                ),
+                io.Combo.Input(
+                    "direction",
+                    options=list(DIRECTIONS),
+                    default=FORWARDS,
+                    tooltip="forwards = the video begins with the clip's last frames; backwards = it ends with the clip's first ones.",
+                ),
+                io.Combo.Input(
+                    "context",
+                    options=[str(count) for count in CONTEXTS],
+                    default=str(CONTEXTS[0]),
+                    tooltip="How many frames of the clip the video goes on from. More hold it closer, and leave fewer to be made.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    default=FITS[0],
+                    advanced=True,
+                    tooltip="How a clip of another shape is fitted: crop = cover and cut the middle, as in training; pad = black bars; stretch.",
+                ),
+                _strength_input(),
+            ],
+            outputs=_outputs("the clip"),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, positive, negative, vae, latent, video, direction, context, fit=FITS[0], strength=1.0) -> io.NodeOutput:
+        count, use, node_id = int(context), ReferenceUse(is_clip=True, strength=strength), cls.hidden.unique_id
+        clip_cond_type(direction, count)
+        shape, given = _check_clip(vae, latent), geometry.latent_frames(count)
+        check_room(given, shape[2], f"the {count} frames of the clip")
+        size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION
+
+        def report(line: str) -> None:
+            notice.show(line, node_id)
+
+        if isinstance(video, dict):
+            latents = _part_of_latents(references.check_latents("video", video, shape), direction, count)
+        else:
+            frames = references.clip_frames("video", video, direction, count, report)
+            if strength > 0:
+                latents = clips.encode(vae, fit_clip(frames, *size, fit), Tiling(), None, report)
+        if strength > 0:
+            ends = (None, latents) if direction == BACKWARDS else (latents, None)
+            condition = image_condition(shape, *ends, use)
+            positive, negative = (with_condition(conditioning, condition) for conditioning in (positive, negative))
+        return io.NodeOutput(positive, negative, latent)
+
+
+def _part_of_latents(samples, direction: str, context: int):
+    """The latent frames of a finished clip [B, C, T, H, W] that the new video touches."""
+    given = geometry.latent_frames(context)
+    if samples.shape[2] < given:
+        raise OpenSoraError(
+            f"video has {geometry.pixel_frames(samples.shape[2])} frames; going on from it takes {context}: use a longer clip"
+            f"{f', or context {CONTEXTS[0]}' * (samples.shape[2] >= geometry.latent_frames(CONTEXTS[0]))}."
+        )
+    return nearest_frames(samples.movedim(2, 0), direction, given).movedim(0, 2)

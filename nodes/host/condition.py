@@ -1,7 +1,8 @@
 """What travels with a CONDITIONING: the text encoders' outputs and the given latent frames, under the host's own keys.
 
 `concat_latent_image` holds raw VAE latents, `concat_mask` is 1 where a latent pixel is to be made: the host's
-convention, which stock image-to-video and inpainting nodes follow too.
+convention, which stock image-to-video and inpainting nodes follow too. How a run uses them travels under a key of
+our own, which our guider alone reads.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from ...opensora_core.config import TransformerConfig
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.sampling.conditioning import ImageCondition
+from ...opensora_core.sampling.guidance import PICTURES, ReferenceUse
 
-LATENT_KEY, MASK_KEY = "concat_latent_image", "concat_mask"
+LATENT_KEY, MASK_KEY, USE_KEY = _KEYS = "concat_latent_image", "concat_mask", "open_sora_use"
 _ENCODE = "encode the prompt with Open-Sora Text Encode, or with CLIPTextEncode from DualCLIPLoader of type flux"
 
 
@@ -25,16 +28,18 @@ class Reference:
     Attributes:
         latents: [B or 1, C, T, H, W], unscaled VAE latents.
         mask: [B or 1, 1, T, H, W], 1 = to be made; None = everything is given as far as `latents` reach.
+        use: how a run uses them.
     """
 
     latents: Tensor
     mask: Tensor | None
+    use: ReferenceUse = PICTURES
 
     @classmethod
     def of(cls, values: dict) -> "Reference | None":
         """The reference in one entry's dictionary, or None."""
         latents = values.get(LATENT_KEY)
-        return None if latents is None else cls(latents, values.get(MASK_KEY))
+        return None if latents is None else cls(latents, values.get(MASK_KEY), values.get(USE_KEY, PICTURES))
 
     def check(self, latent_shape: tuple[int, ...]) -> None:
         """Raise an OpenSoraError unless the reference fits clips of [B, C, T, H, W]."""
@@ -73,7 +78,10 @@ class Reference:
         return mask.round()
 
     def restore(self, latents: Tensor) -> Tensor:
-        """Put the given latent frames back into finished, unscaled latents [B, C, T, H, W], in every item of the batch."""
+        """Put the given latent frames back into finished, unscaled latents [B, C, T, H, W], in every item of the batch, if their
+        use says so."""
+        if not self.use.is_restored:
+            return latents
         known, reference = self.fit(tuple(latents.shape))
         return torch.where(known.bool().to(latents.device), reference.to(latents), latents)
 
@@ -82,6 +90,30 @@ def reference_of(conditioning: list) -> Reference | None:
     """The first reference that a CONDITIONING ([tensor, values] pairs) carries, or None."""
     found = (Reference.of(values) for _, values in conditioning)
     return next((reference for reference in found if reference is not None), None)
+
+
+def with_reference(conditioning: list, reference: Reference, over: bool = True) -> list:
+    """A copy of a CONDITIONING whose entries carry a reference; over: also those that have one of their own."""
+    given = {LATENT_KEY: reference.latents, MASK_KEY: reference.mask, USE_KEY: reference.use}
+    given = {key: value for key, value in given.items() if value is not None}
+    return [[context, values if LATENT_KEY in values and not over else {**_bare(values), **given}] for context, values in conditioning]
+
+
+def with_condition(conditioning: list, condition: ImageCondition) -> list:
+    """A copy of a CONDITIONING whose entries carry given latent frames, unscaled; none where they are not used at all."""
+    if condition.use.strength == 0:
+        return without_reference(conditioning)
+    # The host's convention: 1 = to be generated. Its context windows and stock image nodes read both keys too.
+    return with_reference(conditioning, Reference(condition.latents, 1 - condition.mask, condition.use))
+
+
+def without_reference(conditioning: list) -> list:
+    """A copy of a CONDITIONING whose entries carry no reference."""
+    return [[context, _bare(values)] for context, values in conditioning]
+
+
+def _bare(values: dict) -> dict:
+    return {key: value for key, value in values.items() if key not in _KEYS}
 
 
 def check_conditioning(name: str, conditioning: list, config: TransformerConfig) -> None:

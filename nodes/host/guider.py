@@ -13,14 +13,15 @@ import comfy.samplers
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.sampling.guidance import Guidance, StepGuidance
+from ...opensora_core.sampling.guidance import PICTURES, Guidance, StepGuidance
 from . import notice, selftest
-from .condition import LATENT_KEY, MASK_KEY, Reference, check_conditioning, reference_of
+from .condition import check_conditioning, reference_of, with_reference, without_reference
 from .model import require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
 
 SIGMA_TOLERANCE = 1e-6  # two sigmas nearer than this are the same one after a trip through another dtype or device
 UNCOND_IMAGE = "uncond_image"  # the third pass: negative prompt, no reference
+COND_FREE = "cond_free"  # in place of the first, at steps that do not read the reference: prompt, no reference
 
 
 class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
@@ -46,15 +47,18 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         self.set_cfg(guidance.text)
         self.reference = reference_of(positive)
         conds = {"positive": positive, "negative": negative}
+        self.use = PICTURES if self.reference is None else self.reference.use
         if self.reference is not None:
-            conds["negative"] = _with_reference(negative, self.reference)
-            conds[UNCOND_IMAGE] = _without_reference(negative)
+            conds["negative"] = with_reference(negative, self.reference, over=False)
+            conds[UNCOND_IMAGE] = without_reference(negative)
+            if self.use.strength < 1:
+                conds[COND_FREE] = without_reference(positive)
         self.inner_set_conds(conds)
 
     def step_guidance(self, sigma: Tensor, sample_sigmas: Tensor, latent_frames: int) -> StepGuidance:
         """Guidance of the step that a sigma belongs to."""
         step, num_steps = step_index(sigma, sample_sigmas)
-        return self.guidance.at_step(step, num_steps, latent_frames, self.reference is not None)
+        return self.guidance.at_step(step, num_steps, latent_frames, self.reference is not None, self.use)
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
         """The guided, denoised latents [B, C, T, H, W] of one evaluation, through the host's hooks."""
@@ -118,7 +122,9 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
     def _conds_of(self, now: StepGuidance, options: dict) -> list:
         """The passes in the host's order: positive, negative (None: not run), and without reference if it is needed."""
         uncond = "uncond" in now.passes or options.get("disable_cfg1_optimization", False)
-        conds = [self.conds["positive"], self.conds["negative"] if uncond else None]
+        is_free = self.reference is not None and not now.reads_reference
+        positive, negative = (COND_FREE, UNCOND_IMAGE) if is_free else ("positive", "negative")
+        conds = [self.conds[positive], self.conds[negative] if uncond else None]
         return [*conds, self.conds[UNCOND_IMAGE]] if "uncond_image" in now.passes else conds
 
 
@@ -139,18 +145,6 @@ def _predict(model, conds: list, x: Tensor, timestep: Tensor, options: dict) -> 
 
 def _show_where_it_runs(line: str) -> None:
     notice.show(line, notice.executing_node())
-
-
-def _with_reference(conditioning: list, reference: Reference) -> list:
-    """The same entries, each with a reference: its own if it has one, else this one."""
-    given = {LATENT_KEY: reference.latents} | ({} if reference.mask is None else {MASK_KEY: reference.mask})
-    return [[context, values if LATENT_KEY in values else {**values, **given}] for context, values in conditioning]
-
-
-def _without_reference(conditioning: list) -> list:
-    return [
-        [context, {key: value for key, value in values.items() if key not in (LATENT_KEY, MASK_KEY)}] for context, values in conditioning
-    ]
 
 
 def check_latent(samples: Tensor, config) -> tuple[int, ...]:

@@ -141,12 +141,12 @@ def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown:
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)
-        done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, has_image).passes) for i in range(step + 1))
+        done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, has_image, guider.use).passes) for i in range(step + 1))
         saved = 3 * (step + 1) - done
         line = f"Step {step + 1} of {num_steps}: {done} forwards, {saved} of {3 * num_steps} saved"
         shown.show(line, logging.DEBUG)
 
-    total = num_forwards(guider.guidance, num_steps, latent_frames, has_image)
+    total = num_forwards(guider.guidance, num_steps, latent_frames, has_image, guider.use)
     shown.show(f"{num_steps} steps, {total} forwards (three passes at every step would be {3 * num_steps})", logging.INFO)
     return callback
 
