@@ -1,6 +1,5 @@
 """From latents to frames and back, through the VAE that Open-Sora was trained with."""
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.config import Tiling
@@ -42,7 +41,7 @@ class OpenSoraVAELoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=paths.choices(FOLDER),
                     tooltip="The video VAE in models/vae: hunyuan_vae.safetensors from the Open-Sora repository.",
                 )
             ],

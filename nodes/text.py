@@ -1,6 +1,5 @@
 """Prompts: the two text encoders, and what becomes of a prompt before they read it."""
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
@@ -12,7 +11,7 @@ FOLDER = "text_encoders"
 class OpenSoraTextEncoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        files = folder_paths.get_filename_list(FOLDER)
+        files = paths.choices(FOLDER)
         return io.Schema(
             node_id="OpenSoraTextEncoderLoader",
             display_name="Open-Sora Load Text Encoders",
@@ -50,11 +49,11 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, t5_name, clip_l_name, precision, device):
-        return [*paths.stamp(FOLDER, t5_name), *paths.stamp(FOLDER, clip_l_name), precision, device]
+        return [*paths.stamp(FOLDER, t5_name, paths.T5), *paths.stamp(FOLDER, clip_l_name, paths.CLIP), precision, device]
 
     @classmethod
     def execute(cls, t5_name, clip_l_name, precision, device="auto") -> io.NodeOutput:
-        files = [paths.model_file(FOLDER, name) for name in (t5_name, clip_l_name)]
+        files = [paths.model_file(FOLDER, name, part) for name, part in ((t5_name, paths.T5), (clip_l_name, paths.CLIP))]
         clip = shared.shared_text_encoders(*files, precision, device)
         prompts.note_source(clip)
         keep.watch(clip)

@@ -9,23 +9,33 @@ from ...opensora_core import model_files
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 
 SMALL = "small (built in)"
-_SMALL_FILES = {"diffusion_models": "Open_Sora_v2.safetensors", "vae": "hunyuan_vae.safetensors"}
+T5, CLIP = "t5", "clip"  # parts of the small model that lie in one folder of the host's
+_SMALL_FILES = {
+    "diffusion_models": "Open_Sora_v2.safetensors",
+    "vae": "hunyuan_vae.safetensors",
+    T5: "google/t5-v1_1-xxl/model.safetensors",
+    CLIP: "openai/clip-vit-large-patch14/model.safetensors",
+}
 
 
 def choices(folder: str) -> list[str]:
     """Names to choose from: the files of a model folder and, where the pack has it, the small model."""
     files = folder_paths.get_filename_list(folder)
-    return [*files, SMALL] if _small_file(folder).is_file() else files
+    return [*files, SMALL] if model_files.SMALL.is_dir() else files
 
 
-def model_file(folder: str, name: str) -> str:
+def model_file(folder: str, name: str, part: str | None = None) -> str:
     """Full path of a file in one of the host's model folders ("diffusion_models", "loras"), or of the small model's.
+
+    Args:
+        part: which part of the small model is meant, where the folder is for several.
 
     Raises:
         CheckpointError: a name that leads out of the folder, or no such file.
     """
-    if name == SMALL and _small_file(folder).is_file():
-        return str(_small_file(folder))
+    small = model_files.SMALL / _SMALL_FILES.get(part or folder, "none")
+    if name == SMALL and small.is_file():
+        return str(small)
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
         raise CheckpointError(f"{name!r} is not inside models/{folder}; put the file there and choose it from the list.")
@@ -56,12 +66,8 @@ def new_file(folder: str, name: str) -> Path:
     return target / name
 
 
-def stamp(folder: str, name: str) -> tuple[str, int, int]:
-    """What changes when a file is replaced by another of the same name: path, modification time, size."""
-    path = model_file(folder, name)
+def stamp(folder: str, name: str, part: str | None = None) -> tuple[str, int, int]:
+    """What changes when a file is replaced by another of the same name: path, modification time, size. Arguments as model_file's."""
+    path = model_file(folder, name, part)
     stat = os.stat(path)
     return path, stat.st_mtime_ns, stat.st_size
-
-
-def _small_file(folder: str) -> Path:
-    return model_files.SMALL / _SMALL_FILES.get(folder, "none")

@@ -3,11 +3,13 @@
 The host's own reading of a prompt differs from the reference in three ways: "(word:1.3)" is taken for a
 weight, T5 is padded to 256 tokens and never cut, and a long prompt becomes several CLIP chunks. Here the
 ids come straight from the host's tokenizers: 512 T5 tokens and one CLIP chunk, as the transformers
-library makes them from the same tokenizer files.
+library makes them from the same tokenizer files. An encoder with a vocabulary of its own, as the built-in
+model has, brings its tokenizer beside its file, which also says how long a text is.
 """
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sd
@@ -23,6 +25,7 @@ from ...opensora_core.config import T5_LENGTH
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.quantised import NF4
 from ...opensora_core.text.prompt import dropped_sentence, fit_tokens
+from ...opensora_core.text.tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
 from . import nf4
 from .precision import quantise_layers
 
@@ -30,6 +33,7 @@ PRECISIONS = ("auto", "bf16", *FORMATS, nf4.NAME)
 DEVICES = ("auto", "cpu")
 
 T5_VOCABULARY, CLIP_VOCABULARY = 32128, 49408  # rows of the released embedding tables
+_T5_TABLE, _CLIP_TABLE = "shared.weight", "text_model.embeddings.token_embedding.weight"
 
 _T5_LINEARS = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight", ".wo.weight")
 _CLIP_HEAD_WIDTH = 64  # CLIP's released proportion: 768 wide, 12 heads
@@ -42,6 +46,7 @@ class EncoderFile:
     name: str
     identity: detect.Identity
     state: dict
+    path: Path = Path()  # a tokenizer of its own lies beside it
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -57,10 +62,12 @@ class ExactTokenizer:
 
     Args:
         tokenizer: the host's FluxTokenizer.
+        own: by the host's names ("t5xxl", "l"), the tokenizers of encoders that are not read with the host's.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, own: dict[str, Tokenizer] | None = None):
         self.inner = tokenizer
+        self.own = own or {}
         self.clip_l = tokenizer.clip_l
         self.t5xxl = tokenizer.t5xxl
 
@@ -88,13 +95,18 @@ def exact_tokens(tokenizer, text: str) -> tuple[dict, str]:
     Returns:
         {"t5xxl": [512 (id, 1.0) pairs], "l": [77 pairs]}, and a sentence if T5 had to drop the end of the prompt, else "".
     """
-    t5_ids = tokenizer.t5xxl.tokenizer(text, verbose=False)["input_ids"]  # we say ourselves what was dropped
-    clip_ids = tokenizer.clip_l.tokenizer(text, verbose=False)["input_ids"]
-    t5_ids, dropped = fit_tokens(list(t5_ids), T5_LENGTH, tokenizer.t5xxl.pad_token)
+    own = getattr(tokenizer, "own", {})
+    if t5 := own.get("t5xxl"):
+        length, t5_ids, pad = t5.length, t5.ids(text), t5.pad
+    else:
+        # We say ourselves what was dropped.
+        length, t5_ids, pad = T5_LENGTH, tokenizer.t5xxl.tokenizer(text, verbose=False)["input_ids"], tokenizer.t5xxl.pad_token
+    t5_ids, dropped = fit_tokens(list(t5_ids), length, pad)
+    clip_ids = _released_ids(own["l"], text) if "l" in own else tokenizer.clip_l.tokenizer(text, verbose=False)["input_ids"]
     # 77, or more for a CLIP-L with longer position tables, which the host pads to its full length.
     clip_ids, _ = fit_tokens(list(clip_ids), tokenizer.clip_l.max_length, tokenizer.clip_l.pad_token)
     tokens = {"l": [[(token, 1.0) for token in clip_ids]], "t5xxl": [[(token, 1.0) for token in t5_ids]]}
-    return tokens, dropped_sentence("T5", dropped, T5_LENGTH)
+    return tokens, dropped_sentence("T5", dropped, length)
 
 
 def encode(clip, text: str) -> tuple[list, str]:
@@ -104,7 +116,7 @@ def encode(clip, text: str) -> tuple[list, str]:
         clip: a host CLIP holding T5 and CLIP-L, from our loader or from DualCLIPLoader type flux.
 
     Returns:
-        CONDITIONING ([B, 512, 4096] T5 states without a mask, and CLIP's pooled [B, 768]), and a sentence about dropped words or "".
+        CONDITIONING ([B, 512, 4096] (the built-in model: [B, 32, 64]) T5 states without a mask, and CLIP's pooled [B, 768]), and a sentence about dropped words or "".
 
     Raises:
         OpenSoraError: the CLIP holds other encoders.
@@ -140,6 +152,9 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", 
     """
     t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
     overrides = {**_t5_overrides(t5), **_clip_overrides(clip_l)}
+    own = _own_tokenizers(t5, clip_l)
+    if "l" in own:
+        clip_l.state[_CLIP_TABLE] = _released_table(clip_l.state[_CLIP_TABLE], own["l"])
     _set_precision(t5, clip_l, precision)
     options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
     if t5.is_quantised:
@@ -150,7 +165,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", 
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     # CLIP's projection is not in the files Flux users have and is not used; without it the host warns of a missing tensor.
-    width = clip_l.shapes["text_model.embeddings.token_embedding.weight"][1]
+    width = clip_l.shapes[_CLIP_TABLE][1]
     clip_l.state.setdefault("text_projection.weight", torch.eye(width))
     clip = comfy.sd.load_text_encoder_state_dicts(
         [clip_l.state, t5.state], clip_type=comfy.sd.CLIPType.FLUX, model_options=options, disable_dynamic=disable_dynamic or is_nf4
@@ -158,7 +173,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", 
     if is_nf4:
         nf4.unpatchable(clip.patcher)
     clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (t5_path, clip_l_path, precision, device))
-    clip.tokenizer = ExactTokenizer(clip.tokenizer)
+    clip.tokenizer = ExactTokenizer(clip.tokenizer, own)
     return clip
 
 
@@ -174,7 +189,8 @@ def read_encoder(path: str) -> EncoderFile:
     state, _ = comfy.utils.convert_old_quants(state, model_prefix="", metadata=metadata)
     identity = detect.identify({key: tuple(tensor.shape) for key, tensor in state.items()})
     prefix = identity.prefix
-    return EncoderFile(name, identity, {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)})
+    bare = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return EncoderFile(name, identity, bare, Path(path))
 
 
 def sort_files(first: EncoderFile, second: EncoderFile) -> tuple[EncoderFile, EncoderFile]:
@@ -193,9 +209,8 @@ def sort_files(first: EncoderFile, second: EncoderFile) -> tuple[EncoderFile, En
 def _t5_overrides(t5: EncoderFile) -> dict:
     shapes = t5.shapes
     block = "encoder.block.0.layer."
-    _need(t5, ["shared.weight", f"{block}0.SelfAttention.relative_attention_bias.weight", f"{block}1.DenseReluDense.wi_0.weight"])
-    vocabulary, width = shapes["shared.weight"]
-    _check_vocabulary(t5, vocabulary, T5_VOCABULARY)
+    _need(t5, [_T5_TABLE, f"{block}0.SelfAttention.relative_attention_bias.weight", f"{block}1.DenseReluDense.wi_0.weight"])
+    vocabulary, width = shapes[_T5_TABLE]
     heads = shapes[f"{block}0.SelfAttention.relative_attention_bias.weight"][1]
     inner = shapes[f"{block}0.SelfAttention.q.weight"][0]
     mlp = shapes[f"{block}1.DenseReluDense.wi_0.weight"][0]
@@ -204,7 +219,7 @@ def _t5_overrides(t5: EncoderFile) -> dict:
     _check_whole(t5, manifest)
     if manifest == keys.t5_manifest():
         return {}
-    config = {"d_model": width, "d_ff": mlp, "d_kv": inner // heads, "num_heads": heads, "num_layers": layers}
+    config = {"d_model": width, "d_ff": mlp, "d_kv": inner // heads, "num_heads": heads, "num_layers": layers, "vocab_size": vocabulary}
     return {"t5xxl_model_config": config}
 
 
@@ -213,8 +228,7 @@ def _clip_overrides(clip_l: EncoderFile) -> dict:
     embeddings, layer = "text_model.embeddings.", "text_model.encoder.layers."
     # The host knows a CLIP file by its second layer.
     _need(clip_l, [f"{embeddings}position_embedding.weight", f"{layer}0.mlp.fc1.weight", f"{layer}1.mlp.fc1.weight"])
-    vocabulary, width = shapes[f"{embeddings}token_embedding.weight"]
-    _check_vocabulary(clip_l, vocabulary, CLIP_VOCABULARY)
+    vocabulary, width = shapes[_CLIP_TABLE]
     positions = shapes[f"{embeddings}position_embedding.weight"][0]
     mlp = shapes[f"{layer}0.mlp.fc1.weight"][0]
     layers = 1 + max(int(key.split(".")[3]) for key in shapes if key.startswith(layer))
@@ -240,13 +254,44 @@ def _need(file: EncoderFile, names: list[str]) -> None:
         raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; it is not whole, download it again.")
 
 
-def _check_vocabulary(file: EncoderFile, found: int, released: int) -> None:
-    """Raise unless the file has a row for every id of the tokenizer that ComfyUI brings."""
-    if found != released:
-        raise CheckpointError(
-            f"{file.name} is {file.identity.title} with a vocabulary of {found:,}; ComfyUI's tokenizer is the released one, of {released:,}. "
-            "Use an encoder with the released vocabulary, or the command line with its own tokenizer."
+def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer]:
+    """By the host's names, the tokenizers of the encoders that have another vocabulary than the released ones, from beside their files.
+
+    Raises:
+        CheckpointError: there is none, or it has more tokens than the encoder.
+    """
+    own = {}
+    for name, kind, file, table, released in (
+        ("t5xxl", T5, t5, _T5_TABLE, T5_VOCABULARY),
+        ("l", CLIP, clip_l, _CLIP_TABLE, CLIP_VOCABULARY),
+    ):
+        found = file.shapes[table][0]
+        if found == released:
+            continue
+        wrong = (
+            f"{file.name} is {file.identity.title} with a vocabulary of {found:,}; ComfyUI's tokenizer is the released one, of {released:,}"
         )
+        try:
+            own[name] = read_tokenizer(kind, find_tokenizer(kind, file.path, file.path.parent))
+        except CheckpointError as error:
+            raise CheckpointError(f"{wrong}. Use an encoder with the released vocabulary, or put its tokenizer beside it. {error}") from error
+        if own[name].size > found:
+            raise CheckpointError(f"{wrong}, and the one beside it has {own[name].size:,} tokens: they are not of one model.")
+    return own
+
+
+def _released_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """CLIP's ids with the start and end tokens, its two highest, under the released ids, by which the host knows them."""
+    shift = CLIP_VOCABULARY - 1 - tokenizer.end
+    return [token + shift if token >= tokenizer.end - 1 else token for token in tokenizer.ids(text)]
+
+
+def _released_table(table: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+    """CLIP's embedding table with as many rows as the released one, which is what the host makes; see _released_ids."""
+    rows = table.new_zeros(CLIP_VOCABULARY, table.shape[1])
+    rows[: tokenizer.end - 1] = table[: tokenizer.end - 1]
+    rows[-2:] = table[tokenizer.end - 1 : tokenizer.end + 1]
+    return rows
 
 
 def _check_whole(file: EncoderFile, manifest: keys.Manifest) -> None:

@@ -83,7 +83,7 @@ def listen(server):
 
 
 @pytest.fixture(scope="session")
-def inprocess_results(installation, tiny_checkpoint, tmp_path_factory) -> dict[str, list[tuple[str, str]]]:
+def inprocess_results(installation, tiny_checkpoint, small_checkpoint, tmp_path_factory) -> dict[str, list[tuple[str, str]]]:
     """Outcome of every test in inprocess/, run once by the host's interpreter: file name -> [(test, "" or what failed)]."""
     folder = tmp_path_factory.mktemp("inprocess")
     report = folder / "report.xml"
@@ -91,6 +91,7 @@ def inprocess_results(installation, tiny_checkpoint, tmp_path_factory) -> dict[s
         **os.environ,
         "OPEN_SORA_TEST_HOST": str(installation.root),
         "OPEN_SORA_TEST_CHECKPOINT": str(tiny_checkpoint),
+        "OPEN_SORA_TEST_SMALL": str(small_checkpoint),
         "OPEN_SORA_TEST_BASE": str(folder / "base"),
     }
     command = [str(installation.python), "-m", "pytest", str(INPROCESS), "-q", "-c", str(INPROCESS / "pytest.ini"),

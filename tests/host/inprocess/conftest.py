@@ -1,6 +1,6 @@
 """Fixtures inside the host's interpreter: the host set up on the CPU, the pack loaded as the host loads it, small models.
 
-Run by tests/host/test_inprocess.py, which sets OPEN_SORA_TEST_HOST, OPEN_SORA_TEST_CHECKPOINT and OPEN_SORA_TEST_BASE.
+Run by tests/host/test_inprocess.py, which sets OPEN_SORA_TEST_HOST, OPEN_SORA_TEST_CHECKPOINT, OPEN_SORA_TEST_SMALL and OPEN_SORA_TEST_BASE.
 """
 
 import asyncio
@@ -71,6 +71,14 @@ def _nothing_left_loaded():
 def base() -> Path:
     """The host's base directory: put files under base/models/..."""
     return Path(os.environ["OPEN_SORA_TEST_BASE"])
+
+
+@pytest.fixture
+def small(pack, monkeypatch) -> Path:
+    """A model of the built-in one's sizes, with random weights, in its place: its folder."""
+    folder = Path(os.environ["OPEN_SORA_TEST_SMALL"])
+    monkeypatch.setattr(pack("opensora_core.model_files"), "SMALL", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
