@@ -24,6 +24,7 @@ from ..pipeline import OpenSoraPipeline
 from ..sampling.solver import MAX_SEED
 from ..video import to_uint8
 from .clips import Clip, Job, Sampling, check, in_place, make, quantised, round_trip
+from .progress import each
 from .settings import PARTS, check_writable, pipeline, say
 
 NUM_NEGATIVE, NUM_EVERY_PASS = 32, 8  # clips of these two probes, at most
@@ -143,7 +144,7 @@ def closing_lines(part: str, asked: Asked, made: dict[Job, Clip], pipe: OpenSora
     verdicts = [clip.verdict for clip in clips]
     lines = [score.share_line(title, name, [verdict.right[name] for verdict in verdicts]) for name in ("direction", "colour", "shape")]
     lines.append(score.share_line(title, "steady", [verdict.reading.is_steady for verdict in verdicts]))
-    perfect = [in_place(pipe, clip.job.case.picture_scene.render(), ends) for clip in clips]
+    perfect = [in_place(pipe, clip.job.case.picture_scene.render(), ends) for clip in each(f"VAE, {title}", clips)]
     for frame, index in (("first", 0), ("last", -1)) if ends == "both" else (("last", -1),):
         pictures = [_picture(clip.job.case, index) for clip in clips]
         found = [score.psnr(clip.frames[index], picture) for clip, picture in zip(clips, pictures, strict=True)]
@@ -156,7 +157,7 @@ def closing_lines(part: str, asked: Asked, made: dict[Job, Clip], pipe: OpenSora
 def vae_lines(asked: Asked, pipe: OpenSoraPipeline) -> list[Line]:
     """Fresh clips through the VAE and back."""
     psnrs, verdicts = [], []
-    for scene in prompts.fresh_scenes(asked.count, asked.seed):
+    for scene in each("VAE, fresh clips", prompts.fresh_scenes(asked.count, asked.seed)):
         clip = quantised(scene.render())
         found = round_trip(pipe, clip)
         psnrs.append(score.psnr(found, to_uint8(clip)))
@@ -205,7 +206,7 @@ def compare(runs: list[Run], asked: Asked) -> list[Line]:
 def _judge(pipe: OpenSoraPipeline, args: argparse.Namespace, asked: Asked, label: str) -> Run:
     begun, sampling = time.perf_counter(), _sampling(args)
     jobs = asked.jobs()
-    say(f"{len(set(jobs))} videos of {sampling.num_steps} steps on {pipe.device}{f', {label}' if label else ''}")
+    say(f"videos: {len(set(jobs))}, steps of each: {sampling.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
     made = make(pipe, sampling, jobs, label or "evaluate") if jobs else {}
     lines: list[Line] = []
     if "t2v" in asked.parts:
@@ -235,8 +236,7 @@ def _conclusions(run: Run) -> list[str]:
     needed = [line for line in run.lines if line.is_reached is not None]
     if not needed:
         return []
-    missed = [f"{line.part}: {line.what}" for line in needed if not line.is_reached]
-    sentences = [f"{len(needed) - len(missed)} of {len(needed)} requirements reached" + (f"; not: {'; '.join(missed)}." if missed else ".")]
+    sentences = [f"{sum(line.is_reached for line in needed)} of {len(needed)} requirements reached."]
     settings = run.settings
     own = (settings["num_steps"], (settings["guidance"], settings["guidance_img"]))
     if settings["num_prompts"] < score.REQUIRED_PROMPTS or own != (score.REQUIRED_STEPS, score.REQUIRED_GUIDANCE):
@@ -247,7 +247,7 @@ def _conclusions(run: Run) -> list[str]:
     held_out = [line for line in run.lines if line.part == _TEXT[HELD_OUT] and line.what == "all four"]
     if held_out and held_out[0].value.interval[0] <= score.CHANCE["all four"]:
         sentences.append("Prompts come out right no more often than by chance: this model does not know the world of moving shapes.")
-    return [" ".join(sentences)]
+    return ["\n".join(sentences)]
 
 
 def _write(path: Path, asked: Asked, runs: list[Run], compared: list[Line]) -> None:

@@ -158,8 +158,8 @@ def name_of(rgb, palette: dict[str, tuple[int, int, int]]) -> str | None:
 
 def _find(clip: Tensor, background: Tensor) -> _Found:
     # Averaged over 3x3: noise of single pixels makes no parts, and outlines stay where they are.
-    smooth = F.avg_pool2d(clip.permute(0, 3, 1, 2), 3, stride=1, padding=1, count_include_pad=False).permute(0, 2, 3, 1)
-    difference = (smooth - background).norm(dim=-1)
+    smooth = F.avg_pool2d(clip.permute(0, 3, 1, 2).contiguous(), 3, stride=1, padding=1, count_include_pad=False)
+    difference = (smooth - background[:, None, None]).square().sum(dim=1).sqrt()
     strongest = difference.flatten(1).topk(min(LEAST_AREA, difference[0].numel()), dim=1).values
     contrast = strongest.median(dim=1).values.median()
     parts, areas = _parts(difference > max(0.5 * contrast.item(), LEAST_CONTRAST / 2))
@@ -205,14 +205,27 @@ def _fit(clip: Tensor, background: Tensor, found: _Found) -> _Fit:
     toward = colours - background
     opacity = ((clip[found.visible] - background) * toward[:, None, None]).sum(-1) / toward.square().sum(-1)[:, None, None]
     mask = found.mask[found.visible]
-    near = F.max_pool2d(mask.float(), 9, stride=1, padding=4)
+    near = F.max_pool2d(F.max_pool2d(mask.float(), (9, 1), stride=1, padding=(4, 0)), (1, 9), stride=1, padding=(0, 4))
     opacity = opacity.clamp(0, 1) * near  # what lies farther off is another object, counted elsewhere
-    fits = [_fit_shape(shape, opacity, mask) for shape in SHAPES]
+    # Where no frame has anything near, there is nothing to fit; less than half of the picture is left of most clips.
+    rows, columns = (_span(near.amax(dim=axes)) for axes in ((0, 2), (0, 1)))
+    window = slice(None), rows, columns
+    origin = torch.tensor([rows.start, columns.start, 0.0])
+    fits = [_fit_shape(shape, opacity[window], mask[window], origin) for shape in SHAPES]
     return _Fit(*(torch.stack(parts) for parts in zip(*fits, strict=True)))
 
 
-def _fit_shape(shape: str, opacity: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(centres [T, 2], radii [T], unexplained [T], overlap [T]) of one shape in the frames of `opacity` [T, H, W]."""
+def _span(is_near: Tensor) -> slice:
+    """From the first to the last place of [N] that is not zero."""
+    places = is_near.nonzero()[:, 0]
+    return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def _fit_shape(shape: str, opacity: Tensor, mask: Tensor, origin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(centres [T, 2], radii [T], unexplained [T], overlap [T]) of one shape in the frames of `opacity` [T, H, W].
+
+    origin: (row, column, 0) of the first pixel in the whole picture.
+    """
     frames, height, width = mask.shape
     rows, columns = (torch.arange(side, dtype=torch.float32) + 0.5 for side in (height, width))
     area = mask.sum(dim=(1, 2)).float()
@@ -236,6 +249,7 @@ def _fit_shape(shape: str, opacity: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     fitted = drawn(found)
     solid, drawn_solid = mask, fitted > 0.5
     overlap = (solid & drawn_solid).sum(dim=(1, 2)) / (solid | drawn_solid).sum(dim=(1, 2)).clamp(min=1)
+    found = found + origin
     return found[:, :2], found[:, 2], (opacity - fitted).square().sum(dim=(1, 2)), overlap
 
 

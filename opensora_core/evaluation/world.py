@@ -81,9 +81,9 @@ class Scene:
     def centre(self, frame: int) -> tuple[float, float]:
         return self.start[0] + frame * self.velocity[0], self.start[1] + frame * self.velocity[1]
 
-    def render(self) -> Tensor:
-        """[17, 64, 64, 3] fp32 in 0..1, outlines fading over EDGE pixels."""
-        centres = torch.tensor([self.centre(frame) for frame in range(NUM_FRAMES)])
+    def render(self, num_frames: int = NUM_FRAMES) -> Tensor:
+        """[num_frames, 64, 64, 3] fp32 in 0..1, outlines fading over EDGE pixels."""
+        centres = torch.tensor([self.centre(frame) for frame in range(num_frames)])
         grid = torch.arange(SIZE, dtype=torch.float32) + 0.5
         rows = grid[None, :, None] - centres[:, 0, None, None]
         columns = grid[None, None, :] - centres[:, 1, None, None]
