@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead (default outputs)",
     )
+    _add_extend(generate)
     generate.set_defaults(run=_generate)
 
     benchmark = commands.add_parser(
@@ -229,6 +230,21 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
     )
     group.add_argument("--ref", metavar="IMAGE", help="the first frame (the last, with --cond-type i2v_tail)")
     group.add_argument("--ref-end", metavar="IMAGE", help="the last frame")
+
+
+def _add_extend(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("longer", "go on from the video (experimental); the latents so far are kept beside it as .latent")
+    group.add_argument("--extend", type=int, metavar="N", help="segments to add")
+    group.add_argument(
+        "--extend-prompt", action="append", metavar="TEXT", help="of the next segment; may be repeated, the last holds for the rest"
+    )
+    group.add_argument(
+        "--extend-frames", type=int, metavar="N", help="of a segment, 4k+1, what it is given included (default: as the video, at most 129)"
+    )
+    group.add_argument(
+        "--extend-context", type=int, metavar="N", help="frames a segment is given, 4k+1 (default: a quarter of it, 33 of 129)"
+    )
+    group.add_argument("--extend-from", metavar="FILE", help="a .latent file to go on from, in place of a first clip")
 
 
 def _add_size(group) -> None:

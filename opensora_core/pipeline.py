@@ -158,6 +158,15 @@ class OpenSoraPipeline:
         return self._placement.dtype
 
     @property
+    def latent_scale(self) -> float:
+        """What latents are multiplied by between the VAE and the transformer, from the VAE's header."""
+        return sizes_of_files(vae=self.files.vae).vae.latent_scale
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip of so many frames. Raises an OpenSoraError for counts that no clip has."""
+        return sizes_of_files(self.files.dit).transformer.grid.latent_frames(num_frames)
+
+    @property
     def offload(self) -> str:
         """everything, auto, resident, budget or minimal; see components.py."""
         return self._placement.mode

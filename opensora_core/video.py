@@ -21,6 +21,7 @@ _ENCODER = [
     *("-movflags", "+faststart", "-f", "mp4"),
 ]
 VIDEO_SUFFIX, IMAGE_SUFFIX, PROMPT_SUFFIX = ".mp4", ".png", ".txt"
+_TAKEN = (VIDEO_SUFFIX, IMAGE_SUFFIX, PROMPT_SUFFIX, ".latent")  # a long video's latents may outlive it
 VIDEO_SUFFIXES = (VIDEO_SUFFIX, ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
@@ -164,7 +165,7 @@ def unused_path(path) -> Path:
     """`path`, or the first numbered one of it that neither a video, a picture nor a prompt has taken."""
     path = Path(path)
     number = 0
-    while any(numbered(path, number).with_suffix(s).exists() for s in (path.suffix, VIDEO_SUFFIX, IMAGE_SUFFIX, PROMPT_SUFFIX)):
+    while any(numbered(path, number).with_suffix(s).exists() for s in (path.suffix, *_TAKEN)):
         number += 1
     return numbered(path, number)
 

@@ -9,6 +9,7 @@ from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..sampling.solver import MAX_SEED
 from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
 from . import batch
+from .extend import KeptFile, LongVideo
 from .failures import failure, keep_latents
 from .progress import Bars
 from .settings import call_settings, check_writable, pipeline, say
@@ -20,6 +21,8 @@ def run(args: argparse.Namespace) -> int:
     A video that fails for want of memory or disk is named on standard error and the others still run.
     """
     if args.csv is not None:
+        if args.extend is not None:
+            raise OpenSoraError("--extend makes one prompt's video longer; it does not go with --csv.")
         return batch.run(args)
     if args.num_samples < 1:
         raise OpenSoraError(f"--num-samples {args.num_samples} makes nothing; use at least 1.")
@@ -33,25 +36,32 @@ def run(args: argparse.Namespace) -> int:
         )
     pipe = pipeline(args)
     check_writable(target if _is_folder(target) else target.parent)
+    long = LongVideo(args, settings, pipe)
     prompt, written = args.prompt, []
     for index in range(args.num_samples):
         seed = settings.seed + index
         title = f"video {index + 1} of {args.num_samples}, seed {seed}, on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
+        free = _free(target, written)
+        kept = KeptFile(free, pipe.latent_scale)
         try:
-            with Bars(title) as bars:
-                result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **settings.arguments)
-            path = save_video(result.frames[0], _free(target, written), args.fps, prompt=result.prompt.text)
+            if long.is_wanted:
+                with kept.named_if_stopped():
+                    result = long.make(prompt, seed, settings.arguments, kept)
+            else:
+                with Bars(title) as bars:
+                    result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **settings.arguments)
+            path = save_video(result.frames[0], free, args.fps, prompt=result.prompt.text)
         except DecodeOutOfMemory as error:
-            kept = keep_latents(error, _free(target, written))
-            say(f"error: video {index + 1} (seed {seed}) failed: {error} They are in {kept}.")
+            where = kept.sentence or f"They are in {keep_latents(error, free)}."
+            say(f"error: video {index + 1} (seed {seed}) failed: {error} {where}")
             continue
         except (OSError, MemoryError, RuntimeError) as error:
             sentence = failure(error)
             if sentence is None:
                 raise
-            say(f"error: video {index + 1} (seed {seed}) failed: {sentence}")
+            say(" ".join(filter(None, [f"error: video {index + 1} (seed {seed}) failed: {sentence}", kept.sentence])))
             continue
-        prompt = result.prompt  # encoded once for all
+        prompt = prompt if long.is_wanted else result.prompt  # encoded once for all
         written.append(path)
         sys.stdout.write(f"{path}\n")
         sys.stdout.flush()

@@ -307,3 +307,103 @@ def test_what_cannot_be_met_is_refused_before_any_weight_is_read(tiny_checkpoint
     arguments = {"prompts": "a cat", **arguments}
     with pytest.raises(OpenSoraError, match=words):
         OpenSoraPipeline.from_pretrained(tiny_checkpoint).extend(video, **arguments)
+
+
+# --- the command line
+
+
+@pytest.fixture
+def generate(tiny_checkpoint, tmp_path, monkeypatch):
+    """generate("--extend", "2", ...) -> exit code, on a clip of 9 frames of 32x48, into `out/` of the working folder."""
+    from opensora_core.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    fixed = ["generate", "--model", str(tiny_checkpoint), "--prompt", "a cat", "--num-steps", "1", "--seed", "7", "--out", "out"]
+    clip = ["--height", "32", "--width", "48", "--num-frames", "9", "--device", "cpu"]
+    return lambda *more, is_clip=True: main([*fixed, *(clip if is_clip else ["--device", "cpu"]), *more])
+
+
+def frames_of(path) -> int:
+    from imageio_ffmpeg import count_frames_and_secs
+
+    return count_frames_and_secs(str(path))[0]
+
+
+def test_generate_makes_a_longer_video_and_keeps_its_latents(generate, capsys):
+    assert generate("--extend", "2", "--extend-prompt", "a dog") == 0
+    (video,) = (line for line in capsys.readouterr().out.splitlines())
+    assert video.endswith("video_0000.mp4") and frames_of(video) == 9 + 4 + 4
+    latents = latent_file.read_latents("out/video_0000.latent")
+    assert latents.shape == (1, 16, 5, 4, 6)
+    # From where it was left: the file and the prompt are all it takes, and nothing is overwritten.
+    assert generate("--extend", "1", "--extend-from", "out/video_0000.latent", "--extend-frames", "9", is_clip=False) == 0
+    (longer,) = (line for line in capsys.readouterr().out.splitlines())
+    assert longer.endswith("video_0001.mp4") and frames_of(longer) == 9 + 4 + 4 + 4
+    assert torch.allclose(latent_file.read_latents("out/video_0001.latent")[:, :, :5], latents, atol=1e-5)
+
+
+def test_an_interrupt_names_what_is_finished(generate, capsys, monkeypatch):
+    from opensora_core import pipeline
+
+    runs, real_sample = [], pipeline.sample
+
+    def sample(*arguments):
+        runs.append(1)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return real_sample(*arguments)
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    assert generate("--extend", "3") == 130
+    said = capsys.readouterr().err
+    assert "What is finished (the first clip and 1 segment) is in out/video_0000.latent; go on with --extend-from" in said
+    assert latent_file.read_latents("out/video_0000.latent").shape[2] == 4
+    monkeypatch.setattr(pipeline, "sample", real_sample)
+    assert generate() == 0
+    assert capsys.readouterr().out.strip().endswith("video_0001.mp4")  # the kept latents hold their number
+
+
+def test_a_segment_that_fails_names_what_is_finished_and_the_next_video_is_made(generate, capsys, monkeypatch):
+    from opensora_core import pipeline
+
+    runs, real_sample = [], pipeline.sample
+
+    def sample(*arguments):
+        runs.append(1)
+        if len(runs) == 2:
+            raise torch.cuda.OutOfMemoryError
+        return real_sample(*arguments)
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    assert generate("--extend", "1", "--num-samples", "2", "--offload", "minimal") == 1
+    captured = capsys.readouterr()
+    assert "video 1 (seed 7) failed" in captured.err and "What is finished (the first clip) is in out/video_0000.latent" in captured.err
+    assert captured.out.strip().endswith("video_0001.mp4")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--extend-prompt", "a dog"), "--extend-prompt goes with --extend N"),
+        (("--extend", "0"), "segments=0 adds nothing"),
+        (("--extend", "1", "--extend-prompt", "a", "--extend-prompt", "b"), "2 prompts for 1 segment"),
+        (("--extend", "1", "--extend-frames", "10"), "not 4k+1; use 9 or 13"),
+        (("--extend", "1", "--extend-context", "9"), "leaves nothing of a segment of 9"),
+        (("--extend", "1", "--extend-from", "absent.latent"), "--width is of a first clip"),
+        (("--extend", "1", "--csv", "prompts.csv"), "--csv"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused_before_anything_is_read(generate, capsys, monkeypatch, more, words):
+    from opensora_core.components import Component
+
+    monkeypatch.setattr(Component, "_load", lambda component: pytest.fail("a network was read"))
+    try:
+        code = generate(*more)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2 and words in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_refused(generate, capsys):
+    assert generate("--extend", "1", "--extend-from", "absent.latent", is_clip=False) == 2
+    assert "There is no file absent.latent" in capsys.readouterr().err
