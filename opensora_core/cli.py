@@ -11,7 +11,8 @@ from .errors import OpenSoraError
 from .geometry import ASPECT_RATIOS, RESOLUTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop")
+COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "v2v_head_easy", "v2v_tail_easy")
+ASPECT_OF_REFERENCE = "image"
 _CHOICES = {
     "dtype": ("auto", "fp32", "bf16"),
     "attention": ("sdpa", "sliced"),
@@ -226,10 +227,25 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
         "--motion-score", type=int, default=4, metavar="N", help="1 (still) to 15 (wild), said in the prompt; 0 leaves it out (default 4)"
     )
     group.add_argument(
-        "--cond-type", choices=COND_TYPES, help="text alone, first frame, last frame, both (default: as the pictures given say)"
+        "--cond-type",
+        choices=COND_TYPES,
+        help="text alone; first frame, last frame, both; a clip extended forwards (v2v_head) or backwards (v2v_tail) from 33 of its frames, "
+        "from 65 with _easy: experimental (default: as --ref and --ref-end say)",
     )
-    group.add_argument("--ref", metavar="IMAGE", help="the first frame (the last, with --cond-type i2v_tail)")
+    group.add_argument(
+        "--ref", metavar="FILE", help="the first frame (the last, with --cond-type i2v_tail), or a clip: its last frames begin the video"
+    )
     group.add_argument("--ref-end", metavar="IMAGE", help="the last frame")
+    group.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="0 to 1, how closely the video holds to them: the share of the steps, from the first, that see them (default 1, exactly)",
+    )
+    group.add_argument(
+        "--fit", choices=("crop", "pad", "stretch"), default="crop", help="how one of another shape is fitted (default crop: cover, cut the middle)"
+    )
 
 
 def _add_extend(parser: argparse.ArgumentParser) -> None:
@@ -249,7 +265,9 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
 
 def _add_size(group) -> None:
     group.add_argument("--resolution", metavar="NAME", help=f"{', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)")
-    group.add_argument("--aspect-ratio", metavar="W:H", help=f"{', '.join(ASPECT_RATIOS)} (default 16:9)")
+    group.add_argument(
+        "--aspect-ratio", metavar="W:H", help=f"{', '.join(ASPECT_RATIOS)} (default 16:9), or {ASPECT_OF_REFERENCE}: the one nearest to --ref"
+    )
     group.add_argument("--width", type=int, metavar="PX", help="with --height, in place of resolution and ratio; a multiple of 16")
     group.add_argument("--height", type=int, metavar="PX", help="with --width; a multiple of 16")
     group.add_argument(

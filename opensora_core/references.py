@@ -19,7 +19,7 @@ from .sampling.conditioning import (
     nearest_frames,
 )
 from .sampling.guidance import PICTURES, ReferenceUse
-from .video import VIDEO_SUFFIXES, read_clip, read_image, rgb_array
+from .video import is_video, read_clip, read_image, rgb_array
 
 LATENT_RANK = 5  # [B, C, T, H, W]: what tells latents from pictures
 
@@ -130,7 +130,7 @@ def reference_image(name: str, image) -> Tensor | None:
     if image is None:
         return None
     if isinstance(image, (str, Path)):
-        if Path(image).suffix.lower() in VIDEO_SUFFIXES:
+        if is_video(image):
             raise OpenSoraError(f"{image} is a video where a picture is wanted ({name}); to go on from a clip, give it as the video.")
         return read_image(image)
     if hasattr(image, "convert"):  # a PIL image, without importing PIL to ask

@@ -109,6 +109,20 @@ def read_image(path) -> torch.Tensor:
     return torch.from_numpy(picture.astype(numpy.float32) / 255).unsqueeze(0)
 
 
+def is_video(path) -> bool:
+    """Whether a file's name says that it is a video."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def media_size(path) -> tuple[int, int]:
+    """(height, width) of a picture, or of a video's frames, as read_image and read_clip give them.
+
+    Raises:
+        OpenSoraError: no such file, or neither of the two.
+    """
+    return tuple((read_clip(path, 1, from_end=False) if is_video(path) else read_image(path)).shape[1:3])
+
+
 def read_clip(path, count: int, *, from_end: bool) -> torch.Tensor:
     """Read the first or the last `count` frames of a video at its own frame rate; no more than those are kept.
 

@@ -19,7 +19,8 @@ from .failures import failure, keep_latents
 from .ledger import Ledger, described, keys
 from .progress import BatchBars
 from .rows import Row, read_rows, row_arguments
-from .settings import PICTURES, CallSettings, call_settings, check_writable, clip_length, pipeline, say
+from .references import PATHS
+from .settings import CallSettings, call_settings, check_writable, clip_length, pipeline, say
 
 T = TypeVar("T")
 
@@ -166,7 +167,7 @@ def _jobs(rows: list[Row], args: argparse.Namespace, pipe: OpenSoraPipeline) -> 
             given = row_arguments(args, row, Path(args.csv).expanduser().parent)
             settings = call_settings(given)
             pipe(given.prompt, seed=settings.seed, check_only=True, **settings.arguments)
-            asked = {"prompt": given.prompt, "seed": given.seed, **described(settings.arguments, PICTURES), "model": model}
+            asked = {"prompt": given.prompt, "seed": given.seed, **described(settings.arguments, PATHS), "model": model}
             jobs.append(Job(row, given.prompt, settings, given.fps, asked))
         except (OpenSoraError, OSError) as error:
             wrong.append(f"  {row.name}: {error}")

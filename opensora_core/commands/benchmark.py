@@ -15,6 +15,7 @@ from ..cli import DONE
 from ..errors import OpenSoraError
 from ..pipeline import GenerationResult, OpenSoraPipeline
 from .progress import Bars
+from .references import PATHS
 from .settings import CallSettings, call_settings, check_writable, pipeline, say
 
 
@@ -81,7 +82,7 @@ def _settings(args: argparse.Namespace, pipe: OpenSoraPipeline, settings: CallSe
     """What was run, without the paths of this machine."""
     names = ("precision", "offload", "budget_gib", "attention", "decode_policy", "warmup_count", "eval_count", "prompt")
     call = {name: value for name, value in settings.arguments.items() if isinstance(value, (int, float, str))}
-    given = {"image": settings.arguments["image"] is not None, "last_image": settings.arguments["last_image"] is not None}
+    given = {name: settings.arguments.get(name) is not None for name in PATHS}
     chosen = {name: getattr(args, name) for name in names}
     return {**call, **given, **chosen, "seed": settings.seed, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)}
 

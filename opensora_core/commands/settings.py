@@ -15,10 +15,10 @@ from ..geometry import frames_for_seconds, resolution_size
 from ..model_files import SMALL_CLIP, USUAL_CLIP
 from ..pipeline import OpenSoraPipeline
 from ..request import SamplingOptions, random_seed
+from .references import aspect_ratio, reference_arguments
 
 DEFAULT_BUDGET_GIB = 8.0
 PARTS = ("dit", "vae", "t5", "clip")
-PICTURES = ("image", "last_image")  # of a call's arguments, those that are paths of files
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ def call_settings(args: argparse.Namespace) -> CallSettings:
         OpenSoraError: arguments that contradict each other. Their values are checked by the pipeline.
     """
     height, width, num_frames = video_size(args)
-    image, last_image = _pictures(args)
     arguments = {
         "negative_prompt": args.negative_prompt,
         "height": height,
@@ -45,9 +44,8 @@ def call_settings(args: argparse.Namespace) -> CallSettings:
         "num_inference_steps": args.num_steps,
         "guidance_scale": args.guidance,
         "image_guidance_scale": args.guidance_img,
-        "image": image,
-        "last_image": last_image,
-        "options": SamplingOptions(fps=args.fps, motion_score=args.motion_score),
+        **reference_arguments(args),
+        "options": SamplingOptions(fps=args.fps, motion_score=args.motion_score, fit=args.fit),
     }
     return CallSettings(random_seed() if args.seed is None else args.seed, arguments)
 
@@ -149,27 +147,9 @@ def _is_small(args: argparse.Namespace) -> bool:
 def _size(args: argparse.Namespace) -> tuple[int, int]:
     named, sides = (args.resolution, args.aspect_ratio), (args.height, args.width)
     if sides == (None, None):
-        return resolution_size(args.resolution or "256px", args.aspect_ratio or "16:9")
+        return resolution_size(args.resolution or "256px", aspect_ratio(args) or "16:9")
     if None in sides:
         raise OpenSoraError("--width and --height are given together, or not at all.")
     if named != (None, None):
         raise OpenSoraError("Give either --resolution and --aspect-ratio, or --width and --height.")
     return sides
-
-
-def _pictures(args: argparse.Namespace) -> tuple[str | None, str | None]:
-    """(first, last). The reference reads i2v_tail's and i2v_loop's pictures from one list, so one --ref serves for both."""
-    ref, end, mode = args.ref, args.ref_end, args.cond_type
-    if mode is None:
-        return ref, end
-    if mode == "t2v" and (ref or end):
-        raise OpenSoraError("--cond-type t2v uses no picture; leave out --ref and --ref-end, or choose an i2v type.")
-    if mode != "t2v" and not (ref or end):
-        raise OpenSoraError(f"--cond-type {mode} needs a picture: --ref{' or --ref-end' if mode == 'i2v_tail' else ''}.")
-    if mode == "i2v_head" and (end or not ref):
-        raise OpenSoraError("--cond-type i2v_head takes --ref alone; for a last frame too use i2v_loop.")
-    if mode == "i2v_tail" and ref and end:
-        raise OpenSoraError("--cond-type i2v_tail takes one picture, --ref-end; for a first frame too use i2v_loop.")
-    if mode == "i2v_loop" and not ref:
-        raise OpenSoraError("--cond-type i2v_loop needs --ref (and --ref-end, if it does not end where it began).")
-    return {"t2v": (None, None), "i2v_head": (ref, None), "i2v_tail": (None, end or ref), "i2v_loop": (ref, end or ref)}[mode]
