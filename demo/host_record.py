@@ -18,14 +18,14 @@ FROZEN = comfy.PACK / "tests" / "golden" / "schemas.json"
 ENGLISH = comfy.PACK / "locales" / "en" / "nodeDefs.json"
 FILE_LISTS = {"model_name", "t5_name", "clip_l_name", "vae_name", "lora_name"}  # combos whose options are the user's files
 STOCK_NODES = (
-    "BasicGuider", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo", "KSampler", "KSamplerSelect", "LoadImage",
-    "LoraLoaderModelOnly", "ModelSamplingSD3", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo", "UNETLoader", "VAEDecode", "VAELoader",
+    "BasicGuider", "BasicScheduler", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo", "EmptySD3LatentImage", "FluxGuidance", "KSampler", "KSamplerSelect", "LoadImage",
+    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo", "UNETLoader", "VAEDecode", "VAELoader",
 )  # fmt: skip
 # Files of the released names and no content, so that lists of files read the same on every machine.
 STAND_INS = {
-    "models/diffusion_models": ("Open_Sora_v2.safetensors",),
+    "models/diffusion_models": ("Open_Sora_v2.safetensors", "flux1-dev.safetensors"),
     "models/text_encoders": ("clip_l.safetensors", "t5xxl_fp16.safetensors"),
-    "models/vae": ("hunyuan_vae.safetensors",),
+    "models/vae": ("ae.safetensors", "hunyuan_vae.safetensors"),
     "models/loras": ("lora.safetensors",),
     "input": ("example.png",),
 }

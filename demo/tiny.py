@@ -67,14 +67,14 @@ def write(directory: str | Path, seed: int = 0) -> Path:
 
 def transformer_weights(generator: torch.Generator, config: TransformerConfig = TRANSFORMER) -> dict[str, Tensor]:
     """fp32, under the released names."""
-    weights = _random(transformer_manifest(config), generator)
+    weights = random_weights(transformer_manifest(config), generator)
     weights["final_layer.linear.weight"] *= 0.5
     return weights
 
 
 def vae_weights(generator: torch.Generator, config: VAEConfig = VAE) -> dict[str, Tensor]:
     """fp32. Scaled so that noise decodes to clearly visible contrast and pictures encode to latents of the usual spread."""
-    weights = _random(vae_manifest(config), generator, gain=1.4)
+    weights = random_weights(vae_manifest(config), generator, gain=1.4)
     with torch.device("meta"):
         vae = CausalVAE(config)
     vae.load_state_dict(weights, assign=True)
@@ -91,16 +91,16 @@ def vae_weights(generator: torch.Generator, config: VAEConfig = VAE) -> dict[str
 
 def t5_weights(generator: torch.Generator) -> dict[str, Tensor]:
     """fp32. The vocabulary is the released one's, so that official tokenizers fit."""
-    return _random(t5_manifest(width=64, mlp=128, inner=128, layers=2, heads=2), generator)
+    return random_weights(t5_manifest(width=64, mlp=128, inner=128, layers=2, heads=2), generator)
 
 
 def clip_weights(generator: torch.Generator) -> dict[str, Tensor]:
     """fp32, with the two tensors that CLIP-L files hold besides the text model."""
-    weights = _random(clip_text_manifest(width=64, layers=2, mlp=256), generator)
+    weights = random_weights(clip_text_manifest(width=64, layers=2, mlp=256), generator)
     return weights | {"text_projection.weight": torch.eye(64), "logit_scale": torch.tensor(4.6055)}
 
 
-def _random(manifest: Manifest, generator: torch.Generator, gain: float = 1.0) -> dict[str, Tensor]:
+def random_weights(manifest: Manifest, generator: torch.Generator, gain: float = 1.0) -> dict[str, Tensor]:
     """Variance-preserving weights, norms near one, small biases, tables of unit spread."""
     weights = {}
     for name, shape in manifest.items():

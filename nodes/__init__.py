@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
+from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
 from .host import keep, selftest
 from .host.model import register
 from .latents import OpenSoraEmptyLatentVideo
@@ -34,6 +35,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraQuantize,
     OpenSoraLoadedModels,
     OpenSoraPreflight,
+    OpenSoraFluxPicture,
+    OpenSoraFluxToVideo,
 )
 
 

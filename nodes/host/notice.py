@@ -2,6 +2,7 @@
 
 import logging
 
+import comfy_execution.progress
 import comfy_execution.utils
 from server import PromptServer
 
@@ -22,7 +23,8 @@ def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
     logger.log(level, "Open-Sora: %s", text)
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id:
-        server.send_progress_text(text, node_id)
+        # A node that another one stands for is not on the canvas; what it says is shown on that one.
+        server.send_progress_text(text, comfy_execution.progress.get_progress_state().dynprompt.get_display_node_id(node_id))
 
 
 def executing_node() -> str | None:

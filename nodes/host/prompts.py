@@ -22,7 +22,7 @@ def encode_kept(clip, prompt: str) -> tuple[list, str]:
     """
     text.check_clip(clip)
     source = note_source(clip)
-    if source is None or clip.patcher.forced_hooks or clip.use_clip_schedule:
+    if not can_keep(clip):
         conditioning, note = text.encode(clip, prompt)
         return conditioning, note or "This prompt is not kept: its CLIP does not say which files it is from, or has hooks."
     changes = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""  # a LoRA on the encoders
@@ -30,6 +30,11 @@ def encode_kept(clip, prompt: str) -> tuple[list, str]:
     dropped = text.exact_tokens(clip.tokenizer, prompt)[1]
     conditioning = PROMPTS.get([prompt], (), options, lambda: text.encode(clip, prompt)[0])
     return [[states, dict(values)] for states, values in conditioning], dropped
+
+
+def can_keep(clip) -> bool:
+    """Whether a CLIP says which files it is from, and reads every prompt in one way."""
+    return note_source(clip) is not None and not clip.patcher.forced_hooks and not clip.use_clip_schedule
 
 
 def note_source(clip) -> Hashable:

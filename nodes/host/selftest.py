@@ -21,6 +21,8 @@ import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
+import comfy_execution.graph_utils
+import comfy_execution.progress
 import comfy_execution.utils
 import latent_preview
 
@@ -85,6 +87,10 @@ _PARTS = (
     ("comfy.model_patcher.ModelPatcher", _PATCHER, "get_key_patches", ("filter_prefix",)),
     ("comfy.model_patcher.ModelPatcher", _PATCHER, "model_state_dict_for_saving", ("model", "prefix")),
     ("latent_preview", latent_preview, "prepare_callback", ("model", "steps")),
+    ("comfy.model_base", comfy.model_base, "Flux", ("model_config",)),
+    ("comfy.model_sampling", comfy.model_sampling, "ModelSamplingFlux", ("model_config",)),
+    ("comfy_execution.progress", comfy_execution.progress, "get_progress_state", ()),
+    ("comfy_execution.graph_utils", comfy_execution.graph_utils, "GraphBuilder", ()),
 )
 _METHODS = (
     (comfy, "model_base.BaseModel", ("extra_conds", "concat_cond", "encode_adm", "resize_cond_for_context_window", "process_latent_in")),

@@ -1,0 +1,318 @@
+"""Text to picture to video: Flux draws the first frame, Open-Sora sets it in motion."""
+
+from comfy_api.latest import io
+
+from ..opensora_core import geometry
+from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.flux.painter import MAX_STEPS, PictureRequest
+from ..opensora_core.flux.schedule import GUIDANCE, RESOLUTION, SCHEDULES
+from ..opensora_core.sampling.guidance import Guidance
+from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
+from .host import flux, prompts
+
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+SAME_SEED = -1
+VIDEO_RESOLUTIONS = ("256px", "768px")
+PICTURE_RESOLUTIONS = (RESOLUTION, *(name for name in geometry.RESOLUTIONS if name != RESOLUTION))
+
+
+def _flux_inputs() -> list:
+    return [
+        io.Model.Input("flux_model", tooltip="Your own Flux.1, dev or schnell, in any precision, GGUF too: from Load Diffusion Model."),
+        io.Vae.Input("flux_vae", tooltip="Flux's picture VAE, ae.safetensors, from Load VAE."),
+        io.Clip.Input("clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or DualCLIPLoader with type flux."),
+    ]
+
+
+def _aspect_ratio_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "aspect_ratio",
+        options=list(geometry.ASPECT_RATIOS),
+        default=geometry.ASPECT_RATIOS[0],
+        tooltip="Width : height of the video; the picture is drawn in the nearest size that Open-Sora was trained on.",
+    )
+
+
+def _picture_resolution_input(name: str, **place) -> io.Combo.Input:
+    return io.Combo.Input(
+        name,
+        options=list(PICTURE_RESOLUTIONS),
+        default=RESOLUTION,
+        tooltip="Area of the picture. 768px as released, whatever the video's; the picture is then scaled to the video.",
+        **place,
+    )
+
+
+def _steps_input(name: str) -> io.Int.Input:
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=MAX_STEPS,
+        tooltip="Steps of the picture. 0 = what the model was made for: 50 for Flux dev, as released, 4 for schnell.",
+    )
+
+
+def _schedule_inputs() -> list:
+    return [
+        io.Combo.Input(
+            "flux_schedule",
+            options=list(SCHEDULES),
+            default=SCHEDULES[0],
+            advanced=True,
+            tooltip="How the picture's steps are spaced. open-sora = as released with Open-Sora; flux = Flux's own (equal steps for schnell); "
+            "auto = open-sora for dev, flux for schnell.",
+        ),
+        io.Float.Input(
+            "flux_guidance",
+            default=GUIDANCE,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            advanced=True,
+            tooltip="How strongly Flux dev follows the prompt. 4 is what Open-Sora was released with; schnell does not read it.",
+        ),
+    ]
+
+
+class OpenSoraFluxPicture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraFluxPicture",
+            display_name="Open-Sora Flux Picture",
+            category="Open-Sora/flux",
+            description="Draws the first frame of a video with your own Flux.1, in the size and by the schedule that Open-Sora was released with.",
+            search_aliases=["open sora flux", "t2i2v", "text to image", "first frame"],
+            inputs=[
+                *_flux_inputs(),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="What the picture shows. Nothing is added to it, as released."
+                ),
+                _aspect_ratio_input(),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Number that the picture's noise is drawn from. The released way uses the video's.",
+                ),
+                _steps_input("steps"),
+                *_schedule_inputs(),
+                _picture_resolution_input("resolution", advanced=True),
+                io.Boolean.Input(
+                    "unload",
+                    default=False,
+                    advanced=True,
+                    tooltip="On = Flux leaves GPU memory as soon as the picture is drawn, for a video model to have all of it. Off = when ComfyUI "
+                    "needs the room.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="picture", tooltip="The picture, for Open-Sora Image to Video or any other node.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        flux_model,
+        flux_vae,
+        clip,
+        prompt,
+        aspect_ratio,
+        seed,
+        steps,
+        flux_schedule=SCHEDULES[0],
+        flux_guidance=GUIDANCE,
+        resolution=RESOLUTION,
+        unload=False,
+    ) -> io.NodeOutput:
+        request = PictureRequest.for_ratio(aspect_ratio, resolution, steps=steps, guidance=flux_guidance, schedule=flux_schedule)
+        flux.require_flux(flux_model)
+        flux.check_flux_vae(flux_vae)
+        positive, _ = prompts.encode_kept(clip, prompt)
+        try:
+            return io.NodeOutput(flux.paint(flux_model, flux_vae, positive, request, seed, cls.hidden.unique_id))
+        finally:
+            if unload:
+                flux.unload(flux_model)
+
+
+class OpenSoraFluxToVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraFluxToVideo",
+            display_name="Open-Sora Flux to Video",
+            category="Open-Sora/flux",
+            description="Prompt in, picture and video out: Flux draws the first frame and Open-Sora moves it, the way Open-Sora 2.0 is best used.",
+            search_aliases=["open sora flux", "t2i2v", "text to image to video", "flux video"],
+            enable_expand=True,
+            inputs=[
+                *_flux_inputs(),
+                io.Model.Input("model", tooltip="The Open-Sora model, from Open-Sora Load Model."),
+                io.Vae.Input("vae", tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What picture and video show, and what moves, in full sentences.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What the video moves away from; Flux does not read it. Empty is how the model was trained.",
+                ),
+                io.Combo.Input(
+                    "resolution",
+                    options=list(VIDEO_RESOLUTIONS),
+                    default=VIDEO_RESOLUTIONS[0],
+                    tooltip="Area of the video: those of squares with that side, what Open-Sora was trained at.",
+                ),
+                _aspect_ratio_input(),
+                io.Int.Input(
+                    "num_frames",
+                    default=129,
+                    min=5,
+                    max=1025,
+                    step=4,
+                    tooltip="Length in frames, 4k+1. 129 frames are 5.4 seconds at 24 FPS, the longest the model was trained on.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Number that noise is drawn from, of the picture too unless image_seed says otherwise.",
+                ),
+                io.Int.Input("steps", default=50, min=1, max=MAX_STEPS, tooltip="Steps of the video. The released default is 50."),
+                _steps_input("image_steps"),
+                *_schedule_inputs(),
+                *_video_inputs(),
+                *_picture_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="video frames", tooltip="The frames of the video, the first of them the picture."),
+                io.Image.Output(display_name="picture", tooltip="The picture as Flux drew it, in its own size."),
+                io.Latent.Output(display_name="latent", tooltip="The finished clip's latent, to decode otherwise or to go on from."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def validate_inputs(cls, num_frames):
+        try:
+            if num_frames is not None:  # over a wire; checked again when it runs
+                flux.check_num_frames(num_frames)
+        except OpenSoraError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        flux_model,
+        flux_vae,
+        clip,
+        model,
+        vae,
+        prompt,
+        negative_prompt,
+        resolution,
+        aspect_ratio,
+        num_frames,
+        seed,
+        steps,
+        image_steps,
+        flux_schedule=SCHEDULES[0],
+        flux_guidance=GUIDANCE,
+        motion_score=4,
+        fps=24,
+        text_guidance=Guidance.text,
+        image_guidance=Guidance.image,
+        image_seed=SAME_SEED,
+        image_resolution=RESOLUTION,
+        image_prompt="",
+    ) -> io.NodeOutput:
+        flux.check_parts(flux_model, flux_vae, clip, model, vae)
+        flux.check_video(resolution, aspect_ratio, num_frames, (text_guidance, image_guidance))
+        PictureRequest.for_ratio(aspect_ratio, image_resolution, steps=image_steps, guidance=flux_guidance, schedule=flux_schedule)
+        decorated = flux.decorated(prompt, fps, motion_score)
+        shown = image_prompt if image_prompt.strip() else prompt
+        is_kept = flux.keep_prompts(clip, [shown, decorated, negative_prompt], cls.hidden.unique_id)
+        picture = {
+            "prompt": shown, "aspect_ratio": aspect_ratio, "seed": seed if image_seed == SAME_SEED else image_seed, "steps": image_steps,
+            "flux_schedule": flux_schedule, "flux_guidance": flux_guidance, "resolution": image_resolution, "unload": True,
+        }  # fmt: skip
+        video = flux.VideoSettings(
+            text={"prompt": prompt, "negative_prompt": negative_prompt, "motion_score": motion_score, "fps": fps, "keep_encoded": is_kept},
+            latent={
+                "resolution": resolution, "aspect_ratio": aspect_ratio, "num_frames": num_frames, "width": 336, "height": 192, "batch_size": 1,
+            },
+            sampler={"seed": seed, "steps": steps, "text_guidance": text_guidance, "image_guidance": image_guidance},
+        )  # fmt: skip
+        outputs, nodes = flux.video_graph(cls.hidden.dynprompt, cls.hidden.unique_id, picture, video)
+        return io.NodeOutput(*outputs, expand=nodes)
+
+
+def _video_inputs() -> list:
+    scale = {"min": 0.0, "max": 100.0, "step": 0.1, "advanced": True}
+    return [
+        io.Int.Input(
+            "motion_score",
+            default=4,
+            min=0,
+            max=MOTION_SCORE_RANGE[1],
+            advanced=True,
+            tooltip="How much moves, 1 (almost still) to 15 (wild). 4 is the released default; 0 leaves the sentence out of the video's prompt.",
+        ),
+        io.Int.Input(
+            "fps",
+            default=24,
+            min=0,
+            max=FPS_RANGE[1],
+            advanced=True,
+            tooltip="Frames per second named in the video's prompt. 24 is the released default; 0 leaves the sentence out.",
+        ),
+        io.Float.Input(
+            "text_guidance",
+            default=Guidance.text,
+            tooltip="How strongly the video follows the prompt against the negative prompt. The released default is 7.5.",
+            **scale,
+        ),
+        io.Float.Input(
+            "image_guidance",
+            default=Guidance.image,
+            tooltip="How strongly the video follows the picture. 1 = neutral; the released default is 3.",
+            **scale,
+        ),
+    ]
+
+
+def _picture_inputs() -> list:
+    return [
+        io.Int.Input(
+            "image_seed",
+            default=SAME_SEED,
+            min=SAME_SEED,
+            max=MAX_SEED,
+            optional=True,
+            advanced=True,
+            tooltip="Number that the picture is drawn from. -1 = the same as seed, as released: a new seed is a new picture. Any other number keeps "
+            "the picture while seed makes new videos of it; the seed of a picture is shown while it is drawn.",
+        ),
+        _picture_resolution_input("image_resolution", optional=True, advanced=True),
+        io.String.Input(
+            "image_prompt",
+            multiline=True,
+            dynamic_prompts=True,
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="What the picture shows, where that is not what the video's prompt says. Empty = the same prompt, as released.",
+        ),
+    ]

@@ -1,0 +1,245 @@
+"""Flux.1 through the host's own Flux code: the picture that a video begins with, and the graph that goes on from it.
+
+The user's own MODEL (any precision, GGUF, with LoRAs), VAE and CLIP are used as they are; here is only what the reference does
+differently from the host's usual Flux workflow: its schedule, its guidance, its picture's size, and prompts read by its recipe.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_sampling
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import node_helpers
+import torch
+from comfy_execution.graph_utils import GraphBuilder
+from torch import Tensor
+
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.flux.painter import PictureRequest
+from ...opensora_core.flux.schedule import num_steps, picture_shift, schedule_name
+from ...opensora_core.geometry import SPACE_COMPRESSION, check_num_frames, resolution_size
+from ...opensora_core.sampling import schedule, solver
+from ...opensora_core.sampling.guidance import Guidance
+from ...opensora_core.text.prompt import decorate
+from . import notice, prompts, selftest, text
+from .model import is_open_sora, require_open_sora
+from .vae import vae_config
+
+PATCH = 2  # latent pixels per token side, of every Flux.1
+SOCKETS = ("flux_model", "flux_vae", "clip", "model", "vae")
+
+
+@dataclass(frozen=True)
+class FluxFacts:
+    """What a picture needs to know of a Flux MODEL. guidance_embed: dev; False: schnell. Widths of the text it reads."""
+
+    guidance_embed: bool
+    context_in_dim: int
+    vec_in_dim: int
+
+    @property
+    def title(self) -> str:
+        return "Flux dev" if self.guidance_embed else "Flux schnell"
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """What the graph after the picture is given besides the picture: the inputs of the nodes in it, by their names."""
+
+    text: dict
+    latent: dict
+    sampler: dict
+
+
+def require_flux(model, name: str = "flux_model") -> FluxFacts:
+    """What a MODEL is, if it is a Flux.1 that draws from text.
+
+    Raises:
+        OpenSoraError: another model, or a Flux that wants a picture to begin with.
+    """
+    inner = getattr(model, "model", None)
+    if is_open_sora(model):
+        raise OpenSoraError(f"{name} holds Open-Sora 2.0, the video model; connect a Flux.1 model to it, and Open-Sora to model.")
+    config = getattr(getattr(inner, "model_config", None), "unet_config", {})
+    # Chroma, Flux.2 and others are subclasses in the host's own module; wrappers of other packs are subclasses elsewhere.
+    is_host_variant = type(inner).__module__ == comfy.model_base.__name__ and type(inner) is not comfy.model_base.Flux
+    if not isinstance(inner, comfy.model_base.Flux) or is_host_variant or config.get("image_model") != "flux":
+        raise OpenSoraError(
+            f"{name} holds {type(inner).__name__}, not Flux.1; load flux1-dev or flux1-schnell with Load Diffusion Model. "
+            "To begin with another model's picture, use the workflow in which it is a part of its own, with Open-Sora Image to Video."
+        )
+    features, channels = config.get("in_channels", 0), config.get("out_channels", 0)
+    if features > channels:
+        raise OpenSoraError(
+            f"{name} holds a Flux that begins with a picture (Fill, Canny, Depth and the like); use flux1-dev or flux1-schnell."
+        )
+    return FluxFacts(bool(config.get("guidance_embed")), config["context_in_dim"], config["vec_in_dim"])
+
+
+def check_flux_vae(vae, name: str = "flux_vae") -> None:
+    """Raise an OpenSoraError unless the VAE decodes pictures of Flux.1: 16 latent channels, 2D, 8 pixels a side."""
+    network = getattr(vae, "first_stage_model", None)
+    channels, dimensions = getattr(vae, "latent_channels", None), getattr(vae, "latent_dim", None)
+    if (channels, dimensions) == (16, 2) and vae.spacial_compression_decode() == SPACE_COMPRESSION:
+        return
+    found = "no VAE" if network is None else f"{type(network).__name__} ({channels} latent channels, {dimensions}D)"
+    video = "; the video VAE belongs to vae" if dimensions == 3 else ""
+    raise OpenSoraError(f"{name} holds {found}; Flux needs its own picture VAE, ae.safetensors (16 latent channels, 2D){video}.")
+
+
+def check_parts(flux_model, flux_vae, clip, model, vae) -> None:
+    """Everything that a person can have connected wrongly, each named by its input, before anything is drawn."""
+    require_flux(flux_model)
+    check_flux_vae(flux_vae)
+    _named("clip", lambda: text.check_clip(clip))
+    _named("model", lambda: require_open_sora(model))
+    _named("vae", lambda: vae_config(vae))
+
+
+def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_id: str | None) -> Tensor:
+    """Draw a picture.
+
+    Args:
+        positive: CONDITIONING of the undecorated prompt.
+        node_id: the node that shows progress.
+
+    Returns:
+        IMAGE [1, H, W, 3] in 0..1.
+
+    Raises:
+        OpenSoraError: another MODEL or VAE, or text that this Flux does not read.
+    """
+    facts = require_flux(model)
+    check_flux_vae(vae)
+    _check_text(positive, facts)
+    sides = [side // SPACE_COMPRESSION for side in (request.height, request.width)]
+    alpha = picture_shift(request.schedule, sides[0] * sides[1] // PATCH**2, facts.guidance_embed)
+    steps = num_steps(request.steps, facts.guidance_embed)
+    patched = _shifted(model, alpha)
+    guider = selftest.base(comfy.samplers, "CFGGuider")(patched)
+    guider.set_cfg(1.0)  # one pass: dev is distilled from guidance, schnell has none
+    guider.inner_set_conds({"positive": node_helpers.conditioning_set_values(positive, {"guidance": request.guidance})})
+    own = schedule_name(request.schedule, facts.guidance_embed)
+    line = f"Picture {request.width}x{request.height}, seed {seed}: {facts.title}, {steps} steps, {own} schedule"
+    notice.show(line, node_id, notice.INFO)
+    empty = torch.zeros((1, 16, *sides), device=comfy.model_management.intermediate_device())
+    latents = guider.sample(
+        solver.noise(empty.shape, seed),
+        empty,
+        comfy.samplers.sampler_object("euler"),
+        schedule.sigmas(steps, alpha),
+        callback=latent_preview.prepare_callback(patched, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return vae.decode(latents.to(comfy.model_management.intermediate_device()))
+
+
+def unload(model) -> None:
+    """Take a MODEL off its device. Its weights stay in RAM, or in the file, for the next picture."""
+    comfy.model_management.unload_model_and_clones(model)
+
+
+def keep_prompts(clip, texts: list[str], node_id: str | None) -> bool:
+    """Encode prompts one after the other, so that the text encoders enter the GPU once for picture and video together.
+
+    Returns:
+        Whether they are kept: not where the CLIP does not say which files it is from. They are then encoded where they are used.
+    """
+    if not prompts.can_keep(clip):
+        return False
+    for prompt in texts:
+        _, dropped = prompts.encode_kept(clip, prompt)
+        notice.show(dropped, node_id)
+    return True
+
+
+def video_graph(dynprompt, node_id: str, picture: dict, video: VideoSettings) -> tuple[tuple, dict]:
+    """The nodes that a Flux to Video node stands for, linked to what it is linked to.
+
+    The host runs and caches them one by one: a new video of a picture does not draw it again, and the picture is shown on the node
+    while the video is sampled.
+
+    Args:
+        dynprompt: the host's DynamicPrompt, which knows the node's own wires.
+        picture: inputs of Open-Sora Flux Picture besides its sockets.
+
+    Returns:
+        (links of video frames, picture and latent; nodes).
+    """
+    given = dynprompt.get_node(node_id)["inputs"]
+    wires = {name: given[name] for name in SOCKETS}
+    graph = GraphBuilder()
+    drawn = graph.node("OpenSoraFluxPicture", **{name: wires[name] for name in SOCKETS[:3]}, **picture)
+    graph.node("PreviewImage", images=drawn.out(0))
+    encoded = graph.node("OpenSoraT5TextEncode", clip=wires["clip"], **video.text)
+    empty = graph.node("OpenSoraEmptyLatentVideo", **video.latent)
+    begun = graph.node(
+        "OpenSoraImageToVideo",
+        positive=encoded.out(0),
+        negative=encoded.out(1),
+        vae=wires["vae"],
+        latent=empty.out(0),
+        start_image=drawn.out(0),
+    )
+    conditioned = {name: begun.out(slot) for slot, name in enumerate(("positive", "negative", "latent"))}
+    finished = graph.node("OpenSoraRectifiedFlowSampler", model=wires["model"], **conditioned, **video.sampler)
+    frames = graph.node(
+        "OpenSoraTiledVAEDecode",
+        **{"vae": wires["vae"], "latent": finished.out(0), "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto"},
+    )
+    return (frames.out(0), drawn.out(0), finished.out(0)), graph.finalize()
+
+
+def check_video(resolution: str, aspect_ratio: str, num_frames: int, guidance: tuple[float, float]) -> None:
+    """Raise an OpenSoraError for a video that could not be made after the picture."""
+    resolution_size(resolution, aspect_ratio)
+    if check_num_frames(num_frames) < 5:
+        raise OpenSoraError(f"num_frames={num_frames} is the picture alone; use at least 5.")
+    Guidance(*guidance)
+
+
+def decorated(prompt: str, fps: int, motion_score: int) -> str:
+    """The prompt of the video, as Open-Sora Text Encode reads it."""
+    return decorate(prompt, fps=fps, motion_score=motion_score)
+
+
+def _named(name: str, check: Callable[[], object]) -> None:
+    try:
+        check()
+    except OpenSoraError as error:
+        raise OpenSoraError(f"{name}: {error}") from error
+
+
+def _check_text(positive: list, facts: FluxFacts) -> None:
+    for context, values in positive:
+        pooled = values.get("pooled_output")
+        found = (context.shape[-1], None if pooled is None else pooled.shape[-1])
+        if found != (facts.context_in_dim, facts.vec_in_dim):
+            raise OpenSoraError(
+                f"The text encoders give {found[0]} and {found[1]} features and this Flux reads {facts.context_in_dim} and {facts.vec_in_dim}; "
+                "use T5-XXL and CLIP-L."
+            )
+
+
+def _shifted(model, alpha: float):
+    """A copy of the MODEL whose own sampling agrees with the sigmas, for whatever asks it where in the run it is."""
+    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.ModelSamplingFlux):
+        base, settings = comfy.model_sampling.ModelSamplingFlux, {"shift": math.log(alpha)}
+    else:
+        base, settings = comfy.model_sampling.ModelSamplingDiscreteFlow, {"shift": alpha, "multiplier": 1.0}
+
+    class Sampling(base, comfy.model_sampling.CONST):
+        """The host's rectified flow, as its Flux has it."""
+
+    sampling = Sampling(model.model.model_config)
+    sampling.set_parameters(**settings)
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", sampling)
+    return patched
