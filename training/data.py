@@ -1,6 +1,6 @@
 """Clips of the world as latents, encoded once with the finished VAE: what the transformer is trained on.
 
-    python -m training.data [--folder training/runs/small --clips 8000]
+    python -m training.data [--folder training/runs/small --clips 6000]
 
 Clip n is the same on every machine. One in ten is a long one, of which a window is used: so the model learns to go on from the
 last latents of a finished clip, which stand for four frames each where a clip's first stands for one.
@@ -30,6 +30,7 @@ LONG_FRAMES = 33
 LONG_EVERY = 10
 CLIP = latent_frames(world.NUM_FRAMES)
 LONG = latent_frames(LONG_FRAMES)
+USED = 0.3  # a channel that spreads less carries nothing: its posterior is the prior, N(0, 1). It is left small
 _FIRST_SEED = 10**9  # far from the seeds of the VAE's training
 
 
@@ -56,7 +57,7 @@ def text_of(of: world.Scene) -> str:
 
 @dataclass
 class Clips:
-    """Normalised latents, (z - mean) / std per channel.
+    """Normalised latents, (z - mean) / std per channel; channels that the VAE does not use stay near zero.
 
     Attributes:
         whole: [N, 16, 9, 8, 8] fp16; of a clip that is not long the first 5 frames count.
@@ -118,7 +119,7 @@ def _encode_batch(vae: CausalVAE, encoded: _Encoded, indices: list[int], device:
 def _normalise(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     clips = [index for index in range(len(rows["whole"])) if not is_long(index)]
     values = rows["whole"][clips, :, :CLIP].float()
-    mean, std = values.mean((0, 2, 3, 4)), values.std((0, 2, 3, 4))
+    mean, std = values.mean((0, 2, 3, 4)), values.std((0, 2, 3, 4)).clamp(min=USED)
     normalised = {
         name: ((part.float() - mean.view(1, -1, *[1] * (part.ndim - 2))) / std.view(1, -1, *[1] * (part.ndim - 2))).half()
         for name, part in rows.items()
@@ -126,13 +127,13 @@ def _normalise(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**normalised, "mean": mean, "std": std}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default="training/runs/small")
-    parser.add_argument("--clips", type=int, default=8000, help="a multiple of 80")
+    parser.add_argument("--clips", type=int, default=6000, help="a multiple of 80")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     vae = trained_vae(args.folder).to(args.device)
     encoded = _Encoded(args.clips)

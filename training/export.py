@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from opensora_core.checkpoint.keys import file_name
 from opensora_core.checkpoint.load import load_transformer, load_vae
-from opensora_core.config import LATENT_SCALE, OPEN_SORA_2, TransformerConfig
+from opensora_core.config import LATENT_SCALE
 from opensora_core.model_files import ModelFiles, check_files
 from opensora_core.text.encoders import load_clip, load_t5
 from opensora_core.transformer.model import MMDiT
@@ -31,14 +31,6 @@ from .tokenizers import CLIP_FOLDER, T5_FOLDER, write_json
 from .vae import CONFIG as VAE_CONFIG
 
 LARGEST_BYTES = 12_000_000  # of the whole folder
-# For random weights; trained ones bring their own sizes.
-TRANSFORMER_CONFIG = TransformerConfig(
-    **{
-        **OPEN_SORA_2.__dict__,
-        **{"hidden_size": 128, "num_heads": 4, "mlp_hidden_size": 512, "depth": 2, "depth_single_blocks": 4},
-        **{"context_in_dim": T5_SIZES["d_model"], "vec_in_dim": CLIP_SIZES["hidden_size"]},
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -133,12 +125,14 @@ def random_networks(directory: Path, seed: int) -> tuple[MMDiT, CausalVAE, nn.Mo
     """Transformer, VAE, T5 and CLIP of the small model's sizes with lively random weights (see demo/tiny.py), and their tokenizers in `directory`."""
     from demo import tiny
 
+    from .transformer import CONFIG  # which itself imports this module
+
     torch.manual_seed(seed)  # the library's encoders initialise themselves
     generator = torch.Generator().manual_seed(seed)
     text = untrained(tokenizers.write(directory))
     with torch.device("meta"):
-        transformer, vae = MMDiT(TRANSFORMER_CONFIG), CausalVAE(VAE_CONFIG)
-    weights = tiny.transformer_weights(generator, TRANSFORMER_CONFIG)
+        transformer, vae = MMDiT(CONFIG), CausalVAE(VAE_CONFIG)
+    weights = tiny.transformer_weights(generator, CONFIG)
     transformer.load_state_dict({name: weights[file_name(name)] for name in transformer.state_dict()}, assign=True)
     vae.load_state_dict(tiny.vae_weights(generator, VAE_CONFIG), assign=True)
     return transformer, vae, text.t5.model, text.clip.model
@@ -166,13 +160,13 @@ def _save(path: Path, weights: dict[str, Tensor]) -> None:
     save_file(halves, path, metadata={"format": "pt"})
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--folder", default="training/runs/small", help="of the trained states (default training/runs/small)")
     parser.add_argument("--random", action="store_true", help="random weights in place of trained ones")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.random:
         networks, latents = random_networks(args.directory, args.seed), None
     else:

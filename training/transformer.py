@@ -1,6 +1,6 @@
 """Train the small transformer together with its two text encoders, on the latents of training/data.py.
 
-    python -m training.transformer [--folder training/runs/small --steps 6000]
+    python -m training.transformer [--folder training/runs/small --steps 6500]
 
 Rectified flow: the network reads (1 - sigma) * latents + sigma * noise and is asked for noise - latents. A part of the clips is
 given pictures or the last latents of a clip before, as the pipeline gives them; a part loses its text, for guidance.
@@ -38,6 +38,7 @@ CONFIG = TransformerConfig(
 )
 SHIFT = 2.5  # of the training sigmas; sampling 64x64, 17 frames shifts by 1.96. Layout and motion are decided at high sigmas
 WITHOUT_TEXT = 0.1
+LEAST_WEIGHT = 0.2  # in the loss, of channels that the VAE does not use
 AVERAGE = 0.998  # of the weights that are shipped
 ADAM_SHARE = 0.1  # Adam's rate as a share of Muon's
 # What a clip is given, and how often. "go on" is a window's first latents; long clips are always given them.
@@ -65,6 +66,7 @@ class Networks(nn.Module):
         self.t5, self.clip = text.t5.model, text.clip.model
         self.train(False)  # the encoders come with dropout; gradients flow all the same
         self.end = text.clip.tokenizer.end
+        self.register_buffer("weights", torch.ones(CONFIG.in_channels))  # of the channels, in the loss
 
     def velocity(self, batch: Batch, noisy: Tensor, sigma: Tensor) -> Tensor:
         context = self.t5(input_ids=batch.t5_ids).last_hidden_state
@@ -134,7 +136,8 @@ def loss_of(networks: Networks, batch: Batch, generator: torch.Generator) -> Ten
     mix = sigma[:, None, None, None, None]
     with torch.autocast(device.type, torch.bfloat16):
         velocity = networks.velocity(batch, torch.lerp(batch.latents, noise, mix), sigma)
-    return (velocity.float() - (noise - batch.latents)).square().mean()
+    error = (velocity.float() - (noise - batch.latents)).square()
+    return (error * networks.weights.view(1, -1, 1, 1, 1)).mean()
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int = 50) -> float:
@@ -159,15 +162,15 @@ def trained(folder: str | Path) -> tuple[tuple[MMDiT, CausalVAE, nn.Module, nn.M
     return (average.transformer, trained_vae(folder), average.t5, average.clip), read(folder).statistics
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default="training/runs/small")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=2e-2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)  # transformers initialises its encoders from the global generator
     text = untrained(tokenizers.write(Path(args.folder) / "tokenizers"))
@@ -176,7 +179,9 @@ def main() -> None:
     optimizers = optimisers(networks, args.rate)
     parts = {"networks": networks, "average": average, "muon": optimizers[0][0], "adam": optimizers[1][0]}
     run = Run(args.folder, "transformer", parts)
-    sampler = Sampler(read(args.folder), text, args.device)
+    clips = read(args.folder)
+    sampler = Sampler(clips, text, args.device)
+    networks.weights.copy_(clips.whole[:1000, :, :CLIP].float().std((0, 2, 3, 4)).clamp(LEAST_WEIGHT, 1))
     smooth = None
     for step in run.steps(args.steps):
         share = learning_rate(step, args.steps, 1.0)

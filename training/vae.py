@@ -100,7 +100,7 @@ def trained_vae(folder: str | Path) -> CausalVAE:
     return model.requires_grad_(False)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default="training/runs/small")
     parser.add_argument("--crop-steps", type=int, default=2800)
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     model = initialise(CausalVAE(CONFIG)).to(args.device)
     muon = Muon([p for p in model.parameters() if p.ndim > 1], lr=args.rate)

@@ -1,0 +1,178 @@
+"""Training of the small model: data that never shows what is held out, batches by step number, runs that a kill cannot spoil."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from opensora_core.evaluation import world
+from training import data, tokenizers, transformer, vae
+from training.data import CLIP, LONG, Clips
+from training.export import LatentStatistics
+from training.muon import Muon, orthogonalise
+from training.state import Run, set_learning_rate
+from training.text import untrained
+
+
+def toy(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Linear(4, 4)
+    return model, torch.optim.Adam(model.parameters(), lr=0.1)
+
+
+def train(folder, total, until=None, by=lambda: None):
+    model, optimizer = toy()
+    run = Run(folder, "toy", {"model": model, "optimizer": optimizer})
+    for step in run.steps(total):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (model(x) - x.flip(-1)).square().mean().backward()
+        optimizer.step()
+        if step == until:
+            by()
+    return model.weight.detach().clone()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_that_is_told_to_stop_goes_on_where_it_was(tmp_path, number):
+    whole = train(tmp_path / "whole", 12)
+    with pytest.raises(SystemExit, match="step 6 of 12"):
+        train(tmp_path / "parts", 12, until=5, by=lambda: os.kill(os.getpid(), number))
+    assert torch.equal(train(tmp_path / "parts", 12), whole)
+
+
+def test_run_killed_between_two_saves_repeats_the_same_steps(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    whole = train(tmp_path / "whole", 12)
+    train(tmp_path / "parts", 4)  # the last state on disk
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", 12, until=9, by=kill)
+    (tmp_path / "parts" / "toy.partial").write_bytes(b"half a state")
+    assert torch.equal(train(tmp_path / "parts", 12), whole)
+
+
+def test_clips_show_seen_combinations_only_and_are_the_same_again():
+    _, held_out = world.split()
+    scenes = [data.scene(index) for index in range(300)]
+    assert not {scene.combination for scene in scenes} & set(held_out)
+    assert scenes == [data.scene(index) for index in range(300)]
+    assert len({scene.combination for scene in scenes}) > 100
+    assert all(f"{scene.motion_score} motion score." in data.text_of(scene) for scene in scenes)
+
+
+def test_long_clips_are_in_the_middle_half_way():
+    long = [data.scene(index) for index in range(400) if data.is_long(index)]
+    assert len(long) == 40
+    for scene in long:
+        assert all(abs(at - world.SIZE / 2) <= world.CENTRE_SPREAD + 1e-6 for at in scene.centre((data.LONG_FRAMES - 1) // 2))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(40, 16, LONG, 8, 8, generator=generator).half()
+    first, last = (torch.randn(40, 16, 8, 8, generator=generator).half() for _ in range(2))
+    return Clips(whole, first, last, LatentStatistics(torch.zeros(16), torch.ones(16)))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    torch.manual_seed(0)
+    return untrained(tokenizers.write(tmp_path_factory.mktemp("tokenizers")))
+
+
+@pytest.fixture(scope="module")
+def sampler(clips, text):
+    return transformer.Sampler(clips, text, "cpu")
+
+
+def test_a_batch_depends_on_its_step_alone(sampler):
+    again, other = sampler.batch(3, 6), sampler.batch(4, 6)
+    for name in ("latents", "cond", "t5_ids", "clip_ids"):
+        assert torch.equal(getattr(sampler.batch(3, 6), name), getattr(again, name))
+    assert not torch.equal(again.latents, other.latents)
+
+
+def test_what_is_given_is_a_picture_alone_or_a_window_s_own_latents(sampler, clips):
+    batch = sampler.batch(0, 400)
+    kinds = set()
+    for latents, cond in zip(batch.latents, batch.cond, strict=True):
+        given = cond[0, :, 0, 0].bool()
+        assert torch.equal(cond[1:, ~given], torch.zeros_like(cond[1:, ~given]))
+        is_window = not any(torch.equal(latents, clip[:, :CLIP].float()) for clip in clips.whole)
+        kinds.add((tuple(given.tolist()), is_window))
+        if is_window:  # its first latent frame stands for four frames: it is always gone on from
+            assert given[0] and not given[-1]
+            assert torch.equal(cond[1:, given], latents[:, given])
+        elif given.tolist() == [True, False, False, False, True]:
+            assert any(torch.equal(cond[1:, 0], first.float()) for first in clips.first)
+            assert any(torch.equal(cond[1:, -1], last.float()) for last in clips.last)
+    assert ((False,) * CLIP, False) in kinds
+    assert ((False,) * CLIP, True) not in kinds
+    assert len({given for given, _ in kinds}) == 6  # nothing, first, last, both, two and three latents to go on from
+
+
+def test_text_is_dropped_as_often_as_said(sampler):
+    batch = sampler.batch(1, 600)
+    empty = sampler.t5_ids[sampler.empty]
+    share = (batch.t5_ids == empty).all(1).float().mean().item()
+    assert share == pytest.approx(transformer.WITHOUT_TEXT, abs=0.04)
+
+
+def test_networks_begin_at_zero_velocity_and_learn(sampler, text):
+    networks = transformer.Networks(text)
+    batch, generator = sampler.batch(0, 4), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        assert not networks.velocity(batch, batch.latents, torch.full((4,), 0.5)).any()
+    optimizers = transformer.optimisers(networks, 0.02)
+    losses = []
+    for _ in range(12):
+        loss = transformer.loss_of(networks, batch, generator)
+        networks.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer, rate in optimizers:
+            set_learning_rate(optimizer, rate)
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    # Every network takes part, the text encoders too.
+    for name in ("t5.shared.weight", "clip."):
+        assert any(parameter.grad is not None and parameter.grad.any() for key, parameter in networks.named_parameters() if name in key)
+
+
+def test_vae_learns_from_crops_and_whole_clips():
+    model = vae.initialise(vae.CausalVAE(vae.CONFIG))
+    assert vae.batch(0, 2, whole=False).shape == (2, 3, vae.CROP_FRAMES, vae.CROP, vae.CROP)
+    assert torch.equal(vae.batch(7, 2, whole=True), vae.batch(7, 2, whole=True))
+    assert {vae.batch(step, 1, whole=True).shape[2] for step in range(20)} == {1, world.NUM_FRAMES}
+    loss, figures = vae.loss_of(model, vae.batch(0, 1, whole=False), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert figures["psnr"] > 5
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_muon_steps_are_orthogonal():
+    for shape in ((16, 48), (48, 16), (8, 4, 3, 3, 3)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalise(matrix.flatten(1)))
+        assert values.min() > 0.5 and values.max() < 1.4
+        parameter = nn.Parameter(torch.zeros(shape))
+        parameter.grad = matrix
+        Muon([parameter], lr=0.1).step()
+        assert torch.linalg.matrix_norm(parameter.detach().flatten(1), ord=2) == pytest.approx(
+            0.1 * max(1, shape[0] / matrix[0].numel()) ** 0.5, rel=0.4
+        )
+
+
+def test_rate_rises_holds_and_falls():
+    rates = [transformer.learning_rate(step, 1000, 1.0) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.02) and rates[49] == rates[749] == 1.0
+    assert rates[-1] == pytest.approx(0.024, abs=0.002)
+    assert all(earlier >= later for earlier, later in zip(rates[50:], rates[51:], strict=False))
