@@ -13,6 +13,7 @@ from opensora_core.config import LATENT_SCALE
 from opensora_core.text.encoders import load_clip, load_t5
 from training import export, tokenizers
 from training.text import untrained
+from training.transformer import CONFIG
 
 FP32 = torch.float32
 
@@ -33,7 +34,7 @@ def halved(module):
 
 def test_files_are_what_they_are_called(folder):
     kinds = {
-        "Open_Sora_v2.safetensors": ("open_sora_2", export.TRANSFORMER_CONFIG),
+        "Open_Sora_v2.safetensors": ("open_sora_2", CONFIG),
         "hunyuan_vae.safetensors": ("hunyuan_vae", export.VAE_CONFIG),
         "google/t5-v1_1-xxl/model.safetensors": ("t5", None),
         "openai/clip-vit-large-patch14/model.safetensors": ("clip_text", None),
@@ -127,4 +128,4 @@ def test_untrained_encoders_fit_the_tokenizers(tmp_path):
     text = untrained(tokenizers.write(tmp_path))
     context, pooled = text.encode(["a red circle moving up", "A blue square."])
     assert context.shape == (2, 32, 64) and pooled.shape == (2, 64)
-    text.check(export.TRANSFORMER_CONFIG)
+    text.check(CONFIG)

@@ -81,7 +81,7 @@ def test_the_stock_loader_reads_the_transformer(run_node, small, base, name, rel
     ours = run_node("OpenSoraModelLoader", model_name=name, precision="auto")[0]
     one, other = (model.model.diffusion_model.state_dict() for model in (stock, ours))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    assert stock.model.config == ours.model.config and stock.model.config.hidden_size == 128
+    assert stock.model.config == ours.model.config and stock.model.config.context_in_dim == 64
 
 
 def test_copied_into_the_hosts_folders_the_encoders_bring_their_tokenizers(run_node, pack, small, base, name):
