@@ -5,12 +5,21 @@ Importing this package loads nothing heavy; the public names are resolved on fir
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointError", "DecodeOutOfMemory", "OpenSoraError", "OpenSoraPipeline", "SamplingOptions", "__version__", "save_video"]
+__all__ = [
+    "CheckpointError",
+    "DecodeOutOfMemory",
+    "OpenSoraError",
+    "OpenSoraPipeline",
+    "OutOfMemory",
+    "SamplingOptions",
+    "__version__",
+    "save_video",
+]
 
 
 def __getattr__(name: str):
     # PEP 562: torch is imported only when the pipeline is asked for, never by a bare import.
-    if name in ("OpenSoraError", "CheckpointError", "DecodeOutOfMemory"):
+    if name in ("OpenSoraError", "CheckpointError", "DecodeOutOfMemory", "OutOfMemory"):
         from . import errors
 
         return getattr(errors, name)

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from . import __version__
-from .errors import OpenSoraError
+from .errors import OpenSoraError, OutOfMemory
 from .geometry import ASPECT_RATIOS, RESOLUTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return args.run(args)
     except OpenSoraError as error:
         sys.stderr.write(f"error: {error}\n")
-        return REFUSED
+        return SOME_FAILED if isinstance(error, OutOfMemory) else REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

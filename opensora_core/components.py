@@ -8,18 +8,17 @@ and the networks that have no blocks a layer at a time, by accelerate. All modes
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import DCAEConfig, Tiling, VAEConfig
+from .device_memory import free_bytes, unless_out_of_memory
 from .errors import OpenSoraError
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
 from .offload.stream import BlockStream, module_bytes
@@ -258,15 +257,15 @@ class VideoVAE:
             def decode(latents: Tensor, progress: Progress | None = None) -> Tensor:
                 nonlocal tiling
                 latents = (latents.to(placement.device).float() / vae.config.latent_scale).to(placement.dtype)
-                try:
+
+                def tiles() -> Tensor:
                     return tiled_decode(vae.decode, latents, tiling, progress, grid=vae.config.grid)
-                except torch.cuda.OutOfMemoryError:
-                    if self._policy != "auto" or tiling.temporal_tile != vae.config.in_tiles(Tiling()).temporal_tile:
-                        raise
-                # Outside the handler, which would keep the failed tile's tensors alive.
-                torch.cuda.empty_cache()
-                tiling = choose("low_memory")
-                return tiled_decode(vae.decode, latents, tiling, progress, grid=vae.config.grid)
+
+                is_last = self._policy != "auto" or tiling.temporal_tile != vae.config.in_tiles(Tiling()).temporal_tile
+                if is_last or (frames := unless_out_of_memory(tiles)) is None:
+                    tiling = tiling if is_last else choose("low_memory")
+                    frames = tiles()
+                return frames
 
             tiling = choose(self._policy)
             yield decode, notes
@@ -308,22 +307,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if found.type == "meta":
         raise OpenSoraError("The device meta holds no numbers; use auto or cpu.")
     return found
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that a device has left, or None where it cannot be asked."""
-    if device.type == "cuda":
-        # What torch holds in reserve without using it is free for us too.
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
-    meminfo = Path("/proc/meminfo")
-    if device.type == "cpu" and meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            return int(lines["MemAvailable"].split()[0]) * 1024
-    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def _free_for_tiles(latent_shape, config: VAEConfig | DCAEConfig, placement: Placement) -> int:

@@ -13,13 +13,17 @@ class CheckpointError(OpenSoraError):
     """A file that cannot be read as the model it was given for: another model, truncated, keys missing."""
 
 
-class DecodeOutOfMemory(OpenSoraError):
-    """Memory ran out while finished latents were decoded; they are not lost.
+class OutOfMemory(OpenSoraError, MemoryError):
+    """Memory ran out, whatever could be tried; says what was free and what to change.
 
     Attributes:
-        latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale, for OpenSoraPipeline.decode.
+        latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale: what is finished, for OpenSoraPipeline.decode; or None.
     """
 
-    def __init__(self, message: str, latents):
+    def __init__(self, message: str, latents=None):
         super().__init__(message)
         self.latents = latents
+
+
+class DecodeOutOfMemory(OutOfMemory):
+    """Memory ran out while finished latents were decoded; they are not lost."""

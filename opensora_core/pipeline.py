@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .capacity import Needs, weight_capacity
+from .capacity import Needs, decoding_ran_out, encoding_ran_out, reference_ran_out, sampling_ran_out, weight_capacity
 from .checkpoint.load import load_transformer, load_vae
 from .checkpoint.lora import merge_lora
 from .components import (
@@ -31,7 +31,8 @@ from .components import (
     resolve_device,
     resolve_precision,
 )
-from .errors import DecodeOutOfMemory, OpenSoraError
+from .device_memory import unless_out_of_memory
+from .errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from .footprint import sizes_of_files
 from .geometry import SPACE_COMPRESSION, pixel_frames
 from .loaded import PROMPTS, SHARED, own_structure
@@ -263,6 +264,12 @@ class OpenSoraPipeline:
 
     def _encode(self, texts: list[tuple[str, str]], progress: StageProgress) -> list[TextCondition]:
         """Of each (text, negative text), on the CPU."""
+        encoded = unless_out_of_memory(lambda: self._encode_now(texts, progress))
+        if encoded is None:
+            raise OutOfMemory(encoding_ran_out(self._placement))
+        return encoded
+
+    def _encode_now(self, texts: list[tuple[str, str]], progress: StageProgress) -> list[TextCondition]:
         contexts = []
         progress("text", 0, len(texts))
         with self._t5.at_work(self._needs.beside_t5()) as t5:
@@ -435,7 +442,11 @@ class OpenSoraPipeline:
                 request = replace(request, seed=segment_seed(first.seed, latents.shape[2]), references=_going_on(latents, plan))
                 part = GenerationResult(prompt=texts[index])
                 on_step = watchers.steps_of(part, index, len(requests), request.num_steps)
-                made = self._sample(request, self._condition(request, [], lambda done, total: None), part, on_step)
+                try:
+                    made = self._sample(request, self._condition(request, [], lambda done, total: None), part, on_step)
+                except OutOfMemory as error:
+                    error.latents = latents  # the segments that are finished
+                    raise
                 latents = result.latents = join(latents, made, plan)
                 result.prompt, result.notes = part.prompt, result.notes + part.notes
                 result.forwards += part.forwards
@@ -475,27 +486,32 @@ class OpenSoraPipeline:
                 ends.append(None if given is None else given.to(self.device))
                 continue
             fit = fit_clip if references.use.is_clip else fit_image
-            ends.append(self.vae.encode(fit(given, request.height, request.width, options.fit), generators))
+            clip = fit(given, request.height, request.width, options.fit)
+            latents = unless_out_of_memory(partial(self.vae.encode, clip, generators))
+            if latents is None:
+                raise OutOfMemory(reference_ran_out(tuple(clip.shape), self.device))
+            ends.append(latents)
         progress(len(references.ends), len(references.ends))
         head, tail = ends
         channels = (head if head is not None else tail).shape[1]
         return image_condition((request.num_videos, channels, *request.latent_extent), head, tail, references.use)
 
     def _sample(self, request: GenerationRequest, condition: ImageCondition | None, result: GenerationResult, on_step) -> Tensor:
-        text = result.prompt.condition
-        try:
-            with self._transformer.at_work(self._needs.beside_transformer(request)) as transformer:
+        text, needs = result.prompt.condition, self._needs
+
+        def run(is_last_try: bool) -> Tensor:
+            with self._transformer.at_work(0 if is_last_try else needs.beside_transformer(request), is_last_try) as transformer:
                 return self._run(transformer, request, text, condition, on_step)
-        except torch.cuda.OutOfMemoryError:
-            if self.offload not in (AUTO, BUDGET):
-                raise
-        # Outside the handler, which would keep the failed forward's tensors alive.
-        torch.cuda.empty_cache()
-        note = "The device ran out of memory while sampling; it begins again with one block of the transformer on the device at a time."
-        logger.warning("%s", note)
-        result.notes.append(note)
-        with self._transformer.at_work(is_last_try=True) as transformer:
-            return self._run(transformer, request, text, condition, on_step)
+
+        latents = unless_out_of_memory(lambda: run(False))
+        if latents is None and self.offload in (AUTO, BUDGET):
+            note = "The device ran out of memory while sampling; it begins again with one block of the transformer on the device at a time."
+            logger.warning("%s", note)
+            result.notes.append(note)
+            latents = unless_out_of_memory(lambda: run(True))
+        if latents is None:
+            raise OutOfMemory(sampling_ran_out(request, self._placement))
+        return latents
 
     def _run(self, transformer, request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, on_step) -> Tensor:
         options, device = request.options, self._placement.device
@@ -521,7 +537,8 @@ class OpenSoraPipeline:
         parts = windows(latents.shape[2], plan)
         begun = 0
         progress(0, 1)  # how many tiles there are is known with the first
-        try:
+
+        def decode_all() -> list[str]:
             with self.vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as (decode, added):
 
                 def decode_part(part: Tensor) -> Tensor:
@@ -535,14 +552,13 @@ class OpenSoraPipeline:
                     pieces = decode_windows(one, plan, decode_part)
                     # A frame at a time: fp32 copies of a whole clip would be larger than the clip.
                     frames.append([to_uint8((frame.float() + 1) / 2)[0] for piece in pieces for frame in piece.split(1)])
-            return frames, notes + added
-        except torch.cuda.OutOfMemoryError as error:
+            return notes + added
+
+        told = unless_out_of_memory(decode_all)
+        if told is None:
             size = f"{pixel_frames(latents.shape[2])} frames of {SPACE_COMPRESSION * latents.shape[3]}x{SPACE_COMPRESSION * latents.shape[4]} (height x width)"
-            raise DecodeOutOfMemory(
-                f"Decoding {size} ran out of memory with policy {self.vae.policy}; the finished latents are kept: "
-                "decode them with policy low_memory or smaller tiles.",
-                latents,
-            ) from error
+            raise DecodeOutOfMemory(decoding_ran_out(size, self.vae.policy, self.device), latents)
+        return frames, told
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device):
         read = partial(load_transformer, precision=self._quantised)

@@ -9,14 +9,12 @@ the result: the asked-for or stored precision, bf16, fp8_e4m3fn, int8, nf4 (int8
 one asked for, or auto, which streams as little as the device allows. The decode is exact where that fits.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from .components import free_bytes
+from .device_memory import free_bytes, total_bytes
 from .errors import OpenSoraError
 from .estimate import AUTO, CONTEXT_BYTES, Estimate, Memory, Need, Request, Settings, estimate
 from .footprint import QUANTISED, ModelSizes
@@ -109,10 +107,12 @@ def preflight(request: Request, model: ModelSizes, memory: Memory, measured: Seq
 def memory_of(device: str | torch.device) -> Memory:
     """What this machine has now. A device that cannot be asked (Apple's) counts as what RAM has."""
     device = torch.device(device)
-    ram_free, ram_total = free_bytes(torch.device("cpu")), _ram_total()
+    ram_free, ram_total = (amount(torch.device("cpu")) for amount in (free_bytes, total_bytes))
+    if ram_total is None:
+        raise OpenSoraError("How much main memory this machine has cannot be found out; give it (--ram-gib).")
     ram_free = ram_total if ram_free is None else ram_free
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
+        total = total_bytes(device)
         # Asking has made the context, which an estimate counts.
         free = min(total, (free_bytes(device) or total) + CONTEXT_BYTES)
         return Memory("cuda", torch.cuda.get_device_name(device), free, total, ram_free, ram_total)
@@ -235,12 +235,3 @@ def _estimate_lines(found: Estimate, kind: str) -> list[str]:
             f"    and {at_least(found.streamed_bytes)} of the mapped file, streamed in every forward; the system keeps them where there is room"
         )
     return [*lines, *(f"  Note: {note}" for note in found.notes)]
-
-
-def _ram_total() -> int:
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        return int(meminfo.read_text().split("MemTotal:")[1].split()[0]) * 1024
-    raise OpenSoraError("How much main memory this machine has cannot be found out; give it (--ram-gib).")

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..errors import DecodeOutOfMemory
+from ..device_memory import is_out_of_memory, ran_out
+from ..errors import DecodeOutOfMemory, OutOfMemory
 from ..video import numbered
 
 
@@ -22,10 +23,13 @@ def keep_latents(error: DecodeOutOfMemory, video: Path) -> Path:
 def failure(error: BaseException) -> str | None:
     """One sentence for a failure that is the machine's; None for one that is ours, which should show where."""
     text = str(error).strip().splitlines()
+    if isinstance(error, OutOfMemory):
+        return str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "the device ran out of memory; try --offload minimal, --decode-policy low_memory, or a smaller or shorter video."
-    if isinstance(error, MemoryError) or (type(error) is RuntimeError and text and "allocate memory" in text[0]):
-        return "the machine ran out of memory; try --dtype bf16, --decode-policy low_memory, or a smaller or shorter video."
+    if is_out_of_memory(error):
+        advice = "try --dtype bf16, --decode-policy low_memory, or a smaller or shorter video"
+        return ran_out("the machine", torch.device("cpu"), advice)
     if isinstance(error, OSError):
         return text[0] if text else type(error).__name__
     return None
