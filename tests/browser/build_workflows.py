@@ -89,6 +89,20 @@ If memory is short: decode `policy` low_memory, fewer frames, or an fp8 file of 
 """,
 }
 
+LIST_NOTE = """## A video for each line, 256px
+
+**Open-Sora Prompt List**: one prompt per line; empty lines and lines that begin with # are left out. The nodes behind it run once for each line, each model is \
+loaded once, and every video gets its own file in ComfyUI's output folder.
+
+- All videos of a run are in RAM until the last is decoded (95 MiB each at this size), and are saved together at the end.
+- Long lists: set `count` to 1 and the control below `first` to *increment*, and queue as many runs as there are prompts. Each video is then saved before the \
+next begins.
+"""
+LISTED_PROMPTS = """A red paper kite climbs above a wide beach at sunset while long waves roll in.
+A small boat crosses a misty lake at dawn, rings spreading behind its oars.
+# left out: a line that begins with this sign
+Snow falls slowly on a quiet street, lit by a single lamp."""
+
 TEXT_PROMPT = (
     "A red paper kite climbs above a wide beach at sunset. Long waves roll in and leave a mirror of wet sand that catches the "
     "orange light. The kite turns slowly in the wind, its tail drawing curves, while the camera follows it upward."
@@ -130,6 +144,15 @@ def image_to_video(resolution: str) -> dict:
         "inputs": {"positive": ["4", 0], "negative": ["4", 1], "vae": ["3", 0], "latent": ["5", 0], "start_image": ["10", 0]},
     }
     graph["6"]["inputs"] |= {"positive": ["11", 0], "negative": ["11", 1], "latent": ["11", 2]}
+    return graph
+
+
+def a_video_for_each_line() -> dict:
+    """Text to video at 256px over a list of prompts."""
+    graph = text_to_video("256px")
+    graph["10"] = {"class_type": "OpenSoraPromptList", "inputs": {"prompts": LISTED_PROMPTS, "first": 1}}
+    graph["4"]["inputs"]["prompt"] = ["10", 0]
+    graph["9"]["inputs"]["filename_prefix"] = ["10", 1]
     return graph
 
 
@@ -186,6 +209,8 @@ def jobs() -> list[dict]:
         made.append(job(f"open-sora-2-image-to-video-{size}", image_to_video(size), IMAGE_NOTE[size], image_columns))
     part_columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["10", "11"], ["12", "13", "6"], ["7", "8", "9"]]
     made.append(job("open-sora-2-text-to-video-custom-sampler", text_to_video_in_parts(), PARTS_NOTE, part_columns))
+    list_columns = [["about", "files"], ["1", "2", "3"], ["10", "4", "5"], ["6", "7"], ["8", "9"]]
+    made.append(job("open-sora-2-text-to-video-prompt-list", a_video_for_each_line(), LIST_NOTE, list_columns))
     return made
 
 
