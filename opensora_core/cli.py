@@ -244,7 +244,10 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
         help="0 to 1, how closely the video holds to them: the share of the steps, from the first, that see them (default 1, exactly)",
     )
     group.add_argument(
-        "--fit", choices=("crop", "pad", "stretch"), default="crop", help="how one of another shape is fitted (default crop: cover, cut the middle)"
+        "--fit",
+        choices=("crop", "pad", "stretch"),
+        default="crop",
+        help="how one of another shape is fitted (default crop: cover, cut the middle)",
     )
 
 
@@ -266,7 +269,9 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
 def _add_size(group) -> None:
     group.add_argument("--resolution", metavar="NAME", help=f"{', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)")
     group.add_argument(
-        "--aspect-ratio", metavar="W:H", help=f"{', '.join(ASPECT_RATIOS)} (default 16:9), or {ASPECT_OF_REFERENCE}: the one nearest to --ref"
+        "--aspect-ratio",
+        metavar="W:H",
+        help=f"{', '.join(ASPECT_RATIOS)} (default 16:9), or {ASPECT_OF_REFERENCE}: the one nearest to --ref",
     )
     group.add_argument("--width", type=int, metavar="PX", help="with --height, in place of resolution and ratio; a multiple of 16")
     group.add_argument("--height", type=int, metavar="PX", help="with --width; a multiple of 16")

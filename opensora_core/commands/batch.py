@@ -18,8 +18,8 @@ from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
 from .failures import failure, keep_latents
 from .ledger import Ledger, described, keys
 from .progress import BatchBars
-from .rows import Row, read_rows, row_arguments
 from .references import PATHS
+from .rows import Row, read_rows, row_arguments
 from .settings import CallSettings, call_settings, check_writable, clip_length, pipeline, say
 
 T = TypeVar("T")

@@ -245,7 +245,7 @@ def test_bad_arguments_end_with_2_and_one_sentence_before_any_network_is_read(ge
         (["generate"], "--prompt"),
         (["generate", "--prompt", "x", "--num-steps", "few"], "--num-steps"),
         (["generate", "--prompt", "x", "--offload", "some"], "minimal"),
-        (["generate", "--prompt", "x", "--cond-type", "v2v_head"], "i2v_loop"),
+        (["generate", "--prompt", "x", "--cond-type", "v2v"], "i2v_loop"),
         (["generate", "--prompt", "x", "--num-step", "5"], "--num-step"),  # no abbreviations: they would freeze names by accident
         (["paint"], "generate"),
         ([], "COMMAND"),
