@@ -150,7 +150,7 @@ def closing_lines(part: str, asked: Asked, made: dict[Job, Clip], pipe: OpenSora
         found = [score.psnr(clip.frames[index], picture) for clip, picture in zip(clips, pictures, strict=True)]
         alone = [score.psnr(round_trip(pipe, torch.from_numpy(picture)[None])[0], picture) for picture in pictures]
         placed = [score.psnr(clip[index], picture) for clip, picture in zip(perfect, pictures, strict=True)]
-        lines += score.meeting_lines(title, frame, found, alone, placed)
+        lines += score.meeting_lines(title, frame, found, placed, alone)
     return lines
 
 

@@ -284,6 +284,11 @@ class TestFigures:
         assert not lower(1, 2).is_reached, "two clips show nothing"
         assert score.away_line("", "", [True] * 25 + [False] * 5).is_reached and not score.away_line("", "", [True] * 3).is_reached
 
+    def test_a_frame_meets_its_picture_as_well_as_the_vae_can_show_it_there(self):
+        for found, reached in ((31.05, True), (30.95, False)):
+            lines = score.meeting_lines("", "last", [found - 1, found + 1], [32.0, 32.0], [35.0, 35.0])
+            assert lines[0].is_reached is reached and lines[0].value == pytest.approx(found) and lines[1].value == pytest.approx(found - 1)
+
     def test_requirements_hold_from_their_value_on(self):
         good, bad = judge(SCENE.render(), SQUARE, 4), judge(SCENE.render(), replace(SQUARE, shape="circle"), 4)
         for count, expected in ((85, True), (84, False)):
@@ -454,8 +459,8 @@ class TestCommand:
         figures = {(line["part"], line["what"]): line for line in report["runs"][0]["figures"]}
         assert 3 < figures["VAE, fresh clips", "PSNR, mean"]["value"] < 30
         # The given latents are put back, and a causal VAE's first frame sees nothing after it.
-        alone = figures["first and last frame", "first picture through the VAE alone"]["value"]
-        assert figures["first and last frame", "first picture's latent in the true clip"]["value"] == pytest.approx(alone, abs=0.5)
+        alone = figures["first and last frame", "first picture, the VAE's on it alone"]["value"]
+        assert figures["first and last frame", "first picture, the VAE's own"]["value"] == pytest.approx(alone, abs=0.5)
         assert all(line["value"] == score.PSNR_CEILING for line in report["compared"] if line.get("unit") == "dB")
         assert "videos: 1, steps of each: 1, on cpu" in told.err and "Traceback" not in told.err
 
