@@ -8,6 +8,7 @@ from .checkpoint.files import read_header
 from .checkpoint.lora import fitting_layers
 from .errors import CheckpointError, OpenSoraError
 from .evaluation import world
+from .geometry import HIGH_COMPRESSION, Grid
 from .text.tokens import CLIP, T5, find_tokenizer
 from .text.weights import read_headers
 from .transformer.model import MMDiT
@@ -15,6 +16,7 @@ from .transformer.model import MMDiT
 SMALL = Path(__file__).parent / "assets" / "small"
 # What a clip is where nothing else is asked for: (height, width, frames).
 USUAL_CLIP = (192, 336, 129)
+HIGH_COMPRESSION_CLIP = (192, 320, HIGH_COMPRESSION.default_frames)
 SMALL_CLIP = (world.SIZE, world.SIZE, world.NUM_FRAMES)
 
 _LAYOUT = {
@@ -80,7 +82,14 @@ class ModelFiles:
     @property
     def usual_clip(self) -> tuple[int, int, int]:
         """(height, width, frames) of a clip where nothing else is asked for."""
-        return SMALL_CLIP if self._is_small else USUAL_CLIP
+        if self._is_small:
+            return SMALL_CLIP
+        return USUAL_CLIP if self.grid.is_causal else HIGH_COMPRESSION_CLIP
+
+    @property
+    def grid(self) -> Grid:
+        """How the transformer counts frames and pixels, from its file's header. Raises a CheckpointError if it is none."""
+        return grid_of(self.dit)
 
     def clip_note(self, height: int, width: int, num_frames: int) -> str:
         """What to tell a person who asks the built-in model for what it was not trained on; "" otherwise."""
@@ -106,6 +115,11 @@ class ModelFiles:
             if path is not None and not path.exists():
                 raise OpenSoraError(f"--{part.name}: {path} does not exist.")
         return self
+
+
+def grid_of(dit: Path) -> Grid:
+    """ModelFiles.grid of a transformer's file."""
+    return _require("transformer", dit).config.grid
 
 
 def check_files(files: ModelFiles) -> None:

@@ -310,7 +310,7 @@ class OpenSoraPipeline:
         Args:
             prompt: a text, or what encode_prompt gave (negative_prompt is then not read).
             height, width: pixels, multiples of 16; see geometry.resolution_size. None: 192 and 336, the built-in model 64.
-            num_frames: 4k+1. None: 129, the built-in model 17.
+            num_frames: 4k+1. None: 129, the built-in model 17. The high-compression variant: sides multiples of 32, 4k frames (128).
             guidance_scale, image_guidance_scale: 1 is neutral.
             image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
             video, direction, context: a clip to go on from, where, and by how many of its frames; see references.read_references.
@@ -339,6 +339,7 @@ class OpenSoraPipeline:
             seed=random_seed() if seed is None else seed,
             num_videos=num_videos_per_prompt,
             options=options,
+            grid=self.files.grid,
         )
         self._check(request)
         if check_only:
@@ -348,6 +349,7 @@ class OpenSoraPipeline:
     def _check(self, request: GenerationRequest) -> None:
         """What the files decide of a request."""
         self.check_files()
+        request.references.check(request.num_videos, request.latent_extent, self.files.grid)
         if any(given.ndim == LATENT_RANK for given in request.references.given.values()):
             request.references.check_channels(sizes_of_files(self.files.dit).transformer.in_channels)
 
@@ -537,7 +539,6 @@ class OpenSoraPipeline:
         parts = windows(latents.shape[2], plan)
         begun = 0
         progress(0, 1)  # how many tiles there are is known with the first
-
         def decode_all() -> list[str]:
             with self.vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as (decode, added):
 
@@ -556,7 +557,8 @@ class OpenSoraPipeline:
 
         told = unless_out_of_memory(decode_all)
         if told is None:
-            size = f"{pixel_frames(latents.shape[2])} frames of {SPACE_COMPRESSION * latents.shape[3]}x{SPACE_COMPRESSION * latents.shape[4]} (height x width)"
+            grid, (length, rows, columns) = self.files.grid, latents.shape[2:]
+            size = f"{grid.pixel_frames(length)} frames of {grid.space * rows}x{grid.space * columns} (height x width)"
             raise DecodeOutOfMemory(decoding_ran_out(size, self.vae.policy, self.device), latents)
         return frames, told
 

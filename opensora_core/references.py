@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import OpenSoraError
-from .geometry import SPACE_COMPRESSION, latent_frames
+from .geometry import CAUSAL, Grid, latent_frames
 from .sampling.conditioning import (
     CONTEXTS,
     FORWARDS,
@@ -64,13 +64,16 @@ class References:
         known = (self.first is not None, self.last is not None)
         return {(False, False): "t2v", (True, False): "i2v_head", (False, True): "i2v_tail", (True, True): "i2v_loop"}[known]
 
-    def check(self, num_videos: int, latent_extent: tuple[int, int, int]) -> None:
+    def check(self, num_videos: int, latent_extent: tuple[int, int, int], grid: Grid = CAUSAL) -> None:
         """Raise an OpenSoraError unless they fit so many videos of latent (T, H, W) and leave a frame to make."""
+        if self.clip is not None and not grid.is_causal:
+            raise OpenSoraError(
+                "The high-compression variant goes on from no clip: its training knows text and a first frame; give a picture, or use "
+                "the Open-Sora 2.0 transformer."
+            )
         for name, tensor in self.given.items():
             if tensor.ndim == LATENT_RANK and tuple(tensor.shape[3:]) != latent_extent[1:]:
-                found, wanted = (
-                    " x ".join(str(SPACE_COMPRESSION * side) for side in size) for size in (tensor.shape[3:], latent_extent[1:])
-                )
+                found, wanted = (" x ".join(str(grid.space * side) for side in size) for size in (tensor.shape[3:], latent_extent[1:]))
                 raise OpenSoraError(
                     f"The latents of {name} are of {found} pixels (height x width), the video is {wanted}; they must agree."
                 )
@@ -78,7 +81,8 @@ class References:
                 raise OpenSoraError(
                     f"{name} holds the latents of {tensor.shape[0]} videos for a batch of {num_videos}; give 1 or {num_videos}."
                 )
-        check_room(sum(map(_latent_length, self.given.values())), latent_extent[0], f"frames that {self.cond_type} gives")
+        what = "the frames of the clip" if self.clip is not None else f"the picture{'s' * (len(self.given) > 1)} given"
+        check_room(sum(map(_latent_length, self.given.values())), latent_extent[0], what, grid)
 
     def check_channels(self, channels: int) -> None:
         """Raise an OpenSoraError unless latents given have as many channels as the model's."""

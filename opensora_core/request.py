@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import OpenSoraError
-from .geometry import LARGEST, check_largest, check_num_frames, check_size, latent_frames, latent_size
+from .geometry import CAUSAL, LARGEST, Grid, check_largest
 from .references import References
 from .sampling.conditioning import FITS
 from .sampling.guidance import Guidance
@@ -80,9 +80,10 @@ class GenerationRequest:
     """One call of the pipeline, checked.
 
     Attributes:
-        height, width: pixels, multiples of 16. num_frames: 4k+1.
+        height, width, num_frames: pixels and frames that the grid has: multiples of 16 and 4k+1, or of 32 and 4k.
         references: what it begins or ends with.
         seed: of the first video; video k of the batch is the one that seed + k gives alone.
+        grid: of the model, see geometry.Grid.
     """
 
     prompt: str | EncodedPrompt
@@ -96,6 +97,7 @@ class GenerationRequest:
     seed: int
     num_videos: int
     options: SamplingOptions
+    grid: Grid = CAUSAL
 
     def __post_init__(self):
         if not isinstance(self.prompt, (str, EncodedPrompt)):
@@ -109,11 +111,11 @@ class GenerationRequest:
         for name, default in (("num_steps", 50), ("num_videos", 1)):
             if getattr(self, name) < 1:
                 raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
-        check_size(self.height, self.width)
-        check_num_frames(self.num_frames)
+        self.grid.check_size(self.height, self.width)
+        self.grid.check_num_frames(self.num_frames)
         for name in LARGEST:
             check_largest(name, getattr(self, name))
-        self.references.check(self.num_videos, self.latent_extent)
+        self.references.check(self.num_videos, self.latent_extent, self.grid)
         if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
             raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")
 
@@ -130,7 +132,7 @@ class GenerationRequest:
     @property
     def latent_extent(self) -> tuple[int, int, int]:
         """(T, H, W) of a video's latent; its channels are the model's."""
-        return (latent_frames(self.num_frames), *latent_size(self.height, self.width))
+        return (self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))
 
 
 def finite(name: str, value) -> float:

@@ -20,7 +20,7 @@ from .ledger import Ledger, described, keys
 from .progress import BatchBars
 from .references import PATHS
 from .rows import Row, read_rows, row_arguments
-from .settings import CallSettings, call_settings, check_writable, clip_length, pipeline, say
+from .settings import CallSettings, call_settings, check_writable, clip_length, model_grid, pipeline, say
 
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ def _with_frames(args: argparse.Namespace) -> argparse.Namespace:
     """The same with a length in seconds counted in frames, which is said once and not for each row."""
     if args.num_frames is None:
         return args
-    frames = str(clip_length(args.num_frames, args.fps))
+    frames = str(clip_length(args.num_frames, args.fps, model_grid(args)))
     if frames != args.num_frames:
         say(f"{args.num_frames} at {args.fps} FPS: {frames} frames")
     return argparse.Namespace(**{**vars(args), "num_frames": frames})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..cli import CSV_COLUMNS
 from ..errors import OpenSoraError
-from .settings import clip_length
+from .settings import clip_length, model_grid
 
 _NUMBERS = ("seed", "width", "height", "motion_score")
 _PICTURES = ("image", "end_image")
@@ -86,7 +86,7 @@ def row_arguments(args: argparse.Namespace, row: Row, folder: Path) -> argparse.
         if any(name in said for name in one):
             said = dict.fromkeys(other, None) | said
     if "num_frames" in said:
-        said["num_frames"] = str(clip_length(said["num_frames"], args.fps))
+        said["num_frames"] = str(clip_length(said["num_frames"], args.fps, model_grid(args)))
     return argparse.Namespace(**{**vars(args), **said})
 
 

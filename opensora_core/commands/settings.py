@@ -11,8 +11,8 @@ import torch
 
 from ..components import PRECISIONS, resolve_device
 from ..errors import OpenSoraError
-from ..geometry import frames_for_seconds, resolution_size
-from ..model_files import SMALL_CLIP, USUAL_CLIP
+from ..geometry import CAUSAL, Grid, resolution_size
+from ..model_files import HIGH_COMPRESSION_CLIP, SMALL_CLIP, USUAL_CLIP, ModelFiles, grid_of
 from ..pipeline import OpenSoraPipeline
 from ..request import SamplingOptions, random_seed
 from .references import aspect_ratio, reference_arguments
@@ -58,10 +58,24 @@ def video_size(args: argparse.Namespace) -> tuple[int, int, int]:
     """
     if args.fps < 1:
         raise OpenSoraError(f"--fps {args.fps} is not a frame rate; the default is 24.")
-    height, width, num_frames = SMALL_CLIP if _is_small(args) else USUAL_CLIP
+    grid = model_grid(args)
+    height, width, num_frames = SMALL_CLIP if _is_small(args) else USUAL_CLIP if grid.is_causal else HIGH_COMPRESSION_CLIP
     if any(value is not None for value in (args.resolution, args.aspect_ratio, args.height, args.width)):
-        height, width = _size(args)
-    return height, width, num_frames if args.num_frames is None else _num_frames(args.num_frames, args.fps)
+        height, width = _size(args, grid)
+    return height, width, num_frames if args.num_frames is None else _num_frames(args.num_frames, args.fps, grid)
+
+
+def model_grid(args: argparse.Namespace) -> Grid:
+    """How the model that is meant counts frames and pixels; of files that cannot be read, which others will say, as the released one."""
+    folder, dit = (args.path, None) if "path" in args else (args.model, args.dit)
+    try:
+        if dit is None and folder is not None and Path(folder).expanduser().is_file():
+            dit = folder
+        if dit is None and folder not in (None, "small"):
+            dit = ModelFiles.in_folder(folder).dit
+        return CAUSAL if dit is None else grid_of(Path(dit).expanduser())
+    except OpenSoraError:
+        return CAUSAL
 
 
 def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
@@ -116,22 +130,22 @@ def say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def clip_length(text: str, fps: int) -> int:
-    """Frames that "129" or "4s" asks for; seconds are rounded to the nearest 4k+1.
+def clip_length(text: str, fps: int, grid: Grid = CAUSAL) -> int:
+    """Frames that "129" or "4s" asks for; seconds are rounded to the nearest 4k+1, or what the grid has.
 
     Raises:
         OpenSoraError: neither of the two.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?s", text.strip())
     if match:
-        return frames_for_seconds(float(match[1]), fps)
+        return grid.frames_for_seconds(float(match[1]), fps)
     if not re.fullmatch(r"[+-]?\d+", text.strip()):
         raise OpenSoraError(f"The length {text!r} is neither a number of frames (129) nor seconds (4s).")
     return int(text)
 
 
-def _num_frames(text: str, fps: int) -> int:
-    frames = clip_length(text, fps)
+def _num_frames(text: str, fps: int, grid: Grid) -> int:
+    frames = clip_length(text, fps, grid)
     if text.strip().endswith("s"):
         say(f"{text} at {fps} FPS: {frames} frames")
     return frames
@@ -144,10 +158,10 @@ def _is_small(args: argparse.Namespace) -> bool:
     return args.model in (None, "small") and all(getattr(args, part) is None for part in PARTS)
 
 
-def _size(args: argparse.Namespace) -> tuple[int, int]:
+def _size(args: argparse.Namespace, grid: Grid) -> tuple[int, int]:
     named, sides = (args.resolution, args.aspect_ratio), (args.height, args.width)
     if sides == (None, None):
-        return resolution_size(args.resolution or "256px", aspect_ratio(args) or "16:9")
+        return resolution_size(args.resolution or "256px", aspect_ratio(args) or "16:9", grid.size_multiple)
     if None in sides:
         raise OpenSoraError("--width and --height are given together, or not at all.")
     if named != (None, None):

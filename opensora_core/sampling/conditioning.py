@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..geometry import pixel_frames, resize_crop
+from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
 
 # Latent frames given at the head and at the tail of a clip, for a causal VAE.
@@ -96,12 +96,12 @@ def _check_direction(direction: str) -> None:
         raise OpenSoraError(f"direction={direction!r} is not known; use one of {', '.join(DIRECTIONS)}.")
 
 
-def check_room(given: int, clip: int, what: str = "frames given") -> None:
-    """Raise an OpenSoraError where `given` latent frames leave none of a clip's `clip` to be made."""
+def check_room(given: int, clip: int, what: str = "what is given", grid: Grid = CAUSAL) -> None:
+    """Raise an OpenSoraError where `given` latent frames leave none of a video's `clip` to be made."""
     if given and clip <= given:
         raise OpenSoraError(
-            f"The {what} leave none of this clip's {pixel_frames(clip)} frame{'s' * (clip != 1)} to be made; "
-            f"use at least {pixel_frames(given + 1)} frames."
+            f"A video of {grid.pixel_frames(clip)} frame{'s' * (clip != 1)} is all taken up by {what}; "
+            f"use at least {grid.pixel_frames(given + 1)} frames."
         )
 
 
@@ -114,7 +114,7 @@ def condition_mask(cond_type: str, latent_frames: int) -> Tensor:
     if cond_type not in _GIVEN_FRAMES:
         raise OpenSoraError(f"cond_type={cond_type!r} is not known; use one of {', '.join(COND_TYPES)}.")
     head, tail = _GIVEN_FRAMES[cond_type]
-    check_room(head + tail, latent_frames, f"frames that {cond_type} gives")
+    check_room(head + tail, latent_frames, f"what {cond_type} gives")
     mask = torch.zeros(latent_frames)
     mask[:head] = 1
     mask[latent_frames - tail :] = 1

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,6 +12,9 @@ from opensora_core.checkpoint.load import load_vae
 from opensora_core.config import Tiling
 from opensora_core.dc_ae import layers
 from opensora_core.geometry import HIGH_COMPRESSION
+from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.request import EncodedPrompt
+from opensora_core.sampling.solver import TextCondition
 from opensora_core.vae.tiling import tiled_decode, tiled_encode
 
 TOLERANCE = 1e-5  # fp32 rounding
@@ -88,3 +92,36 @@ def test_goldens_see_the_second_scale(vae, recorded, relative_error, monkeypatch
     with torch.no_grad():
         found = vae.decode(recorded["whole.latents"])
     assert relative_error(found[..., ::3, ::3], recorded["whole.decoded"]) > 0.01
+
+
+with safe_open(GOLDEN / "dc_ae_runs.safetensors", "pt") as file:
+    RUNS = json.loads(file.metadata()["runs"])
+
+
+@pytest.fixture(scope="module")
+def pipeline(golden_path, tiny_checkpoint):
+    weights = {"dit": golden_path / "dc_ae_transformer_weights.safetensors", "vae": golden_path / "dc_ae_weights.safetensors"}
+    # The prompts come encoded, so that these two are never read.
+    encoders = {"t5": tiny_checkpoint / "google" / "t5-v1_1-xxl", "clip": tiny_checkpoint / "openai" / "clip-vit-large-patch14"}
+    return OpenSoraPipeline.from_files(**weights, **encoders, precision="fp32")
+
+
+@pytest.mark.parametrize(("name", "offload"), [*((name, "everything") for name in RUNS), ("head", "minimal")])
+def test_run(golden, pipeline, relative_error, name, offload):
+    """Noise, pictures, 12 guided steps, restored frames, tiles: latents to fp32 rounding, pixels to whole levels; streamed too."""
+    recorded, _ = golden("dc_ae_runs")
+    cond_type, num_frames, (height, width) = RUNS[name]
+    if offload != "everything":
+        pipeline.enable_offload(offload, device="cpu")
+    pictures = recorded["blocks"].repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
+    prompt, negative = ((recorded["context"][i : i + 1], recorded["y"][i : i + 1]) for i in range(2))
+    given = {"t2v": {}, "i2v_head": {"image": pictures[0]}, "i2v_loop": {"image": pictures[0], "last_image": pictures[1]}}[cond_type]
+    result = pipeline(
+        EncodedPrompt("", TextCondition(*prompt, *negative)),
+        height=height, width=width, num_frames=num_frames, num_inference_steps=12, seed=7, **given,
+    )  # fmt: skip
+    assert relative_error(result.latents, recorded[f"{name}.latents"]) < 1e-4
+    expected = ((recorded[f"{name}.pixels"][0].permute(1, 2, 3, 0) + 1) * 127.5).clamp(0, 255).numpy()
+    found = numpy.stack(result.frames[0])[:, ::5, ::5].astype(numpy.float64)
+    assert found.shape == expected.shape and len(result.frames[0]) == num_frames
+    assert abs(found - expected).max() < 0.51  # rounding to whole levels, nothing else

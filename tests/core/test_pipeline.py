@@ -354,11 +354,11 @@ def test_a_decode_that_memory_changes_is_told_in_one_line(tiny_checkpoint, cat, 
 def test_a_decode_that_runs_out_of_memory_is_tried_once_more_in_temporal_tiles(tiny_checkpoint, cat, monkeypatch):
     real, calls = components.tiled_decode, []
 
-    def no_room_for_whole_clips(decode, latents, tiling, progress):
+    def no_room_for_whole_clips(decode, latents, tiling, progress, grid):
         calls.append(tiling)
         if tiling.temporal_tile == 0:
             raise torch.cuda.OutOfMemoryError
-        return real(decode, latents, tiling, progress)
+        return real(decode, latents, tiling, progress, grid=grid)
 
     monkeypatch.setattr(components, "tiled_decode", no_room_for_whole_clips)
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
@@ -449,9 +449,11 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "says"), REFUSED, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_met_is_refused_in_a_sentence_and_no_checkpoint_is_opened(tiny_checkpoint, no_weights, monkeypatch, change, says):
-    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    pipe, read = OpenSoraPipeline.from_pretrained(tiny_checkpoint), model_files.read_header
 
-    def opened(*args):
+    def opened(path, *args):
+        if path == pipe.files.dit:  # its header says how the model counts frames and pixels
+            return read(path)
         raise AssertionError("a checkpoint was opened before the request was refused")
 
     monkeypatch.setattr(model_files, "read_header", opened)
