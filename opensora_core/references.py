@@ -170,7 +170,7 @@ def _reference_clip(video, direction: str, context: int) -> Tensor:
         shapes = {tuple(getattr(frame, "shape", ())) for frame in video}
         if len(shapes) > 1:
             raise OpenSoraError(f"The frames of video are of different sizes: {', '.join(map(str, sorted(shapes)[:3]))}.")
-        video = torch.stack([torch.as_tensor(frame) for frame in video])
+        video = torch.stack([torch.tensor(frame) if isinstance(frame, numpy.ndarray) else torch.as_tensor(frame) for frame in video])
     if not isinstance(video, (Tensor, numpy.ndarray)):
         raise OpenSoraError(f"video is a path, frames or latents; this is a {type(video).__name__}.")
     video = torch.as_tensor(video).detach()

@@ -8,7 +8,7 @@ import torch
 from opensora_core.config import Tiling
 from opensora_core.errors import OpenSoraError
 from opensora_core.geometry import ASPECT_RATIOS, RESOLUTIONS, resize_crop, resolution_size, training_size
-from opensora_core.sampling.conditioning import COND_TYPES, ImageCondition, condition_mask, fit_image, image_condition
+from opensora_core.sampling.conditioning import COND_TYPES, ImageCondition, condition_mask, fit_clip, fit_image, image_condition
 from opensora_core.sampling.guidance import oscillate
 from opensora_core.sampling.schedule import flow_shift, sigmas
 from opensora_core.text.prompt import decorate
@@ -92,6 +92,16 @@ def test_picture_fit_is_exact(conditions, size):
     found = fit_image(conditions["fit.source"][:1].float() / 255, *size)
     expected = conditions[f"fit.image.{size[0]}x{size[1]}"].permute(1, 2, 3, 0)  # [3, T, H, W] in -1..1
     assert ((found * 2 - 1) - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(24, 40), (48, 24), (52, 72)])
+def test_clip_fit_is_the_references(conditions, size):
+    """Bilinear without antialiasing, cut from the middle by rounding down, not rounded to whole levels."""
+    source = conditions["fit.source"]
+    expected = conditions[f"fit.video.{size[0]}x{size[1]}"].permute(1, 2, 3, 0)
+    for frames in (source, source.float() / 255):
+        assert ((fit_clip(frames, *size) * 2 - 1) - expected).abs().max() < 1e-6
+    assert ((fit_image(source.float() / 255, *size) * 2 - 1) - expected).abs().max() > 0.05  # a picture's fit is another
 
 
 def test_released_tile_sizes():
