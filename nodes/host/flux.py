@@ -176,12 +176,13 @@ def video_graph(dynprompt, node_id: str, picture: dict, video: VideoSettings) ->
     given = dynprompt.get_node(node_id)["inputs"]
     wires = {name: given[name] for name in SOCKETS}
     graph = GraphBuilder()
-    drawn = graph.node("OpenSoraFluxPicture", **{name: wires[name] for name in SOCKETS[:3]}, **picture)
-    graph.node("PreviewImage", images=drawn.out(0))
-    encoded = graph.node("OpenSoraT5TextEncode", clip=wires["clip"], **video.text)
-    empty = graph.node("OpenSoraEmptyLatentVideo", **video.latent)
+    drawn = graph.node("OpenSoraFluxPicture", id="picture", **{name: wires[name] for name in SOCKETS[:3]}, **picture)
+    graph.node("PreviewImage", id="preview", images=drawn.out(0))
+    encoded = graph.node("OpenSoraT5TextEncode", id="text", clip=wires["clip"], **video.text)
+    empty = graph.node("OpenSoraEmptyLatentVideo", id="latent", **video.latent)
     begun = graph.node(
         "OpenSoraImageToVideo",
+        id="start",
         positive=encoded.out(0),
         negative=encoded.out(1),
         vae=wires["vae"],
@@ -189,9 +190,10 @@ def video_graph(dynprompt, node_id: str, picture: dict, video: VideoSettings) ->
         start_image=drawn.out(0),
     )
     conditioned = {name: begun.out(slot) for slot, name in enumerate(("positive", "negative", "latent"))}
-    finished = graph.node("OpenSoraRectifiedFlowSampler", model=wires["model"], **conditioned, **video.sampler)
+    finished = graph.node("OpenSoraRectifiedFlowSampler", id="video", model=wires["model"], **conditioned, **video.sampler)
     frames = graph.node(
         "OpenSoraTiledVAEDecode",
+        id="frames",
         **{"vae": wires["vae"], "latent": finished.out(0), "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto"},
     )
     return (frames.out(0), drawn.out(0), finished.out(0)), graph.finalize()
