@@ -1,4 +1,4 @@
-"""Fills the lists of inputs and outputs in the help pages, and the README's table of nodes, from the recorded schemas and the translations.
+"""Fills the lists of inputs and outputs in the help pages, and the READMEs' tables of nodes, from the recorded schemas and the translations.
 
     python -m demo.help_pages [--check]
 
@@ -16,9 +16,28 @@ from . import comfy, host_record
 
 DOCS = comfy.PACK / "web" / "docs"
 WORDS = {
-    "en": {"inputs": "Inputs", "outputs": "Outputs", "default": "default", "optional": "optional", "on": "on", "off": "off"},
-    "zh": {"inputs": "输入", "outputs": "输出", "default": "默认", "optional": "可选", "on": "开", "off": "关"},
+    "en": {
+        "inputs": "Inputs",
+        "outputs": "Outputs",
+        "default": "default",
+        "optional": "optional",
+        "on": "on",
+        "off": "off",
+        "node": "node",
+        "what": "what it does",
+    },
+    "zh": {
+        "inputs": "输入",
+        "outputs": "输出",
+        "default": "默认",
+        "optional": "可选",
+        "on": "开",
+        "off": "关",
+        "node": "节点",
+        "what": "作用",
+    },
 }
+READMES = {"en": "README.md", "zh": "README.zh.md"}
 
 
 def texts(language: str) -> dict:
@@ -62,12 +81,14 @@ def outputs_list(info: dict, words: dict, text: dict) -> str:
     return "\n".join(lines)
 
 
-def nodes_table(nodes: dict) -> str:
-    """The README's list of nodes."""
-    rows = ["| node | what it does |", "|---|---|"]
-    for name, info in nodes.items():
+def nodes_table(nodes: dict, language: str) -> str:
+    """A README's list of nodes."""
+    words, translated = WORDS[language], texts(language)
+    rows = [f"| {words['node']} | {words['what']} |", "|---|---|"]
+    for name in nodes:
         if name.startswith("OpenSora"):
-            rows.append(f"| [{info['display_name']}](web/docs/{name}.md) | {info['description']} |")
+            page = page_path(name, language).relative_to(comfy.PACK).as_posix()
+            rows.append(f"| [{translated[name]['display_name']}]({page}) | {translated[name]['description']} |")
     return "\n".join(rows)
 
 
@@ -90,8 +111,8 @@ def pages() -> dict[Path, str]:
                 path = page_path(name, language)
                 text = between(path.read_text(encoding="utf-8"), "inputs", inputs_list(info, words, translated[name]))
                 made[path] = between(text, "outputs", outputs_list(info, words, translated[name]))
-    readme = comfy.PACK / "README.md"
-    made[readme] = between(readme.read_text(encoding="utf-8"), "nodes", nodes_table(nodes))
+        readme = comfy.PACK / READMES[language]
+        made[readme] = between(readme.read_text(encoding="utf-8"), "nodes", nodes_table(nodes, language))
     return made
 
 

@@ -27,12 +27,14 @@ OURS = [words[3:] for words in commands("README.md") if words[:3] == ["python", 
 
 @pytest.fixture
 def hub_folder(tiny_checkpoint, tmp_path, monkeypatch) -> Path:
-    """A working directory that looks like a reader's: the checkpoint's folder, one of its files, a picture."""
+    """A working directory that looks like a reader's: the checkpoint's folder, one of its files, a picture, a table of videos."""
     from PIL import Image
 
     (tmp_path / "Open-Sora-v2").symlink_to(tiny_checkpoint)
     (tmp_path / "Open_Sora_v2.safetensors").symlink_to(tiny_checkpoint / "Open_Sora_v2.safetensors")
     Image.new("RGB", (200, 120), (90, 140, 200)).save(tmp_path / "first.png")
+    (table,) = blocks("README.md", "csv")
+    (tmp_path / "videos.csv").write_text(table.replace("4s", "5").replace("129", "5"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -95,3 +97,8 @@ def test_links_between_our_own_pages_lead_somewhere():
         if page.is_file():
             for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text(encoding="utf-8")):
                 assert (page.parent / target).exists(), f"{name}: {target}"
+
+
+def test_both_readmes_show_the_same_table_of_videos():
+    tables = [blocks(name, "csv") for name in READMES]
+    assert tables[0] == tables[1] and len(tables[0]) == 1
