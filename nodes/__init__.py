@@ -13,6 +13,7 @@ from .long import OpenSoraContinueVideo
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
 from .prompt_list import OpenSoraPromptList
 from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
+from .sheet import OpenSoraContactSheet
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -31,6 +32,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraContinueVideo,
     OpenSoraTiledVAEDecode,
     OpenSoraTiledVAEEncode,
+    OpenSoraContactSheet,
     OpenSoraOffload,
     OpenSoraQuantize,
     OpenSoraLoadedModels,

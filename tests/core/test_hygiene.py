@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "components": {"device_memory", "errors", "geometry", "quantised", "config", "offload", "vae"},
     "long_video": {"errors", "geometry"},
     "latent_file": {"errors"},
+    "contact_sheet": {"errors"},
     "evaluation": {"errors"},
     "flux": {"checkpoint", "components", "config", "errors", "geometry", "loaded", "offload", "ops", "sampling"},
 }
