@@ -1,7 +1,7 @@
 # Sets up and runs everything from a bare machine with Python 3.10 or newer, git and make.
 #
 #   make test     environment, lint, tests (tests/host too where a ComfyUI is found)
-#   make demo     a small random checkpoint, a text-to-video and an image-to-video clip from it
+#   make demo     videos of three prompts and of a picture from the built-in model, and whether they show what was asked
 #   make lint     ruff only
 #   make bench    our transformer and VAE beside diffusers' and ComfyUI's
 #   make record   the host's description of our nodes, for the tests that have no host (needs a ComfyUI)

@@ -1,85 +1,139 @@
-"""`make demo`: real videos through the whole path on a bare machine, from a small random checkpoint in the released formats.
+"""`make demo`: prompt in, right video out, on a bare machine, with the built-in model.
 
     python -m demo.run [--no-host] [--out DIR] [--num-frames N] [--num-steps N]
 
-Makes a text-to-video and an image-to-video clip on the command line and, where a ComfyUI is found, runs a file of
-workflows/ in it over HTTP. Everything it writes lies in demo/out. The weights are random: expect moving colours, not the prompt.
+Three prompts, and one picture with a prompt, each to a video; a contact sheet of them; and for each, by plain computer vision,
+whether it shows what was asked. Where a ComfyUI is found, the workflows that need no download run in it over HTTP as well.
+Everything it writes lies in demo/out.
 """
 
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
+import torch
+
+from opensora_core import model_files
+from opensora_core.evaluation import world
+from opensora_core.evaluation.verdict import Verdict, judge
+from opensora_core.evaluation.world import Combination
+from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.video import read_clip, save_video, to_uint8
+
 from . import comfy, tiny
 
-PROMPT = "Two yellow birds fly over the green hills while the sun sets behind the mountains."
-MODEL_FILES = {  # of the small checkpoint -> where a host looks for the released file
-    "Open_Sora_v2.safetensors": "diffusion_models/Open_Sora_v2.safetensors",
-    "hunyuan_vae.safetensors": "vae/hunyuan_vae.safetensors",
-    "t5xxl.safetensors": "text_encoders/t5xxl_fp16.safetensors",
-    "clip_l.safetensors": "text_encoders/clip_l.safetensors",
-}
+SEED = 42
+MOTION_SCORE = 4  # what a prompt asks for where it says nothing else
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One video to make: what it should show, and the name of its files; has_picture: its first frame is given."""
+
+    name: str
+    asked: Combination
+    has_picture: bool = False
+
+
+WISHES = (
+    Wish("red-circle-right", Combination("circle", "red", "blue", "right")),
+    Wish("yellow-square-up", Combination("square", "yellow", "black", "up")),
+    Wish("white-triangle-down", Combination("triangle", "white", "gray", "down")),
+    Wish("picture-of-green-square-left", Combination("square", "green", "gray", "left"), has_picture=True),
+)
+# workflows/ that use the built-in model, and what their prompts ask for (tests/browser/build_workflows.py).
+WORKFLOWS = {"open-sora-small-text-to-video": WISHES[0], "open-sora-small-image-to-video": WISHES[3]}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Where it writes, and a length and number of steps short enough for a processor: the path is what is shown."""
+    """Where it writes, how long the videos are, and the steps that the model's scores were measured with."""
 
     out: Path
-    num_frames: int = 17
-    num_steps: int = 10
+    num_frames: int = world.NUM_FRAMES
+    num_steps: int = 40
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.out / "Open-Sora-v2"
+
+@dataclass(frozen=True)
+class Made:
+    """A finished video. frames: uint8 [T, H, W, 3]."""
+
+    title: str
+    path: Path
+    frames: numpy.ndarray
+    verdict: Verdict
 
 
 def first_frame(path: Path) -> Path:
-    """A picture to start from: a sun over hills, drawn here."""
-    from PIL import Image, ImageDraw
+    """Draw the picture to start from: the first frame of the last wish, as the world has it."""
+    from PIL import Image
 
-    picture = Image.new("RGB", (336, 192), (250, 190, 120))
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((200, 40, 250, 90), fill=(255, 240, 180))
-    draw.polygon([(0, 192), (0, 130), (90, 90), (200, 150), (336, 100), (336, 192)], fill=(60, 110, 70))
-    picture.save(path)
+    wish = next(wish for wish in WISHES if wish.has_picture)
+    middle = (world.SIZE / 2, world.SIZE / 2)
+    scene = world.Scene(wish.asked, MOTION_SCORE, sum(world.RADII) / 2, middle, wish.asked.prompt())
+    Image.fromarray(to_uint8(scene.render()[:1])[0]).save(path)
     return path
 
 
-def generate(demo: Demo, name: str, *arguments: str) -> Path:
-    """Run the command line once and return the video it wrote."""
-    video = demo.out / f"{name}.mp4"
-    video.unlink(missing_ok=True)  # the command line never overwrites, it would number the new one
-    command = [
-        sys.executable, "-m", "opensora_core", "generate", "--model", str(demo.checkpoint), "--prompt", PROMPT, "--seed", "42",
-        "--resolution", "256px", "--aspect-ratio", "16:9", "--num-frames", str(demo.num_frames), "--num-steps", str(demo.num_steps),
-        "--out", str(video), *arguments,
-    ]  # fmt: skip
-    subprocess.run(command, cwd=comfy.PACK, check=True)
-    if not video.is_file():
-        raise FileNotFoundError(f"{video.name} was not written")
-    return video
+def generate(pipe: OpenSoraPipeline, demo: Demo, wish: Wish, picture: Path) -> Made:
+    """Make one video with the library."""
+    result = pipe(
+        wish.asked.prompt(),
+        height=world.SIZE,
+        width=world.SIZE,
+        num_frames=demo.num_frames,
+        num_inference_steps=demo.num_steps,
+        image=picture if wish.has_picture else None,
+        seed=SEED,
+    )
+    path = demo.out / f"{wish.name}.mp4"
+    path.unlink(missing_ok=True)
+    save_video(result.frames[0], path, world.FPS, prompt=result.prompt.text)
+    frames = numpy.stack(result.frames[0])
+    title = f"{wish.asked.prompt()}{', from a picture' if wish.has_picture else ''}"
+    return Made(title, path, frames, judge(frames, wish.asked, MOTION_SCORE))
 
 
-def run_workflow(demo: Demo, installation: comfy.Installation, name: str) -> Path:
-    """Run workflows/<name>.json, shortened, in the host on the processor, and return the video it saved."""
-    workflow = json.loads((comfy.PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    base = demo.out / "comfyui"
+def run_workflows(demo: Demo, installation: comfy.Installation, picture: Path) -> list[Made]:
+    """Run the workflows that need no download in the host, on the processor."""
+    base, made = demo.out / "comfyui", []
     comfy.prepare_base(base)
-    for source, target in MODEL_FILES.items():
-        shutil.copyfile(demo.checkpoint / source, base / "models" / target)
+    (base / "input" / "example.png").write_bytes(picture.read_bytes())
     with comfy.Server(installation, base) as server:
-        graph = comfy.to_api(workflow, server.get("/object_info"))
-        short = {"num_frames": demo.num_frames, "steps": demo.num_steps}
-        for node in graph.values():
-            node["inputs"] |= {name: value for name, value in short.items() if name in node["inputs"]}
-        return server.files(server.run(graph))[0]
+        for name, wish in WORKFLOWS.items():
+            workflow = json.loads((comfy.PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+            graph = comfy.to_api(workflow, server.get("/object_info"))
+            short = {"num_frames": demo.num_frames, "steps": demo.num_steps}
+            for node in graph.values():
+                node["inputs"] |= {name: value for name, value in short.items() if name in node["inputs"]}
+            path = server.files(server.run(graph))[0]
+            frames = read_clip(path, demo.num_frames, from_end=False).numpy()
+            made.append(Made(f"{name} in ComfyUI", path, frames, judge(frames, wish.asked, MOTION_SCORE)))
+    return made
+
+
+def contact_sheet(videos: list[Made], path: Path, columns: int = 9, scale: int = 2) -> Path:
+    """A picture with a row of frames, evenly spread over time, for every video, and its verdict above them."""
+    from PIL import Image, ImageDraw
+
+    side, gap, line = world.SIZE * scale, 4, 18
+    height = (side + line + gap) * len(videos)
+    sheet = Image.new("RGB", ((side + gap) * columns, height), (32, 32, 32))
+    draw = ImageDraw.Draw(sheet)
+    for row, video in enumerate(videos):
+        top = row * (side + line + gap)
+        draw.text((4, top + 3), f"{video.title}: {video.verdict.sentence()}", fill=(235, 235, 235))
+        for column in range(columns):
+            frame = video.frames[round(column * (len(video.frames) - 1) / (columns - 1))]
+            picture = Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(picture, (column * (side + gap), top + line))
+    sheet.save(path)
+    return path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,18 +146,21 @@ def main(arguments: list[str] | None = None) -> int:
     demo = Demo(options.out.resolve(), options.num_frames, options.num_steps)
     demo.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    tiny.write(demo.checkpoint)
+    is_trained = model_files.SMALL.is_dir()
+    model = "small" if is_trained else tiny.write(demo.out / "Open-Sora-v2")
+    pipe = OpenSoraPipeline.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
     picture = first_frame(demo.out / "first.png")
-    videos = {
-        "text to video": generate(demo, "text-to-video"),
-        "image to video": generate(demo, "image-to-video", "--cond-type", "i2v_head", "--ref", str(picture)),
-    }
-    installation = None if options.no_host else comfy.find()
+    videos = [generate(pipe, demo, wish, picture) for wish in WISHES]
+    installation = None if options.no_host or not is_trained else comfy.find()
     if installation:
-        videos["a workflow in ComfyUI"] = run_workflow(demo, installation, "open-sora-2-text-to-video-256px")
-    print(f"\nDone in {time.monotonic() - start:.0f} s, with a small random model (moving colours, not the prompt):")
-    for what, video in videos.items():
-        print(f"  {what}: {os.path.relpath(video)}")
+        videos += run_workflows(demo, installation, picture)
+    sheet = contact_sheet(videos, demo.out / "contact-sheet.png")
+    kind = "the built-in model" if is_trained else "random weights, which show moving colours and not the prompt"
+    right = sum(video.verdict.is_right for video in videos)
+    print(f"\n{len(videos)} videos in {time.monotonic() - start:.0f} s on {pipe.device} with {kind}; {right} show what was asked:")
+    for video in videos:
+        print(f"  {os.path.relpath(video.path)}: {video.verdict.sentence()}")
+    print(f"  {os.path.relpath(sheet)}: all of them, side by side")
     if not installation and not options.no_host:
         print("  No ComfyUI was found, so no workflow was run in one; set COMFYUI_PATH to a checkout to include it.")
     return 0

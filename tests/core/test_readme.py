@@ -2,7 +2,9 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,14 +83,44 @@ def test_python_example_runs(code, hub_folder):
     assert (hub_folder / "rain.mp4").stat().st_size > 0
 
 
-def test_make_demo_makes_two_videos(tmp_path, capfd):
+def test_make_demo_makes_videos_and_says_what_they_show(small_checkpoint, tmp_path, capfd, monkeypatch):
+    from PIL import Image
+
     from demo import run
+    from opensora_core import model_files
 
     assert "$(PY) -m demo.run" in (ROOT / "Makefile").read_text(), "what `make demo` runs"
+    monkeypatch.setattr(model_files, "SMALL", small_checkpoint)
     assert run.main(["--no-host", "--out", str(tmp_path), "--num-frames", "5", "--num-steps", "1"]) == 0
-    for name in ("text-to-video.mp4", "image-to-video.mp4"):
-        assert (tmp_path / name).stat().st_size > 0
-    assert "image-to-video.mp4" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert len(run.WISHES) == 4 and sum(wish.has_picture for wish in run.WISHES) == 1
+    for wish in run.WISHES:
+        assert (tmp_path / f"{wish.name}.mp4").stat().st_size > 0
+        assert re.search(rf"{wish.name}\.mp4: (asked for an? {wish.asked.colour} {wish.asked.shape}.*shows|shows) ", told)
+    assert Image.open(tmp_path / "contact-sheet.png").size == (9 * 132, 4 * 150)
+    assert "with the built-in model; 0 show what was asked" in told, "random weights cannot"
+    assert Image.open(tmp_path / "first.png").getpixel((32, 32)) == (50, 165, 70)
+
+
+def test_the_demo_counts_what_is_right(monkeypatch, tmp_path, capfd):
+    """Ground truth in place of the model's videos."""
+    import numpy
+
+    from demo import run
+    from opensora_core.video import to_uint8
+
+    def ideal(pipe, demo, wish, picture):
+        asked = wish.asked if wish.name != "yellow-square-up" else replace(wish.asked, direction="down")
+        scene = run.world.Scene(asked, run.MOTION_SCORE, 11.0, (32.0, 32.0), "")
+        frames = numpy.stack(to_uint8(scene.render()))
+        return run.Made(wish.name, tmp_path / f"{wish.name}.mp4", frames, run.judge(frames, wish.asked, run.MOTION_SCORE))
+
+    monkeypatch.setattr(run, "generate", ideal)
+    monkeypatch.setattr(run.OpenSoraPipeline, "from_pretrained", classmethod(lambda cls, model: SimpleNamespace(to=lambda device: cls)))
+    assert run.main(["--no-host", "--out", str(tmp_path)]) == 0
+    told = capfd.readouterr().out
+    assert "3 show what was asked" in told and "red-circle-right.mp4: shows a red circle moving right on blue: right" in told
+    assert "asked for a yellow square moving up on black, shows a yellow square moving down on black: wrong direction" in told
 
 
 def test_links_between_our_own_pages_lead_somewhere():
