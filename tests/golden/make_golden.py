@@ -146,6 +146,13 @@ SAMPLES = {
     "loop": ("i2v_loop", 17, (48, 48), 1, (True, True, True), None),
     "loop_no_ramp": ("i2v_loop", 9, (80, 48), 1, (False, True, False), None),
     "v2v_head": ("v2v_head", 41, (32, 48), 1, (True, True, True), None),
+    # Only added to at the end: what comes before keeps the numbers it was drawn with.
+    "v2v_tail": ("v2v_tail", 45, (48, 32), 1, (True, True, True), None),
+    "v2v_head_batch": ("v2v_head", 37, (32, 32), 2, (True, True, True), None),
+    "v2v_head_easy": ("v2v_head_easy", 69, (32, 32), 1, (False, True, True), None),
+    "v2v_tail_easy": ("v2v_tail_easy", 73, (32, 32), 1, (True, False, True), 2.3),
+    "tail_batch": ("i2v_tail", 9, (48, 48), 2, (True, True, True), None),
+    "loop_batch": ("i2v_loop", 13, (48, 80), 2, (True, True, True), None),
 }
 STEPS, TEXT_GUIDANCE, IMAGE_GUIDANCE = 14, 7.5, 3.0
 
@@ -170,7 +177,7 @@ def media(folder, cond_type):
     if cond_type.startswith("v2v"):
         path = Path(folder) / "clip.mp4"
         with open(path, "wb") as file:
-            np.save(file, np.zeros((33, 32, 48, 3), np.uint8))
+            np.save(file, np.zeros((65 if cond_type.endswith("easy") else 33, 32, 48, 3), np.uint8))
         return str(path)
     path = Path(folder) / "picture.png"
     Image.new("RGB", (48, 48)).save(path)
@@ -182,7 +189,7 @@ def sample_case(model, embeddings, name, generator, folder):
 
     cond_type, frames, (height, width), batch, (text, image, ramp), flow_shift = SAMPLES[name]
     latent_frames = (frames - 1) // 4 + 1
-    length = {"i2v_head": 1, "i2v_tail": 1, "i2v_loop": 1, "v2v_head": 9}.get(cond_type, 0)
+    length = {"t2v": 0, "i2v": 1, "v2v": 17 if cond_type.endswith("easy") else 9}[cond_type[:3]]
     per_item = 2 if cond_type == "i2v_loop" else int(length > 0)
     shape = (1, LATENT_CHANNELS, length, height // 8, width // 8)
     references = [torch.randn(shape, generator=generator) for _ in range(batch * per_item)]
@@ -294,6 +301,37 @@ def make_flux():
     call = "prepare_api with DistilledDenoiser, and its options by modify_option_to_t2i"
     settings = {"num_steps": PICTURE_STEPS, "guidance": option.guidance, "seed": 9}
     save("flux", tensors, f"{call}; weights: fused_weights without cond_in, flux_vae_weights", settings=settings, sizes=sizes)
+
+
+def make_generate_clip():
+    """A clip extended backwards, from its frames and embeddings to pixels: v2v_tail, fitted as the reference fits clips."""
+    from opensora.utils.sampling import SamplingOption, get_noise, prepare_api
+
+    vae = autoencoder()
+    vae.enable_spatial_tiling()
+    generator = torch.Generator().manual_seed(16)
+    blocks = torch.randint(0, 256, (33, 6, 5, 3), generator=generator, dtype=torch.uint8)
+    clip = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
+    context, y = (torch.randn(2, *size, generator=generator) for size in ((TEXT_TOKENS, CONTEXT), (VECTOR,)))
+    rows = [0, 1, 1]
+    option = SamplingOption(
+        width=32, height=32, num_frames=37, num_steps=12, guidance=TEXT_GUIDANCE, text_osci=True, guidance_img=IMAGE_GUIDANCE,
+        image_osci=True, scale_temporal_osci=True, temporal_reduction=4, is_causal_vae=True, seed=7,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        with open(path, "wb") as file:
+            np.save(file, clip)
+        run = prepare_api(transformer(1, **OPEN_SORA), vae, lambda *_, **__: context[rows], lambda _: y[rows], {})
+        torch.manual_seed(7)
+        pixels = run(option, cond_type="v2v_tail", text=["a"], channel=64, ref=[str(path)])
+    torch.manual_seed(7)
+    tensors = {
+        "blocks": blocks, "context": context, "y": y, "noise": get_noise(1, 32, 32, 10, "cpu", torch.float32, 7),
+        "posterior_noise": torch.randn(1, LATENT_CHANNELS, 9, 4, 4), "pixels": pixels[..., ::3, ::3],
+    }  # fmt: skip
+    call = "opensora.utils.sampling.prepare_api with its VAE, v2v_tail; weights: transformer_weights, vae_weights; "
+    save("generate_clip", tensors, call + "clip = blocks repeated 8x8; rows of context: prompt, negative; every third pixel")
 
 
 # The VAE.
@@ -483,7 +521,7 @@ def make_conditions():
 
 MAKERS = {
     "transformer": make_transformer, "vae": make_vae, "sampler": make_sampler, "generate": make_generate, "geometry": make_geometry,
-    "flux": make_flux,
+    "flux": make_flux, "generate_clip": make_generate_clip,
 }  # fmt: skip
 
 if __name__ == "__main__":
