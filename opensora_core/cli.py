@@ -20,7 +20,7 @@ _CHOICES = {
     "offload": ("auto", "resident", "budget", "minimal"),
     "decode-policy": ("auto", "exact", "low_memory"),
 }
-EVALUATION_PARTS = ("t2v", "i2v", "last", "loop", "vae", "guidance")
+EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
 # Columns of a table of videos, and the option that each stands for.
 CSV_COLUMNS = {
     "prompt": "prompt",
@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead (default outputs)",
     )
     _add_extend(generate)
+    _add_flux(generate)
     generate.set_defaults(run=_generate)
 
     benchmark = commands.add_parser(
@@ -105,6 +106,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_flux(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("picture", "text to picture to video: Flux.1 draws the first frame, with the same T5 and CLIP")
+    group.add_argument("--t2i2v", action="store_true", help="draw the first frame; its picture is written beside the video")
+    group.add_argument("--flux", metavar="FILE", help="flux1-dev or flux1-schnell (default: flux1-dev.safetensors in --model)")
+    group.add_argument("--flux-vae", metavar="FILE", help="Flux's autoencoder (default: flux1-dev-ae.safetensors in --model)")
+    group.add_argument(
+        "--image-steps", type=int, default=0, metavar="N", help="of the picture; 0 is 50 for dev, as released, and 4 for schnell (default 0)"
+    )
+    group.add_argument(
+        "--image-seed", type=int, metavar="N", help="one picture for all videos (default: a picture for each, of the video's seed)"
+    )
+    group.add_argument("--image-prompt", metavar="TEXT", help="what the picture shows (default: --prompt)")
+    group.add_argument("--image-resolution", default="768px", metavar="NAME", help="of the picture, then scaled (default 768px)")
+    group.add_argument("--flux-guidance", type=float, default=4.0, metavar="X", help="of Flux dev (default 4)")
+    group.add_argument(
+        "--flux-schedule",
+        choices=("auto", "open-sora", "flux"),
+        default="auto",
+        help="spacing of the steps: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
+    )
+
+
 def _add_evaluate(commands) -> None:
     evaluate = commands.add_parser(
         "evaluate",
@@ -119,7 +142,8 @@ def _add_evaluate(commands) -> None:
         "--parts",
         default=",".join(EVALUATION_PARTS),
         metavar="NAMES",
-        help="t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last), vae, guidance (default all)",
+        help="vision (the judge itself, on true clips), t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last "
+        "frame), vae, guidance (default all)",
     )
     group.add_argument("--num-prompts", type=int, default=96, metavar="N", help="of each kind (default 96)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and noise (default 0)")

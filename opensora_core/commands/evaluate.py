@@ -15,6 +15,7 @@ from .. import __version__
 from ..cli import DONE, EVALUATION_PARTS
 from ..errors import OpenSoraError
 from ..evaluation import prompts, score
+from ..evaluation.degrade import DEGREES, degraded
 from ..evaluation.prompts import HELD_OUT, SEEN, Case
 from ..evaluation.score import Line
 from ..evaluation.verdict import Verdict, judge
@@ -165,6 +166,15 @@ def vae_lines(asked: Asked, pipe: OpenSoraPipeline) -> list[Line]:
     return score.vae_lines("VAE, fresh clips", psnrs, verdicts)
 
 
+def vision_lines(asked: Asked) -> list[Line]:
+    """The instrument itself: ground-truth clips, as they are and as a VAE might leave them."""
+    verdicts = []
+    for scene in each("vision, true clips", prompts.fresh_scenes(asked.count, asked.seed)):
+        clip = scene.render()
+        verdicts += [judge(degraded(clip, *degree, asked.seed), scene.combination, scene.motion_score) for degree in DEGREES]
+    return score.verdict_lines("computer vision, ground truth", verdicts, score.VISION)
+
+
 def guidance_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
     """What guidance does to the held-out prompts."""
     title, held_out = "guidance", prompts.text_cases(HELD_OUT, asked.count, asked.seed)
@@ -208,7 +218,7 @@ def _judge(pipe: OpenSoraPipeline, args: argparse.Namespace, asked: Asked, label
     jobs = asked.jobs()
     say(f"videos: {len(set(jobs))}, steps of each: {sampling.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
     made = make(pipe, sampling, jobs, label or "evaluate") if jobs else {}
-    lines: list[Line] = []
+    lines: list[Line] = vision_lines(asked) if "vision" in asked.parts else []
     if "t2v" in asked.parts:
         lines += text_lines(asked, made)
     if "i2v" in asked.parts:

@@ -27,6 +27,7 @@ TEXT_TO_VIDEO = {"colour": 0.95, "background": 0.95, "shape": 0.85, "direction":
 SPEED_CORRELATION = 0.6
 REDIRECTED = {"direction": 0.80, "keeps colour and shape": 0.85}
 VAE_PSNR, VAE_READABLE = 30.0, 0.95
+VISION = dict.fromkeys((*ATTRIBUTES, "all four", "steady"), 0.99)
 SAME_VIDEO = 45.0  # dB, worst clip: rounding moves single pixels by one level; another video would be below 30
 
 
