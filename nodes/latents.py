@@ -61,6 +61,12 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise. 1 = one video."
                 ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="A picture, or frames of a clip, whose shape the video takes: the nearest of the aspect ratios, in place of the one chosen "
+                    "above. Its pixels are not used. Not with resolution custom.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -89,8 +95,22 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size) -> io.NodeOutput:
+    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, image=None) -> io.NodeOutput:
+        if image is not None:
+            aspect_ratio = _shape_of(image, resolution)
         if resolution != CUSTOM:
             height, width = geometry.resolution_size(resolution, aspect_ratio)
         shape = (batch_size, HUNYUAN_VAE.latent_channels, geometry.latent_frames(num_frames), *geometry.latent_size(height, width))
         return io.NodeOutput(clips.empty(shape), width, height, FPS)
+
+
+def _shape_of(image, resolution: str) -> str:
+    """The aspect ratio that an IMAGE sets."""
+    if resolution == CUSTOM:
+        raise OpenSoraError(
+            f"An image chooses between the shapes of {' and '.join(OFFERED[:-1])}; with resolution {CUSTOM}, width and height say the shape: "
+            "disconnect image, or choose one of those."
+        )
+    if image.ndim != 4 or 0 in image.shape:
+        raise OpenSoraError(f"image is {list(image.shape)}; an IMAGE is [pictures, height, width, 3], with at least one picture.")
+    return geometry.nearest_aspect_ratio(*image.shape[1:3])
