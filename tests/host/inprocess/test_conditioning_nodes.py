@@ -297,3 +297,23 @@ def test_clips_that_cannot_be(inputs, words, run_node, conditioning, vae, error,
     with pytest.raises(error, match=words) as caught:
         from_video(run_node, conditioning, vae, **inputs)
     assert "\n" not in str(caught.value)
+
+
+# The shape of a picture
+
+
+@pytest.mark.parametrize(("size", "ratio"), [((1080, 1920), "16:9"), ((640, 480), "3:4"), ((64, 60), "1:1"), ((10, 300), "2.39:1")])
+def test_a_picture_chooses_the_aspect_ratio(size, ratio, run_node, pack):
+    inputs = {"aspect_ratio": "1:2", "num_frames": 1, "width": 64, "height": 64, "batch_size": 1, "image": torch.zeros(2, *size, 3)}
+    for resolution in ("256px", "768px"):
+        _, width, height, _ = run_node("OpenSoraEmptyLatentVideo", resolution=resolution, **inputs)
+        assert (height, width) == pack("opensora_core.geometry").resolution_size(resolution, ratio)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"resolution": "custom"}, "disconnect image"), ({"image": torch.zeros(0, 8, 8, 3)}, "at least one")]
+)
+def test_a_picture_that_cannot_choose(changes, words, run_node, error):
+    inputs = {"aspect_ratio": "1:2", "num_frames": 1, "width": 64, "height": 64, "batch_size": 1, "image": torch.zeros(1, 8, 8, 3)}
+    with pytest.raises(error, match=words):
+        run_node("OpenSoraEmptyLatentVideo", **{"resolution": "256px", **inputs, **changes})
