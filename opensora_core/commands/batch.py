@@ -137,6 +137,9 @@ class Batch:
 
 
 def _folder(args: argparse.Namespace) -> Path:
+    longer = [name for name, value in vars(args).items() if name.startswith("extend") and value is not None]
+    if longer:
+        raise OpenSoraError(f"--{longer[0].replace('_', '-')} makes one prompt's video longer; it does not go with --csv.")
     if args.num_samples != 1:
         raise OpenSoraError(f"--num-samples {args.num_samples} does not go with --csv; give the table a row for each video.")
     folder = Path(args.out).expanduser()

@@ -189,7 +189,7 @@ def test_every_bad_row_is_listed_before_anything_is_read(run, no_weights, capsys
     says = [
         "missing.png does not exist", "text.png is not a picture", "half.png is damaged", "seed 'one' is not a whole number",
         "seed=-1 is out of range", "use 5 or 9", "'long' is neither", "multiples of 16", "motion_score=99",
-        "aspect_ratio='7:3'", "the prompt is empty", None, "one", "running", "stands in double quotes",
+        "aspect_ratio='7:3'", "the prompt is empty", None, "1 frame", "running", "stands in double quotes",
     ]  # fmt: skip
     expected = [(number, part) for number, part in enumerate(says, 1) if part is not None]
     assert len(lines) == len(expected)
@@ -202,6 +202,8 @@ def test_every_bad_row_is_listed_before_anything_is_read(run, no_weights, capsys
     ("arguments", "says"),
     [
         (["--num-samples", "2"], "does not go with --csv"),
+        (["--extend", "2"], "--extend makes one prompt's video longer"),
+        (["--extend-frames", "9"], "--extend-frames makes"),
         (["--out", "clip.mp4"], "one file"),
         (["--out", "list.csv"], "one file"),
         (["--csv", "absent.csv"], "absent.csv cannot be read"),
