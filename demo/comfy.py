@@ -20,6 +20,7 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parents[1]
 PACK_FOLDER = "open-sora"  # the name under custom_nodes, as the registry would install it
 VIRTUAL_NODES = {"Note", "MarkdownNote"}  # exist on the canvas only
+MUTED = 2  # a node's mode in a workflow file: never run
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
 
@@ -203,17 +204,18 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def to_api(workflow: dict, object_info: dict) -> dict:
+def to_api(workflow: dict, object_info: dict, with_muted: bool = False) -> dict:
     """A workflow file (UI form, flat) as the graph that POST /prompt takes.
 
     Args:
         workflow: the parsed file.
         object_info: the host's description of the nodes it uses.
+        with_muted: muted nodes too, as once a person un-mutes them. Only nodes that nothing is connected behind are muted in our files.
     """
     links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
     graph = {}
     for node in workflow["nodes"]:
-        if node["type"] in VIRTUAL_NODES:
+        if node["type"] in VIRTUAL_NODES or (node.get("mode") == MUTED and not with_muted):
             continue
         linked = {slot["name"]: links[slot["link"]] for slot in node.get("inputs", []) if slot.get("link") is not None}
         inputs = dict(named_values(node, object_info[node["type"]]))

@@ -1,6 +1,6 @@
 // Drives the real ComfyUI front-end in a headless Chromium: makes workflow files and checks that they open cleanly.
 // usage: node front_end.mjs URL < request.json > reply.json; environment: CHROMIUM, NODE_PATH (playwright-core).
-// request: {build: [{name, api, columns, notes, widgets, models, stamp, picture}]} or {check: [{name, workflow, picture}]}.
+// request: {build: [{name, api, columns, notes, widgets, models, stamp, picture, muted}]} or {check: [{name, workflow, picture}]}.
 import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
 
@@ -9,7 +9,7 @@ const url = process.argv[2]
 const request = JSON.parse(readFileSync(0, 'utf8'))
 
 // Runs in the page. Node ids of the description become graph ids in its order.
-async function build({ name, api, columns, notes, widgets, models, stamp }) {
+async function build({ name, api, columns, notes, widgets, models, stamp, muted }) {
   await app.loadApiJson(structuredClone(api), name)
   const graph = app.rootGraph
   const gap = { x: 60, y: 40 }
@@ -30,6 +30,7 @@ async function build({ name, api, columns, notes, widgets, models, stamp }) {
     node.properties = { 'Node name for S&R': node.type, cnr_id: stamp.ours.includes(node.type) ? stamp.cnr_id : 'comfy-core' }
     node.properties.ver = stamp.ours.includes(node.type) ? stamp.version : stamp.host_version
     if (models[id]) node.properties.models = models[id]
+    if (muted?.includes(id)) node.mode = LiteGraph.NEVER
     for (const [widget, value] of Object.entries(widgets[id] ?? {})) node.widgets.find((w) => w.name === widget).value = value
     placed[id] = node
   }

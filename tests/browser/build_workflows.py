@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import longer_workflows
+
 from demo import comfy, front_end, host_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,6 +213,7 @@ def jobs() -> list[dict]:
     made.append(job("open-sora-2-text-to-video-custom-sampler", text_to_video_in_parts(), PARTS_NOTE, part_columns))
     list_columns = [["about", "files"], ["1", "2", "3"], ["10", "4", "5"], ["6", "7"], ["8", "9"]]
     made.append(job("open-sora-2-text-to-video-prompt-list", a_video_for_each_line(), LIST_NOTE, list_columns))
+    made += longer_workflows.jobs(job, text_to_video)
     return made
 
 
