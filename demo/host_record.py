@@ -18,9 +18,11 @@ FROZEN = comfy.PACK / "tests" / "golden" / "schemas.json"
 ENGLISH = comfy.PACK / "locales" / "en" / "nodeDefs.json"
 FILE_LISTS = {"model_name", "t5_name", "clip_l_name", "vae_name", "lora_name"}  # combos whose options are the user's files
 STOCK_NODES = (
-    "BasicGuider", "BasicScheduler", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo", "EmptySD3LatentImage", "FluxGuidance", "KSampler", "KSamplerSelect",
+    "BasicGuider", "BasicScheduler", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo",
+    "EmptyImage", "EmptySD3LatentImage", "FluxGuidance", "ImageCompositeMasked", "KSampler", "KSamplerSelect",
     "LatentFromBatch", "LatentUpscale", "LoadImage",
-    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo", "SplitSigmas", "UNETLoader", "VAEDecode", "VAELoader",
+    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo",
+    "SplitSigmas", "UNETLoader", "VAEDecode", "VAELoader",
 )  # fmt: skip
 # Files of the released names and no content, so that lists of files read the same on every machine.
 STAND_INS = {

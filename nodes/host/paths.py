@@ -19,9 +19,8 @@ _SMALL_FILES = {
 
 
 def choices(folder: str) -> list[str]:
-    """Names to choose from: the files of a model folder and, where the pack has it, the small model."""
-    files = folder_paths.get_filename_list(folder)
-    return [*files, SMALL] if model_files.SMALL.is_dir() else files
+    """Names to choose from: the files of a model folder, and the small model."""
+    return [*folder_paths.get_filename_list(folder), SMALL]
 
 
 def model_file(folder: str, name: str, part: str | None = None) -> str:
@@ -36,6 +35,8 @@ def model_file(folder: str, name: str, part: str | None = None) -> str:
     small = model_files.SMALL / _SMALL_FILES.get(part or folder, "none")
     if name == SMALL and small.is_file():
         return str(small)
+    if name == SMALL and (part or folder) in _SMALL_FILES:
+        raise CheckpointError(f"The built-in model is not in this copy of the pack ({small.name} is missing); install it again.")
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
         raise CheckpointError(f"{name!r} is not inside models/{folder}; put the file there and choose it from the list.")

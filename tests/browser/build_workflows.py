@@ -7,11 +7,13 @@ columns. The front-end turns it into the form that files have, so that slots and
 import json
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import longer_workflows
 
-from demo import comfy, front_end, host_record
+from demo import comfy, front_end, host_record, run
+from opensora_core.evaluation import world
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -26,6 +28,8 @@ MODELS = {
         {"name": "clip_l.safetensors", "url": f"{ENCODERS}/clip_l.safetensors", "directory": "text_encoders"},
     ],
 }
+
+SMALL = "small (built in)"  # in nodes/host/paths.py
 
 FILES_NOTE = """## Files this workflow reads
 
@@ -105,6 +109,32 @@ A small boat crosses a misty lake at dawn, rings spreading behind its oars.
 # left out: a line that begins with this sign
 Snow falls slowly on a quiet street, lit by a single lamp."""
 
+BUILT_IN_NOTE = """## Files this workflow reads
+
+None of yours: **small (built in)** comes with the pack, in every loader. Nothing is downloaded.
+
+It was trained by this project, from nothing, on clips that it drew itself, and has this pack's licence.
+"""
+SMALL_NOTE = {
+    "text": """## Text to video, with nothing to download
+
+The built-in model makes 17 frames of 64 x 64, in seconds on a processor. It knows one small world:
+
+*a* red, green, blue, yellow, purple or white **circle, square or triangle** *moving* left, right, up or down \
+*on a* black, gray, white or blue *background*, faster or slower with `motion_score` (2 to 6).
+
+Everything else is as with the released model: the same nodes, guidance, LoRA and memory modes.
+""",
+    "image": """## Image to video, with nothing to download
+
+The built-in model goes on from a first frame of 64 x 64. Here stock nodes draw it: a coloured square on a plain background.
+Change the prompt's direction, or the picture and the prompt together: what the model knows is told in the workflow \
+open-sora-small-text-to-video.
+
+With the released model the picture comes from Load Image; see open-sora-2-image-to-video-256px.
+""",
+}
+
 TEXT_PROMPT = (
     "A red paper kite climbs above a wide beach at sunset. Long waves roll in and leave a mirror of wet sand that catches the "
     "orange light. The kite turns slowly in the wind, its tail drawing curves, while the camera follows it upward."
@@ -172,7 +202,47 @@ def text_to_video_in_parts() -> dict:
     return graph
 
 
-def job(name: str, graph: dict, note: str, columns: list[list[str]]) -> dict:
+def with_the_built_in_model(graph: dict, wish: run.Wish) -> dict:
+    """The same graph with nothing to download: the built-in model, the clips it was trained on, what the demo asks of it."""
+    graph["1"]["inputs"] = {"model_name": SMALL}
+    graph["2"]["inputs"] = {"t5_name": SMALL, "clip_l_name": SMALL}
+    graph["3"]["inputs"] = {"vae_name": SMALL}
+    graph["4"]["inputs"]["prompt"] = wish.asked.prompt()
+    graph["5"]["inputs"] = {"resolution": "custom", "width": world.SIZE, "height": world.SIZE, "num_frames": world.NUM_FRAMES}
+    graph["6"]["inputs"] |= {"seed": run.SEED, "steps": run.Demo.num_steps}
+    graph["9"]["inputs"]["filename_prefix"] = "video/open-sora-small"
+    return graph
+
+
+def picture_to_video_built_in(wish: run.Wish) -> dict:
+    """Image to video with the built-in model: a picture that stock nodes draw, as the world has it, is the first frame."""
+    graph = with_the_built_in_model(image_to_video("256px"), wish)
+    side = 21  # of the world's squares
+    graph["10"] = {"class_type": "EmptyImage", "inputs": _plain(world.SIZE, world.BACKGROUNDS[wish.asked.background])}
+    graph["12"] = {"class_type": "EmptyImage", "inputs": _plain(side, world.COLOURS[wish.asked.colour])}
+    at = (world.SIZE - side) // 2
+    graph["13"] = {"class_type": "ImageCompositeMasked", "inputs": {"destination": ["10", 0], "source": ["12", 0], "x": at, "y": at}}
+    graph["11"]["inputs"]["start_image"] = ["13", 0]
+    return graph
+
+
+def _plain(side: int, colour: tuple[int, int, int]) -> dict:
+    return {"width": side, "height": side, "color": int.from_bytes(bytes(colour), "big")}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a workflow says of the files it reads: a note, and where the front-end may fetch those of a loader (by node)."""
+
+    note: str
+    models: dict[str, list[dict]]
+
+
+RELEASED = Files(FILES_NOTE, {"1": MODELS["model"], "2": MODELS["text"], "3": MODELS["vae"]})
+BUILT_IN = Files(BUILT_IN_NOTE, {})
+
+
+def job(name: str, graph: dict, note: str, columns: list[list[str]], files: Files = RELEASED) -> dict:
     """One request to the front-end (front_end.mjs, build)."""
     info = host_record.read()
     return {
@@ -181,7 +251,7 @@ def job(name: str, graph: dict, note: str, columns: list[list[str]]) -> dict:
         "columns": columns,
         "notes": {
             "about": {"title": "About this workflow", "text": note, "size": [440, 240]},
-            "files": {"title": "Files and licences", "text": FILES_NOTE, "size": [440, 500]},
+            "files": {"title": "Files and licences", "text": files.note, "size": [440, 500 if files.models else 240]},
         },
         "widgets": {
             "8": {"fps": 24},  # the rate beneath the wire, should it be cut
@@ -191,7 +261,7 @@ def job(name: str, graph: dict, note: str, columns: list[list[str]]) -> dict:
                 if {"seed", "noise_seed"} & set(node["inputs"])
             },
         },
-        "models": {"1": MODELS["model"], "2": MODELS["text"], "3": MODELS["vae"]},
+        "models": files.models,
         "stamp": {
             "cnr_id": "open-sora",
             "version": _version(),
@@ -213,6 +283,11 @@ def jobs() -> list[dict]:
     made.append(job("open-sora-2-text-to-video-custom-sampler", text_to_video_in_parts(), PARTS_NOTE, part_columns))
     list_columns = [["about", "files"], ["1", "2", "3"], ["10", "4", "5"], ["6", "7"], ["8", "9"]]
     made.append(job("open-sora-2-text-to-video-prompt-list", a_video_for_each_line(), LIST_NOTE, list_columns))
+    small_text, small_picture = (run.WORKFLOWS[f"open-sora-small-{kind}-to-video"] for kind in ("text", "image"))
+    graph = with_the_built_in_model(text_to_video("256px"), small_text)
+    made.append(job("open-sora-small-text-to-video", graph, SMALL_NOTE["text"], text_columns, BUILT_IN))
+    columns = [["about", "files"], ["1", "2", "3"], ["10", "12", "13"], ["4", "5"], ["11", "6"], ["7", "8", "9"]]
+    made.append(job("open-sora-small-image-to-video", picture_to_video_built_in(small_picture), SMALL_NOTE["image"], columns, BUILT_IN))
     made += longer_workflows.jobs(job, text_to_video)
     return made
 
@@ -222,7 +297,8 @@ def _version() -> str:
     return next(line.split('"')[1] for line in lines if line.startswith("version ="))
 
 
-def main() -> int:
+def main(names: list[str]) -> int:
+    """Make the named workflows, or all."""
     installation, lacking = comfy.find(), front_end.missing()
     if installation is None or lacking:
         print(lacking or "No ComfyUI found; set COMFYUI_PATH to a checkout.", file=sys.stderr)
@@ -231,7 +307,7 @@ def main() -> int:
         base = Path(folder)
         host_record.lay_out_stand_ins(base)
         with comfy.Server(installation, base) as server:
-            made = front_end.build(server.url, jobs())
+            made = front_end.build(server.url, [one for one in jobs() if not names or one["name"] in names])
     for name, workflow in made.items():
         (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"workflows/{name}.json")
@@ -239,4 +315,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -94,6 +94,19 @@ def value_problems(where: str, value, spec: list) -> list[str]:
     return []
 
 
+def test_workflows_of_the_built_in_model_make_what_the_demo_asks_of_it(nodes):
+    from demo import run
+
+    for name, wish in run.WORKFLOWS.items():
+        graph = comfy.to_api(load(comfy.PACK / "workflows" / f"{name}.json"), nodes).values()
+        inputs = {node["class_type"]: node["inputs"] for node in graph}
+        assert inputs["OpenSoraT5TextEncode"]["prompt"] == wish.asked.prompt()
+        size = inputs["OpenSoraEmptyLatentVideo"]
+        assert (size["resolution"], size["width"], size["height"], size["num_frames"]) == ("custom", 64, 64, 17)
+        assert ("OpenSoraImageToVideo" in inputs) == wish.has_picture
+        assert "LoadImage" not in inputs, "nothing of the user's is needed"
+
+
 def test_there_is_a_workflow_for_each_task_and_size():
     assert {path.stem for path in WORKFLOWS} >= {
         f"open-sora-2-{task}-to-video-{size}" for task in ("text", "image") for size in ("256px", "768px")
@@ -109,7 +122,9 @@ def test_workflow_fits_the_nodes(path, nodes):
 def test_workflow_says_where_files_go_and_ends_in_a_video(path):
     workflow = load(path)
     text = "\n".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in comfy.VIRTUAL_NODES)
-    for words in ("models/diffusion_models", "models/text_encoders", "models/vae", "European Union", "South Korea", "non-commercial"):
+    released = ("models/diffusion_models", "models/text_encoders", "models/vae", "European Union", "South Korea", "non-commercial")
+    built_in = ("built in", "Nothing is downloaded", "64 x 64")
+    for words in built_in if path.stem.startswith("open-sora-small") else released:
         assert words in text
     kinds = {node["type"] for node in workflow["nodes"]}
     assert {"CreateVideo", "SaveVideo"} <= kinds
@@ -128,7 +143,9 @@ def test_workflow_names_the_pack_its_version_and_the_files_of_its_loaders(path):
             assert model["directory"] in ("diffusion_models", "text_encoders", "vae")
             assert model["url"].endswith("/" + model["name"])
         if node["type"].endswith("Loader") and node["type"].startswith("OpenSora"):
-            assert properties["models"]
+            is_built_in = set(node["widgets_values"]) & {"small (built in)"}
+            assert bool(is_built_in) == path.stem.startswith("open-sora-small")
+            assert bool(properties.get("models")) != bool(is_built_in)
 
 
 def break_link(workflow):

@@ -49,12 +49,13 @@ def installation():
 
 
 @pytest.fixture(scope="session")
-def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
-    """A base directory for the host: this pack under custom_nodes and the small checkpoint in models/."""
+def host_base(installation, tiny_checkpoint, small_checkpoint, tmp_path_factory) -> Path:
+    """A base directory for the host: this pack under custom_nodes, random weights in place of the built-in model's and in models/."""
     from demo import comfy
 
     base = tmp_path_factory.mktemp("host")
     comfy.prepare_base(base)
+    shutil.copytree(small_checkpoint, base / "custom_nodes" / comfy.PACK_FOLDER / "opensora_core/assets/small", dirs_exist_ok=True)
     for name, folder in MODEL_FOLDERS.items():
         shutil.copy(tiny_checkpoint / name, base / "models" / folder / name)
     return base
