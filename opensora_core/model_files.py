@@ -166,6 +166,24 @@ def check_lora(files: ModelFiles, path: str | Path) -> None:
     fitting_layers(MMDiT(_require("transformer", files.dit).config, device="meta"), path)
 
 
+def check_shared_encoders(files: ModelFiles, name: str, context_in_dim: int, vec_in_dim: int) -> None:
+    """Compare a picture model's text widths with the encoders that it shares with the video model; no weight is read.
+
+    Args:
+        name: of the picture model's file.
+
+    Raises:
+        CheckpointError: it reads other encoders than these.
+    """
+    for kind, slot, path, wanted in (("T5", "t5", files.t5, context_in_dim), ("CLIP", "clip", files.clip, vec_in_dim)):
+        width = _text_width(slot, path)
+        if width not in (None, wanted):
+            raise CheckpointError(
+                f"The {kind} encoder {path.name} gives {width} features and {name} reads {wanted}; picture and video are made of one prompt, "
+                "read by the same encoders."
+            )
+
+
 def _text_width(slot: str, path: Path) -> int | None:
     """Features of a text encoder, or None where its final norm is missing, which loading will say better."""
     shapes = {key: info.shape for header in read_headers(path) for key, info in header.tensors.items()}

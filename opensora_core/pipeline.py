@@ -33,11 +33,12 @@ from .components import (
 )
 from .device_memory import unless_out_of_memory
 from .errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
+from .flux.painter import FluxPainter, PictureRequest, PictureText
 from .footprint import sizes_of_files
 from .geometry import SPACE_COMPRESSION, pixel_frames
 from .loaded import PROMPTS, SHARED, own_structure
 from .long_video import Continuation, context_of, continuation, decode_windows, join, segment_prompts, segment_seed, windows
-from .model_files import ModelFiles, check_files, check_lora
+from .model_files import ModelFiles, check_files, check_lora, check_shared_encoders
 from .offload.plan import BLOCK_LISTS, make_plan
 from .ops import attention, sliced_attention
 from .references import LATENT_RANK, References, read_references
@@ -105,6 +106,7 @@ class OpenSoraPipeline:
         self._is_checked = False
         self._attention = attention
         self._loras: list[tuple[Path, float]] = []
+        self._flux: FluxPainter | None = None
         self.keep_loaded = self.keep_encoded = False
         read_t5 = partial(load_t5, tokenizers=files.tokenizers, precision=self._quantised)
         read_clip = partial(load_clip, tokenizers=files.tokenizers)
@@ -236,6 +238,57 @@ class OpenSoraPipeline:
         self._loras.append((Path(path), strength))
         self._transformer.release()
         return self
+
+    def load_flux(self, dit: str | Path, vae: str | Path) -> "OpenSoraPipeline":
+        """Add Flux.1, which draws the picture that a video begins with. No weight is read.
+
+        Args:
+            dit: flux1-dev or flux1-schnell as released. vae: ae.safetensors. T5 and CLIP are the pipeline's own.
+
+        Raises:
+            OpenSoraError: a file that is something else, or reads other encoders.
+        """
+        flux = FluxPainter(dit, vae, self._placement, self._quantised)
+        check_shared_encoders(self.files, flux.dit.name, flux.config.context_in_dim, flux.config.vec_in_dim)
+        self._flux = flux
+        return self
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        prompt: str,
+        seeds: Sequence[int],
+        request: PictureRequest,
+        *,
+        picture_prompt: str | None = None,
+        negative_prompt: str = "",
+        options: SamplingOptions | None = None,
+        progress: StageProgress | None = None,
+    ) -> tuple[list[Tensor], EncodedPrompt]:
+        """Draw pictures with Flux, and encode the videos' prompt: both encoders are read once for picture and video.
+
+        Args:
+            prompt: of the video; of the picture too, undecorated, unless picture_prompt is another.
+            seeds: one for each picture. The reference gives picture and video the same.
+            request: see flux.painter.PictureRequest.for_ratio.
+            progress: (stage, done, total) for the stages text and picture.
+
+        Returns:
+            ([1, H, W, 3] uint8 for each seed, the encoded prompt): `pipe(encoded, image=picture, seed=seed, ...)` makes the video.
+            Nothing of Flux is in memory any more.
+
+        Raises:
+            OpenSoraError: load_flux was not called, a seed out of range, or memory ran out.
+        """
+        if self._flux is None:
+            raise OpenSoraError("There is no Flux to draw with; call load_flux with its two files first.")
+        options, progress = options or SamplingOptions(), progress or _silent
+        self.check_files()
+        text = decorate(prompt, options.fps, options.motion_score)
+        shown = prompt if picture_prompt is None else picture_prompt
+        of_picture, of_video = self._encode([(shown, ""), (text, negative_prompt)], progress)
+        pictures = self._flux.paint(PictureText(of_picture.context, of_picture.pooled), request, seeds, partial(progress, "picture"))
+        return pictures, EncodedPrompt(text, of_video)
 
     @torch.inference_mode()
     def encode_prompt(self, prompt: str, negative_prompt: str = "", options: SamplingOptions | None = None) -> EncodedPrompt:

@@ -11,8 +11,9 @@ from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
 from . import batch
 from .extend import KeptFile, LongVideo
 from .failures import failure, keep_latents
+from .pictures import Pictures, check_given
 from .progress import Bars
-from .settings import call_settings, check_writable, pipeline, say
+from .settings import CallSettings, call_settings, check_writable, pipeline, say
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,35 +22,29 @@ def run(args: argparse.Namespace) -> int:
     A video that fails for want of memory or disk is named on standard error and the others still run.
     """
     if args.csv is not None:
-        if args.extend is not None:
-            raise OpenSoraError("--extend makes one prompt's video longer; it does not go with --csv.")
-        return batch.run(args)
-    if args.num_samples < 1:
-        raise OpenSoraError(f"--num-samples {args.num_samples} makes nothing; use at least 1.")
+        return _table(args)
     target = _target(args.out)
-    settings = call_settings(args)
-    if not 0 <= settings.seed <= MAX_SEED - args.num_samples + 1:
-        raise OpenSoraError(f"--seed {settings.seed} is out of range; use 0 to {MAX_SEED - args.num_samples + 1}.")
-    if target.suffix.lower() == IMAGE_SUFFIX and settings.arguments["num_frames"] > 1:
-        raise OpenSoraError(
-            f"{settings.arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder."
-        )
+    settings = _settings(args, target)
     pipe = pipeline(args)
-    check_writable(target if _is_folder(target) else target.parent)
+    folder = target if _is_folder(target) else target.parent
+    check_writable(folder)
     long = LongVideo(args, settings, pipe)
-    prompt, written = args.prompt, []
+    pictures = Pictures(args, settings, pipe)
+    prompt, written = pictures.draw(folder), []
+    if prompt is None:
+        return SOME_FAILED
     for index in range(args.num_samples):
         seed = settings.seed + index
         title = f"video {index + 1} of {args.num_samples}, seed {seed}, on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
-        free = _free(target, written)
+        arguments, free = settings.arguments | pictures.first_frame(index), _free(target, written)
         kept = KeptFile(free, pipe.latent_scale)
         try:
             if long.is_wanted:
                 with kept.named_if_stopped():
-                    result = long.make(prompt, seed, settings.arguments, kept)
+                    result = long.make(prompt, seed, arguments, kept)
             else:
                 with Bars(title) as bars:
-                    result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **settings.arguments)
+                    result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **arguments)
             path = save_video(result.frames[0], free, args.fps, prompt=result.prompt.text)
         except DecodeOutOfMemory as error:
             where = kept.sentence or f"They are in {keep_latents(error, free)}."
@@ -69,6 +64,29 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         say(f"{failed} of {args.num_samples} videos failed")
     return SOME_FAILED if failed else DONE
+
+
+def _table(args: argparse.Namespace) -> int:
+    if args.extend is not None:
+        raise OpenSoraError("--extend makes one prompt's video longer; it does not go with --csv.")
+    if args.t2i2v:
+        raise OpenSoraError("--t2i2v draws the pictures of one prompt; it does not go with --csv.")
+    return batch.run(args)
+
+
+def _settings(args: argparse.Namespace, target: Path) -> CallSettings:
+    """Of all videos of the command, whose numbers and file it can have."""
+    if args.num_samples < 1:
+        raise OpenSoraError(f"--num-samples {args.num_samples} makes nothing; use at least 1.")
+    check_given(args)
+    settings = call_settings(args)
+    if not 0 <= settings.seed <= MAX_SEED - args.num_samples + 1:
+        raise OpenSoraError(f"--seed {settings.seed} is out of range; use 0 to {MAX_SEED - args.num_samples + 1}.")
+    if target.suffix.lower() == IMAGE_SUFFIX and settings.arguments["num_frames"] > 1:
+        raise OpenSoraError(
+            f"{settings.arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder."
+        )
+    return settings
 
 
 def _target(out: str) -> Path:

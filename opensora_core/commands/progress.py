@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
-_TITLES = {"text": "text", "condition": "pictures", "sampling": "sampling", "decode": "decode"}
-_UNITS = {"text": "prompt", "condition": "picture", "sampling": "step", "decode": "tile"}
+_TITLES = {"text": "text", "picture": "flux", "condition": "pictures", "sampling": "sampling", "decode": "decode"}
+_UNITS = {"text": "prompt", "picture": "step", "condition": "picture", "sampling": "step", "decode": "tile"}
 
 
 class Bars:

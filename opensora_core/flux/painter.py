@@ -3,6 +3,7 @@
 Both networks are given up as soon as the last picture is drawn, so that nothing of Flux is in memory when the video's transformer is read.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +15,22 @@ from torch import Tensor
 from ..checkpoint.detect import require
 from ..checkpoint.keys import transformer_manifest
 from ..checkpoint.load import check_keys, load_transformer, open_model
-from ..components import Component, Habits, Placement
+from ..components import AUTO as AUTO_OFFLOAD, Component, Habits, Placement
 from ..config import TransformerConfig
-from ..errors import CheckpointError, OpenSoraError
+from ..device_memory import ran_out, unless_out_of_memory
+from ..errors import CheckpointError, OpenSoraError, OutOfMemory
+from ..estimate import MATRIX_BYTES
+from ..footprint import forward_peak
 from ..geometry import SPACE_COMPRESSION, check_size, training_size
 from ..loaded import SHARED, own_structure
-from ..offload.plan import BLOCK_LISTS
+from ..offload.plan import BLOCK_LISTS, BUDGET
 from ..sampling.schedule import sigmas
 from ..sampling.solver import MAX_SEED, euler, noise
+from ..vae.memory import MARGIN
 from .autoencoder import load_decoder, open_decoder
 from .schedule import AUTO, GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
+
+logger = logging.getLogger(__name__)
 
 MAX_STEPS = 1000
 StepProgress = Callable[[int, int], None]
@@ -84,7 +91,7 @@ class FluxPainter:
     def __init__(self, dit: str | Path, vae: str | Path, placement: Placement, precision: str | None = None):
         self.dit, self.vae = Path(dit).expanduser(), Path(vae).expanduser()
         self.config = check_files(self.dit, self.vae)
-        self._placement = placement
+        self._placement, self._precision = placement, precision
         options = {"precision": precision or "as stored"}
         read = partial(load_transformer, kinds=("flux",), precision=precision)
         habits = Habits(is_main=True, is_kept=False, block_lists=BLOCK_LISTS)
@@ -123,13 +130,34 @@ class FluxPainter:
         self._decoder.release()
 
     def _draw(self, text: PictureText, request: PictureRequest, seeds: Sequence[int], progress: StepProgress | None) -> list[Tensor]:
-        """Latents for every seed. In a function of its own: a name for the network that outlives it would keep its weights."""
-        latents = []
-        with self._transformer.at_work() as transformer:
-            for index, seed in enumerate(seeds):
-                report = partial(_report, progress, index, len(seeds))
-                latents.append(draw(transformer, text, request, self._noise(request, seed), report))
+        """Latents for every seed. Where memory runs out it begins again with one block at a time, if the mode leaves that open."""
+
+        def draw_all(is_last_try: bool) -> list[Tensor]:
+            # No name for the network may outlive this function: it would keep the weights.
+            latents, beside = [], 0 if is_last_try else self._beside(request)
+            with self._transformer.at_work(beside, is_last_try) as transformer:
+                for index, seed in enumerate(seeds):
+                    report = partial(_report, progress, index, len(seeds))
+                    latents.append(draw(transformer, text, request, self._noise(request, seed), report))
+            return latents
+
+        latents = unless_out_of_memory(lambda: draw_all(False))
+        if latents is None and self._placement.mode in (AUTO_OFFLOAD, BUDGET):
+            logger.warning("The device ran out of memory while drawing; it begins again with one block of Flux on the device at a time.")
+            latents = unless_out_of_memory(lambda: draw_all(True))
+        if latents is None:
+            self.release()
+            what = f"Drawing a picture of {request.height}x{request.width} (height x width)"
+            raise OutOfMemory(ran_out(what, self._placement.device, "use --offload minimal, a quantised --precision or a smaller picture"))
         return latents
+
+    def _beside(self, request: PictureRequest) -> int:
+        """Bytes that a forward needs beside the weights, where that decides how many of them stay on the device; else 0."""
+        if self._placement.mode != AUTO_OFFLOAD or self._placement.device.type != "cuda":
+            return 0
+        precision = self._precision or ("fp32" if self._placement.dtype == torch.float32 else "bf16")
+        shape = (1, self.config.in_channels, 1, request.height // SPACE_COMPRESSION, request.width // SPACE_COMPRESSION)
+        return int(MARGIN * forward_peak(self.config, precision, shape)) + MATRIX_BYTES
 
     def _noise(self, request: PictureRequest, seed: int) -> Tensor:
         sides = (side // SPACE_COMPRESSION for side in (request.height, request.width))

@@ -67,7 +67,21 @@ MAY_IMPORT = {
     "latent_file": {"errors"},
     "contact_sheet": {"errors"},
     "evaluation": {"errors"},
-    "flux": {"checkpoint", "components", "config", "errors", "geometry", "loaded", "offload", "ops", "sampling"},
+    "flux": {
+        "checkpoint",
+        "components",
+        "config",
+        "device_memory",
+        "errors",
+        "estimate",
+        "footprint",
+        "geometry",
+        "loaded",
+        "offload",
+        "ops",
+        "sampling",
+        "vae",
+    },
 }
 EDGE_ROOMS = {"pipeline", "cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any
 

@@ -1,0 +1,107 @@
+"""`generate --t2i2v`: the pictures that videos begin with, drawn by Flux before the video's model is read."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import OpenSoraError
+from ..flux.painter import PictureRequest
+from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio
+from ..pipeline import OpenSoraPipeline
+from ..request import EncodedPrompt
+from ..video import IMAGE_SUFFIX, save_video, unused_path
+from .failures import failure
+from .progress import Bars
+from .settings import CallSettings, say
+
+_IN_FOLDER = {"flux": "flux1-dev.safetensors", "flux_vae": "flux1-dev-ae.safetensors"}  # as in the hub repository
+_ONLY_WITH = ("flux", "flux_vae", "image_seed", "image_prompt")
+
+
+class Pictures:
+    """The first frames of one command's videos.
+
+    Raises:
+        OpenSoraError: files, settings or a video that cannot be, before any weight is read.
+    """
+
+    def __init__(self, args: argparse.Namespace, settings: CallSettings, pipe: OpenSoraPipeline):
+        self.are_wanted = args.t2i2v
+        self._args, self._settings, self._pipe = args, settings, pipe
+        self._drawn: list[Tensor] = []
+        if not self.are_wanted:
+            return
+        height, width = settings.arguments["height"], settings.arguments["width"]
+        ratio = args.aspect_ratio if args.aspect_ratio in ASPECT_RATIOS else nearest_aspect_ratio(height, width)
+        self._request = PictureRequest.for_ratio(
+            ratio, args.image_resolution, steps=args.image_steps, guidance=args.flux_guidance, schedule=args.flux_schedule
+        )
+        pipe.load_flux(*(self._file(name) for name in _IN_FOLDER))
+        blank = torch.zeros(1, height, width, 3)
+        pipe(args.prompt, seed=settings.seed, check_only=True, **settings.arguments | {"image": blank})
+
+    def draw(self, folder: Path) -> str | EncodedPrompt | None:
+        """Draw all of them and write each to `folder`.
+
+        Returns:
+            The videos' prompt: encoded together with the pictures', or as it is where none is wanted; None where drawing failed,
+            which is said.
+        """
+        if not self.are_wanted:
+            return self._args.prompt
+        args, arguments = self._args, self._settings.arguments
+        seeds = [self._settings.seed + index for index in range(args.num_samples)] if args.image_seed is None else [args.image_seed]
+        size = f"{self._request.height}x{self._request.width} (height x width)"
+        try:
+            with Bars(f"picture{'s' if len(seeds) > 1 else ''} of {size}, seed {', '.join(map(str, seeds))}, by Flux") as bars:
+                self._drawn, prompt = self._pipe.draw(
+                    args.prompt,
+                    seeds,
+                    self._request,
+                    picture_prompt=args.image_prompt,
+                    negative_prompt=arguments["negative_prompt"],
+                    options=arguments["options"],
+                    progress=bars.progress,
+                )
+            for seed, picture in zip(seeds, self._drawn, strict=True):
+                path = save_video(picture, unused_path(folder / f"picture_seed_{seed}{IMAGE_SUFFIX}"))
+                say(f"picture of seed {seed}: {path}")
+        except (OSError, MemoryError, RuntimeError) as error:
+            sentence = failure(error)
+            if sentence is None:
+                raise
+            say(f"error: the picture failed: {sentence}")
+            return None
+        return prompt
+
+    def first_frame(self, index: int) -> dict[str, Tensor]:
+        """What the pipeline's call for video `index` is given; nothing without --t2i2v."""
+        return {"image": self._drawn[min(index, len(self._drawn) - 1)]} if self.are_wanted else {}
+
+    def _file(self, name: str) -> Path:
+        given = getattr(self._args, name)
+        if given is not None:
+            return Path(given).expanduser()
+        model = self._args.model
+        inside = Path(model).expanduser() / _IN_FOLDER[name] if model not in (None, "small") else None
+        if inside is not None and inside.is_file():
+            return inside
+        where = f"; {model} holds no {_IN_FOLDER[name]}" if inside is not None else ""
+        raise OpenSoraError(f"--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE{where}.")
+
+
+def check_given(args: argparse.Namespace) -> None:
+    """What does not go together with --t2i2v, or not without it.
+
+    Raises:
+        OpenSoraError: names the argument.
+    """
+    if args.t2i2v:
+        if args.ref is not None or args.cond_type is not None:
+            raise OpenSoraError("--t2i2v draws the first frame; leave out --ref and --cond-type.")
+        return
+    for name in _ONLY_WITH:
+        if getattr(args, name) is not None:
+            raise OpenSoraError(f"--{name.replace('_', '-')} is of the picture that Flux draws; add --t2i2v.")
