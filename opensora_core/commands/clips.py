@@ -100,6 +100,7 @@ def make(pipe: OpenSoraPipeline, sampling: Sampling, jobs: Sequence[Job], title:
     with CountedBar(title, len(unique), sampling.num_steps) as bar:
         for start in range(0, len(unique), _ENCODED_AT_A_TIME):
             some = unique[start : start + _ENCODED_AT_A_TIME]
+            bar.note("text")
             prompts = _encode(pipe, some)
             for job in some:
                 result = pipe(prompts[_text(job)], progress=bar.step, **sampling.arguments(job))

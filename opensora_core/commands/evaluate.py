@@ -130,7 +130,7 @@ def text_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
     return lines
 
 
-def redirected_lines(asked: Asked, made: dict[Job, Clip], pipe: OpenSoraPipeline) -> list[Line]:
+def redirected_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
     clips = [made[Job(case)] for case in prompts.redirected_cases(asked.count, asked.seed)]
     lines = score.redirected_lines(_REDIRECTED, [clip.verdict for clip in clips])
     # The given latent is put back after sampling, so this figure is the VAE's; it shows that the picture was used.
@@ -222,7 +222,7 @@ def _judge(pipe: OpenSoraPipeline, args: argparse.Namespace, asked: Asked, label
     if "t2v" in asked.parts:
         lines += text_lines(asked, made)
     if "i2v" in asked.parts:
-        lines += redirected_lines(asked, made, pipe)
+        lines += redirected_lines(asked, made)
     for part in _CLOSING:
         if part in asked.parts:
             lines += closing_lines(part, asked, made, pipe)

@@ -129,6 +129,10 @@ class CountedBar:
         if stage == "sampling":
             self._bar.update(self._done * self._num_steps + done - self._bar.n)
 
+    def note(self, note: str) -> None:
+        """Show what is being done before the next video."""
+        self._bar.set_postfix_str(note)
+
     def clip(self, note: str) -> None:
         """A video is done; `note` is shown beside the count."""
         self._done += 1
