@@ -20,7 +20,7 @@ FILE_LISTS = {"model_name", "t5_name", "clip_l_name", "vae_name", "lora_name"}  
 STOCK_NODES = (
     "BasicGuider", "BasicScheduler", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo",
     "EmptyImage", "EmptySD3LatentImage", "FluxGuidance", "ImageCompositeMasked", "KSampler", "KSamplerSelect",
-    "LatentFromBatch", "LatentUpscale", "LoadImage",
+    "LatentFromBatch", "LatentUpscale", "LoadImage", "LoadVideo",
     "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo",
     "SplitSigmas", "UNETLoader", "VAEDecode", "VAELoader",
 )  # fmt: skip
@@ -30,7 +30,7 @@ STAND_INS = {
     "models/text_encoders": ("clip_l.safetensors", "t5xxl_fp16.safetensors"),
     "models/vae": ("ae.safetensors", "hunyuan_vae.safetensors"),
     "models/loras": ("lora.safetensors",),
-    "input": ("example.png",),
+    "input": ("example.png", "example.mp4"),
 }
 KEPT = ("input", "input_order", "output", "output_is_list", "output_name", "output_tooltips", "display_name", "description", "category",
         "output_node", "search_aliases", "experimental", "deprecated")  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import longer_workflows
+import reference_workflows
 
 from demo import comfy, front_end, host_record, run
 from opensora_core.evaluation import world
@@ -288,6 +289,7 @@ def jobs() -> list[dict]:
     made.append(job("open-sora-small-text-to-video", graph, SMALL_NOTE["text"], text_columns, BUILT_IN))
     columns = [["about", "files"], ["1", "2", "3"], ["10", "12", "13"], ["4", "5"], ["11", "6"], ["7", "8", "9"]]
     made.append(job("open-sora-small-image-to-video", picture_to_video_built_in(small_picture), SMALL_NOTE["image"], columns, BUILT_IN))
+    made += reference_workflows.jobs(job, text_to_video)
     made += longer_workflows.jobs(job, text_to_video)
     return made
 
