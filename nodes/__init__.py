@@ -7,7 +7,7 @@ from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAEL
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
 from .host import keep, selftest
 from .host.model import register
-from .latents import OpenSoraEmptyLatentVideo
+from .latents import OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
 from .long import OpenSoraContinueVideo
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
@@ -39,6 +39,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraPreflight,
     OpenSoraFluxPicture,
     OpenSoraFluxToVideo,
+    OpenSoraEmptyLatentHighCompression,
 )
 
 

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.config import HUNYUAN_VAE, Tiling
+from ..opensora_core.config import Tiling
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.sampling.conditioning import (
     BACKWARDS,
@@ -108,9 +108,9 @@ class OpenSoraImageToVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         use = ReferenceUse(strength=strength)
         images = {"start_image": start_image, "end_image": end_image}
-        shape = _check_clip(vae, latent)
-        ends = _check_pictures(shape, images, {"start_latent": start_latent, "end_latent": end_latent})
-        size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION
+        shape, grid = _check_clip(vae, latent), vae_config(vae).grid
+        ends = _check_pictures(shape, images, {"start_latent": start_latent, "end_latent": end_latent}, grid)
+        size = shape[3] * grid.space, shape[4] * grid.space
         if strength > 0:
             ends = [
                 clips.encode_pictures(vae, fit_image(given, *size, fit)) if images[name] is not None else given
@@ -121,14 +121,14 @@ class OpenSoraImageToVideo(io.ComfyNode):
         return io.NodeOutput(positive, negative, latent)
 
 
-def _check_pictures(shape: tuple[int, ...], images: dict, latents: dict) -> list:
+def _check_pictures(shape: tuple[int, ...], images: dict, latents: dict, grid: geometry.Grid) -> list:
     """What begins and what ends the clip, as pictures or latents or None, once nothing about them can be wrong."""
     ends = []
     for (image_name, image), (latent_name, latent) in zip(images.items(), latents.items(), strict=True):
         if image is not None and latent is not None:
             raise OpenSoraError(f"{image_name} and {latent_name} are both given; disconnect one of them.")
         if latent is not None:
-            ends.append(references.check_latents(latent_name, latent, shape, frames=1))
+            ends.append(references.check_latents(latent_name, latent, shape, 1, grid))
         else:
             ends.append(None if image is None else references.check_pictures(image_name, image, shape[0]))
     given = sum(end is not None for end in ends)
@@ -136,17 +136,15 @@ def _check_pictures(shape: tuple[int, ...], images: dict, latents: dict) -> list
         raise OpenSoraError(
             "Image to video needs a start_image, an end_image or both; for none, connect the prompts to the sampler directly."
         )
-    check_room(given, shape[2], f"the picture{'s' * (given > 1)} given")
+    check_room(given, shape[2], f"the picture{'s' * (given > 1)} given", grid)
     return ends
 
 
 def _check_clip(vae, latent: dict) -> tuple[int, ...]:
     """The clip's latent shape, if this VAE can encode references for it."""
-    shape = check_latent_shape(tuple(latent["samples"].shape), HUNYUAN_VAE.latent_channels)
-    geometry.check_size(*(side * geometry.SPACE_COMPRESSION for side in shape[3:]))
-    channels = vae_config(vae).latent_channels
-    if channels != shape[1]:
-        raise OpenSoraError(f"This VAE has {channels} latent channels and the clip {shape[1]}; use the HunyuanVideo VAE.")
+    config = vae_config(vae)
+    shape = check_latent_shape(tuple(latent["samples"].shape), config)
+    config.grid.check_size(*(side * config.grid.space for side in shape[3:]))
     return shape
 
 
@@ -198,6 +196,10 @@ class OpenSoraVideoToVideo(io.ComfyNode):
     def execute(cls, positive, negative, vae, latent, video, direction, context, fit=FITS[0], strength=1.0) -> io.NodeOutput:
         count, use, node_id = int(context), ReferenceUse(is_clip=True, strength=strength), cls.hidden.unique_id
         clip_cond_type(direction, count)
+        if not vae_config(vae).grid.is_causal:
+            raise OpenSoraError(
+                "The high-compression variant goes on from no clip: its training knows text and a first frame; use Open-Sora Image to Video."
+            )
         shape, given = _check_clip(vae, latent), geometry.latent_frames(count)
         check_room(given, shape[2], f"the {count} frames of the clip")
         size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION

@@ -3,11 +3,13 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.config import HUNYUAN_VAE
+from ..opensora_core.config import HUNYUAN_VAE, OPEN_SORA_2_DC_AE
 from ..opensora_core.errors import OpenSoraError
 from .host import clips
+from .host.model import require_open_sora
 
 CUSTOM = "custom"
+GRID = geometry.HIGH_COMPRESSION
 OFFERED = ("256px", "768px", CUSTOM)  # what the released model was trained at
 FPS = 24.0  # the rate that the released model was trained to show
 
@@ -114,3 +116,95 @@ def _shape_of(image, resolution: str) -> str:
     if image.ndim != 4 or 0 in image.shape:
         raise OpenSoraError(f"image is {list(image.shape)}; an IMAGE is [pictures, height, width, 3], with at least one picture.")
     return geometry.nearest_aspect_ratio(*image.shape[1:3])
+
+
+class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraEmptyLatentHighCompression",
+            display_name="Open-Sora Empty Latent (High Compression)",
+            category="Open-Sora/latents",
+            description="An empty clip for the high-compression variant of Open-Sora 2.0, whose VAE is the Video DC-AE: 4k frames, sides multiples of 32.",
+            search_aliases=["open sora dc-ae", "video dc-ae size", "high compression latent"],
+            inputs=[
+                io.Combo.Input(
+                    "resolution",
+                    options=list(OFFERED),
+                    default="768px",
+                    tooltip="Area of the picture: 768px, a square's of that side, is what this variant was released at. custom uses width and height.",
+                ),
+                io.Combo.Input(
+                    "aspect_ratio",
+                    options=list(geometry.ASPECT_RATIOS),
+                    default=geometry.ASPECT_RATIOS[0],
+                    tooltip="Width : height of the picture. Not used when resolution is custom.",
+                ),
+                io.Int.Input(
+                    "num_frames",
+                    default=GRID.default_frames,
+                    min=GRID.shortest_clip,
+                    max=geometry.LARGEST["num_frames"] // 4 * 4,
+                    step=4,
+                    tooltip="Length in frames, a multiple of 4 (8, 12, … 128). 128 frames are 5.3 seconds at 24 FPS, what the variant was released at.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=GRID.size_multiple,
+                    max=geometry.LARGEST["width"],
+                    step=GRID.size_multiple,
+                    tooltip="Width in pixels, a multiple of 32. Only used when resolution is custom.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=576,
+                    min=GRID.size_multiple,
+                    max=geometry.LARGEST["height"],
+                    step=GRID.size_multiple,
+                    tooltip="Height in pixels, a multiple of 32. Only used when resolution is custom.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise. 1 = one video."
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model the clip is for, if its latents have another number of channels than the released 128. Not needed otherwise.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="The empty clip, for a sampler: [videos, 128, frames / 4, height / 32, width / 32]."
+                ),
+                io.Int.Output(display_name="width", tooltip="Width of the video in pixels."),
+                io.Int.Output(display_name="height", tooltip="Height of the video in pixels."),
+                io.Float.Output(
+                    display_name="fps", tooltip="Frames per second to save the video at: 24, what the model was trained to show."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, resolution, num_frames, width, height):
+        # As above.
+        try:
+            if num_frames is not None:
+                GRID.check_num_frames(num_frames)
+            if resolution == CUSTOM and None not in (width, height):
+                GRID.check_size(height, width)
+        except OpenSoraError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, model=None) -> io.NodeOutput:
+        config = OPEN_SORA_2_DC_AE if model is None else require_open_sora(model)
+        if config.grid != GRID:
+            raise OpenSoraError(
+                "This MODEL is Open-Sora 2.0, not its high-compression variant; make its clip with Open-Sora Empty Latent Video."
+            )
+        if resolution != CUSTOM:
+            height, width = geometry.resolution_size(resolution, aspect_ratio, GRID.size_multiple)
+        shape = (batch_size, config.in_channels, GRID.latent_frames(num_frames), *GRID.latent_size(height, width))
+        return io.NodeOutput(clips.empty(shape, GRID), width, height, FPS)

@@ -112,7 +112,10 @@ class OpenSoraContinueVideo(io.ComfyNode):
         fps=24,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
-        shape = check_latent(latent["samples"], require_open_sora(model))
+        config = require_open_sora(model)
+        if not config.grid.is_causal:
+            raise OpenSoraError("The high-compression variant goes on from no clip: its training knows text and a first frame.")
+        shape = check_latent(latent["samples"], config)
         _check_vae(vae, shape)
         plan = continuation(shape[2], num_frames or None, context_frames or None)
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)

@@ -16,7 +16,7 @@ from .transformer.model import MMDiT
 SMALL = Path(__file__).parent / "assets" / "small"
 # What a clip is where nothing else is asked for: (height, width, frames).
 USUAL_CLIP = (192, 336, 129)
-HIGH_COMPRESSION_CLIP = (192, 320, HIGH_COMPRESSION.default_frames)
+HIGH_COMPRESSION_CLIP = (576, 1024, HIGH_COMPRESSION.default_frames)  # its only released configuration
 SMALL_CLIP = (world.SIZE, world.SIZE, world.NUM_FRAMES)
 
 _LAYOUT = {

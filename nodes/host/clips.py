@@ -6,14 +6,13 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...opensora_core import geometry
-from ...opensora_core.config import Tiling
+from ...opensora_core.config import DCAEConfig, Tiling, VAEConfig
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.geometry import CAUSAL, Grid
 from ...opensora_core.vae.memory import MARGIN, choose_decode, encode_bytes, tile_decode_bytes
-from ...opensora_core.vae.model import CausalVAE
-from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
+from ...opensora_core.vae.tiling import tiled_decode, tiled_encode
 from .out_of_memory import unless_out_of_memory
-from .vae import SPACE, TileProgress, check_latent_shape, exact_codec, vae_config
+from .vae import HostCalls, TileProgress, check_latent_shape, exact_codec, largest_tile, latents_of, vae_config
 
 Report = Callable[[str], None]
 
@@ -22,11 +21,11 @@ Report = Callable[[str], None]
 HOST_APPETITE = 2.0
 
 
-def empty(shape: tuple[int, int, int, int, int]) -> dict:
+def empty(shape: tuple[int, int, int, int, int], grid: Grid = CAUSAL) -> dict:
     """A LATENT of zeros, [videos, channels, latent frames, latent height, latent width], where the host keeps what passes between nodes."""
     samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
     # The host's own empty latents say how many pixels a latent pixel stands for, too.
-    return {"samples": samples, "downscale_ratio_spacial": SPACE}
+    return {"samples": samples, "downscale_ratio_spacial": grid.space}
 
 
 def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) -> Tensor:
@@ -34,7 +33,8 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
 
     Args:
         vae: ours or the host's HunyuanVideo VAE.
-        samples: [B, 16, t, h, w], unscaled VAE latents.
+        samples: [B, C, t, h, w], unscaled VAE latents.
+        tiling: what it leaves to the VAE (config.in_tiles) is filled in.
         policy: auto, exact or low_memory (CONTRACT: "Decode policy").
         report: takes one line for people whenever the result is not the whole-clip function that was asked for.
 
@@ -45,7 +45,8 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
         OpenSoraError: another rank or VAE, or not enough memory for policy exact.
     """
     config = vae_config(vae)
-    shape = (1, *check_latent_shape(tuple(samples.shape), config.latent_channels)[1:])  # one video at a time
+    shape = (1, *check_latent_shape(tuple(samples.shape), config)[1:])  # one video at a time
+    tiling = config.in_tiles(tiling)
     dtype_bytes, appetite = _dtype_bytes(vae), _appetite(vae)
     needed = int(appetite * MARGIN * tile_decode_bytes(config, shape, tiling, dtype_bytes))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
@@ -64,7 +65,7 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
         report(f"Ran out of memory ({_words(chosen)}); decoding again in {_words(smaller)}. Frames differ slightly from an exact decode.")
         images = unless_out_of_memory(lambda: _decode(vae, samples, smaller))
     if images is None:
-        raise OpenSoraError(_too_large(shape, needed, policy))
+        raise OpenSoraError(_too_large(config, shape, needed, policy))
     return images
 
 
@@ -72,7 +73,7 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     """Encode one clip.
 
     Args:
-        frames: [T, H, W, 3] in 0..1; T = 4k+1, sides multiples of 16.
+        frames: [T, H, W, 3] in 0..1; T = 4k+1, sides multiples of 16 (of the Video DC-AE 4k and 32).
         seed: of a sample of the posterior; None for its mode.
         report: takes one line for people if the clip had to be tiled in time.
 
@@ -86,14 +87,15 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     if frames.ndim != 4 or frames.shape[-1] < 3 or 0 in frames.shape:
         raise OpenSoraError(f"A clip is an IMAGE batch [frames, height, width, 3]; this one is {list(frames.shape)}.")
     num_frames, height, width = frames.shape[:3]
-    geometry.check_num_frames(num_frames)
-    geometry.check_size(height, width)
-    tile = tiling.tile_size or max(height, width)
-    needed = int(_appetite(vae) * MARGIN * encode_bytes(config, num_frames, min(height, tile), min(width, tile), _dtype_bytes(vae)))
+    config.grid.check_num_frames(num_frames)
+    config.grid.check_size(height, width)
+    tiling = config.in_tiles(tiling)
+    tile = largest_tile(config, (num_frames, height, width), tiling)
+    needed = int(_appetite(vae) * MARGIN * encode_bytes(config, *tile, _dtype_bytes(vae)))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
     moments = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
     short = config.short_tile
-    if moments is None and not tiling.temporal_tile and num_frames > short:
+    if moments is None and tiling == config.in_tiles(Tiling(tiling.tile_size, tiling.overlap)) and num_frames > short:
         report(f"Ran out of memory encoding the clip; encoding again {short} frames at a time. The latent differs slightly.")
         moments = unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, short)))
     if moments is None:
@@ -102,7 +104,7 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
         )
     # A CPU generator: the same seed gives the same latent on every card.
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
-    return posterior(moments.cpu(), seed is not None, generator).to(vae.output_device)
+    return latents_of(config, moments.cpu(), seed is not None, generator).to(vae.output_device)
 
 
 def encode_pictures(vae, pictures: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def _decode(vae, samples: Tensor, tiling: Tiling) -> Tensor:
     clips = []
     with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
         for latents in samples.split(1):
-            pixels = tiled_decode(_on_device(vae, codec.decode), latents, tiling, progress)
+            pixels = tiled_decode(_on_device(vae, codec.decode), latents, tiling, progress, grid=codec.config.grid)
             clips.append(vae.process_output(pixels)[0].movedim(0, -1))
     return clips[0] if len(clips) == 1 else torch.cat(clips)
 
@@ -130,7 +132,7 @@ def _decode(vae, samples: Tensor, tiling: Tiling) -> Tensor:
 def _encode(vae, frames: Tensor, tiling: Tiling) -> Tensor:
     pixels = vae.process_input(frames[..., :3].movedim(-1, 0)[None])
     with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
-        return tiled_encode(_on_device(vae, codec.encode_moments), pixels, tiling, TileProgress())
+        return tiled_encode(_on_device(vae, codec.encode_moments), pixels, tiling, TileProgress(), grid=codec.config.grid)
 
 
 def _on_device(vae, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -148,7 +150,7 @@ def _dtype_bytes(vae) -> int:
 
 
 def _appetite(vae) -> float:
-    return 1.0 if isinstance(vae.first_stage_model, CausalVAE) else HOST_APPETITE
+    return 1.0 if isinstance(vae.first_stage_model, HostCalls) else HOST_APPETITE
 
 
 def _words(tiling: Tiling) -> str:
@@ -156,8 +158,8 @@ def _words(tiling: Tiling) -> str:
     return f"{space}, {f'{tiling.temporal_tile} frames at a time' if tiling.temporal_tile else 'the whole clip in time'}"
 
 
-def _too_large(shape: tuple[int, ...], needed: int, policy: str) -> str:
-    frames, height, width = geometry.pixel_frames(shape[2]), shape[3] * SPACE, shape[4] * SPACE
+def _too_large(config: VAEConfig | DCAEConfig, shape: tuple[int, ...], needed: int, policy: str) -> str:
+    frames, (height, width) = config.grid.pixel_frames(shape[2]), (side * config.grid.space for side in shape[3:])
     advice = "use policy auto or low_memory" if policy == "exact" else "use a smaller tile_size or temporal_tile, or close other programs"
     return (
         f"Decoding {frames} frames of {height}x{width} (height x width) ran out of memory; "

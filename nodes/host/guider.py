@@ -18,6 +18,7 @@ from . import notice, selftest
 from .condition import check_conditioning, reference_of, with_reference, without_reference
 from .model import require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
+from .vae import latent_words
 
 SIGMA_TOLERANCE = 1e-6  # two sigmas nearer than this are the same one after a trip through another dtype or device
 UNCOND_IMAGE = "uncond_image"  # the third pass: negative prompt, no reference
@@ -155,12 +156,10 @@ def check_latent(samples: Tensor, config) -> tuple[int, ...]:
     """
     shape = tuple(samples.shape)
     if getattr(samples, "is_nested", False) or len(shape) != 5 or shape[1] != config.in_channels or 0 in shape:
-        raise OpenSoraError(
-            f"This LATENT is {list(shape)}; this model denoises [videos, {config.in_channels}, latent frames, height / 8, width / 8], "
-            "as Open-Sora Empty Latent Video makes it."
-        )
+        raise OpenSoraError(f"This LATENT is {list(shape)}; this model denoises {latent_words(config.grid, config.in_channels)}.")
     if any(side % config.patch_size for side in shape[3:]):
         raise OpenSoraError(
-            f"This LATENT is {shape[3] * 8}x{shape[4] * 8} pixels (height x width); both must be multiples of {8 * config.patch_size}."
+            f"This LATENT is {shape[3] * config.grid.space}x{shape[4] * config.grid.space} pixels (height x width); both must be multiples "
+            f"of {config.grid.size_multiple}."
         )
     return shape

@@ -21,6 +21,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...opensora_core import geometry
 from ...opensora_core.checkpoint import detect, keys
 from ...opensora_core.checkpoint.files import Header, quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
@@ -112,6 +113,17 @@ class OpenSora2Model(selftest.base(comfy.model_base, "BaseModel")):
         return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list))
 
 
+class HighCompressionLatents(selftest.base(comfy.latent_formats, "LatentFormat")):
+    """The Video DC-AE's latents: as they are, 4 frames and 32x32 pixels each, without a preview."""
+
+    latent_dimensions = 3
+    spacial_downscale_ratio = geometry.HIGH_COMPRESSION.space
+    temporal_downscale_ratio = geometry.TIME_COMPRESSION
+
+    def __init__(self, channels: int):
+        self.latent_channels = channels
+
+
 class OpenSora2(selftest.base(comfy.supported_models_base, "BASE")):
     """What the host's list of models holds: how the file is told from a Flux file, and how it becomes an OpenSora2Model."""
 
@@ -138,12 +150,20 @@ class OpenSora2(selftest.base(comfy.supported_models_base, "BASE")):
     def inpaint_model(self):
         return False
 
+    def _fit_to(self, config: TransformerConfig) -> None:
+        """Where the variant differs; the released 2.0 model is what stands above."""
+        if config.grid.is_causal:
+            return
+        self.latent_format = HighCompressionLatents(config.in_channels)
+        self.memory_usage_factor *= geometry.PATCH_SIZE**2  # the host counts latent pixels, each of which is a token here
+
     def get_model(self, state_dict, prefix="", device=None):
         shapes = detect.bare_shapes({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, prefix)
         self.identity = detect.require(detect.identify(shapes), "transformer", "This file")
         # A quantised weight may show half its columns; what is missing is missing all the same.
         exact = self.quant_config is None and self.custom_operations is None
         _check_whole(shapes, self.identity, "This file", exact)
+        self._fit_to(self.identity.config)
         return OpenSora2Model(self, self.identity.config, device)
 
     def process_unet_state_dict(self, state_dict):

@@ -14,13 +14,11 @@ import comfy.conds
 import comfy.model_management
 from torch import Tensor
 
-from ...opensora_core import geometry
 from ...opensora_core.offload.plan import at_most
 from . import offload, selftest
 
 RUN_KEY = "open_sora_out_of_memory"  # in the model options of one run
 
-SPACE = geometry.SPACE_COMPRESSION
 _ALL = 1e32  # bytes; the host's own word for "as much as there is"
 _TEXT = "c_crossattn"  # every pass of this model has it
 
@@ -74,14 +72,14 @@ class Fallback:
     def failure(self, shape: tuple[int, ...], patcher) -> str:
         """What to say of a run that failed all the same. shape: [B, C, T, H, W] of its latents. Call it with the failed run's tensors gone."""
         num_videos, (frames, height, width) = shape[0], shape[-3:]
-        management, device = comfy.model_management, patcher.load_device
+        management, device, grid = comfy.model_management, patcher.load_device, patcher.model.config.grid
         free, total = (at_most(int(amount(device))) for amount in (management.get_free_memory, management.get_total_memory))
         clips = "" if num_videos == 1 else f"{num_videos} videos of "
         tried = [
             words for done, words in ((self.is_one_by_one, "one pass at a time"), (self.is_streaming, "the weights waiting in RAM")) if done
         ]
         return (
-            f"Sampling {clips}{geometry.pixel_frames(frames)} frames of {height * SPACE}x{width * SPACE} "
+            f"Sampling {clips}{grid.pixel_frames(frames)} frames of {height * grid.space}x{width * grid.space} "
             f"(height x width) ran out of memory{', also with ' * bool(tried)}{' and '.join(tried)}; beside the weights loaded now the device "
             f"has {free} of {total} GiB free: make fewer frames{' or videos' * (num_videos > 1)} or a smaller size, {self._advice(patcher)}."
         )

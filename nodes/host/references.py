@@ -35,7 +35,9 @@ def check_pictures(name: str, image: Tensor, videos: int) -> Tensor:
     return image
 
 
-def check_latents(name: str, latent: dict, clip_shape: tuple[int, ...], frames: int | None = None) -> Tensor:
+def check_latents(
+    name: str, latent: dict, clip_shape: tuple[int, ...], frames: int | None = None, grid: geometry.Grid = geometry.CAUSAL
+) -> Tensor:
     """A LATENT's samples [B or 1, C, t, h, w], if they can stand beside a clip of [B, C, T, H, W]; frames: how many they must be.
 
     Raises:
@@ -49,9 +51,7 @@ def check_latents(name: str, latent: dict, clip_shape: tuple[int, ...], frames: 
     if shape[1] != clip_shape[1]:
         raise OpenSoraError(f"{name} has {shape[1]} latent channels and the clip {clip_shape[1]}; encode it with the clip's VAE.")
     if shape[3:] != clip_shape[3:]:
-        found, wanted = (
-            f"{size[0] * geometry.SPACE_COMPRESSION}x{size[1] * geometry.SPACE_COMPRESSION}" for size in (shape[3:], clip_shape[3:])
-        )
+        found, wanted = (f"{size[0] * grid.space}x{size[1] * grid.space}" for size in (shape[3:], clip_shape[3:]))
         raise OpenSoraError(
             f"{name} is of {found} pixels (height x width) and the clip {wanted}; they must be equal: latents are not scaled."
         )

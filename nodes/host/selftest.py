@@ -40,6 +40,7 @@ _PARTS = (
     ("comfy.supported_models_base", comfy.supported_models_base, "BASE", ("unet_config",)),
     ("comfy.model_base", comfy.model_base, "BaseModel", ("model_config", "model_type", "device", "unet_model")),
     ("comfy.latent_formats", comfy.latent_formats, "HunyuanVideo", ()),
+    ("comfy.latent_formats", comfy.latent_formats, "LatentFormat", ()),
     ("comfy.conds", comfy.conds, "CONDRegular", ("cond",)),
     ("comfy.conds", comfy.conds, "CONDNoiseShape", ("cond",)),
     ("comfy.samplers", comfy.samplers, "CFGGuider", ("model_patcher",)),

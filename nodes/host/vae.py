@@ -25,10 +25,11 @@ from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.files import quantisation, read_header
 from ...opensora_core.checkpoint.keys import vae_manifest
 from ...opensora_core.checkpoint.load import compare
-from ...opensora_core.config import Tiling, VAEConfig
+from ...opensora_core.config import DCAEConfig, Tiling, VAEConfig
+from ...opensora_core.dc_ae.model import VideoDCAE
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.vae.layers import frame_causal_attention
-from ...opensora_core.vae.memory import MARGIN, encode_bytes, tile_decode_bytes
+from ...opensora_core.vae.memory import MARGIN, decode_bytes, encode_bytes, tile_decode_bytes
 from ...opensora_core.vae.model import CausalVAE
 from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
 from . import selftest
@@ -36,8 +37,6 @@ from . import selftest
 logger = logging.getLogger(__name__)
 
 SPACE = geometry.SPACE_COMPRESSION
-_UNTILED = Tiling(tile_size=0)
-FALLBACK_FRAMES = 64  # the reference's temporal tile, for a host call that ran out of memory
 
 
 class Codec(NamedTuple):
@@ -49,13 +48,13 @@ class Codec(NamedTuple):
         decode: [B, C, t, h, w] VAE latents -> [B, 3, T, H, W].
     """
 
-    config: VAEConfig
+    config: VAEConfig | DCAEConfig
     encode_moments: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
 
-class VAENetwork(CausalVAE):
-    """The core VAE with the methods the host calls: the reference's tiled function, with progress and interruption per tile."""
+class HostCalls:
+    """A core VAE with the methods the host calls: the reference's tiled function, with progress and interruption per tile."""
 
     device = None  # in place of the core's property: the host's patcher writes here where it has put the weights
 
@@ -65,40 +64,55 @@ class VAENetwork(CausalVAE):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, T, H, W] in -1..1 -> the posterior's mode, [B, C, t, h, w]."""
-        return self._encode(pixels, Tiling())
+        return self._encode(pixels, self.config.in_tiles(Tiling()))
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._decode(latents, Tiling())
+        return self._decode(latents, self.config.in_tiles(Tiling()))
 
     def encode_tiled(
         self, pixels: Tensor, tile_x: int = 256, tile_y: int = 256, overlap: int = 64, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
         """As encode, in tiles of the caller's size (pixels and frames). `overlap_t` is the reference's share of a tile, whatever is asked."""
-        return self._encode(pixels, _tiling(min(tile_x, tile_y), overlap, tile_t or FALLBACK_FRAMES))
+        return self._encode(pixels, _tiling(min(tile_x, tile_y), overlap, tile_t or self.config.short_tile))
 
     def decode_tiled(
         self, latents: Tensor, tile_x: int = 32, tile_y: int = 32, overlap: int = 8, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
         """As decode, in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
         whole-clip decode ran out of memory; then, and only then, time is tiled as the reference's temporal tiling does."""
-        frames = tile_t * geometry.TIME_COMPRESSION or FALLBACK_FRAMES
-        return self._decode(latents, _tiling(min(tile_x, tile_y) * SPACE, overlap * SPACE, frames))
+        frames, space = tile_t * geometry.TIME_COMPRESSION or self.config.short_tile, self.config.grid.space
+        return self._decode(latents, _tiling(min(tile_x, tile_y) * space, overlap * space, frames))
 
     def _encode(self, pixels: Tensor, tiling: Tiling) -> Tensor:
-        geometry.check_num_frames(pixels.shape[2])
-        moments = tiled_encode(self.encode_moments, pixels, tiling, TileProgress())
-        return posterior(moments, False, None)
+        encoded = tiled_encode(self.encode_tile, pixels, tiling, TileProgress(), grid=self.config.grid)
+        return latents_of(self.config, encoded)
 
     def _decode(self, latents: Tensor, tiling: Tiling) -> Tensor:
         device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
         # Tiles leave the card as they are made; joining them needs no GPU and a whole clip of pixels would fill it.
-        return tiled_decode(lambda tile: self.decode_tile(tile).to(device, dtype), latents, tiling, TileProgress())
+        return tiled_decode(lambda tile: self.decode_tile(tile).to(device, dtype), latents, tiling, TileProgress(), grid=self.config.grid)
+
+
+class VAENetwork(HostCalls, CausalVAE):
+    """The causal VAE behind the host's calls."""
+
+    def encode_tile(self, pixels: Tensor) -> Tensor:
+        """Encode without tiling; [B, 3, T, H, W] -> moments."""
+        return self.encode_moments(pixels)
+
+
+class DCAENetwork(HostCalls, VideoDCAE):
+    """The Video DC-AE behind the host's calls."""
+
+    def encode_tile(self, pixels: Tensor) -> Tensor:
+        """Encode without tiling; [B, 3, T, H, W] -> latents."""
+        return VideoDCAE.encode(self, pixels)
 
 
 class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
     """A host VAE that holds the core network. Every attribute that the host's constructor sets is set here (a test compares)."""
 
-    def __init__(self, network: VAENetwork, config: VAEConfig, device: torch.device, dtype: torch.dtype, patcher):
+    def __init__(self, network: HostCalls, config: VAEConfig | DCAEConfig, device: torch.device, dtype: torch.dtype, patcher):
         self.config = config
         self.first_stage_model = network
         self.patcher = patcher
@@ -109,8 +123,8 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         self.latent_channels = config.latent_channels
         self.latent_dim = 3
         self.output_channels = config.in_channels
-        time, space = geometry.TIME_COMPRESSION, geometry.SPACE_COMPRESSION
-        self.upscale_ratio = (lambda frames: max(0, frames * time - (time - 1)), space, space)
+        time, space = geometry.TIME_COMPRESSION, config.grid.space
+        self.upscale_ratio = (lambda frames: max(0, config.grid.pixel_frames(frames)), space, space)
         self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         self.upscale_index_formula = self.downscale_index_formula = (time, space, space)
         self.process_input = lambda image: image * 2.0 - 1.0
@@ -126,9 +140,9 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of the reference's."""
-        frames, height, width = check_latent_shape(tuple(samples.shape), self.latent_channels)[2:]
+        frames, height, width = check_latent_shape(tuple(samples.shape), self.config)[2:]
         tile = _bounded((frames, height, width), (tile_t and tile_t + 1, tile_y, tile_x))
-        self._make_room(tile_decode_bytes(self.config, (samples.shape[0], self.latent_channels, *tile), _UNTILED, self._dtype_bytes()))
+        self._make_room(samples.shape[0] * decode_bytes(self.config, *tile, self._dtype_bytes()))
         return super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
@@ -144,14 +158,13 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         return comfy.model_management.dtype_size(self.vae_dtype)
 
     def _decode_bytes(self, shape, dtype: torch.dtype) -> int:
-        shape = (1, *check_latent_shape(shape, self.latent_channels)[1:])  # per video: the host multiplies
-        return int(MARGIN * tile_decode_bytes(self.config, shape, Tiling(), comfy.model_management.dtype_size(dtype)))
+        shape = (1, *check_latent_shape(shape, self.config)[1:])  # per video: the host multiplies
+        tiling = self.config.in_tiles(Tiling())
+        return int(MARGIN * tile_decode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
 
     def _encode_bytes(self, shape, dtype: torch.dtype) -> int:
-        frames, height, width = shape[2:]
-        tile = Tiling().tile_size
-        num_bytes = encode_bytes(self.config, frames, min(height, tile), min(width, tile), comfy.model_management.dtype_size(dtype))
-        return int(MARGIN * num_bytes)
+        tile = largest_tile(self.config, tuple(shape[2:]), self.config.in_tiles(Tiling()))
+        return int(MARGIN * encode_bytes(self.config, *tile, comfy.model_management.dtype_size(dtype)))
 
 
 class TileProgress:
@@ -174,7 +187,7 @@ class TileProgress:
 
 
 def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False) -> OpenSoraVAE:
-    """Load a HunyuanVideo-layout VAE file of any width.
+    """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width.
 
     Raises:
         CheckpointError: the file is something else, quantised, damaged or not whole.
@@ -202,14 +215,14 @@ def load_vae_patcher(path: str, device: torch.device | None = None, disable_dyna
     return load_vae(path, device, disable_dynamic).patcher
 
 
-def vae_config(vae) -> VAEConfig:
+def vae_config(vae) -> VAEConfig | DCAEConfig:
     """Sizes of a VAE that can be used with Open-Sora: ours, or the host's HunyuanVideo VAE.
 
     Raises:
         OpenSoraError: any other VAE.
     """
     network = getattr(vae, "first_stage_model", None)
-    if isinstance(network, CausalVAE):
+    if isinstance(network, HostCalls):
         return vae.config
     channels, dimensions = getattr(vae, "latent_channels", None), getattr(vae, "latent_dim", None)
     if not _is_host_hunyuan(network) or dimensions != 3:
@@ -227,8 +240,8 @@ def vae_config(vae) -> VAEConfig:
 def exact_codec(vae):
     """Give the reference's function of a VAE as a Codec; a stock VAE is exact inside the block and as it was after it."""
     config, network = vae_config(vae), vae.first_stage_model
-    if isinstance(network, CausalVAE):
-        yield Codec(config, network.encode_moments, network.decode_tile)
+    if isinstance(network, HostCalls):
+        yield Codec(config, network.encode_tile, network.decode_tile)
         return
     halves = (network.encoder, network.decoder)
     before = [(half.carried, half.mid.attn_1.optimized_attention) for half in halves]
@@ -242,20 +255,39 @@ def exact_codec(vae):
             half.carried, half.mid.attn_1.optimized_attention = carried, attention
 
 
-def check_latent_shape(shape, channels: int) -> tuple[int, int, int, int, int]:
-    """(videos, channels, latent frames, latent height, latent width) of a LATENT, or one sentence."""
-    if len(shape) != 5 or shape[1] != channels or 0 in shape:
-        raise OpenSoraError(
-            f"This LATENT is {list(shape)}; a video latent is [videos, {channels}, latent frames, height / 8, width / 8], "
-            "as Open-Sora Empty Latent Video makes it."
-        )
-    return tuple(shape)
+def check_latent_shape(shape, config: VAEConfig | DCAEConfig) -> tuple[int, int, int, int, int]:
+    """(videos, channels, latent frames, latent height, latent width) of a LATENT that a VAE takes, or one sentence."""
+    grid, channels = config.grid, config.latent_channels
+    if len(shape) == 5 and shape[1] == channels and 0 not in shape:
+        return tuple(shape)
+    name = "the HunyuanVideo VAE" if grid.is_causal else "the Video DC-AE of the high-compression variant"
+    # Five dimensions are a video's, of another model or variant.
+    wanted = f"the VAE given, {name}, works on" if len(shape) == 5 and 0 not in shape else "a video latent is"
+    raise OpenSoraError(f"This LATENT is {list(shape)}; {wanted} {latent_words(grid, channels)}.")
 
 
-def _build(config: VAEConfig, state: dict, device: torch.device, disable_dynamic: bool) -> OpenSoraVAE:
+def latent_words(grid: geometry.Grid, channels: int) -> str:
+    """The shape of a variant's latents, and the node that makes them, for a sentence."""
+    node = "Open-Sora Empty Latent Video" if grid.is_causal else "Open-Sora Empty Latent (High Compression)"
+    return f"[videos, {channels}, latent frames, height / {grid.space}, width / {grid.space}], as {node} makes it"
+
+
+def latents_of(config: VAEConfig | DCAEConfig, encoded: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    """Latents of what a Codec encodes to: moments with a posterior, or latents as they are."""
+    return encoded if isinstance(config, DCAEConfig) else posterior(encoded, sample, generator)
+
+
+def largest_tile(config: VAEConfig | DCAEConfig, size: tuple[int, int, int], tiling: Tiling) -> tuple[int, int, int]:
+    """(frames, height, width) in pixels of the largest tile of a clip to encode."""
+    longer = tiling.temporal_tile and tiling.temporal_tile + config.grid.is_causal
+    return _bounded(size, (longer, tiling.tile_size, tiling.tile_size))
+
+
+def _build(config: VAEConfig | DCAEConfig, state: dict, device: torch.device, disable_dynamic: bool) -> OpenSoraVAE:
     management = comfy.model_management
     dtype = management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32])
-    network = VAENetwork(config, operations=comfy.ops.disable_weight_init, dtype=dtype).train(False)
+    kind = DCAENetwork if isinstance(config, DCAEConfig) else VAENetwork
+    network = kind(config, operations=comfy.ops.disable_weight_init, dtype=dtype).train(False)
     management.archive_model_dtypes(network)
     # By attribute: the host swaps CoreModelPatcher for its dynamic one at start.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
