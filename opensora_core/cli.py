@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 some videos failed, 2 bad arguments or files, 130 interrup
 """
 
 import argparse
+import os
 import sys
 
 from . import __version__
@@ -52,6 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     except OpenSoraError as error:
         sys.stderr.write(f"error: {error}\n")
         return SOME_FAILED if isinstance(error, OutOfMemory) else REFUSED
+    except BrokenPipeError:
+        # Whoever read the paths of finished videos is gone (`| head`); closing the pipe at the end would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write("error: standard output is closed\n")
+        return SOME_FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
+        return REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

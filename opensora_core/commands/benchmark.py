@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         raise OpenSoraError(f"--benchmark-save-path {path} is a folder; give the report's file name.")
     settings = call_settings(args)
     pipe = pipeline(args)
-    check_writable(path.parent)
+    check_writable(path.parent, path.name)
     warmup = [_measure(pipe, args.prompt, settings, f"warm-up {k + 1}") for k in range(args.warmup_count)]
     runs = [_measure(pipe, args.prompt, settings, f"run {k + 1} of {args.eval_count}") for k in range(args.eval_count)]
     report = {

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         if jobs:
             check(pipe, _sampling(variant), jobs[0])
     if out is not None:
-        check_writable(out.parent)
+        check_writable(out.parent, out.name)
     runs = [_judge(pipe, variant, asked, label) for pipe, (label, variant) in zip(pipes, variants, strict=True)]
     compared = compare(runs, asked) if others else []
     sys.stdout.write("\n\n".join(_told(runs, compared, args)) + "\n")

@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
     target = _target(args.out)
     settings = _settings(args, target)
     pipe = pipeline(args)
-    folder = target if _is_folder(target) else target.parent
-    check_writable(folder)
+    folder, name = (target, "") if _is_folder(target) else (target.parent, target.name)
+    check_writable(folder, name)
     long = LongVideo(args, settings, pipe)
     pictures = Pictures(args, settings, pipe)
     prompt, written = pictures.draw(folder), []

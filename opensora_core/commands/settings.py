@@ -1,6 +1,7 @@
 """From parsed arguments to a pipeline and the settings of a call, as generate and benchmark share them."""
 
 import argparse
+import errno
 import re
 import sys
 from dataclasses import dataclass
@@ -110,19 +111,23 @@ def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
     return made
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, name: str = "") -> None:
     """Make a folder to write in.
+
+    Args:
+        name: of the file that will be written, if it is known: its numbered and unfinished forms must be possible too.
 
     Raises:
         OpenSoraError: it cannot be made or written in.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{id(folder)}.partial"
+        probe = folder / f".{Path(name).stem}_9999.{id(folder)}.partial{Path(name).suffix}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OpenSoraError(f"Nothing can be written to {folder} ({error.strerror}); choose another folder.") from error
+        other = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another folder"
+        raise OpenSoraError(f"Nothing can be written to {folder / name} ({error.strerror}); choose {other}.") from error
 
 
 def say(line: str) -> None:

@@ -204,6 +204,9 @@ REFUSALS = [
     (["--out", "clip.avi"], ".mp4"),
     (["--out", "clip.png"], "one picture"),
     (["--out", "notes.txt/clip.mp4"], "choose another folder"),
+    (["--out", f"{'n' * 300}.mp4"], "File name too long"),
+    (["--out", f"{'n' * 240}.mp4"], "choose a shorter name"),
+    (["--out", "n" * 300], "File name too long"),
     (["--device", "nonsense"], "device"),
     (["--dtype", "fp32", "--precision", "bf16"], "contradict"),
     (["--dit", "x.safetensors"], "all four parts"),
@@ -342,6 +345,19 @@ def test_ctrl_c_ends_with_130_and_keeps_what_is_finished(tiny_checkpoint, tmp_pa
     assert errors.strip().endswith("interrupted") and "Traceback" not in errors
     assert len(read_video(tmp_path / "clip.mp4")[1]) == 5
     assert not list(tmp_path.glob(".*partial*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe that nobody reads is another error on Windows")
+def test_a_closed_standard_output_is_one_sentence(tiny_checkpoint, tmp_path):
+    command = [sys.executable, "-m", "opensora_core", "generate", "--model", str(tiny_checkpoint), "--prompt", "a cat", *SIZE]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == SOME_FAILED and "Traceback" not in errors and "Exception ignored" not in errors
+    assert errors.endswith("error: standard output is closed\n") and len(list(tmp_path.rglob("*.mp4"))) == 1
 
 
 def test_benchmark_writes_a_report(tiny_checkpoint, here, capsys):
