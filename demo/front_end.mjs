@@ -1,6 +1,7 @@
 // Drives the real ComfyUI front-end in a headless Chromium: makes workflow files and checks that they open cleanly.
 // usage: node front_end.mjs URL < request.json > reply.json; environment: CHROMIUM, NODE_PATH (playwright-core).
-// request: {build: [{name, api, columns, notes, widgets, models, stamp, picture, muted}]} or {check: [{name, workflow, picture}]}.
+// request: {build: [{name, api, columns, notes, widgets, models, stamp, picture, muted}]}, {check: [{name, workflow, picture}]} or
+// {blueprint: [what build takes and inside, title, description, promoted, inputs, outputs]}.
 import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
 
@@ -55,15 +56,35 @@ async function build({ name, api, columns, notes, widgets, models, stamp, muted 
   return workflow
 }
 
+// A part of a graph as a blueprint: one subgraph node, with the widgets that are to be seen on it.
+async function blueprint(job) {
+  await build({ ...job, notes: {} })
+  const graph = app.rootGraph
+  const { inside, title, description, promoted, inputs, outputs } = job
+  const { subgraph, node } = graph.convertToSubgraph(new Set(inside.map((id) => graph.getNodeById(id))))
+  subgraph.name = node.title = title
+  subgraph.extra = { BlueprintDescription: description }
+  node.properties = { ...node.properties, cnr_id: job.stamp.cnr_id, ver: job.stamp.version, proxyWidgets: promoted }
+  for (const [was, name] of Object.entries(inputs)) subgraph.renameInput(subgraph.inputs.find((input) => input.name === was), name)
+  outputs.forEach((name, at) => subgraph.renameOutput(subgraph.outputs[at], name))
+  const { nodes, subgraphs } = app.canvas._serializeItems([node])
+  for (const slot of nodes[0].inputs) slot.link = null
+  for (const slot of nodes[0].outputs) slot.links = []
+  nodes[0].pos = [0, 0]
+  const form = { revision: 0, version: 0.4, config: {}, extra: {}, groups: [], links: [], last_link_id: 0, last_node_id: node.id }
+  return { ...form, nodes, definitions: { subgraphs } }
+}
+
 async function check({ workflow }) {
   await app.loadGraphData(structuredClone(workflow), true, false)
   const nodes = app.rootGraph.nodes
-  const known = (node) => node.type in LiteGraph.registered_node_types
+  const known = (node) => node.isSubgraphNode?.() || node.type in LiteGraph.registered_node_types
   return {
     api: (await app.graphToPrompt()).output,
     missing: nodes.filter((node) => !known(node)).map((node) => node.type),
     broken: nodes.filter((node) => node.has_errors).map((node) => node.type),
-    links: app.rootGraph.links.size ?? Object.keys(app.rootGraph.links).length
+    links: app.rootGraph.links.size ?? Object.keys(app.rootGraph.links).length,
+    widgets: Object.fromEntries(nodes.map((node) => [node.id, (node.widgets ?? []).map((widget) => [widget.name, widget.value])]))
   }
 }
 
@@ -103,9 +124,12 @@ try {
     for (const [id, value] of Object.entries(body)) await app.extensionManager.setting.set(id, value)
   }, request.settings ?? {})
   const reply = {}
-  for (const job of request.build ?? request.check) {
+  // A page's function is sent by its text alone: blueprint's brings build's with it.
+  const steps = { build: String(build), blueprint: `async (job) => { ${build}\n return (${blueprint})(job) }`, check: String(check) }
+  const [kind] = Object.keys(steps).filter((name) => name in request)
+  for (const job of request[kind]) {
     errors.length = 0
-    reply[job.name] = await page.evaluate(request.build ? build : check, job)
+    reply[job.name] = await page.evaluate(`(${steps[kind]})(${JSON.stringify(job)})`)
     if (job.picture) await picture(page, job.picture)
     if (request.check) reply[job.name].errors = [...errors]
   }

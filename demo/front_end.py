@@ -39,6 +39,11 @@ def build(url: str, jobs: list[dict]) -> dict:
     return _ask(url, {"build": jobs})
 
 
+def blueprints(url: str, jobs: list[dict]) -> dict:
+    """name -> blueprint file, for jobs of `build` that also say which nodes are `inside`, and what is seen on the one node they become."""
+    return _ask(url, {"blueprint": jobs})
+
+
 def check(url: str, jobs: list[dict]) -> dict:
     """name -> {api, missing, broken, links, errors}: what the front-end made of a workflow file."""
     return _ask(url, {"check": jobs})

@@ -1,12 +1,14 @@
-"""Makes workflows/*.json and their pictures with the real front-end: `make workflows`.
+"""Makes workflows/*.json, their pictures and subgraphs/*.json (blueprints) with the real front-end: `make workflows`.
 
 A workflow is written here as a graph in API form, naming only what differs from a node's defaults, with its layout in
 columns. The front-end turns it into the form that files have, so that slots and widget values are its own.
 """
 
 import json
+import re
 import sys
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from demo import comfy, front_end, host_record, run
 from opensora_core.evaluation import world
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = ROOT / "workflows"
+WORKFLOWS, BLUEPRINTS = ROOT / "workflows", ROOT / "subgraphs"
 
 HUB = "https://huggingface.co/hpcai-tech/Open-Sora-v2/resolve/main"
 ENCODERS = "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main"
@@ -310,10 +312,23 @@ def main(names: list[str]) -> int:
         host_record.lay_out_stand_ins(base)
         with comfy.Server(installation, base) as server:
             made = front_end.build(server.url, [one for one in jobs() if not names or one["name"] in names])
+            asked = [one for one in longer_workflows.blueprints(job, text_to_video) if not names or one["name"] in names]
+            parts = front_end.blueprints(server.url, asked) if asked else {}
     for name, workflow in made.items():
         (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"workflows/{name}.json")
+    for name, blueprint in parts.items():
+        (BLUEPRINTS / f"{name}.json").write_text(steady(json.dumps(blueprint, indent=1, ensure_ascii=False), name) + "\n", encoding="utf-8")
+        print(f"subgraphs/{name}.json")
     return 0
+
+
+def steady(text: str, name: str) -> str:
+    """The same with ids that are not new each time: the n-th of a blueprint is always the same."""
+    found = list(dict.fromkeys(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", text)))
+    for number, was in enumerate(found):
+        text = text.replace(was, str(uuid.uuid5(uuid.NAMESPACE_OID, f"open-sora {name} {number}")))
+    return text
 
 
 if __name__ == "__main__":

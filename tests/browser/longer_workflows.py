@@ -26,8 +26,14 @@ LATER_PROMPTS = (
     "Night falls over the beach. The kite is a small dark shape before the first stars, and the waves shine under the moon."
 )
 DRAFTS, DRAFT_STEPS, PROMOTED_SIZE, NOISE_STEP = 4, 15, {"width": 1024, "height": 576}, 30
-# Of the part that can be taken out of the workflow as a blueprint.
+# The part of that workflow that is a blueprint too, and the widgets that are seen on its one node.
 PROMOTION = ("30", "31", "32", "33", "34", "35", "36", "37", "38")
+PROMOTION_WIDGETS = (("30", "batch_index"), ("31", "width"), ("31", "height"), ("32", "steps"), ("33", "step"), ("35", "noise_seed"),
+                     ("34", "text_guidance"))  # fmt: skip
+PROMOTION_TEXT = (
+    "Takes one draft out of a batch of latents by its number, enlarges it, puts it back to the noise of a middle step and finishes it from there "
+    "at the new size: what was seen at 256px, at 768px."
+)
 
 
 def continued(graph: dict) -> dict:
@@ -92,3 +98,14 @@ def jobs(job, text_to_video) -> list[dict]:
     drafts = job("open-sora-2-draft-then-promote", draft_then_promote(text_to_video("256px")), DRAFT_NOTE, columns)
     drafts["widgets"]["39"] = {"fps": 24}
     return [longer, {**drafts, "muted": ["40"]}]
+
+
+def blueprints(job, text_to_video) -> list[dict]:
+    """As jobs, of the parts that become one node."""
+    columns = [["30", "31", "32"], ["33", "34", "35", "36"], ["37", "38"]]
+    whole = job("Open-Sora 2 Promote Draft", draft_then_promote(text_to_video("256px")), "", columns)
+    part = {
+        "inside": list(PROMOTION), "title": "Open-Sora 2 Promote Draft", "description": PROMOTION_TEXT, "promoted": PROMOTION_WIDGETS,
+        "inputs": {"samples": "drafts"}, "outputs": ["images"],
+    }  # fmt: skip
+    return [{**whole, **part, "picture": None}]
