@@ -1,0 +1,92 @@
+"""Every blueprint file is what the host's list of blueprints takes: one node, whole inside, made of nodes there are."""
+
+import copy
+import json
+
+import pytest
+
+from demo import comfy, host_record
+
+BLUEPRINTS = sorted((comfy.PACK / "subgraphs").glob("*.json"))
+INSIDE_IN, INSIDE_OUT = -10, -20  # the ids that a subgraph gives its own inputs and outputs
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict:
+    return host_record.read()["nodes"]
+
+
+def load(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def problems(blueprint: dict, nodes: dict) -> list[str]:
+    """What would make the host show everybody an error, in words."""
+    if blueprint.get("version") != 0.4 or len(blueprint["nodes"]) != 1 or len(blueprint["definitions"]["subgraphs"]) != 1:
+        return ["not one node over one subgraph, in version 0.4"]
+    (node,), (graph,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    found = [] if node["type"] == graph["id"] else ["the node is of another subgraph"]
+    inside = {part["id"]: part for part in graph["nodes"]}
+    found += [f"unknown node {part['type']}" for part in inside.values() if part["type"] not in nodes]
+    if found:
+        return found
+    for one in graph["links"]:
+        source, target = inside.get(one["origin_id"]), inside.get(one["target_id"])
+        if source is None and one["origin_id"] != INSIDE_IN or target is None and one["target_id"] != INSIDE_OUT:
+            found.append(f"link {one['id']} hangs in the air")
+            continue
+        kind = nodes[source["type"]]["output"][one["origin_slot"]] if source else graph["inputs"][one["origin_slot"]]["type"]
+        if kind != one["type"]:
+            found.append(f"link {one['id']} carries {kind}, not {one['type']}")
+        if target and target["inputs"][one["target_slot"]]["link"] != one["id"]:
+            found.append(f"link {one['id']} does not arrive")
+    found += [f"{slot['name']} of the node is connected" for slot in node["inputs"] if slot["link"] is not None]
+    seen = [(slot["name"], slot["type"]) for slot in node["inputs"] if "widget" not in slot]
+    if seen != [(slot["name"], slot["type"]) for slot in graph["inputs"]][: len(seen)]:
+        found.append("the node's inputs are not the subgraph's")
+    for number, name in node["properties"]["proxyWidgets"]:
+        widgets = (
+            [widget for widget, _ in comfy.named_values(inside[int(number)], nodes[inside[int(number)]["type"]])]
+            if int(number) in inside
+            else []
+        )
+        if name not in widgets:
+            found.append(f"no widget {name} in node {number}")
+    return found
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda p: p.stem)
+def test_blueprint_is_whole(path, nodes):
+    blueprint = load(path)
+    assert problems(blueprint, nodes) == []
+    (graph,) = blueprint["definitions"]["subgraphs"]
+    assert graph["name"] == blueprint["nodes"][0]["title"] == path.stem
+    assert blueprint["nodes"][0]["properties"]["cnr_id"] == "open-sora"
+    assert len(graph["extra"]["BlueprintDescription"]) > 40
+
+
+def test_a_draft_can_be_promoted_by_one_node():
+    assert "Open-Sora 2 Promote Draft" in [path.stem for path in BLUEPRINTS]
+
+
+def cut(blueprint):
+    blueprint["definitions"]["subgraphs"][0]["links"][0]["origin_id"] = 999
+
+
+def rename(blueprint):
+    blueprint["definitions"]["subgraphs"][0]["nodes"][0]["type"] = "OpenSoraNoSuchNode"
+
+
+def lose(blueprint):
+    blueprint["nodes"][0]["type"] = "0"
+
+
+def hide(blueprint):
+    blueprint["nodes"][0]["properties"]["proxyWidgets"].append(["30", "no_such_widget"])
+
+
+@pytest.mark.parametrize("damage", [cut, rename, lose, hide], ids=lambda f: f.__name__)
+def test_the_checks_see_a_damaged_blueprint(damage, nodes):
+    blueprint = copy.deepcopy(load(comfy.PACK / "subgraphs" / "Open-Sora 2 Promote Draft.json"))
+    damage(blueprint)
+    assert problems(blueprint, nodes)
