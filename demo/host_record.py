@@ -21,7 +21,7 @@ STOCK_NODES = (
     "BasicGuider", "BasicScheduler", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo",
     "EmptyImage", "EmptySD3LatentImage", "FluxGuidance", "ImageCompositeMasked", "KSampler", "KSamplerSelect",
     "LatentFromBatch", "LatentUpscale", "LoadImage", "LoadVideo",
-    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo",
+    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "PrimitiveStringMultiline", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo",
     "SplitSigmas", "UNETLoader", "VAEDecode", "VAELoader",
 )  # fmt: skip
 # Files of the released names and no content, so that lists of files read the same on every machine.

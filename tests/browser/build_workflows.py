@@ -12,6 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import flux_workflows
 import longer_workflows
 import reference_workflows
 
@@ -293,6 +294,7 @@ def jobs() -> list[dict]:
     made.append(job("open-sora-small-image-to-video", picture_to_video_built_in(small_picture), SMALL_NOTE["image"], columns, BUILT_IN))
     made += reference_workflows.jobs(job, text_to_video)
     made += longer_workflows.jobs(job, text_to_video)
+    made += flux_workflows.jobs(job, text_to_video, RELEASED)
     return made
 
 

@@ -50,14 +50,17 @@ def installation():
 
 @pytest.fixture(scope="session")
 def host_base(installation, tiny_checkpoint, small_checkpoint, tmp_path_factory) -> Path:
-    """A base directory for the host: this pack under custom_nodes, random weights in place of the built-in model's and in models/."""
-    from demo import comfy
+    """A base directory for the host: this pack under custom_nodes, random weights in place of the built-in model's and in models/, Flux too."""
+    from demo import comfy, tiny_flux
 
     base = tmp_path_factory.mktemp("host")
     comfy.prepare_base(base)
     shutil.copytree(small_checkpoint, base / "custom_nodes" / comfy.PACK_FOLDER / "opensora_core/assets/small", dirs_exist_ok=True)
     for name, folder in MODEL_FOLDERS.items():
         shutil.copy(tiny_checkpoint / name, base / "models" / folder / name)
+    for schnell in (True, False):
+        for path in tiny_flux.write(tmp_path_factory.mktemp("flux"), schnell=schnell):
+            shutil.copy(path, base / "models" / ("vae" if path.stem == "ae" else "diffusion_models"))
     return base
 
 

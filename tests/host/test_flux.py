@@ -1,25 +1,11 @@
 """Text to picture to video over HTTP, with a small Flux in the official layout through the host's own Flux code."""
 
-import shutil
-
 import numpy
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from demo import tiny_flux
-
 STEPS, PICTURE_STEPS = 1, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def flux_files(server, tmp_path_factory):
-    """Small Flux dev and schnell and their VAE, in the host's model folders."""
-    folder = tmp_path_factory.mktemp("flux")
-    for schnell in (False, True):
-        dit, vae = tiny_flux.write(folder, schnell=schnell)
-        shutil.copy(dit, server.base / "models" / "diffusion_models")
-    shutil.copy(vae, server.base / "models" / "vae")
 
 
 def loader(kind: str, name: str) -> dict:

@@ -10,6 +10,8 @@ from demo import comfy, run
 WORKFLOWS = sorted((comfy.PACK / "workflows").glob("*.json"))
 # The random checkpoint's file stands where the workflow names the released one; size and length are cut for the processor.
 CHANGES = {"t5_name": "t5xxl.safetensors", "resolution": "custom", "width": 96, "height": 64, "num_frames": 5, "steps": 2, "step": 1}
+# Open-Sora Flux to Video has no sizes but the released ones.
+FLUX_CHANGES = {"t5_name": "t5xxl.safetensors", "image_resolution": "256px", "image_steps": 2, "num_frames": 5, "steps": 1}
 
 BUILT_IN = "small (built in)"
 NUM_VIDEOS = {"open-sora-2-text-to-video-prompt-list": 3, "open-sora-2-draft-then-promote": 2}  # of one run, where it is not one
@@ -21,7 +23,8 @@ def test_workflow_runs_to_a_video(path, server):
     run.first_frame(server.base / "input" / "example.png")
     graph = comfy.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"), with_muted=True)
     for node in graph.values():
-        node["inputs"] |= {name: value for name, value in CHANGES.items() if node["inputs"].get(name, BUILT_IN) != BUILT_IN}
+        changes = FLUX_CHANGES if node["class_type"] == "OpenSoraFluxToVideo" else CHANGES
+        node["inputs"] |= {name: value for name, value in changes.items() if node["inputs"].get(name, BUILT_IN) != BUILT_IN}
     videos = server.files(server.run(graph, seconds=300))
     assert len(videos) == NUM_VIDEOS.get(path.stem, 1)
     for video in videos:
