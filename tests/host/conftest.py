@@ -49,13 +49,12 @@ def installation():
 
 
 @pytest.fixture(scope="session")
-def host_base(installation, tiny_checkpoint, small_checkpoint, tmp_path_factory) -> Path:
-    """A base directory for the host: this pack under custom_nodes, random weights in place of the built-in model's and in models/, Flux too."""
+def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
+    """A base directory for the host: this pack under custom_nodes and random checkpoints in models/, Flux too."""
     from demo import comfy, tiny_flux
 
     base = tmp_path_factory.mktemp("host")
     comfy.prepare_base(base)
-    shutil.copytree(small_checkpoint, base / "custom_nodes" / comfy.PACK_FOLDER / "opensora_core/assets/small", dirs_exist_ok=True)
     for name, folder in MODEL_FOLDERS.items():
         shutil.copy(tiny_checkpoint / name, base / "models" / folder / name)
     for schnell in (True, False):
@@ -65,11 +64,17 @@ def host_base(installation, tiny_checkpoint, small_checkpoint, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def server(installation, host_base):
-    """A running host on this machine, for the whole session: server.run(graph), server.get(path), server.log, server.base."""
+def server(installation, host_base, small_checkpoint):
+    """A running host on this machine, for the whole session: server.run(graph), server.get(path), server.log, server.base.
+
+    In place of the built-in model it has one of the same sizes with random weights.
+    """
     from demo import comfy
 
     with comfy.Server(installation, host_base, ("--cpu", "--preview-method", "latent2rgb")) as running:
+        # Starting writes the pack anew; weights are read when a graph runs.
+        pack = host_base / "custom_nodes" / comfy.PACK_FOLDER
+        shutil.copytree(small_checkpoint, pack / "opensora_core" / "assets" / "small", dirs_exist_ok=True)
         yield running
 
 
