@@ -7,6 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+
+from opensora_core.video import save_video
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -29,12 +32,14 @@ OURS = [words[3:] for words in commands("README.md") if words[:3] == ["python", 
 
 @pytest.fixture
 def hub_folder(tiny_checkpoint, tmp_path, monkeypatch) -> Path:
-    """A working directory that looks like a reader's: the checkpoint's folder, one of its files, a picture, a table of videos."""
+    """A working directory that looks like a reader's: the checkpoint's folder, one of its files, pictures, a clip, a table of videos."""
     from PIL import Image
 
     (tmp_path / "Open-Sora-v2").symlink_to(tiny_checkpoint)
     (tmp_path / "Open_Sora_v2.safetensors").symlink_to(tiny_checkpoint / "Open_Sora_v2.safetensors")
-    Image.new("RGB", (200, 120), (90, 140, 200)).save(tmp_path / "first.png")
+    for name in ("first.png", "last.png"):
+        Image.new("RGB", (200, 120), (90, 140, 200)).save(tmp_path / name)
+    save_video(torch.zeros(33, 32, 48, 3), tmp_path / "waves.mp4")
     (table,) = blocks("README.md", "csv")
     (tmp_path / "videos.csv").write_text(table.replace("4s", "5").replace("129", "5"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -65,6 +70,7 @@ def test_command_does_what_readme_says(words, hub_folder, capsys):
     from opensora_core.cli import main
 
     extra = {"generate": SHORT, "benchmark": SHORT_BENCHMARK}.get(words[0], [])
+    extra = [*extra, "--num-frames", "37"] if "v2v_head" in words else extra  # the clip's 33 and a few more
     assert main(words + extra) in ((0, 1) if "--check" in words else (0,)), capsys.readouterr().err
     for option in ("--out", "--benchmark-save-path"):
         if option in words:

@@ -4,8 +4,10 @@ import json
 
 import imageio_ffmpeg
 import pytest
+import torch
 
 from demo import comfy, run
+from opensora_core.video import save_video
 
 WORKFLOWS = sorted((comfy.PACK / "workflows").glob("*.json"))
 # The random checkpoint's file stands where the workflow names the released one; size and length are cut for the processor.
@@ -15,15 +17,20 @@ FLUX_CHANGES = {"t5_name": "t5xxl.safetensors", "image_resolution": "256px", "im
 
 BUILT_IN = "small (built in)"
 NUM_VIDEOS = {"open-sora-2-text-to-video-prompt-list": 3, "open-sora-2-draft-then-promote": 2}  # of one run, where it is not one
-NUM_FRAMES = {"open-sora-2-continue-video-256px": 5 + 2 * 4}  # where it is not 5
+NUM_FRAMES = {"open-sora-2-continue-video-256px": 5 + 2 * 4, "open-sora-2-extend-video-256px": 37}  # where it is not 5
+CLIP_CHANGES = {**CHANGES, "num_frames": 37}  # 33 of them are the clip's
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_workflow_runs_to_a_video(path, server):
     run.first_frame(server.base / "input" / "example.png")
+    save_video(torch.rand(33, 32, 48, 3), server.base / "input" / "example.mp4")
     graph = comfy.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"), with_muted=True)
+    has_clip = any(node["class_type"] == "LoadVideo" for node in graph.values())
     for node in graph.values():
-        changes = FLUX_CHANGES if node["class_type"] == "OpenSoraFluxToVideo" else CHANGES
+        changes = FLUX_CHANGES if node["class_type"] == "OpenSoraFluxToVideo" else CLIP_CHANGES if has_clip else CHANGES
+        if node["class_type"] == "OpenSoraEmptyLatentVideo":
+            node["inputs"].pop("image", None)  # which chooses between the released sizes
         node["inputs"] |= {name: value for name, value in changes.items() if node["inputs"].get(name, BUILT_IN) != BUILT_IN}
     videos = server.files(server.run(graph, seconds=300))
     assert len(videos) == NUM_VIDEOS.get(path.stem, 1)
