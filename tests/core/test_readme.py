@@ -31,10 +31,11 @@ OURS = [words[3:] for words in commands("README.md") if words[:3] == ["python", 
 
 
 @pytest.fixture
-def hub_folder(tiny_checkpoint, tmp_path, monkeypatch) -> Path:
+def hub_folder(tiny_checkpoint, small_checkpoint, tmp_path, monkeypatch) -> Path:
     """A working directory that looks like a reader's: the checkpoint's folder, one of its files, pictures, a clip, a table of videos."""
     from PIL import Image
 
+    monkeypatch.setattr("opensora_core.model_files.SMALL", small_checkpoint)
     (tmp_path / "Open-Sora-v2").symlink_to(tiny_checkpoint)
     (tmp_path / "Open_Sora_v2.safetensors").symlink_to(tiny_checkpoint / "Open_Sora_v2.safetensors")
     for name in ("first.png", "last.png"):
