@@ -243,7 +243,7 @@ def _take_values(values: list, sections: dict, where: str, prefix: str = "") -> 
         if not values:
             raise HostError(f"{where} has no value for its widget {prefix}{name}")
         named.append((prefix + name, values.pop(0)))
-        if has_control(name, kind, options) or options.get("image_upload"):
+        if has_control(name, kind, options) or options.get("image_upload") or options.get("video_upload"):
             values.pop(0)
         if kind == DYNAMIC_COMBO:  # the chosen option brings widgets of its own, named "combo.widget"
             chosen = [option for option in options["options"] if option["key"] == named[-1][1]]
