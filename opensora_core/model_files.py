@@ -57,8 +57,8 @@ class ModelFiles:
         if str(folder) == "small":
             if not SMALL.is_dir():
                 raise OpenSoraError(
-                    "The built-in model 'small' is not part of this copy; give a folder with the Open-Sora 2.0 files as the model "
-                    "(`make demo` writes a small random one)."
+                    "The built-in model 'small' is not part of this copy; install it again, or give a folder with the Open-Sora 2.0 files "
+                    "as the model."
                 )
             folder = SMALL
         folder = Path(folder).expanduser()

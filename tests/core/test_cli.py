@@ -267,7 +267,7 @@ def test_a_missing_built_in_model_is_said_in_one_sentence(here, capsys, monkeypa
     monkeypatch.setattr(model_files, "SMALL", here / "absent")
     assert main(["generate", "--prompt", "a cat", *SIZE]) == REFUSED
     told = capsys.readouterr().err
-    assert told.startswith("error: ") and "make demo" in told and told.count("\n") == 1
+    assert told.startswith("error: ") and "install it again" in told and told.count("\n") == 1
 
 
 def test_a_bad_model_folder_ends_with_2_in_a_process_of_its_own(tmp_path):

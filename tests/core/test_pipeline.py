@@ -558,7 +558,7 @@ def test_values_that_are_not_numbers_end_in_a_sentence_not_in_a_black_video(tiny
 
 def test_folders_and_settings_that_cannot_be_are_refused(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(model_files, "SMALL", tmp_path / "absent")
-    with pytest.raises(OpenSoraError, match="make demo"):
+    with pytest.raises(OpenSoraError, match="not part of this copy"):
         OpenSoraPipeline.from_pretrained("small")
     with pytest.raises(OpenSoraError, match="not a folder"):
         OpenSoraPipeline.from_pretrained(tmp_path / "absent")

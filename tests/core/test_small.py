@@ -1,15 +1,21 @@
 """The built-in model: read as official files are, 64x64 and 17 frames where nothing else is asked, a sentence where something else is."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 
 from opensora_core import model_files
+from opensora_core.checkpoint.files import read_header
 from opensora_core.cli import DONE, build_parser, main
 from opensora_core.commands.settings import call_settings
 from opensora_core.footprint import sizes_of_files
 from opensora_core.model_files import ModelFiles
 from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.text.tokens import read_tokenizer
 from opensora_core.video import read_image
+from training import export, tokenizers
 
 
 @pytest.fixture
@@ -71,3 +77,32 @@ def test_on_the_command_line_it_is_the_default(small, tmp_path, monkeypatch, cap
 def test_plans_know_its_text_length(small):
     files = ModelFiles.in_folder("small")
     assert sizes_of_files(t5=files.t5).text.t5_length == 32
+
+
+# The files that are shipped
+
+SHIPPED = Path(model_files.__file__).parent / "assets" / "small"
+shipped = pytest.mark.skipif(not SHIPPED.is_dir(), reason="the built-in model is not in this checkout")
+
+
+@shipped
+def test_shipped_files_are_whole_and_small_enough():
+    assert export.check(SHIPPED) <= 12_000_000
+    for header in (read_header(path) for path in SHIPPED.rglob("*.safetensors")):
+        assert {info.dtype for info in header.tensors.values()} == {"F16"}
+
+
+@shipped
+def test_the_card_is_of_the_shipped_files():
+    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for path in SHIPPED.rglob("*.safetensors"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] in card, f"{path.name} was exported again: write the card again"
+
+
+@shipped
+def test_shipped_tokenizers_are_those_of_the_world(tmp_path):
+    made = tokenizers.write(tmp_path)
+    for kind, folder in (("T5", tokenizers.T5_FOLDER), ("CLIP", tokenizers.CLIP_FOLDER)):
+        found, expected = (read_tokenizer(kind, root / folder) for root in (SHIPPED, made))
+        assert (found.size, found.length, found.end) == (expected.size, expected.length, expected.end)
+        assert all(found.ids(text) == expected.ids(text) for text in tokenizers.captions()[::50])
