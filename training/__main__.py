@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from . import data, export, transformer, vae
+from . import data, decoder, export, transformer, vae
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="more than one only pays on cores that nothing else uses")
     args = parser.parse_args(arguments)
     common = ["--folder", args.folder, "--device", args.device, "--threads", str(args.threads)]
-    for stage in (vae, data, transformer):
+    for stage in (vae, data, decoder, transformer):
         stage.main(common)
     export.main([args.out, "--folder", args.folder])
 

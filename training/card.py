@@ -19,7 +19,12 @@ from opensora_core.evaluation import world
 from .tokenizers import T5_TEXT_LENGTH
 
 FILE_NAME = "MODEL_CARD.md"
-STAGES = {"vae": "VAE", "data": "clips encoded", "transformer": "transformer and both text encoders, together"}
+STAGES = {
+    "vae": "VAE",
+    "data": "clips encoded",
+    "decoder": "VAE's decoder alone",
+    "transformer": "transformer and both text encoders, together",
+}
 _WEIGHTS = {
     "Open_Sora_v2.safetensors": "transformer (Open-Sora 2.0's MMDiT, unfused)",
     "hunyuan_vae.safetensors": "video VAE (HunyuanVideo's layout)",

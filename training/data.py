@@ -51,6 +51,14 @@ def is_long(index: int) -> bool:
     return index % LONG_EVERY == LONG_EVERY - 1
 
 
+def mistake(of: world.Scene, rng: random.Random) -> world.Scene:
+    """A scene that is asked for by a caption with one wrong word: never that of a held-out combination."""
+    seen, _ = world.split()
+    near = [other for other in seen if sum(vars(other)[name] != value for name, value in vars(of.combination).items()) == 1]
+    wrong = rng.choice(near)
+    return replace(of, combination=wrong, caption=world.caption(rng, wrong))
+
+
 def text_of(of: world.Scene) -> str:
     return decorate(of.caption, world.FPS, of.motion_score)
 

@@ -1,14 +1,17 @@
 """Training of the small model: data that never shows what is held out, batches by step number, runs that a kill cannot spoil."""
 
 import os
+import random
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from opensora_core.evaluation import world
-from training import data, tokenizers, transformer, vae
+from opensora_core.vae.tiling import split_moments
+from training import data, decoder, tokenizers, transformer, vae
 from training.data import CLIP, LONG, Clips
 from training.export import LatentStatistics
 from training.muon import Muon, orthogonalise
@@ -65,6 +68,46 @@ def test_clips_show_seen_combinations_only_and_are_the_same_again():
     assert scenes == [data.scene(index) for index in range(300)]
     assert len({scene.combination for scene in scenes}) > 100
     assert all(f"{scene.motion_score} motion score." in data.text_of(scene) for scene in scenes)
+
+
+def test_a_mistaken_caption_is_wrong_in_one_word_and_never_that_of_a_held_out_combination():
+    seen, _ = world.split()
+    for index in range(100):
+        scene = data.scene(index)
+        wrong = data.mistake(scene, random.Random(index))
+        assert sum(vars(wrong.combination)[name] != value for name, value in vars(scene.combination).items()) == 1
+        assert wrong.combination in seen
+        assert replace(wrong, combination=scene.combination, caption=scene.caption) == scene
+        assert wrong.combination.colour in wrong.caption and wrong.combination.background in wrong.caption
+
+
+def test_captions_are_mistaken_as_often_as_said_from_the_step_that_is_said(sampler):
+    def share(step):
+        drawn = sampler.batch(step, 300)
+        right = {tuple(sampler.t5_ids[row].tolist()) for row in [*sampler.rows, sampler.empty]}
+        return sum(tuple(ids.tolist()) not in right for ids in drawn.t5_ids) / 300
+
+    assert share(transformer.LATER - 1) == 0
+    # Some mistaken captions are another clip's right one.
+    assert 0.05 < share(transformer.LATER) < transformer.MISTAKEN
+
+
+def test_decoder_learns_on_latents_with_single_pictures_in_their_places():
+    model = vae.CausalVAE(vae.CONFIG)
+    vae.initialise(model)
+    pixels, _ = decoder.batch(0, 1)
+    plain, given = (decoder.latents_of(model, pixels, name, torch.Generator().manual_seed(0)) for name in ("nothing", "both"))
+    assert torch.equal(plain[:, :, 1:-1], given[:, :, 1:-1])
+    for at, frame in ((0, pixels[:, :, :1]), (-1, pixels[:, :, -1:])):
+        with torch.no_grad():
+            alone, _ = split_moments(model.encode_moments(frame))
+        assert torch.equal(given[:, :, at], alone[:, :, 0])
+        assert not torch.equal(plain[:, :, at], alone[:, :, 0])
+    assert {decoder.batch(step, 1)[1] for step in range(30)} == set(decoder.GIVEN)
+    loss, _ = decoder.loss_of(model, 0, 1, "cpu")
+    loss.backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
 
 
 def test_long_clips_are_in_the_middle_half_way():

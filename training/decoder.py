@@ -1,0 +1,100 @@
+"""Go on training the small VAE's decoder alone, on latents as image to video leaves them; the latents themselves stay as they are.
+
+    python -m training.decoder [--folder training/runs/small --steps 700]
+
+The encoder never sees a picture inside a clip, but image to video puts the latent of a single picture in the place of a clip's
+first or last one. Here the decoder learns to show that picture there.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from opensora_core.evaluation import world
+from opensora_core.vae.model import CausalVAE
+from opensora_core.vae.tiling import split_moments
+
+from .muon import Muon
+from .state import Run, learning_rate, set_learning_rate
+from .vae import ADAM_SHARE, trained_vae
+
+GIVEN = {"nothing": 0.4, "first": 0.2, "last": 0.2, "both": 0.2}
+NOISE = 0.1  # largest standard deviation added to latents, about what a sampler is off
+
+
+def batch(step: int, size: int) -> tuple[Tensor, str]:
+    """Clips [size, 3, 17, 64, 64] in -1..1, and what is given of them."""
+    rng = random.Random(2 * 10**9 + step)
+    seen, _ = world.split()
+    clips = [world.draw(rng, seen).render().movedim(-1, 0) * 2 - 1 for _ in range(size)]
+    return torch.stack(clips), rng.choices(list(GIVEN), list(GIVEN.values()))[0]
+
+
+@torch.no_grad()
+def latents_of(vae: CausalVAE, pixels: Tensor, given: str, generator: torch.Generator) -> Tensor:
+    """What the decoder is asked to decode: a clip's latents, a little off, with those of single pictures in their places."""
+    latents, _ = split_moments(vae.encode_moments(pixels))
+    noise = torch.randn(latents.shape, generator=generator) * torch.rand(len(latents), 1, 1, 1, 1, generator=generator)
+    latents = latents + NOISE * noise.to(latents)
+    for name, at in (("first", 0), ("last", -1)):
+        if given in (name, "both"):
+            frame = pixels[:, :, :1] if name == "first" else pixels[:, :, -1:]
+            latents[:, :, at] = split_moments(vae.encode_moments(frame))[0][:, :, 0]
+    return latents
+
+
+def loss_of(vae: CausalVAE, step: int, size: int, device: str) -> tuple[Tensor, dict[str, float]]:
+    pixels, given = batch(step, size)
+    pixels = pixels.to(device)
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        latents = latents_of(vae, pixels, given, torch.Generator().manual_seed(step))
+        error = vae.decode(latents).float() - pixels
+    ends = error[:, :, [0, -1]]
+    loss = error.abs().mean() + 2 * error.square().mean() + 0.2 * ends.abs().mean() + 0.4 * ends.square().mean()
+    return loss, {"loss": loss.item(), "psnr": -10 * (error.detach().square().mean() / 4).log10().item()}
+
+
+def finished_vae(folder: str | Path) -> CausalVAE:
+    """The VAE that is shipped: the encoder of training/vae.py and the decoder as far as it has been trained here."""
+    model = trained_vae(folder)
+    tuned = Path(folder) / "decoder.pt"
+    if tuned.exists():
+        model.load_state_dict(torch.load(tuned, weights_only=True, map_location="cpu")["vae"])
+    return model
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", default="training/runs/small")
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    model = trained_vae(args.folder).to(args.device)
+    decoding = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
+    for parameter in decoding:
+        parameter.requires_grad_(True)
+    muon = Muon([p for p in decoding if p.ndim > 1], lr=args.rate)
+    adam = torch.optim.Adam([p for p in decoding if p.ndim == 1], lr=args.rate * ADAM_SHARE, betas=(0.9, 0.98))
+    run = Run(args.folder, "decoder", {"vae": model, "muon": muon, "adam": adam})
+    for step in run.steps(args.steps):
+        rate = learning_rate(step, args.steps, args.rate, warmup=50)
+        set_learning_rate(muon, rate)
+        set_learning_rate(adam, rate * ADAM_SHARE)
+        loss, figures = loss_of(model, step, args.batch, args.device)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        muon.step()
+        adam.step()
+        if step % 25 == 0:
+            run.progress(args.steps, **figures)
+
+
+if __name__ == "__main__":
+    main()
