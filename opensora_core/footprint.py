@@ -15,14 +15,13 @@ from torch import Tensor
 from .allocation import AllocationCounter
 from .checkpoint.detect import identify, require
 from .checkpoint.files import Header, read_header
-from .checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest
+from .checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest, vae_class
 from .checkpoint.layer_formats import QUANTISED_GROUPS, group_of, layers_to_quantise, stored_formats
-from .config import HUNYUAN_VAE, OPEN_SORA_2, T5_LENGTH, Tiling, TransformerConfig, VAEConfig
+from .config import HUNYUAN_VAE, OPEN_SORA_2, T5_LENGTH, VIDEO_DC_AE, DCAEConfig, Tiling, TransformerConfig, VAEConfig
 from .errors import CheckpointError, OpenSoraError
-from .geometry import SPACE_COMPRESSION, latent_frames, pixel_frames
 from .offload.plan import UnitBytes
 from .offload.stream import module_bytes
-from .quantised import NF4, Float8, Format, Int8Matmul, QuantisedOperations
+from .quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
 from .sampling.conditioning import image_condition
 from .sampling.guidance import Guidance
 from .sampling.schedule import sigmas
@@ -30,7 +29,7 @@ from .sampling.solver import TextCondition, sample
 from .text.tokens import T5, find_tokenizer, text_length
 from .text.weights import read_headers
 from .transformer.model import MMDiT
-from .vae.model import CausalVAE
+from .transformer.rope import CHUNK_ELEMENTS
 from .vae.tiling import tiled_decode, tiled_encode
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,6 +39,7 @@ PRECISIONS = (*DTYPES, *QUANTISED)
 _STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _TEXTS = 2  # prompt and negative prompt are encoded together
 _FEW_BLOCKS = 2  # of each kind: every block after the second needs what the second does
+_LINEAR_FROM = 2  # of the longest chunks that a layer takes of a sequence
 
 
 class _Shapes:
@@ -112,7 +112,7 @@ class ModelSizes:
     """
 
     transformer: TransformerConfig = OPEN_SORA_2
-    vae: VAEConfig = HUNYUAN_VAE
+    vae: VAEConfig | DCAEConfig = HUNYUAN_VAE
     text: TextSizes = TextSizes()
     stored: str = "bf16"
     stored_text: str = "bf16"
@@ -133,6 +133,7 @@ def sizes_of_files(
         header, config = _read(dit, "transformer")
         stored, groups = _stored_transformer(header)
         found = replace(found, transformer=config, stored=stored, groups=groups, name=header.name)
+        found = found if config.grid.is_causal else replace(found, vae=VIDEO_DC_AE)
     if vae is not None:
         found = replace(found, vae=_read(vae, "vae")[1])
     if t5 is not None:
@@ -148,14 +149,28 @@ def transformer_weights(config: TransformerConfig, precision: str, stored: str, 
     return Weights(module_bytes(_transformer(config, precision, groups)), precision == stored)
 
 
-@lru_cache(maxsize=64)
 def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int = T5_LENGTH) -> int:
     """Peak of one forward's activations, its result included, its inputs not.
+
+    Above some thousands of tokens it is a line: what is alive at the peak takes so many bytes a token, or does not depend on them.
+    There it is taken from two shorter sequences; a test compares that with the whole, to the byte.
 
     Args:
         latent_shape: [B, C, T, H, W].
         text_length: tokens of T5's.
     """
+    batch, channels, *extent = latent_shape
+    side = config.patch_size
+    tokens = torch.Size(extent).numel() // side**2
+    unit = _LINEAR_FROM * max(CHUNK_ROWS, -(-CHUNK_ELEMENTS // config.hidden_size))
+    if tokens <= 3 * unit:
+        return _counted_forward(config, precision, latent_shape, text_length)
+    near, far = (_counted_forward(config, precision, (batch, channels, length, side, side), text_length) for length in (unit, 2 * unit))
+    return far + (tokens - 2 * unit) * (far - near) // unit
+
+
+@lru_cache(maxsize=64)
+def _counted_forward(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int) -> int:
     few = replace(config, depth=min(_FEW_BLOCKS, config.depth), depth_single_blocks=min(_FEW_BLOCKS, config.depth_single_blocks))
     model = _transformer(few, precision)
     batch, channels, *extent = latent_shape
@@ -193,7 +208,7 @@ def sampling_peak(
 
 
 @lru_cache(maxsize=64)
-def decode_peak(config: VAEConfig, precision: str, latent_shape: tuple[int, ...], tiling: Tiling) -> tuple[int, int]:
+def decode_peak(config: VAEConfig | DCAEConfig, precision: str, latent_shape: tuple[int, ...], tiling: Tiling) -> tuple[int, int]:
     """(one tile's activations, everything else that is alive beside it): latents, finished frames, seams.
 
     The tiling itself is run, around a decoder that only counts.
@@ -202,29 +217,29 @@ def decode_peak(config: VAEConfig, precision: str, latent_shape: tuple[int, ...]
 
     def frames_of(tile: Tensor) -> Tensor:
         frames, height, width = tile.shape[2:]
-        return tile.new_empty(
-            tile.shape[0], config.in_channels, pixel_frames(frames), SPACE_COMPRESSION * height, SPACE_COMPRESSION * width
-        )
+        return tile.new_empty(tile.shape[0], config.in_channels, grid.pixel_frames(frames), grid.space * height, grid.space * width)
 
-    return _tiled_peak(lambda function: tiled_decode(function, latents, tiling), frames_of, _Tile(config, precision, True))
+    grid, tiling = config.grid, config.in_tiles(tiling)
+    return _tiled_peak(lambda function: tiled_decode(function, latents, tiling, grid=grid), frames_of, _Tile(config, precision, True))
 
 
 @lru_cache(maxsize=64)
-def encode_peak(config: VAEConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
+def encode_peak(config: VAEConfig | DCAEConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
     """(one tile's activations, everything else) of encoding one picture of this size in pixels."""
     pixels = _empty(_dtype(precision), 1, config.in_channels, 1, height, width)
 
     def moments_of(tile: Tensor) -> Tensor:
-        rows, columns = (side // SPACE_COMPRESSION for side in tile.shape[3:])
-        return tile.new_empty(tile.shape[0], 2 * config.latent_channels, latent_frames(tile.shape[2]), rows, columns)
+        rows, columns = (side // grid.space for side in tile.shape[3:])
+        return tile.new_empty(tile.shape[0], 2 * config.latent_channels, 1, rows, columns)
 
-    return _tiled_peak(lambda function: tiled_encode(function, pixels, tiling), moments_of, _Tile(config, precision, False))
+    grid = config.grid
+    return _tiled_peak(lambda function: tiled_encode(function, pixels, tiling, grid=grid), moments_of, _Tile(config, precision, False))
 
 
 @lru_cache(maxsize=8)
-def vae_weights(config: VAEConfig, precision: str) -> int:
+def vae_weights(config: VAEConfig | DCAEConfig, precision: str) -> int:
     """Bytes of the VAE's weights."""
-    model = CausalVAE(config, dtype=_dtype(precision), device="meta")
+    model = vae_class(config)(config, dtype=_dtype(precision), device="meta")
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
@@ -251,13 +266,18 @@ def text_weights(sizes: TextSizes, precision: str, stored: str) -> tuple[Weights
     return Weights(UnitBytes(tuple(blocks), rest), precision == stored), clip_bytes
 
 
-@lru_cache(maxsize=8)
 def text_peak(sizes: TextSizes, precision: str) -> int:
     """Peak of encoding prompt and negative prompt with T5, its result included (CLIP's is a hundredth of it).
 
     Raises:
         OpenSoraError: the transformers library is missing.
     """
+    largest = sizes.t5_mlp * sizes.t5_width * _dtype(precision).itemsize if precision in QUANTISED else 0
+    return _counted_t5(sizes, _dtype(precision)) + largest  # a quantised layer's weight is brought to bf16 while it works
+
+
+@lru_cache(maxsize=8)
+def _counted_t5(sizes: TextSizes, dtype: torch.dtype) -> int:
     try:
         from transformers import T5Config, T5EncoderModel
     except ImportError as error:
@@ -273,12 +293,11 @@ def text_peak(sizes: TextSizes, precision: str) -> int:
         use_cache=False,
     )
     with torch.device("meta"):
-        model = T5EncoderModel(config).to(_dtype(precision)).requires_grad_(False).train(False)
+        model = T5EncoderModel(config).to(dtype).requires_grad_(False).train(False)
     ids = torch.empty(_TEXTS, sizes.t5_length, dtype=torch.int64, device="meta")
     with torch.inference_mode(), AllocationCounter() as counter:
         model(input_ids=ids)
-    largest = sizes.t5_mlp * sizes.t5_width * _dtype(precision).itemsize if precision in QUANTISED else 0
-    return counter.peak + largest  # a quantised layer's weight is brought to bf16 while it works
+    return counter.peak
 
 
 @dataclass
@@ -308,22 +327,26 @@ class _Tile:
 
 @lru_cache(maxsize=64)
 def _vae_peak(tile: _Tile, shape: tuple[int, ...]) -> int:
-    model = CausalVAE(tile.config, dtype=_dtype(tile.precision), device="meta").requires_grad_(False)
+    model = vae_class(tile.config)(tile.config, dtype=_dtype(tile.precision), device="meta").requires_grad_(False)
+    encode = model.encode if isinstance(tile.config, DCAEConfig) else model.encode_moments
     with torch.inference_mode(), AllocationCounter() as counter:
-        (model.decode if tile.is_decode else model.encode_moments)(_empty(model.dtype, *shape))
+        (model.decode if tile.is_decode else encode)(_empty(model.dtype, *shape))
     return counter.peak
 
 
 def _tiled_peak(tiled: Callable, result_of: Callable[[Tensor], Tensor], tile: _Tile) -> tuple[int, int]:
     """(largest tile's peak, the rest) of tiled(function): `result_of` makes what the VAE would."""
-    shapes: list[tuple[int, ...]] = []
+
+    class First(Exception):
+        """The first tile, which is the largest: it begins where the clip begins, and ends with it if it is not full."""
 
     def look(part: Tensor) -> Tensor:
-        shapes.append(tuple(part.shape))
-        return result_of(part)
+        raise First(tuple(part.shape))
 
-    tiled(look)
-    largest = tile.peak(max(shapes, key=lambda shape: torch.Size(shape).numel()))
+    try:
+        tiled(look)
+    except First as first:
+        largest = tile.peak(first.args[0])
 
     def count(part: Tensor) -> Tensor:
         counter.count_at_most(largest)

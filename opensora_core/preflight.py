@@ -18,7 +18,6 @@ from .device_memory import free_bytes, total_bytes
 from .errors import OpenSoraError
 from .estimate import AUTO, CONTEXT_BYTES, Estimate, Memory, Need, Request, Settings, estimate
 from .footprint import QUANTISED, ModelSizes
-from .geometry import SIZE_MULTIPLE, latent_frames, pixel_frames
 from .offload.plan import at_least, at_most
 
 FILE_FORMATS = ("fp8_e4m3fn", "int8")  # that `quantize` writes
@@ -171,27 +170,37 @@ def _precisions(request: Request, model: ModelSizes, memory: Memory, is_kept: bo
 def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
     """The longest clip of this size, and the largest picture of this length, that some settings fit."""
 
-    def fits(changed: Request) -> bool:
-        # The first takes least RAM, mapped as it is, and the last least device memory.
-        precisions = _precisions(request, model, memory, False)
-        settings = [Settings(precision) for precision in dict.fromkeys((precisions[-1], precisions[0]))]
-        possible = [one for one in settings if Need(changed, one, model, memory).sampling().num_bytes <= memory.free]
-        return any(estimate(changed, one, model, memory).fits for one in possible)
+    # The first takes least RAM, mapped as it is, and the last least device memory.
+    precisions = _precisions(request, model, memory, False)
+    settings = [Settings(precision) for precision in dict.fromkeys((precisions[-1], precisions[0]))]
 
-    free = replace(request, settings=Settings())
-    length = _largest(1, latent_frames(request.num_frames) - 1, lambda n: fits(replace(free, num_frames=pixel_frames(n))))
-    ways = [f"{pixel_frames(length)} frames at this size"] if length else []
+    def can_be_sampled(changed: Request) -> list[Settings]:
+        return [one for one in settings if Need(changed, one, model, memory).sampling().num_bytes <= memory.free]
+
+    def fits(changed: Request) -> bool:
+        return any(estimate(changed, one, model, memory).fits for one in can_be_sampled(changed))
+
+    def largest(high: int, changed: Callable[[int], Request]) -> int | None:
+        # Sampling is nearly always what decides, and counted at once; a decode takes a second to count.
+        most = _largest(1, high, lambda n: bool(can_be_sampled(changed(n))))
+        if most is None or fits(changed(most)):
+            return most
+        return _largest(1, most - 1, lambda n: fits(changed(n)))
+
+    free, grid, multiple = replace(request, settings=Settings()), request.grid, request.grid.size_multiple
+    length = largest(grid.latent_frames(request.num_frames) - 1, lambda n: replace(free, num_frames=grid.pixel_frames(n)))
+    ways = [f"{grid.pixel_frames(length)} frames at this size"] if length else []
 
     def smaller(rows: int) -> Request:
-        height = rows * SIZE_MULTIPLE
-        width = max(SIZE_MULTIPLE, round(height * request.width / request.height / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+        height = rows * multiple
+        width = max(multiple, round(height * request.width / request.height / multiple) * multiple)
         return replace(free, height=height, width=width)
 
-    rows = _largest(1, request.height // SIZE_MULTIPLE - 1, lambda n: fits(smaller(n)))
+    rows = largest(request.height // multiple - 1, smaller)
     if rows:
         ways.append(f"{smaller(rows).width}x{smaller(rows).height} (width x height) with this many frames")
     if not ways:
-        return f"Not even one frame of {SIZE_MULTIPLE} pixels fits on {memory.name}; free some memory or use another device."
+        return f"Not even one frame of {multiple} pixels fits on {memory.name}; free some memory or use another device."
     return f"The nearest that does: {' or '.join(ways)}."
 
 

@@ -23,7 +23,7 @@ INT8_MAX = 127.0
 NF4_BLOCK = 64  # weights under one scale
 
 _CHUNK_ELEMENTS = 1 << 20  # brought to fp32 at a time while quantising
-_CHUNK_ROWS = 4096  # tokens multiplied in integers at a time
+CHUNK_ROWS = 4096  # tokens multiplied in integers at a time
 
 
 class Float8:
@@ -97,7 +97,7 @@ class Int8Matmul(Int8):
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty(len(rows), layer.out_features, dtype=x.dtype, device=x.device)
         weight_scale = layer.weight_scale.reshape(1, -1)
-        for chunk, target in zip(rows.split(_CHUNK_ROWS), out.split(_CHUNK_ROWS), strict=True):
+        for chunk, target in zip(rows.split(CHUNK_ROWS), out.split(CHUNK_ROWS), strict=True):
             scale = (chunk.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp_(min=torch.finfo(torch.float32).tiny)
             integers = (chunk.float() / scale).round_().to(torch.int8)
             products = self._functional.int8_linear_matmul(integers, layer.weight).float()

@@ -7,6 +7,7 @@ file and touches only the tensors it runs: about 1 GB of the 24 GB transformer.
 
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,16 @@ def check(path: str | Path) -> Check:
     lines += ["", _folder_sentence(components)] if path.is_dir() else [""]
     passed = bool(verdicts) and all(verdicts)
     nothing = "" if verdicts else ", nothing that Open-Sora 2.0 uses was found"
-    return Check("\n".join([*lines, f"verdict: {'PASS' if passed else 'FAIL'}{nothing}"]), passed)
+    other = ", of another size than the released model" if passed and any(map(_is_of_another_size, components)) else ""
+    return Check("\n".join([*lines, f"verdict: {'PASS' if passed else 'FAIL'}{other}{nothing}"]), passed)
+
+
+def _is_of_another_size(part: Component) -> bool:
+    """Whether it is whole by its own sizes and those are not the released ones."""
+    if part.header is None:
+        return False
+    own, released, _ = _manifests(identify(part.header.shapes), part.header)
+    return own is not None and own != released
 
 
 def _components(folder: Path) -> Iterator[Component]:
@@ -138,7 +148,7 @@ def _describe(name: str, header: Header) -> list[str]:
         lines.append(_line("prefix", f"every key of it begins with {identity.prefix}"))
     form = quantisation(header)
     if form:
-        lines.append(_line("quantised", f"{form}; {_who_reads(header, identity)}"))
+        lines.append(_line("quantised", f"{_form_text(form, header, identity)}; {_who_reads(header, identity)}"))
     if identity.config:
         lines.append(_line("model", sizes(identity.config)))
     if identity.kind == "lora":
@@ -154,17 +164,25 @@ def _describe(name: str, header: Header) -> list[str]:
 
 
 def _formats(header: Header, identity: Identity) -> dict[str, LayerFormat] | None:
-    """How the layers of a transformer are quantised, empty if they are not; None where the library does not read it."""
+    """How the layers of a transformer or of T5 are quantised, empty if they are not; None where the library does not read it."""
     if quantisation(header) is None:
         return {}
+    is_read = identity.kind == "t5" or (identity.kind in _TRANSFORMERS and not identity.fused)
     try:
-        return stored_formats(header, identity.prefix) if identity.kind in _TRANSFORMERS and not identity.fused else None
+        return stored_formats(header, identity.prefix) if is_read else None
     except CheckpointError:
         return None
 
 
+def _form_text(form: str, header: Header, identity: Identity) -> str:
+    """How a file is quantised: the formats of its layers where they are known, else what its keys look like."""
+    counts = Counter(layer_format.form.name for layer_format in (_formats(header, identity) or {}).values())
+    known = " and ".join(f"{name} in {count} layer{'s' * (count > 1)}" for name, count in counts.items())
+    return f"{form} ({known})" if known else form
+
+
 def _who_reads(header: Header, identity: Identity) -> str:
-    if identity.kind in _TRANSFORMERS:
+    if identity.kind in _TRANSFORMERS or identity.kind == "t5":
         return "read here and by ComfyUI's loaders" if _formats(header, identity) else "not read here; ComfyUI's loaders may read it"
     return "ComfyUI's loaders may read it"
 

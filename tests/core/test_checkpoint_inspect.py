@@ -58,7 +58,7 @@ def test_a_quantised_file_is_compared_by_name(write_hole, tmp_path):
 
 def test_check_runs_a_small_transformer(golden_path):
     checked = check(golden_path / "transformer_weights.safetensors")
-    assert checked.passed and checked.text.endswith("verdict: PASS")
+    assert checked.passed and checked.text.endswith("verdict: PASS, of another size than the released model")
     assert "1 double and 1 single block" in checked.text and "finite, mean" in checked.text
     assert "not the released size" in checked.text and torch.__version__ in checked.text
 
@@ -66,6 +66,35 @@ def test_check_runs_a_small_transformer(golden_path):
 def test_check_runs_a_small_vae(golden_path):
     checked = check(golden_path / "vae_weights.safetensors")
     assert checked.passed and " dB" in checked.text and "scaled by 0.476986: finite" in checked.text
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("int8", "(int8 in 2 layers); read here and by ComfyUI's loaders"),
+        ("fp8", "scaled float8 (fp8_e4m3fn in 2 layers); read here and by ComfyUI's loaders"),
+        ("nf4", "bitsandbytes; not read here; ComfyUI's loaders may read it"),
+    ],
+)
+def test_a_quantised_t5_is_called_what_it_is(tmp_path, form, words):
+    sizes = keys.t5_manifest(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10)
+    tensors = {key: torch.ones(shape) for key, shape in sizes.items()}
+    for block in range(2):
+        layer = f"encoder.block.{block}.layer.0.SelfAttention.q"
+        if form == "int8":
+            tensors[f"{layer}.weight"] = torch.ones(8, 8, dtype=torch.int8)
+            tensors[f"{layer}.weight_scale"] = torch.ones(8, 1)
+            tensors[f"{layer}.comfy_quant"] = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+        elif form == "fp8":
+            tensors[f"{layer}.weight"] = torch.ones(8, 8).to(torch.float8_e4m3fn)
+            tensors[f"{layer}.scale_weight"] = torch.ones(())
+        else:
+            tensors[f"{layer}.weight"] = torch.ones(32, 1, dtype=torch.uint8)
+            tensors[f"{layer}.weight.absmax"] = torch.ones(1)
+    save_file(tensors, tmp_path / "t5.safetensors")
+    text = report(tmp_path / "t5.safetensors")
+    assert words in text and "complete" in text
+    assert ("not run: a quantised form" in check(tmp_path / "t5.safetensors").text) == (form == "nf4")
 
 
 def test_check_names_no_folder(golden_path, tmp_path):
@@ -179,7 +208,11 @@ def test_a_quantised_file_that_is_read_here_is_run(golden_path, tmp_path):
     tensors |= {f"{layer}.weight": tensors[f"{layer}.weight"].to(torch.float8_e4m3fn), f"{layer}.scale_weight": torch.ones(())}
     save_file(tensors | {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, tmp_path / "fp8.safetensors")
     checked = check(tmp_path / "fp8.safetensors")
-    assert checked.passed and "scaled float8; read here and by ComfyUI" in checked.text and "finite, mean" in checked.text
+    assert (
+        checked.passed
+        and "scaled float8 (fp8_e4m3fn in 1 layer); read here and by ComfyUI" in checked.text
+        and "finite, mean" in checked.text
+    )
     del tensors[f"{layer}.scale_weight"]
     save_file(tensors | {f"{layer}.weight.absmax": torch.zeros(3)}, tmp_path / "nf4.safetensors")
     checked = check(tmp_path / "nf4.safetensors")

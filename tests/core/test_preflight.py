@@ -8,6 +8,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from demo import tiny
+from opensora_core import estimate as estimate_module
 from opensora_core.allocation import AllocationCounter
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.quantize import quantize
@@ -18,6 +19,7 @@ from opensora_core.estimate import CONTEXT_BYTES, Memory, Request, Settings, est
 from opensora_core.footprint import (
     PRECISIONS,
     ModelSizes,
+    _counted_forward,
     decode_peak,
     encode_peak,
     forward_peak,
@@ -148,6 +150,15 @@ def allocated(run):
         peak = max(peak, live)
     assert peak
     return peak
+
+
+@pytest.mark.parametrize(
+    ("precision", "shape"),
+    [(precision, (1, 16, 33, 72, 128)) for precision in PRECISIONS]  # 768px, 129 frames
+    + [("bf16", (1, 16, 33, 128, 128)), ("bf16", (2, 16, 17, 72, 128)), ("int8", (1, 16, 1, 394, 334)), ("fp32", (1, 16, 129, 32, 34))],
+)
+def test_a_long_sequence_is_on_the_line_of_two_shorter_ones_to_the_byte(precision, shape):
+    assert forward_peak(MODEL.transformer, precision, shape) == _counted_forward(MODEL.transformer, precision, shape, 512)
 
 
 def test_every_further_block_needs_what_the_second_does():
@@ -347,6 +358,18 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can():
     assert estimate(replace(asked, num_frames=frames), least, MODEL, memory).fits
     assert not estimate(replace(asked, num_frames=frames + 4), least, MODEL, memory).fits
     assert estimate(replace(asked, height=height, width=width), least, MODEL, memory).fits
+
+
+def test_the_nearest_is_found_without_counting_every_decode_on_the_way(monkeypatch):
+    counted_decodes = []
+
+    def counting(config, precision, shape, tiling):
+        counted_decodes.append(shape)
+        return decode_peak(config, precision, shape, tiling)
+
+    monkeypatch.setattr(estimate_module, "decode_peak", counting)
+    assert "The nearest that does: " in preflight(Request(2048, 2048), MODEL, card(8.6)).nearest
+    assert len(set(counted_decodes)) <= 2 + 2  # as asked for, and where sampling ends in either search; one of them once more
 
 
 def test_nothing_at_all_fits():
