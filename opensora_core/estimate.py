@@ -22,7 +22,7 @@ from .footprint import (
     transformer_weights,
     vae_weights,
 )
-from .geometry import LARGEST, check_largest, check_num_frames, check_size, latent_frames, latent_size
+from .geometry import CAUSAL, LARGEST, Grid, check_largest
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, at_least, at_most, least_bytes, make_plan
 from .sampling.guidance import Guidance, num_forwards
 from .vae.memory import MARGIN, POLICIES, choose_decode
@@ -87,7 +87,8 @@ class Request:
     """A video to plan for.
 
     Attributes:
-        height, width: pixels, multiples of 16. num_frames: 4k+1. has_image: whether a first or last picture is given.
+        height, width, num_frames: pixels and frames that the grid has. has_image: whether a first or last picture is given.
+        grid: of the model, see geometry.Grid.
     """
 
     height: int
@@ -98,10 +99,11 @@ class Request:
     settings: Settings = Settings()
     tiling: Tiling = Tiling()
     guidance: Guidance = Guidance()
+    grid: Grid = CAUSAL
 
     def __post_init__(self):
-        check_size(self.height, self.width)
-        check_num_frames(self.num_frames)
+        self.grid.check_size(self.height, self.width)
+        self.grid.check_num_frames(self.num_frames)
         if self.num_steps < 1:
             raise OpenSoraError(f"num_steps={self.num_steps} makes no video; the default is 50.")
         for name in LARGEST:
@@ -110,10 +112,10 @@ class Request:
     @property
     def forwards(self) -> int:
         """Transformer rows of a video."""
-        return num_forwards(self.guidance, self.num_steps, latent_frames(self.num_frames), self.has_image)
+        return num_forwards(self.guidance, self.num_steps, self.grid.latent_frames(self.num_frames), self.has_image)
 
     def latent_shape(self, channels: int) -> tuple[int, ...]:
-        return (1, channels, latent_frames(self.num_frames), *latent_size(self.height, self.width))
+        return (1, channels, self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))
 
     def words(self) -> str:
         kind = "with reference picture" if self.has_image else "text to video"

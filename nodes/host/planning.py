@@ -8,6 +8,7 @@ import torch
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.estimate import AUTO, Memory, Request
 from ...opensora_core.footprint import sizes_of_files
+from ...opensora_core.geometry import TIME_COMPRESSION, Grid
 from ...opensora_core.offload.plan import at_least
 from ...opensora_core.preflight import Preflight, memory_of, preflight
 from .nf4 import NAME
@@ -32,12 +33,23 @@ def advise(request: Request, path: str) -> Advice:
         CheckpointError: the file is damaged or another model.
         OpenSoraError: nothing fits; says what is lacking and the nearest that does.
     """
-    plan = preflight(request, sizes_of_files(path), host_memory())
+    model, about = sizes_of_files(path), ""
+    if not model.transformer.grid.is_causal:
+        request, about = _in_its_frames(request, model.transformer.grid)
+    plan = preflight(request, model, host_memory())
     if plan.recommended is None:
         raise OpenSoraError(_cannot(plan))
     settings = plan.recommended.settings
     precision, line = _loader_precision(plan)
-    return Advice("\n".join(filter(None, [plan.report(), line])), precision, settings.offload, settings.decode_policy)
+    return Advice("\n".join(filter(None, [about, plan.report(), line])), precision, settings.offload, settings.decode_policy)
+
+
+def _in_its_frames(request: Request, grid: Grid) -> tuple[Request, str]:
+    """The request in frames that the high-compression variant has, where the node's input counts 4k+1; and a line that says so."""
+    frames = max(1, request.num_frames // TIME_COMPRESSION * TIME_COMPRESSION)
+    frames = frames if frames != TIME_COMPRESSION else grid.shortest_clip
+    line = f"The high-compression variant has clips of 4k frames: planned for {frames}." if frames != request.num_frames else ""
+    return replace(request, num_frames=frames, grid=grid), line
 
 
 def host_memory() -> Memory:

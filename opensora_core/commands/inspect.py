@@ -37,8 +37,9 @@ def _plan(args: argparse.Namespace) -> int:
     height, width, num_frames = video_size(args)
     budget = {} if args.budget_gib is None else {"budget_gib": args.budget_gib}
     settings = Settings(args.precision, args.offload, decode_policy=args.decode_policy, **budget)
-    request = Request(height, width, num_frames, args.num_steps, args.cond_type != "t2v", settings)
-    found = preflight(request, _sizes(args.path), _memory(args))
+    model = _sizes(args.path)
+    request = Request(height, width, num_frames, args.num_steps, args.cond_type != "t2v", settings, grid=model.transformer.grid)
+    found = preflight(request, model, _memory(args))
     sys.stdout.write(found.report() + "\n")
     return DONE if found.recommended is not None else REFUSED
 
