@@ -110,9 +110,10 @@ async function picture(page, path) {
 }
 
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox'] })
-try {
+const errors = []
+
+async function open() {
   const page = await browser.newPage({ viewport: { width: 1290, height: 780 } })
-  const errors = []
   page.on('pageerror', (error) => errors.push(String(error)))
   // A resource that is not there (a user's style sheet) is not an error of a workflow.
   page.on('console', (message) => {
@@ -123,11 +124,21 @@ try {
   await page.evaluate(async (body) => {
     for (const [id, value] of Object.entries(body)) await app.extensionManager.setting.set(id, value)
   }, request.settings ?? {})
+  return page
+}
+
+try {
   const reply = {}
   // A page's function is sent by its text alone: blueprint's brings build's with it.
   const steps = { build: String(build), blueprint: `async (job) => { ${build}\n return (${blueprint})(job) }`, check: String(check) }
   const [kind] = Object.keys(steps).filter((name) => name in request)
-  for (const job of request[kind]) {
+  let page = await open()
+  for (const [index, job] of request[kind].entries()) {
+    // The front-end remembers widgets by their node's id: a graph made after another would take its values where it names none.
+    if (index && !request.check) {
+      await page.close()
+      page = await open()
+    }
     errors.length = 0
     reply[job.name] = await page.evaluate(`(${steps[kind]})(${JSON.stringify(job)})`)
     if (job.picture) await picture(page, job.picture)
