@@ -7,6 +7,7 @@ differently from the host's usual Flux workflow: its schedule, its guidance, its
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import comfy.latent_formats
 import comfy.model_base
@@ -30,6 +31,8 @@ from ...opensora_core.text.prompt import decorate
 from . import notice, prompts, selftest, text
 from .model import is_open_sora, require_open_sora
 from .vae import vae_config
+
+T = TypeVar("T")
 
 PATCH = 2  # latent pixels per token side, of every Flux.1
 SOCKETS = ("flux_model", "flux_vae", "clip", "model", "vae")
@@ -98,8 +101,13 @@ def check_parts(flux_model, flux_vae, clip, model, vae) -> None:
     require_flux(flux_model)
     check_flux_vae(flux_vae)
     _named("clip", lambda: text.check_clip(clip))
-    _named("model", lambda: require_open_sora(model))
-    _named("vae", lambda: vae_config(vae))
+    video = _named("model", lambda: require_open_sora(model))
+    of_vae = _named("vae", lambda: vae_config(vae))
+    if not (video.grid.is_causal and of_vae.grid.is_causal):
+        raise OpenSoraError(
+            "model or vae is of the high-compression variant, whose clips have other lengths and sizes; connect Open-Sora Flux Picture to Open-Sora "
+            "Image to Video, with a clip from Open-Sora Empty Latent (High Compression)."
+        )
 
 
 def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_id: str | None) -> Tensor:
@@ -212,9 +220,9 @@ def decorated(prompt: str, fps: int, motion_score: int) -> str:
     return decorate(prompt, fps=fps, motion_score=motion_score)
 
 
-def _named(name: str, check: Callable[[], object]) -> None:
+def _named(name: str, check: Callable[[], T]) -> T:
     try:
-        check()
+        return check()
     except OpenSoraError as error:
         raise OpenSoraError(f"{name}: {error}") from error
 

@@ -314,7 +314,8 @@ def main(names: list[str]) -> int:
         host_record.lay_out_stand_ins(base)
         with comfy.Server(installation, base) as server:
             made = front_end.build(server.url, [one for one in jobs() if not names or one["name"] in names])
-            asked = [one for one in longer_workflows.blueprints(job, text_to_video) if not names or one["name"] in names]
+            all_parts = [one for room in (longer_workflows, flux_workflows) for one in room.blueprints(job, text_to_video)]
+            asked = [one for one in all_parts if not names or one["name"] in names]
             parts = front_end.blueprints(server.url, asked) if asked else {}
     for name, workflow in made.items():
         (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

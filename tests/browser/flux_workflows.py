@@ -53,8 +53,16 @@ FLUX_LOADERS = {
     },
     FLUX_VAE: {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}, "_meta": {"title": "Load Flux VAE"}},
 }
-# The blueprint's nodes: everything but loaders and what is done with the frames.
-CHAIN = ("4", "5", "6", "7", "11", "22", "23", "24", "25", "26", "27", "28", "29", "30", "31", "32", "33")
+# The part of the second workflow that is a blueprint too, everything but loaders and what is done with picture and frames, in columns.
+CHAIN = (
+    ("33", "22", "23", "24", "29"), ("25", "26", "27", "28", "30"), ("31", "4", "5"), ("11", "6"), ("7",),
+)  # fmt: skip
+CHAIN_TITLE = "Open-Sora 2 Flux to Video"
+CHAIN_TEXT = "Flux draws the first frame and Open-Sora 2.0 makes a video of it. Open it to put an upscaler, a ControlNet or another image model in between."
+CHAIN_WIDGETS = [
+    ["33", "value"], ["4", "negative_prompt"], ["5", "resolution"], ["5", "aspect_ratio"], ["5", "num_frames"], ["29", "width"], ["29", "height"],
+    ["27", "noise_seed"], ["26", "steps"], ["23", "guidance"], ["6", "seed"], ["6", "steps"], ["4", "motion_score"],
+]  # fmt: skip
 
 
 def in_one_node(graph: dict) -> dict:
@@ -121,3 +129,13 @@ def jobs(job, text_to_video, released) -> list[dict]:
         ["31", "32", "4", "5"], ["11", "6"], ["7", "8", "9"],
     ]  # fmt: skip
     return [one, job("open-sora-2-flux-to-video-in-parts-256px", in_parts(text_to_video("256px")), PARTS_NOTE, columns, files)]
+
+
+def blueprints(job, text_to_video) -> list[dict]:
+    """As jobs, of the parts that become one node."""
+    whole = job(CHAIN_TITLE, in_parts(text_to_video("256px")), "", [list(column) for column in CHAIN])
+    part = {
+        "inside": [number for column in CHAIN for number in column], "title": CHAIN_TITLE, "description": CHAIN_TEXT, "promoted": CHAIN_WIDGETS,
+        "inputs": {"model": "flux_model", "vae": "flux_vae", "model_1": "model", "vae_1": "vae"}, "outputs": ["picture", "fps", "video frames"],
+    }  # fmt: skip
+    return [{**whole, **part, "picture": None}]

@@ -65,8 +65,8 @@ def test_blueprint_is_whole(path, nodes):
     assert len(graph["extra"]["BlueprintDescription"]) > 40
 
 
-def test_a_draft_can_be_promoted_by_one_node():
-    assert "Open-Sora 2 Promote Draft" in [path.stem for path in BLUEPRINTS]
+def test_a_draft_can_be_promoted_and_a_prompt_become_picture_and_video_by_one_node():
+    assert {"Open-Sora 2 Promote Draft", "Open-Sora 2 Flux to Video"} <= {path.stem for path in BLUEPRINTS}
 
 
 def cut(blueprint):

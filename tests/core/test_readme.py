@@ -35,9 +35,12 @@ def hub_folder(tiny_checkpoint, small_checkpoint, tmp_path, monkeypatch) -> Path
     """A working directory that looks like a reader's: the checkpoint's folder, one of its files, pictures, a clip, a table of videos."""
     from PIL import Image
 
+    from demo import tiny_flux
+
     monkeypatch.setattr("opensora_core.model_files.SMALL", small_checkpoint)
     (tmp_path / "Open-Sora-v2").symlink_to(tiny_checkpoint)
     (tmp_path / "Open_Sora_v2.safetensors").symlink_to(tiny_checkpoint / "Open_Sora_v2.safetensors")
+    tiny_flux.write(tmp_path)
     for name in ("first.png", "last.png"):
         Image.new("RGB", (200, 120), (90, 140, 200)).save(tmp_path / name)
     save_video(torch.zeros(33, 32, 48, 3), tmp_path / "waves.mp4")
@@ -73,6 +76,7 @@ def test_command_does_what_readme_says(words, hub_folder, capsys):
     extra = {"generate": SHORT, "benchmark": SHORT_BENCHMARK}.get(words[0], [])
     for mode, frames in (("--ref-end", "9"), ("v2v_head", "37")):  # the fewest that leave some to be made
         extra = [*extra, "--num-frames", frames] if mode in words else extra
+    extra = [*extra, "--image-steps", "1", "--image-resolution", "256px"] if "--t2i2v" in words else extra
     assert main(words + extra) in ((0, 1) if "--check" in words else (0,)), capsys.readouterr().err
     for option in ("--out", "--benchmark-save-path"):
         if option in words:

@@ -1,0 +1,122 @@
+"""The host's own Flux against the library's, the same weights and text: one picture; when Flux leaves the device; what is no Flux."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+SIZE = {"aspect_ratio": "1:1", "resolution": "256px", "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def files(base, pack):
+    """A small random Flux dev in the official layout, under the host's model folders, in fp32: (transformer, autoencoder)."""
+    config, autoencoder = pack("opensora_core.config"), pack("opensora_core.flux.autoencoder")
+    sizes = {"hidden_size": 128, "num_heads": 1, "mlp_hidden_size": 512, "depth": 1, "depth_single_blocks": 1, "context_in_dim": 64}
+    small = replace(config.FLUX_DEV, **sizes, vec_in_dim=64)
+    dit = base / "models" / "diffusion_models" / "flux1-dev.safetensors"
+    save_file(random(pack("opensora_core.checkpoint.keys").transformer_manifest(small, fused=True)), dit)
+    decoder = autoencoder.decoder_manifest(autoencoder.DecoderConfig(widths=(32, 64, 128, 128), layers=3))
+    weights = {f"decoder.{name}": tensor for name, tensor in random(decoder).items()}
+    vae = base / "models" / "vae" / "ae.safetensors"
+    save_file(weights | {"encoder.down.0.block.0.conv1.weight": torch.zeros(128, 128, 3, 3)}, vae)
+    return dit, vae
+
+
+def random(manifest: dict) -> dict:
+    generator, weights = torch.Generator().manual_seed(0), {}
+    for name, shape in manifest.items():
+        value = torch.randn(shape, generator=generator)
+        is_gain = len(shape) == 1 and (name.endswith(".scale") or ("norm" in name and name.endswith("weight")))
+        weights[name] = 1 + 0.1 * value if is_gain else value / max(1, value[0].numel()) ** 0.5 if len(shape) > 1 else 0.1 * value
+    return weights
+
+
+@pytest.fixture
+def parts(files, run_node):
+    (model,) = run_node("UNETLoader", unet_name=files[0].name, weight_dtype="default")
+    (vae,) = run_node("VAELoader", vae_name=files[1].name)
+    return model, vae
+
+
+@pytest.fixture
+def clip(run_node):
+    names = {"t5_name": "t5xxl.safetensors", "clip_l_name": "clip_l.safetensors"}
+    return run_node("OpenSoraTextEncoderLoader", **names, precision="auto", device="auto")[0]
+
+
+@pytest.mark.parametrize("schedule", ["open-sora", "flux"])
+def test_the_host_s_picture_is_the_library_s(pack, parts, files, conditioning, relative_error, monkeypatch, schedule):
+    host, painter = pack("nodes.host.flux"), pack("opensora_core.flux.painter")
+    request = painter.PictureRequest(64, 96, steps=4, schedule=schedule)
+    model, vae = parts
+    network, forwards = model.model.diffusion_model, []
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda *a, **k: forwards.append(k.get("guidance")) or forward(*a, **k))
+    positive = conditioning(3)
+    with torch.inference_mode():
+        found = host.paint(model, vae, positive, request, 7, None)
+    assert len(forwards) == 4 and float(forwards[0]) == 4.0
+    text = painter.PictureText(positive[0][0], positive[0][1]["pooled_output"])
+    placement = pack("opensora_core.components").Placement(torch.device("cpu"), torch.float32)
+    (expected,) = painter.FluxPainter(*files, placement).paint(text, request, [7])
+    assert found.shape == expected.shape == (1, 64, 96, 3)
+    assert expected.float().std() > 10
+    assert (found * 255 - expected).abs().max() < 3  # the library rounds to 8 bits; the host may compute in half precision
+
+
+def test_flux_leaves_the_device_when_asked(parts, clip, run_node):
+    import comfy.model_management
+
+    def is_loaded():
+        return any(type(entry.model.model).__name__ == "Flux" for entry in comfy.model_management.current_loaded_models)
+
+    given = {"flux_model": parts[0], "flux_vae": parts[1], "clip": clip, "prompt": "rain", "seed": 1, **SIZE}
+    run_node("OpenSoraFluxPicture", **given)
+    assert is_loaded()
+    run_node("OpenSoraFluxPicture", **given, unload=True)
+    assert not is_loaded()
+    assert run_node("OpenSoraFluxPicture", **given)[0].shape == (1, 256, 256, 3)
+
+
+def other(name: str, **unet_config):
+    """A MODEL of another of the host's classes; nothing of it but its name is there."""
+    import comfy.model_base
+
+    inner = object.__new__(getattr(comfy.model_base, name))
+    inner.__dict__["model_config"] = SimpleNamespace(unet_config=unet_config)
+    return SimpleNamespace(model=inner)
+
+
+@pytest.mark.parametrize(
+    "name, config, sentence",
+    [
+        ("SDXL", {}, "flux_model holds SDXL, not Flux.1"),
+        ("Chroma", {"image_model": "chroma"}, "flux_model holds Chroma, not Flux.1"),
+        ("Flux2", {"image_model": "flux2"}, "flux_model holds Flux2, not Flux.1"),
+        ("Flux", {"image_model": "flux", "in_channels": 96, "out_channels": 16}, "a Flux that begins with a picture"),
+    ],
+)
+def test_other_models_get_a_sentence(pack, name, config, sentence):
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match=sentence):
+        pack("nodes.host.flux").require_flux(other(name, **config))
+
+
+def test_text_of_another_width_gets_a_sentence(pack, parts):
+    request = pack("opensora_core.flux.painter").PictureRequest(64, 64)
+    positive = [[torch.zeros(1, 3, 4096), {"pooled_output": torch.zeros(1, 768)}]]
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="give 4096 and 768 features and this Flux reads 64 and 64"):
+        pack("nodes.host.flux").paint(*parts, positive, request, 1, None)
+
+
+def test_prompts_are_encoded_once_for_picture_and_video(pack, clip, monkeypatch):
+    host, text = pack("nodes.host.flux"), pack("nodes.host.text")
+    pack("opensora_core.loaded").PROMPTS.clear()
+    asked, encode = [], text.encode
+    monkeypatch.setattr(text, "encode", lambda clip, prompt: asked.append(prompt) or encode(clip, prompt))
+    with torch.inference_mode():
+        for _ in range(2):
+            assert host.keep_prompts(clip, ["rain", "rain. 24 FPS.", ""], None)
+    assert asked == ["rain", "rain. 24 FPS.", ""]
