@@ -104,6 +104,22 @@ def test_kept_up_to_a_limit_the_least_recently_used_given_up_first(tmp_path):
     assert cache.listing() == []
 
 
+def test_what_is_loaded_already_is_kept_too_and_given_up_before_what_was(tmp_path):
+    cache, models = LoadedModels(keep_limit_gib=1), []
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    models = [
+        cache.get(kind, tmp_path / name, {}, Model, describe, kind == "kept") for kind, name in (("kept", "a"), ("t5", "b"), ("vae", "c"))
+    ]
+    cache.keep_up_to(2 / 1024, ("kept", "t5"))
+    assert cache.kept() == [models[1], models[0]]
+    assert (cache.give_up_oldest(), cache.give_up_oldest(), cache.give_up_oldest()) == ("b", "a", None)
+    for limit in (-1, float("nan"), float("inf")):
+        with pytest.raises(OpenSoraError, match="not an amount"):
+            cache.keep_up_to(limit, ("t5",))
+        assert cache.kept() == []
+
+
 def test_larger_than_the_limit_is_not_kept_and_a_limit_is_an_amount(file):
     cache = LoadedModels(keep_limit_gib=1 / 1024)
     model = get(cache, file, lambda: Model(2), keep=True)
