@@ -59,9 +59,9 @@ CHAIN = (
 )  # fmt: skip
 CHAIN_TITLE = "Open-Sora 2 Flux to Video"
 CHAIN_TEXT = "Flux draws the first frame and Open-Sora 2.0 makes a video of it. Open it to put an upscaler, a ControlNet or another image model in between."
-CHAIN_WIDGETS = [
-    ["33", "value"], ["4", "negative_prompt"], ["5", "resolution"], ["5", "aspect_ratio"], ["5", "num_frames"], ["29", "width"], ["29", "height"],
-    ["27", "noise_seed"], ["26", "steps"], ["23", "guidance"], ["6", "seed"], ["6", "steps"], ["4", "motion_score"],
+CHAIN_WIDGETS = [  # no name twice; the front-end shows a sampler's seed first
+    ["6", "seed"], ["33", "value"], ["4", "negative_prompt"], ["5", "resolution"], ["5", "aspect_ratio"], ["5", "num_frames"], ["29", "width"],
+    ["29", "height"], ["27", "noise_seed"], ["23", "guidance"], ["6", "steps"], ["4", "motion_score"],
 ]  # fmt: skip
 
 
