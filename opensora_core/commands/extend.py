@@ -36,6 +36,8 @@ class LongVideo:
             if given:
                 raise OpenSoraError(f"{given[0]} goes with --extend N, the number of segments to add.")
             return
+        if not pipe.files.grid.is_causal:
+            raise OpenSoraError("The high-compression variant goes on from no clip: its training knows text and a first frame.")
         self._pipe, self._args = pipe, args
         self._latents = None if args.extend_from is None else self._read(args)
         self._prompts = segment_prompts(args.extend_prompt or args.prompt, args.extend)

@@ -404,6 +404,17 @@ def test_arguments_that_contradict_each_other_are_refused_before_anything_is_rea
     assert code == 2 and words in capsys.readouterr().err
 
 
+def test_the_high_compression_variant_is_refused_before_its_first_clip(generate, capsys, monkeypatch):
+    from opensora_core.components import Component
+    from opensora_core.geometry import HIGH_COMPRESSION
+    from opensora_core.model_files import ModelFiles
+
+    monkeypatch.setattr(ModelFiles, "grid", HIGH_COMPRESSION)
+    monkeypatch.setattr(Component, "_load", lambda component: pytest.fail("a network was read"))
+    assert generate("--extend", "1") == 2
+    assert "goes on from no clip" in capsys.readouterr().err
+
+
 def test_a_file_that_is_not_there_is_refused(generate, capsys):
     assert generate("--extend", "1", "--extend-from", "absent.latent", is_clip=False) == 2
     assert "There is no file absent.latent" in capsys.readouterr().err
