@@ -535,8 +535,8 @@ class OpenSoraPipeline:
         if not request.has_reference:
             return None
         ends: list[Tensor | None] = []
-        for index, given in enumerate(references.ends):
-            progress(index, len(references.ends))
+        for given in references.ends:
+            progress(sum(end is not None for end in ends), len(references.given))
             if given is None or given.ndim == LATENT_RANK:
                 ends.append(None if given is None else given.to(self.device))
                 continue
@@ -546,7 +546,7 @@ class OpenSoraPipeline:
             if latents is None:
                 raise OutOfMemory(reference_ran_out(tuple(clip.shape), self.device))
             ends.append(latents)
-        progress(len(references.ends), len(references.ends))
+        progress(len(references.given), len(references.given))
         head, tail = ends
         channels = (head if head is not None else tail).shape[1]
         return image_condition((request.num_videos, channels, *request.latent_extent), head, tail, references.use)

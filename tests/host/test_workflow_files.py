@@ -17,8 +17,8 @@ FLUX_CHANGES = {"t5_name": "t5xxl.safetensors", "image_resolution": "256px", "im
 
 BUILT_IN = "small (built in)"
 NUM_VIDEOS = {"open-sora-2-text-to-video-prompt-list": 3, "open-sora-2-draft-then-promote": 2}  # of one run, where it is not one
-NUM_FRAMES = {"open-sora-2-continue-video-256px": 5 + 2 * 4, "open-sora-2-extend-video-256px": 37}  # where it is not 5
-CLIP_CHANGES = {**CHANGES, "num_frames": 37}  # 33 of them are the clip's
+LEAST = {"open-sora-2-extend-video-256px": 37, "open-sora-2-first-and-last-frame-256px": 9}  # where what is given takes up 5 frames
+NUM_FRAMES = {"open-sora-2-continue-video-256px": 5 + 2 * 4, **LEAST}  # where it is not 5
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -26,9 +26,8 @@ def test_workflow_runs_to_a_video(path, server):
     run.first_frame(server.base / "input" / "example.png")
     save_video(torch.rand(33, 32, 48, 3), server.base / "input" / "example.mp4")
     graph = comfy.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"), with_muted=True)
-    has_clip = any(node["class_type"] == "LoadVideo" for node in graph.values())
     for node in graph.values():
-        changes = FLUX_CHANGES if node["class_type"] == "OpenSoraFluxToVideo" else CLIP_CHANGES if has_clip else CHANGES
+        changes = FLUX_CHANGES if node["class_type"] == "OpenSoraFluxToVideo" else {**CHANGES, "num_frames": LEAST.get(path.stem, 5)}
         if node["class_type"] == "OpenSoraEmptyLatentVideo":
             node["inputs"].pop("image", None)  # which chooses between the released sizes
         node["inputs"] |= {name: value for name, value in changes.items() if node["inputs"].get(name, BUILT_IN) != BUILT_IN}
