@@ -3,9 +3,14 @@
 The host wins: "Free model and node cache" (/free with free_memory) gives all of them up, and where RAM runs short by the host's own
 measure they go. Neither is announced to a node pack, so the first is seen as the server answers it, and the second is looked at
 whenever a file is asked for and whenever something that was given out here dies.
+
+The host counts its models in a list that only the thread of its queue may change, and a model that dies changes it: so nothing is given
+up while the server answers, but on that thread, or a little later while the queue waits.
 """
 
+import asyncio
 import logging
+import threading
 import weakref
 
 import comfy.memory_management
@@ -17,6 +22,9 @@ from ...opensora_core.loaded import SHARED
 logger = logging.getLogger(__name__)
 
 _FREE = ("/free", "/api/free")
+_PATIENCE = 3.0  # seconds for the host to free what is its own
+
+_free_was_asked = threading.Event()
 
 
 def set_limit(gib: float, kinds: tuple[str, ...]) -> None:
@@ -41,7 +49,10 @@ def watch(given) -> None:
 
 
 def yield_to_host() -> None:
-    """Give up what is kept, the least recently used first, as long as less RAM is available than the host wants free."""
+    """Give up what is kept: all of it after /free, else the least recently used as long as less RAM is available than the host wants free."""
+    if _free_was_asked.is_set():
+        _free_was_asked.clear()
+        SHARED.release()  # whoever uses them still does, until the host lets go too
     while psutil.virtual_memory().available < comfy.memory_management.RAM_CACHE_HEADROOM:
         name = SHARED.give_up_oldest()
         if name is None:
@@ -58,7 +69,16 @@ def listen() -> None:
 
 async def _answered(request, response) -> None:
     if request.method == "POST" and request.path in _FREE and response.status == 200 and (await request.json()).get("free_memory"):
-        SHARED.release()  # whoever uses them still does, until the host has let go too
+        _free_was_asked.set()
+        asyncio.get_running_loop().call_later(_PATIENCE, _free_while_idle)
+
+
+def _free_while_idle() -> None:
+    """Where nothing of ours has run or died since. With the queue's lock no prompt can begin meanwhile; one that runs will see to it."""
+    queue = PromptServer.instance.prompt_queue
+    with queue.mutex:
+        if not queue.currently_running and not queue.flags:
+            yield_to_host()
 
 
 def _is_free_awaited() -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 
 import pytest
@@ -116,9 +117,13 @@ def test_the_host_wins_where_ram_is_short(load, keep, monkeypatch):
     assert dead(third) == [True]
 
 
-def test_freeing_the_hosts_cache_wins(load, keep, pack):
-    """The request as the host's server shows it when it answers."""
-    answered = pack("nodes.host.keep")._answered
+def test_freeing_the_hosts_cache_wins(load, keep, pack, monkeypatch):
+    """The request as the host's server shows it when it answers. On its thread nothing may die; it does on the queue's, or when that waits."""
+    keeping = pack("nodes.host.keep")
+    answered, running = keeping._answered, {}
+    queue = type("Queue", (), {"mutex": threading.RLock(), "currently_running": running, "flags": {}})
+    monkeypatch.setattr(keeping, "PromptServer", type("Server", (), {"instance": type("Instance", (), {"prompt_queue": queue})}))
+    monkeypatch.setattr(queue, "get_flags", lambda reset=True: {}, raising=False)
 
     def request(path, method="POST", status=200, **body):
         async def json():
@@ -135,7 +140,18 @@ def test_freeing_the_hosts_cache_wins(load, keep, pack):
     request("/free", status=500, free_memory=True)
     assert dead(network) == [False]
     request("/api/free", unload_models=True, free_memory=True)
+    assert dead(network) == [False]
+    running[0] = "a prompt"
+    keeping._free_while_idle()
+    assert dead(network) == [False]
+    running.clear()
+    keeping._free_while_idle()
     assert dead(network) == [True]
+    network = weakref.ref(load().model)
+    request("/free", free_memory=True)
+    other = load("bf16")  # the next that runs
+    assert dead(network) == [True]
+    assert dead(weakref.ref(other.model)) == [False]
 
 
 def test_what_is_loaded_while_the_host_is_about_to_free_is_not_kept(load, keep, pack, monkeypatch):
