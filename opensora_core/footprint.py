@@ -133,7 +133,7 @@ def sizes_of_files(
         header, config = _read(dit, "transformer")
         stored, groups = _stored_transformer(header)
         found = replace(found, transformer=config, stored=stored, groups=groups, name=header.name)
-        found = found if config.grid.is_causal else replace(found, vae=VIDEO_DC_AE)
+        found = found if config.grid.is_causal else replace(found, vae=replace(VIDEO_DC_AE, latent_channels=config.in_channels))
     if vae is not None:
         found = replace(found, vae=_read(vae, "vae")[1])
     if t5 is not None:

@@ -123,6 +123,7 @@ def test_wrong_pairs_are_refused_before_anything_is_computed(run_node, model, va
     positive, negative = prompts
     picture = {"positive": positive, "negative": negative, "start_image": torch.zeros(1, 64, 96, 3)}
     decode = {"tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto"}
+    encode = {"vae": vae, "tile_size": 256, "overlap": 0.25, "posterior": "mode", "seed": 0}
     for says, run in (
         (r"\[1, 16, 3, 8, 12\]; this model denoises \[videos, 8, .*height / 32.*\(High Compression\)", lambda: sample(run_node, model, *prompts, other)),
         (r"\[1, 8, 2, 2, 3\]; this model denoises \[videos, 16, .*Empty Latent Video", lambda: sample(run_node, other_model, *prompts, mine)),
@@ -132,8 +133,8 @@ def test_wrong_pairs_are_refused_before_anything_is_computed(run_node, model, va
         ("the HunyuanVideo VAE, works on", lambda: run_node("OpenSoraImageToVideo", vae=other_vae, latent=mine, **picture)),
         ("use at least 8 frames", lambda: run_node("OpenSoraImageToVideo", vae=vae, latent={"samples": mine["samples"][:, :, :1]}, **picture)),
         ("not its high-compression variant", lambda: clip(run_node, other_model, 64, 96, 8)),
-        ("8, 12, ... 128.*use 12 or 16", lambda: run_node("OpenSoraTiledVAEEncode", vae=vae, image=torch.zeros(13, 64, 96, 3), tile_size=256, overlap=0.25, posterior="mode", seed=0)),
-        ("multiples of 32", lambda: run_node("OpenSoraTiledVAEEncode", vae=vae, image=torch.zeros(12, 64, 80, 3), tile_size=256, overlap=0.25, posterior="mode", seed=0)),
+        ("8, 12, ... 128.*use 12 or 16", lambda: run_node("OpenSoraTiledVAEEncode", image=torch.zeros(13, 64, 96, 3), **encode)),
+        ("multiples of 32", lambda: run_node("OpenSoraTiledVAEEncode", image=torch.zeros(12, 64, 80, 3), **encode)),
         ("goes on from no clip", lambda: run_node(
             "OpenSoraVideoToVideo", positive=positive, negative=negative, vae=vae, latent=mine, video=torch.zeros(40, 64, 96, 3),
             direction="forwards", context="33",
@@ -154,3 +155,9 @@ def test_the_node_offers_the_released_sizes(run_node, pack):
     assert node.validate_inputs("768px", 126, 1024, 576).endswith("use 124 or 128.")
     assert "nearest is 64x96" in node.validate_inputs("custom", 128, 80, 64)
     assert node.validate_inputs("768px", 128, 1, 1) is True
+
+
+def test_preflight_plans_the_frames_that_the_variant_has(run_node):
+    settings = {"model_name": MODEL, "precision": "auto", "offload": "auto"}
+    report = run_node("OpenSoraPreflight", width=96, height=64, num_frames=13, **settings)[0]
+    assert report.startswith("The high-compression variant has clips of 4k frames: planned for 12.") and "12 frames" in report
