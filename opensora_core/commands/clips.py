@@ -28,14 +28,20 @@ class Job:
     Attributes:
         case: what is asked for.
         text_guidance: in place of the run's own.
-        negative_prompt: what to avoid.
+        negative_prompt: what to avoid; encoded as it is.
+        is_unprompted: with an empty prompt in place of the case's.
         every_pass: without skipping guidance passes.
     """
 
     case: Case
     text_guidance: float | None = None
     negative_prompt: str = ""
+    is_unprompted: bool = False
     every_pass: bool = False
+
+    @property
+    def prompt(self) -> str:
+        return "" if self.is_unprompted else self.case.prompt
 
     @property
     def options(self) -> SamplingOptions:
@@ -142,9 +148,9 @@ def quantised(frames: Tensor) -> Tensor:
 
 
 def _text(job: Job) -> tuple[str, str, int]:
-    return job.case.prompt, job.negative_prompt, job.case.motion_score
+    return job.prompt, job.negative_prompt, job.case.motion_score
 
 
 def _encode(pipe: OpenSoraPipeline, jobs: Sequence[Job]) -> dict:
-    wanted = {_text(job): (job.case.prompt, job.negative_prompt, job.options) for job in jobs}
+    wanted = {_text(job): (job.prompt, job.negative_prompt, job.options) for job in jobs}
     return dict(zip(wanted, pipe.encode_prompts(list(wanted.values())), strict=True))

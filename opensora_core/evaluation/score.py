@@ -162,12 +162,6 @@ def lower_line(part: str, what: str, hits: list[bool], reference: list[bool]) ->
     return Line(part, what, share, must=f"clearly below {other.value:.1%}", is_reached=least > 0)
 
 
-def away_line(part: str, what: str, hits: list[bool]) -> Line:
-    """A share that must be clearly more than the half that nothing but luck would give."""
-    share = Share(sum(hits), len(hits))
-    return Line(part, what, share, chance=0.5, must="clearly above 50%", is_reached=share.interval[0] > 0.5)
-
-
 def same_line(part: str, what: str, psnrs: list[float]) -> Line:
     """Videos that must be the same but for rounding: the worst PSNR between the two."""
     return Line(part, what, min(psnrs), "dB", must=f"at least {SAME_VIDEO:g}", is_reached=min(psnrs) >= SAME_VIDEO)
