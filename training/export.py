@@ -158,6 +158,7 @@ def _save(path: Path, weights: dict[str, Tensor]) -> None:
     if unfit:
         raise ValueError(f"{path.name}: fp16 cannot hold {', '.join(unfit[:5])}.")
     save_file(halves, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library writes files that only their owner reads
 
 
 def main(arguments: list[str] | None = None) -> None:
