@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy
 import torch
 
-from opensora_core import model_files
 from opensora_core.evaluation import world
 from opensora_core.evaluation.verdict import Verdict, judge
 from opensora_core.evaluation.world import Combination
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.video import read_clip, save_video, to_uint8
 
-from . import comfy, tiny
+from . import comfy
 
 SEED = 42
 MOTION_SCORE = 4  # what a prompt asks for where it says nothing else
@@ -146,18 +145,17 @@ def main(arguments: list[str] | None = None) -> int:
     demo = Demo(options.out.resolve(), options.num_frames, options.num_steps)
     demo.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    is_trained = model_files.SMALL.is_dir()
-    model = "small" if is_trained else tiny.write(demo.out / "Open-Sora-v2")
-    pipe = OpenSoraPipeline.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = OpenSoraPipeline.from_pretrained("small").to("cuda" if torch.cuda.is_available() else "cpu")
     picture = first_frame(demo.out / "first.png")
     videos = [generate(pipe, demo, wish, picture) for wish in WISHES]
-    installation = None if options.no_host or not is_trained else comfy.find()
+    installation = None if options.no_host else comfy.find()
     if installation:
         videos += run_workflows(demo, installation, picture)
     sheet = contact_sheet(videos, demo.out / "contact-sheet.png")
-    kind = "the built-in model" if is_trained else "random weights, which show moving colours and not the prompt"
     right = sum(video.verdict.is_right for video in videos)
-    print(f"\n{len(videos)} videos in {time.monotonic() - start:.0f} s on {pipe.device} with {kind}; {right} show what was asked:")
+    print(
+        f"\n{len(videos)} videos in {time.monotonic() - start:.0f} s on {pipe.device} with the built-in model; {right} show what was asked:"
+    )
     for video in videos:
         print(f"  {os.path.relpath(video.path)}: {video.verdict.sentence()}")
     print(f"  {os.path.relpath(sheet)}: all of them, side by side")
