@@ -123,28 +123,6 @@ def _add_flux(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--flux", metavar="FILE", help="flux1-dev or flux1-schnell (default: flux1-dev.safetensors in --model)")
     group.add_argument("--flux-vae", metavar="FILE", help="Flux's autoencoder (default: flux1-dev-ae.safetensors in --model)")
     group.add_argument(
-        "--image-steps", type=int, default=0, metavar="N", help="of the picture; 0 is 50 for dev, as released, and 4 for schnell (default 0)"
-    )
-    group.add_argument(
-        "--image-seed", type=int, metavar="N", help="one picture for all videos (default: a picture for each, of the video's seed)"
-    )
-    group.add_argument("--image-prompt", metavar="TEXT", help="what the picture shows (default: --prompt)")
-    group.add_argument("--image-resolution", default="768px", metavar="NAME", help="of the picture, then scaled (default 768px)")
-    group.add_argument("--flux-guidance", type=float, default=4.0, metavar="X", help="of Flux dev (default 4)")
-    group.add_argument(
-        "--flux-schedule",
-        choices=("auto", "open-sora", "flux"),
-        default="auto",
-        help="spacing of the steps: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
-    )
-
-
-def _add_flux(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("picture", "text to picture to video: Flux.1 draws the first frame, with the same T5 and CLIP")
-    group.add_argument("--t2i2v", action="store_true", help="draw the first frame; its picture is written beside the video")
-    group.add_argument("--flux", metavar="FILE", help="flux1-dev or flux1-schnell (default: flux1-dev.safetensors in --model)")
-    group.add_argument("--flux-vae", metavar="FILE", help="Flux's autoencoder (default: flux1-dev-ae.safetensors in --model)")
-    group.add_argument(
         "--image-steps",
         type=int,
         default=0,

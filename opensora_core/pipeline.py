@@ -592,6 +592,7 @@ class OpenSoraPipeline:
         parts = windows(latents.shape[2], plan)
         begun = 0
         progress(0, 1)  # how many tiles there are is known with the first
+
         def decode_all() -> list[str]:
             with self.vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as (decode, added):
 

@@ -274,7 +274,9 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer
         try:
             own[name] = read_tokenizer(kind, find_tokenizer(kind, file.path, file.path.parent))
         except CheckpointError as error:
-            raise CheckpointError(f"{wrong}. Use an encoder with the released vocabulary, or put its tokenizer beside it. {error}") from error
+            raise CheckpointError(
+                f"{wrong}. Use an encoder with the released vocabulary, or put its tokenizer beside it. {error}"
+            ) from error
         if own[name].size > found:
             raise CheckpointError(f"{wrong}, and the one beside it has {own[name].size:,} tokens: they are not of one model.")
     return own

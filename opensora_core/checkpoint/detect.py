@@ -322,7 +322,9 @@ def _describe_mmdit(shapes: Shapes, found: Identity) -> Identity:
     if not cond:
         title = ("a Flux.1 transformer" if fused else "a Flux.1 transformer in Open-Sora's key layout") + f" ({layout})"
         place = (
-            "which draws the picture that a video begins with: --flux on the command line, flux_model of Open-Sora Flux to Video" if fused else "which is the start of fine-tuning and was not trained for video"
+            "which draws the picture that a video begins with: --flux on the command line, flux_model of Open-Sora Flux to Video"
+            if fused
+            else "which is the start of fine-tuning and was not trained for video"
         )
         return replace(found, kind="flux" if fused else "flux_unfused", title=title, place=place)
     if config.patch_size == 1:
