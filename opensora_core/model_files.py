@@ -1,6 +1,7 @@
 """Which files hold a model's parts, and whether they are there and belong together. No weight is read here."""
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 from .checkpoint.detect import Identity, identify, require
@@ -9,6 +10,7 @@ from .checkpoint.lora import fitting_layers
 from .errors import CheckpointError, OpenSoraError
 from .evaluation import world
 from .geometry import HIGH_COMPRESSION, Grid
+from .loaded import FileIdentity, identity
 from .text.tokens import CLIP, T5, find_tokenizer
 from .text.weights import read_headers
 from .transformer.model import MMDiT
@@ -118,8 +120,13 @@ class ModelFiles:
 
 
 def grid_of(dit: Path) -> Grid:
-    """ModelFiles.grid of a transformer's file."""
-    return _require("transformer", dit).config.grid
+    """ModelFiles.grid of a transformer's file. Its header is read once, and again only if the file is replaced."""
+    return _grid_of(identity(dit))
+
+
+@lru_cache(maxsize=32)
+def _grid_of(dit: FileIdentity) -> Grid:
+    return _require("transformer", Path(dit.path)).config.grid
 
 
 def check_files(files: ModelFiles) -> None:

@@ -167,7 +167,7 @@ class OpenSoraPipeline:
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip of so many frames. Raises an OpenSoraError for counts that no clip has."""
-        return sizes_of_files(self.files.dit).transformer.grid.latent_frames(num_frames)
+        return self.files.grid.latent_frames(num_frames)
 
     @property
     def offload(self) -> str:

@@ -12,6 +12,14 @@ _TITLES = {"text": "text", "picture": "flux", "condition": "pictures", "sampling
 _UNITS = {"text": "prompt", "picture": "step", "condition": "picture", "sampling": "step", "decode": "tile"}
 
 
+class Bar(tqdm):
+    """tqdm's bar; one whose making was interrupted is given up without a word of its own."""
+
+    def __del__(self):
+        if hasattr(self, "pos"):
+            super().__del__()
+
+
 class Bars:
     """Bars for the pipeline's `progress` and `callback`; use as a context, so that an interrupt leaves no half line.
 
@@ -23,7 +31,7 @@ class Bars:
     def __init__(self, title: str, is_below: bool = False):
         self._title = title
         self._place = {"position": 1, "leave": False} if is_below else {}
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
         self._stage = ""
 
     def __enter__(self) -> "Bars":
@@ -39,7 +47,7 @@ class Bars:
             if not self._stage:
                 tqdm.write(self._title, file=sys.stderr)
             self._stage = stage
-            self._bar = tqdm(total=total, desc=_TITLES[stage], unit=_UNITS[stage], file=sys.stderr, dynamic_ncols=True, **self._place)
+            self._bar = Bar(total=total, desc=_TITLES[stage], unit=_UNITS[stage], file=sys.stderr, dynamic_ncols=True, **self._place)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
         if done == total:
@@ -64,7 +72,7 @@ class BatchBars:
     """
 
     def __init__(self, num_videos: int, num_done: int):
-        self._bar = tqdm(
+        self._bar = Bar(
             total=num_videos,
             initial=num_done,
             desc="batch",
@@ -113,10 +121,10 @@ class CountedBar:
     def __init__(self, title: str, num_clips: int, num_steps: int):
         self._title, self._num_clips, self._num_steps = title, num_clips, num_steps
         self._done = 0
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> "CountedBar":
-        self._bar = tqdm(
+        self._bar = Bar(
             total=self._num_clips * self._num_steps, desc=self._title, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5
         )
         return self
@@ -142,5 +150,5 @@ class CountedBar:
 
 def each(title: str, items: Sequence[T]) -> Iterator[T]:
     """The items one after another, under a bar that says how many are done."""
-    with tqdm(items, desc=title, unit="clip", file=sys.stderr, dynamic_ncols=True, mininterval=0.5) as bar:
+    with Bar(items, desc=title, unit="clip", file=sys.stderr, dynamic_ncols=True, mininterval=0.5) as bar:
         yield from bar

@@ -303,7 +303,7 @@ def test_a_sample_that_fails_ends_with_1_and_the_others_are_made(generate, here,
 
 
 def test_latents_that_no_memory_was_left_to_decode_are_kept(generate, here, capsys, monkeypatch):
-    def no_room(*arguments):
+    def no_room(*arguments, grid):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(components, "tiled_decode", no_room)

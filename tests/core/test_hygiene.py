@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "loaded": {"errors", "checkpoint"},
     "references": {"errors", "geometry", "sampling", "video"},
     "request": {"errors", "geometry", "references", "sampling", "text", "video"},
-    "model_files": {"errors", "checkpoint", "evaluation", "text", "transformer", "geometry"},
+    "model_files": {"errors", "checkpoint", "evaluation", "text", "transformer", "geometry", "loaded"},
     "allocation": set(),
     "footprint": {
         "allocation",

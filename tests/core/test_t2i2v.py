@@ -12,7 +12,7 @@ from opensora_core import cli, pipeline as pipeline_module
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.flux import painter
 from opensora_core.flux.painter import PictureRequest
-from opensora_core.loaded import SHARED
+from opensora_core.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.sampling.conditioning import fit_image
 
@@ -38,15 +38,16 @@ def request(**changes):
 @pytest.fixture
 def reads(monkeypatch):
     """What is read, in its order, and which models were in memory at that time."""
-    gc.collect()  # other tests' pipelines: what they still hold is not read again
-    found = []
+    shared, found = LoadedModels(), []
+    for module in (pipeline_module, painter):  # not what other tests' pipelines still hold
+        monkeypatch.setattr(module, "SHARED", shared)
 
     def watch(module, name, kind):
         read = getattr(module, name)
 
         def watched(*arguments, **keywords):
             gc.collect()
-            found.append((kind, {entry.key.kind for entry in SHARED.listing()}))
+            found.append((kind, {entry.key.kind for entry in shared.listing()}))
             return read(*arguments, **keywords)
 
         monkeypatch.setattr(module, name, watched)
