@@ -18,10 +18,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", default="training/runs/small", help="of the training states (default training/runs/small)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="more than one only pays on cores that nothing else uses")
+    parser.add_argument("--transformer-steps", type=int, help="in place of the recipe's, to train it longer")
     args = parser.parse_args(arguments)
     common = ["--folder", args.folder, "--device", args.device, "--threads", str(args.threads)]
     for stage in (vae, data, decoder, transformer):
-        stage.main(common)
+        longer = ["--steps", str(args.transformer_steps)] if stage is transformer and args.transformer_steps else []
+        stage.main([*common, *longer])
     export.main([args.out, "--folder", args.folder])
 
 
