@@ -33,7 +33,7 @@ EVERYTHING, AUTO = "everything", "auto"
 OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 # Layers that read the weights of the layers inside them and so must have all of them at once: vae/layers.py.
-_WHOLE = ["Upsample"]
+_WHOLE = ["Encoder", "Decoder", "Upsample"]
 # Where a decode's activations are parked.
 _HOME = torch.device("cpu")
 # Page-locked where it cannot be asked how much main memory is free.
@@ -338,10 +338,7 @@ def _free_for_tiles(latent_shape, config: VAEConfig | DCAEConfig, placement: Pla
 
 def _ram_for_parking(placement: Placement) -> int:
     """Main memory that a decode may park activations in."""
-    # Layers that come to the device one by one have their whole input brought along.
-    if placement.device.type == "cpu" or placement.mode == MINIMAL:
-        return 0
-    return free_bytes(_HOME) or 0
+    return 0 if placement.device.type == "cpu" else free_bytes(_HOME) or 0
 
 
 def _by_layers(module: nn.Module, device: torch.device) -> None:

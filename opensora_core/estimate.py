@@ -266,9 +266,7 @@ class Need:
         itemsize = 4 if self.plain == "fp32" else 2
         finished = 3 * request.num_frames * request.height * request.width * itemsize
         free = self.memory.free - staying.num_bytes - weights - finished - self._context()
-        # As components.VideoVAE has it: layer by layer, and on the CPU, nothing is parked.
-        can_park = self.memory.device != "cpu" and self.settings.offload != MINIMAL
-        ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if can_park else 0
+        ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if self.memory.device != "cpu" else 0
         tiling, note = choose_decode(self.settings.decode_policy, vae, self.latent_shape, request.tiling, itemsize, max(0, free), ram)
         if tiling.parked:  # the finished frames stay in main memory too
             tile, rest = tile_decode_bytes(vae, self.latent_shape, tiling, itemsize), 0

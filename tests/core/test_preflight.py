@@ -341,8 +341,7 @@ def test_decoding_is_parked_in_main_memory_where_that_has_room():
         found = preflight(replace(LOW, settings=Settings(decode_policy=policy)), MODEL, memory)
         assert found.fits and found.asked.tiling == Tiling(parked=True)
         assert "activations in main memory" in found.report() and "activations of the decode" in found.report()
-    for settings in (Settings(offload="minimal"), Settings(decode_policy="low_memory")):
-        assert not preflight(replace(LOW, settings=settings), MODEL, memory).asked.tiling.parked
+    assert not preflight(replace(LOW, settings=Settings(decode_policy="low_memory")), MODEL, memory).asked.tiling.parked
 
 
 def test_decoding_finds_its_way_and_an_exact_one_that_does_not_fit_is_a_problem():

@@ -1,5 +1,6 @@
 """The decode with activations in main memory: the same frames, little on the device, chosen where it is needed and said."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from opensora_core import components
 from opensora_core.config import HUNYUAN_VAE, VIDEO_DC_AE, Tiling
 from opensora_core.vae import layers
 from opensora_core.vae.memory import GIB, choose_decode, decode_bytes, parked_decode_bytes, parking_bytes, tile_decode_bytes
@@ -101,6 +103,16 @@ def test_the_device_works_on_parts_only(vae, monkeypatch):
         frames = vae.decode(latents, home=HOME)
         hook.remove()
     assert torch.equal(frames, expected) and memories.brought > 100 and len(memories.parked) > 10
+
+
+@pytest.mark.parametrize("home", [None, HOME])
+def test_a_decode_in_chunks_finds_its_weights_when_they_come_from_main_memory(vae, monkeypatch, home):
+    pytest.importorskip("accelerate")
+    small_chunks(monkeypatch, 2**9)
+    latents = torch.randn(1, TINY.latent_channels, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    model = copy.deepcopy(vae)
+    components._by_layers(model, torch.device("cpu"))
+    assert torch.equal(model.decode(latents, home), vae.decode(latents))
 
 
 class DevicePeak(AllocationPeak):
