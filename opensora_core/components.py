@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .errors import OpenSoraError
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
 from .offload.stream import BlockStream, module_bytes
 from .quantised import PRECISIONS as QUANTISED, precision_format
-from .vae.memory import POLICIES, choose_decode
+from .vae.memory import PARKED_WORDS, POLICIES, choose_decode, park_decode
 from .vae.tiling import check_tiling, posterior, tiled_decode, tiled_encode
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,9 @@ EVERYTHING, AUTO = "everything", "auto"
 OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 # Layers that read the weights of the layers inside them and so must have all of them at once: vae/layers.py.
-_WHOLE = ["Upsample"]
+_WHOLE = ["Encoder", "Decoder", "Upsample"]
+# Where a decode's activations are parked.
+_HOME = torch.device("cpu")
 # Page-locked where it cannot be asked how much main memory is free.
 _PINNED_BLINDLY = 4 * 2**30
 
@@ -241,30 +244,44 @@ class VideoVAE:
         """A function from latents [1, C, T, H, W] (transformer's scale) and progress to pixels [1, 3, T, H, W], about -1..1.
 
         With it comes a list of the lines to show where memory makes the decode other than exact; they are logged too.
-        With the policy auto, a tile that the device has no room for after all is tried once more in temporal tiles.
+        A tile that the device has no room for after all is tried again with activations in main memory, the policies auto and
+        exact permitting it; then, with auto, in temporal tiles.
         """
         placement, notes = self._placement, []
         with self._component.at_work() as vae:
 
-            def choose(policy: str) -> Tiling:
-                free = _free_for_tiles(latent_shape, vae.config, placement)
-                tiling, note = choose_decode(policy, vae.config, latent_shape, self.tiling, placement.dtype.itemsize, free)
+            def told(tiling: Tiling, note: str | None) -> Tiling:
                 if note:
                     logger.warning("%s", note)
                     notes.append(note)
                 return tiling
+
+            def choose(policy: str) -> Tiling:
+                free = _free_for_tiles(latent_shape, vae.config, placement)
+                itemsize, ram = placement.dtype.itemsize, _ram_for_parking(placement)
+                return told(*choose_decode(policy, vae.config, latent_shape, self.tiling, itemsize, free, ram))
+
+            def after(tiling: Tiling) -> Tiling | None:
+                if self._policy == "low_memory" or tiling.temporal_tile != vae.config.in_tiles(Tiling()).temporal_tile:
+                    return None
+                parked = park_decode(vae.config, latent_shape, tiling, placement.dtype.itemsize, _ram_for_parking(placement))
+                if parked is not None:
+                    return told(parked, f"{PARKED_WORDS}: the device ran out of memory.")
+                return choose("low_memory") if self._policy == "auto" else None
 
             def decode(latents: Tensor, progress: Progress | None = None) -> Tensor:
                 nonlocal tiling
                 latents = (latents.to(placement.device).float() / vae.config.latent_scale).to(placement.dtype)
 
                 def tiles() -> Tensor:
-                    return tiled_decode(vae.decode, latents, tiling, progress, grid=vae.config.grid)
+                    function = partial(vae.decode, home=_HOME) if tiling.parked else vae.decode
+                    return tiled_decode(function, latents, tiling, progress, grid=vae.config.grid)
 
-                is_last = self._policy != "auto" or tiling.temporal_tile != vae.config.in_tiles(Tiling()).temporal_tile
-                if is_last or (frames := unless_out_of_memory(tiles)) is None:
-                    tiling = tiling if is_last else choose("low_memory")
-                    frames = tiles()
+                while (frames := unless_out_of_memory(tiles)) is None:
+                    smaller = after(tiling)
+                    if smaller is None:
+                        return tiles()  # what it raises is for the caller
+                    tiling = smaller
                 return frames
 
             tiling = choose(self._policy)
@@ -317,6 +334,11 @@ def _free_for_tiles(latent_shape, config: VAEConfig | DCAEConfig, placement: Pla
     grid = config.grid
     finished = config.in_channels * grid.pixel_frames(frames) * height * width * grid.space**2 * placement.dtype.itemsize
     return max(0, free - finished)
+
+
+def _ram_for_parking(placement: Placement) -> int:
+    """Main memory that a decode may park activations in."""
+    return 0 if placement.device.type == "cpu" else free_bytes(_HOME) or 0
 
 
 def _by_layers(module: nn.Module, device: torch.device) -> None:

@@ -56,11 +56,16 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Overlapping tiles. Sizes in pixels and frames; overlap as a share of a tile. 0 = not tiled along that axis."""
+    """Overlapping tiles. Sizes in pixels and frames; overlap as a share of a tile. 0 = not tiled along that axis.
+
+    Attributes:
+        parked: decode with activations in main memory, parts of them at a time on the device (vae/layers.py): the same frames.
+    """
 
     tile_size: int = 256
     overlap: float = 0.25
     temporal_tile: int = 0
+    parked: bool = False
 
 
 @dataclass(frozen=True)

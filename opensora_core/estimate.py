@@ -25,7 +25,7 @@ from .footprint import (
 from .geometry import CAUSAL, LARGEST, Grid, check_largest
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, at_least, at_most, least_bytes, make_plan
 from .sampling.guidance import Guidance, num_forwards
-from .vae.memory import MARGIN, POLICIES, choose_decode
+from .vae.memory import MARGIN, POLICIES, choose_decode, parking_bytes, tile_decode_bytes
 
 AUTO = "auto"
 OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
@@ -225,6 +225,7 @@ class Need:
             *self._libraries(),
         )
         self.transformer_plan = self._plan(self.transformer, one + rest)
+        self.parked_bytes = 0  # in main memory; known after `decode`
 
     def text(self) -> Stage:
         t5, clip_bytes = text_weights(self.model.text, self.text_precision, self.model.stored_text)
@@ -265,8 +266,13 @@ class Need:
         itemsize = 4 if self.plain == "fp32" else 2
         finished = 3 * request.num_frames * request.height * request.width * itemsize
         free = self.memory.free - staying.num_bytes - weights - finished - self._context()
-        tiling, note = choose_decode(self.settings.decode_policy, vae, self.latent_shape, request.tiling, itemsize, max(0, free))
-        tile, rest = decode_peak(vae, self.plain, self.latent_shape, tiling)
+        ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if self.memory.device != "cpu" else 0
+        tiling, note = choose_decode(self.settings.decode_policy, vae, self.latent_shape, request.tiling, itemsize, max(0, free), ram)
+        if tiling.parked:  # the finished frames stay in main memory too
+            tile, rest = tile_decode_bytes(vae, self.latent_shape, tiling, itemsize), 0
+            self.parked_bytes = parking_bytes(vae, self.latent_shape, tiling, itemsize)
+        else:
+            tile, rest = decode_peak(vae, self.plain, self.latent_shape, tiling)
         items = (
             staying,
             Item("VAE's weights", weights, self.plain),
@@ -304,6 +310,8 @@ class Need:
         ]
         name, most = max(converted, key=lambda pair: pair[1], default=("", 0))
         items = (process, Item(f"the {name}'s weights, converted on reading", most), frames)
+        if self.parked_bytes:
+            items += (Item("activations of the decode", self.parked_bytes),)
         return Stage("RAM", items)
 
     def _plan(self, weights: Weights, work_bytes: int) -> Plan:
@@ -348,6 +356,8 @@ def _plan_words(plan: Plan) -> str:
 
 def _tiling_words(tiling: Tiling, request: Request) -> str:
     space = f"{tiling.tile_size} pixels" if tiling.tile_size else "whole pictures"
+    if tiling.parked:
+        space += ", activations in main memory"
     if tiling.temporal_tile and tiling.temporal_tile < request.num_frames:
         return f"{space}, {tiling.temporal_tile} frames at a time"
     exact = ": exact" if (tiling.tile_size, tiling.overlap) == (Tiling().tile_size, Tiling().overlap) else ""

@@ -1,6 +1,8 @@
 """Clips through any Open-Sora VAE: encode and decode in tiles, within the host's memory, with progress and one fallback."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import comfy.model_management
 import torch
@@ -9,16 +11,19 @@ from torch import Tensor
 from ...opensora_core.config import DCAEConfig, Tiling, VAEConfig
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid
-from ...opensora_core.vae.memory import MARGIN, choose_decode, encode_bytes, tile_decode_bytes
+from ...opensora_core.vae.memory import MARGIN, PARKED_WORDS, choose_decode, encode_bytes, park_decode, tile_decode_bytes
 from ...opensora_core.vae.tiling import tiled_decode, tiled_encode
 from .out_of_memory import unless_out_of_memory
-from .vae import HostCalls, TileProgress, check_latent_shape, exact_codec, largest_tile, latents_of, vae_config
+from .vae import HostCalls, TileProgress, VAENetwork, check_latent_shape, exact_codec, largest_tile, latents_of, vae_config
 
 Report = Callable[[str], None]
 
 # Activations of the host's network, whole clip in time, over the core's: it pads whole clips and stores enlarged ones.
 # Counted on the CPU: 1166 values per pixel and frame, against the core's 668 for a 256-pixel tile of 129 frames.
 HOST_APPETITE = 2.0
+
+# Where a decode's activations are parked.
+_HOME = torch.device("cpu")
 
 
 def empty(shape: tuple[int, int, int, int, int], grid: Grid = CAUSAL) -> dict:
@@ -51,12 +56,18 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     needed = int(appetite * MARGIN * tile_decode_bytes(config, shape, tiling, dtype_bytes))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
     free = vae.patcher.get_free_memory(vae.device)
-    chosen, note = choose_decode(policy, config, shape, tiling, dtype_bytes, int(free / appetite))
+    ram = _ram_for_parking(vae)
+    chosen, note = choose_decode(policy, config, shape, tiling, dtype_bytes, int(free / appetite), ram)
     if note:
         report(note)
     images = unless_out_of_memory(lambda: _decode(vae, samples, chosen))
+    parked = park_decode(config, shape, chosen, dtype_bytes, ram) if images is None and policy != "low_memory" else None
+    if parked is not None:
+        report(f"{PARKED_WORDS}: the device ran out of memory.")
+        images = unless_out_of_memory(lambda: _decode(vae, samples, parked))
     if images is not None:
         return images
+    chosen = replace(chosen, parked=False)
     # Asked for half of what was too much, the policy answers with temporal tiles, or with smaller ones where it has those already.
     smaller = chosen
     if policy != "exact":
@@ -124,7 +135,8 @@ def _decode(vae, samples: Tensor, tiling: Tiling) -> Tensor:
     clips = []
     with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
         for latents in samples.split(1):
-            pixels = tiled_decode(_on_device(vae, codec.decode), latents, tiling, progress, grid=codec.config.grid)
+            function = partial(codec.decode, home=_HOME) if tiling.parked else codec.decode
+            pixels = tiled_decode(_on_device(vae, function), latents, tiling, progress, grid=codec.config.grid)
             clips.append(vae.process_output(pixels)[0].movedim(0, -1))
     return clips[0] if len(clips) == 1 else torch.cat(clips)
 
@@ -151,6 +163,13 @@ def _dtype_bytes(vae) -> int:
 
 def _appetite(vae) -> float:
     return 1.0 if isinstance(vae.first_stage_model, HostCalls) else HOST_APPETITE
+
+
+def _ram_for_parking(vae) -> int:
+    """Main memory that our own VAE may park activations in while it decodes."""
+    if not isinstance(vae.first_stage_model, VAENetwork) or comfy.model_management.is_device_cpu(vae.device):
+        return 0
+    return comfy.model_management.get_free_memory(_HOME)
 
 
 def _words(tiling: Tiling) -> str:

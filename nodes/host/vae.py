@@ -96,6 +96,10 @@ class HostCalls:
 class VAENetwork(HostCalls, CausalVAE):
     """The causal VAE behind the host's calls."""
 
+    def decode_tile(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
+        """Decode without tiling, activations parked at home if one is given; [B, C, t, h, w] -> [B, 3, T, H, W]."""
+        return CausalVAE.decode(self, latents, home)
+
     def encode_tile(self, pixels: Tensor) -> Tensor:
         """Encode without tiling; [B, 3, T, H, W] -> moments."""
         return self.encode_moments(pixels)

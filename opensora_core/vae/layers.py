@@ -6,6 +6,10 @@ in time only on the past side. Parameter names are those of the released Hunyuan
 Large tensors are normalised and convolved a few frames at a time, with the statistics of the whole clip: a clip's
 normalised copy, its padded copy and the library's own work buffers never exist at full size. The result is the same
 to rounding, and on a CPU it is faster (measured by benchmarks/vae_decode.py).
+
+Where a layer is given a `device`, its input may be parked on another, in main memory: parts of it are brought to the
+device as they are needed, and the output is parked where the input is. Statistics are taken of one group of channels
+at a time and parts are the same, so the same kernels see the same values: parking changes no result.
 """
 
 from collections.abc import Callable
@@ -23,10 +27,20 @@ CHUNK_ELEMENTS_CPU = 2**22
 CHUNK_ELEMENTS = 2**26
 
 
-def chunk_frames(x: Tensor) -> int:
-    """Frames of x [B, C, T, H, W] that one chunk holds, at least 2."""
-    limit = CHUNK_ELEMENTS_CPU if x.device.type == "cpu" else CHUNK_ELEMENTS
+def chunk_frames(x: Tensor, device: torch.device | None = None) -> int:
+    """Frames of x [B, C, T, H, W] that one chunk on `device` (x's without one) holds, at least 2."""
+    limit = CHUNK_ELEMENTS_CPU if (device or x.device).type == "cpu" else CHUNK_ELEMENTS
     return max(2, limit * x.shape[2] // max(1, x.numel()))
+
+
+def bring(part: Tensor, device: torch.device | None) -> Tensor:
+    """A part of a clip where it is worked on: where it is, without a device."""
+    return part if device is None else part.to(device)
+
+
+def park(like: Tensor, shape: tuple[int, ...], home: torch.device) -> Tensor:
+    """Room for a whole clip where such clips are kept."""
+    return like.new_empty(shape, device=home)
 
 
 def causal_pad(x: Tensor, first: int, last: int) -> Tensor:
@@ -51,10 +65,10 @@ class CausalConv3d(nn.Module):
         step = max(1, chunk_frames(x) // self.time_stride)
         if step >= num_frames:
             return self.frames(x, 0, num_frames)
-        return _join(lambda start, stop: self.frames(x, start, stop), num_frames, step)
+        return _join(lambda start, stop: self.frames(x, start, stop), num_frames, step, x.device)
 
     def frames(self, x: Tensor, start: int, stop: int, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Output frames start .. stop - 1 of the clip x, each input frame passed through `prepare` first."""
+        """Output frames start .. stop - 1 of the clip x, each part of the input passed through `prepare` first."""
         first, last = start * self.time_stride, (stop - 1) * self.time_stride + 1
         past = 0 if self.kernel_size == 1 else KERNEL - 1
         used = x[:, :, max(0, first - past) : last]
@@ -62,44 +76,47 @@ class CausalConv3d(nn.Module):
         return self.conv(used if self.kernel_size == 1 else causal_pad(used, min(0, first - past), used.shape[2]))
 
 
-def _join(part_of: Callable[[int, int], Tensor], num_frames: int, step: int) -> Tensor:
-    """One tensor of `num_frames` frames from the parts that part_of(start, stop) gives."""
+def _join(part_of: Callable[[int, int], Tensor], num_frames: int, step: int, home: torch.device) -> Tensor:
+    """One tensor of `num_frames` frames, kept at home, from the parts that part_of(start, stop) gives."""
     out = None
     for start in range(0, num_frames, step):
         part = part_of(start, min(start + step, num_frames))
         if out is None:
-            out = part.new_empty((*part.shape[:2], num_frames, *part.shape[3:]))
+            out = park(part, (*part.shape[:2], num_frames, *part.shape[3:]), home)
         out[:, :, start : start + step] = part
+        del part  # before the next one is made
     return out
 
 
-def norm_silu_conv(norm: nn.Module, conv: CausalConv3d, x: Tensor) -> Tensor:
+def norm_silu_conv(norm: nn.Module, conv: CausalConv3d, x: Tensor, device: torch.device | None = None) -> Tensor:
     """conv(silu(norm(x))), in chunks where x is larger than one. `conv` has stride 1."""
-    step = chunk_frames(x)
+    step = chunk_frames(x, device)
     if step >= x.shape[2]:
-        h = norm(x)
+        h = norm(bring(x, device))
         h = F.silu(h, inplace=True)
-        return conv(h)
-    prepare = _normaliser(norm, x)
-    return _join(lambda start, stop: conv.frames(x, start, stop, prepare), x.shape[2], step)
+        h = conv(h)
+        return h.to(x.device)
+    prepare = _normaliser(norm, x, device)
+    return _join(lambda start, stop: conv.frames(x, start, stop, prepare), x.shape[2], step, x.device)
 
 
-def _normaliser(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """silu(norm(...)) for parts of x, with the statistics of all of x."""
+def _normaliser(norm: nn.Module, x: Tensor, device: torch.device | None) -> Callable[[Tensor], Tensor]:
+    """silu(norm(...)), on the device, for parts of x, with the statistics of all of x."""
     wide = torch.promote_types(x.dtype, torch.float32)
     means, scales = [], []
     for group in x.chunk(norm.num_groups, dim=1):
-        group = group.to(wide)
+        group = bring(group, device).to(wide)
         mean = group.mean((1, 2, 3, 4), keepdim=True)
         variance = (group - mean).square_().mean((1, 2, 3, 4), keepdim=True)
         width = group.shape[1]
         means.append(mean.expand(-1, width, -1, -1, -1))
         scales.append(torch.rsqrt(variance + norm.eps).expand(-1, width, -1, -1, -1))
+        del group  # before the next one is brought
     # The host may keep parameters elsewhere or in another type.
-    weight, bias = (p.to(x.device, wide).view(1, -1, 1, 1, 1) for p in (norm.weight, norm.bias))
+    weight, bias = (p.to(device or x.device, wide).view(1, -1, 1, 1, 1) for p in (norm.weight, norm.bias))
     scale = torch.cat(scales, 1) * weight
     shift = bias - torch.cat(means, 1) * scale
-    return lambda part: F.silu((part * scale).add_(shift), inplace=True).to(x.dtype)
+    return lambda part: F.silu((bring(part, device) * scale).add_(shift), inplace=True).to(x.dtype)
 
 
 class ResnetBlock(nn.Module):
@@ -115,24 +132,25 @@ class ResnetBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels, **factory)
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel_size=1, **factory) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = norm_silu_conv(self.norm1, self.conv1, x)
-        step = chunk_frames(h)
+    def forward(self, x: Tensor, device: torch.device | None = None) -> Tensor:
+        h = norm_silu_conv(self.norm1, self.conv1, x, device)
+        step = chunk_frames(h, device)
         if step >= h.shape[2]:
-            h = self.norm2(h)  # one name for every temporary, so that each is freed as soon as the next exists
+            h = self.norm2(bring(h, device))  # one name for every temporary, so that each is freed as soon as the next exists
             h = F.silu(h, inplace=True)
             h = self.conv2(h)
-            return h.add_(self._shortcut(x, 0, x.shape[2]))
-        prepare = _normaliser(self.norm2, h)
+            return h.add_(self._shortcut(x, 0, x.shape[2], device)).to(x.device)
+        prepare = _normaliser(self.norm2, h, device)
         out = torch.empty_like(h) if h.requires_grad else h
         # From the last frame to the first: a convolution reads no later frame, so h can be overwritten as it is used up.
         for start in reversed(range(0, h.shape[2], step)):
             stop = min(start + step, h.shape[2])
-            out[:, :, start:stop] = self.conv2.frames(h, start, stop, prepare).add_(self._shortcut(x, start, stop))
+            out[:, :, start:stop] = self.conv2.frames(h, start, stop, prepare).add_(self._shortcut(x, start, stop, device))
         return out
 
-    def _shortcut(self, x: Tensor, start: int, stop: int) -> Tensor:
-        return x[:, :, start:stop] if self.conv_shortcut is None else self.conv_shortcut.frames(x, start, stop)
+    def _shortcut(self, x: Tensor, start: int, stop: int, device: torch.device | None) -> Tensor:
+        part = bring(x[:, :, start:stop], device)
+        return part if self.conv_shortcut is None else self.conv_shortcut.frames(part, 0, stop - start)
 
 
 def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -213,16 +231,17 @@ class Upsample(nn.Module):
         self.doubles_time = factors[0] == 2
         self.conv = CausalConv3d(channels, channels, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, device: torch.device | None = None) -> Tensor:
         batch, _, frames, height, width = x.shape
-        bias, kernels = self._kernels(x)
+        bias, kernels = self._kernels(x, device or x.device)
         convolve = self.conv.conv._conv_forward  # the layer's own, with other weights: the host's has cures for faulty libraries
         out_frames = 2 * frames - 1 if self.doubles_time else frames
-        out = x.new_empty((batch, bias.shape[0], out_frames, 2 * height, 2 * width))
-        step = chunk_frames(x)
+        out = park(x, (batch, bias.shape[0], out_frames, 2 * height, 2 * width), x.device)
+        step = chunk_frames(x, device)
         for start in range(0, frames, step):
             stop = min(start + step, frames)
-            padded = causal_pad(x, start - (1 if self.doubles_time else KERNEL - 1), stop)
+            first = start - (1 if self.doubles_time else KERNEL - 1)
+            padded = causal_pad(bring(x[:, :, max(0, first) : stop], device), min(0, first), stop - max(0, first))
             for (row, column), by_time in kernels.items():
                 window = padded[..., row : row + height + 1, column : column + width + 1].contiguous()
                 target = out[..., row::2, column::2]
@@ -236,14 +255,14 @@ class Upsample(nn.Module):
                     target[:, :, 2 * odd - 1 : 2 * stop - 2 : 2] = convolve(window[:, :, odd - start :], by_time[1], bias)
         return out
 
-    def _kernels(self, x: Tensor) -> tuple[Tensor, dict[tuple[int, int], list[Tensor]]]:
-        """The bias, and for each (row, column) parity its kernels, one or one per parity of time, where and as x is."""
+    def _kernels(self, x: Tensor, device: torch.device) -> tuple[Tensor, dict[tuple[int, int], list[Tensor]]]:
+        """The bias, and for each (row, column) parity its kernels, one or one per parity of time, on the device, in x's type."""
         conv = self.conv.conv
         # The host may keep parameters elsewhere or in another type; taps are added in at least fp32, then rounded once.
-        weight = conv.weight.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        weight = conv.weight.to(device, torch.promote_types(x.dtype, torch.float32))
         in_time = [_taps(weight, 2, parity) for parity in (0, 1)] if self.doubles_time else [weight]
         kernels = {(row, column): [_taps(_taps(w, 3, row), 4, column).to(x.dtype) for w in in_time] for row in (0, 1) for column in (0, 1)}
-        return conv.bias.to(x.device, x.dtype), kernels
+        return conv.bias.to(device, x.dtype), kernels
 
 
 def _taps(weight: Tensor, axis: int, parity: int) -> Tensor:

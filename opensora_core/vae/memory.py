@@ -19,6 +19,7 @@ from .tiling import MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, check_tiling
 POLICIES = ("auto", "exact", "low_memory")
 MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
 GIB = 2**30
+PARKED_WORDS = "Clip decoded exactly, with activations in main memory: slower"
 
 Size = tuple[int, int, int]  # frames, height, width
 
@@ -37,6 +38,18 @@ def decode_bytes(config: VAEConfig | DCAEConfig, latent_frames: int, latent_heig
     return max(activations, _merging_bytes(config, dtype_bytes))
 
 
+def parked_decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
+    """As decode_bytes, of what is on the device when activations are parked in main memory."""
+    size = latent_frames, latent_height, latent_width
+    activations = dtype_bytes * max(_ParkedWalk(config, dtype_bytes).decode(size))
+    return max(activations, _merging_bytes(config, dtype_bytes))
+
+
+def parking_bytes(config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+    """Main memory that a parked decode fills at most, in bytes: no more than the largest tile's activations on the device would."""
+    return tile_decode_bytes(config, latent_shape, replace(tiling, parked=False), dtype_bytes)
+
+
 def encode_bytes(config: VAEConfig | DCAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
     """Peak of the activations of encoding one tile (or untiled clip) of this size in frames and pixels, in bytes."""
     if isinstance(config, DCAEConfig):
@@ -45,18 +58,26 @@ def encode_bytes(config: VAEConfig | DCAEConfig, num_frames: int, height: int, w
 
 
 def choose_decode(
-    policy: str, config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int, free_bytes: int
+    policy: str,
+    config: VAEConfig | DCAEConfig,
+    latent_shape: tuple[int, ...],
+    tiling: Tiling,
+    dtype_bytes: int,
+    free_bytes: int,
+    ram_bytes: int = 0,
 ) -> tuple[Tiling, str | None]:
     """The tiling to decode with, and one line for the user if it is not the one that was asked for.
 
     Args:
         policy: "exact": `tiling` as it is. "auto": as it is if that fits, else temporal tiles, else smaller tiles
             too. "low_memory": temporal tiles at once. For a VAE that has temporal tiles of its own: shorter ones.
+            Where "exact" and "auto" do not fit as they are, activations are parked in main memory first, if that fits.
         config: the VAE.
         latent_shape: [B, C, T, H, W] (or any that ends in T, H, W; the batch then counts as 1).
         tiling: what was asked for; what it leaves to the VAE (config.in_tiles) is filled in.
         dtype_bytes: of one value.
         free_bytes: free on the device, with the VAE's weights already there.
+        ram_bytes: main memory that activations may be parked in; 0 where they cannot be, or where the device works in it.
 
     Raises:
         OpenSoraError: an unknown policy or impossible tiling.
@@ -68,7 +89,14 @@ def choose_decode(
     def need(candidate: Tiling) -> int:
         return int(MARGIN * tile_decode_bytes(config, latent_shape, candidate, dtype_bytes))
 
-    if policy == "exact" or (policy == "auto" and need(tiling) <= free_bytes):
+    is_exact = policy != "low_memory"
+    if is_exact and need(tiling) <= free_bytes:
+        return tiling, None
+    parked = park_decode(config, latent_shape, tiling, dtype_bytes, ram_bytes) if is_exact else None
+    if parked is not None and need(parked) <= free_bytes:
+        why = f"tiles as asked for need {need(tiling) / GIB:.2f} GiB and {free_bytes / GIB:.2f} GiB are free"
+        return parked, f"{PARKED_WORDS} ({need(parked) / GIB:.2f} GiB of it on the device): {why}."
+    if policy == "exact":
         return tiling, None
     frames, short = config.grid.pixel_frames(latent_shape[-3]), config.short_tile
     # Temporal tiles that were asked for stay as they are; a clip no longer than one has nothing to cut.
@@ -88,6 +116,15 @@ def choose_decode(
     return chosen, f"Decoding in {' and '.join(changes)} ({uses}): {reason}. Frames differ slightly from an exact decode."
 
 
+def park_decode(
+    config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int, ram_bytes: int
+) -> Tiling | None:
+    """The same tiles with activations in main memory; None if there is no room, or if they are there already. For `choose_decode`."""
+    if tiling.parked or isinstance(config, DCAEConfig) or parking_bytes(config, latent_shape, tiling, dtype_bytes) > ram_bytes:
+        return None
+    return replace(tiling, parked=True)
+
+
 def tile_decode_bytes(config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
     """`decode_bytes` of the largest tile of a clip, for the whole batch."""
     frames, height, width = latent_shape[-3:]
@@ -95,7 +132,8 @@ def tile_decode_bytes(config: VAEConfig | DCAEConfig, latent_shape: tuple[int, .
     side = tiling.tile_size // config.grid.space if tiling.tile_size else max(height, width)
     length = tiling.temporal_tile // TIME_COMPRESSION if tiling.temporal_tile else frames
     tile_frames = frames if frames <= length else length + config.grid.is_causal  # a temporal tile is one latent frame longer
-    return batch * decode_bytes(config, tile_frames, min(height, side), min(width, side), dtype_bytes)
+    count = parked_decode_bytes if tiling.parked else decode_bytes
+    return batch * count(config, tile_frames, min(height, side), min(width, side), dtype_bytes)
 
 
 def _first_that_fits(tiling: Tiling, need: Callable[[Tiling], int], free_bytes: int, multiple: int) -> Tiling:
@@ -198,6 +236,46 @@ class _Walk:
         padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
         part = 2 * padded + _elements(channels, (frames, *size[1:]))
         return _elements(channels, size) + _elements(channels, _up(size, step)) + part + _merged_taps(step) * channels**2
+
+
+class _ParkedWalk(_Walk):
+    """The layers of a decode whose clips are in main memory from the middle block on: parts of them are on the device."""
+
+    def __init__(self, config: VAEConfig, dtype_bytes: int):
+        super().__init__(config, dtype_bytes)
+        self.is_parked = False
+
+    def mid(self, channels: int, size: Size) -> Iterator[int]:
+        yield from super().mid(channels, size)
+        self.is_parked = True
+
+    def normed_conv(self, width_in: int, width_out: int, size: Size) -> int:
+        if not self.is_parked or _chunk(width_in, size) >= size[0]:
+            return super().normed_conv(width_in, width_out, size)
+        return self.normed_chunk(width_in, width_out, size, _chunk(width_in, size))
+
+    def normed_chunk(self, width_in: int, width_out: int, size: Size, step: int) -> int:
+        """Also the part as it comes from main memory: while it is normalised, and a group's beside its fp32 copy."""
+        own = super().normed_chunk(width_in, width_out, size, step)
+        if not self.is_parked:
+            return own
+        normalised = _elements(width_in, (min(size[0], step + KERNEL - 1), *size[1:]))
+        group = _elements(width_in, size) // self.config.norm_groups
+        return max(own, 2 * self.wide * group, (1 + self.wide) * normalised)
+
+    def resnet(self, width_in: int, width_out: int, size: Size) -> int:
+        step = _chunk(width_out, size)
+        if not self.is_parked or step >= size[0]:
+            return super().resnet(width_in, width_out, size)
+        out, part = (_elements(width, (step, *size[1:])) for width in (width_out, width_in))
+        added = out + part + (out if width_in != width_out else 0)
+        second = self.normed_chunk(width_out, width_out, size, step)
+        return max(self.normed_conv(width_in, width_out, size), second, added)
+
+    def upsample(self, channels: int, size: Size, step: Size) -> int:
+        frames = min(size[0], _chunk(channels, size))
+        padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
+        return 2 * padded + _elements(channels, (frames, *size[1:])) + _merged_taps(step) * channels**2
 
 
 def _elements(channels: int, size: Size) -> int:

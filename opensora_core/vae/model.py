@@ -93,14 +93,17 @@ class Decoder(nn.Module):
         )
         self.conv_out = CausalConv3d(widths[-1], config.in_channels, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, home: torch.device | None = None) -> Tensor:
+        """With a home, every clip after the middle block is parked there, the frames too; only parts come to x's device."""
+        device = x.device if home is not None else None
         x = self.conv_in(x)
         x = self.mid_block(x)
+        x = x if home is None else x.to(home)
         # Layer by layer: a caller that waits for a block keeps the block's input alive, twice the width of the rest.
         for block in self.up_blocks:
             for layer in (*block.resnets, *block.upsamplers):
-                x = layer(x)
-        return norm_silu_conv(self.conv_norm_out, self.conv_out, x)
+                x = layer(x, device)
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x, device)
 
 
 class CausalVAE(nn.Module):
@@ -152,20 +155,22 @@ class CausalVAE(nn.Module):
         check_size(*pixels.shape[3:], multiple=SPACE_COMPRESSION)
         return self.quant_conv(self.encoder(pixels))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
         """Frames of a clip.
 
         Args:
             latents: [B, latent_channels, t, h, w], unscaled, `self.dtype`.
+            home: where activations larger than the middle block's are parked between layers, with parts of them only on
+                the latents' device; None for all of them there. It makes no difference to the frames.
 
         Returns:
-            [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w], about -1..1, not clamped.
+            [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w], about -1..1, not clamped; at home, if one is given.
 
         Raises:
             OpenSoraError: another rank or channel count.
         """
         _check_video(latents, self.config.latent_channels, "latents")
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder(self.post_quant_conv(latents), home)
 
 
 def _check_config(config: VAEConfig) -> None:

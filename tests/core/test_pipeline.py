@@ -374,6 +374,27 @@ def test_a_decode_that_runs_out_of_memory_is_tried_once_more_in_temporal_tiles(t
     assert all(abs(a.astype(int) - b).max() <= 1 for a, b in zip(frames[0], result.frames[0], strict=True))
 
 
+@pytest.mark.parametrize("policy", ["auto", "exact"])
+def test_a_decode_that_runs_out_of_memory_is_first_parked_in_main_memory(tiny_checkpoint, cat, monkeypatch, policy):
+    settings = {**SMALL, "num_inference_steps": 1}
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    expected = pixels(pipe(cat, **settings))
+    real, calls = components.tiled_decode, []
+
+    def no_room_on_the_device(decode, latents, tiling, progress, grid):
+        calls.append(tiling.parked)
+        if not tiling.parked:
+            raise torch.cuda.OutOfMemoryError
+        return real(decode, latents, tiling, progress, grid=grid)
+
+    monkeypatch.setattr(components, "tiled_decode", no_room_on_the_device)
+    monkeypatch.setattr(components, "_ram_for_parking", lambda placement: 2**40)
+    pipe.vae.policy = policy
+    result = pipe(cat, **settings)
+    assert calls == [False, True] and numpy.array_equal(pixels(result), expected)
+    assert len(result.notes) == 1 and "decoded exactly, with activations in main memory: slower" in result.notes[0]
+
+
 def test_callback_hears_every_step_and_can_stop_the_run(pipe, cat):
     heard = []
     pipe(cat, **SMALL, callback=lambda *report: heard.append(report))

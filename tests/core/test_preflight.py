@@ -335,8 +335,17 @@ def test_a_precision_asked_for_by_name_is_kept_and_a_quantised_file_stays_as_it_
     assert preflight(LOW, FP8_FILE, card(24)).recommended.settings.precision == "fp8_e4m3fn"
 
 
-def test_decoding_finds_its_way_and_an_exact_one_that_does_not_fit_is_a_problem():
+def test_decoding_is_parked_in_main_memory_where_that_has_room():
     memory = replace(card(24), free=6 * GIB)
+    for policy in ("auto", "exact"):
+        found = preflight(replace(LOW, settings=Settings(decode_policy=policy)), MODEL, memory)
+        assert found.fits and found.asked.tiling == Tiling(parked=True)
+        assert "activations in main memory" in found.report() and "activations of the decode" in found.report()
+    assert not preflight(replace(LOW, settings=Settings(decode_policy="low_memory")), MODEL, memory).asked.tiling.parked
+
+
+def test_decoding_finds_its_way_and_an_exact_one_that_does_not_fit_is_a_problem():
+    memory = replace(card(24, 6), free=6 * GIB)
     found = preflight(LOW, MODEL, memory)
     assert found.fits and found.asked.tiling.temporal_tile == 64
     assert "64 frames at a time" in found.report() and "Frames differ" in found.report()

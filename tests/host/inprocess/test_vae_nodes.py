@@ -319,6 +319,26 @@ def test_out_of_memory_falls_back_once_and_says_so(run_node, ours, core, referen
     assert "Ran out of memory" in line and "64 frames at a time" in line
 
 
+@pytest.mark.parametrize("policy", ["auto", "exact"])
+def test_out_of_memory_parks_activations_first(run_node, ours, core, reference, tiles, clips, relative_error, monkeypatch, caplog, policy):
+    network, homes = ours.first_stage_model, []
+    plain = network.decode_tile
+
+    def decode(latents, home=None):
+        homes.append(home)
+        if home is None:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return plain(latents, home)
+
+    monkeypatch.setattr(network, "decode_tile", decode)
+    monkeypatch.setattr(clips, "_ram_for_parking", lambda vae: 2**40)
+    latents = noise(1, 16, 18, 4, 4)
+    found = decode_node(run_node, ours, latents, policy=policy)
+    assert homes == [None, torch.device("cpu")] and relative_error(found[None], reference(core).decode(latents, tiles())) < 1e-5
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "decoded exactly, with activations in main memory: slower" in line
+
+
 def test_out_of_memory_in_a_stock_decode_tiles_time(run_node, ours, core, reference, tiles, out_of_memory, relative_error):
     latents = noise(1, 16, 18, 4, 4)
     out_of_memory(17)
