@@ -86,8 +86,8 @@ class OpenSoraTiledVAEDecode(io.ComfyNode):
                     "policy",
                     options=list(POLICIES),
                     default=POLICIES[0],
-                    tooltip="auto = whole clip in time if it fits the free memory, else temporal tiles, and says so; exact = never temporal tiles; "
-                    "low_memory = temporal tiles at once.",
+                    tooltip="auto = whole clip in time, with its activations in RAM if the GPU has too little memory, else temporal tiles, and "
+                    "says so; exact = never temporal tiles; low_memory = temporal tiles at once.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames, 0..1; videos of a batch follow one another.")],

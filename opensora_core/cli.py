@@ -362,7 +362,8 @@ def _add_memory(group) -> None:
         "--decode-policy",
         choices=_CHOICES["decode-policy"],
         default="auto",
-        help="exact: the whole clip in time; low_memory: temporal tiles; auto: exact if it fits, and a line if not (default auto)",
+        help="exact: the whole clip in time, with activations in main memory if the device has too little; low_memory: temporal tiles; "
+        "auto: exact if that can be, and a line if not (default auto)",
     )
 
 
