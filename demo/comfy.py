@@ -178,6 +178,8 @@ def prepare_base(base: Path) -> None:
     for folder in ("input", "output", "user", "custom_nodes"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     pack = base / "custom_nodes" / PACK_FOLDER
+    if pack.is_symlink():
+        pack.unlink()  # never what it leads to
     shutil.rmtree(pack, ignore_errors=True)
     left_out = set(unpublished_names()) | set(_plain_names(".gitignore"))
 

@@ -165,4 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except comfy.HostError as error:
+        sys.exit(f"error: {error}")
