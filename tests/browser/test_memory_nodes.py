@@ -10,7 +10,7 @@ GRAPH = {
     "1": {"class_type": "OpenSoraPreflight", "inputs": {**SIZE, "model_name": FILE, "precision": "auto", "offload": "auto"}},
     "2": {"class_type": "OpenSoraModelLoader", "inputs": {"model_name": FILE, "precision": ["1", 1], "offload": ["1", 2], "budget_gib": 8}},
     "3": {"class_type": "OpenSoraOffload", "inputs": {"model": ["2", 0], "mode": "minimal", "budget_gib": 8}},
-    "4": {"class_type": "OpenSoraLoadedModels", "inputs": {"any": ["3", 0], "unload": "none"}},
+    "4": {"class_type": "OpenSoraLoadedModels", "inputs": {"any": ["3", 0], "unload": "none", "keep_gib": 0}},
 }
 pytestmark = pytest.mark.browser
 
