@@ -267,7 +267,10 @@ class VideoVAE:
                 parked = park_decode(vae.config, latent_shape, tiling, placement.dtype.itemsize, _ram_for_parking(placement))
                 if parked is not None:
                     return told(parked, f"{PARKED_WORDS}: the device ran out of memory.")
-                return choose("low_memory") if self._policy == "auto" else None
+                if self._policy != "auto":
+                    return None
+                shorter = choose("low_memory")
+                return shorter if shorter.temporal_tile != tiling.temporal_tile else None  # a short clip has nothing to cut
 
             def decode(latents: Tensor, progress: Progress | None = None) -> Tensor:
                 nonlocal tiling
