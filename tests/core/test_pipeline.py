@@ -395,6 +395,23 @@ def test_a_decode_that_runs_out_of_memory_is_first_parked_in_main_memory(tiny_ch
     assert len(result.notes) == 1 and "decoded exactly, with activations in main memory: slower" in result.notes[0]
 
 
+@pytest.mark.parametrize(("ram", "ways"), [(0, [False]), (2**40, [False, True])])
+def test_a_short_clip_that_nothing_helps_is_given_up(tiny_checkpoint, cat, monkeypatch, ram, ways):
+    """It has nothing to cut in time: each way is tried, the last once more for its error, and none again."""
+    calls = []
+
+    def no_room(decode, latents, tiling, progress, grid):
+        calls.append(tiling.parked)
+        assert len(calls) < 9, "tried for ever"
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(components, "tiled_decode", no_room)
+    monkeypatch.setattr(components, "_ram_for_parking", lambda placement: ram)
+    with pytest.raises(DecodeOutOfMemory, match="latents are kept"):
+        OpenSoraPipeline.from_pretrained(tiny_checkpoint)(cat, **{**SMALL, "num_inference_steps": 1})
+    assert calls == [*ways, ways[-1]]
+
+
 def test_callback_hears_every_step_and_can_stop_the_run(pipe, cat):
     heard = []
     pipe(cat, **SMALL, callback=lambda *report: heard.append(report))
