@@ -12,6 +12,7 @@ from .host import long, notice, run, text
 from .host.guider import check_latent
 from .host.model import require_open_sora
 from .host.vae import vae_config
+from .sampling import oscillation_inputs
 
 _MAX_SEGMENTS = 1000
 _MAX_FRAMES = 1025
@@ -166,18 +167,7 @@ def _length_inputs() -> list:
 
 def _advanced_inputs() -> list:
     return [
-        io.Boolean.Input(
-            "text_oscillation",
-            default=Guidance.text_oscillation,
-            advanced=True,
-            tooltip="On = the released way: from step 10, every odd step runs at text guidance 1, which is faster. Off = the full scale at every step.",
-        ),
-        io.Boolean.Input(
-            "image_oscillation",
-            default=Guidance.image_oscillation,
-            advanced=True,
-            tooltip="On = the released way: from step 10, every odd step runs at image guidance 1. Off = the full scale at every step.",
-        ),
+        *oscillation_inputs(),
         io.Float.Input(
             "shift",
             default=0.0,

@@ -13,10 +13,9 @@ _IMAGE_TOOLTIP = (
 )
 
 
-def _guidance_inputs() -> list:
+def oscillation_inputs() -> list:
+    """Whether guidance rests on odd steps; the same on every node that samples."""
     return [
-        io.Float.Input("text_guidance", default=Guidance.text, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_TEXT_TOOLTIP),
-        io.Float.Input("image_guidance", default=Guidance.image, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_IMAGE_TOOLTIP),
         io.Boolean.Input(
             "text_oscillation",
             default=Guidance.text_oscillation,
@@ -29,6 +28,14 @@ def _guidance_inputs() -> list:
             advanced=True,
             tooltip="On = the released way: from step 10, every odd step runs at image guidance 1. Off = the full scale at every step.",
         ),
+    ]
+
+
+def _guidance_inputs() -> list:
+    return [
+        io.Float.Input("text_guidance", default=Guidance.text, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_TEXT_TOOLTIP),
+        io.Float.Input("image_guidance", default=Guidance.image, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_IMAGE_TOOLTIP),
+        *oscillation_inputs(),
         io.Boolean.Input(
             "temporal_ramp",
             default=Guidance.temporal_ramp,
