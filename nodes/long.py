@@ -8,11 +8,10 @@ from ..opensora_core.long_video import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
 from ..opensora_core.vae.memory import POLICIES
-from .host import long, notice, run, text
+from .host import inputs, long, notice, run, text
 from .host.guider import check_latent
 from .host.model import require_open_sora
 from .host.vae import vae_config
-from .sampling import oscillation_inputs
 
 _MAX_SEGMENTS = 1000
 _MAX_FRAMES = 1025
@@ -167,7 +166,7 @@ def _length_inputs() -> list:
 
 def _advanced_inputs() -> list:
     return [
-        *oscillation_inputs(),
+        *inputs.oscillation(),
         io.Float.Input(
             "shift",
             default=0.0,

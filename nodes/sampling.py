@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..opensora_core.sampling.guidance import Guidance
-from .host import guider, run
+from .host import guider, inputs, run
 
 _MAX_STEPS = 1000
 _MAX_SCALE = 100.0
@@ -13,29 +13,11 @@ _IMAGE_TOOLTIP = (
 )
 
 
-def oscillation_inputs() -> list:
-    """Whether guidance rests on odd steps; the same on every node that samples."""
-    return [
-        io.Boolean.Input(
-            "text_oscillation",
-            default=Guidance.text_oscillation,
-            advanced=True,
-            tooltip="On = the released way: from step 10, every odd step runs at text guidance 1, which is faster. Off = the full scale at every step.",
-        ),
-        io.Boolean.Input(
-            "image_oscillation",
-            default=Guidance.image_oscillation,
-            advanced=True,
-            tooltip="On = the released way: from step 10, every odd step runs at image guidance 1. Off = the full scale at every step.",
-        ),
-    ]
-
-
 def _guidance_inputs() -> list:
     return [
         io.Float.Input("text_guidance", default=Guidance.text, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_TEXT_TOOLTIP),
         io.Float.Input("image_guidance", default=Guidance.image, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_IMAGE_TOOLTIP),
-        *oscillation_inputs(),
+        *inputs.oscillation(),
         io.Boolean.Input(
             "temporal_ramp",
             default=Guidance.temporal_ramp,
