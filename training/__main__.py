@@ -1,4 +1,4 @@
-"""Retrain the small model from nothing: VAE, clips, transformer with its text encoders, export.
+"""Retrain the small model from nothing: VAE, clips, transformer with its text encoders, decoder, export.
 
     python -m training --out DIRECTORY [--folder training/runs/small --device cuda]
 
@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from . import data, decoder, export, transformer, vae
+from . import data, decoder, export, samples, transformer, vae
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--transformer-steps", type=int, help="in place of the recipe's, to train it longer")
     args = parser.parse_args(arguments)
     common = ["--folder", args.folder, "--device", args.device, "--threads", str(args.threads)]
-    for stage in (vae, data, decoder, transformer):
+    for stage in (vae, data, transformer, samples, decoder):
         longer = ["--steps", str(args.transformer_steps)] if stage is transformer and args.transformer_steps else []
         stage.main([*common, *longer])
     export.main([args.out, "--folder", args.folder])

@@ -22,8 +22,9 @@ FILE_NAME = "MODEL_CARD.md"
 STAGES = {
     "vae": "VAE",
     "data": "clips encoded",
-    "decoder": "VAE's decoder alone",
     "transformer": "transformer and both text encoders, together",
+    "samples": "scenes sampled for the decoder",
+    "decoder": "VAE's decoder alone",
 }
 _WEIGHTS = {
     "Open_Sora_v2.safetensors": "transformer (Open-Sora 2.0's MMDiT, unfused)",

@@ -1,14 +1,14 @@
 """Go on training the small VAE's decoder alone, on latents as image to video leaves them; the latents themselves stay as they are.
 
-    python -m training.decoder [--folder training/runs/small --steps 700]
+    python -m training.decoder [--folder training/runs/small --steps 1900]
 
 The encoder never sees a picture inside a clip, but image to video puts the latent of a single picture in the place of a clip's
-first or last one. Here the decoder learns to show that picture there.
+first or last one. Here the decoder learns to show that picture there: first among the latents of true clips, then also among
+those that the transformer samples (training/samples.py), which are never quite where the picture is.
 """
 
 import argparse
 import random
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,12 +17,16 @@ from opensora_core.evaluation import world
 from opensora_core.vae.model import CausalVAE
 from opensora_core.vae.tiling import split_moments
 
+from . import samples
 from .muon import Muon
+from .samples import Samples
 from .state import Run, learning_rate, set_learning_rate
 from .vae import ADAM_SHARE, trained_vae
 
 GIVEN = {"nothing": 0.4, "first": 0.2, "last": 0.2, "both": 0.2}
-NOISE = 0.1  # largest standard deviation added to latents, about what a sampler is off
+NOISE = 0.1  # largest standard deviation added to latents
+SAMPLED_LATER = 700  # from here on every second step is on sampled latents
+ENDS, ENDS_LATER = 0.2, 0.5  # weight of a clip's two ends in the loss, beside that of the whole
 
 
 def batch(step: int, size: int) -> tuple[Tensor, str]:
@@ -46,30 +50,36 @@ def latents_of(vae: CausalVAE, pixels: Tensor, given: str, generator: torch.Gene
     return latents
 
 
-def loss_of(vae: CausalVAE, step: int, size: int, device: str) -> tuple[Tensor, dict[str, float]]:
-    pixels, given = batch(step, size)
-    pixels = pixels.to(device)
-    with torch.autocast(pixels.device.type, torch.bfloat16):
-        latents = latents_of(vae, pixels, given, torch.Generator().manual_seed(step))
+def sampled_batch(sampled: Samples, step: int, size: int) -> tuple[Tensor, Tensor]:
+    """Latents [size, 16, 5, 8, 8] of clips that were sampled, and what is to be shown of them, [size, 3, 17, 64, 64] in -1..1."""
+    indices = random.Random(step).sample(range(len(sampled.latents)), size)
+    return sampled.latents[indices].float(), sampled.frames[indices].movedim(-1, 1).float() / 127.5 - 1
+
+
+def loss_of(vae: CausalVAE, step: int, size: int, device: str, sampled: Samples | None = None) -> tuple[Tensor, dict[str, float]]:
+    """sampled: what steps from SAMPLED_LATER on need."""
+    is_later = step >= SAMPLED_LATER
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        if is_later and step % 2:
+            latents, pixels = (part.to(device) for part in sampled_batch(sampled, step, size))
+        else:
+            pixels, given = batch(step, size)
+            pixels = pixels.to(device)
+            latents = latents_of(vae, pixels, given, torch.Generator().manual_seed(step))
         error = vae.decode(latents).float() - pixels
-    ends = error[:, :, [0, -1]]
-    loss = error.abs().mean() + 2 * error.square().mean() + 0.2 * ends.abs().mean() + 0.4 * ends.square().mean()
-    return loss, {"loss": loss.item(), "psnr": -10 * (error.detach().square().mean() / 4).log10().item()}
+    loss = _loss(error) + (ENDS_LATER if is_later else ENDS) * _loss(error[:, :, [0, -1]])
+    psnr = -10 * (error[:, :, -1].detach().square().mean() / 4).log10().item()
+    return loss, {"loss": loss.item(), "last_frame_psnr": psnr}
 
 
-def finished_vae(folder: str | Path) -> CausalVAE:
-    """The VAE that is shipped: the encoder of training/vae.py and the decoder as far as it has been trained here."""
-    model = trained_vae(folder)
-    tuned = Path(folder) / "decoder.pt"
-    if tuned.exists():
-        model.load_state_dict(torch.load(tuned, weights_only=True, map_location="cpu")["vae"])
-    return model
+def _loss(error: Tensor) -> Tensor:
+    return error.abs().mean() + 2 * error.square().mean()
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default="training/runs/small")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -83,11 +93,12 @@ def main(arguments: list[str] | None = None) -> None:
     muon = Muon([p for p in decoding if p.ndim > 1], lr=args.rate)
     adam = torch.optim.Adam([p for p in decoding if p.ndim == 1], lr=args.rate * ADAM_SHARE, betas=(0.9, 0.98))
     run = Run(args.folder, "decoder", {"vae": model, "muon": muon, "adam": adam})
+    sampled = samples.read(args.folder)
     for step in run.steps(args.steps):
         rate = learning_rate(step, args.steps, args.rate, warmup=50)
         set_learning_rate(muon, rate)
         set_learning_rate(adam, rate * ADAM_SHARE)
-        loss, figures = loss_of(model, step, args.batch, args.device)
+        loss, figures = loss_of(model, step, args.batch, args.device, sampled)
         model.zero_grad(set_to_none=True)
         loss.backward()
         muon.step()

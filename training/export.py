@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.random:
         networks, latents = random_networks(args.directory, args.seed), None
     else:
-        from .transformer import trained
+        from .finished import trained  # which itself imports this module
 
         networks, latents = trained(args.folder)
     export(*networks, args.directory, latents)

@@ -19,12 +19,9 @@ from torch import Tensor, nn
 from opensora_core.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.text.encoders import TextEncoder
 from opensora_core.transformer.model import MMDiT
-from opensora_core.vae.model import CausalVAE
 
 from . import tokenizers
 from .data import CLIP, LONG, Clips, is_long, mistake, read, scene, text_of
-from .decoder import finished_vae
-from .export import LatentStatistics
 from .muon import Muon
 from .state import Run, set_learning_rate
 from .text import CLIP_SIZES, T5_SIZES, untrained
@@ -169,14 +166,6 @@ def optimisers(networks: Networks, rate: float) -> list[tuple[torch.optim.Optimi
         is_inner = name.startswith(("transformer.double_blocks", "transformer.single_blocks")) and parameter.ndim == 2
         (inner if is_inner else outer).append(parameter)
     return [(Muon(inner, rate), rate), (torch.optim.Adam(outer, rate * ADAM_SHARE, betas=(0.9, 0.98)), rate * ADAM_SHARE)]
-
-
-def trained(folder: str | Path) -> tuple[tuple[MMDiT, CausalVAE, nn.Module, nn.Module], LatentStatistics]:
-    """What the stages made: the averaged networks, the VAE, and the statistics to fold into it."""
-    folder = Path(folder)
-    average = Networks(untrained(tokenizers.write(folder / "tokenizers")))
-    average.load_state_dict(torch.load(folder / "transformer.pt", weights_only=True, map_location="cpu")["average"])
-    return (average.transformer, finished_vae(folder), average.t5, average.clip), read(folder).statistics
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,11 +13,13 @@ from torch import nn
 from opensora_core.checkpoint.keys import file_name
 from opensora_core.evaluation import world
 from opensora_core.model_files import SMALL
+from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.vae.tiling import split_moments
-from training import data, decoder, kept, tokenizers, transformer, vae
+from training import data, decoder, finished, kept, samples, tokenizers, transformer, vae
 from training.data import CLIP, LONG, Clips
 from training.export import LatentStatistics
 from training.muon import Muon, orthogonalise
+from training.samples import Samples
 from training.state import Run, set_learning_rate
 from training.text import untrained
 
@@ -111,6 +113,47 @@ def test_decoder_learns_on_latents_with_single_pictures_in_their_places():
     loss.backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """Two scenes, sampled by the built-in model: one given its last picture, one both."""
+    pipe = OpenSoraPipeline.from_pretrained("small").to("cpu")
+    rows = [samples.sample(pipe, index) for index in range(2)]
+    return Samples(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+
+
+def test_sampled_clips_end_in_the_pictures_of_scenes_that_are_not_held_out(sampled):
+    _, held_out = world.split()
+    assert not {samples.scene(index).combination for index in range(300)} & set(held_out)
+    assert sampled.has_first.tolist() == [False] * samples.SEEDS + [True] * samples.SEEDS
+    assert not torch.equal(sampled.latents[0], sampled.latents[1]), "every seed samples a clip of its own"
+    for index in range(2):
+        clip = (samples.scene(index).render() * 255).round().to(torch.uint8)
+        for row in range(index * samples.SEEDS, (index + 1) * samples.SEEDS):
+            assert torch.equal(sampled.frames[row, -1], clip[-1])
+            assert torch.equal(sampled.frames[row, 0], clip[0]) == (index == 1)
+            # What is between is what the clip is decoded to: near the scene, and not the scene itself.
+            between = (sampled.frames[row, 8].float() - clip[8].float()).square().mean().sqrt()
+            assert 1 < between < 60
+
+
+def test_decoder_learns_on_sampled_latents_from_the_step_that_is_said(sampled):
+    latents, pixels = decoder.sampled_batch(sampled, 5, 2)
+    again, other = decoder.sampled_batch(sampled, 5, 2), decoder.sampled_batch(sampled, 6, 2)
+    assert torch.equal(latents, again[0]) and torch.equal(pixels, again[1]) and not torch.equal(latents, other[0])
+    assert latents.shape == (2, 16, CLIP, 8, 8) and pixels.shape == (2, 3, world.NUM_FRAMES, world.SIZE, world.SIZE)
+    assert any(torch.allclose((pixels[0].movedim(0, -1) + 1) * 127.5, clip.float(), atol=1e-3) for clip in sampled.frames)
+    model = vae.initialise(vae.CausalVAE(vae.CONFIG))
+    odd = decoder.SAMPLED_LATER + 1 - decoder.SAMPLED_LATER % 2
+    decoder.loss_of(model, decoder.SAMPLED_LATER - 1, 1, "cpu")
+    decoder.loss_of(model, odd + 1, 1, "cpu")
+    with pytest.raises(AttributeError):
+        decoder.loss_of(model, odd, 1, "cpu")
+    nothing = replace(sampled, latents=torch.full_like(sampled.latents, torch.nan))
+    assert torch.isnan(decoder.loss_of(model, odd, 1, "cpu", nothing)[0]) and not torch.isnan(
+        decoder.loss_of(model, odd + 1, 1, "cpu", nothing)[0]
+    )
 
 
 def test_long_clips_are_in_the_middle_half_way():
@@ -237,7 +280,7 @@ def test_kept_state_is_that_of_the_shipped_files_and_training_goes_on_from_it(tm
     for name, tensor in average.transformer.state_dict().items():
         assert torch.allclose(tensor, shipped[file_name(name)].float(), rtol=2**-7, atol=1e-6), name
     encoder = {name: tensor for name, tensor in vae.trained_vae(tmp_path).state_dict().items() if name.startswith("encoder.")}
-    decoded = decoder.finished_vae(tmp_path).state_dict()
+    decoded = finished.finished_vae(tmp_path).state_dict()
     shipped = load_file(SMALL / "hunyuan_vae.safetensors")
     for name, tensor in encoder.items():
         assert torch.equal(tensor.half(), shipped[name])  # exactly what the clips were encoded with
