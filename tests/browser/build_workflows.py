@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import flux_workflows
+import high_compression_workflows
 import longer_workflows
 import reference_workflows
 
@@ -295,7 +296,13 @@ def jobs() -> list[dict]:
     made += reference_workflows.jobs(job, text_to_video)
     made += longer_workflows.jobs(job, text_to_video)
     made += flux_workflows.jobs(job, text_to_video, RELEASED)
+    made += high_compression_workflows.jobs(job, text_to_video, image_to_video, RELEASED)
     return made
+
+
+def blueprint_jobs() -> list[dict]:
+    """Requests to the front-end for the parts of workflows that are one node."""
+    return [one for room in (longer_workflows, flux_workflows) for one in room.blueprints(job, text_to_video)]
 
 
 def _version() -> str:
@@ -314,8 +321,7 @@ def main(names: list[str]) -> int:
         host_record.lay_out_stand_ins(base)
         with comfy.Server(installation, base) as server:
             made = front_end.build(server.url, [one for one in jobs() if not names or one["name"] in names])
-            all_parts = [one for room in (longer_workflows, flux_workflows) for one in room.blueprints(job, text_to_video)]
-            asked = [one for one in all_parts if not names or one["name"] in names]
+            asked = [one for one in blueprint_jobs() if not names or one["name"] in names]
             parts = front_end.blueprints(server.url, asked) if asked else {}
     for name, workflow in made.items():
         (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 
 import pytest
 
@@ -67,6 +68,34 @@ def test_blueprint_is_whole(path, nodes):
 
 def test_a_draft_can_be_promoted_and_a_prompt_become_picture_and_video_by_one_node():
     assert {"Open-Sora 2 Promote Draft", "Open-Sora 2 Flux to Video"} <= {path.stem for path in BLUEPRINTS}
+
+
+@pytest.fixture(scope="module")
+def described(nodes) -> dict[str, dict]:
+    """title -> the request to the front-end that the blueprint's file is made from (tests/browser/build_workflows.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(comfy.PACK / "tests" / "browser"))
+        asked = runpy.run_path(str(comfy.PACK / "tests" / "browser" / "build_workflows.py"))["blueprint_jobs"]()
+    return {one["title"]: one for one in asked}
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda p: p.stem)
+def test_blueprint_is_what_its_description_makes(path, nodes, described):
+    """Nodes inside, their values, and what is seen on the one node: nothing was put into the file by hand."""
+    (node,), (graph,) = load(path)["nodes"], load(path)["definitions"]["subgraphs"]
+    asked = described[path.stem]
+    assert node["properties"]["proxyWidgets"] == [list(widget) for widget in asked["promoted"]]
+    assert {str(part["id"]): part["type"] for part in graph["nodes"]} == {number: asked["api"][number]["class_type"] for number in asked["inside"]}
+    for part in graph["nodes"]:
+        values = dict(comfy.named_values(part, nodes[part["type"]]))
+        given = {name: value for name, value in asked["api"][str(part["id"])]["inputs"].items() if not isinstance(value, list)}
+        assert {name: values[name] for name in given} == given
+    assert [slot.get("label", slot["name"]) for slot in graph["outputs"]] == asked["outputs"]
+    assert {slot["name"]: slot["label"] for slot in graph["inputs"] if "label" in slot} == asked["inputs"]
+
+
+def test_every_blueprint_is_described(described):
+    assert set(described) == {path.stem for path in BLUEPRINTS}
 
 
 def cut(blueprint):

@@ -108,9 +108,9 @@ def test_workflows_of_the_built_in_model_make_what_the_demo_asks_of_it(nodes):
 
 
 def test_there_is_a_workflow_for_each_task_and_size():
-    assert {path.stem for path in WORKFLOWS} >= {
-        f"open-sora-2-{task}-to-video-{size}" for task in ("text", "image") for size in ("256px", "768px")
-    }
+    tasks = {f"{task}-to-video-{size}" for task in ("text", "image") for size in ("256px", "768px")}
+    tasks |= {f"high-compression-{task}-to-video-768px" for task in ("text", "image")}
+    assert {path.stem for path in WORKFLOWS} >= {f"open-sora-2-{task}" for task in tasks}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -122,10 +122,15 @@ def test_workflow_fits_the_nodes(path, nodes):
 def test_workflow_says_where_files_go_and_ends_in_a_video(path):
     workflow = load(path)
     text = "\n".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in comfy.VIRTUAL_NODES)
-    released = ("models/diffusion_models", "models/text_encoders", "models/vae", "European Union", "South Korea", "non-commercial")
-    built_in = ("built in", "Nothing is downloaded", "64 x 64")
-    for words in built_in if path.stem.startswith("open-sora-small") else released:
-        assert words in text
+    released = ("models/diffusion_models", "models/text_encoders", "models/vae", "non-commercial")
+    for start, words in {
+        "open-sora-small": ("built in", "Nothing is downloaded", "64 x 64"),
+        "open-sora-2-high-compression": (*released, "F32T4C128_AE", "multiples of 4", "multiples of 32"),
+        "open-sora-2": (*released, "European Union", "South Korea"),
+    }.items():
+        if path.stem.startswith(start):
+            assert [word for word in words if word not in text] == []
+            break
     kinds = {node["type"] for node in workflow["nodes"]}
     assert {"CreateVideo", "SaveVideo"} <= kinds
     picture = path.with_suffix(".jpg")

@@ -19,6 +19,11 @@ MODEL_FOLDERS = {
     "t5xxl.safetensors": "text_encoders",
     "clip_l.safetensors": "text_encoders",
 }
+# Of the high-compression variant: recorded small weights, and where they stand for the released files.
+HIGH_COMPRESSION = {
+    "dc_ae_transformer_weights.safetensors": "diffusion_models/Open_Sora_v2_Video_DC_AE.safetensors",
+    "dc_ae_weights.safetensors": "vae/F32T4C128_AE.safetensors",
+}
 
 collect_ignore = ["inprocess"]  # these import the host, so the host's interpreter collects them (fixture `inprocess_results`)
 
@@ -57,6 +62,8 @@ def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
     comfy.prepare_base(base)
     for name, folder in MODEL_FOLDERS.items():
         shutil.copy(tiny_checkpoint / name, base / "models" / folder / name)
+    for name, place in HIGH_COMPRESSION.items():
+        shutil.copy(HERE.parent / "golden" / name, base / "models" / place)
     for schnell in (True, False):
         for path in tiny_flux.write(tmp_path_factory.mktemp("flux"), schnell=schnell):
             shutil.copy(path, base / "models" / ("vae" if path.stem == "ae" else "diffusion_models"))

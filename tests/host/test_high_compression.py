@@ -1,20 +1,11 @@
 """The high-compression variant over HTTP, from prompt and picture to frames: its own nodes, a stock sampler and decoder, wrong pairs."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+MODEL, VAE = "Open_Sora_v2_Video_DC_AE.safetensors", "F32T4C128_AE.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def files(host_base):
-    shutil.copy(GOLDEN / "dc_ae_transformer_weights.safetensors", host_base / "models" / "diffusion_models" / "dc_ae_model.safetensors")
-    shutil.copy(GOLDEN / "dc_ae_weights.safetensors", host_base / "models" / "vae" / "dc_ae.safetensors")
-
-
-def graph(with_picture=False, vae="dc_ae.safetensors") -> dict:
+def graph(with_picture=False, vae=VAE) -> dict:
     """8 frames of 64x64, text to video or from a picture."""
     size = {"resolution": "custom", "aspect_ratio": "16:9", "num_frames": 8, "width": 64, "height": 64, "batch_size": 1}
     texts = {"prompt": "a cat", "negative_prompt": "", "motion_score": 4, "fps": 24, "keep_encoded": False}
@@ -23,7 +14,7 @@ def graph(with_picture=False, vae="dc_ae.safetensors") -> dict:
     sampling |= {"noise_device": "cpu", "latent_dtype": "fp32"}
     encoders = {"t5_name": "t5xxl.safetensors", "clip_l_name": "clip_l.safetensors", "precision": "auto", "device": "auto"}
     nodes = {
-        "model": ("OpenSoraModelLoader", {"model_name": "dc_ae_model.safetensors", "precision": "fp32"}),
+        "model": ("OpenSoraModelLoader", {"model_name": MODEL, "precision": "fp32"}),
         "vae": ("OpenSoraVAELoader", {"vae_name": vae}),
         "clip": ("OpenSoraTextEncoderLoader", encoders),
         "text": ("OpenSoraT5TextEncode", {"clip": ["clip", 0], **texts}),

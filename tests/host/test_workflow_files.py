@@ -17,7 +17,12 @@ FLUX_CHANGES = {"t5_name": "t5xxl.safetensors", "image_resolution": "256px", "im
 
 BUILT_IN = "small (built in)"
 NUM_VIDEOS = {"open-sora-2-text-to-video-prompt-list": 3, "open-sora-2-draft-then-promote": 2}  # of one run, where it is not one
-LEAST = {"open-sora-2-extend-video-256px": 37, "open-sora-2-first-and-last-frame-256px": 9}  # where what is given takes up 5 frames
+LEAST = {  # where what is given takes up 5 frames, or a clip has 4k of them
+    "open-sora-2-extend-video-256px": 37,
+    "open-sora-2-first-and-last-frame-256px": 9,
+    "open-sora-2-high-compression-text-to-video-768px": 8,
+    "open-sora-2-high-compression-image-to-video-768px": 8,
+}
 NUM_FRAMES = {"open-sora-2-continue-video-256px": 5 + 2 * 4, **LEAST}  # where it is not 5
 
 
