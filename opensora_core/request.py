@@ -125,6 +125,11 @@ class GenerationRequest:
         return self.references.cond_type
 
     @property
+    def seeds(self) -> list[int]:
+        """Of every video."""
+        return [self.seed + k for k in range(self.num_videos)]
+
+    @property
     def has_reference(self) -> bool:
         """Whether the network reads anything besides noise and prompt."""
         return bool(self.references.given) and self.references.use.strength > 0

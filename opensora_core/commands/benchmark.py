@@ -13,7 +13,8 @@ import torch
 from .. import __version__
 from ..cli import DONE
 from ..errors import OpenSoraError
-from ..pipeline import GenerationResult, OpenSoraPipeline
+from ..generation.result import GenerationResult
+from ..pipeline import OpenSoraPipeline
 from .progress import Bars
 from .references import PATHS
 from .settings import CallSettings, call_settings, check_writable, pipeline, say

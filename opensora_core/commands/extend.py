@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import OpenSoraError
+from ..generation.result import GenerationResult
 from ..latent_file import SUFFIX, read_latents, save_latents
 from ..long_video import continuation, segment_prompts
-from ..pipeline import GenerationResult, OpenSoraPipeline
+from ..pipeline import OpenSoraPipeline
 from ..request import EncodedPrompt
 from .progress import Bars
 from .settings import CallSettings, say
@@ -57,7 +58,7 @@ class LongVideo:
         """
         if self._latents is None:
             with Bars(f"first clip, seed {seed}") as bars:
-                first = self._pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **arguments)
+                first = self._pipe(prompt, seed=seed, latents_only=True, callback=bars.step, progress=bars.progress, **arguments)
             kept.keep(0, first.latents)
         else:
             first = GenerationResult(latents=self._latents)

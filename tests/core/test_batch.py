@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_core import pipeline as pipeline_module
+from opensora_core import networks
 from opensora_core.cli import CSV_COLUMNS, DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
 from opensora_core.commands import batch
 from opensora_core.commands.ledger import NAME
@@ -52,7 +52,7 @@ def no_weights(monkeypatch):
         raise AssertionError("a network was read before every row was checked")
 
     for name in ("load_transformer", "load_vae", "load_t5", "load_clip"):
-        monkeypatch.setattr(pipeline_module, name, read)
+        monkeypatch.setattr(networks, name, read)
 
 
 @pytest.fixture
@@ -127,11 +127,11 @@ def test_a_size_of_a_row_replaces_the_command_line_s(run, made):
 
 
 def test_encoders_are_read_once_for_all_rows_and_the_transformer_too(run, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "SHARED", LoadedModels())
+    monkeypatch.setattr(networks, "SHARED", LoadedModels())
     read = []
     for name in ("load_transformer", "load_vae", "load_t5", "load_clip"):
-        real = getattr(pipeline_module, name)
-        monkeypatch.setattr(pipeline_module, name, lambda *args, real=real, name=name, **more: read.append(name) or real(*args, **more))
+        real = getattr(networks, name)
+        monkeypatch.setattr(networks, name, lambda *args, real=real, name=name, **more: read.append(name) or real(*args, **more))
     assert run("prompt\na\nb\nc\n") == DONE
     assert sorted(read) == ["load_clip", "load_t5", "load_transformer", "load_vae"]
 

@@ -222,13 +222,13 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("words", "says"), REFUSALS, ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "")
 def test_bad_arguments_end_with_2_and_one_sentence_before_any_network_is_read(generate, here, capsys, monkeypatch, words, says):
-    from opensora_core import pipeline
+    from opensora_core import networks
 
     def read(*args, **kwargs):
         raise AssertionError("a network was read before the request was refused")
 
     for name in ("load_transformer", "load_vae", "load_t5", "load_clip"):
-        monkeypatch.setattr(pipeline, name, read)
+        monkeypatch.setattr(networks, name, read)
     (here / "notes.txt").write_text("not a folder, not weights")
     if "--dit" in words:
         assert main(["generate", "--prompt", "a cat", *SIZE, *words]) == REFUSED

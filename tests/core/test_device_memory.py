@@ -6,11 +6,12 @@ import weakref
 import pytest
 import torch
 
-from opensora_core import capacity, components, device_memory, pipeline as pipeline_module
+from opensora_core import capacity, components, device_memory
 from opensora_core.cli import SOME_FAILED, main
 from opensora_core.components import VideoVAE
 from opensora_core.device_memory import free_bytes, is_out_of_memory, ran_out, total_bytes, unless_out_of_memory
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
+from opensora_core.generation import sampling, text
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.transformer.model import MMDiT
 
@@ -121,7 +122,7 @@ def test_text_and_pictures_that_no_room_is_left_for(tiny_checkpoint, monkeypatch
             OutOfMemory, match=rf"^Encoding 1 given frame of 32x48 \(height x width\) ran out of memory; {HAS}: use smaller tiles"
         ):
             pipe("a cat", **SMALL, image=torch.zeros(32, 48, 3))
-    monkeypatch.setattr(OpenSoraPipeline, "_encode_now", no_room)
+    monkeypatch.setattr(text, "_encode", no_room)
     with pytest.raises(OutOfMemory, match=rf"^Encoding the prompt ran out of memory; {HAS}: use T5 in 8 bits"):
         pipe("another cat", **SMALL)
 
@@ -146,7 +147,7 @@ def test_a_decode_that_fails_keeps_the_latents_and_not_its_own_tensors(tiny_chec
 
 
 def test_finished_segments_are_in_the_error(tiny_checkpoint, monkeypatch):
-    pipe, real, runs = OpenSoraPipeline.from_pretrained(tiny_checkpoint), pipeline_module.sample, []
+    pipe, real, runs = OpenSoraPipeline.from_pretrained(tiny_checkpoint), sampling.sample, []
     first = pipe("a cat", **{**SMALL, "num_frames": 37})
     lengths = []
 
@@ -156,7 +157,7 @@ def test_finished_segments_are_in_the_error(tiny_checkpoint, monkeypatch):
             raise torch.cuda.OutOfMemoryError
         return real(*inputs)
 
-    monkeypatch.setattr(pipeline_module, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     with pytest.raises(OutOfMemory, match="^Sampling") as failed:
         pipe.extend(
             first, segments=2, num_frames=37, num_inference_steps=1, on_segment=lambda done, latents: lengths.append(latents.shape[2])

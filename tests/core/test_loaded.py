@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from demo.tiny import TRANSFORMER
-from opensora_core import pipeline as pipeline_module
+from opensora_core import networks
 from opensora_core.checkpoint import files
 from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.generation import text
 from opensora_core.loaded import Description, EncodedPrompts, LoadedModels, own_structure
 from opensora_core.pipeline import OpenSoraPipeline
 
@@ -52,8 +53,8 @@ def cache():
 def shared(monkeypatch):
     """Caches of their own for the pipelines of one test."""
     cache, prompts = LoadedModels(), EncodedPrompts()
-    monkeypatch.setattr(pipeline_module, "SHARED", cache)
-    monkeypatch.setattr(pipeline_module, "PROMPTS", prompts)
+    monkeypatch.setattr(networks, "SHARED", cache)
+    monkeypatch.setattr(text, "PROMPTS", prompts)
     return cache
 
 
@@ -286,9 +287,9 @@ def test_a_second_pipeline_opens_no_file_and_has_the_same_weights(tiny_checkpoin
         again = second("a cat", **CALL)
     assert opens.count == 0
     assert torch.equal(made.latents, again.latents)
-    for name in ("_transformer", "_vae", "_t5", "_clip"):
-        own = weights_of(getattr(first, name))
-        assert own and own == weights_of(getattr(second, name))
+    for name in ("transformer", "vae", "t5", "clip"):
+        own = weights_of(getattr(first._networks, name))
+        assert own and own == weights_of(getattr(second._networks, name))
     assert {entry.key.kind for entry in shared.listing()} == {"transformer", "vae", "t5", "clip"}
     del first, made
     gc.collect()
@@ -304,7 +305,7 @@ def test_other_options_are_other_weights(tiny_checkpoint, shared):
     cat = first.encode_prompt("a cat")
     first(cat, **CALL)
     second(cat, **CALL)
-    assert weights_of(first._transformer) != weights_of(second._transformer)
+    assert weights_of(first._networks.transformer) != weights_of(second._networks.transformer)
 
 
 def test_keep_loaded_outlives_the_pipeline_within_the_limit(tiny_checkpoint, shared):
@@ -334,7 +335,7 @@ def test_what_one_pipeline_does_to_its_network_leaves_the_other_as_it_was(tiny_c
     changed = patched(cat, **CALL).latents
     assert not torch.equal(before, changed)
     assert torch.equal(before, plain(cat, **CALL).latents)
-    own, other = weights_of(plain._transformer), weights_of(patched._transformer)
+    own, other = weights_of(plain._networks.transformer), weights_of(patched._networks.transformer)
     assert {name for name in own if own[name] != other[name]} == {f"{layer}.weight"}
 
 
@@ -345,7 +346,7 @@ def test_a_kept_prompt_needs_no_encoder(tiny_checkpoint, shared, monkeypatch):
     del first
     gc.collect()
     encodings = []
-    monkeypatch.setattr(second._t5, "_read", lambda *args: encodings.append(args) or refuse())
+    monkeypatch.setattr(second._networks.t5, "_read", lambda *args: encodings.append(args) or refuse())
     found = second.encode_prompt("a cat", "blurry")
     assert vars(found.condition).keys() == vars(expected.condition).keys()
     assert all(torch.equal(part, vars(expected.condition)[name]) for name, part in vars(found.condition).items())

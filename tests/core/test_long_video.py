@@ -206,17 +206,17 @@ def test_going_on_later_is_going_on_at_once(pipe, clip_made, longer):
 
 
 def test_the_networks_see_one_segment_at_a_time(pipe, clip_made, monkeypatch):
-    from opensora_core import pipeline
+    from opensora_core.generation import sampling
     from opensora_core.vae.model import CausalVAE
 
     sampled, decoded = [], []
-    real_sample, real_decode = pipeline.sample, CausalVAE.decode
+    real_sample, real_decode = sampling.sample, CausalVAE.decode
 
     def sample(transformer, latents, *rest):
         sampled.append((tuple(latents.shape), rest[3]))
         return real_sample(transformer, latents, *rest)
 
-    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     monkeypatch.setattr(CausalVAE, "decode", lambda vae, part: decoded.append(part.shape[2]) or real_decode(vae, part))
     result = pipe.extend(clip_made, segments=3, num_inference_steps=1)
     assert [shape for shape, _ in sampled] == [(1, 16, 5, 4, 6)] * 3
@@ -228,16 +228,16 @@ def test_the_networks_see_one_segment_at_a_time(pipe, clip_made, monkeypatch):
 
 
 def test_every_segment_is_in_safety_before_the_next_begins(pipe, clip_made, tmp_path, monkeypatch):
-    from opensora_core import pipeline
+    from opensora_core.generation import sampling
 
-    kept, real_sample = tmp_path / "so far.latent", pipeline.sample
+    kept, real_sample = tmp_path / "so far.latent", sampling.sample
 
     def sample(*arguments):
         if kept.exists() and latent_file.read_latents(kept).shape[2] == 11:
             raise KeyboardInterrupt
         return real_sample(*arguments)
 
-    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     done = []
 
     def keep(number, latents):
@@ -254,13 +254,12 @@ def test_every_segment_is_in_safety_before_the_next_begins(pipe, clip_made, tmp_
 
 
 def test_each_segment_may_have_a_prompt_of_its_own(pipe, clip_made, longer, monkeypatch):
-    encoded = []
-    real = pipe.encode_prompts
-    monkeypatch.setattr(
-        pipe, "encode_prompts", lambda asked, progress: encoded.append([text for text, _, _ in asked]) or real(asked, progress)
-    )
+    from opensora_core.generation import text
+
+    encoded, real = [], text.encode
+    monkeypatch.setattr(text, "encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
     result = pipe.extend(clip_made, ["a cat", "a dog", "a dog"], segments=3, **SETTINGS)
-    assert encoded == [["a cat", "a dog"]]
+    assert [one.split(".")[0] for one, _ in encoded] == ["a cat", "a dog"]
     assert torch.allclose(result.latents[:, :, :8], longer.latents[:, :, :8], atol=1e-5)
     assert not torch.allclose(result.latents[:, :, 8:11], longer.latents[:, :, 8:11], atol=1e-3)
     assert result.prompt.text.startswith("a dog")
@@ -342,10 +341,19 @@ def test_generate_makes_a_longer_video_and_keeps_its_latents(generate, capsys):
     assert torch.allclose(latent_file.read_latents("out/video_0001.latent")[:, :, :5], latents, atol=1e-5)
 
 
-def test_an_interrupt_names_what_is_finished(generate, capsys, monkeypatch):
-    from opensora_core import pipeline
+def test_the_first_clip_is_decoded_once_with_the_whole(generate, monkeypatch):
+    from opensora_core.vae.model import CausalVAE
 
-    runs, real_sample = [], pipeline.sample
+    decoded, real = [], CausalVAE.decode
+    monkeypatch.setattr(CausalVAE, "decode", lambda vae, part: decoded.append(part.shape[2]) or real(vae, part))
+    assert generate("--extend", "2") == 0
+    assert decoded == [3] * len(windows(5, Continuation(segment=3, context=2)))
+
+
+def test_an_interrupt_names_what_is_finished(generate, capsys, monkeypatch):
+    from opensora_core.generation import sampling
+
+    runs, real_sample = [], sampling.sample
 
     def sample(*arguments):
         runs.append(1)
@@ -353,20 +361,20 @@ def test_an_interrupt_names_what_is_finished(generate, capsys, monkeypatch):
             raise KeyboardInterrupt
         return real_sample(*arguments)
 
-    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     assert generate("--extend", "3") == 130
     said = capsys.readouterr().err
     assert "What is finished (the first clip and 1 segment) is in out/video_0000.latent; go on with --extend-from" in said
     assert latent_file.read_latents("out/video_0000.latent").shape[2] == 4
-    monkeypatch.setattr(pipeline, "sample", real_sample)
+    monkeypatch.setattr(sampling, "sample", real_sample)
     assert generate() == 0
     assert capsys.readouterr().out.strip().endswith("video_0001.mp4")  # the kept latents hold their number
 
 
 def test_a_segment_that_fails_names_what_is_finished_and_the_next_video_is_made(generate, capsys, monkeypatch):
-    from opensora_core import pipeline
+    from opensora_core.generation import sampling
 
-    runs, real_sample = [], pipeline.sample
+    runs, real_sample = [], sampling.sample
 
     def sample(*arguments):
         runs.append(1)
@@ -374,7 +382,7 @@ def test_a_segment_that_fails_names_what_is_finished_and_the_next_video_is_made(
             raise torch.cuda.OutOfMemoryError
         return real_sample(*arguments)
 
-    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     assert generate("--extend", "1", "--num-samples", "2", "--offload", "minimal") == 1
     captured = capsys.readouterr()
     assert "video 1 (seed 7) failed" in captured.err and "What is finished (the first clip) is in out/video_0000.latent" in captured.err

@@ -9,15 +9,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from opensora_core import capacity, components, model_files, pipeline as pipeline_module
+from opensora_core import capacity, components, model_files, networks as networks_module, pipeline as pipeline_module
 from opensora_core.checkpoint.files import read_header
 from opensora_core.components import Component, Habits, Placement, visiting
 from opensora_core.config import LATENT_SCALE, Tiling
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
+from opensora_core.generation import sampling
 from opensora_core.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.references import reference_image
 from opensora_core.request import EncodedPrompt, SamplingOptions, random_seed
+from opensora_core.sampling.conditioning import fit_image
 
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 3, "seed": 7}
 
@@ -104,7 +106,7 @@ def test_reference_frames_are_encoded_fitted_and_restored(pipe, cat, picture, gi
     settings = {**SMALL, "num_frames": 9}
     result = pipe(cat, **settings, **dict.fromkeys(given, picture))
     without = pipe(cat, **settings)
-    fitted = pipeline_module.fit_image(picture[None], 32, 48)
+    fitted = fit_image(picture[None], 32, 48)
     with torch.inference_mode():
         latent = pipe.vae.encode(fitted, [None])[0, :, 0]
     for frame in range(3):
@@ -147,16 +149,18 @@ def test_only_what_is_meant_to_stays_on_the_device_when_its_work_is_done(tiny_ch
     """The meta device stands in for a card. T5, CLIP and VAE leave it before the transformer samples, in every mode of enable_offload."""
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     meta = torch.device("meta")
-    pipe._placement.device, pipe._placement.mode, pipe._placement.budget_gib = meta, mode, OFFLOADS.get(mode, {}).get("budget_gib")
+    networks = pipe._networks
+    place = networks.placement
+    place.device, place.mode, place.budget_gib = meta, mode, OFFLOADS.get(mode, {}).get("budget_gib")
     left = {}
-    for name in ("_t5", "_clip", "_vae", "_transformer"):
-        component = getattr(pipe, name)
+    for name in ("t5", "clip", "vae", "transformer"):
+        component = getattr(networks, name)
         with component.at_work() as network:
             module = components._module(network)
             assert any(tensor.device == meta for tensor in module.parameters()), f"{name} never came to the device"
-        if not (mode == "minimal" and name in ("_clip", "_vae")):  # accelerate keeps what it brings in layer by layer as meta tensors
+        if not (mode == "minimal" and name in ("clip", "vae")):  # accelerate keeps what it brings in layer by layer as meta tensors
             left[name] = {tensor.device.type for tensor in module.parameters()}
-    stays = {"everything": set(left), "resident": {"_transformer"}}.get(mode, set())
+    stays = {"everything": set(left), "resident": {"transformer"}}.get(mode, set())
     assert left == {name: {"meta" if name in stays else "cpu"} for name in left}
 
 
@@ -182,7 +186,7 @@ def streams_of(pipe, monkeypatch, **settings):
 
 def test_transformer_and_t5_stream_and_a_budget_too_small_for_t5_alone_does_not_stop_it(tiny_checkpoint, monkeypatch):
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("budget", 0.003, "cpu")
-    with pipe._t5.at_work() as t5:
+    with pipe._networks.t5.at_work() as t5:
         least = components.least_bytes(components.module_bytes(t5.model, ("encoder.block",)), "budget") / 2**30
     _, plans = streams_of(pipe, monkeypatch)
     assert [plan.mode for plan in plans] == ["budget" if least <= 0.003 else "minimal", "budget"]
@@ -202,7 +206,7 @@ def test_transformer_and_t5_stream_and_a_budget_too_small_for_t5_alone_does_not_
 )
 def test_an_offload_that_cannot_be_is_refused_before_any_weight_is_read(tiny_checkpoint, monkeypatch, arguments, says):
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
-    monkeypatch.setattr(pipeline_module, "load_transformer", None)
+    monkeypatch.setattr(networks_module, "load_transformer", None)
     with pytest.raises(OpenSoraError, match=says):
         pipe.enable_offload(*arguments, device="cpu")
     assert pipe.offload == "everything"
@@ -216,7 +220,7 @@ def test_what_a_card_has_decides(tiny_checkpoint, monkeypatch):
         pipe.enable_offload("resident", device="cpu")
     with pytest.raises(OpenSoraError, match="use minimal"):
         pipe.enable_offload("budget", 0.004, "cpu")
-    sizes = pipe._needs.transformer_weights()
+    sizes = pipe._networks.needs.transformer_weights()
     assert components.plan_within(sizes, None).mode == components.plan_within(sizes, sizes.total).mode == "resident"
     for room in (sizes.total - 1, 4_000_000, 3_200_000):
         plan = components.plan_within(sizes, room)
@@ -248,7 +252,7 @@ def test_auto_streams_what_does_not_fit_beside_the_computation(tiny_checkpoint, 
 
 @pytest.mark.parametrize("mode", ["auto", "budget"])
 def test_sampling_that_runs_out_of_memory_begins_again_in_the_least_memory(tiny_checkpoint, whole, monkeypatch, mode):
-    real, calls = pipeline_module.sample, []
+    real, calls = sampling.sample, []
 
     def sample(*arguments):
         calls.append(1)
@@ -256,7 +260,7 @@ def test_sampling_that_runs_out_of_memory_begins_again_in_the_least_memory(tiny_
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return real(*arguments)
 
-    monkeypatch.setattr(pipeline_module, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload(mode, device="cpu", **OFFLOADS[mode])
     result, plans = streams_of(pipe, monkeypatch)
     assert torch.equal(result.latents, whole.latents) and plans[-1].mode == "minimal" and len(calls) == 2
@@ -454,7 +458,7 @@ def no_weights(monkeypatch):
         raise AssertionError("a network was read before the request was refused")
 
     for name in ("load_transformer", "load_vae", "load_t5", "load_clip"):
-        monkeypatch.setattr(pipeline_module, name, read)
+        monkeypatch.setattr(networks_module, name, read)
 
 
 PICTURE = torch.zeros(64, 96, 3)
@@ -502,11 +506,11 @@ def test_what_cannot_be_met_is_refused_in_a_sentence_and_no_checkpoint_is_opened
 
 
 def test_prompts_encoded_together_are_those_encoded_alone_and_each_encoder_is_read_once(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "SHARED", LoadedModels())  # what other tests hold would not be read
+    monkeypatch.setattr(networks_module, "SHARED", LoadedModels())  # what other tests hold would not be read
     read = []
     for name in ("load_t5", "load_clip"):
-        real = getattr(pipeline_module, name)
-        monkeypatch.setattr(pipeline_module, name, lambda *args, real=real, name=name, **more: read.append(name) or real(*args, **more))
+        real = getattr(networks_module, name)
+        monkeypatch.setattr(networks_module, name, lambda *args, real=real, name=name, **more: read.append(name) or real(*args, **more))
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("auto", device="cpu")
     wanted = [("a cat", "", SamplingOptions()), ("a dog", "blurry", SamplingOptions(motion_score=9))]
     together = pipe.encode_prompts(wanted)
@@ -630,9 +634,15 @@ def test_what_the_device_decides():
     assert components.free_bytes(cpu) is None or components.free_bytes(cpu) > 2**20
 
 
+def test_latents_without_frames_are_those_that_a_decode_shows(pipe, cat, whole):
+    bare = pipe(cat, **SMALL, latents_only=True)
+    assert bare.frames == [] and "decode" not in bare.seconds and torch.equal(bare.latents, whole.latents)
+    assert numpy.array_equal(numpy.stack(pipe.decode(bare.latents)[0]), pixels(whole))
+
+
 def test_the_latents_of_a_result_are_in_the_transformer_scale(pipe, whole):
     with torch.inference_mode():
-        with pipe._vae.at_work() as vae:
+        with pipe._networks.vae.at_work() as vae:
             frames = vae.decode(whole.latents / LATENT_SCALE)
     shown = ((frames[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
     assert numpy.array_equal(shown, pixels(whole))

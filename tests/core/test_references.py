@@ -243,7 +243,7 @@ SMALL = {"height": 32, "width": 48, "num_inference_steps": 2, "seed": 1}
 def test_a_clip_is_fitted_and_encoded_as_one(pipe, cat, direction, place, monkeypatch):
     seen = []
     real = conditioning.image_condition
-    monkeypatch.setattr("opensora_core.pipeline.image_condition", lambda *args: seen.append(real(*args)) or seen[-1])
+    monkeypatch.setattr("opensora_core.generation.condition.image_condition", lambda *args: seen.append(real(*args)) or seen[-1])
     frames = frames_of(40, 40, 48)
     result = pipe(cat, num_frames=41, video=frames, direction=direction, **SMALL)
     part = conditioning.nearest_frames(frames, direction, 33)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from demo import tiny_flux
-from opensora_core import cli, pipeline as pipeline_module
+from opensora_core import cli, networks
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.flux import painter
 from opensora_core.flux.painter import PictureRequest
@@ -39,7 +39,7 @@ def request(**changes):
 def reads(monkeypatch):
     """What is read, in its order, and which models were in memory at that time."""
     shared, found = LoadedModels(), []
-    for module in (pipeline_module, painter):  # not what other tests' pipelines still hold
+    for module in (networks, painter):  # not what other tests' pipelines still hold
         monkeypatch.setattr(module, "SHARED", shared)
 
     def watch(module, name, kind):
@@ -55,7 +55,7 @@ def reads(monkeypatch):
     watch(painter, "load_transformer", "flux")
     watch(painter, "load_decoder", "flux_vae")
     for name in ("transformer", "t5", "clip", "vae"):
-        watch(pipeline_module, f"load_{name}", name)
+        watch(networks, f"load_{name}", name)
     return found
 
 
