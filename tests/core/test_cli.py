@@ -113,12 +113,12 @@ def test_samples_take_the_next_seeds_and_nothing_is_overwritten(generate, here, 
 
 
 def test_the_prompt_is_encoded_once_for_all_samples(generate, here, monkeypatch):
-    from opensora_core.pipeline import OpenSoraPipeline
+    from opensora_core.generation import text
 
-    encoded, real = [], OpenSoraPipeline.encode_prompt
-    monkeypatch.setattr(OpenSoraPipeline, "encode_prompt", lambda self, *args: encoded.append(args[0]) or real(self, *args))
+    encoded, real = [], text.encode
+    monkeypatch.setattr(text, "encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
     assert generate("--num-samples", "2") == DONE
-    assert encoded == ["a cat"] and len(list(Path("outputs").glob("*.mp4"))) == 2
+    assert encoded == [("a cat. 24 FPS. 4 motion score.", "")] and len(list(Path("outputs").glob("*.mp4"))) == 2
 
 
 @pytest.mark.parametrize("offload", [["resident"], ["minimal"], ["budget"], ["budget", "--budget-gib", "0.003"]])
