@@ -217,6 +217,24 @@ def test_the_pack_root_holds_the_entry_point_and_nothing_of_the_host():
     assert "comfy_entrypoint" in names
 
 
+def test_a_host_without_what_the_nodes_import_gets_a_sentence():
+    # Here there is no host at all, which is as old as one can be.
+    code = (
+        "import asyncio, importlib.util, sys\n"
+        "sys.modules['comfy_api'] = None\n"
+        "spec = importlib.util.spec_from_file_location('pack', '__init__.py', submodule_search_locations=['.'])\n"
+        "sys.modules['pack'] = pack = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(pack)\n"
+        "try:\n"
+        "    asyncio.run(pack.comfy_entrypoint())\n"
+        "except ImportError as error:\n"
+        "    print(pack.NEEDED, error)\n"
+    )
+    needed, _, sentence = run_python(code).partition(" ")
+    assert f'requires-comfyui = ">={needed}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"needs ComfyUI {needed} or newer" in sentence and "comfy_api" in sentence
+
+
 @pytest.mark.parametrize("name", ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"])
 def test_no_module_carries_the_old_node_mapping(name):
     # With it, even empty, the host takes the old branch and never calls comfy_entrypoint.
