@@ -53,6 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OpenSoraError as error:
         sys.stderr.write(f"error: {error}\n")
         return SOME_FAILED if isinstance(error, OutOfMemory) else REFUSED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == __package__.split(".")[0]:
+            raise
+        sys.stderr.write(
+            f"error: the library {error.name} is not installed in this Python; `pip install .` in Open-Sora's folder brings all that is needed\n"
+        )
+        return REFUSED
     except BrokenPipeError:
         # Whoever read the paths of finished videos is gone (`| head`); closing the pipe at the end would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

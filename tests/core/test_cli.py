@@ -413,6 +413,13 @@ def test_defaults_are_the_contract_s():
     assert {name: args[name] for name in DEFAULTS} == DEFAULTS
 
 
+def test_a_library_that_is_not_installed_is_one_sentence():
+    code = "import sys; sys.modules['torch'] = None; from opensora_core.cli import main; sys.exit(main(['generate', '--prompt', 'x']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the library torch is not installed") and done.stderr.count("\n") == 1
+
+
 def test_help_answers_without_torch():
     code = "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None\nfrom opensora_core.cli import main\nmain(['generate', '--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
