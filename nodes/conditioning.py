@@ -19,7 +19,7 @@ from ..opensora_core.sampling.conditioning import (
     nearest_frames,
 )
 from ..opensora_core.sampling.guidance import ReferenceUse
-from .host import clips, notice, references
+from .host import clips, inputs, notice, references
 from .host.condition import with_condition
 from .host.vae import check_latent_shape, vae_config
 
@@ -37,7 +37,7 @@ def _given_inputs(of_clip: str) -> list:
     return [
         io.Conditioning.Input("positive", tooltip="The encoded prompt; it is copied, never changed."),
         io.Conditioning.Input("negative", tooltip="The encoded negative prompt; it is copied, never changed."),
-        io.Vae.Input("vae", tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE."),
+        inputs.vae(),
         io.Latent.Input("latent", tooltip=of_clip),
     ]
 
@@ -71,12 +71,7 @@ class OpenSoraImageToVideo(io.ComfyNode):
                     optional=True,
                     tooltip="The last frame. One picture for all videos of the batch, or one for each. None = free.",
                 ),
-                io.Combo.Input(
-                    "fit",
-                    options=list(FITS),
-                    default=FITS[0],
-                    tooltip="How a picture of another shape is fitted: crop = cover and cut the middle, as in training; pad = black bars; stretch.",
-                ),
+                inputs.fit("picture"),
                 _strength_input(),
                 io.Latent.Input(
                     "start_latent",
@@ -179,13 +174,7 @@ class OpenSoraVideoToVideo(io.ComfyNode):
                     default=str(CONTEXTS[0]),
                     tooltip="How many frames of the clip the video goes on from. More hold it closer, and leave fewer to be made.",
                 ),
-                io.Combo.Input(
-                    "fit",
-                    options=list(FITS),
-                    default=FITS[0],
-                    advanced=True,
-                    tooltip="How a clip of another shape is fitted: crop = cover and cut the middle, as in training; pad = black bars; stretch.",
-                ),
+                inputs.fit("clip", advanced=True),
                 _strength_input(),
             ],
             outputs=_outputs("the clip"),

@@ -4,13 +4,13 @@ from comfy_api.latest import io
 
 from ..opensora_core.config import Tiling
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.vae.memory import POLICIES
 from ..opensora_core.vae.tiling import check_tiling
-from .host import clips, notice, paths, shared
+from .host import clips, inputs, notice, paths, shared
 
 FOLDER = "vae"
 
 _TILE_SIZE = {"default": Tiling.tile_size, "min": 0, "max": 4096, "step": 32}
+_VAE_TOOLTIP = "The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only."
 _OVERLAP = {"default": Tiling.overlap, "min": 0.0, "max": 0.5, "step": 0.0625}
 
 
@@ -67,10 +67,7 @@ class OpenSoraTiledVAEDecode(io.ComfyNode):
             description="Decodes a video in overlapping tiles, with the reference's sizes and blending by default, and says so when memory forces another way.",
             search_aliases=["open sora decode", "vae decode", "tiled decode", "latent to video"],
             inputs=[
-                io.Vae.Input(
-                    "vae",
-                    tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only.",
-                ),
+                inputs.vae(_VAE_TOOLTIP),
                 io.Latent.Input("latent", tooltip="The finished clip."),
                 *_tile_inputs(),
                 io.Int.Input(
@@ -82,13 +79,7 @@ class OpenSoraTiledVAEDecode(io.ComfyNode):
                     advanced=True,
                     tooltip="Length of a tile in frames. 0 = the whole clip at once, as the reference; 64 is its own temporal tile.",
                 ),
-                io.Combo.Input(
-                    "policy",
-                    options=list(POLICIES),
-                    default=POLICIES[0],
-                    tooltip="auto = whole clip in time, with its activations in RAM if the GPU has too little memory, else temporal tiles, and "
-                    "says so; exact = never temporal tiles; low_memory = temporal tiles at once.",
-                ),
+                inputs.policy(),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames, 0..1; videos of a batch follow one another.")],
             hidden=[io.Hidden.unique_id],
@@ -115,10 +106,7 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
             description="Encodes frames as one clip in overlapping tiles, with the reference's sizes and blending by default.",
             search_aliases=["open sora encode", "vae encode", "tiled encode", "video to latent"],
             inputs=[
-                io.Vae.Input(
-                    "vae",
-                    tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only.",
-                ),
+                inputs.vae(_VAE_TOOLTIP),
                 io.Image.Input("image", tooltip="The frames of one clip: 4k+1 of them (1, 5, 9, …), sides multiples of 16 pixels."),
                 *_tile_inputs(),
                 io.Combo.Input(

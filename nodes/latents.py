@@ -5,13 +5,43 @@ from comfy_api.latest import io
 from ..opensora_core import geometry
 from ..opensora_core.config import HUNYUAN_VAE, OPEN_SORA_2_DC_AE
 from ..opensora_core.errors import OpenSoraError
-from .host import clips
+from .host import clips, inputs
 from .host.model import require_open_sora
 
 CUSTOM = "custom"
 GRID = geometry.HIGH_COMPRESSION
 OFFERED = ("256px", "768px", CUSTOM)  # what the released model was trained at
 FPS = 24.0  # the rate that the released model was trained to show
+_ONLY_CUSTOM = " Only used when resolution is custom."
+
+
+def _aspect_ratio_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "aspect_ratio",
+        options=list(geometry.ASPECT_RATIOS),
+        default=geometry.ASPECT_RATIOS[0],
+        tooltip="Width : height of the picture. Not used when resolution is custom.",
+    )
+
+
+def _batch_size_input() -> io.Int.Input:
+    return io.Int.Input(
+        "batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise. 1 = one video."
+    )
+
+
+def _outputs(shape: str) -> list:
+    return [
+        io.Latent.Output(display_name="latent", tooltip=f"The empty clip, for a sampler: {shape}."),
+        io.Int.Output(display_name="width", tooltip="Width of the video in pixels."),
+        io.Int.Output(display_name="height", tooltip="Height of the video in pixels."),
+        io.Float.Output(display_name="fps", tooltip="Frames per second to save the video at: 24, what the model was trained to show."),
+    ]
+
+
+def _clip_problem(resolution: str | None, num_frames: int | None, size: tuple[int | None, int | None], grid: geometry.Grid) -> str | bool:
+    """As inputs.clip_problem; size: (width, height), asked about where they are used."""
+    return inputs.clip_problem(num_frames, *(size if resolution == CUSTOM else ()), grid=grid)
 
 
 class OpenSoraEmptyLatentVideo(io.ComfyNode):
@@ -30,12 +60,7 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
                     default="256px",
                     tooltip="Area of the picture: 256px and 768px are the areas of squares with that side. custom uses width and height below.",
                 ),
-                io.Combo.Input(
-                    "aspect_ratio",
-                    options=list(geometry.ASPECT_RATIOS),
-                    default=geometry.ASPECT_RATIOS[0],
-                    tooltip="Width : height of the picture. Not used when resolution is custom.",
-                ),
+                _aspect_ratio_input(),
                 io.Int.Input(
                     "num_frames",
                     default=129,
@@ -44,25 +69,8 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
                     step=4,
                     tooltip="Length in frames, 4k+1 (1, 5, 9, … 129). 129 frames are 5.4 seconds at 24 FPS, the longest the model was trained on.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=336,
-                    min=16,
-                    max=geometry.LARGEST["width"],
-                    step=16,
-                    tooltip="Width in pixels, a multiple of 16. Only used when resolution is custom.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=192,
-                    min=16,
-                    max=geometry.LARGEST["height"],
-                    step=16,
-                    tooltip="Height in pixels, a multiple of 16. Only used when resolution is custom.",
-                ),
-                io.Int.Input(
-                    "batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise. 1 = one video."
-                ),
+                *inputs.sides(336, 192, more=_ONLY_CUSTOM),
+                _batch_size_input(),
                 io.Image.Input(
                     "image",
                     optional=True,
@@ -70,31 +78,14 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
                     "above. Its pixels are not used. Not with resolution custom.",
                 ),
             ],
-            outputs=[
-                io.Latent.Output(
-                    display_name="latent", tooltip="The empty clip, for a sampler: [videos, 16, latent frames, height / 8, width / 8]."
-                ),
-                io.Int.Output(display_name="width", tooltip="Width of the video in pixels."),
-                io.Int.Output(display_name="height", tooltip="Height of the video in pixels."),
-                io.Float.Output(
-                    display_name="fps", tooltip="Frames per second to save the video at: 24, what the model was trained to show."
-                ),
-            ],
+            outputs=_outputs("[videos, 16, latent frames, height / 8, width / 8]"),
         )
 
     @classmethod
     def validate_inputs(cls, resolution, num_frames, width, height):
-        # A value that comes over a wire is None here; execute checks it again. The host repeats the sentence for every name above.
-        try:
-            if resolution not in (None, *OFFERED):
-                raise OpenSoraError(f"resolution={resolution!r} is not one of {', '.join(OFFERED)}.")
-            if num_frames is not None:
-                geometry.check_num_frames(num_frames)
-            if resolution == CUSTOM and None not in (width, height):
-                geometry.check_size(height, width)
-        except OpenSoraError as error:
-            return str(error)
-        return True
+        if resolution not in (None, *OFFERED):
+            return f"resolution={resolution!r} is not one of {', '.join(OFFERED)}."
+        return _clip_problem(resolution, num_frames, (width, height), geometry.CAUSAL)
 
     @classmethod
     def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, image=None) -> io.NodeOutput:
@@ -134,12 +125,7 @@ class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
                     default="768px",
                     tooltip="Area of the picture: 768px, a square's of that side, is what this variant was released at. custom uses width and height.",
                 ),
-                io.Combo.Input(
-                    "aspect_ratio",
-                    options=list(geometry.ASPECT_RATIOS),
-                    default=geometry.ASPECT_RATIOS[0],
-                    tooltip="Width : height of the picture. Not used when resolution is custom.",
-                ),
+                _aspect_ratio_input(),
                 io.Int.Input(
                     "num_frames",
                     default=GRID.default_frames,
@@ -148,54 +134,20 @@ class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
                     step=4,
                     tooltip="Length in frames, a multiple of 4 (8, 12, … 128). 128 frames are 5.3 seconds at 24 FPS, what the variant was released at.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=1024,
-                    min=GRID.size_multiple,
-                    max=geometry.LARGEST["width"],
-                    step=GRID.size_multiple,
-                    tooltip="Width in pixels, a multiple of 32. Only used when resolution is custom.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=576,
-                    min=GRID.size_multiple,
-                    max=geometry.LARGEST["height"],
-                    step=GRID.size_multiple,
-                    tooltip="Height in pixels, a multiple of 32. Only used when resolution is custom.",
-                ),
-                io.Int.Input(
-                    "batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise. 1 = one video."
-                ),
+                *inputs.sides(1024, 576, GRID, more=_ONLY_CUSTOM),
+                _batch_size_input(),
                 io.Model.Input(
                     "model",
                     optional=True,
                     tooltip="The model the clip is for, if its latents have another number of channels than the released 128. Not needed otherwise.",
                 ),
             ],
-            outputs=[
-                io.Latent.Output(
-                    display_name="latent", tooltip="The empty clip, for a sampler: [videos, 128, frames / 4, height / 32, width / 32]."
-                ),
-                io.Int.Output(display_name="width", tooltip="Width of the video in pixels."),
-                io.Int.Output(display_name="height", tooltip="Height of the video in pixels."),
-                io.Float.Output(
-                    display_name="fps", tooltip="Frames per second to save the video at: 24, what the model was trained to show."
-                ),
-            ],
+            outputs=_outputs("[videos, 128, frames / 4, height / 32, width / 32]"),
         )
 
     @classmethod
     def validate_inputs(cls, resolution, num_frames, width, height):
-        # As above.
-        try:
-            if num_frames is not None:
-                GRID.check_num_frames(num_frames)
-            if resolution == CUSTOM and None not in (width, height):
-                GRID.check_size(height, width)
-        except OpenSoraError as error:
-            return str(error)
-        return True
+        return _clip_problem(resolution, num_frames, (width, height), GRID)
 
     @classmethod
     def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, model=None) -> io.NodeOutput:

@@ -2,11 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core import geometry
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.long_video import continuation, segment_prompts
+from ..opensora_core.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
-from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
+from ..opensora_core.text.prompt import decorate
 from ..opensora_core.vae.memory import POLICIES
 from .host import inputs, long, notice, run, text
 from .host.guider import check_latent
@@ -32,38 +32,21 @@ class OpenSoraContinueVideo(io.ComfyNode):
                 io.Model.Input("model", tooltip="The Open-Sora model."),
                 io.Conditioning.Input("positive", tooltip="The encoded prompt of all segments; not used where prompts are written below."),
                 io.Conditioning.Input("negative", tooltip="The encoded negative prompt of all segments."),
-                io.Vae.Input("vae", tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE."),
+                inputs.vae(),
                 io.Latent.Input("latent", tooltip="The finished video, from a sampler, from this node, or from Load Latent."),
                 io.Int.Input(
                     "segments", default=1, min=1, max=_MAX_SEGMENTS, tooltip="How many segments to add. Memory stays that of one."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Number that noise is drawn from; every segment gets its own by where it begins, so that going on later is the same as at once.",
+                inputs.seed(
+                    "Number that noise is drawn from; every segment gets its own by where it begins, so that going on later is the same as at once."
                 ),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of each segment. The released default is 50."),
-                io.Float.Input(
-                    "text_guidance",
-                    default=Guidance.text,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strongly the video follows the prompt. 1 = neutral; the released default is 7.5.",
-                ),
-                io.Float.Input(
-                    "image_guidance",
-                    default=Guidance.image,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strongly a segment follows the frames it goes on from. 1 = neutral; the released default is 3.",
-                ),
+                inputs.steps("Steps of each segment"),
+                inputs.text_guidance(),
+                inputs.image_guidance("a segment follows the frames it goes on from"),
                 *_length_inputs(),
-                *_advanced_inputs(),
+                *inputs.oscillation(),
+                inputs.shift("segment"),
+                *inputs.exactness("segment"),
                 *_prompt_inputs(),
             ],
             outputs=[
@@ -76,13 +59,8 @@ class OpenSoraContinueVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, num_frames, context_frames):
-        # One that comes over a wire is None here; execute checks it again.
-        try:
-            for count in filter(None, (num_frames, context_frames)):
-                geometry.check_num_frames(count)
-        except OpenSoraError as error:
-            return str(error)
-        return True
+        problems = (inputs.clip_problem(count or None) for count in (num_frames, context_frames))  # 0 = by itself
+        return next((problem for problem in problems if problem is not True), True)
 
     @classmethod
     def execute(
@@ -103,13 +81,13 @@ class OpenSoraContinueVideo(io.ComfyNode):
         policy=POLICIES[0],
         text_oscillation=Guidance.text_oscillation,
         image_oscillation=Guidance.image_oscillation,
-        shift=0.0,
-        noise_device=run.NOISE_DEVICES[0],
-        latent_dtype="fp32",
+        shift=SamplingOptions.shift,
+        noise_device=SamplingOptions.noise_device,
+        latent_dtype=SamplingOptions.latent_dtype,
         clip=None,
         prompts="",
-        motion_score=4,
-        fps=24,
+        motion_score=SamplingOptions.motion_score,
+        fps=SamplingOptions.fps,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         config = require_open_sora(model)
@@ -155,41 +133,7 @@ def _length_inputs() -> list:
             default="latents/open-sora-long",
             tooltip="Where in the output folder the video is kept, as latents, after every segment. Load Latent reads it from the input folder.",
         ),
-        io.Combo.Input(
-            "policy",
-            options=list(POLICIES),
-            default=POLICIES[0],
-            tooltip="Of the decode, a segment at a time. auto = exact if it fits the free memory; exact = never smaller; low_memory = smaller at once.",
-        ),
-    ]
-
-
-def _advanced_inputs() -> list:
-    return [
-        *inputs.oscillation(),
-        io.Float.Input(
-            "shift",
-            default=0.0,
-            min=0.0,
-            max=100.0,
-            step=0.01,
-            advanced=True,
-            tooltip="How long the run stays near noise. 0 = from the segment's size and length, as released; 1 = equal steps.",
-        ),
-        io.Combo.Input(
-            "noise_device",
-            options=list(run.NOISE_DEVICES),
-            default=run.NOISE_DEVICES[0],
-            advanced=True,
-            tooltip="Where noise is drawn. cpu = the same for a seed on every machine.",
-        ),
-        io.Combo.Input(
-            "latent_dtype",
-            options=list(run.LATENT_DTYPES),
-            default="fp32",
-            advanced=True,
-            tooltip="How a segment is kept between steps. fp32 = exact; bf16 = rounded, as the reference does.",
-        ),
+        inputs.policy("segment", "Of the decode, a segment at a time. "),
     ]
 
 
@@ -204,24 +148,7 @@ def _prompt_inputs() -> list:
             optional=True,
             tooltip="New prompts, one per line: line 1 for the first new segment, and so on; the last line holds for the rest. Empty = positive for all.",
         ),
-        io.Int.Input(
-            "motion_score",
-            default=4,
-            min=0,
-            max=MOTION_SCORE_RANGE[1],
-            optional=True,
-            advanced=True,
-            tooltip="How much moves, said in the prompts above: 1 (almost still) to 15 (wild); 0 leaves the sentence out.",
-        ),
-        io.Int.Input(
-            "fps",
-            default=24,
-            min=0,
-            max=FPS_RANGE[1],
-            optional=True,
-            advanced=True,
-            tooltip="Frames per second, said in the prompts above. 24 is the released default; 0 leaves the sentence out.",
-        ),
+        *inputs.decoration("the prompts above", optional=True, advanced=True),
     ]
 
 

@@ -4,10 +4,9 @@ from comfy_api.latest import io, ui
 
 from ..opensora_core import geometry
 from ..opensora_core.checkpoint.quantize import FORMATS
-from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.estimate import Request, Settings
 from ..opensora_core.vae.memory import POLICIES
-from .host import notice, offload, paths, planning, precision, shared
+from .host import inputs, notice, offload, paths, planning, precision, shared
 from .host.model import PRECISIONS, require_open_sora
 
 MODELS = "diffusion_models"
@@ -161,22 +160,7 @@ class OpenSoraPreflight(io.ComfyNode):
             search_aliases=["open sora memory estimate", "will it fit", "vram estimate", "out of memory", "plan"],
             is_output_node=True,
             inputs=[
-                io.Int.Input(
-                    "width",
-                    default=336,
-                    min=16,
-                    max=geometry.LARGEST["width"],
-                    step=16,
-                    tooltip="Width of the video in pixels, a multiple of 16.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=192,
-                    min=16,
-                    max=geometry.LARGEST["height"],
-                    step=16,
-                    tooltip="Height of the video in pixels, a multiple of 16.",
-                ),
+                *inputs.sides(336, 192, of=" of the video"),
                 io.Int.Input(
                     "num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4, tooltip="Frames of the video, 4k+1."
                 ),
@@ -211,15 +195,7 @@ class OpenSoraPreflight(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, width, height, num_frames):
-        # A value that comes over a wire is None here; execute checks it again. The host repeats the sentence for every name above.
-        try:
-            if num_frames is not None:
-                geometry.check_num_frames(num_frames)
-            if None not in (width, height):
-                geometry.check_size(height, width)
-        except OpenSoraError as error:
-            return str(error)
-        return True
+        return inputs.clip_problem(num_frames, width, height)
 
     @classmethod
     def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload):

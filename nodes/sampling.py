@@ -2,21 +2,15 @@
 
 from comfy_api.latest import io
 
+from ..opensora_core.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, run
-
-_MAX_STEPS = 1000
-_MAX_SCALE = 100.0
-_TEXT_TOOLTIP = "How strongly the video follows the prompt against the negative prompt. 1 = neutral (the negative prompt is not used); the released default is 7.5."
-_IMAGE_TOOLTIP = (
-    "How strongly the video follows its reference picture. 1 = neutral; the released default is 3. It has no effect without a picture."
-)
 
 
 def _guidance_inputs() -> list:
     return [
-        io.Float.Input("text_guidance", default=Guidance.text, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_TEXT_TOOLTIP),
-        io.Float.Input("image_guidance", default=Guidance.image, min=0.0, max=_MAX_SCALE, step=0.1, tooltip=_IMAGE_TOOLTIP),
+        inputs.text_guidance(),
+        inputs.image_guidance("the video follows its reference picture", " It has no effect without a picture."),
         *inputs.oscillation(),
         io.Boolean.Input(
             "temporal_ramp",
@@ -25,19 +19,6 @@ def _guidance_inputs() -> list:
             tooltip="On = the released way: image guidance grows from 1 at the first frame to its full scale at the last. Off = the same for all frames.",
         ),
     ]
-
-
-def _shift_input() -> io.Float.Input:
-    return io.Float.Input(
-        "shift",
-        default=0.0,
-        min=0.0,
-        max=100.0,
-        step=0.01,
-        advanced=True,
-        tooltip="How long the run stays near noise. 0 = from the clip's size and length, as released (5.73 at 256px, 11.87 at 768px, 129 frames); "
-        "1 = equal steps.",
-    )
 
 
 def _conditioning_inputs() -> list:
@@ -59,8 +40,8 @@ class OpenSoraScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The Open-Sora model; it is copied, never changed."),
                 io.Latent.Input("latent", tooltip="The clip to make; its size and length set the shift."),
-                io.Int.Input("steps", default=50, min=1, max=_MAX_STEPS, tooltip="Number of steps. The released default is 50."),
-                _shift_input(),
+                inputs.steps(),
+                inputs.shift(),
             ],
             outputs=[
                 io.Model.Output(
@@ -71,7 +52,7 @@ class OpenSoraScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latent, steps, shift=0.0) -> io.NodeOutput:
+    def execute(cls, model, latent, steps, shift=SamplingOptions.shift) -> io.NodeOutput:
         return io.NodeOutput(*run.shifted(model, latent["samples"], steps, shift))
 
 
@@ -123,31 +104,11 @@ class OpenSoraRectifiedFlowSampler(io.ComfyNode):
                 io.Model.Input("model", tooltip="The Open-Sora model."),
                 *_conditioning_inputs(),
                 io.Latent.Input("latent", tooltip="The empty clip; it says size, length and number of videos."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Number that the noise is drawn from: the same seed and settings give the same video.",
-                ),
-                io.Int.Input("steps", default=50, min=1, max=_MAX_STEPS, tooltip="Number of steps. The released default is 50."),
+                inputs.seed("Number that the noise is drawn from: the same seed and settings give the same video."),
+                inputs.steps(),
                 *_guidance_inputs(),
-                _shift_input(),
-                io.Combo.Input(
-                    "noise_device",
-                    options=list(run.NOISE_DEVICES),
-                    default=run.NOISE_DEVICES[0],
-                    advanced=True,
-                    tooltip="Where noise is drawn. cpu = the same for a seed on every machine; gpu = as the reference does, with bf16 latents.",
-                ),
-                io.Combo.Input(
-                    "latent_dtype",
-                    options=list(run.LATENT_DTYPES),
-                    default="fp32",
-                    advanced=True,
-                    tooltip="How the clip is kept between steps. fp32 = exact; bf16 = rounded, as the reference does.",
-                ),
+                inputs.shift(),
+                *inputs.exactness(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The finished clip, for Open-Sora Tiled VAE Decode or VAE Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -167,9 +128,9 @@ class OpenSoraRectifiedFlowSampler(io.ComfyNode):
         text_oscillation=Guidance.text_oscillation,
         image_oscillation=Guidance.image_oscillation,
         temporal_ramp=Guidance.temporal_ramp,
-        shift=0.0,
-        noise_device=run.NOISE_DEVICES[0],
-        latent_dtype="fp32",
+        shift=SamplingOptions.shift,
+        noise_device=SamplingOptions.noise_device,
+        latent_dtype=SamplingOptions.latent_dtype,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp)
         settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype)

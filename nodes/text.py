@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE, decorate
-from .host import keep, notice, paths, prompts, shared, text
+from ..opensora_core.text.prompt import decorate
+from .host import inputs, keep, notice, paths, prompts, shared, text
 
 FOLDER = "text_encoders"
 
@@ -70,9 +70,7 @@ class OpenSoraT5TextEncode(io.ComfyNode):
             description="Encodes a prompt and a negative prompt as Open-Sora 2.0 does: 512 T5 tokens, CLIP-L pooled, and sentences for frame rate and motion.",
             search_aliases=["open sora prompt", "clip text encode", "t5 text encode", "motion score"],
             inputs=[
-                io.Clip.Input(
-                    "clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or from DualCLIPLoader with type flux."
-                ),
+                inputs.text_encoders(),
                 io.String.Input(
                     "prompt",
                     multiline=True,
@@ -86,20 +84,7 @@ class OpenSoraT5TextEncode(io.ComfyNode):
                     default="",
                     tooltip="What to move away from. Empty is neutral and is how the model was trained.",
                 ),
-                io.Int.Input(
-                    "motion_score",
-                    default=4,
-                    min=0,
-                    max=MOTION_SCORE_RANGE[1],
-                    tooltip="How much moves, 1 (almost still) to 15 (wild). 4 is the released default; 0 leaves the sentence out.",
-                ),
-                io.Int.Input(
-                    "fps",
-                    default=24,
-                    min=0,
-                    max=FPS_RANGE[1],
-                    tooltip="Frames per second named in the prompt. 24 is the released default; 0 leaves the sentence out. It does not change the video's length.",
-                ),
+                *inputs.decoration(),
                 io.Boolean.Input(
                     "keep_encoded",
                     default=False,

@@ -1,12 +1,60 @@
-"""Inputs that several nodes have, so that each is worded once."""
+"""Inputs that several nodes have, so that each idea has one name, one range and one wording; and what is asked of them before a run.
+
+A node's ids, names, defaults and order are frozen once they have landed: what is said here changes every node that uses it.
+"""
 
 from comfy_api.latest import io
 
+from ...opensora_core import geometry
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
+from ...opensora_core.sampling.conditioning import FITS
 from ...opensora_core.sampling.guidance import Guidance
+from ...opensora_core.sampling.solver import MAX_SEED
+from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
+from ...opensora_core.vae.memory import POLICIES
+
+MAX_STEPS = 1000
+# Of every scale of guidance.
+_SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
+
+
+def vae(tooltip: str = "The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE.") -> io.Vae.Input:
+    return io.Vae.Input("vae", tooltip=tooltip)
+
+
+def text_encoders() -> io.Clip.Input:
+    return io.Clip.Input("clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or from DualCLIPLoader with type flux.")
+
+
+def seed(tooltip: str, name: str = "seed") -> io.Int.Input:
+    """Of a run; the host offers to change it after each."""
+    return io.Int.Input(name, default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
+
+
+def steps(of: str = "Number of steps") -> io.Int.Input:
+    return io.Int.Input("steps", default=50, min=1, max=MAX_STEPS, tooltip=f"{of}. The released default is 50.")
+
+
+def text_guidance(**place) -> io.Float.Input:
+    return io.Float.Input(
+        "text_guidance",
+        default=Guidance.text,
+        tooltip="How strongly the video follows the prompt against the negative prompt. 1 = neutral (the negative prompt is not used); the released "
+        "default is 7.5.",
+        **_SCALE,
+        **place,
+    )
+
+
+def image_guidance(follows: str, more: str = "", **place) -> io.Float.Input:
+    """follows: what follows what, for the tooltip."""
+    tooltip = f"How strongly {follows}. 1 = neutral; the released default is 3.{more}"
+    return io.Float.Input("image_guidance", default=Guidance.image, tooltip=tooltip, **_SCALE, **place)
 
 
 def oscillation() -> list:
-    """Whether guidance rests on odd steps; the same on every node that samples."""
+    """Whether guidance rests on odd steps."""
     return [
         io.Boolean.Input(
             "text_oscillation",
@@ -21,3 +69,113 @@ def oscillation() -> list:
             tooltip="On = the released way: from step 10, every odd step runs at image guidance 1. Off = the full scale at every step.",
         ),
     ]
+
+
+def shift(of: str = "clip") -> io.Float.Input:
+    return io.Float.Input(
+        "shift",
+        default=SamplingOptions.shift,
+        min=0.0,
+        max=100.0,
+        step=0.01,
+        advanced=True,
+        tooltip=f"How long the run stays near noise. 0 = from the {of}'s size and length, as released (5.73 at 256px, 11.87 at 768px, 129 frames); "
+        "1 = equal steps.",
+    )
+
+
+def exactness(of: str = "clip") -> list:
+    """Where noise is drawn, and how latents are kept between steps."""
+    return [
+        io.Combo.Input(
+            "noise_device",
+            options=list(NOISE_DEVICES),
+            default=SamplingOptions.noise_device,
+            advanced=True,
+            tooltip="Where noise is drawn. cpu = the same for a seed on every machine; gpu = as the reference does, with bf16 latents.",
+        ),
+        io.Combo.Input(
+            "latent_dtype",
+            options=list(LATENT_DTYPES),
+            default=SamplingOptions.latent_dtype,
+            advanced=True,
+            tooltip=f"How the {of} is kept between steps. fp32 = exact; bf16 = rounded, as the reference does.",
+        ),
+    ]
+
+
+def decoration(where: str = "the prompt", **place) -> list:
+    """What is said to the model behind a prompt: how much moves, and the frame rate."""
+    return [
+        io.Int.Input(
+            "motion_score",
+            default=SamplingOptions.motion_score,
+            min=0,
+            max=MOTION_SCORE_RANGE[1],
+            tooltip=f"How much moves, said in {where}: 1 (almost still) to 15 (wild). 4 is the released default; 0 leaves the sentence out.",
+            **place,
+        ),
+        io.Int.Input(
+            "fps",
+            default=SamplingOptions.fps,
+            min=0,
+            max=FPS_RANGE[1],
+            tooltip=f"Frames per second, said in {where}. 24 is the released default; 0 leaves the sentence out. It does not change the video's length.",
+            **place,
+        ),
+    ]
+
+
+def fit(of: str, **place) -> io.Combo.Input:
+    return io.Combo.Input(
+        "fit",
+        options=list(FITS),
+        default=FITS[0],
+        tooltip=f"How a {of} of another shape is fitted: crop = cover and cut the middle, as in training; pad = black bars; stretch.",
+        **place,
+    )
+
+
+def policy(of: str = "clip", lead: str = "") -> io.Combo.Input:
+    """Of a decode."""
+    return io.Combo.Input(
+        "policy",
+        options=list(POLICIES),
+        default=POLICIES[0],
+        tooltip=f"{lead}auto = whole {of} in time, with its activations in RAM if the GPU has too little memory, else temporal tiles, and "
+        "says so; exact = never temporal tiles; low_memory = temporal tiles at once.",
+    )
+
+
+def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL, of: str = "", more: str = "") -> list:
+    """Width and height in pixels; of and more: for the tooltips."""
+    multiple = grid.size_multiple
+    return [
+        io.Int.Input(
+            name,
+            default=default,
+            min=multiple,
+            max=geometry.LARGEST[name],
+            step=multiple,
+            tooltip=f"{name.title()}{of} in pixels, a multiple of {multiple}.{more}",
+        )
+        for name, default in (("width", width), ("height", height))
+    ]
+
+
+def clip_problem(
+    num_frames: int | None, width: int | None = None, height: int | None = None, grid: geometry.Grid = geometry.CAUSAL
+) -> str | bool:
+    """What a node's validate_inputs answers: True, or the sentence that refuses a length or a size.
+
+    A value that comes over a wire is None there; the node checks it again when it runs. The host repeats the sentence for every
+    name that validate_inputs asks for.
+    """
+    try:
+        if num_frames is not None:
+            grid.check_num_frames(num_frames)
+        if None not in (width, height):
+            grid.check_size(height, width)
+    except OpenSoraError as error:
+        return str(error)
+    return True

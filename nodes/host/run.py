@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
 from ...opensora_core.sampling import schedule, solver
 from ...opensora_core.sampling.guidance import Guidance, num_forwards
 from . import notice
 from .guider import OpenSoraGuider, check_latent
 from .model import require_open_sora
-
-NOISE_DEVICES = ("cpu", "gpu")
-LATENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class RunSettings:
 
     seed: int
     steps: int
-    shift: float = 0.0
-    noise_device: str = "cpu"
-    latent_dtype: str = "fp32"
+    shift: float = SamplingOptions.shift
+    noise_device: str = SamplingOptions.noise_device
+    latent_dtype: str = SamplingOptions.latent_dtype
 
     def __post_init__(self):
         for name, known in (("noise_device", NOISE_DEVICES), ("latent_dtype", tuple(LATENT_DTYPES))):
