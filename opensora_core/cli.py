@@ -35,6 +35,8 @@ CSV_COLUMNS = {
     "width": "width",
     "height": "height",
     "motion_score": "motion_score",
+    "image_prompt": "image_prompt",
+    "image_seed": "image_seed",
 }
 
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from .capacity import Needs, weight_capacity
-from .components import AUTO, BUDGET, MINIMAL, OFFLOADS, Placement, VideoVAE, resolve_device, resolve_precision
+from .components import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, VideoVAE, resolve_device, resolve_precision
 from .errors import OpenSoraError
-from .flux.painter import FluxPainter, PictureRequest, PictureText
+from .flux.painter import FluxPainter, Picture, PictureRequest, PictureText
 from .footprint import sizes_of_files
 from .generation.clip import make_clip
 from .generation.decode import decode_latents
 from .generation.longer import checked_latents, going_on, make_longer
 from .generation.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
-from .generation.text import encode, encode_prompt, encode_prompts
+from .generation.text import encode_prompt, encode_prompts
 from .geometry import SPACE_COMPRESSION, pixel_frames
 from .long_video import continuation, segment_prompts
 from .model_files import ModelFiles, check_lora, check_shared_encoders
@@ -31,7 +31,6 @@ from .ops import sliced_attention
 from .references import LATENT_RANK, read_references
 from .request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .sampling.conditioning import CONTEXTS, FORWARDS
-from .text.prompt import decorate
 
 
 class OpenSoraPipeline:
@@ -241,15 +240,29 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: load_flux was not called, a seed out of range, or memory ran out.
         """
+        self._painter()
+        self.check_files()
+        shown = prompt if picture_prompt is None else picture_prompt
+        asked = [(shown, "", None), (prompt, negative_prompt, options or SamplingOptions())]
+        of_picture, of_video = self.encode_prompts(asked, progress)
+        return self.paint([(of_picture, request, seed) for seed in seeds], progress), of_video
+
+    @torch.inference_mode()
+    def paint(self, pictures: Sequence[tuple[EncodedPrompt, PictureRequest, int]], progress: StageProgress | None = None) -> list[Tensor]:
+        """Draw a picture with Flux for each (prompt as encode_prompts gives it with options None, request, seed); Flux is read once for all.
+
+        Returns, raises: as draw.
+        """
+        painter = self._painter()
+        asked = [Picture(PictureText(text.condition.context, text.condition.pooled), request, seed) for text, request, seed in pictures]
+        if self.offload != EVERYTHING:
+            self._networks.transformer.release()  # one large network in memory at a time
+        return painter.paint(asked, Watchers(progress=progress).stage("picture"))
+
+    def _painter(self) -> FluxPainter:
         if self._flux is None:
             raise OpenSoraError("There is no Flux to draw with; call load_flux with its two files first.")
-        options, watchers = options or SamplingOptions(), Watchers(progress=progress)
-        self.check_files()
-        text = decorate(prompt, options.fps, options.motion_score)
-        shown = prompt if picture_prompt is None else picture_prompt
-        of_picture, of_video = encode(self._networks, [(shown, ""), (text, negative_prompt)], watchers.stage("text"))
-        pictures = self._flux.paint(PictureText(of_picture.context, of_picture.pooled), request, seeds, watchers.stage("picture"))
-        return pictures, EncodedPrompt(text, of_video)
+        return self._flux
 
     @torch.inference_mode()
     def encode_prompt(self, prompt: str, negative_prompt: str = "", options: SamplingOptions | None = None) -> EncodedPrompt:
@@ -258,11 +271,12 @@ class OpenSoraPipeline:
 
     @torch.inference_mode()
     def encode_prompts(
-        self, prompts: Sequence[tuple[str, str, SamplingOptions]], progress: StageProgress | None = None
+        self, prompts: Sequence[tuple[str, str, SamplingOptions | None]], progress: StageProgress | None = None
     ) -> list[EncodedPrompt]:
         """As encode_prompt for each (prompt, negative prompt, options), reading either text encoder once for all of them.
 
-        One of the released model takes 17 MB of main memory. progress: ("text", done, total), T5's work alone.
+        Options None: the prompt is read as it is, as that of a picture (paint). One of the released model takes 17 MB of main memory.
+        progress: ("text", done, total), T5's work alone.
         """
         return encode_prompts(self._networks, prompts, Watchers(progress=progress).stage("text"))
 

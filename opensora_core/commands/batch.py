@@ -17,8 +17,10 @@ from ..text.prompt import file_name_part
 from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
 from .failures import failure, keep_latents
 from .ledger import Ledger, described, keys
-from .progress import BatchBars
+from .pictures import flux_files
+from .progress import BatchBars, NamedWarnings
 from .references import PATHS
+from .row_pictures import RowPicture, RowPictures, known_by, row_picture
 from .rows import Row, read_rows, row_arguments
 from .settings import CallSettings, call_settings, check_writable, clip_length, model_grid, pipeline, say
 
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 # Prompts are encoded so many at a time: half a GiB of main memory, and the text encoders are read once for all of them.
 ENCODED_TOGETHER = 32
+# With pictures to draw, so many rows at a time: Flux is read once for them, and a stop in the middle loses no more than these pictures.
+DRAWN_TOGETHER = 8
 _LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 
 
@@ -36,6 +40,7 @@ class Job:
     Attributes:
         settings: of the pipeline's call. fps: of the file.
         asked: all that was asked for, in JSON's terms; a seed that was not given is None. key: what it is known by.
+        picture: that Flux draws for it, its first frame.
     """
 
     row: Row
@@ -44,16 +49,16 @@ class Job:
     fps: int
     asked: dict[str, Any]
     key: str = ""
+    picture: RowPicture | None = None
 
     @property
     def file_name(self) -> str:
         """0003_a-red-kite.mp4, of the row and its prompt."""
         return f"{self.row.number:04d}_{file_name_part(self.prompt)}{VIDEO_SUFFIX}"
 
-    @property
-    def title(self) -> str:
+    def title(self, seed: int) -> str:
         size = self.settings.arguments
-        return f"{self.row.name}: {size['num_frames']} frames of {size['width']}x{size['height']}, seed {self.settings.seed}"
+        return f"{self.row.name}: {size['num_frames']} frames of {size['width']}x{size['height']}, seed {seed}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     rows, args = read_rows(args.csv), _with_frames(args)
     pipe = pipeline(args)
     pipe.check_files()
+    if args.t2i2v:
+        pipe.load_flux(*flux_files(args))
     jobs = _jobs(rows, args, pipe)
     check_writable(folder)
     batch = Batch(pipe, folder, Ledger(folder))
@@ -73,6 +80,7 @@ class Batch:
 
     def __init__(self, pipe: OpenSoraPipeline, folder: Path, ledger: Ledger):
         self._pipe, self._folder, self._ledger = pipe, folder, ledger
+        self._pictures = RowPictures(pipe, folder, ledger)
         self._failed: dict[str, str] = {}
 
     def run(self, jobs: list[Job]) -> int:
@@ -81,9 +89,10 @@ class Batch:
         if len(waiting) < len(jobs):
             say(f"{len(jobs) - len(waiting)} of {len(jobs)} rows are finished already in {self._folder}")
         try:
-            with BatchBars(len(jobs), len(jobs) - len(waiting)) as bars:
-                for first in range(0, len(waiting), ENCODED_TOGETHER):
-                    self._run_some(waiting[first : first + ENCODED_TOGETHER], bars)
+            together = DRAWN_TOGETHER if any(job.picture for job in waiting) else ENCODED_TOGETHER
+            with BatchBars(len(jobs), len(jobs) - len(waiting)) as bars, NamedWarnings(bars) as warnings:
+                for first in range(0, len(waiting), together):
+                    self._run_some(waiting[first : first + together], bars, warnings)
         except KeyboardInterrupt:
             done = sum(self._ledger.finished(job.key) is not None for job in jobs)
             say(f"{done} of {len(jobs)} rows are finished; the same command goes on with the others")
@@ -95,26 +104,60 @@ class Batch:
             say(f"  {name}: {sentence}")
         return SOME_FAILED
 
-    def _run_some(self, jobs: list[Job], bars: BatchBars) -> None:
-        encoded = self._try(jobs, bars, lambda: self._encode(jobs, bars))
-        for job, prompt in zip(jobs, encoded or [], strict=False):
+    def _run_some(self, jobs: list[Job], bars: BatchBars, warnings: NamedWarnings) -> None:
+        missing = self._pictures.missing([job.picture for job in jobs])
+        encoded = self._try(jobs, bars, lambda: self._encode(jobs, missing, bars, warnings))
+        if encoded is None:
+            return
+        warnings.name_at_work = ""
+        self._draw(jobs, list(zip(missing, encoded[len(jobs) :], strict=True)), bars)
+        for job, prompt in zip(jobs, encoded, strict=False):
+            if job.row.name in self._failed:
+                continue
+            warnings.name_at_work = job.row.name
             path = self._try([job], bars, lambda job=job, prompt=prompt: self._video(job, prompt, bars))
             if path is not None:
                 bars.finished(str(path))
 
-    def _encode(self, jobs: list[Job], bars: BatchBars) -> list[EncodedPrompt]:
-        prompts = [(job.prompt, job.settings.arguments["negative_prompt"], job.settings.arguments["options"]) for job in jobs]
+    def _encode(self, jobs: list[Job], pictures: list[RowPicture], bars: BatchBars, warnings: NamedWarnings) -> list[EncodedPrompt]:
+        """The prompts of videos, and behind them those of pictures, which are read as they are."""
+        asked = [(job.prompt, job.settings.arguments["negative_prompt"], job.settings.arguments["options"]) for job in jobs]
+        asked += [(picture.prompt, "", None) for picture in pictures]
+        names = [job.row.name for job in jobs] + [f"{picture.row.name}, picture" for picture in pictures]
         with bars.stages(f"prompts of {len(jobs)} rows" if len(jobs) > 1 else "prompt of one row") as stages:
-            return self._pipe.encode_prompts(prompts, stages.progress)
+
+            def progress(stage: str, done: int, total: int) -> None:
+                warnings.name_at_work = names[done] if done < total else ""
+                stages.progress(stage, done, total)
+
+            return self._pipe.encode_prompts(asked, progress)
+
+    def _draw(self, jobs: list[Job], wanted: list[tuple[RowPicture, EncodedPrompt]], bars: BatchBars) -> None:
+        """Draw pictures, Flux read once for all; where that fails, each alone, so that the failure is that of the rows it belongs to."""
+        if len(wanted) > 1:
+            try:
+                self._pictures.draw(*zip(*wanted, strict=True), bars)
+                return
+            except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
+                bars.say(f"drawing {len(wanted)} pictures together failed ({error}); each is drawn alone")
+        for picture, text in wanted:
+            if self._pictures.path(picture) is None:
+                rows = [job for job in jobs if job.picture is not None and job.picture.key == picture.key]
+                self._try(rows, bars, lambda picture=picture, text=text: self._pictures.draw([picture], [text], bars))
 
     def _video(self, job: Job, prompt: EncodedPrompt, bars: BatchBars) -> Path:
         if shutil.disk_usage(self._folder).free < _LEAST_ROOM:
             raise OSError(f"the disk of {self._folder} is full.")
-        with bars.stages(f"{job.title}, on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}") as stages:
-            result = self._pipe(prompt, seed=job.settings.seed, callback=stages.step, progress=stages.progress, **job.settings.arguments)
+        seed, arguments = job.settings.seed, job.settings.arguments
+        if job.picture is not None:
+            arguments = arguments | {"image": self._pictures.path(job.picture)}
+            if job.asked["seed"] is None and job.picture.asked["seed"] is None:
+                seed = self._ledger.seed(job.picture.key)  # a picture of an earlier try, and its video, have one seed
+        with bars.stages(f"{job.title(seed)}, on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}") as stages:
+            result = self._pipe(prompt, seed=seed, callback=stages.step, progress=stages.progress, **arguments)
         target = unused_path(self._folder / job.file_name)
         path = save_video(result.frames[0], target, job.fps, prompt=result.prompt.text)
-        self._ledger.add(job.key, path, job.row.number, job.settings.seed, job.asked)
+        self._ledger.add(job.key, path, job.row.number, seed, job.asked)
         return path
 
     def _try(self, jobs: list[Job], bars: BatchBars, work: Callable[[], T]) -> T | None:
@@ -165,24 +208,38 @@ def _jobs(rows: list[Row], args: argparse.Namespace, pipe: OpenSoraPipeline) -> 
         OpenSoraError: lists all rows that cannot be run.
     """
     model, jobs, wrong = _model(pipe, args), [], []
+    flux = _files(dict(zip(("flux", "flux_vae"), flux_files(args), strict=True))) if args.t2i2v else {}
     for row in rows:
         try:
             given = row_arguments(args, row, Path(args.csv).expanduser().parent)
             settings = call_settings(given)
             pipe(given.prompt, seed=settings.seed, check_only=True, **settings.arguments)
+            picture = row_picture(pipe, given, row, settings)
             asked = {"prompt": given.prompt, "seed": given.seed, **described(settings.arguments, PATHS), "model": model}
-            jobs.append(Job(row, given.prompt, settings, given.fps, asked))
+            if picture is not None:
+                asked["picture"] = picture.asked | {"model": flux}
+            jobs.append(Job(row, given.prompt, settings, given.fps, asked, picture=picture))
         except (OpenSoraError, OSError) as error:
             wrong.append(f"  {row.name}: {error}")
     if wrong:
         what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "The row"
         raise OpenSoraError("\n".join([f"{what} of {Path(args.csv).name} cannot be run; nothing was begun:", *wrong]))
-    return [replace(job, key=key) for job, key in zip(jobs, keys([job.asked for job in jobs]), strict=True)]
+    known = [replace(job, key=key) for job, key in zip(jobs, keys([job.asked for job in jobs]), strict=True)]
+    return [
+        job
+        if job.picture is None
+        else replace(job, picture=replace(job.picture, key=known_by(job.picture, model | {"flux": flux}, job.key)))
+        for job in known
+    ]
 
 
 def _model(pipe: OpenSoraPipeline, args: argparse.Namespace) -> dict[str, Any]:
     """What makes the same settings another video: the files, by name and size, and how they compute."""
-    paths = {**vars(pipe.files), "lora": args.lora}
-    files = {part: [(name, size) for name, size, _ in identity(path).parts] for part, path in paths.items() if path is not None}
+    files = _files({**vars(pipe.files), "lora": args.lora})
     how = {name: getattr(args, name) for name in ("precision", "decode_policy", "lora_strength")}
     return {"files": files, "dtype": str(pipe.dtype).removeprefix("torch."), **how}
+
+
+def _files(paths: dict[str, Any]) -> dict[str, list[tuple[str, int]]]:
+    """Names and sizes of the files that are given."""
+    return {part: [(name, size) for name, size, _ in identity(path).parts] for part, path in paths.items() if path is not None}

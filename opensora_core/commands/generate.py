@@ -69,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
 def _table(args: argparse.Namespace) -> int:
     if args.extend is not None:
         raise OpenSoraError("--extend makes one prompt's video longer; it does not go with --csv.")
-    if args.t2i2v:
-        raise OpenSoraError("--t2i2v draws the pictures of one prompt; it does not go with --csv.")
+    check_given(args)
     return batch.run(args)
 
 

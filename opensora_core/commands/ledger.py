@@ -12,14 +12,15 @@ from ..video import complete_or_absent
 NAME = "batch.json"
 _FORMAT = 1
 _ABOUT = (
-    "Videos that generate --csv has finished in this folder. A row that is found here is skipped; delete its video to have it made anew."
+    "Videos that generate --csv has finished in this folder, and pictures that it drew for them. A row that is found here is skipped; delete its video "
+    "to have it made anew."
 )
 _REPEAT = "-"  # between what is asked for and how many rows before asked for the same
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished video.
+    """A finished video, or a picture that one begins with.
 
     Attributes:
         file: its name in the folder. bytes: its size, by which a file that was replaced or cut off is seen.
@@ -54,6 +55,11 @@ class Ledger:
             return None
         path = self._folder / entry.file
         return path if path.is_file() and path.stat().st_size == entry.bytes else None
+
+    def seed(self, key: str) -> int | None:
+        """The seed that is recorded with `key`."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.seed
 
     def add(self, key: str, path: Path, row: int, seed: int, settings: dict[str, Any]) -> None:
         """Record a finished video of the folder. What another run recorded meanwhile is kept."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..flux.painter import PictureRequest
+from ..flux.painter import PictureRequest, check_seed
 from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio
 from ..pipeline import OpenSoraPipeline
 from ..request import EncodedPrompt
@@ -33,14 +33,9 @@ class Pictures:
         self._drawn: list[Tensor] = []
         if not self.are_wanted:
             return
-        height, width = settings.arguments["height"], settings.arguments["width"]
-        ratio = args.aspect_ratio if args.aspect_ratio in ASPECT_RATIOS else nearest_aspect_ratio(height, width)
-        self._request = PictureRequest.for_ratio(
-            ratio, args.image_resolution, steps=args.image_steps, guidance=args.flux_guidance, schedule=args.flux_schedule
-        )
-        pipe.load_flux(*(self._file(name) for name in _IN_FOLDER))
-        blank = torch.zeros(1, height, width, 3)
-        pipe(args.prompt, seed=settings.seed, check_only=True, **settings.arguments | {"image": blank})
+        self._request = picture_request(args, settings)
+        pipe.load_flux(*flux_files(args))
+        check_drawn(pipe, args.prompt, settings)
 
     def draw(self, folder: Path) -> str | EncodedPrompt | None:
         """Draw all of them and write each to `folder`.
@@ -80,16 +75,47 @@ class Pictures:
         """What the pipeline's call for video `index` is given; nothing without --t2i2v."""
         return {"image": self._drawn[min(index, len(self._drawn) - 1)]} if self.are_wanted else {}
 
-    def _file(self, name: str) -> Path:
-        given = getattr(self._args, name)
-        if given is not None:
-            return Path(given).expanduser()
-        model = self._args.model
-        inside = Path(model).expanduser() / _IN_FOLDER[name] if model not in (None, "small") else None
-        if inside is not None and inside.is_file():
-            return inside
-        where = f"; {model} holds no {_IN_FOLDER[name]}" if inside is not None else ""
-        raise OpenSoraError(f"--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE{where}.")
+
+def picture_request(args: argparse.Namespace, settings: CallSettings) -> PictureRequest:
+    """How the picture of a video is drawn: in the video's shape, at a size of its own.
+
+    Raises:
+        OpenSoraError: settings that Flux cannot be asked for.
+    """
+    if args.image_seed is not None:
+        check_seed("image_seed", args.image_seed)
+    height, width = settings.arguments["height"], settings.arguments["width"]
+    ratio = args.aspect_ratio if args.aspect_ratio in ASPECT_RATIOS else nearest_aspect_ratio(height, width)
+    return PictureRequest.for_ratio(
+        ratio, args.image_resolution, steps=args.image_steps, guidance=args.flux_guidance, schedule=args.flux_schedule
+    )
+
+
+def check_drawn(pipe: OpenSoraPipeline, prompt: str, settings: CallSettings) -> None:
+    """Raise an OpenSoraError unless the video can begin with a picture that is still to be drawn."""
+    blank = torch.zeros(1, settings.arguments["height"], settings.arguments["width"], 3)
+    pipe(prompt, seed=settings.seed, check_only=True, **settings.arguments | {"image": blank})
+
+
+def flux_files(args: argparse.Namespace) -> list[Path]:
+    """Flux's transformer and its VAE: named, or in the model's folder.
+
+    Raises:
+        OpenSoraError: neither.
+    """
+    return [_file(args, name) for name in _IN_FOLDER]
+
+
+def _file(args: argparse.Namespace, name: str) -> Path:
+    given = getattr(args, name)
+    if given is not None:
+        return Path(given).expanduser()
+    model = args.model
+    inside = Path(model).expanduser() / _IN_FOLDER[name] if model not in (None, "small") else None
+    if inside is not None and inside.is_file():
+        return inside
+    where = f"; {model} holds no {_IN_FOLDER[name]}" if inside is not None else ""
+    raise OpenSoraError(f"--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE{where}.")
 
 
 def check_given(args: argparse.Namespace) -> None:

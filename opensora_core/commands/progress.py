@@ -1,5 +1,6 @@
 """Progress bars on standard error: one for each stage of a run, and one over a whole batch."""
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -109,6 +110,29 @@ class BatchBars:
         self._num_failed += 1
         self._bar.set_postfix_str(f"{self._num_failed} failed", refresh=False)
         self._bar.update()
+
+
+class NamedWarnings(logging.Handler):
+    """The library's warnings as whole lines above a batch's bars, each with the name of the row at work; use as a context.
+
+    Attributes:
+        name_at_work: of that row, or "" for none.
+    """
+
+    def __init__(self, bars: BatchBars):
+        super().__init__(logging.WARNING)
+        self._bars, self.name_at_work = bars, ""
+        self._library = logging.getLogger(__package__.rpartition(".")[0])
+
+    def __enter__(self) -> "NamedWarnings":
+        self._library.addHandler(self)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._library.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._bars.say(f"{self.name_at_work}: {record.getMessage()}" if self.name_at_work else record.getMessage())
 
 
 class CountedBar:

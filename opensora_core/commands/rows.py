@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..cli import CSV_COLUMNS
 from ..errors import OpenSoraError
+from .pictures import check_given
 from .settings import clip_length, model_grid
 
-_NUMBERS = ("seed", "width", "height", "motion_score")
+_NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
 _PICTURES = ("image", "end_image")
 _NAMED, _SIDES = ("resolution", "aspect_ratio"), ("width", "height")
 
@@ -87,7 +88,10 @@ def row_arguments(args: argparse.Namespace, row: Row, folder: Path) -> argparse.
             said = dict.fromkeys(other, None) | said
     if "num_frames" in said:
         said["num_frames"] = str(clip_length(said["num_frames"], args.fps, model_grid(args)))
-    return argparse.Namespace(**{**vars(args), **said})
+    given = argparse.Namespace(**{**vars(args), **said})
+    if not given.t2i2v:
+        check_given(given)
+    return given
 
 
 def _value(column: str, text: str, folder: Path) -> str | int:

@@ -76,6 +76,15 @@ class PictureText:
     pooled: Tensor
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw: what it shows, how, and from which noise."""
+
+    text: PictureText
+    request: PictureRequest
+    seed: int
+
+
 class FluxPainter:
     """Flux from its own files.
 
@@ -99,24 +108,23 @@ class FluxPainter:
         self._decoder = Component(partial(_read_shared, "flux_vae", self.vae, {}, load_decoder), placement, Habits(is_kept=False))
 
     @torch.inference_mode()
-    def paint(self, text: PictureText, request: PictureRequest, seeds: Sequence[int], progress: StepProgress | None = None) -> list[Tensor]:
-        """Draw a picture for every seed.
+    def paint(self, pictures: Sequence[Picture], progress: StepProgress | None = None) -> list[Tensor]:
+        """Draw pictures; either network is read once for all of them.
 
         Args:
             progress: called with (steps done, steps of all pictures).
 
         Returns:
-            [1, H, W, 3] uint8 on the CPU, one for each seed.
+            [1, H, W, 3] uint8 on the CPU, one for each.
 
         Raises:
             OpenSoraError: a seed out of range, text of another width, or values that are not numbers.
         """
-        for seed in seeds:
-            if not 0 <= seed <= MAX_SEED:
-                raise OpenSoraError(f"seed={seed} is out of range; use 0 to {MAX_SEED}.")
-        check_text(text, self.config)
+        for picture in pictures:
+            check_seed("seed", picture.seed)
+            check_text(picture.text, self.config)
         try:
-            latents = self._draw(text, request, seeds, progress)
+            latents = self._draw(pictures, progress)
             self._transformer.release()
             with self._decoder.at_work() as decoder:
                 dtype = decoder.conv_in.weight.dtype
@@ -129,16 +137,22 @@ class FluxPainter:
         self._transformer.release()
         self._decoder.release()
 
-    def _draw(self, text: PictureText, request: PictureRequest, seeds: Sequence[int], progress: StepProgress | None) -> list[Tensor]:
-        """Latents for every seed. Where memory runs out it begins again with one block at a time, if the mode leaves that open."""
+    def _draw(self, pictures: Sequence[Picture], progress: StepProgress | None) -> list[Tensor]:
+        """Latents of every picture. Where memory runs out it begins again with one block at a time, if the mode leaves that open."""
+        largest = max((picture.request for picture in pictures), key=lambda request: request.height * request.width)
+        steps = [num_steps(picture.request.steps, self.config.guidance_embed) for picture in pictures]
+
+        def report(index: int, step: int, _: int) -> None:
+            if progress is not None:
+                progress(sum(steps[:index]) + step, sum(steps))
 
         def draw_all(is_last_try: bool) -> list[Tensor]:
             # No name for the network may outlive this function: it would keep the weights.
-            latents, beside = [], 0 if is_last_try else self._beside(request)
+            latents, beside = [], 0 if is_last_try else self._beside(largest)
             with self._transformer.at_work(beside, is_last_try) as transformer:
-                for index, seed in enumerate(seeds):
-                    report = partial(_report, progress, index, len(seeds))
-                    latents.append(draw(transformer, text, request, self._noise(request, seed), report))
+                for index, picture in enumerate(pictures):
+                    start = self._noise(picture.request, picture.seed)
+                    latents.append(draw(transformer, picture.text, picture.request, start, partial(report, index)))
             return latents
 
         latents = unless_out_of_memory(lambda: draw_all(False))
@@ -147,7 +161,7 @@ class FluxPainter:
             latents = unless_out_of_memory(lambda: draw_all(True))
         if latents is None:
             self.release()
-            what = f"Drawing a picture of {request.height}x{request.width} (height x width)"
+            what = f"Drawing a picture of {largest.height}x{largest.width} (height x width)"
             raise OutOfMemory(ran_out(what, self._placement.device, "use --offload minimal, a quantised --precision or a smaller picture"))
         return latents
 
@@ -227,6 +241,12 @@ def check_files(dit: Path, vae: Path) -> TransformerConfig:
     return config
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Raise an OpenSoraError unless noise can be drawn from this seed."""
+    if not 0 <= seed <= MAX_SEED:
+        raise OpenSoraError(f"{name}={seed} is out of range; use 0 to {MAX_SEED}.")
+
+
 def check_text(text: PictureText, config: TransformerConfig) -> None:
     """Raise a CheckpointError unless Flux reads text of this width."""
     found, wanted = (text.context.shape[-1], text.pooled.shape[-1]), (config.context_in_dim, config.vec_in_dim)
@@ -239,8 +259,3 @@ def check_text(text: PictureText, config: TransformerConfig) -> None:
 def _read_shared(kind: str, path: Path, options: dict, read: Callable, dtype: torch.dtype, device: torch.device):
     known_by = {**options, "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
     return own_structure(SHARED.get(kind, path, known_by, partial(read, path, dtype, device)))
-
-
-def _report(progress: StepProgress | None, index: int, count: int, step: int, steps: int) -> None:
-    if progress is not None:
-        progress(index * steps + step, count * steps)

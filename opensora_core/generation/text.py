@@ -12,8 +12,8 @@ from ..request import EncodedPrompt, GenerationRequest, SamplingOptions
 from ..sampling.solver import TextCondition
 from ..text.prompt import decorate
 
-# A prompt, its negative prompt, and the options that hold what its decoration says.
-Asked = tuple[str, str, SamplingOptions]
+# A prompt, its negative prompt, and the options that hold what its decoration says; None = it is read as it is, as a picture's.
+Asked = tuple[str, str, SamplingOptions | None]
 
 
 def encode_prompt(networks: Networks, asked: Asked) -> EncodedPrompt:
@@ -75,4 +75,4 @@ def _asked(request: GenerationRequest) -> Asked:
 
 def _decorated(asked: Asked) -> tuple[str, str]:
     prompt, negative_prompt, options = asked
-    return decorate(prompt, options.fps, options.motion_score), negative_prompt
+    return prompt if options is None else decorate(prompt, options.fps, options.motion_score), negative_prompt

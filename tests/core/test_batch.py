@@ -112,6 +112,12 @@ def test_a_row_gives_what_its_own_command_gives(run, tiny_checkpoint, here):
     assert Path("head.mp4").read_bytes() != Path("tail.mp4").read_bytes()
 
 
+def test_a_prompt_that_is_cut_is_named_by_its_row(run, capsys):
+    assert run(f"prompt,seed\na,1\n{'a red kite ' * 300},2\nc,3\n") == DONE
+    (said,) = [line.split("\r")[-1].strip() for line in capsys.readouterr().err.split("\n") if "tokens longer" in line]
+    assert said.startswith("row 2 (line 3): The prompt is ") and said.endswith("that T5 reads; its end was dropped.")
+
+
 def test_pictures_are_looked_for_beside_the_table(tiny_checkpoint, here, made):
     folder = here / "a list"
     (folder / "pictures").mkdir(parents=True)

@@ -85,7 +85,9 @@ def test_blueprint_is_what_its_description_makes(path, nodes, described):
     (node,), (graph,) = load(path)["nodes"], load(path)["definitions"]["subgraphs"]
     asked = described[path.stem]
     assert node["properties"]["proxyWidgets"] == [list(widget) for widget in asked["promoted"]]
-    assert {str(part["id"]): part["type"] for part in graph["nodes"]} == {number: asked["api"][number]["class_type"] for number in asked["inside"]}
+    assert {str(part["id"]): part["type"] for part in graph["nodes"]} == {
+        number: asked["api"][number]["class_type"] for number in asked["inside"]
+    }
     for part in graph["nodes"]:
         values = dict(comfy.named_values(part, nodes[part["type"]]))
         given = {name: value for name, value in asked["api"][str(part["id"])]["inputs"].items() if not isinstance(value, list)}

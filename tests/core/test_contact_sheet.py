@@ -32,6 +32,8 @@ def test_each_video_has_its_number():
     assert sheet.max() > 0.9 and sheet.min() >= 0 and sheet.max() <= 1
     one, other = contact_sheet(VIDEOS[:1] * 0, 0, ["1"]), contact_sheet(VIDEOS[:1] * 0, 0, ["7"])
     assert not torch.equal(one, other) and all(torch.equal(frame, one[0]) for frame in one)
+    both = contact_sheet(VIDEOS[:2] * 0, 2, ["1", "7"])
+    assert torch.equal(both[:, :, :48], one) and torch.equal(both[:, :, -48:], other)
 
 
 def test_what_is_no_sheet_gets_a_sentence():

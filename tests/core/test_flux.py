@@ -12,7 +12,7 @@ from opensora_core.config import FLUX_DEV
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.flux import painter as painting
 from opensora_core.flux.autoencoder import DecoderConfig, decoder_manifest, load_decoder
-from opensora_core.flux.painter import FluxPainter, PictureRequest, PictureText, draw
+from opensora_core.flux.painter import FluxPainter, Picture, PictureRequest, PictureText, draw
 from opensora_core.flux.schedule import num_steps, picture_shift
 from opensora_core.geometry import ASPECT_RATIOS, training_size
 from opensora_core.loaded import SHARED
@@ -59,9 +59,13 @@ def request(recorded, **changes):
     return PictureRequest(48, 80, **{"steps": recorded[1]["settings"]["num_steps"], **changes})
 
 
+def pictures(recorded, *seeds, **changes):
+    return [Picture(text_of(recorded), request(recorded, **changes), seed) for seed in seeds]
+
+
 def test_the_picture_is_the_reference_s(painter, recorded):
     tensors, metadata = recorded
-    (found,) = painter.paint(text_of(recorded), request(recorded), [metadata["settings"]["seed"]])
+    (found,) = painter.paint(pictures(recorded, metadata["settings"]["seed"]))
     expected = (tensors["pixels"][0, :, 0].clamp(-1, 1) + 1) * 127.5
     assert found.shape == (1, 48, 80, 3) and found.dtype == torch.uint8
     assert (found[0].double() - expected.permute(1, 2, 0).double()).abs().max() < 0.51  # rounding to whole levels, nothing else
@@ -116,14 +120,24 @@ def test_dev_and_schnell_have_their_own_steps():
 def test_schnell_draws_in_four_steps(schnell, files, recorded):
     painter = FluxPainter(schnell, files[1], Placement(torch.device("cpu"), torch.float32))
     done = []
-    painter.paint(text_of(recorded), PictureRequest(48, 80), [1], lambda step, steps: done.append((step, steps)))
+    painter.paint([Picture(text_of(recorded), PictureRequest(48, 80), 1)], lambda step, steps: done.append((step, steps)))
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_a_picture_depends_on_its_seed_alone(painter, recorded):
-    one, two = painter.paint(text_of(recorded), request(recorded, steps=2), [3, 4])
-    (again,) = painter.paint(text_of(recorded), request(recorded, steps=2), [4])
+    one, two = painter.paint(pictures(recorded, 3, 4, steps=2))
+    (again,) = painter.paint(pictures(recorded, 4, steps=2))
     assert torch.equal(two, again) and not torch.equal(one, two)
+
+
+def test_pictures_of_other_prompts_sizes_and_steps_are_drawn_together(painter, recorded):
+    """Each is what it is alone, and progress counts the steps of all."""
+    other = PictureText(recorded[0]["context"].flip(1), recorded[0]["y"].flip(1))
+    asked = [*pictures(recorded, 3, steps=2), Picture(other, PictureRequest(64, 32, steps=3), 4)]
+    done = []
+    together = painter.paint(asked, lambda step, steps: done.append((step, steps)))
+    assert done == [(step, 5) for step in range(1, 6)] and [tuple(one.shape) for one in together] == [(1, 48, 80, 3), (1, 64, 32, 3)]
+    assert all(torch.equal(one, *painter.paint([alone])) for one, alone in zip(together, asked, strict=True))
 
 
 def flux_in_memory() -> list[str]:
@@ -143,7 +157,7 @@ def test_nothing_of_flux_is_left_after_the_last_picture(files, recorded, monkeyp
 
         monkeypatch.setattr(painting, "load_decoder", watched)
         painter = FluxPainter(*files, Placement(torch.device("cpu"), torch.float32, mode))
-        painter.paint(text_of(recorded), request(recorded, steps=1), [1])
+        painter.paint(pictures(recorded, 1, steps=1))
         assert loaded == [[]], mode
         assert not flux_in_memory(), mode
 
@@ -153,7 +167,7 @@ def test_flux_is_given_up_when_a_run_fails(painter, recorded, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        painter.paint(text_of(recorded), request(recorded), [1], fail)
+        painter.paint(pictures(recorded, 1), fail)
     assert not flux_in_memory()
 
 
@@ -186,7 +200,7 @@ def test_a_flux_that_reads_a_picture_is_refused(files, tmp_path):
 
 def test_text_of_another_width_is_refused(painter, recorded):
     with pytest.raises(CheckpointError, match="give 32 and 64 features and this Flux reads 64 and 64"):
-        painter.paint(PictureText(torch.zeros(1, 3, 32), torch.zeros(1, 64)), request(recorded), [1])
+        painter.paint([Picture(PictureText(torch.zeros(1, 3, 32), torch.zeros(1, 64)), request(recorded), 1)])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import main
 from opensora_core.config import HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE, VIDEO_DC_AE, Tiling
+from opensora_core.dc_ae.layers import linear_attention
 from opensora_core.dc_ae.memory import decode_bytes, encode_bytes
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.footprint import sizes_of_files
@@ -86,6 +87,13 @@ def test_the_future_is_seen(vae):
         before = vae.encode(pixels)
         pixels[:, :, -1] = 1
         assert (vae.encode(pixels) - before)[:, :, 0].abs().max() > 1e-4
+
+
+def test_sums_over_a_clip_stay_numbers_in_half_precision():
+    """32 x 24 x 24 positions of weight 100: more than fp16 holds."""
+    qkv = torch.full((1, 96, 32, 24, 24), 10.0) + torch.randn(1, 96, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    expected = linear_attention(qkv)
+    assert (linear_attention(qkv.half()).float() - expected).abs().max() < 1e-2 * expected.abs().max()
 
 
 @pytest.mark.parametrize("size", [(2, 2, 3), (1, 2, 2)])

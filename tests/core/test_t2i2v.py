@@ -111,6 +111,12 @@ def test_command_line(tiny_checkpoint, flux, tmp_path, capsys):
     assert [line.rsplit("/", 1)[-1] for line in capsys.readouterr().out.split()] == ["video_0000.mp4", "video_0001.mp4"]
     pictures = [numpy.asarray(Image.open(tmp_path / f"picture_seed_{seed}.png")) for seed in (3, 4)]
     assert pictures[0].shape == (208, 320, 3) and (pictures[0] != pictures[1]).any()
+    # Each video begins with the picture of its own seed.
+    alone = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SMALL, "--out", str(tmp_path / "alone")]
+    for number, seed in enumerate((3, 4)):
+        assert cli.main([*alone, "--seed", str(seed), "--ref", str(tmp_path / f"picture_seed_{seed}.png")]) == cli.DONE
+        video = f"video_{number:04d}.mp4"
+        assert (tmp_path / video).read_bytes() == (tmp_path / "alone" / video).read_bytes()
     # A picture of its own seed is drawn once for all, and never over one that is there.
     assert cli.main([*flags, *SMALL, *PICTURE, "--seed", "8", "--image-seed", "3", "--out", str(tmp_path)]) == cli.DONE
     assert (numpy.asarray(Image.open(tmp_path / "picture_seed_3_1.png")) == pictures[0]).all()
@@ -136,6 +142,7 @@ def test_files_in_the_model_folder_need_no_name(tiny_checkpoint, flux, tmp_path,
         (["--ref", "a.png"], "--t2i2v draws the first frame; leave out --ref"),
         (["--cond-type", "i2v_tail"], "--t2i2v draws the first frame; leave out --ref and --cond-type"),
         (["--image-steps", "-1"], "image_steps=-1 draws nothing"),
+        (["--image-seed", "-1"], "image_seed=-1 is out of range; use 0 to"),
         (["--num-frames", "7"], "use 5 or 9"),
         (["--image-resolution", "769q"], "resolution='769q' is not known"),
         (["--flux-guidance", "nan"], "flux_guidance=nan"),
@@ -157,7 +164,3 @@ def test_a_flux_file_in_the_video_model_s_place_and_flags_without_a_picture(tiny
     base = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SMALL, "--out", str(tmp_path)]
     assert cli.main([*base, "--flux", str(flux[0])]) == cli.REFUSED
     assert "--flux is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err
-    table = tmp_path / "rows.csv"
-    table.write_text("prompt\na\n")
-    assert cli.main(["generate", "--csv", str(table), "--t2i2v", "--model", str(tiny_checkpoint), "--out", str(tmp_path)]) == cli.REFUSED
-    assert "does not go with --csv" in capsys.readouterr().err

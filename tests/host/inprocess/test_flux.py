@@ -61,7 +61,7 @@ def test_the_host_s_picture_is_the_library_s(pack, parts, files, conditioning, r
     assert len(forwards) == 4 and float(forwards[0]) == 4.0
     text = painter.PictureText(positive[0][0], positive[0][1]["pooled_output"])
     placement = pack("opensora_core.components").Placement(torch.device("cpu"), torch.float32)
-    (expected,) = painter.FluxPainter(*files, placement).paint(text, request, [7])
+    (expected,) = painter.FluxPainter(*files, placement).paint([painter.Picture(text, request, 7)])
     assert found.shape == expected.shape == (1, 64, 96, 3)
     assert expected.float().std() > 10
     assert (found * 255 - expected).abs().max() < 3  # the library rounds to 8 bits; the host may compute in half precision
