@@ -143,6 +143,13 @@ def test_links_between_our_own_pages_lead_somewhere():
                 assert (page.parent / target).exists(), f"{name}: {target}"
 
 
-def test_both_readmes_show_the_same_table_of_videos():
-    tables = [blocks(name, "csv") for name in READMES]
-    assert tables[0] == tables[1] and len(tables[0]) == 1
+def test_both_readmes_show_the_same_examples_in_as_many_sections():
+    for language in ("csv", "python"):
+        examples = [blocks(name, language) for name in READMES]
+        assert examples[0] == examples[1] and len(examples[0]) == 1
+    assert commands(READMES[0]) == commands(READMES[1])
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in READMES]
+    levels = [re.findall(r"^(#+) ", text, re.M) for text in texts]
+    rows = [text.count("\n|") for text in texts]
+    options = [set(re.findall(r"`(--[a-z0-9-]+)", text)) for text in texts]
+    assert levels[0] == levels[1] and rows[0] == rows[1] and options[0] == options[1]
