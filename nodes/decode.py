@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..opensora_core.config import Tiling
-from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.errors import OpenSoraError, check_choice
+from ..opensora_core.request import POSTERIORS, SamplingOptions
 from ..opensora_core.vae.tiling import check_tiling
 from .host import clips, inputs, notice, paths, shared
 
@@ -111,8 +112,8 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
                 *_tile_inputs(),
                 io.Combo.Input(
                     "posterior",
-                    options=["mode", "sample"],
-                    default="mode",
+                    options=list(POSTERIORS),
+                    default=SamplingOptions.posterior,
                     advanced=True,
                     tooltip="mode = the most likely latent, the same every time; sample = drawn with the seed, as the reference does.",
                 ),
@@ -130,8 +131,7 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
-        if posterior not in ("mode", "sample"):
-            raise OpenSoraError(f"posterior={posterior!r} is not known; use mode or sample.")
+        check_choice("posterior", posterior, POSTERIORS)
         seed = seed if posterior == "sample" else None
         samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, _reporter(cls.hidden.unique_id))
         return io.NodeOutput({"samples": samples})

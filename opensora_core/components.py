@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .config import DCAEConfig, Tiling, VAEConfig
 from .device_memory import free_bytes, unless_out_of_memory
-from .errors import OpenSoraError
+from .errors import OpenSoraError, check_choice
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
 from .offload.stream import BlockStream, module_bytes
 from .quantised import PRECISIONS as QUANTISED, precision_format
@@ -205,8 +205,7 @@ class VideoVAE:
 
     @policy.setter
     def policy(self, policy: str) -> None:
-        if policy not in POLICIES:
-            raise OpenSoraError(f"decode policy {policy!r} is not known; use one of {', '.join(POLICIES)}.")
+        check_choice("policy", policy, POLICIES)
         self._policy = policy
 
     def enable_tiling(self, tile_size: int = 256, tile_overlap: float = 0.25) -> None:
@@ -297,8 +296,7 @@ def resolve_precision(torch_dtype: torch.dtype | None, precision: str) -> tuple[
     Raises:
         OpenSoraError: not a known precision, a dtype that the networks are not run in, two that differ, or bitsandbytes is missing.
     """
-    if precision not in {**PRECISIONS, **QUANTISED}:
-        raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join((*PRECISIONS, *QUANTISED))}.")
+    check_choice("precision", precision, (*PRECISIONS, *QUANTISED))
     if precision in QUANTISED:
         precision_format(precision)  # says at once if its library is missing
     wanted = PRECISIONS.get(precision)

@@ -4,9 +4,18 @@ Every message says what failed, what was given, what is expected and, where ther
 valid value. Anything else that is raised is a defect of ours.
 """
 
+from collections.abc import Iterable
+
 
 class OpenSoraError(ValueError):
     """A request that cannot be met as it was given: a size, a frame count, a scale, an image."""
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise an OpenSoraError unless a value is one of the choices. name: of the setting, as the person who gave it knows it."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise OpenSoraError(f"{name}={value!r} is not known; use one of {', '.join(choices)}.")
 
 
 class CheckpointError(OpenSoraError):

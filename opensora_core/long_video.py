@@ -44,10 +44,6 @@ class Continuation:
         """Latent frames that a segment adds; four frames each."""
         return self.segment - self.context
 
-    @property
-    def added_frames(self) -> int:
-        return TIME_COMPRESSION * self.added
-
 
 def continuation(video_length: int, num_frames: int | None = None, context_frames: int | None = None) -> Continuation:
     """How a video of `video_length` latent frames goes on.

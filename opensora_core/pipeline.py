@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .capacity import Needs, weight_capacity
 from .components import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, VideoVAE, resolve_device, resolve_precision
-from .errors import OpenSoraError
+from .errors import OpenSoraError, check_choice
 from .flux.painter import FluxPainter, Picture, PictureRequest, PictureText
 from .footprint import sizes_of_files
 from .generation.clip import make_clip
@@ -156,8 +156,7 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
         """
-        if mode not in OFFLOADS:
-            raise OpenSoraError(f"The offload mode {mode!r} is not known; use one of {', '.join(OFFLOADS)}.")
+        check_choice("offload", mode, OFFLOADS)
         if budget_gib is not None and mode != BUDGET:
             raise OpenSoraError(f"A budget goes with the offload mode budget; {mode} takes none.")
         if device is None:

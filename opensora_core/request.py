@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import OpenSoraError
+from .errors import OpenSoraError, check_choice
 from .geometry import CAUSAL, LARGEST, Grid, check_largest
 from .references import References
 from .sampling.conditioning import FITS
@@ -64,8 +64,7 @@ class SamplingOptions:
     def __post_init__(self):
         decorate("", self.fps, self.motion_score)  # raises for a number outside its range
         for name, choices in (("fit", FITS), ("posterior", POSTERIORS), ("noise_device", NOISE_DEVICES), ("latent_dtype", LATENT_DTYPES)):
-            if getattr(self, name) not in choices:
-                raise OpenSoraError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(choices)}.")
+            check_choice(name, getattr(self, name), choices)
         if finite("shift", self.shift) < 0:
             raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")
 

@@ -27,7 +27,7 @@ from ...opensora_core.checkpoint.files import Header, quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.config import TransformerConfig
-from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
 from ...opensora_core.quantised import NF4, Format
 from ...opensora_core.transformer.model import MMDiT
 from . import nf4, selftest
@@ -256,8 +256,7 @@ def _working_dtype(state: dict[str, Tensor]) -> torch.dtype:
 
 
 def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
-    if precision not in PRECISIONS:
-        raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    check_choice("precision", precision, PRECISIONS)
     header = read_header(path)
     identity = detect.require(detect.identify(header.shapes), "transformer", header.name)
     form = quantisation(header)

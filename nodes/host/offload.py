@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import comfy.model_management
 
-from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.errors import OpenSoraError, check_choice
 from ...opensora_core.offload.plan import GIB, at_least, at_most
 
 AUTO, RESIDENT, BUDGET, MINIMAL = MODES = ("auto", "resident", "budget", "minimal")
@@ -70,8 +70,7 @@ def apply_offload(model, mode: str, budget_gib: float) -> tuple[object, str]:
     Raises:
         OpenSoraError: an unknown mode, a budget that is no amount or more than the device has, or weights that can never fit.
     """
-    if mode not in MODES:
-        raise OpenSoraError(f"offload={mode!r} is not known; use one of {', '.join(MODES)}.")
+    check_choice("offload", mode, MODES)
     copy = model.clone()
     if mode == AUTO:
         copy.remove_attachments(_ATTACHMENT)

@@ -14,7 +14,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.errors import check_choice
 from ...opensora_core.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
 from ...opensora_core.sampling import schedule, solver
 from ...opensora_core.sampling.guidance import Guidance, num_forwards
@@ -40,9 +40,8 @@ class RunSettings:
     latent_dtype: str = SamplingOptions.latent_dtype
 
     def __post_init__(self):
-        for name, known in (("noise_device", NOISE_DEVICES), ("latent_dtype", tuple(LATENT_DTYPES))):
-            if getattr(self, name) not in known:
-                raise OpenSoraError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(known)}.")
+        check_choice("noise_device", self.noise_device, NOISE_DEVICES)
+        check_choice("latent_dtype", self.latent_dtype, LATENT_DTYPES)
 
 
 def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tensor]:

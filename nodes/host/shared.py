@@ -14,7 +14,7 @@ from pathlib import Path
 import comfy.model_management
 from torch import nn
 
-from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.errors import OpenSoraError, check_choice
 from ...opensora_core.loaded import SHARED, Description, identity
 from ...opensora_core.offload.plan import at_least
 from . import keep, nf4
@@ -113,8 +113,7 @@ def unload(kind: str) -> str:
     Raises:
         OpenSoraError: an unknown kind, or one of the models is at work.
     """
-    if kind not in UNLOAD:
-        raise OpenSoraError(f"unload={kind!r} is not known; use one of {', '.join(UNLOAD)}.")
+    check_choice("unload", kind, UNLOAD)
     if kind == NONE:
         return ""
     chosen = [patcher for patcher in _host_patchers() if kind == ALL or _kind(patcher) == kind]

@@ -22,7 +22,7 @@ from ...opensora_core.checkpoint.files import read_header
 from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.config import T5_LENGTH
-from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
 from ...opensora_core.quantised import NF4
 from ...opensora_core.text.prompt import dropped_sentence, fit_tokens
 from ...opensora_core.text.tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
@@ -312,8 +312,7 @@ def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None
         for file in (t5, clip_l):
             file.state = {key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for key, tensor in file.state.items()}
         return
-    if precision not in PRECISIONS:
-        raise OpenSoraError(f"precision={precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    check_choice("precision", precision, PRECISIONS)
     form = NF4() if precision == nf4.NAME else FORMATS[precision]()
     if t5.state["encoder.final_layer_norm.weight"].dtype == torch.float8_e4m3fn:
         if precision == "fp8_e4m3fn":

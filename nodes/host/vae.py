@@ -36,8 +36,6 @@ from . import selftest
 
 logger = logging.getLogger(__name__)
 
-SPACE = geometry.SPACE_COMPRESSION
-
 
 class Codec(NamedTuple):
     """The reference's VAE function on one tile, whoever owns the weights.

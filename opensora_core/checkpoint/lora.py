@@ -226,14 +226,6 @@ def describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"{known} of its {len(downs)} layers are of the Open-Sora 2.0 transformer, rank {', '.join(map(str, ranks))}"
 
 
-def normalise_lora_keys(state: Mapping[str, Tensor], settings: Mapping | None = None, name: str = "This LoRA") -> dict[str, Tensor]:
-    """A LoRA's tensors under the keys that ComfyUI applies: `diffusion_model.<layer>.lora_up.weight` and so on.
-
-    Arguments and errors as parse_lora's.
-    """
-    return comfy_keys(parse_lora(state, settings, name))
-
-
 def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     """Layers as the state dict that ComfyUI applies; tensors are passed on as they are."""
     renamed: dict[str, Tensor] = {}

@@ -14,7 +14,6 @@ from torch import Tensor
 from .world import CENTRE_SPREAD, DIRECTIONS, MOTION_SCORES, RADII, SIZE, Combination, Scene, caption, combinations, draw, split
 
 SEEN, HELD_OUT = "seen", "held out"
-PICTURE_ENDS = ("first", "last", "both")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Flux dev is distilled from guidance and asked for it in the network (`guidance_e
 
 import math
 
-from ..errors import OpenSoraError
+from ..errors import OpenSoraError, check_choice
 from ..sampling.schedule import flow_shift
 
 AUTO, OPEN_SORA, FLUX = "auto", "open-sora", "flux"
@@ -28,8 +28,7 @@ def num_steps(asked: int, guidance_embed: bool) -> int:
 
 def schedule_name(asked: str, guidance_embed: bool) -> str:
     """ "open-sora" or "flux"; auto is the reference's for dev, and schnell's own for schnell, which the reference never ran."""
-    if asked not in SCHEDULES:
-        raise OpenSoraError(f"flux_schedule={asked!r} is not known; use one of {', '.join(SCHEDULES)}.")
+    check_choice("flux_schedule", asked, SCHEDULES)
     return (OPEN_SORA if guidance_embed else FLUX) if asked == AUTO else asked
 
 

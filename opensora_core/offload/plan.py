@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-from ..errors import OpenSoraError
+from ..errors import OpenSoraError, check_choice
 
 GIB = 2**30
 RESIDENT, BUDGET, MINIMAL = "resident", "budget", "minimal"
@@ -123,8 +123,7 @@ def make_plan(sizes: UnitBytes, mode: str, budget_gib: float | None = None, devi
     Raises:
         OpenSoraError: an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
     """
-    if mode not in MODES:
-        raise OpenSoraError(f"The offload mode {mode!r} is not known; use one of {', '.join(MODES)}.")
+    check_choice("offload", mode, MODES)
     if mode == BUDGET:
         budget = check_budget(sizes, budget_gib, device_bytes)
         streamed = _streamed(sizes, budget)

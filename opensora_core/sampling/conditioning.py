@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import OpenSoraError
+from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
 
@@ -67,7 +67,7 @@ def clip_cond_type(direction: str, context: int) -> str:
     Raises:
         OpenSoraError: an unknown direction, or a context that the reference has no mode for.
     """
-    _check_direction(direction)
+    check_choice("direction", direction, DIRECTIONS)
     if context not in CONTEXTS:
         raise OpenSoraError(f"A clip is gone on from by {' or '.join(map(str, CONTEXTS))} of its frames, not {context}.")
     return f"v2v_{'head' if direction == FORWARDS else 'tail'}{'_easy' if context == CONTEXTS[1] else ''}"
@@ -87,13 +87,8 @@ def nearest_frames(frames, direction: str, count: int):
     Args:
         frames: a sequence or a tensor, one frame for each entry of its first axis; at least `count` of them.
     """
-    _check_direction(direction)
+    check_choice("direction", direction, DIRECTIONS)
     return frames[len(frames) - count :] if direction == FORWARDS else frames[:count]
-
-
-def _check_direction(direction: str) -> None:
-    if direction not in DIRECTIONS:
-        raise OpenSoraError(f"direction={direction!r} is not known; use one of {', '.join(DIRECTIONS)}.")
 
 
 def check_room(given: int, clip: int, what: str = "what is given", grid: Grid = CAUSAL) -> None:
@@ -111,8 +106,7 @@ def condition_mask(cond_type: str, latent_frames: int) -> Tensor:
     Raises:
         OpenSoraError: an unknown mode, or a clip too short to hold what is given and still make a frame.
     """
-    if cond_type not in _GIVEN_FRAMES:
-        raise OpenSoraError(f"cond_type={cond_type!r} is not known; use one of {', '.join(COND_TYPES)}.")
+    check_choice("cond_type", cond_type, COND_TYPES)
     head, tail = _GIVEN_FRAMES[cond_type]
     check_room(head + tail, latent_frames, f"what {cond_type} gives")
     mask = torch.zeros(latent_frames)
@@ -195,8 +189,7 @@ def fit_clip(frames: Tensor, height: int, width: int, fit: str = "crop") -> Tens
 def _check_frames(frames: Tensor, fit: str) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise OpenSoraError(f"An image batch is [frames, height, width, 3]; this one is {list(frames.shape)}.")
-    if fit not in FITS:
-        raise OpenSoraError(f"fit={fit!r} is not known; use one of {', '.join(FITS)}.")
+    check_choice("fit", fit, FITS)
 
 
 def _fit_one(frame: Tensor, size: tuple[int, int], fit: str, resize: Callable[..., Tensor], down: bool = False) -> Tensor:

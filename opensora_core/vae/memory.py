@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..config import DCAEConfig, Tiling, VAEConfig
 from ..dc_ae import memory as dc_ae
-from ..errors import OpenSoraError
+from ..errors import check_choice
 from ..geometry import TIME_COMPRESSION
 from .layers import CHUNK_ELEMENTS, KERNEL
 from .model import STEPS
@@ -83,8 +83,7 @@ def choose_decode(
         OpenSoraError: an unknown policy or impossible tiling.
     """
     tiling = check_tiling(config.in_tiles(tiling), config.grid)
-    if policy not in POLICIES:
-        raise OpenSoraError(f"decode policy {policy!r} is not known; use one of {', '.join(POLICIES)}.")
+    check_choice("policy", policy, POLICIES)
 
     def need(candidate: Tiling) -> int:
         return int(MARGIN * tile_decode_bytes(config, latent_shape, candidate, dtype_bytes))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from opensora_core.checkpoint.load import load_transformer
-from opensora_core.checkpoint.lora import merge_lora, normalise_lora_keys, parse_lora, read_lora
+from opensora_core.checkpoint.lora import comfy_keys, merge_lora, parse_lora, read_lora
 from opensora_core.errors import CheckpointError
 
 LAYERS = ("double_blocks.0.img_attn.q_proj", "double_blocks.1.txt_mlp.2", "single_blocks.2.v_mlp", "final_layer.adaLN_modulation.1")
@@ -125,7 +125,7 @@ def test_alpha_from_metadata_and_its_own_tensor_wins(pairs, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_comfy_keys(pairs, form):
     alpha = 2.0 if FORMS[form][2] else None
-    renamed = normalise_lora_keys(written(pairs, form, alpha))
+    renamed = comfy_keys(parse_lora(written(pairs, form, alpha)))
     expected = set(written(pairs, "comfy", alpha))
     assert set(renamed) == expected
     a, b = pairs[LAYERS[0]]
@@ -134,7 +134,7 @@ def test_comfy_keys(pairs, form):
 
 
 def test_comfy_keys_carry_the_adapters_alpha(pairs):
-    renamed = normalise_lora_keys(written(pairs, "peft"), {"lora_alpha": 8})
+    renamed = comfy_keys(parse_lora(written(pairs, "peft"), {"lora_alpha": 8}))
     assert renamed[f"diffusion_model.{LAYERS[0]}.alpha"].item() == 8
 
 
@@ -148,7 +148,7 @@ def test_no_match_names_what_was_found_and_what_is_expected(tmp_path, model):
         merge_lora(model, tmp_path / "flux.safetensors")
     other = {"unet.down.0.lora_A.weight": torch.zeros(4, 9), "unet.down.0.lora_B.weight": torch.zeros(9, 4)}
     with pytest.raises(CheckpointError, match="no key matches") as caught:
-        normalise_lora_keys(other)
+        parse_lora(other)
     assert "Flux" not in str(caught.value)
 
 
