@@ -138,7 +138,7 @@ def reference_image(name: str, image) -> Tensor | None:
             raise OpenSoraError(f"{image} is a video where a picture is wanted ({name}); to go on from a clip, give it as the video.")
         return read_image(image)
     if hasattr(image, "convert"):  # a PIL image, without importing PIL to ask
-        image = rgb_array(image)
+        image = rgb_array(image, name)
     if not isinstance(image, (Tensor, numpy.ndarray)):
         raise OpenSoraError(f"{name} is a path, a PIL image, an array or a tensor; this is a {type(image).__name__}.")
     image = torch.tensor(image) if isinstance(image, numpy.ndarray) else image.detach().cpu()
@@ -166,7 +166,10 @@ def _reference_clip(video, direction: str, context: int) -> Tensor:
         return frames
     if isinstance(video, Sequence) and len(video):
         check_clip_length("video", len(video), context)
-        video = [rgb_array(frame) if hasattr(frame, "convert") else frame for frame in nearest_frames(video, direction, context)]
+        video = [
+            rgb_array(frame, "A frame of video") if hasattr(frame, "convert") else frame
+            for frame in nearest_frames(video, direction, context)
+        ]
         shapes = {tuple(getattr(frame, "shape", ())) for frame in video}
         if len(shapes) > 1:
             raise OpenSoraError(f"The frames of video are of different sizes: {', '.join(map(str, sorted(shapes)[:3]))}.")

@@ -86,22 +86,25 @@ def save_video(frames, path, fps: float = 24, *, prompt: str | None = None) -> P
 
 
 def read_image(path) -> torch.Tensor:
-    """Read a picture as it is meant to be seen: turned by its EXIF orientation, transparency on white.
+    """Read a picture as it is meant to be seen: turned by its EXIF orientation.
 
     Returns:
         [1, H, W, 3] fp32 in 0..1 on the CPU.
 
     Raises:
-        OpenSoraError: no such file, or a file that is not a picture.
+        OpenSoraError: no such file, a file that is not a picture, or one that is transparent in places.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     path = Path(path)
     if not path.is_file():
-        raise OpenSoraError(f"The image {path} does not exist; give a picture such as a PNG or JPEG file.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise OpenSoraError(f"The image {path} {what}; give a picture such as a PNG or JPEG file.")
     try:
         with Image.open(path) as opened:
-            picture = rgb_array(ImageOps.exif_transpose(opened))
+            picture = rgb_array(ImageOps.exif_transpose(opened), f"The image {path}")
+    except OpenSoraError:  # a ValueError, but not Pillow's
+        raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise OpenSoraError(f"{path} is not a picture that can be read; give a PNG or JPEG file.") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken data of a known format
@@ -156,17 +159,25 @@ def read_clip(path, count: int, *, from_end: bool) -> torch.Tensor:
     return torch.from_numpy(pixels.copy())
 
 
-def rgb_array(picture) -> numpy.ndarray:
-    """[H, W, 3] uint8 of a PIL image of any mode; transparency on white."""
-    from PIL import Image
+def rgb_array(picture, name: str) -> numpy.ndarray:
+    """[H, W, 3] uint8 of a PIL image of any mode.
 
+    Args:
+        name: for messages.
+
+    Raises:
+        OpenSoraError: it is transparent in places.
+    """
     if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit greys: Pillow's own conversion clips them to white
         grey = numpy.asarray(picture).astype(numpy.float32)
         grey = (grey / (65535 if picture.mode.startswith("I") else 1)).clip(0, 1)
         return numpy.repeat((grey * 255).round().astype(numpy.uint8)[:, :, None], 3, axis=2)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        if picture.getextrema()[3][0] < 255:
+            raise OpenSoraError(
+                f"{name} is transparent in places, which no frame of a video is; lay it on a background of your choice and save it without alpha channel."
+            )
     return numpy.asarray(picture.convert("RGB"))
 
 

@@ -184,18 +184,20 @@ def test_every_bad_row_is_listed_before_anything_is_read(run, no_weights, capsys
     (here / "text.png").write_text("not a picture")
     Image.new("RGB", (96, 64)).save("good.png")
     (here / "half.png").write_bytes((here / "good.png").read_bytes()[:60])
+    Image.new("RGBA", (96, 64), (255, 0, 0, 128)).save("alpha.png")
     table = (
         "prompt,image,end_image,seed,length,width,motion_score,aspect_ratio\n"
         "a cat,missing.png\na cat,text.png\na cat,half.png\na cat,,,one\na cat,,,-1\na cat,,,,6\na cat,,,,long\na cat,,,,,100\n"
-        "a cat,,,,,,99\na cat,,,,,,,7:3\n,good.png\na fine row,good.png,,1,5,,,\na cat,,good.png,,1\na cat, running,,,,,,,,,,\na,b,c,,,,,,extra\n"
+        "a cat,,,,,,99\na cat,,,,,,,7:3\n,good.png\na fine row,good.png,,1,5,,,\na cat,,good.png,,1\na cat, running,,,,,,,,,,\na,b,c,,,,,,extra\na cat,alpha.png\n"
     )
     assert run(table) == REFUSED
     first, *lines = capsys.readouterr().err.splitlines()
-    assert first == "error: 14 of 15 rows of list.csv cannot be run; nothing was begun:"
+    assert first == "error: 15 of 16 rows of list.csv cannot be run; nothing was begun:"
     says = [
         "missing.png does not exist", "text.png is not a picture", "half.png is damaged", "seed 'one' is not a whole number",
         "seed=-1 is out of range", "use 5 or 9", "'long' is neither", "multiples of 16", "motion_score=99",
         "aspect_ratio='7:3'", "the prompt is empty", None, "1 frame", "running", "stands in double quotes",
+        ": The image alpha.png is transparent in places",
     ]  # fmt: skip
     expected = [(number, part) for number, part in enumerate(says, 1) if part is not None]
     assert len(lines) == len(expected)

@@ -140,22 +140,28 @@ def test_a_photo_is_turned_as_its_camera_says(tmp_path):
     assert image[0, 0, -1, 0] == 1 and image.sum() == 3
 
 
-def test_transparency_is_flattened_on_white_and_16_bit_grey_keeps_its_range(tmp_path):
-    Image.fromarray(numpy.array([[[255, 0, 0, 0], [255, 0, 0, 255]]], numpy.uint8)).save(tmp_path / "rgba.png")
-    assert video.read_image(tmp_path / "rgba.png")[0, 0].tolist() == [[1, 1, 1], [1, 0, 0]]
+def test_transparency_is_one_sentence_unless_nothing_is_transparent_and_16_bit_grey_keeps_its_range(tmp_path):
+    pixels = numpy.array([[[0, 255, 0, 254], [255, 0, 0, 255]]], numpy.uint8)
+    Image.fromarray(pixels).save(tmp_path / "rgba.png")
+    with pytest.raises(OpenSoraError, match="^The image .*rgba.png is transparent in places.*lay it on a background"):
+        video.read_image(tmp_path / "rgba.png")
+    pixels[..., 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "rgba.png")
+    assert video.read_image(tmp_path / "rgba.png")[0, 0].tolist() == [[0, 1, 0], [1, 0, 0]]
     Image.fromarray(numpy.array([[0, 32896, 65535]], numpy.uint16)).save(tmp_path / "grey.png")
     assert (video.read_image(tmp_path / "grey.png")[0, 0, :, 0] * 255).round().tolist() == [0, 128, 255]
     palette = Image.fromarray(numpy.array([[0, 1]], numpy.uint8), mode="P")
     palette.putpalette([10, 20, 30, 0, 0, 255])
     palette.save(tmp_path / "palette.gif", transparency=0)
-    assert video.read_image(tmp_path / "palette.gif")[0, 0].tolist() == [[1, 1, 1], [0, 0, 1]]
+    with pytest.raises(OpenSoraError, match="palette.gif is transparent in places"):
+        video.read_image(tmp_path / "palette.gif")
 
 
 def test_what_is_not_a_picture_is_said_in_one_sentence(tmp_path):
     (tmp_path / "notes.txt").write_text("not a picture")
     Image.fromarray(clip()[0]).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
-    for name, says in (("missing.png", "does not exist"), ("notes.txt", "not a picture"), ("cut.png", "damaged"), (".", "does not exist")):
+    for name, says in (("missing.png", "does not exist"), ("notes.txt", "not a picture"), ("cut.png", "damaged"), (".", "is a folder")):
         with pytest.raises(OpenSoraError, match=says) as caught:
             video.read_image(tmp_path / name)
         assert "\n" not in str(caught.value)
