@@ -227,6 +227,11 @@ class Need:
         self.transformer_plan = self._plan(self.transformer, one + rest)
         self.parked_bytes = 0  # in main memory; known after `decode`
 
+    @property
+    def beside_transformer(self) -> int:
+        """Bytes that sampling takes on the device without any weights."""
+        return sum(item.num_bytes for item in self._beside_transformer)
+
     def text(self) -> Stage:
         t5, clip_bytes = text_weights(self.model.text, self.text_precision, self.model.stored_text)
         encoding = text_peak(self.model.text, self.text_precision)

@@ -18,7 +18,9 @@ from .checkpoint.files import Header, read_header
 from .checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest, vae_class
 from .checkpoint.layer_formats import QUANTISED_GROUPS, group_of, layers_to_quantise, stored_formats
 from .config import HUNYUAN_VAE, OPEN_SORA_2, T5_LENGTH, VIDEO_DC_AE, DCAEConfig, Tiling, TransformerConfig, VAEConfig
+from .dc_ae.model import VideoDCAE
 from .errors import CheckpointError, OpenSoraError
+from .geometry import SPACE_COMPRESSION, TIME_COMPRESSION
 from .offload.plan import UnitBytes
 from .offload.stream import module_bytes
 from .quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
@@ -30,6 +32,8 @@ from .text.tokens import T5, find_tokenizer, text_length
 from .text.weights import read_headers
 from .transformer.model import MMDiT
 from .transformer.rope import CHUNK_ELEMENTS
+from .vae import layers as vae_layers
+from .vae.model import CausalVAE
 from .vae.tiling import tiled_decode, tiled_encode
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,6 +44,7 @@ _STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.flo
 _TEXTS = 2  # prompt and negative prompt are encoded together
 _FEW_BLOCKS = 2  # of each kind: every block after the second needs what the second does
 _LINEAR_FROM = 2  # of the longest chunks that a layer takes of a sequence
+_CHUNKS = 3  # of the finest layers, from which on a decode is a line
 
 
 class _Shapes:
@@ -145,8 +150,12 @@ def sizes_of_files(
 
 @lru_cache(maxsize=32)
 def transformer_weights(config: TransformerConfig, precision: str, stored: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Weights:
-    """Weights of the transformer in a precision, from a file whose weights are `stored` so."""
-    return Weights(module_bytes(_transformer(config, precision, groups)), precision == stored)
+    """Weights of the transformer in a precision, from a file whose weights are `stored` so. Blocks of a kind are alike: one of each is built."""
+    counts = [count for count in (config.depth, config.depth_single_blocks) if count]
+    one = replace(config, depth=min(1, config.depth), depth_single_blocks=min(1, config.depth_single_blocks))
+    sizes = module_bytes(_transformer(one, precision, groups))
+    blocks = (size for size, count in zip(sizes.blocks, counts, strict=True) for _ in range(count))
+    return Weights(UnitBytes(tuple(blocks), sizes.rest), precision == stored)
 
 
 def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int = T5_LENGTH) -> int:
@@ -239,8 +248,7 @@ def encode_peak(config: VAEConfig | DCAEConfig, precision: str, height: int, wid
 @lru_cache(maxsize=8)
 def vae_weights(config: VAEConfig | DCAEConfig, precision: str) -> int:
     """Bytes of the VAE's weights."""
-    model = vae_class(config)(config, dtype=_dtype(precision), device="meta")
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
+    return sum(tensor.nbytes for tensor in _vae(config, precision).state_dict().values())
 
 
 @lru_cache(maxsize=8)
@@ -322,16 +330,36 @@ class _Tile:
     is_decode: bool
 
     def peak(self, shape: tuple[int, ...]) -> int:
-        return _vae_peak(self, shape)
+        """Of a tile [B, C, T, H, W].
+
+        Where the released VAE decodes in chunks of frames, its peak is a line: whole clips, and temporaries of one group of channels
+        or one chunk. There it is taken from two shorter clips; a test compares that with the whole, to the byte.
+        """
+        batch, channels, frames, height, width = shape
+        if not self.is_decode or self.config != HUNYUAN_VAE:
+            return _vae_peak(self, shape)
+        finest = batch * self.config.block_out_channels[0] * SPACE_COMPRESSION**2 * height * width
+        near = 1 + _CHUNKS * max(2, vae_layers.CHUNK_ELEMENTS // finest) // TIME_COMPRESSION
+        far = near + 2
+        if frames <= far:
+            return _vae_peak(self, shape)
+        first, last = (_vae_peak(self, (batch, channels, length, height, width)) for length in (near, far))
+        return last + (frames - far) * (last - first) // 2
 
 
 @lru_cache(maxsize=64)
 def _vae_peak(tile: _Tile, shape: tuple[int, ...]) -> int:
-    model = vae_class(tile.config)(tile.config, dtype=_dtype(tile.precision), device="meta").requires_grad_(False)
+    model = _vae(tile.config, tile.precision)
     encode = model.encode if isinstance(tile.config, DCAEConfig) else model.encode_moments
     with torch.inference_mode(), AllocationCounter() as counter:
         (model.decode if tile.is_decode else encode)(_empty(model.dtype, *shape))
     return counter.peak
+
+
+@lru_cache(maxsize=4)
+def _vae(config: VAEConfig | DCAEConfig, precision: str) -> CausalVAE | VideoDCAE:
+    """On the meta device."""
+    return vae_class(config)(config, dtype=_dtype(precision), device="meta").requires_grad_(False)
 
 
 def _tiled_peak(tiled: Callable, result_of: Callable[[Tensor], Tensor], tile: _Tile) -> tuple[int, int]:

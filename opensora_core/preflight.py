@@ -128,6 +128,8 @@ def _precision(request: Request, model: ModelSizes, memory: Memory) -> str:
 
 
 def _first_that_fits(request: Request, model: ModelSizes, memory: Memory) -> Estimate | None:
+    if Need(request, Settings("bf16"), model, memory).beside_transformer > memory.free:
+        return None  # quantised weights come back to bf16 to work, so that no precision needs less beside them
     for is_kept in (True, False):
         uncached = None
         for settings, file in _candidates(request, model, memory, is_kept):

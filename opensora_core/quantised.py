@@ -98,7 +98,7 @@ class Int8Matmul(Int8):
         out = torch.empty(len(rows), layer.out_features, dtype=x.dtype, device=x.device)
         weight_scale = layer.weight_scale.reshape(1, -1)
         for chunk, target in zip(rows.split(CHUNK_ROWS), out.split(CHUNK_ROWS), strict=True):
-            scale = (chunk.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp_(min=torch.finfo(torch.float32).tiny)
+            scale = (chunk.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp_min_(torch.finfo(torch.float32).tiny)
             integers = (chunk.float() / scale).round_().to(torch.int8)
             products = self._functional.int8_linear_matmul(integers, layer.weight).float()
             products.mul_(scale).mul_(weight_scale)
