@@ -18,7 +18,6 @@ from .checkpoint.files import Header, read_header
 from .checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest, vae_class
 from .checkpoint.layer_formats import QUANTISED_GROUPS, group_of, layers_to_quantise, stored_formats
 from .config import HUNYUAN_VAE, OPEN_SORA_2, T5_LENGTH, VIDEO_DC_AE, DCAEConfig, Tiling, TransformerConfig, VAEConfig
-from .dc_ae.model import VideoDCAE
 from .errors import CheckpointError, OpenSoraError
 from .geometry import SPACE_COMPRESSION, TIME_COMPRESSION
 from .offload.plan import UnitBytes
@@ -33,7 +32,6 @@ from .text.weights import read_headers
 from .transformer.model import MMDiT
 from .transformer.rope import CHUNK_ELEMENTS
 from .vae import layers as vae_layers
-from .vae.model import CausalVAE
 from .vae.tiling import tiled_decode, tiled_encode
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -357,7 +355,7 @@ def _vae_peak(tile: _Tile, shape: tuple[int, ...]) -> int:
 
 
 @lru_cache(maxsize=4)
-def _vae(config: VAEConfig | DCAEConfig, precision: str) -> CausalVAE | VideoDCAE:
+def _vae(config: VAEConfig | DCAEConfig, precision: str) -> torch.nn.Module:
     """On the meta device."""
     return vae_class(config)(config, dtype=_dtype(precision), device="meta").requires_grad_(False)
 
