@@ -43,6 +43,12 @@ _NOT_WEIGHTS = (
 )
 
 
+def bytes_text(num_bytes: int) -> str:
+    """23_783_000_000 -> "23.78 GB": decimal units, as download pages have them."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= unit), (1e3, "kB"))
+    return f"{num_bytes / unit:.2f} {name}"
+
+
 class TensorInfo(NamedTuple):
     """Shape and dtype of a stored tensor, dtype in safetensors' words ("BF16"); `end` is where its bytes end in that format."""
 

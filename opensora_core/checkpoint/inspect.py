@@ -19,7 +19,7 @@ from .. import __version__
 from ..config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE, VIDEO_DC_AE
 from ..errors import CheckpointError, OpenSoraError
 from .detect import Identity, Shapes, bare_shapes, dim, identify, sizes
-from .files import Header, find_weights, last_rows, quantisation, read_header
+from .files import Header, bytes_text, find_weights, last_rows, quantisation, read_header
 from .keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
 from .layer_formats import LayerFormat, stored_formats
 from .load import Comparison, compare
@@ -70,7 +70,7 @@ def report(path: str | Path) -> str:
         return "\n".join(_describe(path.name, read_header(path)))
     components = list(_components(path))
     if not components:
-        raise CheckpointError(f"{path.name} holds no weights file ({_SEARCH_DEPTH} levels searched).")
+        raise CheckpointError(f"{path.resolve().name or path} holds no weights file ({_SEARCH_DEPTH} levels searched).")
     blocks = [_describe(part.name, part.header) if part.header else [part.error] for part in components]
     return "\n\n".join("\n".join(lines) for lines in (*blocks, [_folder_sentence(components)]))
 
@@ -195,8 +195,7 @@ def _size_text(header: Header) -> str:
     total = max(1, header.num_parameters)
     shares = header.dtypes
     dtypes = ", ".join(name if len(shares) == 1 else f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if header.num_bytes >= unit), (1e3, "kB"))
-    return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {header.num_bytes / unit:.2f} {name}, {dtypes}"
+    return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {bytes_text(header.num_bytes)}, {dtypes}"
 
 
 def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Manifest | None, str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import CheckpointError, OpenSoraError
 from ..quantised import Float8, Format, Int8, relative_error
 from .detect import Identity
-from .files import TORCH_DTYPES, Header, open_tensors, quantisation
+from .files import TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
 from .keys import file_name, transformer_manifest
 from .layer_formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, group_of, layers_to_quantise
 from .load import check_keys, open_model
@@ -70,7 +70,7 @@ class Report:
         return "\n".join(
             [
                 f"{self.target.name}: {len(self.errors)} layers in {self.format}, {len(self.kept)} linear layers kept, "
-                f"{self.target_bytes / 1e9:.2f} GB (before: {self.source_bytes / 1e9:.2f} GB)",
+                f"{bytes_text(self.target_bytes)} (before: {bytes_text(self.source_bytes)})",
                 f"relative RMS error of the weights: median {statistics.median(values):.2%}, largest {max(values):.2%}",
                 *(f"  {error.relative_rms:.2%}  {error.layer}" for error in last),
             ]
@@ -135,6 +135,8 @@ def quantize(
 
 
 def _check_target(target: Path) -> Path:
+    if target.is_dir():
+        raise OpenSoraError(f"{target} is a folder; give the new file's name too, such as {target / 'Open_Sora_v2_8bit.safetensors'}.")
     if target.suffix != ".safetensors":
         raise OpenSoraError(f"{target.name} should end in .safetensors; use {target.with_suffix('.safetensors').name}.")
     if not target.parent.is_dir():
@@ -268,7 +270,7 @@ def _check_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes + _MARGIN_BYTES:
         raise OpenSoraError(
-            f"The file needs {num_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB left; make room, or write elsewhere."
+            f"The file needs {bytes_text(num_bytes)} and {folder} has {bytes_text(free)} left; make room, or write elsewhere."
         )
 
 

@@ -43,7 +43,8 @@ def try_blocks(header: Header, identity: Identity, formats: Mapping[str, LayerFo
         CheckpointError: a tensor is missing or cannot be read.
     """
     config = replace(identity.config, depth=min(1, identity.config.depth), depth_single_blocks=min(1, identity.config.depth_single_blocks))
-    dtype = header.compute_dtype
+    # Nothing here computes in fp16, whose range such a model's activations leave; its weights are exact in fp32.
+    dtype = torch.float32 if header.compute_dtype is torch.float16 else header.compute_dtype
     started = time.perf_counter()
     model = MMDiT(config, QuantisedOperations if formats else TorchOperations, dtype=dtype, device="meta")
     layers = dict(model.named_modules())

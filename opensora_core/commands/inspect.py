@@ -11,7 +11,7 @@ from ..components import resolve_device
 from ..errors import OpenSoraError
 from ..estimate import Memory, Request, Settings
 from ..footprint import ModelSizes, sizes_of_files
-from ..model_files import ModelFiles
+from ..model_files import SMALL, ModelFiles
 from ..offload.plan import GIB
 from ..preflight import memory_of, preflight
 from .settings import video_size
@@ -23,12 +23,19 @@ def run(args: argparse.Namespace) -> int:
         return _plan(args)
     if args.path is None:
         raise OpenSoraError("inspect needs a weights file or a model folder; only --plan works without one.")
+    path = _path(args.path)
     if not args.check:
-        sys.stdout.write(report(args.path) + "\n")
+        sys.stdout.write(report(path) + "\n")
         return DONE
-    found = check(args.path)
+    found = check(path)
     sys.stdout.write(found.text + "\n")
     return DONE if found.passed else REFUSED
+
+
+def _path(named: str) -> Path:
+    """The file or folder that is meant: "small" is the built-in model here as it is for every command."""
+    path = Path(named).expanduser()
+    return SMALL if named == "small" and not path.exists() else path
 
 
 def _plan(args: argparse.Namespace) -> int:

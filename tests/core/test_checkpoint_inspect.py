@@ -183,6 +183,22 @@ def test_a_folder_without_weights_says_so(tmp_path):
     assert not check(tmp_path).passed
 
 
+def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="^empty holds no weights file"):
+        report(".")
+
+
+def test_a_half_precision_file_is_run_where_its_activations_fit(golden_path, tmp_path):
+    tensors = {key: tensor.half() for key, tensor in load_file(golden_path / "transformer_weights.safetensors").items()}
+    tensors["double_blocks.0.img_mlp.2.bias"] += 6e4  # a number fp16 has, twice which it has not
+    tensors["double_blocks.0.img_mod.lin.bias"] += 2
+    save_file(tensors, tmp_path / "half.safetensors")
+    checked = check(tmp_path / "half.safetensors")
+    assert checked.passed and "fp32 on cpu" in checked.text
+
+
 def test_a_full_size_file_of_holes_is_found_without_reading_it(write_hole, tmp_path):
     """23.8 GB by its length; only its header and one row of every matrix are read."""
     write_hole(tmp_path / "Open_Sora_v2.safetensors", keys.transformer_manifest(OPEN_SORA_2))

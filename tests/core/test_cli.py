@@ -399,6 +399,14 @@ def test_inspect_reports_and_checks(tiny_checkpoint, here, capsys):
     assert main(["inspect", "absent.safetensors"]) == REFUSED
 
 
+def test_inspect_knows_the_built_in_model_by_name(tiny_checkpoint, here, capsys, monkeypatch):
+    monkeypatch.setattr("opensora_core.commands.inspect.SMALL", tiny_checkpoint)
+    assert main(["inspect", "small"]) == DONE
+    assert "This folder has every part of Open-Sora 2.0." in capsys.readouterr().out
+    (here / "small").mkdir()  # what lies there goes first
+    assert main(["inspect", "small"]) == REFUSED
+
+
 @pytest.mark.parametrize("command", FLAGS)
 def test_help_lists_the_contract_s_flags(command, capsys):
     with pytest.raises(SystemExit) as ended:

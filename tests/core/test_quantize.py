@@ -395,6 +395,8 @@ def test_nothing_is_overwritten_and_no_strange_name_is_written(source, tmp_path)
         (taken, {}, "exists and is not overwritten"),
         (tmp_path / "out.bin", {}, r"should end in \.safetensors; use out\.safetensors"),
         (tmp_path / "no" / "out.safetensors", {}, "There is no folder"),
+        (tmp_path, {}, "is a folder; give the new file's name too"),
+        (Path("."), {}, "is a folder; give the new file's name too"),
         (tmp_path / "out.safetensors", {"format": "nf4"}, "format='nf4' is not one that files are written in; use one of fp8_e4m3fn, int8"),
     ]
     for target, options, sentence in cases:
@@ -428,7 +430,7 @@ def test_wrong_sources_are_refused(source, tmp_path, written, tiny_checkpoint):
 def test_a_full_disk_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 64 << 20))
-    with pytest.raises(OpenSoraError, match=r"needs 0\.\d\d GB and .* has 0\.07 GB left; make room"):
+    with pytest.raises(OpenSoraError, match=r"needs [\d.]+ [kM]B and .* has 67\.11 MB left; make room"):
         quantize(source, tmp_path / "out.safetensors")
     assert leftovers(tmp_path) == []
 
