@@ -8,24 +8,19 @@ and the networks that have no blocks a layer at a time, by accelerate. All modes
 """
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import DCAEConfig, Tiling, VAEConfig
-from .device_memory import free_bytes, unless_out_of_memory
+from .device_memory import free_bytes
 from .errors import OpenSoraError, check_choice
 from .offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
 from .offload.stream import BlockStream, module_bytes
 from .quantised import PRECISIONS as QUANTISED, precision_format
-from .vae.memory import PARKED_WORDS, POLICIES, choose_decode, park_decode
-from .vae.tiling import check_tiling, posterior, tiled_decode, tiled_encode
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +29,8 @@ OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 # Layers that read the weights of the layers inside them and so must have all of them at once: vae/layers.py.
 _WHOLE = ["Encoder", "Decoder", "Upsample"]
-# Where a decode's activations are parked.
-_HOME = torch.device("cpu")
 # Page-locked where it cannot be asked how much main memory is free.
 _PINNED_BLINDLY = 4 * 2**30
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -185,111 +176,6 @@ def _module(network: Any) -> nn.Module:
     return network if isinstance(network, nn.Module) else network.model
 
 
-class VideoVAE:
-    """The VAE as a pipeline uses it: clips in and out, tiles inside.
-
-    Attributes:
-        tiling: sizes of the tiles; the defaults are the reference's.
-        policy: how to decode: auto, exact or low_memory, see vae/memory.py.
-    """
-
-    def __init__(self, component: Component, placement: Placement):
-        self.tiling = Tiling()
-        self._policy = "auto"
-        self._component = component
-        self._placement = placement
-
-    @property
-    def policy(self) -> str:
-        return self._policy
-
-    @policy.setter
-    def policy(self, policy: str) -> None:
-        check_choice("policy", policy, POLICIES)
-        self._policy = policy
-
-    def enable_tiling(self, tile_size: int = 256, tile_overlap: float = 0.25) -> None:
-        """Choose the spatial tiles of encode and decode: pixels of a side, and the share of it that neighbours have in common.
-
-        The defaults are what the released model was used with; other sizes give slightly other pictures.
-
-        Raises:
-            OpenSoraError: a size or an overlap that tiles cannot have.
-        """
-        self.tiling = check_tiling(Tiling(tile_size, tile_overlap, self.tiling.temporal_tile))
-
-    def encode(self, images: Tensor, generators: list[torch.Generator | None], progress: Progress | None = None) -> Tensor:
-        """Latents of a clip (a picture is one of one frame).
-
-        Args:
-            images: [T, H, W, 3] fp32 in 0..1.
-            generators: one for each latent wanted: None for the posterior's mode, or what to sample it with.
-
-        Returns:
-            [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
-        """
-        pixels = images.permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
-        pixels = pixels.to(self._placement.device, self._placement.dtype)
-        with self._component.at_work() as vae:
-            config, tiling = vae.config, vae.config.in_tiles(self.tiling)
-            if isinstance(config, DCAEConfig):  # without a posterior there is nothing to sample
-                latents = tiled_encode(vae.encode, pixels, tiling, progress, grid=config.grid).float()
-                return config.latent_scale * latents.expand(len(generators), -1, -1, -1, -1)
-            moments = tiled_encode(vae.encode_moments, pixels, tiling, progress).float()
-        return config.latent_scale * torch.cat([posterior(moments, generator is not None, generator) for generator in generators])
-
-    @contextmanager
-    def decoder(self, latent_shape) -> Iterator[tuple[Callable[..., Tensor], list[str]]]:
-        """A function from latents [1, C, T, H, W] (transformer's scale) and progress to pixels [1, 3, T, H, W], about -1..1.
-
-        With it comes a list of the lines to show where memory makes the decode other than exact; they are logged too.
-        A tile that the device has no room for after all is tried again with activations in main memory, the policies auto and
-        exact permitting it; then, with auto, in temporal tiles.
-        """
-        placement, notes = self._placement, []
-        with self._component.at_work() as vae:
-
-            def told(tiling: Tiling, note: str | None) -> Tiling:
-                if note:
-                    logger.warning("%s", note)
-                    notes.append(note)
-                return tiling
-
-            def choose(policy: str) -> Tiling:
-                free = _free_for_tiles(latent_shape, vae.config, placement)
-                itemsize, ram = placement.dtype.itemsize, _ram_for_parking(placement)
-                return told(*choose_decode(policy, vae.config, latent_shape, self.tiling, itemsize, free, ram))
-
-            def after(tiling: Tiling) -> Tiling | None:
-                if self._policy == "low_memory" or tiling.temporal_tile != vae.config.in_tiles(Tiling()).temporal_tile:
-                    return None
-                parked = park_decode(vae.config, latent_shape, tiling, placement.dtype.itemsize, _ram_for_parking(placement))
-                if parked is not None:
-                    return told(parked, f"{PARKED_WORDS}: the device ran out of memory.")
-                if self._policy != "auto":
-                    return None
-                shorter = choose("low_memory")
-                return shorter if shorter.temporal_tile != tiling.temporal_tile else None  # a short clip has nothing to cut
-
-            def decode(latents: Tensor, progress: Progress | None = None) -> Tensor:
-                nonlocal tiling
-                latents = (latents.to(placement.device).float() / vae.config.latent_scale).to(placement.dtype)
-
-                def tiles() -> Tensor:
-                    function = partial(vae.decode, home=_HOME) if tiling.parked else vae.decode
-                    return tiled_decode(function, latents, tiling, progress, grid=vae.config.grid)
-
-                while (frames := unless_out_of_memory(tiles)) is None:
-                    smaller = after(tiling)
-                    if smaller is None:
-                        return tiles()  # what it raises is for the caller
-                    tiling = smaller
-                return frames
-
-            tiling = choose(self._policy)
-            yield decode, notes
-
-
 def resolve_precision(torch_dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:
     """The dtype two settings ask for together, None to leave it to the device; and the quantised precision of weights, if one is asked for.
 
@@ -325,21 +211,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if found.type == "meta":
         raise OpenSoraError("The device meta holds no numbers; use auto or cpu.")
     return found
-
-
-def _free_for_tiles(latent_shape, config: VAEConfig | DCAEConfig, placement: Placement) -> int:
-    free = free_bytes(placement.device)
-    if free is None:
-        return sys.maxsize  # unknown: try
-    frames, height, width = latent_shape[-3:]
-    grid = config.grid
-    finished = config.in_channels * grid.pixel_frames(frames) * height * width * grid.space**2 * placement.dtype.itemsize
-    return max(0, free - finished)
-
-
-def _ram_for_parking(placement: Placement) -> int:
-    """Main memory that a decode may park activations in."""
-    return 0 if placement.device.type == "cpu" else free_bytes(_HOME) or 0
 
 
 def _by_layers(module: nn.Module, device: torch.device) -> None:

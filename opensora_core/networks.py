@@ -14,12 +14,13 @@ import torch
 from .capacity import Needs
 from .checkpoint.load import load_transformer, load_vae
 from .checkpoint.lora import merge_lora
-from .components import Component, Habits, Placement, VideoVAE
+from .components import Component, Habits, Placement
 from .loaded import SHARED, own_structure
 from .model_files import ModelFiles, check_files
 from .offload.plan import BLOCK_LISTS
 from .ops import attention
 from .text.encoders import load_clip, load_t5
+from .video_vae import VideoVAE
 
 
 class Networks:
@@ -32,7 +33,7 @@ class Networks:
 
     Attributes:
         transformer, vae, t5, clip: see components.Component.at_work.
-        video_vae: clips in and out of the VAE, see components.VideoVAE.
+        video_vae: clips in and out of the VAE, see video_vae.VideoVAE.
         keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
         keep_encoded: keep encoded prompts, within loaded.PROMPTS.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .capacity import Needs, weight_capacity
-from .components import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, VideoVAE, resolve_device, resolve_precision
+from .components import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, resolve_device, resolve_precision
 from .errors import OpenSoraError, check_choice
 from .flux.painter import FluxPainter, Picture, PictureRequest, PictureText
 from .footprint import sizes_of_files
@@ -31,6 +31,7 @@ from .ops import sliced_attention
 from .references import LATENT_RANK, read_references
 from .request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .sampling.conditioning import CONTEXTS, FORWARDS
+from .video_vae import VideoVAE
 
 
 class OpenSoraPipeline:

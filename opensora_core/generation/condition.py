@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ..capacity import reference_ran_out
-from ..components import Progress
 from ..device_memory import unless_out_of_memory
 from ..errors import OutOfMemory
 from ..networks import Networks
 from ..references import LATENT_RANK
 from ..request import GenerationRequest
 from ..sampling.conditioning import ImageCondition, fit_clip, fit_image, image_condition
+from ..vae.tiling import Progress
 
 
 def encode_references(networks: Networks, request: GenerationRequest, progress: Progress) -> ImageCondition | None:

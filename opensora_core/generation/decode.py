@@ -7,11 +7,11 @@ import numpy
 from torch import Tensor
 
 from ..capacity import decoding_ran_out
-from ..components import Progress
 from ..device_memory import unless_out_of_memory
 from ..errors import DecodeOutOfMemory
 from ..long_video import Continuation, decode_windows, windows
 from ..networks import Networks
+from ..vae.tiling import Progress
 from ..video import to_uint8
 
 Frames = list[numpy.ndarray]
@@ -36,14 +36,14 @@ def decode_latents(
 
     def decode_all() -> tuple[list[Frames], list[str]]:
         numbers = count()
-        with networks.video_vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as (decode, notes):
+        with networks.video_vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as decode:
 
             def decode_part(part: Tensor) -> Tensor:
                 number = next(numbers)
                 pixels = decode(part, lambda done, total: progress(number * total + done, num_parts * total))
                 return pixels.permute(0, 2, 3, 4, 1)[0]
 
-            return [_shown(decode_windows(video, plan, decode_part)) for video in videos], notes
+            return [_shown(decode_windows(video, plan, decode_part)) for video in videos], decode.notes
 
     made = unless_out_of_memory(decode_all)
     if made is None:

@@ -10,9 +10,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..components import Progress
 from ..request import EncodedPrompt
 from ..sampling.solver import StepReport
+from ..vae.tiling import Progress
 
 StepCallback = Callable[[int, int, int, int, Tensor], None]
 StageProgress = Callable[[str, int, int], None]

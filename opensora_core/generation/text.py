@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from ..capacity import encoding_ran_out
-from ..components import Progress
 from ..device_memory import unless_out_of_memory
 from ..errors import OutOfMemory
 from ..loaded import PROMPTS
@@ -11,6 +10,7 @@ from ..networks import Networks
 from ..request import EncodedPrompt, GenerationRequest, SamplingOptions
 from ..sampling.solver import TextCondition
 from ..text.prompt import decorate
+from ..vae.tiling import Progress
 
 # A prompt, its negative prompt, and the options that hold what its decoration says; None = it is read as it is, as a picture's.
 Asked = tuple[str, str, SamplingOptions | None]

@@ -6,14 +6,14 @@ import weakref
 import pytest
 import torch
 
-from opensora_core import capacity, components, device_memory
+from opensora_core import capacity, components, device_memory, video_vae
 from opensora_core.cli import SOME_FAILED, main
-from opensora_core.components import VideoVAE
 from opensora_core.device_memory import free_bytes, is_out_of_memory, ran_out, total_bytes, unless_out_of_memory
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from opensora_core.generation import sampling, text
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.transformer.model import MMDiT
+from opensora_core.video_vae import VideoVAE
 
 GIB = 2**30
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2, "seed": 3}
@@ -137,7 +137,7 @@ def test_a_decode_that_fails_keeps_the_latents_and_not_its_own_tensors(tiny_chec
 
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     expected = pipe("a cat", **SMALL).latents
-    monkeypatch.setattr(components, "tiled_decode", no_room)
+    monkeypatch.setattr(video_vae, "tiled_decode", no_room)
     sentence = rf"^Decoding 5 frames of 32x48 \(height x width\) with policy auto ran out of memory; {HAS}: the finished latents are kept"
     with pytest.raises(DecodeOutOfMemory, match=sentence) as failed:
         pipe("a cat", **SMALL)

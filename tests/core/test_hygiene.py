@@ -62,12 +62,13 @@ MAY_IMPORT = {
     "preflight": {"device_memory", "errors", "estimate", "footprint", "geometry", "offload"},
     "capacity": {"components", "device_memory", "estimate", "footprint", "model_files", "offload", "request", "vae"},
     "device_memory": {"offload"},
-    "components": {"device_memory", "errors", "geometry", "quantised", "config", "offload", "vae"},
+    "components": {"device_memory", "errors", "offload", "quantised"},
+    "video_vae": {"components", "config", "dc_ae", "device_memory", "errors", "vae"},
     "long_video": {"errors", "geometry"},
     "latent_file": {"errors"},
     "contact_sheet": {"errors"},
     "evaluation": {"errors"},
-    "networks": {"capacity", "checkpoint", "components", "loaded", "model_files", "offload", "ops", "text"},
+    "networks": {"capacity", "checkpoint", "components", "loaded", "model_files", "offload", "ops", "text", "video_vae"},
     "generation": {
         "capacity",
         "components",
@@ -80,6 +81,7 @@ MAY_IMPORT = {
         "request",
         "sampling",
         "text",
+        "vae",
         "video",
     },
     "pipeline": {
@@ -99,6 +101,7 @@ MAY_IMPORT = {
         "request",
         "sampling",
         "text",
+        "video_vae",
     },
     "flux": {
         "checkpoint",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from opensora_core import capacity, components, model_files, networks as networks_module, pipeline as pipeline_module
+from opensora_core import capacity, components, model_files, networks as networks_module, pipeline as pipeline_module, video_vae
 from opensora_core.checkpoint.files import read_header
 from opensora_core.components import Component, Habits, Placement, visiting
 from opensora_core.config import LATENT_SCALE, Tiling
@@ -346,7 +346,7 @@ def test_tiling_is_chosen_on_the_vae(tiny_checkpoint, pipe, cat):
 
 
 def test_a_decode_that_memory_changes_is_told_in_one_line(tiny_checkpoint, cat, monkeypatch, caplog):
-    monkeypatch.setattr(components, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(video_vae, "free_bytes", lambda device: 0)
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     result = pipe(cat, **{**SMALL, "num_inference_steps": 1, "num_frames": 69, "height": 32, "width": 32})
     assert len(result.notes) == 1 and "temporal tiles" in result.notes[0] and result.notes[0] in caplog.text
@@ -356,7 +356,7 @@ def test_a_decode_that_memory_changes_is_told_in_one_line(tiny_checkpoint, cat, 
 
 
 def test_a_decode_that_runs_out_of_memory_is_tried_once_more_in_temporal_tiles(tiny_checkpoint, cat, monkeypatch):
-    real, calls = components.tiled_decode, []
+    real, calls = video_vae.tiled_decode, []
 
     def no_room_for_whole_clips(decode, latents, tiling, progress, grid):
         calls.append(tiling)
@@ -364,7 +364,7 @@ def test_a_decode_that_runs_out_of_memory_is_tried_once_more_in_temporal_tiles(t
             raise torch.cuda.OutOfMemoryError
         return real(decode, latents, tiling, progress, grid=grid)
 
-    monkeypatch.setattr(components, "tiled_decode", no_room_for_whole_clips)
+    monkeypatch.setattr(video_vae, "tiled_decode", no_room_for_whole_clips)
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     settings = {**SMALL, "num_inference_steps": 1, "num_frames": 69, "height": 32, "width": 32}
     result = pipe(cat, **settings, num_videos_per_prompt=2)
@@ -383,7 +383,7 @@ def test_a_decode_that_runs_out_of_memory_is_first_parked_in_main_memory(tiny_ch
     settings = {**SMALL, "num_inference_steps": 1}
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     expected = pixels(pipe(cat, **settings))
-    real, calls = components.tiled_decode, []
+    real, calls = video_vae.tiled_decode, []
 
     def no_room_on_the_device(decode, latents, tiling, progress, grid):
         calls.append(tiling.parked)
@@ -391,8 +391,8 @@ def test_a_decode_that_runs_out_of_memory_is_first_parked_in_main_memory(tiny_ch
             raise torch.cuda.OutOfMemoryError
         return real(decode, latents, tiling, progress, grid=grid)
 
-    monkeypatch.setattr(components, "tiled_decode", no_room_on_the_device)
-    monkeypatch.setattr(components, "_ram_for_parking", lambda placement: 2**40)
+    monkeypatch.setattr(video_vae, "tiled_decode", no_room_on_the_device)
+    monkeypatch.setattr(video_vae, "_ram_for_parking", lambda placement: 2**40)
     pipe.vae.policy = policy
     result = pipe(cat, **settings)
     assert calls == [False, True] and numpy.array_equal(pixels(result), expected)
@@ -409,8 +409,8 @@ def test_a_short_clip_that_nothing_helps_is_given_up(tiny_checkpoint, cat, monke
         assert len(calls) < 9, "tried for ever"
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(components, "tiled_decode", no_room)
-    monkeypatch.setattr(components, "_ram_for_parking", lambda placement: ram)
+    monkeypatch.setattr(video_vae, "tiled_decode", no_room)
+    monkeypatch.setattr(video_vae, "_ram_for_parking", lambda placement: ram)
     with pytest.raises(DecodeOutOfMemory, match="latents are kept"):
         OpenSoraPipeline.from_pretrained(tiny_checkpoint)(cat, **{**SMALL, "num_inference_steps": 1})
     assert calls == [*ways, ways[-1]]
