@@ -86,6 +86,42 @@ def test_prompt_in_picture_and_video_out(server, listen):
     assert events.previews and events.previews[0][:2] == b"\xff\xd8"
 
 
+def test_the_one_node_is_the_chain_of_plain_ones(server, listen):
+    settings = {"seed": 61, "steps": 2, "text_guidance": 5.0, "image_guidance": 2.0}
+    text = {"prompt": "a kite", "negative_prompt": "blur", "motion_score": 7, "fps": 12}
+    one = listen(graph(aspect_ratio="1:1", **settings, **text))
+    chain = graph()
+    inputs = chain.pop("both")["inputs"]
+    picture = {name: inputs[name] for name in ("flux_model", "flux_vae", "clip", "flux_schedule", "flux_guidance")}
+    picture |= {"prompt": "a kite", "aspect_ratio": "1:1", "seed": 61, "steps": PICTURE_STEPS, "resolution": "256px", "unload": False}
+    latent = {"resolution": "256px", "aspect_ratio": "1:1", "num_frames": 5, "width": 336, "height": 192, "batch_size": 1}
+    given = {
+        "positive": ["text", 0],
+        "negative": ["text", 1],
+        "vae": ["vae", 0],
+        "latent": ["latent", 0],
+        "start_image": ["drawn", 0],
+        "fit": "crop",
+    }
+    sampler = {"model": ["model", 0], "positive": ["begun", 0], "negative": ["begun", 1], "latent": ["begun", 2], **settings}
+    sampler |= {"text_oscillation": True, "image_oscillation": True, "temporal_ramp": True, "shift": 0.0, "noise_device": "cpu"}
+    decode = {"vae": ["vae", 0], "latent": ["sampled", 0], "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto"}
+    chain |= {
+        "drawn": {"class_type": "OpenSoraFluxPicture", "inputs": picture},
+        "text": {"class_type": "OpenSoraT5TextEncode", "inputs": {"clip": ["clip", 0], **text, "keep_encoded": False}},
+        "latent": {"class_type": "OpenSoraEmptyLatentVideo", "inputs": latent},
+        "begun": {"class_type": "OpenSoraImageToVideo", "inputs": given},
+        "sampled": {"class_type": "OpenSoraRectifiedFlowSampler", "inputs": sampler | {"latent_dtype": "fp32"}},
+        "decoded": {"class_type": "OpenSoraTiledVAEDecode", "inputs": decode},
+    }
+    chain["frames"]["inputs"]["images"], chain["picture"]["inputs"]["images"] = ["decoded", 0], ["drawn", 0]
+    two = listen(chain)
+    assert one.error is None and two.error is None
+    for node, count in (("picture", 1), ("frames", 5)):
+        found, expected = pictures(server, one, node), pictures(server, two, node)
+        assert len(found) == len(expected) == count and all((a == b).all() for a, b in zip(found, expected, strict=True))
+
+
 def test_a_new_video_from_the_same_picture_does_not_draw_it_again(server, listen):
     first = listen(graph(seed=20, image_seed=9))
     assert (forwards(first, "picture"), forwards(first, "video")) == (PICTURE_STEPS, STEPS)

@@ -120,3 +120,58 @@ def test_prompts_are_encoded_once_for_picture_and_video(pack, clip, monkeypatch)
         for _ in range(2):
             assert host.keep_prompts(clip, ["rain", "rain. 24 FPS.", ""], None)
     assert asked == ["rain", "rain. 24 FPS.", ""]
+
+
+def test_the_nodes_that_stand_for_flux_to_video_are_given_all_that_it_was_given(parts, clip, run_node):
+    """Every input at a value of its own. Flux is told to leave the device before the video's model enters."""
+    from comfy_api.latest import io
+    from comfy_execution.graph import DynamicPrompt
+
+    import nodes
+
+    (model,) = run_node("UNETLoader", unet_name="Open_Sora_v2.safetensors", weight_dtype="default")
+    (vae,) = run_node("OpenSoraVAELoader", vae_name="hunyuan_vae.safetensors")
+    wires = {name: [name, 0] for name in ("flux_model", "flux_vae", "clip", "model", "vae")}
+    given = {"flux_model": parts[0], "flux_vae": parts[1], "clip": clip, "model": model, "vae": vae}
+    settings = {
+        "prompt": "a kite", "negative_prompt": "blur", "resolution": "768px", "aspect_ratio": "9:16", "num_frames": 9, "seed": 3, "steps": 6,
+        "image_steps": 7, "flux_schedule": "flux", "flux_guidance": 2.5, "motion_score": 5, "fps": 12, "text_guidance": 5.0,
+        "image_guidance": 2.0, "image_seed": 8, "image_resolution": "256px", "image_prompt": "a red kite",
+    }  # fmt: skip
+    prompt = DynamicPrompt({"1": {"class_type": "OpenSoraFluxToVideo", "inputs": wires | settings}})
+    hidden = {io.Hidden.dynprompt: prompt, io.Hidden.unique_id: "1"}
+    node = nodes.NODE_CLASS_MAPPINGS["OpenSoraFluxToVideo"].PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
+    with torch.inference_mode():
+        output = node.EXECUTE_NORMALIZED(**given, **settings)
+    made = {part["class_type"]: part["inputs"] for part in output.expand.values()}
+    places = {part["class_type"]: name for name, part in output.expand.items()}
+
+    def link(kind: str, slot: int) -> list:
+        return [places[kind], slot]
+
+    drawn, begun, finished = (link(kind, 0) for kind in ("OpenSoraFluxPicture", "OpenSoraImageToVideo", "OpenSoraRectifiedFlowSampler"))
+    assert made == {
+        "OpenSoraFluxPicture": {
+            "flux_model": wires["flux_model"], "flux_vae": wires["flux_vae"], "clip": wires["clip"], "prompt": "a red kite", "aspect_ratio": "9:16",
+            "seed": 8, "steps": 7, "flux_schedule": "flux", "flux_guidance": 2.5, "resolution": "256px", "unload": True,
+        },
+        "PreviewImage": {"images": drawn},
+        "OpenSoraT5TextEncode": {
+            "clip": wires["clip"], "prompt": "a kite", "negative_prompt": "blur", "motion_score": 5, "fps": 12, "keep_encoded": True,
+        },
+        "OpenSoraEmptyLatentVideo": {
+            "resolution": "768px", "aspect_ratio": "9:16", "num_frames": 9, "width": 336, "height": 192, "batch_size": 1,
+        },
+        "OpenSoraImageToVideo": {
+            "positive": link("OpenSoraT5TextEncode", 0), "negative": link("OpenSoraT5TextEncode", 1), "vae": wires["vae"],
+            "latent": link("OpenSoraEmptyLatentVideo", 0), "start_image": drawn,
+        },
+        "OpenSoraRectifiedFlowSampler": {
+            "model": wires["model"], "positive": begun, "negative": link("OpenSoraImageToVideo", 1), "latent": link("OpenSoraImageToVideo", 2),
+            "seed": 3, "steps": 6, "text_guidance": 5.0, "image_guidance": 2.0,
+        },
+        "OpenSoraTiledVAEDecode": {
+            "vae": wires["vae"], "latent": finished, "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto",
+        },
+    }  # fmt: skip
+    assert list(output.args) == [link("OpenSoraTiledVAEDecode", 0), drawn, finished]
