@@ -211,11 +211,18 @@ def _check_video(pixels: numpy.ndarray, path: Path, fps: float) -> None:
 
 @contextmanager
 def complete_or_absent(path: Path):
-    """A hidden name beside `path` that becomes `path` if the block succeeds and vanishes if it does not."""
+    """A hidden name beside `path` that becomes `path` if the block succeeds and vanishes if it does not.
+
+    An OSError that names no file, as of a disk that is full, names `path`.
+    """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

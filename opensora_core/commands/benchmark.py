@@ -15,6 +15,7 @@ from ..cli import DONE
 from ..errors import OpenSoraError
 from ..generation.result import GenerationResult
 from ..pipeline import OpenSoraPipeline
+from ..video import complete_or_absent
 from .progress import Bars
 from .references import PATHS
 from .settings import CallSettings, call_settings, check_writable, pipeline, say
@@ -50,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
         "peak_memory_bytes": max((run["peak_memory_bytes"] or 0 for run in runs), default=0) or None,
         "peak_memory_is": "allocated on the device" if pipe.device.type == "cuda" else "resident memory of the process since it began",
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with complete_or_absent(path) as partial:
+        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for stage, seconds in report["median_seconds"].items():
         say(f"{stage:>10}  {seconds:.3f} s")
     sys.stdout.write(f"{path}\n")

@@ -3,7 +3,6 @@
 import argparse
 import copy
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from ..model_files import ModelFiles
 from ..pipeline import OpenSoraPipeline
 from ..sampling.solver import MAX_SEED
 from ..text.prompt import decorate
-from ..video import to_uint8
+from ..video import complete_or_absent, to_uint8
 from .clips import Clip, Job, Sampling, check, in_place, make, quantised, round_trip
 from .progress import each
 from .settings import PARTS, check_writable, pipeline, say
@@ -284,9 +283,8 @@ def _write(path: Path, asked: Asked, runs: list[Run], compared: list[Line]) -> N
         ],
         "compared": [line.as_json() for line in compared],
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with complete_or_absent(path) as partial:
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _clip_entry(clip: Clip) -> dict:

@@ -1,5 +1,6 @@
 """The command line as a person meets it: flags, files, exit codes, one sentence for every refusal."""
 
+import errno
 import json
 import os
 import re
@@ -323,6 +324,17 @@ def test_a_defect_of_ours_is_not_hidden_behind_a_sentence(generate, monkeypatch)
     monkeypatch.setattr(command, "save_video", defect)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         generate()
+
+
+def test_a_report_that_finds_no_room_is_one_sentence_and_leaves_nothing(here, capsys, monkeypatch):
+    def full(self, *args, **kwargs):
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["evaluate", "--parts", "vision", "--num-prompts", "1", "--out", "scores.json"]) == REFUSED
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: scores.json: {os.strerror(errno.ENOSPC)}"
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process on Windows")
