@@ -1,6 +1,6 @@
 """Go on training the small VAE's decoder alone, on latents as image to video leaves them; the latents themselves stay as they are.
 
-    python -m training.decoder [--folder training/runs/small --steps 1900]
+    python -m training.decoder [--folder training/runs/small --steps 3900]
 
 The encoder never sees a picture inside a clip, but image to video puts the latent of a single picture in the place of a clip's
 first or last one. Here the decoder learns to show that picture there: first among the latents of true clips, then also among
@@ -26,6 +26,9 @@ from .vae import ADAM_SHARE, trained_vae
 GIVEN = {"nothing": 0.4, "first": 0.2, "last": 0.2, "both": 0.2}
 NOISE = 0.1  # largest standard deviation added to latents
 SAMPLED_LATER = 700  # from here on every second step is on sampled latents
+# From here on two of three are, and a last picture is given among sampled latents alone, as it is in use: among a true clip's, which
+# agree with it, the decoder learns to go by the latent before.
+ALONE_LATER, GIVEN_LATER = 1900, {"nothing": 0.7, "first": 0.3}
 ENDS, ENDS_LATER = 0.2, 0.5  # weight of a clip's two ends in the loss, beside that of the whole
 
 
@@ -34,7 +37,13 @@ def batch(step: int, size: int) -> tuple[Tensor, str]:
     rng = random.Random(2 * 10**9 + step)
     seen, _ = world.split()
     clips = [world.draw(rng, seen).render().movedim(-1, 0) * 2 - 1 for _ in range(size)]
-    return torch.stack(clips), rng.choices(list(GIVEN), list(GIVEN.values()))[0]
+    given = GIVEN_LATER if step >= ALONE_LATER else GIVEN
+    return torch.stack(clips), rng.choices(list(given), list(given.values()))[0]
+
+
+def is_sampled(step: int) -> bool:
+    """Whether a step is on sampled latents."""
+    return bool(step % 3 if step >= ALONE_LATER else step % 2 if step >= SAMPLED_LATER else 0)
 
 
 @torch.no_grad()
@@ -58,16 +67,15 @@ def sampled_batch(sampled: Samples, step: int, size: int) -> tuple[Tensor, Tenso
 
 def loss_of(vae: CausalVAE, step: int, size: int, device: str, sampled: Samples | None = None) -> tuple[Tensor, dict[str, float]]:
     """sampled: what steps from SAMPLED_LATER on need."""
-    is_later = step >= SAMPLED_LATER
     with torch.autocast(torch.device(device).type, torch.bfloat16):
-        if is_later and step % 2:
+        if is_sampled(step):
             latents, pixels = (part.to(device) for part in sampled_batch(sampled, step, size))
         else:
             pixels, given = batch(step, size)
             pixels = pixels.to(device)
             latents = latents_of(vae, pixels, given, torch.Generator().manual_seed(step))
         error = vae.decode(latents).float() - pixels
-    loss = _loss(error) + (ENDS_LATER if is_later else ENDS) * _loss(error[:, :, [0, -1]])
+    loss = _loss(error) + (ENDS_LATER if step >= SAMPLED_LATER else ENDS) * _loss(error[:, :, [0, -1]])
     psnr = -10 * (error[:, :, -1].detach().square().mean() / 4).log10().item()
     return loss, {"loss": loss.item(), "last_frame_psnr": psnr}
 
@@ -79,7 +87,7 @@ def _loss(error: Tensor) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default="training/runs/small")
-    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -145,6 +145,10 @@ def test_decoder_learns_on_sampled_latents_from_the_step_that_is_said(sampled):
     assert latents.shape == (2, 16, CLIP, 8, 8) and pixels.shape == (2, 3, world.NUM_FRAMES, world.SIZE, world.SIZE)
     assert any(torch.allclose((pixels[0].movedim(0, -1) + 1) * 127.5, clip.float(), atol=1e-3) for clip in sampled.frames)
     model = vae.initialise(vae.CausalVAE(vae.CONFIG))
+    assert not any(map(decoder.is_sampled, range(decoder.SAMPLED_LATER)))
+    later = range(decoder.ALONE_LATER, decoder.ALONE_LATER + 30)
+    assert sum(map(decoder.is_sampled, later)) == 20
+    assert {decoder.batch(step, 1)[1] for step in later} == {"nothing", "first"}, "a last picture: among sampled latents alone"
     odd = decoder.SAMPLED_LATER + 1 - decoder.SAMPLED_LATER % 2
     decoder.loss_of(model, decoder.SAMPLED_LATER - 1, 1, "cpu")
     decoder.loss_of(model, odd + 1, 1, "cpu")
