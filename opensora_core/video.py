@@ -186,11 +186,16 @@ def numbered(path: Path, number: int) -> Path:
     return path if number == 0 else path.with_stem(f"{path.stem}_{number}")
 
 
+def taken_by(path: Path) -> Path | None:
+    """The video, picture, prompt or latents that have a file's name, if any: a run writes more than one of them."""
+    return next((file for suffix in (path.suffix, *_TAKEN) if (file := path.with_suffix(suffix)).exists()), None)
+
+
 def unused_path(path) -> Path:
-    """`path`, or the first numbered one of it that neither a video, a picture nor a prompt has taken."""
+    """`path`, or the first numbered one of it that is not taken."""
     path = Path(path)
     number = 0
-    while any(numbered(path, number).with_suffix(s).exists() for s in (path.suffix, *_TAKEN)):
+    while taken_by(numbered(path, number)):
         number += 1
     return numbered(path, number)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..cli import DONE, SOME_FAILED
 from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..sampling.solver import MAX_SEED
-from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
+from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, taken_by, unused_path
 from . import batch
 from .extend import KeptFile, LongVideo
 from .failures import failure, keep_latents
@@ -107,7 +107,7 @@ def _free(target: Path, written: list[Path]) -> Path:
     if not _is_folder(target):
         path = unused_path(target)
         if path != target and not written:
-            say(f"{target.name} is there already; writing {path.name}")
+            say(f"{taken_by(target).name} is there already; writing {path.name}")
         return path
     number = 0
     while unused_path(path := target / f"video_{number:04d}{VIDEO_SUFFIX}") != path:

@@ -113,6 +113,12 @@ def test_samples_take_the_next_seeds_and_nothing_is_overwritten(generate, here, 
     assert first != second and second == again
 
 
+def test_what_has_taken_a_name_is_said(generate, here, capsys):
+    (here / "clip.latent").touch()
+    assert generate("--out", "clip.mp4") == DONE
+    assert "clip.latent is there already; writing clip_1.mp4" in capsys.readouterr().err
+
+
 def test_the_prompt_is_encoded_once_for_all_samples(generate, here, monkeypatch):
     from opensora_core.generation import text
 
@@ -417,6 +423,19 @@ def test_inspect_knows_the_built_in_model_by_name(tiny_checkpoint, here, capsys,
     assert "This folder has every part of Open-Sora 2.0." in capsys.readouterr().out
     (here / "small").mkdir()  # what lies there goes first
     assert main(["inspect", "small"]) == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["small", "--gpu-gib", "8"], "--gpu-gib is about a video; it goes with --plan"),
+        (["small", "--check", "--num-frames", "17"], "--num-frames is about a video"),
+        (["--plan", "--aspect-ratio", "image"], "name the ratio here, such as 16:9"),
+    ],
+)
+def test_inspect_passes_over_nothing_that_it_is_given(words, says, capsys):
+    assert main(["inspect", *words]) == REFUSED
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", FLAGS)
