@@ -1,6 +1,6 @@
 // Drives the real ComfyUI front-end in a headless Chromium: makes workflow files and checks that they open cleanly.
 // usage: node front_end.mjs URL < request.json > reply.json; environment: CHROMIUM, NODE_PATH (playwright-core).
-// request: {build: [{name, api, columns, notes, widgets, models, stamp, picture, muted}]}, {check: [{name, workflow, picture}]} or
+// request: {build: [{name, api, columns, groups, notes, widgets, models, stamp, picture, muted}]}, {check: [{name, workflow, picture}]} or
 // {blueprint: [what build takes and inside, title, description, promoted, inputs, outputs]}.
 import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
@@ -10,7 +10,7 @@ const url = process.argv[2]
 const request = JSON.parse(readFileSync(0, 'utf8'))
 
 // Runs in the page. Node ids of the description become graph ids in its order.
-async function build({ name, api, columns, notes, widgets, models, stamp, muted }) {
+async function build({ name, api, columns, groups, notes, widgets, models, stamp, muted }) {
   await app.loadApiJson(structuredClone(api), name)
   const graph = app.rootGraph
   const gap = { x: 60, y: 40 }
@@ -50,6 +50,20 @@ async function build({ name, api, columns, notes, widgets, models, stamp, muted 
       y += node.size[1] + gap.y + LiteGraph.NODE_TITLE_HEIGHT
     }
     x += width + gap.x
+  }
+  for (const [title, ids] of Object.entries(groups ?? {})) {
+    const group = new LiteGraph.LGraphGroup(title)
+    graph.add(group)
+    // Its own resizeTo asks for where nodes were drawn, and nothing is drawn yet.
+    const nodes = ids.map((id) => placed[id])
+    const margin = gap.x / 3
+    const left = Math.min(...nodes.map((node) => node.pos[0])) - margin
+    const top = Math.min(...nodes.map((node) => node.pos[1])) - LiteGraph.NODE_TITLE_HEIGHT - margin - group.titleHeight
+    group.pos = [left, top]
+    group.size = [
+      Math.max(...nodes.map((node) => node.pos[0] + node.size[0])) + margin - left,
+      Math.max(...nodes.map((node) => node.pos[1] + node.size[1])) + margin - top
+    ]
   }
   const workflow = graph.serialize()
   workflow.extra = { ds: { scale: 0.6, offset: [150, 170] } }

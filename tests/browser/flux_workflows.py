@@ -126,9 +126,11 @@ def jobs(job, text_to_video, released) -> list[dict]:
     one = job("open-sora-2-flux-to-video-256px", in_one_node(text_to_video("256px")), ONE_NOTE, columns, files)
     columns = [
         ["about", "files"], [FLUX, FLUX_VAE, "1", "2", "3"], ["33", "22", "23", "24", "29"], ["25", "26", "27", "28", "30"],
-        ["31", "32", "4", "5"], ["11", "6"], ["7", "8", "9"],
+        ["31", "32"], ["4", "5"], ["11", "6"], ["7", "8", "9"],
     ]  # fmt: skip
-    return [one, job("open-sora-2-flux-to-video-in-parts-256px", in_parts(text_to_video("256px")), PARTS_NOTE, columns, files)]
+    parts = job("open-sora-2-flux-to-video-in-parts-256px", in_parts(text_to_video("256px")), PARTS_NOTE, columns, files)
+    groups = {"Files": columns[1], "Picture: Flux": sum(columns[2:5], []), "Video: Open-Sora": sum(columns[5:], [])}
+    return [one, {**parts, "groups": groups}]
 
 
 def blueprints(job, text_to_video) -> list[dict]:

@@ -97,7 +97,8 @@ def jobs(job, text_to_video) -> list[dict]:
                ["37", "38"], ["39", "40"]]  # fmt: skip
     drafts = job("open-sora-2-draft-then-promote", draft_then_promote(text_to_video("256px")), DRAFT_NOTE, columns)
     drafts["widgets"]["39"] = {"fps": 24}
-    return [longer, {**drafts, "muted": ["40"]}]
+    groups = {"Files": columns[1], "Drafts, 256px": sum(columns[2:5], []), "The chosen one, 768px": sum(columns[5:], [])}
+    return [longer, {**drafts, "muted": ["40"], "groups": groups}]
 
 
 def blueprints(job, text_to_video) -> list[dict]:

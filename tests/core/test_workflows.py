@@ -1,6 +1,7 @@
 """Every workflow file against the recorded description of the host's nodes, and the frozen schemas: no host needed."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from demo import comfy, host_record
 
 WORKFLOWS = sorted((comfy.PACK / "workflows").glob("*.json"))
 OUR_VERSION = next(line.split('"')[1] for line in (comfy.PACK / "pyproject.toml").read_text().splitlines() if line.startswith("version ="))
+TITLE = 30  # the front-end's height of a node's title, which is above its position
 PYTHON_TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 
 
@@ -151,6 +153,29 @@ def test_workflow_names_the_pack_its_version_and_the_files_of_its_loaders(path):
             is_built_in = set(node["widgets_values"]) & {"small (built in)"}
             assert bool(is_built_in) == path.stem.startswith("open-sora-small")
             assert bool(properties.get("models")) != bool(is_built_in)
+
+
+def boxes(workflow: dict) -> dict[str, tuple[float, float, float, float]]:
+    """Left, top, right and bottom of every node with its title, and of every group."""
+    found = {f"{node['type']} {node['id']}": (*node["pos"], *node["size"]) for node in workflow["nodes"]}
+    nodes = {name: (x, y - TITLE, x + width, y + height) for name, (x, y, width, height) in found.items()}
+    groups = {f"group {group['title']}": group["bounding"] for group in workflow["groups"]}
+    return nodes | {name: (x, y, x + width, y + height) for name, (x, y, width, height) in groups.items()}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_nothing_lies_on_anything_else_and_a_node_is_in_one_group_whole(path):
+    found = boxes(load(path))
+    for (one, a), (other, b) in itertools.combinations(found.items(), 2):
+        is_apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        is_inside = b[0] <= a[0] and a[2] <= b[2] and b[1] <= a[1] and a[3] <= b[3]
+        assert is_apart or (other.startswith("group") and not one.startswith("group") and is_inside), f"{one} and {other}"
+
+
+def test_long_workflows_have_named_groups():
+    for name in ("open-sora-2-draft-then-promote", "open-sora-2-flux-to-video-in-parts-256px"):
+        groups = load(comfy.PACK / "workflows" / f"{name}.json")["groups"]
+        assert len(groups) == 3 and groups[0]["title"] == "Files"
 
 
 def break_link(workflow):
