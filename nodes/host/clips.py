@@ -11,19 +11,28 @@ from torch import Tensor
 from ...opensora_core.config import DCAEConfig, Tiling, VAEConfig
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid
-from ...opensora_core.vae.memory import MARGIN, PARKED_WORDS, choose_decode, encode_bytes, park_decode, tile_decode_bytes
+from ...opensora_core.vae.memory import MARGIN, choose_decode, encode_bytes, park_decode, tile_decode_bytes
 from ...opensora_core.vae.tiling import tiled_decode, tiled_encode
 from .out_of_memory import unless_out_of_memory
-from .vae import HostCalls, TileProgress, VAENetwork, check_latent_shape, exact_codec, largest_tile, latents_of, vae_config
+from .vae import (
+    HOME,
+    RAN_OUT_AND_PARKED,
+    HostCalls,
+    TileProgress,
+    VAENetwork,
+    check_latent_shape,
+    exact_codec,
+    largest_tile,
+    latents_of,
+    ram_for_parking,
+    vae_config,
+)
 
 Report = Callable[[str], None]
 
 # Activations of the host's network, whole clip in time, over the core's: it pads whole clips and stores enlarged ones.
 # Counted on the CPU: 1166 values per pixel and frame, against the core's 668 for a 256-pixel tile of 129 frames.
 HOST_APPETITE = 2.0
-
-# Where a decode's activations are parked.
-_HOME = torch.device("cpu")
 
 
 def empty(shape: tuple[int, int, int, int, int], grid: Grid = CAUSAL) -> dict:
@@ -63,7 +72,7 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     images = unless_out_of_memory(lambda: _decode(vae, samples, chosen))
     parked = park_decode(config, shape, chosen, dtype_bytes, ram) if images is None and policy != "low_memory" else None
     if parked is not None:
-        report(f"{PARKED_WORDS}: the device ran out of memory.")
+        report(RAN_OUT_AND_PARKED)
         images = unless_out_of_memory(lambda: _decode(vae, samples, parked))
     if images is not None:
         return images
@@ -135,7 +144,7 @@ def _decode(vae, samples: Tensor, tiling: Tiling) -> Tensor:
     clips = []
     with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
         for latents in samples.split(1):
-            function = partial(codec.decode, home=_HOME) if tiling.parked else codec.decode
+            function = partial(codec.decode, home=HOME) if tiling.parked else codec.decode
             pixels = tiled_decode(_on_device(vae, function), latents, tiling, progress, grid=codec.config.grid)
             clips.append(vae.process_output(pixels)[0].movedim(0, -1))
     return clips[0] if len(clips) == 1 else torch.cat(clips)
@@ -167,9 +176,7 @@ def _appetite(vae) -> float:
 
 def _ram_for_parking(vae) -> int:
     """Main memory that our own VAE may park activations in while it decodes."""
-    if not isinstance(vae.first_stage_model, VAENetwork) or comfy.model_management.is_device_cpu(vae.device):
-        return 0
-    return comfy.model_management.get_free_memory(_HOME)
+    return ram_for_parking(vae.device) if isinstance(vae.first_stage_model, VAENetwork) else 0
 
 
 def _words(tiling: Tiling) -> str:

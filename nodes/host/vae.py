@@ -9,6 +9,7 @@ made exact only for the length of one of our own calls (`exact_codec`).
 import logging
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import comfy.ldm.models.autoencoder
@@ -29,12 +30,16 @@ from ...opensora_core.config import DCAEConfig, Tiling, VAEConfig
 from ...opensora_core.dc_ae.model import VideoDCAE
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.vae.layers import frame_causal_attention
-from ...opensora_core.vae.memory import MARGIN, decode_bytes, encode_bytes, tile_decode_bytes
+from ...opensora_core.vae.memory import MARGIN, PARKED_WORDS, choose_decode, decode_bytes, encode_bytes, park_decode, tile_decode_bytes
 from ...opensora_core.vae.model import CausalVAE
 from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
-from . import selftest
+from . import notice, selftest
+from .out_of_memory import unless_out_of_memory
 
 logger = logging.getLogger(__name__)
+
+HOME = torch.device("cpu")  # where a decode's activations are parked
+RAN_OUT_AND_PARKED = f"{PARKED_WORDS}: the device ran out of memory."
 
 
 class Codec(NamedTuple):
@@ -87,12 +92,35 @@ class HostCalls:
 
     def _decode(self, latents: Tensor, tiling: Tiling) -> Tensor:
         device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+        decode = partial(self.decode_tile, home=HOME) if tiling.parked else self.decode_tile
         # Tiles leave the card as they are made; joining them needs no GPU and a whole clip of pixels would fill it.
-        return tiled_decode(lambda tile: self.decode_tile(tile).to(device, dtype), latents, tiling, TileProgress(), grid=self.config.grid)
+        return tiled_decode(lambda tile: decode(tile).to(device, dtype), latents, tiling, TileProgress(), grid=self.config.grid)
 
 
 class VAENetwork(HostCalls, CausalVAE):
     """The causal VAE behind the host's calls."""
+
+    def decode(self, latents: Tensor, free_bytes: Callable[[], int] | None = None) -> Tensor:
+        """As the others decode; what the device has no room for is parked in main memory, which changes no frame.
+
+        Args:
+            free_bytes: what the latents' device has, as the host counts it for this model.
+
+        Raises:
+            torch.OutOfMemoryError: neither way fits. The host answers with `decode_tiled`.
+        """
+        tiling, itemsize, ram = self.config.in_tiles(Tiling()), latents.element_size(), ram_for_parking(latents.device)
+        free = comfy.model_management.get_free_memory(latents.device) if free_bytes is None else free_bytes()
+        chosen, note = choose_decode("exact", self.config, tuple(latents.shape), tiling, itemsize, int(free), ram)
+        notice.show(note or "", notice.executing_node())
+        parked = park_decode(self.config, tuple(latents.shape), chosen, itemsize, ram)
+        if parked is None:  # it is so already, or cannot be
+            return self._decode(latents, chosen)
+        frames = unless_out_of_memory(lambda: self._decode(latents, chosen))
+        if frames is None:
+            notice.show(RAN_OUT_AND_PARKED, notice.executing_node())
+            frames = self._decode(latents, parked)
+        return frames
 
     def decode_tile(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
         """Decode without tiling, activations parked at home if one is given; [B, C, t, h, w] -> [B, 3, T, H, W]."""
@@ -139,6 +167,13 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         self.pad_channel_value = self.extra_1d_channel = self.format_encoded = self.size = None
         self.audio_sample_rate = 44100
         self.model_size()
+
+    def decode(self, samples_in, vae_options=None):
+        """The host's; it asks for what an exact decode takes, and the network makes do with what is there then."""
+        options = dict(vae_options or {})
+        if isinstance(self.first_stage_model, VAENetwork):
+            options["free_bytes"] = partial(self.patcher.get_free_memory, self.device)
+        return super().decode(samples_in, options)
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of the reference's."""
@@ -215,6 +250,11 @@ def load_vae(path: str, device: torch.device | None = None, disable_dynamic: boo
 def load_vae_patcher(path: str, device: torch.device | None = None, disable_dynamic: bool = False):
     """The patcher of a fresh copy, for the host's multi-GPU clones."""
     return load_vae(path, device, disable_dynamic).patcher
+
+
+def ram_for_parking(device: torch.device) -> int:
+    """Main memory that a decode on a device may park activations in."""
+    return 0 if comfy.model_management.is_device_cpu(device) else comfy.model_management.get_free_memory(HOME)
 
 
 def vae_config(vae) -> VAEConfig | DCAEConfig:

@@ -339,6 +339,70 @@ def test_out_of_memory_parks_activations_first(run_node, ours, core, reference, 
     assert "decoded exactly, with activations in main memory: slower" in line
 
 
+@pytest.fixture
+def a_card(pack, monkeypatch):
+    """As if the VAE computed on a device of its own, which the host counts `free` bytes of: a_card(free)."""
+
+    def arrange(vae, free, ram=2**40):
+        monkeypatch.setattr(pack("nodes.host.vae"), "ram_for_parking", lambda device: ram)
+        monkeypatch.setattr(vae.patcher, "get_free_memory", lambda device: free)
+
+    return arrange
+
+
+def homes_of(vae, monkeypatch, limit=None):
+    """Where each tile's activations are from now on; `limit`: calls that are parked nowhere and run out of memory."""
+    network, homes = vae.first_stage_model, []
+    plain = network.decode_tile
+
+    def decode(latents, home=None):
+        homes.append(home)
+        if home is None and limit is not None:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return plain(latents, home)
+
+    monkeypatch.setattr(network, "decode_tile", decode)
+    return homes
+
+
+def test_a_stock_decode_parks_what_the_card_has_no_room_for(
+    run_node, ours, core, reference, tiles, a_card, relative_error, monkeypatch, caplog, pack
+):
+    memory = pack("opensora_core.vae.memory")
+    monkeypatch.setattr(memory, "CHUNK_ELEMENTS", 2**14)  # so that this clip has parts
+    latents, cpu = noise(1, 16, 18, 4, 4), torch.device("cpu")
+    expected = reference(core).decode(latents, tiles())
+    needed = ours.memory_used_decode(tuple(latents.shape), torch.float32)
+    least = int(memory.MARGIN * memory.parked_decode_bytes(ours.config, *latents.shape[2:], 4))
+    assert least < needed
+    asked = []
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda models, memory_required=0, **rest: asked.append(memory_required))
+    homes = homes_of(ours, monkeypatch)
+    for free, home in ((needed, None), (needed - 1, cpu), (least, cpu), (least - 1, None)):
+        a_card(ours, free)
+        (found,) = run_node("VAEDecode", samples={"samples": latents}, vae=ours)
+        assert homes == [home] and relative_error(found[None], expected) < 1e-5
+        homes.clear()
+    assert asked == 4 * [needed]  # the host makes room for what is best, whatever it finds then
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 2 and all("Clip decoded exactly, with activations in main memory: slower" in line for line in lines)
+    a_card(ours, least, ram=0)
+    run_node("VAEDecode", samples={"samples": latents}, vae=ours)
+    assert homes == [None]
+
+
+def test_a_stock_decode_that_runs_out_of_memory_parks_before_the_host_tiles_time(
+    run_node, ours, core, reference, tiles, a_card, relative_error, monkeypatch, caplog
+):
+    latents = noise(1, 16, 18, 4, 4)
+    a_card(ours, 2**40)
+    homes = homes_of(ours, monkeypatch, limit=0)
+    (found,) = run_node("VAEDecode", samples={"samples": latents}, vae=ours)
+    assert homes == [None, torch.device("cpu")]
+    assert relative_error(found[None], reference(core).decode(latents, tiles())) < 1e-5
+    assert "the device ran out of memory" in caplog.text
+
+
 def test_out_of_memory_in_a_stock_decode_tiles_time(run_node, ours, core, reference, tiles, out_of_memory, relative_error):
     latents = noise(1, 16, 18, 4, 4)
     out_of_memory(17)
