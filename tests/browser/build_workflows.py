@@ -248,7 +248,7 @@ BUILT_IN = Files(BUILT_IN_NOTE, {})
 
 
 def job(name: str, graph: dict, note: str, columns: list[list[str]], files: Files = RELEASED) -> dict:
-    """One request to the front-end (front_end.mjs, build)."""
+    """One request to the front-end (front_end.mjs, build). A sampler ends its column: while it runs it shows a line and a preview below."""
     info = host_record.read()
     return {
         "name": name,
@@ -280,13 +280,13 @@ def job(name: str, graph: dict, note: str, columns: list[list[str]], files: File
 def jobs() -> list[dict]:
     made = []
     for size in ("256px", "768px"):
-        text_columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6", "7"], ["8", "9"]]
+        text_columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6"], ["7", "8", "9"]]
         made.append(job(f"open-sora-2-text-to-video-{size}", text_to_video(size), TEXT_NOTE[size], text_columns))
         image_columns = [["about", "files"], ["1", "2", "3", "10"], ["4", "5"], ["11", "6"], ["7", "8", "9"]]
         made.append(job(f"open-sora-2-image-to-video-{size}", image_to_video(size), IMAGE_NOTE[size], image_columns))
     part_columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["10", "11"], ["12", "13", "6"], ["7", "8", "9"]]
     made.append(job("open-sora-2-text-to-video-custom-sampler", text_to_video_in_parts(), PARTS_NOTE, part_columns))
-    list_columns = [["about", "files"], ["1", "2", "3"], ["10", "4", "5"], ["6", "7"], ["8", "9"]]
+    list_columns = [["about", "files"], ["1", "2", "3"], ["10", "4", "5"], ["6"], ["7", "8", "9"]]
     made.append(job("open-sora-2-text-to-video-prompt-list", a_video_for_each_line(), LIST_NOTE, list_columns))
     small_text, small_picture = (run.WORKFLOWS[f"open-sora-small-{kind}-to-video"] for kind in ("text", "image"))
     graph = with_the_built_in_model(text_to_video("256px"), small_text)

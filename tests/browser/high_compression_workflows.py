@@ -57,7 +57,7 @@ def high_compression(graph: dict, name: str) -> dict:
 def jobs(job, text_to_video, image_to_video, released) -> list[dict]:
     """Requests to the front-end. What is given: build_workflows'."""
     files = replace(released, note=FILES_NOTE, models=released.models | FILES)
-    columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6", "7"], ["8", "9"]]
+    columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6"], ["7", "8", "9"]]
     graph = high_compression(text_to_video("768px"), "open-sora-high-compression")
     made = [job("open-sora-2-high-compression-text-to-video-768px", graph, TEXT_NOTE, columns, files)]
     columns = [["about", "files"], ["1", "2", "3", "10"], ["4", "5"], ["11", "6"], ["7", "8", "9"]]
