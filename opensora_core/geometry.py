@@ -5,6 +5,7 @@ say `latent_`. Aspect ratios are "width:height", as in Open-Sora 2.0.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .errors import OpenSoraError
@@ -185,9 +186,14 @@ def training_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTI
     return _lookup(_size_table(_num_pixels(resolution), multiple, nearest=True), aspect_ratio)
 
 
-def nearest_aspect_ratio(height: int, width: int) -> str:
-    """The name in ASPECT_RATIOS closest to a picture of this size (by height / width)."""
-    return min(ASPECT_RATIOS, key=lambda name: abs(height / width - 1 / _ratio(name)))
+def training_ratios(resolution: str, multiple: int = SIZE_MULTIPLE) -> tuple[str, ...]:
+    """The aspect ratios that training_size knows of a resolution."""
+    return tuple(_size_table(_num_pixels(resolution), multiple, nearest=True))
+
+
+def nearest_aspect_ratio(height: int, width: int, names: Iterable[str] = ASPECT_RATIOS) -> str:
+    """The one of the names, of ASPECT_RATIOS, closest to a picture of this size (by height / width)."""
+    return min(names, key=lambda name: abs(height / width - 1 / _ratio(name)))
 
 
 def resize_crop(source: tuple[int, int], target: tuple[int, int]) -> ScaledCrop:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import OpenSoraError
 from ..flux.painter import PictureRequest, check_seed
-from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio
+from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio, training_ratios
 from ..pipeline import OpenSoraPipeline
 from ..request import EncodedPrompt
 from ..video import IMAGE_SUFFIX, save_video, unused_path
@@ -85,7 +85,8 @@ def picture_request(args: argparse.Namespace, settings: CallSettings) -> Picture
     if args.image_seed is not None:
         check_seed("image_seed", args.image_seed)
     height, width = settings.arguments["height"], settings.arguments["width"]
-    ratio = args.aspect_ratio if args.aspect_ratio in ASPECT_RATIOS else nearest_aspect_ratio(height, width)
+    known = training_ratios(args.image_resolution)
+    ratio = args.aspect_ratio if args.aspect_ratio in ASPECT_RATIOS else nearest_aspect_ratio(height, width, known)
     return PictureRequest.for_ratio(
         ratio, args.image_resolution, steps=args.image_steps, guidance=args.flux_guidance, schedule=args.flux_schedule
     )

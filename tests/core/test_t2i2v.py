@@ -122,6 +122,13 @@ def test_command_line(tiny_checkpoint, flux, tmp_path, capsys):
     assert (numpy.asarray(Image.open(tmp_path / "picture_seed_3_1.png")) == pictures[0]).all()
 
 
+def test_a_picture_takes_the_nearest_shape_that_its_resolution_has(tiny_checkpoint, flux, tmp_path):
+    flags = ["generate", "--t2i2v", "--model", str(tiny_checkpoint), "--flux", str(flux[0]), "--flux-vae", str(flux[1]), "--prompt", PROMPT]
+    short = ["--num-frames", "5", "--num-steps", "1", "--image-steps", "1", "--seed", "1", "--out", str(tmp_path)]
+    assert cli.main([*flags, *short, "--width", "48", "--height", "32", "--image-resolution", "144px"]) == cli.DONE  # 144px knows no 3:2
+    assert Image.open(tmp_path / "picture_seed_1.png").size == (192, 112)
+
+
 def test_files_in_the_model_folder_need_no_name(tiny_checkpoint, flux, tmp_path, capsys):
     for path in tiny_checkpoint.iterdir():
         (tmp_path / path.name).symlink_to(path)
