@@ -21,6 +21,12 @@ _CHOICES = {
     "offload": ("auto", "resident", "budget", "minimal"),
     "decode-policy": ("auto", "exact", "low_memory"),
 }
+_ENDS = "Exit codes: 0 done, 1 some videos failed, 2 bad arguments or files, 130 interrupted. Paths of what is made go to standard output, the rest to standard error."
+# What inspect asks about a video, which without --plan nobody asked for.
+_OF_A_PLAN = (
+    "resolution", "aspect_ratio", "width", "height", "num_frames", "fps", "num_steps", "cond_type", "gpu_gib", "ram_gib", "device",
+    "precision", "offload", "budget_gib", "decode_policy",
+)  # fmt: skip
 EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
 # Columns of a table of videos, and the option that each stands for.
 CSV_COLUMNS = {
@@ -81,14 +87,19 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; `args.run(args)` runs the chosen one."""
     parser = Parser(
         prog="python -m opensora_core",
-        description="Open-Sora 2.0: text and pictures to video, without ComfyUI.",
+        description="Open-Sora 2.0: text and pictures to video, without ComfyUI. COMMAND --help lists what a command can be asked.",
+        epilog=f'To begin: %(prog)s generate --prompt "a red circle moving right on a blue background" makes a video with the built-in model. {_ENDS}',
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"opensora_core {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     generate = commands.add_parser(
-        "generate", help="make videos", description="Make videos of a prompt, and of pictures if given.", allow_abbrev=False
+        "generate",
+        help="make videos",
+        description="Make videos of a prompt, and of pictures or a clip if given; by default with the built-in model.",
+        epilog=_ENDS,
+        allow_abbrev=False,
     )
     _add_model(generate)
     _add_video(generate, prompt=None)
@@ -136,19 +147,33 @@ def _add_flux(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="of the picture; 0 is 50 for dev, as released, and 4 for schnell (default 0)",
+        help="steps of the picture; 0: 50 for dev, as released, and 4 for schnell (default 0)",
     )
     group.add_argument(
-        "--image-seed", type=int, metavar="N", help="one picture for all videos (default: a picture for each, of the video's seed)"
+        "--image-seed",
+        type=int,
+        metavar="N",
+        help="draw one picture of this seed for all videos (default: a picture for each, of the video's seed)",
     )
     group.add_argument("--image-prompt", metavar="TEXT", help="what the picture shows (default: --prompt)")
-    group.add_argument("--image-resolution", default="768px", metavar="NAME", help="of the picture, then scaled (default 768px)")
-    group.add_argument("--flux-guidance", type=float, default=4.0, metavar="X", help="of Flux dev (default 4)")
+    group.add_argument(
+        "--image-resolution",
+        default="768px",
+        metavar="NAME",
+        help="size the picture is drawn in, before it is scaled to the video (default 768px)",
+    )
+    group.add_argument(
+        "--flux-guidance",
+        type=float,
+        default=4.0,
+        metavar="X",
+        help="how strongly Flux dev follows the prompt; schnell reads none (default 4)",
+    )
     group.add_argument(
         "--flux-schedule",
         choices=("auto", "open-sora", "flux"),
         default="auto",
-        help="spacing of the steps: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
+        help="how the picture's steps are spaced: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
     )
 
 
@@ -169,11 +194,10 @@ def _add_evaluate(commands) -> None:
         help="vision (the judge itself, on true clips), t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last "
         "frame), vae, guidance (default all)",
     )
-    group.add_argument("--num-prompts", type=int, default=96, metavar="N", help="of each kind (default 96)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and noise (default 0)")
-    group.add_argument("--num-steps", type=int, default=40, metavar="N", help="Euler steps (default 40)")
-    group.add_argument("--guidance", type=float, default=7.5, metavar="X", help="of the text; 1 is neutral (default 7.5)")
-    group.add_argument("--guidance-img", type=float, default=3.0, metavar="X", help="of the pictures; 1 is neutral (default 3)")
+    group.add_argument("--num-prompts", type=int, default=96, metavar="N", help="videos of each kind (default 96)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="prompts and noise are drawn from it (default 0)")
+    _add_steps(group, 40)
+    _add_guidance(group)
     group.add_argument("--out", metavar="FILE", help="also write a JSON report: every figure and every clip's verdict")
     _add_machine(evaluate)
     _add_against(evaluate)
@@ -196,7 +220,7 @@ def _add_inspect(commands) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="say what a weights file is",
-        description="Say what a weights file is, its dtype and size, what is missing or extra; or what memory a video needs.",
+        description="Say what a weights file is, its dtype and size, what is missing or extra; or, with --plan, what memory a video needs.",
         allow_abbrev=False,
     )
     inspect.add_argument(
@@ -205,18 +229,20 @@ def _add_inspect(commands) -> None:
     inspect.add_argument(
         "--check", action="store_true", help="also compare every key, shape and dtype with the released model and run a part of it"
     )
-    group = inspect.add_argument_group("plan")
+    group = inspect.add_argument_group("plan", "what a video needs; all that follows goes with --plan")
     group.add_argument(
         "--plan", action="store_true", help="say what GPU memory, RAM and how many forwards a video needs, and settings that fit"
     )
-    _add_size(group)
-    group.add_argument("--num-steps", type=int, default=50, metavar="N", help="Euler steps (default 50)")
-    group.add_argument("--cond-type", choices=COND_TYPES, default="t2v", help="what is given besides the prompt (default t2v)")
+    _add_size(group, has_reference=False)
+    _add_steps(group, 50)
+    group.add_argument(
+        "--cond-type", choices=COND_TYPES, default="t2v", help="what is given besides the prompt, as of generate (default t2v)"
+    )
     group.add_argument("--gpu-gib", type=float, metavar="N", help="plan for a CUDA card with this much free instead of this machine's")
     group.add_argument("--ram-gib", type=float, metavar="N", help="plan for this much free main memory instead of this machine's")
     group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
     _add_memory(group)
-    inspect.set_defaults(run=_inspect)
+    inspect.set_defaults(run=_inspect, plan_defaults={name: inspect.get_default(name) for name in _OF_A_PLAN})
 
 
 def _add_quantize(commands) -> None:
@@ -228,19 +254,21 @@ def _add_quantize(commands) -> None:
     )
     quantize.add_argument("source", metavar="IN", help="the transformer's bf16, fp16 or fp32 file")
     quantize.add_argument("target", metavar="OUT", help="the new .safetensors file; never overwritten")
-    quantize.add_argument("--format", choices=("fp8_e4m3fn", "int8"), default="fp8_e4m3fn", help="of the large layers (default fp8_e4m3fn)")
+    quantize.add_argument(
+        "--format", choices=("fp8_e4m3fn", "int8"), default="fp8_e4m3fn", help="what the large layers are written in (default fp8_e4m3fn)"
+    )
     quantize.add_argument(
         "--layers",
         default="attention,mlp",
         metavar="GROUPS",
-        help="which: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer (default attention,mlp)",
+        help="which of them: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer (default attention,mlp)",
     )
     quantize.add_argument("--all-layers", action="store_true", help="print the error of every layer, not of the worst five alone")
     quantize.set_defaults(run=_quantize)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model", "a folder, or its four parts")
+    group = parser.add_argument_group("model", "--model, or the four parts of one")
     group.add_argument(
         "--model", metavar="DIR|small", help="a folder laid out as the hub repository is, or the built-in model (default small)"
     )
@@ -260,7 +288,7 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
     group = parser.add_argument_group("video")
     if prompt is None:
         source = group.add_mutually_exclusive_group(required=True)
-        source.add_argument("--prompt", help="what to show")
+        source.add_argument("--prompt", metavar="TEXT", help="what to show, in full sentences")
         source.add_argument(
             "--csv",
             metavar="FILE",
@@ -268,17 +296,22 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
             "an empty cell is what this command line says. Goes on where it stopped when it is given again",
         )
     else:
-        group.add_argument("--prompt", default=prompt, help=f"what to show (default {prompt!r})")
-    group.add_argument("--negative-prompt", default="", help="what to avoid; encoded as it is (default none)")
+        group.add_argument("--prompt", metavar="TEXT", default=prompt, help=f"what to show (default {prompt!r})")
+    group.add_argument("--negative-prompt", metavar="TEXT", default="", help="what to avoid; encoded as it is (default none)")
     _add_size(group)
     group.add_argument(
-        "--motion-score", type=int, default=4, metavar="N", help="1 (still) to 15 (wild), said in the prompt; 0 leaves it out (default 4)"
+        "--motion-score",
+        type=int,
+        default=4,
+        metavar="N",
+        help="how much moves, 1 (still) to 15 (wild), said in the prompt; 0 leaves it out (default 4)",
     )
     group.add_argument(
         "--cond-type",
         choices=COND_TYPES,
-        help="text alone; first frame, last frame, both; a clip extended forwards (v2v_head) or backwards (v2v_tail) from 33 of its frames, "
-        "from 65 with _easy: experimental (default: as --ref and --ref-end say)",
+        help="what is given: nothing but the prompt (t2v); the first frame (i2v_head), the last (i2v_tail), both (i2v_loop); or a clip, extended "
+        "forwards (v2v_head) or backwards (v2v_tail) from 33 of its frames, from 65 with _easy: experimental (default: as --ref and --ref-end "
+        "say)",
     )
     group.add_argument(
         "--ref", metavar="FILE", help="the first frame (the last, with --cond-type i2v_tail), or a clip: its last frames begin the video"
@@ -289,24 +322,30 @@ def _add_video(parser: argparse.ArgumentParser, prompt: str | None) -> None:
         type=float,
         default=1.0,
         metavar="X",
-        help="0 to 1, how closely the video holds to them: the share of the steps, from the first, that see them (default 1, exactly)",
+        help="how closely the video holds to --ref and --ref-end, 0 to 1: the share of the steps, from the first, that see them (default 1, exactly)",
     )
     group.add_argument(
         "--fit",
         choices=("crop", "pad", "stretch"),
         default="crop",
-        help="how one of another shape is fitted (default crop: cover, cut the middle)",
+        help="how a picture or clip of another shape is fitted (default crop: it covers the video, and the middle is cut out)",
     )
 
 
 def _add_extend(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("longer", "go on from the video (experimental); the latents so far are kept beside it as .latent")
-    group.add_argument("--extend", type=int, metavar="N", help="segments to add")
+    group.add_argument("--extend", type=int, metavar="N", help="how many segments to add")
     group.add_argument(
-        "--extend-prompt", action="append", metavar="TEXT", help="of the next segment; may be repeated, the last holds for the rest"
+        "--extend-prompt",
+        action="append",
+        metavar="TEXT",
+        help="what the next segment shows; may be repeated, the last holds for the rest (default: --prompt)",
     )
     group.add_argument(
-        "--extend-frames", type=int, metavar="N", help="of a segment, 4k+1, what it is given included (default: as the video, at most 129)"
+        "--extend-frames",
+        type=int,
+        metavar="N",
+        help="frames of a segment, 4k+1, those it is given included (default: as the video, at most 129)",
     )
     group.add_argument(
         "--extend-context", type=int, metavar="N", help="frames a segment is given, 4k+1 (default: a quarter of it, 33 of 129)"
@@ -314,42 +353,71 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--extend-from", metavar="FILE", help="a .latent file to go on from, in place of a first clip")
 
 
-def _add_size(group) -> None:
-    group.add_argument("--resolution", metavar="NAME", help=f"{', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)")
+def _add_size(group, has_reference: bool = True) -> None:
+    of_reference = f", or {ASPECT_OF_REFERENCE}: the one nearest to --ref" if has_reference else ""
+    group.add_argument(
+        "--resolution", metavar="NAME", help=f"area of the picture: {', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)"
+    )
     group.add_argument(
         "--aspect-ratio",
         metavar="W:H",
-        help=f"{', '.join(ASPECT_RATIOS)} (default 16:9), or {ASPECT_OF_REFERENCE}: the one nearest to --ref",
+        help=f"width to height: {', '.join(ASPECT_RATIOS)}{of_reference} (default 16:9)",
     )
-    group.add_argument("--width", type=int, metavar="PX", help="with --height, in place of resolution and ratio; a multiple of 16")
+    group.add_argument(
+        "--width", type=int, metavar="PX", help="with --height, in place of --resolution and --aspect-ratio; a multiple of 16"
+    )
     group.add_argument("--height", type=int, metavar="PX", help="with --width; a multiple of 16")
     group.add_argument(
         "--num-frames",
         metavar="N|Ns",
-        help="frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)",
+        help="length: frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)",
     )
     group.add_argument(
-        "--fps", type=int, default=24, metavar="N", help="frames per second, of the file and said in the prompt (default 24)"
+        "--fps", type=int, default=24, metavar="N", help="frames per second of the file, also said in the prompt (default 24)"
     )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--num-steps", type=int, default=50, metavar="N", help="Euler steps (default 50)")
-    group.add_argument("--guidance", type=float, default=7.5, metavar="X", help="of the text; 1 is neutral (default 7.5)")
-    group.add_argument("--guidance-img", type=float, default=3.0, metavar="X", help="of the pictures; 1 is neutral (default 3)")
+    _add_steps(group, 50)
+    _add_guidance(group)
     group.add_argument(
-        "--seed", type=int, metavar="N", help="the same seed, settings and machine give the same video (default: drawn and shown)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)",
+    )
+
+
+def _add_steps(group, default: int) -> None:
+    group.add_argument("--num-steps", type=int, default=default, metavar="N", help=f"steps from noise to video (default {default})")
+
+
+def _add_guidance(group) -> None:
+    group.add_argument(
+        "--guidance", type=float, default=7.5, metavar="X", help="how strongly the video follows the prompt; 1 is neutral (default 7.5)"
+    )
+    group.add_argument(
+        "--guidance-img",
+        type=float,
+        default=3.0,
+        metavar="X",
+        help="how strongly the video follows the pictures or the clip it is given; 1 is neutral (default 3)",
     )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default auto)")
-    group.add_argument("--dtype", choices=_CHOICES["dtype"], default="auto", help="of the computation (auto: bf16, on the CPU fp32)")
+    group.add_argument(
+        "--dtype", choices=_CHOICES["dtype"], default="auto", help="what is computed in (default auto: bf16, on the CPU fp32)"
+    )
     _add_memory(group)
     group.add_argument(
-        "--attention", choices=_CHOICES["attention"], default="sdpa", help="sliced takes one head at a time: slower, less memory"
+        "--attention",
+        choices=_CHOICES["attention"],
+        default="sdpa",
+        help="sliced: one head at a time, slower and in less memory (default sdpa)",
     )
 
 
@@ -358,13 +426,14 @@ def _add_memory(group) -> None:
         "--precision",
         choices=_CHOICES["precision"],
         default="auto",
-        help="of the large weights of transformer and T5 (auto: as --dtype; a quantised file as it is stored)",
+        help="what the large weights of transformer and T5 are held in (default auto: what is computed in; a quantised file as it is stored)",
     )
     group.add_argument(
         "--offload",
         choices=_CHOICES["offload"],
         default="auto",
-        help="weights on the device while sampling: all that fit, all of the transformer or refuse, at most --budget-gib, one block (default auto)",
+        help="how many weights are on the device while sampling. auto: all that fit; resident: all of the transformer, or refuse; budget: at most "
+        "--budget-gib; minimal: one block (default auto)",
     )
     group.add_argument("--budget-gib", type=float, metavar="N", help="GiB of weights on the device, with --offload budget (default 8)")
     group.add_argument(

@@ -21,6 +21,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the report to standard output; a failed check, or a video that fits in no settings, ends as a bad file does."""
     if args.plan:
         return _plan(args)
+    given = [name for name, default in args.plan_defaults.items() if getattr(args, name) != default]
+    if given:
+        raise OpenSoraError(f"--{given[0].replace('_', '-')} is about a video; it goes with --plan.")
     if args.path is None:
         raise OpenSoraError("inspect needs a weights file or a model folder; only --plan works without one.")
     path = _path(args.path)

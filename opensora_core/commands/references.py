@@ -41,6 +41,10 @@ def aspect_ratio(args: argparse.Namespace) -> str | None:
     if args.aspect_ratio != ASPECT_OF_REFERENCE:
         return args.aspect_ratio
     path = getattr(args, "ref", None) or getattr(args, "ref_end", None)
+    if path is None and "ref" not in args:
+        raise OpenSoraError(
+            f"--aspect-ratio {ASPECT_OF_REFERENCE} takes the shape of what generate is given; name the ratio here, such as 16:9."
+        )
     if path is None:
         raise OpenSoraError(f"--aspect-ratio {ASPECT_OF_REFERENCE} takes the shape of a picture or clip: give --ref or --ref-end too.")
     return nearest_aspect_ratio(*media_size(path))
