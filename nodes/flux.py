@@ -6,11 +6,11 @@ from ..opensora_core import geometry
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.flux.painter import MAX_STEPS, PictureRequest
 from ..opensora_core.flux.schedule import GUIDANCE, RESOLUTION, SCHEDULES
+from ..opensora_core.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
-from ..opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
-from .host import flux, prompts
+from ..opensora_core.sampling.solver import MAX_SEED
+from .host import flux, inputs, prompts
 
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 SAME_SEED = -1
 VIDEO_RESOLUTIONS = ("256px", "768px")
 PICTURE_RESOLUTIONS = (RESOLUTION, *(name for name in geometry.RESOLUTIONS if name != RESOLUTION))
@@ -20,7 +20,7 @@ def _flux_inputs() -> list:
     return [
         io.Model.Input("flux_model", tooltip="Your own Flux.1, dev or schnell, in any precision, GGUF too: from Load Diffusion Model."),
         io.Vae.Input("flux_vae", tooltip="Flux's picture VAE, ae.safetensors, from Load VAE."),
-        io.Clip.Input("clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or DualCLIPLoader with type flux."),
+        inputs.text_encoders(),
     ]
 
 
@@ -90,14 +90,7 @@ class OpenSoraFluxPicture(io.ComfyNode):
                     "prompt", multiline=True, dynamic_prompts=True, tooltip="What the picture shows. Nothing is added to it, as released."
                 ),
                 _aspect_ratio_input(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="Number that the picture's noise is drawn from. The released way uses the video's.",
-                ),
+                inputs.seed("Number that the picture's noise is drawn from. The released way uses the video's."),
                 _steps_input("steps"),
                 *_schedule_inputs(),
                 _picture_resolution_input("resolution", advanced=True),
@@ -152,7 +145,7 @@ class OpenSoraFluxToVideo(io.ComfyNode):
             inputs=[
                 *_flux_inputs(),
                 io.Model.Input("model", tooltip="The Open-Sora model, from Open-Sora Load Model."),
-                io.Vae.Input("vae", tooltip="The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE."),
+                inputs.vae(),
                 io.String.Input(
                     "prompt",
                     multiline=True,
@@ -181,18 +174,13 @@ class OpenSoraFluxToVideo(io.ComfyNode):
                     step=4,
                     tooltip="Length in frames, 4k+1. 129 frames are 5.4 seconds at 24 FPS, the longest the model was trained on.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="Number that noise is drawn from, of the picture too unless image_seed says otherwise.",
-                ),
-                io.Int.Input("steps", default=50, min=1, max=MAX_STEPS, tooltip="Steps of the video. The released default is 50."),
+                inputs.seed("Number that noise is drawn from, of the picture too unless image_seed says otherwise."),
+                inputs.steps("Steps of the video"),
                 _steps_input("image_steps"),
                 *_schedule_inputs(),
-                *_video_inputs(),
+                *inputs.decoration("the video's prompt", advanced=True),
+                inputs.text_guidance(advanced=True),
+                inputs.image_guidance("the video follows the picture", advanced=True),
                 *_picture_inputs(),
             ],
             outputs=[
@@ -230,8 +218,8 @@ class OpenSoraFluxToVideo(io.ComfyNode):
         image_steps,
         flux_schedule=SCHEDULES[0],
         flux_guidance=GUIDANCE,
-        motion_score=4,
-        fps=24,
+        motion_score=SamplingOptions.motion_score,
+        fps=SamplingOptions.fps,
         text_guidance=Guidance.text,
         image_guidance=Guidance.image,
         image_seed=SAME_SEED,
@@ -257,40 +245,6 @@ class OpenSoraFluxToVideo(io.ComfyNode):
         )  # fmt: skip
         outputs, nodes = flux.video_graph(cls.hidden.dynprompt, cls.hidden.unique_id, picture, video)
         return io.NodeOutput(*outputs, expand=nodes)
-
-
-def _video_inputs() -> list:
-    scale = {"min": 0.0, "max": 100.0, "step": 0.1, "advanced": True}
-    return [
-        io.Int.Input(
-            "motion_score",
-            default=4,
-            min=0,
-            max=MOTION_SCORE_RANGE[1],
-            advanced=True,
-            tooltip="How much moves, 1 (almost still) to 15 (wild). 4 is the released default; 0 leaves the sentence out of the video's prompt.",
-        ),
-        io.Int.Input(
-            "fps",
-            default=24,
-            min=0,
-            max=FPS_RANGE[1],
-            advanced=True,
-            tooltip="Frames per second named in the video's prompt. 24 is the released default; 0 leaves the sentence out.",
-        ),
-        io.Float.Input(
-            "text_guidance",
-            default=Guidance.text,
-            tooltip="How strongly the video follows the prompt against the negative prompt. The released default is 7.5.",
-            **scale,
-        ),
-        io.Float.Input(
-            "image_guidance",
-            default=Guidance.image,
-            tooltip="How strongly the video follows the picture. 1 = neutral; the released default is 3.",
-            **scale,
-        ),
-    ]
 
 
 def _picture_inputs() -> list:

@@ -27,9 +27,9 @@ def text_encoders() -> io.Clip.Input:
     return io.Clip.Input("clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or from DualCLIPLoader with type flux.")
 
 
-def seed(tooltip: str, name: str = "seed") -> io.Int.Input:
+def seed(tooltip: str) -> io.Int.Input:
     """Of a run; the host offers to change it after each."""
-    return io.Int.Input(name, default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
 
 
 def steps(of: str = "Number of steps") -> io.Int.Input:
