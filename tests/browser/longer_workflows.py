@@ -93,8 +93,8 @@ def jobs(job, text_to_video) -> list[dict]:
     """Requests to the front-end. job, text_to_video: build_workflows'."""
     columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6"], ["10"], ["8", "9"]]
     longer = job("open-sora-2-continue-video-256px", continued(text_to_video("256px")), CONTINUE_NOTE, columns)
-    columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6", "7"], ["20", "8", "9"], ["30", "31", "32"], ["33", "34", "35", "36"],
-               ["37", "38"], ["39", "40"]]  # fmt: skip
+    columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6"], ["7", "20", "8", "9"], ["30", "31", "32"], ["33", "34", "35", "36"],
+               ["37"], ["38", "39", "40"]]  # fmt: skip
     drafts = job("open-sora-2-draft-then-promote", draft_then_promote(text_to_video("256px")), DRAFT_NOTE, columns)
     drafts["widgets"]["39"] = {"fps": 24}
     groups = {"Files": columns[1], "Drafts, 256px": sum(columns[2:5], []), "The chosen one, 768px": sum(columns[5:], [])}
