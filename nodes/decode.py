@@ -6,7 +6,7 @@ from ..opensora_core.config import Tiling
 from ..opensora_core.errors import OpenSoraError, check_choice
 from ..opensora_core.request import POSTERIORS, SamplingOptions
 from ..opensora_core.vae.tiling import check_tiling
-from .host import clips, inputs, notice, paths, shared
+from .host import clips, inputs, notice, paths, shared, vae as vae_files
 
 FOLDER = "vae"
 
@@ -48,6 +48,16 @@ class OpenSoraVAELoader(io.ComfyNode):
             ],
             outputs=[io.Vae.Output(display_name="vae", tooltip="The VAE; stock VAEDecode and VAEEncode are exact for clips with it.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, vae_name):
+        # The host runs this node when its VAE is first needed, after sampling. A name that comes over a wire is None here.
+        try:
+            if vae_name is not None:
+                vae_files.check_file(paths.model_file(FOLDER, vae_name))
+        except OpenSoraError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, vae_name):

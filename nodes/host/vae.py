@@ -7,6 +7,7 @@ made exact only for the length of one of our own calls (`exact_codec`).
 """
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -223,8 +224,8 @@ class TileProgress:
             self.finished += 1
 
 
-def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False) -> OpenSoraVAE:
-    """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width.
+def check_file(path: str) -> tuple[detect.Identity, tuple[str, ...]]:
+    """What a VAE file is, and the tensors in it that its model does not use; by its header alone.
 
     Raises:
         CheckpointError: the file is something else, quantised, damaged or not whole.
@@ -236,10 +237,14 @@ def load_vae(path: str, device: torch.device | None = None, disable_dynamic: boo
     comparison = compare(detect.bare_shapes(header.shapes, identity.prefix), vae_manifest(identity.config))
     if not comparison.complete:
         raise CheckpointError(f"{header.name} is {identity.title} but not whole; {comparison.sentence()}. Download it again.")
-    if comparison.extra:
-        logger.warning(
-            "%s holds %d tensors that its model does not use: %s", header.name, len(comparison.extra), ", ".join(comparison.extra)
-        )
+    return identity, tuple(comparison.extra)
+
+
+def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False) -> OpenSoraVAE:
+    """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width; errors as check_file's."""
+    identity, extra = check_file(path)
+    if extra:
+        logger.warning("%s holds %d tensors that its model does not use: %s", os.path.basename(path), len(extra), ", ".join(extra))
     state = comfy.utils.load_torch_file(path)
     state = {key[len(identity.prefix) :]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
     vae = _build(identity.config, state, device or comfy.model_management.vae_device(), disable_dynamic)

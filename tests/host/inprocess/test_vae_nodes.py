@@ -1,6 +1,7 @@
 """The VAE nodes inside a host: the core's function through our VAE, stock nodes and a stock VAE, and what happens when memory runs out."""
 
 import copy
+import re
 import shutil
 
 import comfy.memory_management
@@ -519,5 +520,9 @@ def test_files_that_are_no_video_vae(run_node, base, path, pack):
     ):
         with pytest.raises(error, match=words):
             run_node("OpenSoraVAELoader", vae_name=name)
+        # Before anything runs, too: the host would only come to this node once the video is sampled.
+        assert re.search(words, pack("nodes.decode").OpenSoraVAELoader.validate_inputs(name))
+    assert pack("nodes.decode").OpenSoraVAELoader.validate_inputs(None) is True  # its name comes over a wire
     for name in ("prefixed.safetensors", "extra.safetensors"):
+        assert pack("nodes.decode").OpenSoraVAELoader.validate_inputs(name) is True
         assert run_node("OpenSoraVAELoader", vae_name=name)[0].config.latent_channels == 16
