@@ -289,6 +289,9 @@ def test_other_encoders_are_asked_anew(encoded, clip, text, files, run_node):
     assert fresh.patcher.add_patches({key: (torch.zeros_like(fresh.patcher.model.state_dict()[key]),)}) == [key]
     encode_node(run_node, fresh, "a kept cat.")
     assert encoded == ["a kept cat.", ""] * 3
+    (skipping,) = run_node("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=-2)
+    encode_node(run_node, skipping, "a kept cat.")
+    assert encoded == ["a kept cat.", ""] * 4
 
 
 def test_a_clip_that_does_not_say_its_files_is_encoded_each_time(encoded, text, files, run_node, caplog):
