@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .components import AUTO, BUDGET, EVERYTHING, RESIDENT, Placement
-from .device_memory import free_bytes, ran_out
+from .device_memory import free_bytes, ran_out, total_bytes
 from .estimate import MATRIX_BYTES
 from .footprint import QUANTISED, sampling_peak, sizes_of_files, text_peak, transformer_weights
 from .model_files import ModelFiles
@@ -105,8 +105,7 @@ def _change(placement: Placement) -> str:
 
 def weight_capacity(placement: Placement) -> int | None:
     """What weights can take on a device: what is free for those that stay, all of it for a budget; None where it is not known."""
-    if placement.device.type != "cuda":
-        return None
-    if placement.mode == RESIDENT:
-        return free_bytes(placement.device)
-    return torch.cuda.get_device_properties(placement.device).total_memory
+    if placement.mode == BUDGET or placement.device.type == "cuda" and placement.mode != RESIDENT:
+        return total_bytes(placement.device)
+    # In main memory, pages of a mapped file need no room of their own.
+    return free_bytes(placement.device) if placement.device.type == "cuda" else None
