@@ -330,12 +330,12 @@ def test_prompts_that_cannot_be_encoded_fail_their_rows(run, capsys, monkeypatch
 
 
 def test_latents_that_no_memory_was_left_to_decode_are_kept(run, capsys, monkeypatch):
-    from opensora_core import components
+    from opensora_core import video_vae
 
     def no_room(*arguments, **more):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(components, "tiled_decode", no_room)
+    monkeypatch.setattr(video_vae, "tiled_decode", no_room)
     assert run("prompt\na\nb\n") == SOME_FAILED
     told = capsys.readouterr().err
     for name in ("0001_a.latents.safetensors", "0002_b.latents.safetensors"):
