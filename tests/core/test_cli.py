@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from opensora_core import components, video
+from opensora_core import video, video_vae
 from opensora_core.cli import DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
 from opensora_core.commands import settings as settings_module
 
@@ -313,7 +313,7 @@ def test_latents_that_no_memory_was_left_to_decode_are_kept(generate, here, caps
     def no_room(*arguments, grid):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(components, "tiled_decode", no_room)
+    monkeypatch.setattr(video_vae, "tiled_decode", no_room)
     assert generate("--out", "clip.mp4") == generate("--out", "clip.mp4") == SOME_FAILED
     told = capsys.readouterr().err
     for name in ("clip.latents.safetensors", "clip_1.latents.safetensors"):
