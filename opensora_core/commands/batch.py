@@ -139,7 +139,7 @@ class Batch:
                 self._pictures.draw(*zip(*wanted, strict=True), bars)
                 return
             except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
-                bars.say(f"drawing {len(wanted)} pictures together failed ({error}); each is drawn alone")
+                bars.say(f"drawing {len(wanted)} pictures together failed ({failure(error) or error}); each is drawn alone")
         for picture, text in wanted:
             if self._pictures.path(picture) is None:
                 rows = [job for job in jobs if job.picture is not None and job.picture.key == picture.key]
