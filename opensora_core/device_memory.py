@@ -11,8 +11,9 @@ from .offload.plan import at_most
 
 T = TypeVar("T")
 
-# What torch says where it has no class of its own for it: Apple's GPU, the CPU (on Windows too), cuBLAS.
-_SAID = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+# What torch says where it has no class of its own for it: Apple's GPU, the CPU (on Windows too), cuBLAS, and cuDNN, which tries every
+# algorithm of a convolution and says that none was left when none found its workspace.
+_SAID = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed", "valid cudnn algorithm")
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -8,6 +8,7 @@ is first needed, up to a limit: a second copy in main memory of those blocks onl
 file's own pages are the system's to drop meanwhile, so that only weights that were converted on reading exist twice.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import OpenSoraError
 from .plan import BLOCK_LISTS, Plan, UnitBytes, padded
+
+logger = logging.getLogger(__name__)
 
 _SMALLEST_PIECE = 2**20
 _PLAIN = (Tensor, nn.Parameter)
@@ -167,13 +170,22 @@ class BlockStream:
         block = self._streamed[index]
         buffer = self._buffers[index % len(self._buffers)]
         if not block.pinned and block.num_bytes <= self._pin_left:
-            block.pin()
-            self._pin_left -= block.num_bytes
+            self._pin(block)
         for start, piece in block.pinned:
             buffer[start : start + len(piece)].copy_(piece, non_blocking=True)
         if not block.pinned:
             for home, place in block.places:
                 place.copy_(_flat(home))
+
+    def _pin(self, block: "_Block") -> None:
+        try:
+            block.pin()
+            self._pin_left -= block.num_bytes
+        except (RuntimeError, MemoryError) as error:  # a system's limit on page-locked memory, which CUDA reports as out of memory
+            logger.warning(
+                "No more main memory can be page-locked (%s); further blocks are copied from where they are, which is slower.", error
+            )
+            self._pin_left = 0
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def no_room(monkeypatch):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
+        (RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"), True),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
         (KeyboardInterrupt("out of memory"), False),

@@ -472,6 +472,27 @@ def test_copies_as_late_as_events_permit_give_the_same(load, predict, late, limi
         assert torch.equal(predict(model), expected)
 
 
+@pytest.mark.parametrize("allowed", [0, 2], ids=["none", "some"])
+def test_a_system_that_page_locks_no_more_only_makes_it_slower(load, predict, late, monkeypatch, caplog, allowed):
+    """CUDA calls such a limit (WSL's, a container's) out of memory; the device has enough."""
+    model = load("bf16")
+    expected, given = predict(model), []
+
+    def page_locked(size):
+        if len(given) >= allowed:
+            raise torch.cuda.OutOfMemoryError("CUDA error: out of memory")
+        given.append(size)
+        return torch.full((size,), 0xFF, dtype=torch.uint8)
+
+    monkeypatch.setattr(stream_module, "_SMALLEST_PIECE", 2**40)  # a block is one piece
+    monkeypatch.setattr(stream_module, "page_locked", page_locked)
+    with BlockStream(model, plans(model)["least"], CPU) as stream:
+        assert torch.equal(predict(model), expected) and torch.equal(predict(model), expected)
+        assert stream.pinned_bytes == sum(given) and len(given) == allowed
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "can be page-locked" in line
+
+
 def test_the_next_block_is_copied_while_the_present_one_computes(load, predict, late):
     """Its copy is asked for before the event that it must not wait for, and only ever into the other buffer."""
     model = load()
