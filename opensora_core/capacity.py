@@ -1,5 +1,7 @@
-"""What a pipeline's networks need on a device and what it has, from headers and the device itself: for choosing what streams, and for
-the sentence when it was not enough."""
+"""What a pipeline's networks need on a device, and what the device has: for choosing what streams, and the sentence when it was not enough.
+
+Needs are read from the files' headers, capacity from the device itself; no weight is read.
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The networks of a model: read when they are first needed, and where they live meanwhile.
+"""One network of a pipeline: read when it is first needed, and where it lives meanwhile; and what devices and precisions there are.
 
 `everything`: all networks on the device from their first use on. In the other modes they live in main memory, or in no
 memory at all where the file is mapped as it is, and come to the device only for their work:

@@ -1,7 +1,8 @@
 """OpenSoraPipeline: prompt (and pictures) in, frames out, with no host.
 
-The walk: decorate and encode the prompt -> lay reference latents beside the noise -> sigmas -> guided Euler run ->
-reference frames restored -> decode. Everything a person can get wrong is refused before the first weight is read.
+This is the face: it turns arguments into a checked request, and refuses all that a person can get wrong before the first weight is read.
+Who has the networks: networks.py. The walk itself, in generation/: decorate and encode the prompt -> lay reference latents beside the
+noise -> sigmas -> guided Euler run -> reference frames restored -> decode.
 """
 
 from collections.abc import Sequence
