@@ -345,6 +345,47 @@ def test_a_shared_model_lives_as_long_as_it_is_used(load):
     assert network() is None
 
 
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        (lambda size: size // 2, "is truncated: .* bytes are missing"),
+        (lambda size: 100, "is truncated inside its header"),
+        (lambda size: 0, "is empty"),
+    ],
+    ids=["half", "in its header", "empty"],
+)
+def test_a_half_written_quantised_file_is_one_sentence_in_every_node(quantize, base, run_node, pack, cut, says):
+    folder = base / "models/diffusion_models"
+    quantize("whole.safetensors", "int8")
+    whole, half = (folder / f"{name}.safetensors" for name in ("whole", "half"))
+    half.write_bytes(whole.read_bytes()[: cut(whole.stat().st_size)])
+    whole.unlink()
+    plan = {"width": 64, "height": 48, "num_frames": 5, "precision": "auto", "offload": "auto"}
+    before = run_node("OpenSoraLoadedModels", unload="none")[0]
+    try:
+        for node, inputs in (
+            ("OpenSoraModelLoader", {"precision": "auto"}),
+            ("OpenSoraPreflight", plan),
+            ("OpenSoraQuantize", {"format": "int8", "file_name": "again.safetensors"}),
+        ):
+            with pytest.raises(pack("opensora_core.errors").CheckpointError, match=f"^half.safetensors {says}") as error:
+                run_node(node, model_name=half.name, **inputs)
+            assert "\n" not in str(error.value)
+        assert not (folder / "again.safetensors").exists()
+        assert run_node("OpenSoraLoadedModels", unload="none")[0] == before
+    finally:
+        half.unlink()
+
+
+def test_an_unknown_format_or_precision_is_one_sentence(quantize, load, pack):
+    """The host refuses what its lists do not have; a node of another pack may call all the same."""
+    error = pack("opensora_core.errors").OpenSoraError
+    with pytest.raises(error, match="use one of fp8_e4m3fn, int8"):
+        quantize("x.safetensors", "q4_k")
+    with pytest.raises(error, match="use one of auto, fp32, bf16, fp8_e4m3fn, int8, nf4"):
+        load("q4_k")
+
+
 def test_a_replaced_file_is_another_model(base, weights, run_node):
     from safetensors.torch import save_file
 
