@@ -58,7 +58,7 @@ def new_file(folder: str, name: str) -> Path:
     if not PurePosixPath(name).suffix:
         name += ".safetensors"
     if folder_paths.get_full_path(folder, name) is not None:
-        raise OpenSoraError(f"models/{folder} has a {name} already, which is not overwritten; give another name, or delete it first.")
+        raise OpenSoraError(f"models/{folder} has {name} already, which is not overwritten; give another name, or delete it first.")
     # The host lists older names of a folder first (models/unet).
     folders = [Path(path) for path in folder_paths.get_folder_paths(folder)]
     target = next((path for path in folders if path.name == folder and path.is_dir()), None) or next(filter(Path.is_dir, folders), None)

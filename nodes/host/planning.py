@@ -1,13 +1,16 @@
 """What a video needs on this host's device before it is made, and settings for our nodes that fit."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import comfy.memory_management
 import comfy.model_management
 import torch
 
+from ...opensora_core import model_files
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.estimate import AUTO, Memory, Request
-from ...opensora_core.footprint import sizes_of_files
+from ...opensora_core.footprint import ModelSizes, sizes_of_files, transformer_weights
 from ...opensora_core.geometry import TIME_COMPRESSION, Grid
 from ...opensora_core.offload.plan import at_least
 from ...opensora_core.preflight import Preflight, memory_of, preflight
@@ -33,7 +36,7 @@ def advise(request: Request, path: str) -> Advice:
         CheckpointError: the file is damaged or another model.
         OpenSoraError: nothing fits; says what is lacking and the nearest that does.
     """
-    model, about = sizes_of_files(path), ""
+    model, about = _sizes(Path(path)), ""
     if not model.transformer.grid.is_causal:
         request, about = _in_its_frames(request, model.transformer.grid)
     plan = preflight(request, model, host_memory())
@@ -41,7 +44,15 @@ def advise(request: Request, path: str) -> Advice:
         raise OpenSoraError(_cannot(plan))
     settings = plan.recommended.settings
     precision, line = _loader_precision(plan)
-    return Advice("\n".join(filter(None, [about, plan.report(), line])), precision, settings.offload, settings.decode_policy)
+    return Advice("\n".join(filter(None, [about, plan.report(), _about_ram(plan), line])), precision, settings.offload, settings.decode_policy)
+
+
+def _sizes(path: Path) -> ModelSizes:
+    """Of the model with this transformer. The built-in model's other parts are known; other models' are taken as released."""
+    if path.parent != model_files.SMALL:
+        return sizes_of_files(path)
+    files = model_files.ModelFiles.in_folder(path.parent)
+    return sizes_of_files(files.dit, files.vae, files.t5, files.clip)
 
 
 def _in_its_frames(request: Request, grid: Grid) -> tuple[Request, str]:
@@ -62,6 +73,18 @@ def host_memory() -> Memory:
     mine = sum(int(patcher.loaded_size()) for patcher in loaded if patcher is not None)
     free = memory.free + mine - int(comfy.model_management.extra_reserved_memory())
     return replace(memory, free=max(0, min(memory.total, free)))
+
+
+def _about_ram(plan: Preflight) -> str:
+    """What the host takes of RAM where it does not use a file's own pages as weights, as the plan does."""
+    model, precision = plan.model, plan.recommended.settings.precision
+    weights = transformer_weights(model.transformer, precision, model.stored, model.groups)
+    if plan.memory.device == "cpu" or comfy.memory_management.aimdo_enabled or not weights.is_mapped:
+        return ""  # it maps them, or they are counted already
+    return (
+        f"Without its dynamic VRAM, as it runs here, ComfyUI reads all {at_least(weights.sizes.total)} GiB of the transformer into RAM: "
+        "so much more than is said above."
+    )
 
 
 def _loader_precision(plan: Preflight) -> tuple[str, str]:

@@ -122,7 +122,9 @@ def unload(kind: str) -> str:
             raise OpenSoraError(f"{_name(patcher)} is sampling at this moment and is not unloaded; try again when it is done.")
     for patcher in chosen:
         comfy.model_management.unload_model_and_clones(patcher, unload_additional_models=False, all_devices=True)
-    return f"Unloaded: {', '.join(_name(patcher) for patcher in chosen)}." if chosen else f"There was no {kind} to unload."
+    if not chosen:
+        return f"There was {'nothing' if kind == ALL else f'no {kind}'} to unload."
+    return f"Unloaded: {', '.join(_name(patcher) for patcher in chosen)}."
 
 
 def report(done: str) -> str:

@@ -105,3 +105,17 @@ def test_copied_into_the_hosts_folders_the_encoders_bring_their_tokenizers(run_n
 def test_a_prompt_that_is_cut_is_named(run_node, pack, name):
     _, note = pack("nodes.host.text").exact_tokens(load(run_node, name)[1].tokenizer, "a red circle " * 20)
     assert "longer than the 32 that T5 reads" in note
+
+
+def test_preflight_counts_its_own_text_encoders_and_vae(run_node, name, pack):
+    settings = {"width": 64, "height": 64, "num_frames": 17, "precision": "auto", "offload": "auto"}
+    report = run_node("OpenSoraPreflight", model_name=name, **settings)[0]
+    text = next(line for line in report.splitlines() if line.split()[:1] == ["text"])
+    assert float(text.split()[1]) < 0.1  # GiB; a released T5 takes 9
+
+
+def test_nothing_to_unload_is_said_in_words(pack, monkeypatch):
+    shared = pack("nodes.host.shared")
+    monkeypatch.setattr(shared, "_host_patchers", lambda: [])
+    assert shared.unload(shared.ALL) == "There was nothing to unload."
+    assert shared.unload(shared.VAE) == "There was no VAE to unload."
