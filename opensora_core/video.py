@@ -105,7 +105,11 @@ def read_image(path) -> torch.Tensor:
             picture = rgb_array(ImageOps.exif_transpose(opened), f"The image {path}")
     except OpenSoraError:  # a ValueError, but not Pillow's
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise OpenSoraError(
+            f"{path} has more pixels than a picture is read with here ({2 * Image.MAX_IMAGE_PIXELS:,}); scale it down."
+        ) from error
+    except UnidentifiedImageError as error:
         raise OpenSoraError(f"{path} is not a picture that can be read; give a PNG or JPEG file.") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken data of a known format
         raise OpenSoraError(f"The image {path} is damaged and cannot be read ({error}).") from error

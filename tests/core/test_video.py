@@ -165,3 +165,10 @@ def test_what_is_not_a_picture_is_said_in_one_sentence(tmp_path):
         with pytest.raises(OpenSoraError, match=says) as caught:
             video.read_image(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_far_too_many_pixels_is_said_to_be_that(tmp_path, monkeypatch):
+    Image.new("1", (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(OpenSoraError, match=r"large\.png has more pixels than a picture is read with here \(2,000\); scale it down"):
+        video.read_image(tmp_path / "large.png")
