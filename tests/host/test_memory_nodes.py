@@ -88,6 +88,34 @@ def test_loaders_share_weights_and_free_lets_go_of_them(server, listen):
     assert "memory leak" not in server.log.lower()
 
 
+def test_failed_runs_leave_no_leak_in_the_hosts_log(server, listen):
+    """Stopped in the middle of sampling, failed in the middle of it, while decoding, and while loading; then all is let go."""
+    stopped = []
+
+    def interrupt(kind, data):
+        if not stopped and kind == "progress" and data["node"] == "sampler" and data["value"] > 1:
+            stopped.append(server.post("/interrupt", {}))
+
+    listen(graph(steps=500, offload="minimal"), on_message=interrupt)
+    assert stopped
+    # A stock sampler takes a latent of odd sides and fails in the transformer's forward.
+    wrong = graph()
+    wrong["latent"] = {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 72, "height": 64, "length": 5, "batch_size": 1}}
+    given = {name: wrong["sampler"]["inputs"][name] for name in ("model", "positive", "negative", "seed", "steps")}
+    stock = {"latent_image": ["latent", 0], "cfg": 5.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    wrong["sampler"] = {"class_type": "KSampler", "inputs": {**given, **stock}}
+    assert listen(wrong).error is not None
+    # Another model's latent in the decoder, and a budget that no device has.
+    odd = graph(decode={"latent": ["latent 2", 0]})
+    odd["latent 2"] = {"class_type": "EmptyLTXVLatentVideo", "inputs": {"width": 64, "height": 64, "length": 9, "batch_size": 1}}
+    assert "This LATENT is" in listen(odd).error["exception_message"]
+    assert listen(graph(offload="budget", budget_gib=1000.0)).error is not None
+    assert frames_of(server, listen(graph(steps=3))).shape[0] == 5
+    free(server, unload_models=True, free_memory=True)
+    assert text_of(listen({"loaded": LOADED}), "loaded") == "No model is loaded."
+    assert "memory leak" not in server.log.lower()
+
+
 def test_what_is_kept_loaded_outlives_its_graph_and_not_a_free(server, listen):
     keep = {"class_type": "OpenSoraLoadedModels", "inputs": {"unload": "none", "keep_gib": 4.0}}
     nodes = graph()
