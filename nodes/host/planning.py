@@ -44,7 +44,9 @@ def advise(request: Request, path: str) -> Advice:
         raise OpenSoraError(_cannot(plan))
     settings = plan.recommended.settings
     precision, line = _loader_precision(plan)
-    return Advice("\n".join(filter(None, [about, plan.report(), _about_ram(plan), line])), precision, settings.offload, settings.decode_policy)
+    return Advice(
+        "\n".join(filter(None, [about, plan.report(), _about_ram(plan), line])), precision, settings.offload, settings.decode_policy
+    )
 
 
 def _sizes(path: Path) -> ModelSizes:

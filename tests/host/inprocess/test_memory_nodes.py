@@ -468,6 +468,15 @@ def test_preflight_on_a_large_card_changes_nothing(machine, preflight):
         assert re.search(rf"^  {stage} +\d", report, re.M)
 
 
+@pytest.mark.parametrize("is_dynamic", [False, True])
+def test_preflight_says_what_a_host_without_dynamic_memory_reads_into_ram(machine, preflight, monkeypatch, is_dynamic):
+    import comfy.memory_management
+
+    machine(24, 64)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", is_dynamic)
+    assert ("of the transformer into RAM" in preflight()[0]) == (not is_dynamic)
+
+
 def test_preflight_recommends_what_fits_and_the_loader_takes_it(machine, preflight, load, run_node):
     machine(24, 64)
     report, *settings = preflight(width=1024, height=576, offload="resident")
