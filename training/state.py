@@ -34,8 +34,8 @@ class Run:
         self._stop = False
         if self.path.exists():
             state = torch.load(self.path, weights_only=True, map_location="cpu")
-            for key in parts.keys() & state.keys():  # a finished stage may come without its optimisers (kept.py)
-                parts[key].load_state_dict(state[key])
+            for key, part in parts.items():
+                part.load_state_dict(state[key])
             self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:

@@ -1,6 +1,6 @@
 """Train the small transformer together with its two text encoders, on the latents of training/data.py.
 
-    python -m training.transformer [--folder training/runs/small --steps 8600]
+    python -m training.transformer [--folder training/runs/small --steps 9900]
 
 Rectified flow: the network reads (1 - sigma) * latents + sigma * noise and is asked for noise - latents. A part of the clips is
 given pictures or the last latents of a clip before, as the pipeline gives them; a part loses its text, for guidance.
@@ -171,7 +171,7 @@ def optimisers(networks: Networks, rate: float) -> list[tuple[torch.optim.Optimi
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default="training/runs/small")
-    parser.add_argument("--steps", type=int, default=8600)
+    parser.add_argument("--steps", type=int, default=9900)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=2e-2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -7,15 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from opensora_core.checkpoint.keys import file_name
 from opensora_core.evaluation import world
-from opensora_core.model_files import SMALL
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.vae.tiling import split_moments
-from training import data, decoder, finished, kept, samples, tokenizers, transformer, vae
+from training import data, decoder, samples, tokenizers, transformer, vae
 from training.data import CLIP, LONG, Clips
 from training.export import LatentStatistics
 from training.muon import Muon, orthogonalise
@@ -269,39 +266,3 @@ def test_rate_rises_holds_and_falls():
     assert rates[0] == pytest.approx(0.02) and rates[49] == rates[749] == 1.0
     assert rates[-1] == pytest.approx(0.024, abs=0.002)
     assert all(earlier >= later for earlier, later in zip(rates[50:], rates[51:], strict=False))
-
-
-def test_kept_state_is_that_of_the_shipped_files_and_training_goes_on_from_it(tmp_path, text, sampler):
-    kept.restore(tmp_path)
-    with pytest.raises(SystemExit, match="is there already"):
-        kept.restore(tmp_path)
-    networks, average = (transformer.Networks(text) for _ in range(2))
-    muon, adam = (optimizer for optimizer, _ in transformer.optimisers(networks, 0.02))
-    run = Run(tmp_path, "transformer", {"networks": networks, "average": average, "muon": muon, "adam": adam})
-    assert run.step == 5600
-    assert adam.state and muon.state
-    shipped = load_file(SMALL / "Open_Sora_v2.safetensors")
-    for name, tensor in average.transformer.state_dict().items():
-        assert torch.allclose(tensor, shipped[file_name(name)].float(), rtol=2**-7, atol=1e-6), name
-    encoder = {name: tensor for name, tensor in vae.trained_vae(tmp_path).state_dict().items() if name.startswith("encoder.")}
-    decoded = finished.finished_vae(tmp_path).state_dict()
-    shipped = load_file(SMALL / "hunyuan_vae.safetensors")
-    for name, tensor in encoder.items():
-        assert torch.equal(tensor.half(), shipped[name])  # exactly what the clips were encoded with
-    for name in ("decoder.conv_out.conv.weight", "decoder.mid_block.resnets.0.conv1.conv.weight"):
-        assert torch.allclose(decoded[name], shipped[name].float(), rtol=2**-7, atol=1e-6)
-    for step in run.steps(5601):
-        loss = transformer.loss_of(networks, sampler.batch(step, 2), torch.Generator().manual_seed(step))
-        loss.backward()
-        adam.step()
-        muon.step()
-    assert torch.isfinite(loss)
-
-
-def test_what_is_kept_of_a_state():
-    state = {"model": {"weight": torch.tensor([1.0, 1 + 2**-10])}, "muon": {"state": {0: {"momentum": torch.ones(1)}}}, "step": 7}
-    assert torch.equal(kept.unpack(kept.pack(state, is_exact=True))["model"]["weight"], state["model"]["weight"])
-    assert "muon" not in kept.pack(state, is_exact=True)
-    halved = kept.pack(state, is_exact=False)
-    assert halved["model"]["weight"].dtype == halved["muon"]["state"][0]["momentum"].dtype == torch.bfloat16
-    assert kept.unpack(halved)["model"]["weight"].tolist() == [1.0, 1.0] and kept.unpack(halved)["step"] == 7
