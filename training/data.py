@@ -23,7 +23,7 @@ from opensora_core.vae.model import CausalVAE
 from opensora_core.vae.tiling import split_moments
 
 from .export import LatentStatistics
-from .state import Run
+from .state import Rows, Run
 from .vae import trained_vae
 
 LONG_FRAMES = 33
@@ -79,24 +79,10 @@ class Clips:
     statistics: LatentStatistics
 
 
-class _Encoded:
-    """The rows encoded so far, as a part of a run."""
-
-    def __init__(self, count: int):
-        shape = (count, 16, LONG, world.SIZE // 8, world.SIZE // 8)
-        self.rows = {
-            "whole": torch.zeros(shape, dtype=torch.float16),
-            "first": torch.zeros(*shape[:2], *shape[3:], dtype=torch.float16),
-            "last": torch.zeros(*shape[:2], *shape[3:], dtype=torch.float16),
-        }
-
-    def state_dict(self) -> dict:
-        return self.rows
-
-    def load_state_dict(self, rows: dict) -> None:
-        for name, kept in self.rows.items():
-            count = min(len(kept), len(rows[name]))
-            kept[:count] = rows[name][:count]
+def _empty(count: int) -> Rows:
+    shape = (count, 16, LONG, world.SIZE // 8, world.SIZE // 8)
+    picture = (*shape[:2], *shape[3:])
+    return Rows({name: torch.zeros(of, dtype=torch.float16) for name, of in (("whole", shape), ("first", picture), ("last", picture))})
 
 
 @torch.inference_mode()
@@ -114,14 +100,14 @@ def read(folder: str | Path) -> Clips:
     return Clips(tensors["whole"], tensors["first"], tensors["last"], LatentStatistics(tensors["mean"], tensors["std"]))
 
 
-def _encode_batch(vae: CausalVAE, encoded: _Encoded, indices: list[int], device: str) -> None:
+def _encode_batch(vae: CausalVAE, encoded: Rows, indices: list[int], device: str) -> None:
     long = is_long(indices[0])
     clips = torch.stack([scene(index).render(LONG_FRAMES if long else world.NUM_FRAMES) for index in indices]).to(device)
     pictures = torch.cat((clips[:, :1], clips[:, world.NUM_FRAMES - 1 : world.NUM_FRAMES]))
     whole, singles = encode(vae, clips), encode(vae, pictures)[:, :, 0]
-    encoded.rows["whole"][indices, :, : whole.shape[2]] = whole.cpu().half()
+    encoded["whole"][indices, :, : whole.shape[2]] = whole.cpu().half()
     for name, part in zip(("first", "last"), singles.chunk(2), strict=True):
-        encoded.rows[name][indices] = part.cpu().half()
+        encoded[name][indices] = part.cpu().half()
 
 
 def _normalise(rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     vae = trained_vae(args.folder).to(args.device)
-    encoded = _Encoded(args.clips)
+    encoded = _empty(args.clips)
     run = Run(args.folder, "data", {"encoded": encoded})
     # Batches of one length: 8 clips of 10 consecutive ones are 17 frames long in nine of ten tens.
     order = [index for index in range(args.clips) if not is_long(index)] + [index for index in range(args.clips) if is_long(index)]

@@ -23,7 +23,7 @@ from opensora_core.request import SamplingOptions
 
 from . import data, export
 from .finished import trained
-from .state import Run
+from .state import Rows, Run
 
 SEEDS = 3  # clips of a scene
 ENDS = ("last", "both")
@@ -45,24 +45,15 @@ class Samples:
     has_first: Tensor
 
 
-class _Made:
-    """The clips made so far, as a part of a run."""
-
-    def __init__(self, count: int):
-        size = world.SIZE
-        self.rows = {
+def _empty(count: int) -> Rows:
+    size = world.SIZE
+    return Rows(
+        {
             "latents": torch.zeros(count, 16, data.CLIP, size // 8, size // 8, dtype=torch.float16),
             "frames": torch.zeros(count, world.NUM_FRAMES, size, size, 3, dtype=torch.uint8),
             "has_first": torch.zeros(count, dtype=torch.bool),
         }
-
-    def state_dict(self) -> dict:
-        return self.rows
-
-    def load_state_dict(self, rows: dict) -> None:
-        for name, kept in self.rows.items():
-            count = min(len(kept), len(rows[name]))
-            kept[:count] = rows[name][:count]
+    )
 
 
 def scene(index: int) -> world.Scene:
@@ -111,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     folder = Path(args.folder)
-    made = _Made(args.scenes * SEEDS)
+    made = _empty(args.scenes * SEEDS)
     run = Run(folder, "samples", {"made": made})
     networks, statistics = trained(folder)
     pipe = OpenSoraPipeline.from_pretrained(export.export(*networks, folder / "sampler", statistics)).to(args.device)
@@ -122,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         if step % 10 == 0:
             run.progress(args.scenes)
     spread, mean = (part.view(1, -1, 1, 1, 1) for part in (statistics.std, statistics.mean))
-    save_file({**made.rows, "latents": (made.rows["latents"].float() * spread + mean).half()}, folder / "samples.safetensors")
+    save_file({**made.rows, "latents": (made["latents"].float() * spread + mean).half()}, folder / "samples.safetensors")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 SAVE_EVERY_SECONDS = 120
 
@@ -73,6 +74,28 @@ class Run:
 
     def _on_signal(self, number, frame) -> None:
         self._stop = True
+
+
+class Rows:
+    """Tensors that are filled row by row, as a part of a run; one that is continued with more rows keeps those it has.
+
+    Args:
+        rows: by name, of equal length.
+    """
+
+    def __init__(self, rows: dict[str, Tensor]):
+        self.rows = rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.rows[name]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.rows
+
+    def load_state_dict(self, rows: dict[str, Tensor]) -> None:
+        for name, kept in self.rows.items():
+            count = min(len(kept), len(rows[name]))
+            kept[:count] = rows[name][:count]
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:

@@ -17,7 +17,7 @@ from training.data import CLIP, LONG, Clips
 from training.export import LatentStatistics
 from training.muon import Muon, orthogonalise
 from training.samples import Samples
-from training.state import Run, set_learning_rate
+from training.state import Rows, Run, set_learning_rate
 from training.text import untrained
 
 
@@ -61,6 +61,18 @@ def test_run_killed_between_two_saves_repeats_the_same_steps(tmp_path):
         train(tmp_path / "parts", 12, until=9, by=kill)
     (tmp_path / "parts" / "toy.partial").write_bytes(b"half a state")
     assert torch.equal(train(tmp_path / "parts", 12), whole)
+
+
+def test_rows_that_are_filled_outlive_a_stop_and_more_can_be_asked_for(tmp_path):
+    for count in (3, 5):
+        rows = Rows({"made": torch.zeros(count, 2)})
+        run = Run(tmp_path, "rows", {"rows": rows})
+        done = list(run.steps(count))
+        for step in done:
+            rows["made"][step] = step + 1
+        run.save()
+        assert rows["made"][:, 0].tolist() == list(range(1, count + 1))
+    assert done == [3, 4]
 
 
 def test_clips_show_seen_combinations_only_and_are_the_same_again():
