@@ -34,7 +34,10 @@ def save_latents(path: str | Path, latents: Tensor, about: dict[str, str] | None
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {_LATENTS: latents.detach().cpu().float().contiguous(), _IS_UNSCALED: torch.tensor([])}
     try:
+        partial.touch()
+        usual = partial.stat().st_mode  # safetensors' files are their owner's alone
         save_file(tensors, partial, metadata=about)
+        partial.chmod(usual)
         os.replace(partial, path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written ({error}).") from error

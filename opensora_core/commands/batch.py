@@ -165,7 +165,8 @@ class Batch:
         try:
             return work()
         except DecodeOutOfMemory as error:
-            sentence = f"{error} They are in {keep_latents(error, unused_path(self._folder / jobs[0].file_name))}."
+            where = keep_latents(error, unused_path(self._folder / jobs[0].file_name), self._pipe.latent_scale)
+            sentence = f"{error} {where}"
         except OpenSoraError as error:
             sentence = str(error)
         except (OSError, MemoryError, RuntimeError) as error:

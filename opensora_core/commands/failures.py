@@ -3,21 +3,23 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from ..device_memory import is_out_of_memory, ran_out
 from ..errors import DecodeOutOfMemory, OutOfMemory
+from ..latent_file import SUFFIX, save_latents
 from ..video import numbered
 
 
-def keep_latents(error: DecodeOutOfMemory, video: Path) -> Path:
-    """Write the latents beside where the video would be, for `OpenSoraPipeline.decode(load_file(path)["latents"])`."""
+def keep_latents(error: DecodeOutOfMemory, video: Path, scale: float) -> str:
+    """Write the latents beside where the video would be, as ComfyUI and `latent_file.read_latents` read them, and say where they are.
+
+    Args:
+        scale: of the model's latents, OpenSoraPipeline.latent_scale.
+    """
     number = 0
-    while (path := numbered(video, number).with_suffix(".latents.safetensors")).exists():
+    while (path := numbered(video, number).with_suffix(SUFFIX)).exists():
         number += 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": error.latents.contiguous()}, path)
-    return path
+    return f"They are in {save_latents(path, error.latents / scale)}, which ComfyUI's Load Latent reads too."
 
 
 def failure(error: BaseException) -> str | None:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
                     result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **arguments)
             path = save_video(result.frames[0], free, args.fps, prompt=result.prompt.text)
         except DecodeOutOfMemory as error:
-            where = kept.sentence or f"They are in {keep_latents(error, free)}."
+            where = kept.sentence or keep_latents(error, free, pipe.latent_scale)
             say(f"error: video {index + 1} (seed {seed}) failed: {error} {where}")
             continue
         except (OSError, MemoryError, RuntimeError) as error:

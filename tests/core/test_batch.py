@@ -338,7 +338,7 @@ def test_latents_that_no_memory_was_left_to_decode_are_kept(run, capsys, monkeyp
     monkeypatch.setattr(video_vae, "tiled_decode", no_room)
     assert run("prompt\na\nb\n") == SOME_FAILED
     told = capsys.readouterr().err
-    for name in ("0001_a.latents.safetensors", "0002_b.latents.safetensors"):
+    for name in ("0001_a.latent", "0002_b.latent"):
         assert name in told and Path("out", name).is_file()
 
 

@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 
 import imageio_ffmpeg
+import numpy
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from opensora_core import video, video_vae
 from opensora_core.cli import DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
 from opensora_core.commands import settings as settings_module
+from opensora_core.latent_file import read_latents
+from opensora_core.pipeline import OpenSoraPipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = ["--width", "48", "--height", "32", "--num-frames", "5", "--num-steps", "2", "--device", "cpu", "--seed", "5"]
@@ -309,16 +311,28 @@ def test_a_sample_that_fails_ends_with_1_and_the_others_are_made(generate, here,
     assert f"video 1 (seed 5) failed: {says}" in told.err or says in told.err
 
 
-def test_latents_that_no_memory_was_left_to_decode_are_kept(generate, here, capsys, monkeypatch):
+def test_latents_that_no_memory_was_left_to_decode_are_kept(generate, tiny_checkpoint, here, capsys, monkeypatch):
     def no_room(*arguments, grid):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(video_vae, "tiled_decode", no_room)
-    assert generate("--out", "clip.mp4") == generate("--out", "clip.mp4") == SOME_FAILED
+    still = ("--num-frames", "1", "--out", "still.png")  # the frame itself, with no codec between
+    with monkeypatch.context() as patched:
+        patched.setattr(video_vae, "tiled_decode", no_room)
+        assert generate(*still) == generate(*still) == SOME_FAILED
     told = capsys.readouterr().err
-    for name in ("clip.latents.safetensors", "clip_1.latents.safetensors"):
-        assert name in told and load_file(here / name)["latents"].ndim == 5
-    assert not (here / "clip.mp4").exists()
+    assert "They are in still.latent, which" in told and "They are in still_1.latent, which" in told and not Path("still.png").exists()
+    assert Path("still.latent").stat().st_mode == Path("still_1.latent").stat().st_mode == new_file_mode(here)
+    # What is kept is all that the frame is decoded from, in the scale of every .latent file.
+    assert generate("--num-frames", "1", "--out", "there.png") == DONE
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    frame = pipe.decode(read_latents("still.latent") * pipe.latent_scale)[0][0]
+    assert numpy.abs(frame.astype(int) - numpy.asarray(Image.open("there.png")).astype(int)).max() <= 1
+
+
+def new_file_mode(folder: Path) -> int:
+    """What this process gives a file that it makes."""
+    (folder / "plain").touch()
+    return (folder / "plain").stat().st_mode
 
 
 def test_a_defect_of_ours_is_not_hidden_behind_a_sentence(generate, monkeypatch):
