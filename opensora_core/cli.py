@@ -28,6 +28,8 @@ _OF_A_PLAN = (
     "precision", "offload", "budget_gib", "decode_policy",
 )  # fmt: skip
 EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
+# What generate asks about a picture, which without --t2i2v nobody asked for.
+_OF_A_PICTURE = ("flux", "flux_vae", "image_steps", "image_seed", "image_prompt", "image_resolution", "flux_guidance", "flux_schedule")
 # Columns of a table of videos, and the option that each stands for.
 CSV_COLUMNS = {
     "prompt": "prompt",
@@ -175,6 +177,7 @@ def _add_flux(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how the picture's steps are spaced: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
     )
+    parser.set_defaults(picture_defaults={name: parser.get_default(name) for name in _OF_A_PICTURE})
 
 
 def _add_evaluate(commands) -> None:

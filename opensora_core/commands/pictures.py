@@ -17,7 +17,6 @@ from .progress import Bars
 from .settings import CallSettings, say
 
 _IN_FOLDER = {"flux": "flux1-dev.safetensors", "flux_vae": "flux1-dev-ae.safetensors"}  # as in the hub repository
-_ONLY_WITH = ("flux", "flux_vae", "image_seed", "image_prompt")
 
 
 class Pictures:
@@ -129,6 +128,6 @@ def check_given(args: argparse.Namespace) -> None:
         if args.ref is not None or args.cond_type is not None:
             raise OpenSoraError("--t2i2v draws the first frame; leave out --ref and --cond-type.")
         return
-    for name in _ONLY_WITH:
-        if getattr(args, name) is not None:
+    for name, default in args.picture_defaults.items():
+        if getattr(args, name) != default:
             raise OpenSoraError(f"--{name.replace('_', '-')} is of the picture that Flux draws; add --t2i2v.")

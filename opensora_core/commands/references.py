@@ -6,7 +6,7 @@ from typing import Any
 from ..cli import ASPECT_OF_REFERENCE
 from ..errors import OpenSoraError
 from ..geometry import nearest_aspect_ratio
-from ..sampling.conditioning import BACKWARDS, CONTEXTS, FORWARDS
+from ..sampling.conditioning import BACKWARDS, CONTEXTS, FITS, FORWARDS
 from ..video import is_video, media_size
 
 PATHS = ("image", "last_image", "video")  # of a call's arguments, those that are paths of files
@@ -29,6 +29,8 @@ def reference_arguments(args: argparse.Namespace) -> dict[str, Any]:
     image, last_image = _pictures(args.ref, args.ref_end, mode)
     if strength and not (image or last_image):
         raise OpenSoraError(f"--strength {args.strength} needs something to hold to: --ref or --ref-end.")
+    if args.fit != FITS[0] and not (image or last_image or getattr(args, "csv", None)):
+        raise OpenSoraError(f"--fit {args.fit} needs something to fit: --ref or --ref-end.")
     return {"image": image, "last_image": last_image, **strength}
 
 

@@ -99,6 +99,8 @@ def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
         raise OpenSoraError(f"A model of single files needs all four parts; {' and '.join(missing)} not given.")
     else:
         made = OpenSoraPipeline.from_files(**parts, tokenizers=args.tokenizers, torch_dtype=torch_dtype, precision=args.precision)
+    if args.lora is None and args.lora_strength != 1:
+        raise OpenSoraError(f"--lora-strength {args.lora_strength:g} is that of no LoRA; add --lora FILE.")
     budget_gib = args.budget_gib
     if budget_gib is None and args.offload == "budget":
         budget_gib = DEFAULT_BUDGET_GIB

@@ -226,6 +226,7 @@ REFUSALS = [
     (["--offload", "budget", "--budget-gib", "nan"], "not an amount"),
     (["--offload", "budget", "--budget-gib", "0.001"], "mode minimal needs 0.00"),
     (["--budget-gib", "4"], "goes with the offload mode budget"),
+    (["--lora-strength", "0.5"], "is that of no LoRA; add --lora FILE"),
 ]
 
 

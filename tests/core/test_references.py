@@ -300,6 +300,7 @@ def test_clips_and_strength_reach_the_pipeline(words, expected):
         (["--cond-type", "v2v_tail", "--ref", "a.mp4", "--ref-end", "b.png"], "no --ref-end"),
         (["--ref", "a.mp4", "--ref-end", "b.png"], "no --ref-end"),
         (["--strength", "0.5"], "--ref or --ref-end"),
+        (["--fit", "pad"], "--fit pad needs something to fit: --ref or --ref-end"),
         (["--aspect-ratio", "image"], "give --ref or --ref-end too"),
         (["--aspect-ratio", "image", "--ref", "missing.png"], "missing.png does not exist"),
     ],

@@ -171,3 +171,5 @@ def test_a_flux_file_in_the_video_model_s_place_and_flags_without_a_picture(tiny
     base = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SMALL, "--out", str(tmp_path)]
     assert cli.main([*base, "--flux", str(flux[0])]) == cli.REFUSED
     assert "--flux is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err
+    assert cli.main([*base, "--flux-guidance", "3"]) == cli.REFUSED
+    assert "--flux-guidance is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err
