@@ -109,7 +109,7 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
             made = run.run(model, conditionings, clip, segments.guidance, settings, node_id, f"Segment {index + 1} of {total}")
             samples = join(samples, made["samples"], plan)
             file.keep(samples)
-        notice.show(file.sentence, node_id)
+        notice.show(file.sentence, node_id, notice.INFO)
     return {**out, "samples": samples}
 
 
