@@ -144,7 +144,9 @@ def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown:
         shown.show(line, logging.DEBUG)
 
     total = num_forwards(guider.guidance, num_steps, latent_frames, has_image, guider.use)
-    shown.show(f"{num_steps} step{'s' * (num_steps > 1)}, {total} forwards (three passes at every step would be {3 * num_steps})", logging.INFO)
+    shown.show(
+        f"{num_steps} step{'s' * (num_steps > 1)}, {total} forwards (three passes at every step would be {3 * num_steps})", logging.INFO
+    )
     return callback
 
 
