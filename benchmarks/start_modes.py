@@ -32,7 +32,7 @@ DIRECTION_AT_LEAST = 0.8
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start_modes", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="small", help="a model folder, or the built-in model (default small)")
-    parser.add_argument("--count", type=int, default=24, help="clips of each way (default 24)")
+    parser.add_argument("--count", type=int, default=96, help="clips of each way (default 96, as evaluate)")
     parser.add_argument("--num-steps", type=int, default=40, help="(default 40)")
     parser.add_argument("--context-frames", type=int, help="that a segment is given (default: a quarter of it)")
     parser.add_argument("--device", default="cpu")
