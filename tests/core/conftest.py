@@ -1,4 +1,4 @@
-"""Goldens recorded from the reference (tests/golden/make_golden.py), and how far from them a result is."""
+"""Goldens recorded from the reference (tests/golden/make_golden.py), how far from them a result is, and what pipelines begin."""
 
 import json
 import math
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+
+from opensora_core.pipeline import OpenSoraPipeline
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -59,3 +61,17 @@ def write_hole():
         return path
 
     return write
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[dict]:
+    """The arguments of every video that a pipeline begins, `text` being its prompt's."""
+    calls, real = [], OpenSoraPipeline.__call__
+
+    def call(self, prompt, **arguments):
+        if not arguments.get("check_only"):
+            calls.append({"text": prompt.text, **arguments})
+        return real(self, prompt, **arguments)
+
+    monkeypatch.setattr(OpenSoraPipeline, "__call__", call)
+    return calls

@@ -55,20 +55,6 @@ def no_weights(monkeypatch):
         monkeypatch.setattr(networks, name, read)
 
 
-@pytest.fixture
-def made(monkeypatch) -> list[dict]:
-    """The arguments of every video that is begun."""
-    calls, real = [], OpenSoraPipeline.__call__
-
-    def call(self, prompt, **arguments):
-        if not arguments.get("check_only"):
-            calls.append({"text": prompt.text, **arguments})
-        return real(self, prompt, **arguments)
-
-    monkeypatch.setattr(OpenSoraPipeline, "__call__", call)
-    return calls
-
-
 def videos(folder="out") -> list[str]:
     return sorted(path.name for path in Path(folder).glob("*.mp4"))
 

@@ -49,20 +49,6 @@ def drawn(monkeypatch) -> list[list[int]]:
     return calls
 
 
-@pytest.fixture
-def made(monkeypatch) -> list[dict]:
-    """The arguments of every video that is begun."""
-    calls, real = [], OpenSoraPipeline.__call__
-
-    def call(self, prompt, **arguments):
-        if not arguments.get("check_only"):
-            calls.append({"text": prompt.text, **arguments})
-        return real(self, prompt, **arguments)
-
-    monkeypatch.setattr(OpenSoraPipeline, "__call__", call)
-    return calls
-
-
 def files(folder="out") -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir() if path.suffix in (".png", ".mp4"))
 
