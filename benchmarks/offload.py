@@ -21,15 +21,15 @@ from pathlib import Path
 
 import torch
 
-from opensora_core.allocation import AllocationCounter
 from opensora_core.checkpoint.files import read_header
+from opensora_core.checkpoint.formats import layers_to_quantise
 from opensora_core.checkpoint.keys import module_name, transformer_manifest
-from opensora_core.checkpoint.layer_formats import layers_to_quantise
-from opensora_core.config import OPEN_SORA_2, TransformerConfig
-from opensora_core.offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, at_least, least_bytes, make_plan
-from opensora_core.offload.stream import BlockStream, module_bytes
-from opensora_core.quantised import PRECISIONS, QuantisedOperations, precision_format
-from opensora_core.transformer.model import MMDiT
+from opensora_core.checkpoint.quantised import PRECISIONS, QuantisedOperations, precision_format
+from opensora_core.memory.count import AllocationCounter
+from opensora_core.memory.plan import BUDGET, GIB, MINIMAL, RESIDENT, at_least, least_bytes, make_plan
+from opensora_core.memory.stream import BlockStream, module_bytes
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.networks.mmdit.model import MMDiT
 
 from . import record
 

@@ -16,16 +16,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from opensora_core.allocation import AllocationCounter
-from opensora_core.checkpoint.layer_formats import layers_to_quantise
-from opensora_core.config import HUNYUAN_VAE, OPEN_SORA_2, Tiling, TransformerConfig, VAEConfig
-from opensora_core.estimate import Memory, Request, Settings, estimate
-from opensora_core.footprint import ModelSizes, decode_peak, forward_peak
-from opensora_core.offload.plan import GIB
-from opensora_core.quantised import PRECISIONS as QUANTISED, QuantisedOperations, precision_format
-from opensora_core.transformer.model import MMDiT
-from opensora_core.vae import layers
-from opensora_core.vae.model import CausalVAE
+from opensora_core.checkpoint.formats import layers_to_quantise
+from opensora_core.checkpoint.quantised import PRECISIONS as QUANTISED, QuantisedOperations, precision_format
+from opensora_core.codecs.hunyuan import layers
+from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.geometry import Tiling
+from opensora_core.memory.count import AllocationCounter
+from opensora_core.memory.estimate import Memory, Request, Settings, estimate
+from opensora_core.memory.footprint import ModelSizes, decode_peak, forward_peak
+from opensora_core.memory.plan import GIB
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.networks.mmdit.model import MMDiT
 
 from . import record
 

@@ -21,7 +21,7 @@ import torch
 from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.quantize import FORMATS, quantize
-from opensora_core.config import OPEN_SORA_2
+from opensora_core.networks.mmdit.config import OPEN_SORA_2
 
 from . import record
 

@@ -20,11 +20,11 @@ from dataclasses import replace
 import torch
 
 from demo import tiny
+from opensora_core.checkpoint.formats import GROUPS, QUANTISED_GROUPS, layers_to_quantise
 from opensora_core.checkpoint.keys import module_name, transformer_manifest
-from opensora_core.checkpoint.layer_formats import GROUPS, QUANTISED_GROUPS, layers_to_quantise
-from opensora_core.config import OPEN_SORA_2, TransformerConfig
-from opensora_core.quantised import FP8_MAX, NF4, Float8, Int8, Int8Matmul, QuantisedOperations
-from opensora_core.transformer.model import MMDiT
+from opensora_core.checkpoint.quantised import FP8_MAX, NF4, Float8, Int8, Int8Matmul, QuantisedOperations
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.networks.mmdit.model import MMDiT
 
 from . import record
 

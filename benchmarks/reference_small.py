@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from opensora_core.checkpoint.load import load_transformer, load_vae
-from opensora_core.config import LATENT_SCALE
+from opensora_core.codecs.hunyuan.config import LATENT_SCALE
+from opensora_core.codecs.tiling import split_moments
+from opensora_core.encoders.load import load_clip, load_t5
 from opensora_core.evaluation import world
-from opensora_core.model_files import SMALL, ModelFiles
-from opensora_core.text.encoders import load_clip, load_t5
+from opensora_core.run.files import SMALL, ModelFiles
 from opensora_core.text.prompt import decorate
-from opensora_core.vae.tiling import split_moments
 
 TOLERANCE = 2e-4  # largest difference, relative to the largest value
 PROMPTS = ["a red circle moving right on a blue background", "on a gray background, a purple triangle is moving upwards"]

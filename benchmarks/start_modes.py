@@ -14,14 +14,14 @@ import numpy
 import torch
 
 from benchmarks import record
-from opensora_core.commands.clips import Clip, Job, Sampling, in_place, make, round_trip
 from opensora_core.evaluation import prompts, score
+from opensora_core.evaluation.clips import Clip, Job, Sampling, in_place, make, round_trip
 from opensora_core.evaluation.prompts import Case
 from opensora_core.evaluation.score import Line
 from opensora_core.evaluation.vision import read
 from opensora_core.evaluation.world import BACKGROUNDS, NUM_FRAMES, SIZE, Combination, Scene
+from opensora_core.media.video import to_uint8
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.video import to_uint8
 
 SEGMENTS = 2
 SLOW = 2  # the motion score of clips that go on: a faster object would have left the picture at the end

@@ -15,8 +15,8 @@ import time
 
 import torch
 
-from opensora_core.config import TransformerConfig
-from opensora_core.transformer.model import MMDiT
+from opensora_core.networks.mmdit.config import TransformerConfig
+from opensora_core.networks.mmdit.model import MMDiT
 
 from . import record
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from opensora_core.config import VAEConfig
-from opensora_core.vae import layers
-from opensora_core.vae.memory import decode_bytes
-from opensora_core.vae.model import CausalVAE
+from opensora_core.codecs.hunyuan import layers
+from opensora_core.codecs.hunyuan.config import VAEConfig
+from opensora_core.codecs.hunyuan.memory import decode_bytes
+from opensora_core.codecs.hunyuan.model import CausalVAE
 
 from . import record
 

@@ -21,8 +21,8 @@ import torch
 from opensora_core.evaluation import world
 from opensora_core.evaluation.verdict import Verdict, judge
 from opensora_core.evaluation.world import Combination
+from opensora_core.media.video import read_clip, save_video, to_uint8
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.video import read_clip, save_video, to_uint8
 
 from . import comfy
 

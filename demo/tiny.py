@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opensora_core.checkpoint.keys import Manifest, clip_text_manifest, t5_manifest, transformer_manifest, vae_manifest
-from opensora_core.config import LATENT_SCALE, OPEN_SORA_2, T5_LENGTH, TransformerConfig, VAEConfig
-from opensora_core.vae.model import CausalVAE
+from opensora_core.codecs.hunyuan.config import LATENT_SCALE, VAEConfig
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.text.prompt import T5_LENGTH
 from training.text import clip_config, t5_config
 from training.tokenizers import CLIP_FOLDER, T5_FOLDER, T5Recipe, write_clip, write_json, write_t5
 

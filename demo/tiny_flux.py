@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opensora_core.checkpoint.keys import transformer_manifest
-from opensora_core.config import FLUX_DEV
-from opensora_core.flux.autoencoder import DECODER, DecoderConfig, PictureDecoder, decoder_manifest
+from opensora_core.codecs.picture import DECODER, DecoderConfig, PictureDecoder, decoder_manifest
+from opensora_core.networks.mmdit.config import FLUX_DEV
 
 from .tiny import random_weights
 

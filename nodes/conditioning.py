@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.config import Tiling
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.sampling.conditioning import (
+from ..opensora_core.geometry import Tiling
+from ..opensora_core.sampling.given import (
     BACKWARDS,
     CONTEXTS,
     DIRECTIONS,

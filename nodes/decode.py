@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.config import Tiling
+from ..opensora_core.codecs.tiling import check_tiling
 from ..opensora_core.errors import OpenSoraError, check_choice
-from ..opensora_core.request import POSTERIORS, SamplingOptions
-from ..opensora_core.vae.tiling import check_tiling
+from ..opensora_core.geometry import Tiling
+from ..opensora_core.run.request import POSTERIORS, SamplingOptions
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
 
 FOLDER = "vae"

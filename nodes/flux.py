@@ -4,11 +4,11 @@ from comfy_api.latest import io
 
 from ..opensora_core import geometry
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.flux.painter import MAX_STEPS, PictureRequest
-from ..opensora_core.flux.schedule import GUIDANCE, RESOLUTION, SCHEDULES
-from ..opensora_core.request import SamplingOptions
+from ..opensora_core.families.flux import GUIDANCE, RESOLUTION, SCHEDULES
+from ..opensora_core.run.picture import MAX_STEPS, PictureRequest
+from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
-from ..opensora_core.sampling.solver import MAX_SEED
+from ..opensora_core.sampling.solvers import MAX_SEED
 from .host import flux, inputs, prompts
 
 SAME_SEED = -1

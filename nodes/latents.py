@@ -3,8 +3,9 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.config import HUNYUAN_VAE, OPEN_SORA_2_DC_AE
+from ..opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.networks.mmdit.config import OPEN_SORA_2_DC_AE
 from .host import clips, inputs
 from .host.model import require_open_sora
 

@@ -2,12 +2,12 @@
 
 from comfy_api.latest import io
 
+from ..opensora_core.codecs.hunyuan.memory import POLICIES
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.long_video import continuation, segment_prompts
-from ..opensora_core.request import SamplingOptions
+from ..opensora_core.run.request import SamplingOptions
+from ..opensora_core.run.segments import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.text.prompt import decorate
-from ..opensora_core.vae.memory import POLICIES
 from .host import inputs, long, notice, run, text
 from .host.guider import check_latent
 from .host.model import require_open_sora

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.request import SamplingOptions
+from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, run
 

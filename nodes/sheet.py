@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.contact_sheet import contact_sheet
 from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.media.contact_sheet import contact_sheet
 
 
 class OpenSoraContactSheet(io.ComfyNode):

@@ -28,11 +28,11 @@ def __getattr__(name: str):
 
         return OpenSoraPipeline
     if name == "SamplingOptions":
-        from .request import SamplingOptions
+        from .run.request import SamplingOptions
 
         return SamplingOptions
     if name == "save_video":
-        from .video import save_video
+        from .media.video import save_video
 
         return save_video
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -462,7 +462,7 @@ def _benchmark(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from .commands.evaluate import run
+    from .evaluation.command import run
 
     return run(args)
 

@@ -6,6 +6,7 @@ say `latent_`. Aspect ratios are "width:height", as in Open-Sora 2.0.
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .errors import OpenSoraError
@@ -25,6 +26,20 @@ ASPECT_RATIOS = (
     "16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "8:5", "5:8", "1.85:1", "1:1.85", "2:1", "1:2", "2.39:1", "1:2.39",
 )  # fmt: skip
 RESOLUTIONS = ("256px", "360p", "480p", "512px", "720p", "768px", "1024px", "1080px", "1080p")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Overlapping tiles. Sizes in pixels and frames; overlap as a share of a tile. 0 = not tiled along that axis.
+
+    Attributes:
+        parked: decode with activations in main memory, parts of them at a time on the device (codecs/hunyuan/layers.py): the same frames.
+    """
+
+    tile_size: int = 256
+    overlap: float = 0.25
+    temporal_tile: int = 0
+    parked: bool = False
 
 
 class Grid(NamedTuple):

@@ -1,7 +1,7 @@
 """OpenSoraPipeline: prompt (and pictures) in, frames out, with no host.
 
 This is the face: it turns arguments into a checked request, and refuses all that a person can get wrong before the first weight is read.
-Who has the networks: networks.py. The walk itself, in generation/: decorate and encode the prompt -> lay reference latents beside the
+Who has the networks: run/parts.py. The walk itself, in run/: decorate and encode the prompt -> lay reference latents beside the
 noise -> sigmas -> guided Euler run -> reference frames restored -> decode.
 """
 
@@ -13,26 +13,26 @@ import numpy
 import torch
 from torch import Tensor
 
-from .capacity import Needs, weight_capacity
-from .components import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, resolve_device, resolve_precision
 from .errors import OpenSoraError, check_choice
-from .flux.painter import FluxPainter, Picture, PictureRequest, PictureText
-from .footprint import sizes_of_files
-from .generation.clip import make_clip
-from .generation.decode import decode_latents
-from .generation.longer import checked_latents, going_on, make_longer
-from .generation.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
-from .generation.text import encode_prompt, encode_prompts
 from .geometry import SPACE_COMPRESSION, pixel_frames
-from .long_video import continuation, segment_prompts
-from .model_files import ModelFiles, check_lora, check_shared_encoders
-from .networks import Networks
-from .offload.plan import make_plan
+from .media.pictures import LATENT_RANK, read_references
+from .memory.component import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, resolve_device, resolve_precision
+from .memory.decode import VideoVAE
+from .memory.footprint import sizes_of_files
+from .memory.plan import make_plan
 from .ops import sliced_attention
-from .references import LATENT_RANK, read_references
-from .request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
-from .sampling.conditioning import CONTEXTS, FORWARDS
-from .video_vae import VideoVAE
+from .run.clip import make_clip
+from .run.decode import decode_latents
+from .run.files import ModelFiles, check_lora, check_shared_encoders
+from .run.longer import checked_latents, going_on, make_longer
+from .run.needs import Needs, weight_capacity
+from .run.parts import Networks
+from .run.picture import FluxPainter, Picture, PictureRequest, PictureText
+from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
+from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
+from .run.segments import continuation, segment_prompts
+from .run.text import encode_prompt, encode_prompts
+from .sampling.given import CONTEXTS, FORWARDS
 
 
 class OpenSoraPipeline:
@@ -135,7 +135,7 @@ class OpenSoraPipeline:
 
     @property
     def offload(self) -> str:
-        """everything, auto, resident, budget or minimal; see components.py."""
+        """everything, auto, resident, budget or minimal; see memory/component.py."""
         return self._networks.placement.mode
 
     def to(self, device: str | torch.device) -> "OpenSoraPipeline":
@@ -367,7 +367,7 @@ class OpenSoraPipeline:
         progress: StageProgress | None = None,
         options: SamplingOptions | None = None,
     ) -> GenerationResult:
-        """Go on from finished videos (long_video.py). An experiment: the released weights may never have been trained to.
+        """Go on from finished videos (segments.py). An experiment: the released weights may never have been trained to.
 
         Args:
             video: what a call gave, or its `.latents`: [B, C, T, H, W] in the transformer's scale.

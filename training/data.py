@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
 from opensora_core.geometry import latent_frames
 from opensora_core.text.prompt import decorate
-from opensora_core.vae.model import CausalVAE
-from opensora_core.vae.tiling import split_moments
 
 from .export import LatentStatistics
 from .state import Rows, Run

@@ -13,9 +13,9 @@ import random
 import torch
 from torch import Tensor
 
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
-from opensora_core.vae.model import CausalVAE
-from opensora_core.vae.tiling import split_moments
 
 from . import samples
 from .muon import Muon

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from opensora_core.checkpoint.keys import file_name
 from opensora_core.checkpoint.load import load_transformer, load_vae
-from opensora_core.config import LATENT_SCALE
-from opensora_core.model_files import ModelFiles, check_files
-from opensora_core.text.encoders import load_clip, load_t5
-from opensora_core.transformer.model import MMDiT
-from opensora_core.vae.model import CausalVAE
-from opensora_core.vae.tiling import split_moments
+from opensora_core.codecs.hunyuan.config import LATENT_SCALE
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.codecs.tiling import split_moments
+from opensora_core.encoders.load import load_clip, load_t5
+from opensora_core.networks.mmdit.model import MMDiT
+from opensora_core.run.files import ModelFiles, check_files
 
 from . import tokenizers
 from .text import CLIP_SIZES, T5_SIZES, clip_config, t5_config, untrained

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from opensora_core.transformer.model import MMDiT
-from opensora_core.vae.model import CausalVAE
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.networks.mmdit.model import MMDiT
 
 from . import tokenizers
 from .data import read

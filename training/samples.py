@@ -19,7 +19,7 @@ from torch import Tensor
 
 from opensora_core.evaluation import score, world
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.request import SamplingOptions
+from opensora_core.run.request import SamplingOptions
 
 from . import data, export
 from .finished import trained

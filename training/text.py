@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from opensora_core.config import CLIP_LENGTH
-from opensora_core.text.encoders import CLIPEncoder, T5Encoder, TextEncoder
-from opensora_core.text.tokens import CLIP, T5, read_tokenizer
+from opensora_core.encoders.load import CLIPEncoder, T5Encoder, TextEncoder
+from opensora_core.encoders.tokens import CLIP, T5, read_tokenizer
+from opensora_core.text.prompt import CLIP_LENGTH
 
 from .tokenizers import CLIP_FOLDER, T5_FOLDER
 

@@ -17,9 +17,8 @@ from itertools import pairwise, product
 from pathlib import Path
 from string import ascii_letters, digits, punctuation
 
-from opensora_core.config import CLIP_LENGTH
 from opensora_core.evaluation import world
-from opensora_core.text.prompt import MOTION_SCORE_RANGE, decorate
+from opensora_core.text.prompt import CLIP_LENGTH, MOTION_SCORE_RANGE, decorate
 
 T5_FOLDER = "google/t5-v1_1-xxl"
 CLIP_FOLDER = "openai/clip-vit-large-patch14"

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from opensora_core.config import OPEN_SORA_2, TransformerConfig
-from opensora_core.text.encoders import TextEncoder
-from opensora_core.transformer.model import MMDiT
+from opensora_core.encoders.load import TextEncoder
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.networks.mmdit.model import MMDiT
 
 from . import tokenizers
 from .data import CLIP, LONG, Clips, is_long, mistake, read, scene, text_of

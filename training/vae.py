@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from opensora_core.config import VAEConfig
+from opensora_core.codecs.hunyuan.config import VAEConfig
+from opensora_core.codecs.hunyuan.layers import CausalConv3d, Downsample, ResnetBlock, Upsample
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
-from opensora_core.vae.layers import CausalConv3d, Downsample, ResnetBlock, Upsample
-from opensora_core.vae.model import CausalVAE
-from opensora_core.vae.tiling import split_moments
 
 from .muon import Muon
 from .state import Run, learning_rate, set_learning_rate

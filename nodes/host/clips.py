@@ -8,11 +8,12 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...opensora_core.config import DCAEConfig, Tiling, VAEConfig
+from ...opensora_core.codecs.dc_ae.config import DCAEConfig
+from ...opensora_core.codecs.hunyuan.config import VAEConfig
+from ...opensora_core.codecs.hunyuan.memory import MARGIN, choose_decode, encode_bytes, park_decode, tile_decode_bytes
+from ...opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.geometry import CAUSAL, Grid
-from ...opensora_core.vae.memory import MARGIN, choose_decode, encode_bytes, park_decode, tile_decode_bytes
-from ...opensora_core.vae.tiling import tiled_decode, tiled_encode
+from ...opensora_core.geometry import CAUSAL, Grid, Tiling
 from .out_of_memory import unless_out_of_memory
 from .vae import (
     HOME,

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...opensora_core.config import TransformerConfig
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.sampling.conditioning import ImageCondition
+from ...opensora_core.networks.mmdit.config import TransformerConfig
+from ...opensora_core.sampling.given import ImageCondition
 from ...opensora_core.sampling.guidance import PICTURES, ReferenceUse
 
 LATENT_KEY, MASK_KEY, USE_KEY = _KEYS = "concat_latent_image", "concat_mask", "open_sora_use"

@@ -22,10 +22,10 @@ from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.flux.painter import PictureRequest
-from ...opensora_core.flux.schedule import num_steps, picture_shift, schedule_name
+from ...opensora_core.families.flux import num_steps, picture_shift, schedule_name
 from ...opensora_core.geometry import SPACE_COMPRESSION, check_num_frames, resolution_size
-from ...opensora_core.sampling import schedule, solver
+from ...opensora_core.run.picture import PictureRequest
+from ...opensora_core.sampling import schedule, solvers as solver
 from ...opensora_core.sampling.guidance import Guidance
 from ...opensora_core.text.prompt import decorate
 from . import notice, prompts, selftest, text

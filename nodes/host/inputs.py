@@ -6,13 +6,13 @@ A node's ids, names, defaults and order are frozen once they have landed: what i
 from comfy_api.latest import io
 
 from ...opensora_core import geometry
+from ...opensora_core.codecs.hunyuan.memory import POLICIES
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
-from ...opensora_core.sampling.conditioning import FITS
+from ...opensora_core.run.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
+from ...opensora_core.sampling.given import FITS
 from ...opensora_core.sampling.guidance import Guidance
-from ...opensora_core.sampling.solver import MAX_SEED
+from ...opensora_core.sampling.solvers import MAX_SEED
 from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
-from ...opensora_core.vae.memory import POLICIES
 
 MAX_STEPS = 1000
 # Of every scale of guidance.

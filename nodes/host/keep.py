@@ -18,7 +18,7 @@ import comfy.memory_management
 import psutil
 from server import PromptServer
 
-from ...opensora_core.loaded import SHARED
+from ...opensora_core.memory.loaded import SHARED
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,10 @@ import node_helpers
 import torch
 from torch import Tensor
 
-from ...opensora_core import latent_file
-from ...opensora_core.config import Tiling
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.geometry import pixel_frames
-from ...opensora_core.long_video import Continuation, context_of, decode_windows, join, segment_seed
+from ...opensora_core.geometry import Tiling, pixel_frames
+from ...opensora_core.media import latent_file
+from ...opensora_core.run.segments import Continuation, context_of, decode_windows, join, segment_seed
 from ...opensora_core.sampling.guidance import Guidance
 from . import clips, notice, run
 from .condition import LATENT_KEY, MASK_KEY

@@ -25,11 +25,11 @@ from ...opensora_core import geometry
 from ...opensora_core.checkpoint import detect, keys
 from ...opensora_core.checkpoint.files import Header, quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.checkpoint.quantised import NF4, Format
 from ...opensora_core.checkpoint.quantize import FORMATS
-from ...opensora_core.config import TransformerConfig
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
-from ...opensora_core.quantised import NF4, Format
-from ...opensora_core.transformer.model import MMDiT
+from ...opensora_core.networks.mmdit.config import TransformerConfig
+from ...opensora_core.networks.mmdit.model import MMDiT
 from . import nf4, selftest
 from .condition import Reference, check_text
 from .precision import quantise_state

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...opensora_core.checkpoint.quantised import NF4
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.quantised import NF4
 from . import selftest
 
 NAME = NF4.name

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import comfy.model_management
 
 from ...opensora_core.errors import OpenSoraError, check_choice
-from ...opensora_core.offload.plan import GIB, at_least, at_most
+from ...opensora_core.memory.plan import GIB, at_least, at_most
 
 AUTO, RESIDENT, BUDGET, MINIMAL = MODES = ("auto", "resident", "budget", "minimal")
 

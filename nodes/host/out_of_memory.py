@@ -14,7 +14,7 @@ import comfy.conds
 import comfy.model_management
 from torch import Tensor
 
-from ...opensora_core.offload.plan import at_most
+from ...opensora_core.memory.plan import at_most
 from . import offload, selftest
 
 RUN_KEY = "open_sora_out_of_memory"  # in the model options of one run

@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
-from ...opensora_core import model_files
 from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.run import files as model_files
 
 SMALL = "small (built in)"
 T5, CLIP = "t5", "clip"  # parts of the small model that lie in one folder of the host's

@@ -7,13 +7,13 @@ import comfy.memory_management
 import comfy.model_management
 import torch
 
-from ...opensora_core import model_files
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.estimate import AUTO, Memory, Request
-from ...opensora_core.footprint import ModelSizes, sizes_of_files, transformer_weights
 from ...opensora_core.geometry import TIME_COMPRESSION, Grid
-from ...opensora_core.offload.plan import at_least
-from ...opensora_core.preflight import Preflight, memory_of, preflight
+from ...opensora_core.memory.estimate import AUTO, Memory, Request
+from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transformer_weights
+from ...opensora_core.memory.plan import at_least
+from ...opensora_core.memory.preflight import Preflight, memory_of, preflight
+from ...opensora_core.run import files as model_files
 from .nf4 import NAME
 
 _NF4 = f"{NAME} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."

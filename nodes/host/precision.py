@@ -8,9 +8,9 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...opensora_core.checkpoint.layer_formats import HOST_NAMES, layers_to_quantise
+from ...opensora_core.checkpoint.formats import HOST_NAMES, layers_to_quantise
+from ...opensora_core.checkpoint.quantised import Format
 from ...opensora_core.checkpoint.quantize import quantize
-from ...opensora_core.quantised import Format
 
 
 def quantise_state(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import os
 import weakref
 from collections.abc import Hashable
 
-from ...opensora_core.loaded import PROMPTS, FileIdentity, identity
+from ...opensora_core.memory.loaded import PROMPTS, FileIdentity, identity
 from . import text
 
 # Of every text encoder that was asked: its files as they were then, and how they were loaded. None where it does not say.

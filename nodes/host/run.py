@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.errors import check_choice
-from ...opensora_core.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
-from ...opensora_core.sampling import schedule, solver
+from ...opensora_core.run.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
+from ...opensora_core.sampling import schedule, solvers as solver
 from ...opensora_core.sampling.guidance import Guidance, num_forwards
 from . import notice
 from .guider import OpenSoraGuider, check_latent

@@ -15,8 +15,8 @@ import comfy.model_management
 from torch import nn
 
 from ...opensora_core.errors import OpenSoraError, check_choice
-from ...opensora_core.loaded import SHARED, Description, identity
-from ...opensora_core.offload.plan import at_least
+from ...opensora_core.memory.loaded import SHARED, Description, identity
+from ...opensora_core.memory.plan import at_least
 from . import keep, nf4
 from .model import load_model
 from .text import load_text_encoders

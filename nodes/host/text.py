@@ -20,12 +20,11 @@ import torch
 from ...opensora_core.checkpoint import detect, keys
 from ...opensora_core.checkpoint.files import read_header
 from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.checkpoint.quantised import NF4
 from ...opensora_core.checkpoint.quantize import FORMATS
-from ...opensora_core.config import T5_LENGTH
+from ...opensora_core.encoders.tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
-from ...opensora_core.quantised import NF4
-from ...opensora_core.text.prompt import dropped_sentence, fit_tokens
-from ...opensora_core.text.tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
+from ...opensora_core.text.prompt import T5_LENGTH, dropped_sentence, fit_tokens
 from . import nf4
 from .precision import quantise_layers
 

@@ -27,13 +27,23 @@ from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.files import quantisation, read_header
 from ...opensora_core.checkpoint.keys import vae_manifest
 from ...opensora_core.checkpoint.load import compare
-from ...opensora_core.config import DCAEConfig, Tiling, VAEConfig
-from ...opensora_core.dc_ae.model import VideoDCAE
+from ...opensora_core.codecs.dc_ae.config import DCAEConfig
+from ...opensora_core.codecs.dc_ae.model import VideoDCAE
+from ...opensora_core.codecs.hunyuan.config import VAEConfig
+from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
+from ...opensora_core.codecs.hunyuan.memory import (
+    MARGIN,
+    PARKED_WORDS,
+    choose_decode,
+    decode_bytes,
+    encode_bytes,
+    park_decode,
+    tile_decode_bytes,
+)
+from ...opensora_core.codecs.hunyuan.model import CausalVAE
+from ...opensora_core.codecs.tiling import posterior, tiled_decode, tiled_encode
 from ...opensora_core.errors import CheckpointError, OpenSoraError
-from ...opensora_core.vae.layers import frame_causal_attention
-from ...opensora_core.vae.memory import MARGIN, PARKED_WORDS, choose_decode, decode_bytes, encode_bytes, park_decode, tile_decode_bytes
-from ...opensora_core.vae.model import CausalVAE
-from ...opensora_core.vae.tiling import posterior, tiled_decode, tiled_encode
+from ...opensora_core.geometry import Tiling
 from . import notice, selftest
 from .out_of_memory import unless_out_of_memory
 

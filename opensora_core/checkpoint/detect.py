@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE, VIDEO_DC_AE, DCAEConfig, TransformerConfig, VAEConfig
+from ..codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
+from ..codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
 from ..errors import CheckpointError
+from ..networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -9,10 +9,12 @@ import re
 import torch
 from torch import Tensor
 
-from ..config import DCAEConfig, TransformerConfig, VAEConfig
-from ..dc_ae.model import VideoDCAE
-from ..transformer.model import MMDiT
-from ..vae.model import CausalVAE
+from ..codecs.dc_ae.config import DCAEConfig
+from ..codecs.dc_ae.model import VideoDCAE
+from ..codecs.hunyuan.config import VAEConfig
+from ..codecs.hunyuan.model import CausalVAE
+from ..networks.mmdit.config import TransformerConfig
+from ..networks.mmdit.model import MMDiT
 
 Manifest = dict[str, tuple[int, ...]]
 

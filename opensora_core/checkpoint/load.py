@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..dc_ae.model import VideoDCAE
+from ..codecs.dc_ae.model import VideoDCAE
+from ..codecs.hunyuan.model import CausalVAE
 from ..errors import CheckpointError, OpenSoraError
+from ..networks.mmdit.model import MMDiT
 from ..ops import TorchOperations, attention as torch_attention
-from ..quantised import QuantisedOperations, precision_format
-from ..transformer.model import MMDiT
-from ..vae.model import CausalVAE
 from .detect import Identity, bare_shapes, identify, require
 from .files import Header, open_tensors, quantisation, read_header
+from .formats import LayerFormat, is_note, layers_to_quantise, stored_formats
 from .keys import Manifest, file_name, module_name, transformer_manifest, unfuse, vae_class, vae_manifest
-from .layer_formats import LayerFormat, is_note, layers_to_quantise, stored_formats
+from .quantised import QuantisedOperations, precision_format
 
 __all__ = ["Comparison", "compare", "load_transformer", "load_vae", "read_header"]
 
@@ -78,7 +78,7 @@ def load_transformer(
         device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
         operations, attention: the layer seam, see ops.py.
         kinds: kinds of file to accept instead of Open-Sora 2.0's, for instance ("flux",).
-        precision: fp8_e4m3fn, int8 or nf4 to quantise the large layers of a plain file as they are read, see quantised.py.
+        precision: fp8_e4m3fn, int8 or nf4 to quantise the large layers of a plain file as they are read, see checkpoint/quantised.py.
             int8 and nf4 are bitsandbytes'; an int8 file with precision int8 is multiplied by bitsandbytes too.
 
     Returns:

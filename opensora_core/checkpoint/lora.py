@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..quantised import Adapter, is_quantised
 from .detect import identify
 from .files import find_weights, open_tensors, read_header
+from .quantised import Adapter, is_quantised
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, OpenSoraError
-from ..quantised import Float8, Format, Int8, relative_error
 from .detect import Identity
 from .files import TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
+from .formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, group_of, layers_to_quantise
 from .keys import file_name, transformer_manifest
-from .layer_formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, group_of, layers_to_quantise
 from .load import check_keys, open_model
+from .quantised import Float8, Format, Int8, relative_error
 
 FORMATS = {"fp8_e4m3fn": Float8, "int8": Int8}
 

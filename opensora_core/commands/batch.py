@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 
 from ..cli import DONE, SOME_FAILED
 from ..errors import DecodeOutOfMemory, OpenSoraError
-from ..loaded import identity
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
+from ..memory.loaded import identity
 from ..pipeline import OpenSoraPipeline
-from ..request import EncodedPrompt
+from ..run.request import EncodedPrompt
 from ..text.prompt import file_name_part
-from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, unused_path
 from .failures import failure, keep_latents
 from .ledger import Ledger, described, keys
+from .options import CallSettings, call_settings, check_writable, clip_length, model_grid, pipeline, say
 from .pictures import flux_files
 from .progress import BatchBars, NamedWarnings
 from .references import PATHS
 from .row_pictures import RowPicture, RowPictures, known_by, row_picture
 from .rows import Row, read_rows, row_arguments
-from .settings import CallSettings, call_settings, check_writable, clip_length, model_grid, pipeline, say
 
 T = TypeVar("T")
 

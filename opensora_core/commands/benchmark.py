@@ -13,12 +13,12 @@ import torch
 from .. import __version__
 from ..cli import DONE
 from ..errors import OpenSoraError
-from ..generation.result import GenerationResult
+from ..media.video import complete_or_absent
 from ..pipeline import OpenSoraPipeline
-from ..video import complete_or_absent
+from ..run.result import GenerationResult
+from .options import CallSettings, call_settings, check_writable, pipeline, say
 from .progress import Bars
 from .references import PATHS
-from .settings import CallSettings, call_settings, check_writable, pipeline, say
 
 
 def run(args: argparse.Namespace) -> int:

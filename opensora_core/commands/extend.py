@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..generation.result import GenerationResult
-from ..latent_file import SUFFIX, read_latents, save_latents
-from ..long_video import continuation, segment_prompts
+from ..media.latent_file import SUFFIX, read_latents, save_latents
 from ..pipeline import OpenSoraPipeline
-from ..request import EncodedPrompt
+from ..run.request import EncodedPrompt
+from ..run.result import GenerationResult
+from ..run.segments import continuation, segment_prompts
+from .options import CallSettings, say
 from .progress import Bars
-from .settings import CallSettings, say
 
 # What a file of latents decides, so that it cannot be asked for beside one.
 _OF_THE_FIRST_CLIP = ("resolution", "aspect_ratio", "width", "height", "num_frames", "cond_type", "ref", "ref_end")

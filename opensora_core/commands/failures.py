@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from ..device_memory import is_out_of_memory, ran_out
 from ..errors import DecodeOutOfMemory, OutOfMemory
-from ..latent_file import SUFFIX, save_latents
-from ..video import numbered
+from ..media.latent_file import SUFFIX, save_latents
+from ..media.video import numbered
+from ..memory.device import is_out_of_memory, ran_out
 
 
 def keep_latents(error: DecodeOutOfMemory, video: Path, scale: float) -> str:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from ..cli import DONE, SOME_FAILED
 from ..errors import DecodeOutOfMemory, OpenSoraError
-from ..sampling.solver import MAX_SEED
-from ..video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, taken_by, unused_path
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, taken_by, unused_path
+from ..sampling.solvers import MAX_SEED
 from . import batch
 from .extend import KeptFile, LongVideo
 from .failures import failure, keep_latents
+from .options import CallSettings, call_settings, check_writable, pipeline, say
 from .pictures import Pictures, check_given
 from .progress import Bars
-from .settings import CallSettings, call_settings, check_writable, pipeline, say
 
 
 def run(args: argparse.Namespace) -> int:

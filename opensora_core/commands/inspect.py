@@ -5,16 +5,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..checkpoint.inspect import check, report
 from ..cli import DONE, REFUSED
-from ..components import resolve_device
 from ..errors import OpenSoraError
-from ..estimate import Memory, Request, Settings
-from ..footprint import ModelSizes, sizes_of_files
-from ..model_files import SMALL, ModelFiles
-from ..offload.plan import GIB
-from ..preflight import memory_of, preflight
-from .settings import video_size
+from ..inspection.report import check, report
+from ..memory.component import resolve_device
+from ..memory.estimate import Memory, Request, Settings
+from ..memory.footprint import ModelSizes, sizes_of_files
+from ..memory.plan import GIB
+from ..memory.preflight import memory_of, preflight
+from ..run.files import SMALL, ModelFiles
+from .options import video_size
 
 
 def run(args: argparse.Namespace) -> int:

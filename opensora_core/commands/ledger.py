@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OpenSoraError
-from ..video import complete_or_absent
+from ..media.video import complete_or_absent
 
 NAME = "batch.json"
 _FORMAT = 1

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..flux.painter import PictureRequest, check_seed
 from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio, training_ratios
+from ..media.video import IMAGE_SUFFIX, save_video, unused_path
 from ..pipeline import OpenSoraPipeline
-from ..request import EncodedPrompt
-from ..video import IMAGE_SUFFIX, save_video, unused_path
+from ..run.picture import PictureRequest, check_seed
+from ..run.request import EncodedPrompt
 from .failures import failure
+from .options import CallSettings, say
 from .progress import Bars
-from .settings import CallSettings, say
 
 _IN_FOLDER = {"flux": "flux1-dev.safetensors", "flux_vae": "flux1-dev-ae.safetensors"}  # as in the hub repository
 

@@ -6,8 +6,8 @@ from typing import Any
 from ..cli import ASPECT_OF_REFERENCE
 from ..errors import OpenSoraError
 from ..geometry import nearest_aspect_ratio
-from ..sampling.conditioning import BACKWARDS, CONTEXTS, FITS, FORWARDS
-from ..video import is_video, media_size
+from ..media.video import is_video, media_size
+from ..sampling.given import BACKWARDS, CONTEXTS, FITS, FORWARDS
 
 PATHS = ("image", "last_image", "video")  # of a call's arguments, those that are paths of files
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OpenSoraError
-from ..flux.painter import PictureRequest
+from ..media.video import IMAGE_SUFFIX, save_video, unused_path
 from ..pipeline import OpenSoraPipeline
-from ..request import EncodedPrompt
+from ..run.picture import PictureRequest
+from ..run.request import EncodedPrompt
 from ..text.prompt import file_name_part
-from ..video import IMAGE_SUFFIX, save_video, unused_path
 from .ledger import Ledger, keys
+from .options import CallSettings
 from .pictures import check_drawn, picture_request
 from .progress import BatchBars
 from .rows import Row
-from .settings import CallSettings
 
 _OF_THE_PICTURE = ("image_seed", "image_prompt")  # columns
 

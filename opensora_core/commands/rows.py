@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..cli import CSV_COLUMNS
 from ..errors import OpenSoraError
+from .options import clip_length, model_grid
 from .pictures import check_given
-from .settings import clip_length, model_grid
 
 _NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
 _PICTURES = ("image", "end_image")

@@ -8,6 +8,9 @@ import unicodedata
 
 from ..errors import OpenSoraError
 
+T5_LENGTH = 512  # tokens, truncated and padded, attended without a mask
+CLIP_LENGTH = 77
+
 FPS_RANGE = (1, 120)
 MOTION_SCORE_RANGE = (1, 15)
 

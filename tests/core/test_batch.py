@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_core import networks
 from opensora_core.cli import CSV_COLUMNS, DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
 from opensora_core.commands import batch
 from opensora_core.commands.ledger import NAME
 from opensora_core.commands.rows import read_rows
 from opensora_core.errors import OpenSoraError
-from opensora_core.loaded import LoadedModels
+from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run import parts as networks
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = ["--width", "48", "--height", "32", "--num-frames", "5", "--num-steps", "2", "--device", "cpu"]
@@ -316,7 +316,7 @@ def test_prompts_that_cannot_be_encoded_fail_their_rows(run, capsys, monkeypatch
 
 
 def test_latents_that_no_memory_was_left_to_decode_are_kept(run, capsys, monkeypatch):
-    from opensora_core import video_vae
+    from opensora_core.memory import decode as video_vae
 
     def no_room(*arguments, **more):
         raise torch.cuda.OutOfMemoryError

@@ -8,14 +8,13 @@ import pytest
 from PIL import Image
 
 from demo import tiny_flux
-from opensora_core import networks
 from opensora_core.cli import DONE, REFUSED, SOME_FAILED, main
 from opensora_core.commands import batch
 from opensora_core.errors import OpenSoraError
-from opensora_core.flux import painter
-from opensora_core.flux.painter import FluxPainter
-from opensora_core.loaded import LoadedModels
+from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run import parts as networks, picture as painter
+from opensora_core.run.picture import FluxPainter
 
 SIZE = ["--width", "32", "--height", "32", "--num-frames", "5", "--num-steps", "2", "--device", "cpu"]
 PICTURE = ["--image-resolution", "144px", "--image-steps", "2"]

@@ -8,17 +8,10 @@ import pytest
 import torch
 
 from opensora_core.checkpoint import detect, keys
-from opensora_core.config import (
-    FLUX_DEV,
-    HUNYUAN_VAE,
-    OPEN_SORA_2,
-    OPEN_SORA_2_DC_AE,
-    VIDEO_DC_AE,
-    DCAEConfig,
-    TransformerConfig,
-    VAEConfig,
-)
+from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
+from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
 from opensora_core.errors import CheckpointError
+from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
 
 TINY = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
 TINY_VAE = VAEConfig(16, (16, 32, 32, 32), 1)

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opensora_core.checkpoint import keys
-from opensora_core.checkpoint.inspect import check, report
-from opensora_core.config import FLUX_DEV, HUNYUAN_VAE, OPEN_SORA_2
+from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from opensora_core.errors import CheckpointError
+from opensora_core.inspection.report import check, report
+from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2
 
 
 def head(manifest, count):

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from opensora_core.checkpoint.files import open_tensors, quantisation, read_header
 from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer, load_vae
-from opensora_core.config import TransformerConfig
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.networks.mmdit.config import TransformerConfig
 from opensora_core.ops import TorchOperations
 
 

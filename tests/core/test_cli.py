@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_core import video, video_vae
 from opensora_core.cli import DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
-from opensora_core.commands import settings as settings_module
-from opensora_core.latent_file import read_latents
+from opensora_core.commands import options as settings_module
+from opensora_core.media import video
+from opensora_core.media.latent_file import read_latents
+from opensora_core.memory import decode as video_vae
 from opensora_core.pipeline import OpenSoraPipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +123,7 @@ def test_what_has_taken_a_name_is_said(generate, here, capsys):
 
 
 def test_the_prompt_is_encoded_once_for_all_samples(generate, here, monkeypatch):
-    from opensora_core.generation import text
+    from opensora_core.run import text
 
     encoded, real = [], text.encode
     monkeypatch.setattr(text, "encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
@@ -232,7 +233,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("words", "says"), REFUSALS, ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "")
 def test_bad_arguments_end_with_2_and_one_sentence_before_any_network_is_read(generate, here, capsys, monkeypatch, words, says):
-    from opensora_core import networks
+    from opensora_core.run import parts as networks
 
     def read(*args, **kwargs):
         raise AssertionError("a network was read before the request was refused")
@@ -272,7 +273,7 @@ def test_what_the_parser_refuses_ends_with_2_and_one_line(capsys, words, says):
 
 
 def test_a_missing_built_in_model_is_said_in_one_sentence(here, capsys, monkeypatch):
-    from opensora_core import model_files
+    from opensora_core.run import files as model_files
 
     monkeypatch.setattr(model_files, "SMALL", here / "absent")
     assert main(["generate", "--prompt", "a cat", *SIZE]) == REFUSED

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from opensora_core.contact_sheet import GAP, contact_sheet
 from opensora_core.errors import OpenSoraError
+from opensora_core.media.contact_sheet import GAP, contact_sheet
 
 VIDEOS = torch.rand(5, 3, 32, 48, 3, generator=torch.Generator().manual_seed(1))
 

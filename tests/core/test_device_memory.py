@@ -6,14 +6,14 @@ import weakref
 import pytest
 import torch
 
-from opensora_core import capacity, components, device_memory, video_vae
 from opensora_core.cli import SOME_FAILED, main
-from opensora_core.device_memory import free_bytes, is_out_of_memory, ran_out, total_bytes, unless_out_of_memory
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
-from opensora_core.generation import sampling, text
+from opensora_core.memory import component as components, decode as video_vae, device as device_memory
+from opensora_core.memory.decode import VideoVAE
+from opensora_core.memory.device import free_bytes, is_out_of_memory, ran_out, total_bytes, unless_out_of_memory
+from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.transformer.model import MMDiT
-from opensora_core.video_vae import VideoVAE
+from opensora_core.run import needs as capacity, sample as sampling, text
 
 GIB = 2**30
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2, "seed": 3}

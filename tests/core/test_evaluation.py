@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from opensora_core.cli import DONE, INTERRUPTED, REFUSED, main
-from opensora_core.commands import clips as clips_module, evaluate as evaluate_module
-from opensora_core.commands.clips import Job
 from opensora_core.errors import OpenSoraError
-from opensora_core.evaluation import judge, prompts, read, score, verdict, vision, world
+from opensora_core.evaluation import clips as clips_module, command as evaluate_module, judge, prompts, read, score, verdict, vision, world
+from opensora_core.evaluation.clips import Job
 from opensora_core.evaluation.degrade import DEGREES, degraded
 from opensora_core.evaluation.world import Combination, Scene
 

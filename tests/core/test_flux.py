@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opensora_core.checkpoint.keys import flux_ae_manifest
-from opensora_core.components import Placement
-from opensora_core.config import FLUX_DEV
+from opensora_core.codecs.picture import DecoderConfig, decoder_manifest, load_decoder
 from opensora_core.errors import CheckpointError, OpenSoraError
-from opensora_core.flux import painter as painting
-from opensora_core.flux.autoencoder import DecoderConfig, decoder_manifest, load_decoder
-from opensora_core.flux.painter import FluxPainter, Picture, PictureRequest, PictureText, draw
-from opensora_core.flux.schedule import num_steps, picture_shift
+from opensora_core.families.flux import num_steps, picture_shift
 from opensora_core.geometry import ASPECT_RATIOS, training_size
-from opensora_core.loaded import SHARED
+from opensora_core.memory.component import Placement
+from opensora_core.memory.loaded import SHARED
+from opensora_core.networks.mmdit.config import FLUX_DEV
+from opensora_core.run import picture as painting
+from opensora_core.run.picture import FluxPainter, Picture, PictureRequest, PictureText, draw
 from opensora_core.sampling.schedule import sigmas
 
 TOLERANCE = 2e-4

@@ -6,22 +6,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opensora_core.allocation import AllocationCounter
-from opensora_core.checkpoint.inspect import check
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import main
-from opensora_core.config import HUNYUAN_VAE, OPEN_SORA_2, OPEN_SORA_2_DC_AE, VIDEO_DC_AE, Tiling
-from opensora_core.dc_ae.layers import linear_attention
-from opensora_core.dc_ae.memory import decode_bytes, encode_bytes
+from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE
+from opensora_core.codecs.dc_ae.layers import linear_attention
+from opensora_core.codecs.dc_ae.memory import decode_bytes, encode_bytes
+from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
+from opensora_core.codecs.hunyuan.memory import choose_decode
+from opensora_core.codecs.tiling import num_tiles, tiled_decode
 from opensora_core.errors import CheckpointError, OpenSoraError
-from opensora_core.footprint import sizes_of_files
-from opensora_core.geometry import CAUSAL, HIGH_COMPRESSION
-from opensora_core.model_files import ModelFiles, check_files
+from opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, Tiling
+from opensora_core.inspection.report import check
+from opensora_core.memory.count import AllocationCounter
+from opensora_core.memory.footprint import sizes_of_files
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, OPEN_SORA_2_DC_AE
 from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run.files import ModelFiles, check_files
 from opensora_core.sampling.schedule import latent_flow_shift
-from opensora_core.vae.memory import choose_decode
-from opensora_core.vae.tiling import num_tiles, tiled_decode
 
 
 @pytest.fixture(scope="module")

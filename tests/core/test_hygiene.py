@@ -25,100 +25,32 @@ HOST_MODULES = {
     "comfy", "comfy_aimdo", "comfy_execution", "comfy_extras", "comfy_kitchen", "execution", "latent_preview", "nodes", "psutil",
     "server",
 }  # fmt: skip
-# room -> the rooms of opensora_core it may import. A room is a top-level module or folder.
+# room -> the rooms of opensora_core it may import. A room is a folder, or a module at the root.
+# errors <- geometry, text, ops <- networks | codecs | sampling (siblings, never each other) <- families <- checkpoint <- encoders
+# <- memory <- run <- pipeline <- commands, inspection, evaluation <- cli. media stands beside memory.
 MAY_IMPORT = {
     "errors": set(),
     "geometry": {"errors"},
-    "config": {"geometry"},
     "ops": set(),
-    "quantised": {"errors", "ops"},
-    "transformer": {"errors", "config", "ops"},
-    "vae": {"errors", "geometry", "config", "ops", "dc_ae"},
-    "dc_ae": {"errors", "geometry", "config", "ops", "allocation"},
+    "text": {"errors"},
+    "networks": {"errors", "geometry", "ops"},
+    "codecs": {"errors", "geometry", "ops"},
     "sampling": {"errors", "geometry"},
-    "text": {"errors", "config", "checkpoint", "quantised"},
-    "offload": {"errors"},
-    "video": {"errors"},
-    "checkpoint": {"errors", "config", "ops", "quantised", "transformer", "vae", "dc_ae"},
-    "loaded": {"errors"},
-    "references": {"errors", "geometry", "sampling", "video"},
-    "request": {"errors", "geometry", "references", "sampling", "text"},
-    "model_files": {"errors", "checkpoint", "evaluation", "text", "transformer", "geometry", "loaded"},
-    "allocation": set(),
-    "footprint": {
-        "allocation",
-        "checkpoint",
-        "config",
-        "errors",
-        "geometry",
-        "offload",
-        "quantised",
-        "sampling",
-        "text",
-        "transformer",
-        "vae",
-    },
-    "estimate": {"components", "config", "errors", "footprint", "geometry", "offload", "sampling", "vae"},
-    "preflight": {"device_memory", "errors", "estimate", "footprint", "offload"},
-    "capacity": {"components", "device_memory", "estimate", "footprint", "model_files", "offload", "request", "vae"},
-    "device_memory": {"offload"},
-    "components": {"device_memory", "errors", "offload", "quantised"},
-    "video_vae": {"components", "config", "dc_ae", "device_memory", "errors", "vae"},
-    "long_video": {"errors", "geometry"},
-    "latent_file": {"errors"},
-    "contact_sheet": {"errors"},
-    "evaluation": {"errors"},
-    "networks": {"capacity", "checkpoint", "components", "loaded", "model_files", "offload", "ops", "text", "video_vae"},
-    "generation": {
-        "capacity",
-        "components",
-        "device_memory",
-        "errors",
-        "loaded",
-        "long_video",
-        "networks",
-        "references",
-        "request",
-        "sampling",
-        "text",
-        "vae",
-        "video",
-    },
-    "pipeline": {
-        "capacity",
-        "components",
-        "errors",
-        "flux",
-        "footprint",
-        "generation",
-        "geometry",
-        "long_video",
-        "model_files",
-        "networks",
-        "offload",
-        "ops",
-        "references",
-        "request",
-        "sampling",
-        "video_vae",
-    },
-    "flux": {
-        "checkpoint",
-        "components",
-        "config",
-        "device_memory",
-        "errors",
-        "estimate",
-        "footprint",
-        "geometry",
-        "loaded",
-        "offload",
-        "ops",
-        "sampling",
-        "vae",
-    },
+    "families": {"codecs", "errors", "geometry", "networks", "sampling", "text"},
+    "checkpoint": {"errors", "ops"},
+    "encoders": {"checkpoint", "errors", "text"},
+    "memory": {"checkpoint", "codecs", "encoders", "errors", "geometry", "sampling", "text"},
+    "media": {"errors", "geometry", "sampling"},
+    "run": {"checkpoint", "codecs", "encoders", "errors", "families", "geometry", "media", "memory", "ops", "sampling", "text"},
+    "pipeline": {"errors", "geometry", "media", "memory", "ops", "run", "sampling"},
+    "inspection": {"checkpoint", "errors", "ops"},
 }
-EDGE_ROOMS = {"cli", "commands", "__main__", "__init__"}  # they put the rooms together and may import any
+# What is still to move out: these go as the rooms above them are rebuilt.
+LEFT_OVER = {
+    ("codecs", "checkpoint"), ("codecs", "memory"), ("checkpoint", "codecs"), ("checkpoint", "networks"), ("encoders", "networks"),
+    ("memory", "networks"), ("run", "evaluation"), ("run", "networks"), ("inspection", "codecs"), ("inspection", "networks"),
+}  # fmt: skip
+EDGE_ROOMS = {"cli", "commands", "evaluation", "__main__", "__init__"}  # they put the rooms together and may import any
 
 # Import roots and calls that the registry's scan flags, or that this project promises not to make.
 FORBIDDEN_IMPORTS = {
@@ -189,7 +121,8 @@ def test_the_library_imports_only_its_libraries_and_the_rooms_below(path):
         if is_relative:
             names_room = (CORE / root).is_dir() or (CORE / f"{root}.py").is_file()
             if names_room and root != room and room not in EDGE_ROOMS:
-                assert root in MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {target}: {room} stands below {root}"
+                may = root in MAY_IMPORT[room] or (room, root) in LEFT_OVER
+                assert may, f"{path.relative_to(ROOT)} imports {target}: {room} stands below {root}"
         else:
             assert root in LIBRARIES or root in sys.stdlib_module_names, f"{path.relative_to(ROOT)} imports {target}"
             assert root != "opensora_core", "imports inside the library are relative: inside the pack it has another name"
@@ -258,7 +191,7 @@ def test_importing_the_library_loads_nothing_heavy():
 def test_the_plain_modules_work_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None\n"
-        "import opensora_core.errors, opensora_core.geometry, opensora_core.config, opensora_core.text.prompt\n"
+        "import opensora_core.errors, opensora_core.geometry, opensora_core.networks.mmdit.config, opensora_core.text.prompt\n"
         "assert opensora_core.geometry.latent_frames(129) == 33"
     )
     run_python(code)

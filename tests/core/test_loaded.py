@@ -14,14 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from demo.tiny import TRANSFORMER
-from opensora_core import networks
 from opensora_core.checkpoint import files
 from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.errors import CheckpointError, OpenSoraError
-from opensora_core.generation import text
-from opensora_core.loaded import Description, EncodedPrompts, LoadedModels, own_structure
+from opensora_core.memory.loaded import Description, EncodedPrompts, LoadedModels, own_structure
 from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run import parts as networks, text
 
 CALL = {"height": 32, "width": 32, "num_frames": 1, "num_inference_steps": 1, "seed": 3}
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opensora_core import latent_file, long_video
 from opensora_core.errors import OpenSoraError
-from opensora_core.long_video import Continuation, continuation, decode_windows, join, windows
+from opensora_core.media import latent_file
+from opensora_core.run import segments as long_video
+from opensora_core.run.segments import Continuation, continuation, decode_windows, join, windows
 
 
 @pytest.mark.parametrize(
@@ -206,8 +207,8 @@ def test_going_on_later_is_going_on_at_once(pipe, clip_made, longer):
 
 
 def test_the_networks_see_one_segment_at_a_time(pipe, clip_made, monkeypatch):
-    from opensora_core.generation import sampling
-    from opensora_core.vae.model import CausalVAE
+    from opensora_core.codecs.hunyuan.model import CausalVAE
+    from opensora_core.run import sample as sampling
 
     sampled, decoded = [], []
     real_sample, real_decode = sampling.sample, CausalVAE.decode
@@ -228,7 +229,7 @@ def test_the_networks_see_one_segment_at_a_time(pipe, clip_made, monkeypatch):
 
 
 def test_every_segment_is_in_safety_before_the_next_begins(pipe, clip_made, tmp_path, monkeypatch):
-    from opensora_core.generation import sampling
+    from opensora_core.run import sample as sampling
 
     kept, real_sample = tmp_path / "so far.latent", sampling.sample
 
@@ -254,7 +255,7 @@ def test_every_segment_is_in_safety_before_the_next_begins(pipe, clip_made, tmp_
 
 
 def test_each_segment_may_have_a_prompt_of_its_own(pipe, clip_made, longer, monkeypatch):
-    from opensora_core.generation import text
+    from opensora_core.run import text
 
     encoded, real = [], text.encode
     monkeypatch.setattr(text, "encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
@@ -299,7 +300,7 @@ def test_progress_counts_the_steps_of_all_segments(pipe, clip_made):
     ],
 )
 def test_what_cannot_be_met_is_refused_before_any_weight_is_read(tiny_checkpoint, video, arguments, words, monkeypatch):
-    from opensora_core.components import Component
+    from opensora_core.memory.component import Component
     from opensora_core.pipeline import OpenSoraPipeline
 
     monkeypatch.setattr(Component, "_load", lambda component: pytest.fail("a network was read"))
@@ -342,7 +343,7 @@ def test_generate_makes_a_longer_video_and_keeps_its_latents(generate, capsys):
 
 
 def test_the_first_clip_is_decoded_once_with_the_whole(generate, monkeypatch):
-    from opensora_core.vae.model import CausalVAE
+    from opensora_core.codecs.hunyuan.model import CausalVAE
 
     decoded, real = [], CausalVAE.decode
     monkeypatch.setattr(CausalVAE, "decode", lambda vae, part: decoded.append(part.shape[2]) or real(vae, part))
@@ -351,7 +352,7 @@ def test_the_first_clip_is_decoded_once_with_the_whole(generate, monkeypatch):
 
 
 def test_an_interrupt_names_what_is_finished(generate, capsys, monkeypatch):
-    from opensora_core.generation import sampling
+    from opensora_core.run import sample as sampling
 
     runs, real_sample = [], sampling.sample
 
@@ -372,7 +373,7 @@ def test_an_interrupt_names_what_is_finished(generate, capsys, monkeypatch):
 
 
 def test_a_segment_that_fails_names_what_is_finished_and_the_next_video_is_made(generate, capsys, monkeypatch):
-    from opensora_core.generation import sampling
+    from opensora_core.run import sample as sampling
 
     runs, real_sample = [], sampling.sample
 
@@ -402,7 +403,7 @@ def test_a_segment_that_fails_names_what_is_finished_and_the_next_video_is_made(
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused_before_anything_is_read(generate, capsys, monkeypatch, more, words):
-    from opensora_core.components import Component
+    from opensora_core.memory.component import Component
 
     monkeypatch.setattr(Component, "_load", lambda component: pytest.fail("a network was read"))
     try:
@@ -413,9 +414,9 @@ def test_arguments_that_contradict_each_other_are_refused_before_anything_is_rea
 
 
 def test_the_high_compression_variant_is_refused_before_its_first_clip(generate, capsys, monkeypatch):
-    from opensora_core.components import Component
     from opensora_core.geometry import HIGH_COMPRESSION
-    from opensora_core.model_files import ModelFiles
+    from opensora_core.memory.component import Component
+    from opensora_core.run.files import ModelFiles
 
     monkeypatch.setattr(ModelFiles, "grid", HIGH_COMPRESSION)
     monkeypatch.setattr(Component, "_load", lambda component: pytest.fail("a network was read"))

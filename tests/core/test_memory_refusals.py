@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from opensora_core import capacity
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import REFUSED, main
 from opensora_core.errors import CheckpointError, OpenSoraError
-from opensora_core.loaded import SHARED
+from opensora_core.memory.loaded import SHARED
 from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run import needs as capacity
 
 DIT = "Open_Sora_v2.safetensors"
 

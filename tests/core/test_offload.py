@@ -15,12 +15,12 @@ from opensora_core.checkpoint.files import read_header
 from opensora_core.checkpoint.keys import module_name, transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import merge_lora
-from opensora_core.config import OPEN_SORA_2
 from opensora_core.errors import OpenSoraError
-from opensora_core.offload import stream as stream_module
-from opensora_core.offload.plan import BUDGET, GIB, MINIMAL, RESIDENT, UnitBytes, at_least, at_most, least_bytes, make_plan, unit_bytes
-from opensora_core.offload.stream import BlockStream, Lane, module_bytes, piece_sizes
-from opensora_core.transformer.model import MMDiT
+from opensora_core.memory import stream as stream_module
+from opensora_core.memory.plan import BUDGET, GIB, MINIMAL, RESIDENT, UnitBytes, at_least, at_most, least_bytes, make_plan, unit_bytes
+from opensora_core.memory.stream import BlockStream, Lane, module_bytes, piece_sizes
+from opensora_core.networks.mmdit.config import OPEN_SORA_2
+from opensora_core.networks.mmdit.model import MMDiT
 
 PRECISIONS = ("fp32", "bf16", "fp8_e4m3fn", "int8", "nf4")
 CPU = torch.device("cpu")

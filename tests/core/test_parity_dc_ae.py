@@ -9,13 +9,12 @@ import torch
 from safetensors import safe_open
 
 from opensora_core.checkpoint.load import load_vae
-from opensora_core.config import Tiling
-from opensora_core.dc_ae import layers
-from opensora_core.geometry import HIGH_COMPRESSION
+from opensora_core.codecs.dc_ae import layers
+from opensora_core.codecs.tiling import tiled_decode, tiled_encode
+from opensora_core.geometry import HIGH_COMPRESSION, Tiling
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.request import EncodedPrompt
-from opensora_core.sampling.solver import TextCondition
-from opensora_core.vae.tiling import tiled_decode, tiled_encode
+from opensora_core.run.request import EncodedPrompt
+from opensora_core.sampling.solvers import TextCondition
 
 TOLERANCE = 1e-5  # fp32 rounding
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

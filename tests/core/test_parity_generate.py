@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.request import EncodedPrompt, SamplingOptions
-from opensora_core.sampling.solver import TextCondition
+from opensora_core.run.request import EncodedPrompt, SamplingOptions
+from opensora_core.sampling.solvers import TextCondition
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 
 from opensora_core.checkpoint.load import load_transformer
-from opensora_core.sampling.conditioning import image_condition
+from opensora_core.sampling.given import image_condition
 from opensora_core.sampling.guidance import Guidance, ReferenceUse
 from opensora_core.sampling.schedule import latent_flow_shift, sigmas
-from opensora_core.sampling.solver import TextCondition, noise, sample
+from opensora_core.sampling.solvers import TextCondition, noise, sample
 
 TOLERANCE = 5e-5  # see test_parity_transformer.py; 5e-7 where the goldens were made
 PATH = Path(__file__).resolve().parent.parent / "golden" / "sampler.safetensors"

@@ -93,5 +93,5 @@ def test_rotary_pairs_matter(golden, golden_path, relative_error, monkeypatch):
         a, b = x[..., ::2], x[..., 1::2]
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
-    monkeypatch.setattr("opensora_core.transformer.layers.rotate_half", interleaved)
+    monkeypatch.setattr("opensora_core.networks.mmdit.layers.rotate_half", interleaved)
     assert relative_error(predict(model, case), case["output"]) > 0.01

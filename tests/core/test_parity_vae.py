@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 
 from opensora_core.checkpoint.load import load_vae
-from opensora_core.config import LATENT_SCALE, Tiling
-from opensora_core.vae.tiling import posterior, split_moments, tiled_decode, tiled_encode
+from opensora_core.codecs.hunyuan.config import LATENT_SCALE
+from opensora_core.codecs.tiling import posterior, split_moments, tiled_decode, tiled_encode
+from opensora_core.geometry import Tiling
 
 TOLERANCE = 1e-5  # fp32 rounding
 with safe_open(Path(__file__).resolve().parent.parent / "golden" / "vae.safetensors", "pt") as file:
@@ -67,7 +68,7 @@ def _attention_to_every_frame(q, k, v):
 
 
 def test_goldens_see_the_causal_mask(vae, recorded, relative_error, monkeypatch):
-    monkeypatch.setattr("opensora_core.vae.layers.frame_causal_attention", _attention_to_every_frame)
+    monkeypatch.setattr("opensora_core.codecs.hunyuan.layers.frame_causal_attention", _attention_to_every_frame)
     with torch.no_grad():
         found = vae.decode(recorded["whole.latents"] / LATENT_SCALE)
     assert relative_error(found, recorded["whole.decoded"]) > 0.01

@@ -9,17 +9,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from opensora_core import capacity, components, model_files, networks as networks_module, pipeline as pipeline_module, video_vae
+from opensora_core import pipeline as pipeline_module
 from opensora_core.checkpoint.files import read_header
-from opensora_core.components import Component, Habits, Placement, visiting
-from opensora_core.config import LATENT_SCALE, Tiling
+from opensora_core.codecs.hunyuan.config import LATENT_SCALE
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
-from opensora_core.generation import sampling
-from opensora_core.loaded import LoadedModels
+from opensora_core.geometry import Tiling
+from opensora_core.media.pictures import reference_image
+from opensora_core.memory import component as components, decode as video_vae
+from opensora_core.memory.component import Component, Habits, Placement, visiting
+from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.references import reference_image
-from opensora_core.request import EncodedPrompt, SamplingOptions, random_seed
-from opensora_core.sampling.conditioning import fit_image
+from opensora_core.run import files as model_files, needs as capacity, parts as networks_module, sample as sampling
+from opensora_core.run.request import EncodedPrompt, SamplingOptions, random_seed
+from opensora_core.sampling.given import fit_image
 
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 3, "seed": 7}
 

@@ -9,18 +9,23 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from demo import tiny
-from opensora_core import estimate as estimate_module
-from opensora_core.allocation import AllocationCounter
 from opensora_core.checkpoint import quantize as quantize_file
+from opensora_core.checkpoint.formats import QUANTISED_GROUPS
 from opensora_core.checkpoint.keys import transformer_manifest
-from opensora_core.checkpoint.layer_formats import QUANTISED_GROUPS
 from opensora_core.checkpoint.load import load_transformer, open_model
 from opensora_core.checkpoint.quantize import FORMATS, quantize
 from opensora_core.cli import DONE, REFUSED, main
-from opensora_core.config import OPEN_SORA_2, Tiling, TransformerConfig, VAEConfig
+from opensora_core.codecs.hunyuan import layers
+from opensora_core.codecs.hunyuan.config import VAEConfig
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.codecs.tiling import tiled_decode, tiled_encode
+from opensora_core.encoders.load import load_t5
 from opensora_core.errors import OpenSoraError
-from opensora_core.estimate import CONTEXT_BYTES, Memory, Need, Request, Settings, estimate
-from opensora_core.footprint import (
+from opensora_core.geometry import Tiling
+from opensora_core.memory import estimate as estimate_module
+from opensora_core.memory.count import AllocationCounter
+from opensora_core.memory.estimate import CONTEXT_BYTES, Memory, Need, Request, Settings, estimate
+from opensora_core.memory.footprint import (
     PRECISIONS,
     ModelSizes,
     _counted_forward,
@@ -35,17 +40,14 @@ from opensora_core.footprint import (
     text_weights,
     transformer_weights,
 )
-from opensora_core.offload.plan import GIB
-from opensora_core.offload.stream import module_bytes
-from opensora_core.preflight import MeasuredForward, memory_of, preflight
+from opensora_core.memory.plan import GIB
+from opensora_core.memory.preflight import MeasuredForward, memory_of, preflight
+from opensora_core.memory.stream import module_bytes
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.sampling.guidance import Guidance
 from opensora_core.sampling.schedule import sigmas
-from opensora_core.sampling.solver import TextCondition, noise, sample
-from opensora_core.text.encoders import load_t5
-from opensora_core.transformer.model import MMDiT
-from opensora_core.vae import layers
-from opensora_core.vae.model import CausalVAE
-from opensora_core.vae.tiling import tiled_decode, tiled_encode
+from opensora_core.sampling.solvers import TextCondition, noise, sample
 
 SMALL = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
 MEDIUM = TransformerConfig(16, 2, 512, 4, 2048, 1, 2, 64, 64, True, False)
@@ -207,7 +209,7 @@ def test_a_sampling_run_takes_what_was_predicted(has_image):
         text = TextCondition(*(torch.zeros(1, *size) for size in ((512, 64), (64,), (512, 64), (64,))))
         condition = None
         if has_image:
-            from opensora_core.sampling.conditioning import image_condition
+            from opensora_core.sampling.given import image_condition
 
             condition = image_condition(shape, torch.zeros(1, 16, 1, 16, 16), None)
         sample(model, noise(shape, 0), sigmas(2, 3.0), Guidance(), text, condition)

@@ -14,19 +14,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from opensora_core import quantised
-from opensora_core.checkpoint import quantize as writer
+from opensora_core.checkpoint import quantised, quantize as writer
 from opensora_core.checkpoint.files import read_header
+from opensora_core.checkpoint.formats import GROUPS, QUANTISED_GROUPS, group_of, layers_to_quantise
 from opensora_core.checkpoint.keys import transformer_manifest
-from opensora_core.checkpoint.layer_formats import GROUPS, QUANTISED_GROUPS, group_of, layers_to_quantise
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import merge_lora
+from opensora_core.checkpoint.quantised import NF4, Float8, Int8, Int8Matmul, QuantisedOperations, relative_error
 from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import DONE, REFUSED, main
-from opensora_core.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.quantised import NF4, Float8, Int8, Int8Matmul, QuantisedOperations, relative_error
 
 Q = "double_blocks.0.img_attn.q_proj"
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +186,7 @@ def test_bitsandbytes_missing_is_said_and_the_rest_works(monkeypatch, source):
 def test_bitsandbytes_is_imported_without_fetching_code(tmp_path):
     """A stand-in for the package `kernels`, through which bitsandbytes downloads a kernel on some processors as it is imported."""
     (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs):\n    print('fetched')\n    raise OSError\n")
-    code = "from opensora_core.quantised import NF4; NF4(); import kernels; print(kernels.__file__)"
+    code = "from opensora_core.checkpoint.quantised import NF4; NF4(); import kernels; print(kernels.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0 and result.stdout.strip() == str(tmp_path / "kernels.py") and not result.stderr

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opensora_core.video import save_video
+from opensora_core.media.video import save_video
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -37,7 +37,7 @@ def hub_folder(tiny_checkpoint, small_checkpoint, tmp_path, monkeypatch) -> Path
 
     from demo import tiny_flux
 
-    monkeypatch.setattr("opensora_core.model_files.SMALL", small_checkpoint)
+    monkeypatch.setattr("opensora_core.run.files.SMALL", small_checkpoint)
     (tmp_path / "Open-Sora-v2").symlink_to(tiny_checkpoint)
     (tmp_path / "Open_Sora_v2.safetensors").symlink_to(tiny_checkpoint / "Open_Sora_v2.safetensors")
     tiny_flux.write(tmp_path)
@@ -99,7 +99,7 @@ def test_make_demo_makes_videos_and_says_what_they_show(small_checkpoint, tmp_pa
     from PIL import Image
 
     from demo import run
-    from opensora_core import model_files
+    from opensora_core.run import files as model_files
 
     assert "$(PY) -m demo.run" in (ROOT / "Makefile").read_text(), "what `make demo` runs"
     monkeypatch.setattr(model_files, "SMALL", small_checkpoint)
@@ -119,7 +119,7 @@ def test_the_demo_counts_what_is_right(monkeypatch, tmp_path, capfd):
     import numpy
 
     from demo import run
-    from opensora_core.video import to_uint8
+    from opensora_core.media.video import to_uint8
 
     def ideal(pipe, demo, wish, picture):
         asked = wish.asked if wish.name != "yellow-square-up" else replace(wish.asked, direction="down")

@@ -9,14 +9,14 @@ from PIL import Image
 
 from opensora_core import cli
 from opensora_core.commands import references as command
-from opensora_core.commands.settings import call_settings
+from opensora_core.commands.options import call_settings
 from opensora_core.errors import OpenSoraError
+from opensora_core.media.pictures import References, read_references
+from opensora_core.media.video import media_size, read_clip, save_video
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.references import References, read_references
-from opensora_core.request import EncodedPrompt
-from opensora_core.sampling import conditioning, schedule, solver
+from opensora_core.run.request import EncodedPrompt
+from opensora_core.sampling import given as conditioning, schedule, solvers as solver
 from opensora_core.sampling.guidance import Guidance, ReferenceUse, num_forwards
-from opensora_core.video import media_size, read_clip, save_video
 
 
 def frames_of(count, height=32, width=48):
@@ -243,7 +243,7 @@ SMALL = {"height": 32, "width": 48, "num_inference_steps": 2, "seed": 1}
 def test_a_clip_is_fitted_and_encoded_as_one(pipe, cat, direction, place, monkeypatch):
     seen = []
     real = conditioning.image_condition
-    monkeypatch.setattr("opensora_core.generation.condition.image_condition", lambda *args: seen.append(real(*args)) or seen[-1])
+    monkeypatch.setattr("opensora_core.run.given.image_condition", lambda *args: seen.append(real(*args)) or seen[-1])
     frames = frames_of(40, 40, 48)
     result = pipe(cat, num_frames=41, video=frames, direction=direction, **SMALL)
     part = conditioning.nearest_frames(frames, direction, 33)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opensora_core.errors import OpenSoraError
-from opensora_core.sampling import conditioning, schedule, solver
+from opensora_core.sampling import given as conditioning, schedule, solvers as solver
 from opensora_core.sampling.guidance import Guidance, num_forwards, oscillate, temporal_ramp
 
 SHAPE = (2, 4, 5, 6, 8)

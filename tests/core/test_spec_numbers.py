@@ -6,15 +6,15 @@ They come from hpcaitech/Open-Sora@7ad6a96a, run on a CPU in fp32; tests/golden 
 import pytest
 import torch
 
-from opensora_core.config import OPEN_SORA_2, Tiling
-from opensora_core.geometry import latent_frames, latent_size, resize_crop
-from opensora_core.sampling.conditioning import condition_mask
+from opensora_core.codecs.tiling import tiled_decode, tiled_encode
+from opensora_core.geometry import Tiling, latent_frames, latent_size, resize_crop
+from opensora_core.networks.mmdit.config import OPEN_SORA_2
+from opensora_core.networks.mmdit.layers import timestep_embedding
+from opensora_core.networks.mmdit.packing import pack
+from opensora_core.networks.mmdit.rope import rotary_table
+from opensora_core.sampling.given import condition_mask
 from opensora_core.sampling.guidance import Guidance, num_forwards, oscillate, temporal_ramp
 from opensora_core.sampling.schedule import flow_shift, sigmas
-from opensora_core.transformer.layers import timestep_embedding
-from opensora_core.transformer.packing import pack
-from opensora_core.transformer.rope import rotary_table
-from opensora_core.vae.tiling import tiled_decode, tiled_encode
 
 # (tokens per latent frame, latent frames): alpha, sigmas at 0, 1, 2, 11, 25, 40, 48, 49 of 50 steps
 SCHEDULES = {

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from demo import tiny_flux
-from opensora_core import cli, networks
+from opensora_core import cli
 from opensora_core.errors import CheckpointError, OpenSoraError
-from opensora_core.flux import painter
-from opensora_core.flux.painter import PictureRequest
-from opensora_core.loaded import LoadedModels
+from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.sampling.conditioning import fit_image
+from opensora_core.run import parts as networks, picture as painter
+from opensora_core.run.picture import PictureRequest
+from opensora_core.sampling.given import fit_image
 
 PROMPT = "raining, sea"
 SMALL = ("--width", "96", "--height", "64", "--num-frames", "5", "--num-steps", "2")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from opensora_core.config import OPEN_SORA_2
+from opensora_core.encoders import tokens
+from opensora_core.encoders.load import TextEncoder, load_clip, load_t5
 from opensora_core.errors import CheckpointError, OpenSoraError
-from opensora_core.footprint import sizes_of_files
-from opensora_core.text import tokens
-from opensora_core.text.encoders import TextEncoder, load_clip, load_t5
+from opensora_core.memory.footprint import sizes_of_files
+from opensora_core.networks.mmdit.config import OPEN_SORA_2
 from opensora_core.text.prompt import decorate, dropped_sentence, fit_tokens
 
 T5_FOLDER = "google/t5-v1_1-xxl"
@@ -328,7 +328,7 @@ def test_t5_is_quantised_as_it_is_read(precision, bound, dtype, tiny_checkpoint,
 
 
 def test_an_int8_file_of_comfyui_is_read(rewritten, tiny_checkpoint, t5):
-    from opensora_core.quantised import Int8
+    from opensora_core.checkpoint.quantised import Int8
 
     note = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
 

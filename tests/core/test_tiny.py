@@ -10,7 +10,7 @@ from demo import tiny
 from opensora_core.checkpoint.detect import identify
 from opensora_core.checkpoint.files import read_header
 from opensora_core.checkpoint.load import load_transformer, load_vae
-from opensora_core.config import LATENT_SCALE
+from opensora_core.codecs.hunyuan.config import LATENT_SCALE
 
 
 def digests(folder):

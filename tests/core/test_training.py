@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.vae.tiling import split_moments
 from training import data, decoder, samples, tokenizers, transformer, vae
 from training.data import CLIP, LONG, Clips
 from training.export import LatentStatistics

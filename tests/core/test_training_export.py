@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from opensora_core.checkpoint.detect import identify
 from opensora_core.checkpoint.files import read_header
 from opensora_core.checkpoint.load import load_transformer, load_vae
-from opensora_core.config import LATENT_SCALE
-from opensora_core.text.encoders import load_clip, load_t5
+from opensora_core.codecs.hunyuan.config import LATENT_SCALE
+from opensora_core.encoders.load import load_clip, load_t5
 from training import export, tokenizers
 from training.text import untrained
 from training.transformer import CONFIG

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from opensora_core.encoders.tokens import CLIP, T5, read_tokenizer
 from opensora_core.evaluation import world
-from opensora_core.text.tokens import CLIP, T5, read_tokenizer
 from training import tokenizers
 
 

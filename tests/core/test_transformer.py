@@ -6,13 +6,13 @@ import pytest
 import torch
 from einops import rearrange
 
-from opensora_core.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
 from opensora_core.errors import OpenSoraError
+from opensora_core.networks.mmdit import rope
+from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
+from opensora_core.networks.mmdit.model import MMDiT
+from opensora_core.networks.mmdit.packing import pack, unpack
+from opensora_core.networks.mmdit.rope import position_ids, rotary_table, rotate_half
 from opensora_core.ops import TorchOperations, attention, sliced_attention
-from opensora_core.transformer import rope
-from opensora_core.transformer.model import MMDiT
-from opensora_core.transformer.packing import pack, unpack
-from opensora_core.transformer.rope import position_ids, rotary_table, rotate_half
 
 TINY = TransformerConfig(4, 2, 64, 2, 128, 2, 2, 24, 12, cond_embed=True, guidance_embed=False)
 

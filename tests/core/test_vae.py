@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_core.config import HUNYUAN_VAE, Tiling, VAEConfig
+from opensora_core.codecs.hunyuan import layers
+from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
+from opensora_core.codecs.hunyuan.memory import GIB, choose_decode, decode_bytes, encode_bytes, tile_decode_bytes
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.codecs.tiling import check_tiling, num_tiles, posterior, split_moments, tiled_decode, tiled_encode
 from opensora_core.errors import OpenSoraError
+from opensora_core.geometry import Tiling
 from opensora_core.ops import TorchOperations
-from opensora_core.vae import layers
-from opensora_core.vae.memory import GIB, choose_decode, decode_bytes, encode_bytes, tile_decode_bytes
-from opensora_core.vae.model import CausalVAE
-from opensora_core.vae.tiling import check_tiling, num_tiles, posterior, split_moments, tiled_decode, tiled_encode
 
 TINY = VAEConfig(latent_channels=4, block_out_channels=(8, 16, 16, 16), layers_per_block=1)
 SMALL_TILES = Tiling(tile_size=64, overlap=0.25, temporal_tile=16)

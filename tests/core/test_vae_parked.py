@@ -8,11 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_core import components
-from opensora_core.config import HUNYUAN_VAE, VIDEO_DC_AE, Tiling
-from opensora_core.vae import layers
-from opensora_core.vae.memory import GIB, choose_decode, decode_bytes, parked_decode_bytes, parking_bytes, tile_decode_bytes
-from opensora_core.vae.model import CausalVAE
+from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE
+from opensora_core.codecs.hunyuan import layers
+from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
+from opensora_core.codecs.hunyuan.memory import GIB, choose_decode, decode_bytes, parked_decode_bytes, parking_bytes, tile_decode_bytes
+from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.geometry import Tiling
+from opensora_core.memory import component as components
 from tests.core.test_vae import TINY, AllocationPeak
 
 HOME = torch.device("cpu")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_core import video
 from opensora_core.errors import OpenSoraError
+from opensora_core.media import video
 
 
 def clip(num_frames=5, height=64, width=96):

@@ -6,7 +6,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from demo import comfy
-from opensora_core.video import read_clip, save_video
+from opensora_core.media.video import read_clip, save_video
 
 ENCODERS = {"t5_name": "t5xxl.safetensors", "clip_l_name": "clip_l.safetensors", "precision": "auto", "device": "auto"}
 PAIR = {"positive": ["text", 0], "negative": ["text", 1]}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from demo import comfy, run
-from opensora_core.video import save_video
+from opensora_core.media.video import save_video
 
 WORKFLOWS = sorted((comfy.PACK / "workflows").glob("*.json"))
 # The random checkpoint's file stands where the workflow names the released one; size and length are cut for the processor.

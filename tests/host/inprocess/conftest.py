@@ -77,7 +77,7 @@ def base() -> Path:
 def small(pack, monkeypatch) -> Path:
     """A model of the built-in one's sizes, with random weights, in its place: its folder."""
     folder = Path(os.environ["OPEN_SORA_TEST_SMALL"])
-    monkeypatch.setattr(pack("opensora_core.model_files"), "SMALL", folder)
+    monkeypatch.setattr(pack("opensora_core.run.files"), "SMALL", folder)
     return folder
 
 

@@ -147,8 +147,11 @@ def run_of(run_node, model, positive, negative, latent, steps, **guidance):
 
 def core_run(pack, base, entries, condition, shape, steps, ramp=True):
     """The same without the host, from the conditions as the core states them: unscaled latents."""
-    solver, schedule = pack("opensora_core.sampling.solver"), pack("opensora_core.sampling.schedule")
-    guidance, scale = pack("opensora_core.sampling.guidance").Guidance(temporal_ramp=ramp), pack("opensora_core.config").LATENT_SCALE
+    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
+    guidance, scale = (
+        pack("opensora_core.sampling.guidance").Guidance(temporal_ramp=ramp),
+        pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE,
+    )
     path = base / "models/diffusion_models/Open_Sora_v2.safetensors"
     model = pack("opensora_core.checkpoint.load").load_transformer(path, torch.float32)
     (context, values), (negative, negative_values) = entries
@@ -159,7 +162,7 @@ def core_run(pack, base, entries, condition, shape, steps, ramp=True):
 
 
 def condition_of(pack, head, use):
-    conditioning, scale = pack("opensora_core.sampling.conditioning"), pack("opensora_core.config").LATENT_SCALE
+    conditioning, scale = pack("opensora_core.sampling.given"), pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     return conditioning.image_condition(SHAPE, head=scale * head, use=pack("opensora_core.sampling.guidance").ReferenceUse(**use))
 
 

@@ -13,7 +13,7 @@ SIZE = {"aspect_ratio": "1:1", "resolution": "256px", "steps": 2}
 @pytest.fixture(scope="module")
 def files(base, pack):
     """A small random Flux dev in the official layout, under the host's model folders, in fp32: (transformer, autoencoder)."""
-    config, autoencoder = pack("opensora_core.config"), pack("opensora_core.flux.autoencoder")
+    config, autoencoder = pack("opensora_core.config"), pack("opensora_core.codecs.picture")
     sizes = {"hidden_size": 128, "num_heads": 1, "mlp_hidden_size": 512, "depth": 1, "depth_single_blocks": 1, "context_in_dim": 64}
     small = replace(config.FLUX_DEV, **sizes, vec_in_dim=64)
     dit = base / "models" / "diffusion_models" / "flux1-dev.safetensors"
@@ -49,7 +49,7 @@ def clip(run_node):
 
 @pytest.mark.parametrize("schedule", ["open-sora", "flux"])
 def test_the_host_s_picture_is_the_library_s(pack, parts, files, conditioning, relative_error, monkeypatch, schedule):
-    host, painter = pack("nodes.host.flux"), pack("opensora_core.flux.painter")
+    host, painter = pack("nodes.host.flux"), pack("opensora_core.run.picture")
     request = painter.PictureRequest(64, 96, steps=4, schedule=schedule)
     model, vae = parts
     network, forwards = model.model.diffusion_model, []
@@ -60,7 +60,7 @@ def test_the_host_s_picture_is_the_library_s(pack, parts, files, conditioning, r
         found = host.paint(model, vae, positive, request, 7, None)
     assert len(forwards) == 4 and float(forwards[0]) == 4.0
     text = painter.PictureText(positive[0][0], positive[0][1]["pooled_output"])
-    placement = pack("opensora_core.components").Placement(torch.device("cpu"), torch.float32)
+    placement = pack("opensora_core.memory.component").Placement(torch.device("cpu"), torch.float32)
     (expected,) = painter.FluxPainter(*files, placement).paint([painter.Picture(text, request, 7)])
     assert found.shape == expected.shape == (1, 64, 96, 3)
     assert expected.float().std() > 10
@@ -105,7 +105,7 @@ def test_other_models_get_a_sentence(pack, name, config, sentence):
 
 
 def test_text_of_another_width_gets_a_sentence(pack, parts):
-    request = pack("opensora_core.flux.painter").PictureRequest(64, 64)
+    request = pack("opensora_core.run.picture").PictureRequest(64, 64)
     positive = [[torch.zeros(1, 3, 4096), {"pooled_output": torch.zeros(1, 768)}]]
     with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="give 4096 and 768 features and this Flux reads 64 and 64"):
         pack("nodes.host.flux").paint(*parts, positive, request, 1, None)
@@ -113,7 +113,7 @@ def test_text_of_another_width_gets_a_sentence(pack, parts):
 
 def test_prompts_are_encoded_once_for_picture_and_video(pack, clip, monkeypatch):
     host, text = pack("nodes.host.flux"), pack("nodes.host.text")
-    pack("opensora_core.loaded").PROMPTS.clear()
+    pack("opensora_core.memory.loaded").PROMPTS.clear()
     asked, encode = [], text.encode
     monkeypatch.setattr(text, "encode", lambda clip, prompt: asked.append(prompt) or encode(clip, prompt))
     with torch.inference_mode():

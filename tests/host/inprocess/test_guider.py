@@ -54,8 +54,8 @@ def sample_in_host(run_node, model, positive, negative, steps, shape=SHAPE, seed
 
 def sample_in_core(pack, core, positive, negative, steps, shape=SHAPE, seed=3, **guidance):
     """The same run without the host: unscaled latents."""
-    solver, schedule = pack("opensora_core.sampling.solver"), pack("opensora_core.sampling.schedule")
-    conditioning, scale = pack("opensora_core.sampling.conditioning"), pack("opensora_core.config").LATENT_SCALE
+    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
+    conditioning, scale = pack("opensora_core.sampling.given"), pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     names = {"text_guidance": "text", "image_guidance": "image"}
     settings = pack("opensora_core.sampling.guidance").Guidance(**{names.get(key, key): value for key, value in guidance.items()})
     (context, values), (negative_context, negative_values) = positive[0], negative[0]
@@ -105,8 +105,8 @@ def test_forwards_of_fifty_steps(frames, rows, run_node, model, count, condition
 
 def test_skipping_passes_changes_nothing_beyond_rounding(run_node, model, core, pack, conditioning, relative_error):
     # Three passes at every step, as the reference runs them, combined by its formula.
-    solver, schedule = pack("opensora_core.sampling.solver"), pack("opensora_core.sampling.schedule")
-    scale = pack("opensora_core.config").LATENT_SCALE
+    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
+    scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     positive, negative = with_picture(conditioning(1)), with_picture(conditioning(2))
     values = positive[0][1]
     known, picture = 1 - values["concat_mask"], scale * values["concat_latent_image"]
@@ -275,8 +275,8 @@ def test_the_one_node_sampler_is_the_three(run_node, model, conditioning):
 
 def test_bf16_latents_are_the_cores(run_node, model, core, pack, conditioning, relative_error):
     found = sample_in_one(run_node, model, conditioning(1), conditioning(2), latent_dtype="bf16", noise_device="gpu")
-    solver, schedule = pack("opensora_core.sampling.solver"), pack("opensora_core.sampling.schedule")
-    scale = pack("opensora_core.config").LATENT_SCALE
+    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
+    scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     (context, values), (negative, negative_values) = conditioning(1)[0], conditioning(2)[0]
     text = solver.TextCondition(context, values["pooled_output"], negative, negative_values["pooled_output"])
     noise = solver.noise(SHAPE, 3, dtype=torch.bfloat16)

@@ -35,7 +35,7 @@ def nothing_kept(pack, monkeypatch):
     import comfy.model_management
 
     monkeypatch.setattr(comfy.memory_management, "RAM_CACHE_HEADROOM", 0)
-    shared = pack("opensora_core.loaded").SHARED
+    shared = pack("opensora_core.memory.loaded").SHARED
     yield
     shared.keep_limit_gib = 0
     comfy.model_management.unload_all_models()

@@ -96,9 +96,9 @@ def test_the_hosts_load_latent_reads_the_file(go_on, run_node, base):
 def test_a_segment_is_the_cores(go_on, pack, base, conditioning, video, relative_error):
     core = pack("opensora_core.checkpoint.load").load_transformer(base / "models/diffusion_models/Open_Sora_v2.safetensors", torch.float32)
     long, solver, schedule = (pack(f"opensora_core.{name}") for name in ("long_video", "sampling.solver", "sampling.schedule"))
-    image_condition = pack("opensora_core.sampling.conditioning").image_condition
+    image_condition = pack("opensora_core.sampling.given").image_condition
     guidance = pack("opensora_core.sampling.guidance")
-    scale = pack("opensora_core.config").LATENT_SCALE
+    scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     plan, (positive, negative) = long.continuation(5), (conditioning(1)[0], conditioning(2)[0])
     text = solver.TextCondition(positive[0], positive[1]["pooled_output"], negative[0], negative[1]["pooled_output"])
     given = long.context_of(video["samples"] * scale, plan)
@@ -137,7 +137,7 @@ def test_finished_segments_are_on_disk_when_the_run_is_cancelled(go_on, stop_at,
     with pytest.raises(InterruptProcessingException):
         go_on(segments=4)
     (kept,) = set(kept_files(base)) - set(before)
-    assert pack("opensora_core.latent_file").read_latents(kept).shape[2] == 5 + 2 * 3
+    assert pack("opensora_core.media.latent_file").read_latents(kept).shape[2] == 5 + 2 * 3
     assert lines[-1] == f"The video with 2 finished segments is in output/latents/{kept.name}."
 
 
@@ -149,7 +149,7 @@ def test_a_sentence_about_a_failure_names_the_file(go_on, stop_at, pack):
 
 
 def test_without_room_on_the_disk_one_sentence_and_what_was_finished_stays(go_on, pack, base, monkeypatch):
-    latent_file, error = pack("opensora_core.latent_file"), pack("opensora_core.errors").OpenSoraError
+    latent_file, error = pack("opensora_core.media.latent_file"), pack("opensora_core.errors").OpenSoraError
     before, real, calls = kept_files(base), latent_file.save_file, []
 
     def full(tensors, path, metadata):

@@ -436,7 +436,7 @@ def test_lines_say_where_weights_are(pack):
 @pytest.fixture
 def machine(pack, monkeypatch):
     """A card of so many GiB in a machine of so many: machine(gpu, ram)."""
-    estimate = pack("opensora_core.estimate")
+    estimate = pack("opensora_core.memory.estimate")
 
     def make(gpu, ram=64):
         memory = estimate.Memory("cuda", "a card", gpu * GIB, gpu * GIB, ram * GIB, ram * GIB)
@@ -448,7 +448,7 @@ def machine(pack, monkeypatch):
 @pytest.fixture
 def preflight(run_node, pack, monkeypatch):
     """The node, on the released sizes: preflight(width, height, frames, precision, offload) -> report, precision, offload, policy."""
-    sizes = pack("opensora_core.footprint").ModelSizes()
+    sizes = pack("opensora_core.memory.footprint").ModelSizes()
     monkeypatch.setattr(pack("nodes.host.planning"), "sizes_of_files", lambda path: sizes)
 
     def run(width=336, height=192, frames=129, precision="auto", offload="auto", name=FILE):
@@ -496,7 +496,7 @@ def test_preflight_stops_what_cannot_fit_with_the_nearest_that_can(machine, pref
 
 
 def test_a_quantised_file_is_recommended_as_it_is(machine, preflight, pack, monkeypatch, load):
-    sizes = pack("opensora_core.footprint").ModelSizes(stored="int8")
+    sizes = pack("opensora_core.memory.footprint").ModelSizes(stored="int8")
     monkeypatch.setattr(pack("nodes.host.planning"), "sizes_of_files", lambda path: sizes)
     machine(8, 16)
     assert preflight()[1] == "auto"
@@ -513,7 +513,7 @@ def test_preflight_reads_the_file_and_this_machine(run_node):
 def test_what_the_host_has_loaded_counts_as_free(pack, load, sample, monkeypatch):
     import comfy.model_management
 
-    planning, estimate = pack("nodes.host.planning"), pack("opensora_core.estimate")
+    planning, estimate = pack("nodes.host.planning"), pack("opensora_core.memory.estimate")
     model = load()
     sample(model)
     free = 10 * GIB

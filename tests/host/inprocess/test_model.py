@@ -74,7 +74,7 @@ def test_the_stock_loader_gives_the_model(model, pack):
     assert isinstance(model.model, pack("nodes.host.model").OpenSora2Model)
     assert model.model.config.hidden_size == 96
     assert model.model.model_type.name == "FLOW"
-    assert model.model.latent_format.scale_factor == pack("opensora_core.config").LATENT_SCALE
+    assert model.model.latent_format.scale_factor == pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
 
 
 def test_a_forward_equals_the_core(model, inputs, expected, relative_error):
@@ -222,7 +222,7 @@ def test_the_stock_loader_in_fp8(run_node, inputs, expected, relative_error):
 
 
 def test_a_fused_file_becomes_the_released_layout(write, run_node, pack, inputs, relative_error):
-    keys, config = pack("opensora_core.checkpoint.keys"), pack("opensora_core.config")
+    keys, config = pack("opensora_core.checkpoint.keys"), pack("opensora_core.networks.mmdit.config")
     sizes = {**config.OPEN_SORA_2.__dict__, "hidden_size": 96, "num_heads": 3, "mlp_hidden_size": 384, "depth": 1, "depth_single_blocks": 1}
     small = config.TransformerConfig(**{**sizes, "context_in_dim": 64, "vec_in_dim": 64})
     generator = torch.Generator().manual_seed(3)
@@ -332,7 +332,7 @@ def test_a_path_outside_or_absent_is_refused(name, base, run_node):
 
 def test_the_small_model_is_read_as_any_other(base, pack, run_node, monkeypatch, tmp_path, inputs, expected, relative_error):
     loader = pack("nodes.loaders").OpenSoraModelLoader
-    monkeypatch.setattr(pack("opensora_core.model_files"), "SMALL", tmp_path)
+    monkeypatch.setattr(pack("opensora_core.run.files"), "SMALL", tmp_path)
     assert "small (built in)" in loader.INPUT_TYPES()["required"]["model_name"][1]["options"]
     with pytest.raises((ValueError, OSError)):
         run_node("OpenSoraModelLoader", model_name="small (built in)", precision="auto")

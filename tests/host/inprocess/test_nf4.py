@@ -89,7 +89,7 @@ def _library_t5(pack, state):
     """The transformers library's T5 with the same weights brought to nf4 and back by the core's format."""
     import transformers
 
-    form = pack("opensora_core.quantised").NF4()
+    form = pack("opensora_core.checkpoint.quantised").NF4()
     sizes = {"d_model": 64, "d_kv": 64, "num_heads": 2, "d_ff": 128, "num_layers": 2, "feed_forward_proj": "gated-gelu"}
     model = transformers.T5EncoderModel(transformers.T5Config(vocab_size=32128, **sizes)).train(False)
     linear = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight", ".wo.weight")

@@ -50,7 +50,7 @@ def library_forward(pack, path, inputs):
 def test_the_host_holds_the_layers_in_the_files_format(quantised, patcher, pack):
     import comfy.quant_ops
 
-    formats = pack("opensora_core.checkpoint.layer_formats")
+    formats = pack("opensora_core.checkpoint.formats")
     model = patcher.model.diffusion_model
     held = {name: module.quant_format for name, module in model.named_modules() if getattr(module, "quant_format", None)}
     shapes = pack("opensora_core.checkpoint.keys").transformer_manifest(model.config)
@@ -109,7 +109,7 @@ def test_a_lora_changes_it(quantised, patcher, model, inputs, base, run_node, re
 @pytest.mark.parametrize("form", list(TOLERANCE))
 def test_a_file_of_every_layer_quantised_runs(form, inputs, run_node, pack, base, relative_error):
     folder, name = base / "models/diffusion_models", f"quantised_whole_{form}.safetensors"
-    groups = pack("opensora_core.checkpoint.layer_formats").GROUPS
+    groups = pack("opensora_core.checkpoint.formats").GROUPS
     pack("opensora_core.checkpoint.quantize").quantize(folder / "Open_Sora_v2.safetensors", folder / name, form, groups)
     patcher = run_node("UNETLoader", unet_name=name, weight_dtype="default")[0]
     # Outside attention and MLP the file asks the host not to round inputs.

@@ -48,7 +48,7 @@ def reads(monkeypatch):
 def nothing_else_loaded(pack):
     import comfy.model_management
 
-    pack("opensora_core.loaded").PROMPTS.clear()
+    pack("opensora_core.memory.loaded").PROMPTS.clear()
     comfy.model_management.unload_all_models()
     gc.collect()
     yield

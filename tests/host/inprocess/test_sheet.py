@@ -22,7 +22,7 @@ def test_every_video_is_whole_in_its_place(run_node, columns, expected):
 def test_the_number_is_the_batch_index(run_node, pack):
     """Counted from 0."""
     (sheet,) = run_node("OpenSoraContactSheet", images=VIDEOS.flatten(0, 1), latent=LATENT, columns=3, numbers=True)
-    alone = pack("opensora_core.contact_sheet").contact_sheet
+    alone = pack("opensora_core.media.contact_sheet").contact_sheet
     for index in range(3):
         assert torch.equal(sheet[place(index, 3)], alone(VIDEOS[index : index + 1], 0, [str(index)]))
 

@@ -49,7 +49,7 @@ def test_every_loader_offers_it(name, pack):
 def test_prompts_are_the_librarys(run_node, pack, name, library, prompt):
     _, clip, _ = load(run_node, name)
     [[context, values]], _, text = run_node("OpenSoraT5TextEncode", clip=clip, prompt=prompt, negative_prompt="", motion_score=0, fps=0)
-    bare = pack("opensora_core.request").SamplingOptions(fps=0, motion_score=0)
+    bare = pack("opensora_core.run.request").SamplingOptions(fps=0, motion_score=0)
     expected = library.encode_prompt(text, "", bare).condition
     assert context.shape == (1, 32, 64) and values["pooled_output"].shape == (1, 64)
     torch.testing.assert_close(context.float(), expected.context, rtol=1e-3, atol=1e-3)

@@ -262,9 +262,9 @@ def encoded(clip, pack, monkeypatch):
     """The texts that the encoders were asked for from now on; nothing is kept before or after."""
     texts, encode = [], pack("nodes.host.text").encode
     monkeypatch.setattr(pack("nodes.host.text"), "encode", lambda clip, text: (texts.append(text), encode(clip, text))[1])
-    pack("opensora_core.loaded").PROMPTS.clear()
+    pack("opensora_core.memory.loaded").PROMPTS.clear()
     yield texts
-    pack("opensora_core.loaded").PROMPTS.clear()
+    pack("opensora_core.memory.loaded").PROMPTS.clear()
 
 
 def test_a_kept_prompt_needs_no_encoder(encoded, clip, run_node, pack):

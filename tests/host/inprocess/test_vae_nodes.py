@@ -77,7 +77,7 @@ def noise(*shape, seed=0):
 @pytest.fixture
 def reference(pack):
     """The library's tiled function of a VAE: reference(vae).decode(latents, tiling) -> [B, T, H, W, 3] in 0..1, .encode(frames, tiling)."""
-    tiling = pack("opensora_core.vae.tiling")
+    tiling = pack("opensora_core.codecs.tiling")
 
     class Reference:
         def __init__(self, vae):
@@ -369,7 +369,7 @@ def homes_of(vae, monkeypatch, limit=None):
 def test_a_stock_decode_parks_what_the_card_has_no_room_for(
     run_node, ours, core, reference, tiles, a_card, relative_error, monkeypatch, caplog, pack
 ):
-    memory = pack("opensora_core.vae.memory")
+    memory = pack("opensora_core.codecs.hunyuan.memory")
     monkeypatch.setattr(memory, "CHUNK_ELEMENTS", 2**14)  # so that this clip has parts
     latents, cpu = noise(1, 16, 18, 4, 4), torch.device("cpu")
     expected = reference(core).decode(latents, tiles())

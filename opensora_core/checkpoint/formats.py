@@ -1,0 +1,160 @@
+"""Which layers of a file are quantised and how, in the notes ComfyUI reads; and which of the transformer's are worth quantising.
+
+ComfyUI's format: `<layer>.weight` in float8 or int8, `<layer>.weight_scale` in fp32, and the format's name either in a tensor
+`<layer>.comfy_quant` (JSON as bytes) or in the header's `_quantization_metadata`. Its older form, `scaled_fp8` with
+`<layer>.scale_weight`, is read too.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .files import Header, open_tensors, quantisation
+from .quantised import Float8, Float8E5M2, Format, Int8
+
+# Format's name in ComfyUI -> (the format, dtypes its weights are stored in)
+_HOST_FORMATS = {
+    "float8_e4m3fn": (Float8, ("F8_E4M3", "U8")),
+    "float8_e5m2": (Float8E5M2, ("F8_E5M2", "U8")),
+    "int8_tensorwise": (Int8, ("I8",)),
+}
+_FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+HOST_NAMES = {form.name: name for name, (form, _) in _HOST_FORMATS.items()}
+
+_NOTE = re.compile(r"(^|\.)(weight_scale|scale_weight|input_scale|scale_input|comfy_quant|scaled_fp8)$")
+
+# The transformer's linear layers by what they do. Which are quantised by default is the result of benchmarks/quantise_layers.py
+# (benchmarks/results/quantise_layers_cpu.json): embedders and final layer save 0.2 % of the file and more than double the error,
+# modulation saves 14 % of it and raises the error by a third.
+GROUPS = {
+    "embedders": re.compile(r"(img_in|txt_in|cond_in|(time|vector|guidance)_in\.(in|out)_layer)"),
+    "modulation": re.compile(r"(double_blocks\.\d+\.(img|txt)_mod\.lin|single_blocks\.\d+\.modulation\.lin)"),
+    "final_layer": re.compile(r"final_layer\..+"),
+    "attention": re.compile(r"(double_blocks\.\d+\.(img|txt)_attn\.(q_proj|k_proj|v_proj|proj)|single_blocks\.\d+\.(q_proj|k_proj))"),
+    "mlp": re.compile(r"(double_blocks\.\d+\.(img|txt)_mlp\.[02]|single_blocks\.\d+\.(v_mlp|linear2))"),
+}
+QUANTISED_GROUPS = ("attention", "mlp")
+
+
+def group_of(layer: str) -> str | None:
+    """The group a linear layer of the transformer belongs to, or None if it is no such layer."""
+    return next((group for group, pattern in GROUPS.items() if pattern.fullmatch(layer)), None)
+
+
+def layers_to_quantise(shapes: Mapping[str, tuple[int, ...]], groups: Iterable[str] = QUANTISED_GROUPS) -> list[str]:
+    """Names of the linear layers in some groups, from a transformer's tensors by key."""
+    wanted = frozenset(groups)
+    layers = (key.removesuffix(".weight") for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 2)
+    return [layer for layer in layers if group_of(layer) in wanted]
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How one layer's weight becomes a quantised one.
+
+    Attributes:
+        form: the format it is kept in.
+        is_stored: whether the file holds it so already; if not it is quantised as it is read.
+        scale_key: where in the file the scale is; None = the scale is one.
+    """
+
+    form: Format
+    is_stored: bool
+    scale_key: str | None = None
+
+    def take(self, weight: Tensor, get: Callable[[str], Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """The bytes and the scale, on a device.
+
+        Raises:
+            CheckpointError: a scale that no quantiser writes.
+        """
+        if not self.is_stored:
+            weight = weight.to(device)
+            return self.form.quantise(weight if weight.dtype.itemsize > 1 else weight.to(torch.bfloat16))
+        shape = self.form.shapes(*weight.shape)[1]
+        scale = get(self.scale_key).to(torch.float32) if self.scale_key else torch.ones(())
+        if not (torch.isfinite(scale).all() and (scale > 0).all()):
+            raise CheckpointError(f"The scale {self.scale_key} is not a positive number; the file is damaged or was not written whole.")
+        scale = scale.reshape(-1, 1) if shape and scale.numel() > 1 else scale.reshape(())
+        return weight.view(torch.int8).to(device), scale.expand(shape).clone().to(device)
+
+
+def is_note(key: str) -> bool:
+    """Whether a tensor only says how another one is quantised."""
+    return bool(_NOTE.search(key))
+
+
+def stored_formats(header: Header, prefix: str = "") -> dict[str, LayerFormat]:
+    """The quantised layers of a file, by name without prefix; empty for a file of plain numbers.
+
+    Raises:
+        CheckpointError: quantised in a way that is not read here, or a layer whose weight or scale does not fit its note.
+    """
+    form = quantisation(header)
+    notes = _notes(header, prefix) if form else {}
+    if form and not notes:
+        raise CheckpointError(f"{header.name} is quantised ({form}), which this library does not read; {_READABLE}")
+    return {layer.removeprefix(prefix): _layer_format(header, layer, note) for layer, note in notes.items()}
+
+
+_READABLE = "it reads ComfyUI's float8_e4m3fn, float8_e5m2 and int8_tensorwise. Give such a file, or the bf16 or fp32 one."
+
+
+def _notes(header: Header, prefix: str) -> dict[str, dict]:
+    """{layer as in the file: what its note says}."""
+    try:
+        notes = json.loads(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+        notes = {layer if f"{layer}.weight" in header.tensors else prefix + layer: dict(note) for layer, note in notes.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"The header of {header.name} says in an unreadable way how it is quantised; download it again.") from error
+    keys = [key for key in header.tensors if key.endswith(".comfy_quant")]
+    with open_tensors(header) as get:
+        for key in keys:
+            notes[key.removesuffix(".comfy_quant")] = _read_note(header.name, key, get(key))
+    for key in header.tensors:
+        layer, _, leaf = key.rpartition(".")
+        # One scale beside an fp8 weight can mean only one thing, note or none.
+        if leaf in ("scale_weight", "weight_scale") and f"{layer}.weight" in header.tensors:
+            float8 = _FLOAT8.get(header.tensors[f"{layer}.weight"].dtype)
+            if float8 or leaf == "scale_weight":
+                notes.setdefault(layer, {"format": float8 or "float8_e4m3fn"})
+    return notes
+
+
+def _read_note(name: str, key: str, tensor: Tensor) -> dict:
+    try:
+        note = json.loads(bytes(tensor.to(torch.uint8).tolist()))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{key} in {name} should say how its layer is quantised and cannot be read; download the file again."
+        ) from error
+    return note if isinstance(note, dict) else {}
+
+
+def _layer_format(header: Header, layer: str, note: dict) -> LayerFormat:
+    name, weight = note.get("format"), header.tensors.get(f"{layer}.weight")
+    parameters = note.get("params")
+    is_rotated = note.get("convrot") or (isinstance(parameters, dict) and parameters.get("convrot"))
+    if name not in _HOST_FORMATS or is_rotated or f"{layer}.pre_quant_scale" in header.tensors:
+        kind = f"{name} with rotated weights" if is_rotated else f"{name} with scaled inputs" if name in _HOST_FORMATS else name
+        raise CheckpointError(f"{header.name}: {layer} is quantised as {kind}, which this library does not read; {_READABLE}")
+    form, dtypes = _HOST_FORMATS[name]
+    if weight is None or len(weight.shape) != 2:
+        raise CheckpointError(f"{header.name} says how {layer} is quantised and has no weight for it; the file is incomplete.")
+    if weight.dtype not in dtypes:
+        raise CheckpointError(
+            f"{header.name}: {layer}.weight is stored as {weight.dtype} though its note says {name}; the file is damaged."
+        )
+    scale_key = next((key for key in (f"{layer}.weight_scale", f"{layer}.scale_weight") if key in header.tensors), None)
+    if scale_key is None and form is Int8:
+        raise CheckpointError(f"{header.name} lacks {layer}.weight_scale, without which its int8 weight means nothing; download it again.")
+    if scale_key is not None:
+        found, wanted = header.tensors[scale_key].shape, form().shapes(*weight.shape)[1]
+        if found not in ((), (1,), (1, 1), wanted, wanted[:1]):
+            raise CheckpointError(f"{header.name}: {scale_key} has shape {list(found)}; expected {list(wanted)} or a single number.")
+    return LayerFormat(form(), True, scale_key)

@@ -1,0 +1,1 @@
+"""What turns frames into latents and back: one folder, or file, a kind of autoencoder."""

@@ -1,0 +1,310 @@
+"""How much memory an encode or decode needs, and how to decode within what is free.
+
+The estimates follow the forward pass layer by layer and count every activation alive at the same time; a test
+compares them with what the forward pass really allocates. Weights, the tile's finished frames and the workspace of
+convolution libraries are not activations; `choose_decode` leaves a margin for them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ...errors import check_choice
+from ...geometry import TIME_COMPRESSION, Tiling
+from ..dc_ae import memory as dc_ae
+from ..dc_ae.config import DCAEConfig
+from ..tiling import MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, check_tiling
+from .config import VAEConfig
+from .layers import CHUNK_ELEMENTS, KERNEL
+from .model import STEPS
+
+POLICIES = ("auto", "exact", "low_memory")
+MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
+GIB = 2**30
+PARKED_WORDS = "Clip decoded exactly, with activations in main memory: slower"
+
+Size = tuple[int, int, int]  # frames, height, width
+
+
+def decode_bytes(config: VAEConfig | DCAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
+    """Peak of the activations of decoding one tile (or untiled clip) of this latent size, in bytes.
+
+    Args:
+        config: the VAE.
+        latent_frames, latent_height, latent_width: of the tile.
+        dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
+    """
+    if isinstance(config, DCAEConfig):
+        return dc_ae.decode_bytes(config, (latent_frames, latent_height, latent_width), dtype_bytes)
+    activations = dtype_bytes * max(_Walk(config, dtype_bytes).decode((latent_frames, latent_height, latent_width)))
+    return max(activations, _merging_bytes(config, dtype_bytes))
+
+
+def parked_decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
+    """As decode_bytes, of what is on the device when activations are parked in main memory."""
+    size = latent_frames, latent_height, latent_width
+    activations = dtype_bytes * max(_ParkedWalk(config, dtype_bytes).decode(size))
+    return max(activations, _merging_bytes(config, dtype_bytes))
+
+
+def parking_bytes(config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+    """Main memory that a parked decode fills at most, in bytes: no more than the largest tile's activations on the device would."""
+    return tile_decode_bytes(config, latent_shape, replace(tiling, parked=False), dtype_bytes)
+
+
+def encode_bytes(config: VAEConfig | DCAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
+    """Peak of the activations of encoding one tile (or untiled clip) of this size in frames and pixels, in bytes."""
+    if isinstance(config, DCAEConfig):
+        return dc_ae.encode_bytes(config, (num_frames, height, width), dtype_bytes)
+    return dtype_bytes * max(_Walk(config, dtype_bytes).encode((num_frames, height, width)))
+
+
+def choose_decode(
+    policy: str,
+    config: VAEConfig | DCAEConfig,
+    latent_shape: tuple[int, ...],
+    tiling: Tiling,
+    dtype_bytes: int,
+    free_bytes: int,
+    ram_bytes: int = 0,
+) -> tuple[Tiling, str | None]:
+    """The tiling to decode with, and one line for the user if it is not the one that was asked for.
+
+    Args:
+        policy: "exact": `tiling` as it is. "auto": as it is if that fits, else temporal tiles, else smaller tiles
+            too. "low_memory": temporal tiles at once. For a VAE that has temporal tiles of its own: shorter ones.
+            Where "exact" and "auto" do not fit as they are, activations are parked in main memory first, if that fits.
+        config: the VAE.
+        latent_shape: [B, C, T, H, W] (or any that ends in T, H, W; the batch then counts as 1).
+        tiling: what was asked for; what it leaves to the VAE (config.in_tiles) is filled in.
+        dtype_bytes: of one value.
+        free_bytes: free on the device, with the VAE's weights already there.
+        ram_bytes: main memory that activations may be parked in; 0 where they cannot be, or where the device works in it.
+
+    Raises:
+        OpenSoraError: an unknown policy or impossible tiling.
+    """
+    tiling = check_tiling(config.in_tiles(tiling), config.grid)
+    check_choice("policy", policy, POLICIES)
+
+    def need(candidate: Tiling) -> int:
+        return int(MARGIN * tile_decode_bytes(config, latent_shape, candidate, dtype_bytes))
+
+    is_exact = policy != "low_memory"
+    if is_exact and need(tiling) <= free_bytes:
+        return tiling, None
+    parked = park_decode(config, latent_shape, tiling, dtype_bytes, ram_bytes) if is_exact else None
+    if parked is not None and need(parked) <= free_bytes:
+        why = f"tiles as asked for need {need(tiling) / GIB:.2f} GiB and {free_bytes / GIB:.2f} GiB are free"
+        return parked, f"{PARKED_WORDS} ({need(parked) / GIB:.2f} GiB of it on the device): {why}."
+    if policy == "exact":
+        return tiling, None
+    frames, short = config.grid.pixel_frames(latent_shape[-3]), config.short_tile
+    # Temporal tiles that were asked for stay as they are; a clip no longer than one has nothing to cut.
+    is_asked_for = tiling.temporal_tile != config.in_tiles(Tiling()).temporal_tile
+    chosen = tiling if is_asked_for or frames <= short else replace(tiling, temporal_tile=short)
+    reason = f"a tile of the whole clip ({frames} frames) needs {need(tiling) / GIB:.2f} GiB"
+    doubt = ""
+    if policy == "auto":
+        chosen = _first_that_fits(chosen, need, free_bytes, max(TILE_SIZE_MULTIPLE, config.grid.space))
+        reason = f"tiles as asked for need {need(tiling) / GIB:.2f} GiB for {frames} frames and {free_bytes / GIB:.2f} GiB are free"
+        doubt = "" if need(chosen) <= free_bytes else ", which may not fit either"
+    if chosen == tiling:
+        return tiling, f"Decoding may not fit: {reason}." if doubt else None
+    changes = [f"temporal tiles of {chosen.temporal_tile} frames"] if chosen.temporal_tile != tiling.temporal_tile else []
+    changes += [f"spatial tiles of {chosen.tile_size} pixels"] if chosen.tile_size != tiling.tile_size else []
+    uses = f"{need(chosen) / GIB:.2f} GiB{doubt}"
+    return chosen, f"Decoding in {' and '.join(changes)} ({uses}): {reason}. Frames differ slightly from an exact decode."
+
+
+def park_decode(
+    config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int, ram_bytes: int
+) -> Tiling | None:
+    """The same tiles with activations in main memory; None if there is no room, or if they are there already. For `choose_decode`."""
+    if tiling.parked or isinstance(config, DCAEConfig) or parking_bytes(config, latent_shape, tiling, dtype_bytes) > ram_bytes:
+        return None
+    return replace(tiling, parked=True)
+
+
+def tile_decode_bytes(config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+    """`decode_bytes` of the largest tile of a clip, for the whole batch."""
+    frames, height, width = latent_shape[-3:]
+    batch = latent_shape[0] if len(latent_shape) == 5 else 1
+    side = tiling.tile_size // config.grid.space if tiling.tile_size else max(height, width)
+    length = tiling.temporal_tile // TIME_COMPRESSION if tiling.temporal_tile else frames
+    tile_frames = frames if frames <= length else length + config.grid.is_causal  # a temporal tile is one latent frame longer
+    count = parked_decode_bytes if tiling.parked else decode_bytes
+    return batch * count(config, tile_frames, min(height, side), min(width, side), dtype_bytes)
+
+
+def _first_that_fits(tiling: Tiling, need: Callable[[Tiling], int], free_bytes: int, multiple: int) -> Tiling:
+    """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
+    if need(tiling) <= free_bytes:
+        return tiling
+    largest = tiling.tile_size - multiple if tiling.tile_size else Tiling().tile_size
+    for size in range(largest, MIN_TILE_SIZE - 1, -multiple):
+        tiling = replace(tiling, tile_size=size)
+        if need(tiling) <= free_bytes:
+            break
+    return tiling
+
+
+class _Walk:
+    """The layers of one pass in order; every method gives the elements alive at a layer's peak, its input and output included.
+
+    Attributes:
+        wide: fp32 values (normalisation is done in them) as a multiple of one element, 2 for bf16.
+    """
+
+    def __init__(self, config: VAEConfig, dtype_bytes: int):
+        self.config = config
+        self.wide = max(1, 4 // dtype_bytes)
+
+    def decode(self, size: Size) -> Iterator[int]:
+        config, widths = self.config, self.config.block_out_channels[::-1]
+        yield 2 * _elements(config.latent_channels, size)  # post_quant_conv
+        yield self.conv(config.latent_channels, widths[0], size, size)
+        yield from self.mid(widths[0], size)
+        width_in = widths[0]
+        for width, step in zip(widths, (*STEPS, None), strict=True):
+            for _ in range(config.layers_per_block + 1):
+                yield self.resnet(width_in, width, size)
+                width_in = width
+            if step:
+                yield self.upsample(width, size, step)
+                size = _up(size, step)
+        yield self.normed_conv(width_in, config.in_channels, size)
+
+    def encode(self, size: Size) -> Iterator[int]:
+        config, widths = self.config, self.config.block_out_channels
+        yield self.conv(config.in_channels, widths[0], size, size)
+        width_in = widths[0]
+        for width, step in zip(widths, (*STEPS, None), strict=True):
+            for _ in range(config.layers_per_block):
+                yield self.resnet(width_in, width, size)
+                width_in = width
+            if step:
+                smaller = tuple((side - 1) // factor + 1 for side, factor in zip(size, step, strict=True))
+                yield self.conv(width, width, size, smaller)
+                size = smaller
+        yield from self.mid(width_in, size)
+        yield self.normed_conv(width_in, 2 * config.latent_channels, size)
+
+    def conv(self, width_in: int, width_out: int, size: Size, size_out: Size) -> int:
+        both = _elements(width_in, size) + _elements(width_out, size_out)
+        stride = -(-size[0] // size_out[0])
+        step = max(1, _chunk(width_in, size) // stride)
+        if step >= size_out[0]:
+            return both + _padded(width_in, (size[0] + KERNEL - 1, *size[1:]))
+        part = _elements(width_out, (step, *size_out[1:]))
+        return both + part + _padded(width_in, ((step - 1) * stride + KERNEL, *size[1:]))
+
+    def normed_conv(self, width_in: int, width_out: int, size: Size) -> int:
+        x = _elements(width_in, size)
+        step = _chunk(width_in, size)
+        if step >= size[0]:
+            return x + self.conv(width_in, width_out, size, size)
+        return x + _elements(width_out, size) + self.normed_chunk(width_in, width_out, size, step)
+
+    def normed_chunk(self, width_in: int, width_out: int, size: Size, step: int) -> int:
+        """Beside input and output: the statistics' temporaries, or a chunk normalised, padded and convolved."""
+        group = _elements(width_in, size) // self.config.norm_groups
+        frames = (min(size[0], step + KERNEL - 1), *size[1:])
+        normalised = _elements(width_in, frames)
+        cast = normalised if self.wide > 1 else 0
+        convolved = normalised + _padded(width_in, (step + KERNEL - 1, *size[1:])) + _elements(width_out, (step, *size[1:]))
+        return max(self.wide * group * (2 if self.wide > 1 else 1), self.wide * normalised + cast, convolved)
+
+    def resnet(self, width_in: int, width_out: int, size: Size) -> int:
+        x, h = _elements(width_in, size), _elements(width_out, size)
+        first = self.normed_conv(width_in, width_out, size)
+        step = _chunk(width_out, size)
+        if step >= size[0]:
+            return max(first, x + self.conv(width_out, width_out, size, size))
+        shortcut = _elements(width_out, (step, *size[1:])) if width_in != width_out else 0
+        return max(first, x + h + shortcut + self.normed_chunk(width_out, width_out, size, step))
+
+    def mid(self, channels: int, size: Size) -> Iterator[int]:
+        # The block's input waits in the caller while attention and the second residual block run.
+        waiting = _elements(channels, size)
+        yield self.resnet(channels, channels, size)
+        yield waiting + 6 * _elements(channels, size)  # input, normalised tokens, q, k, v, output
+        yield waiting + self.resnet(channels, channels, size)
+
+    def upsample(self, channels: int, size: Size, step: Size) -> int:
+        """Also the merged kernels; of a chunk its padded copy, one parity's window and one parity's result."""
+        frames = min(size[0], _chunk(channels, size))
+        padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
+        part = 2 * padded + _elements(channels, (frames, *size[1:]))
+        return _elements(channels, size) + _elements(channels, _up(size, step)) + part + _merged_taps(step) * channels**2
+
+
+class _ParkedWalk(_Walk):
+    """The layers of a decode whose clips are in main memory from the middle block on: parts of them are on the device."""
+
+    def __init__(self, config: VAEConfig, dtype_bytes: int):
+        super().__init__(config, dtype_bytes)
+        self.is_parked = False
+
+    def mid(self, channels: int, size: Size) -> Iterator[int]:
+        yield from super().mid(channels, size)
+        self.is_parked = True
+
+    def normed_conv(self, width_in: int, width_out: int, size: Size) -> int:
+        if not self.is_parked or _chunk(width_in, size) >= size[0]:
+            return super().normed_conv(width_in, width_out, size)
+        return self.normed_chunk(width_in, width_out, size, _chunk(width_in, size))
+
+    def normed_chunk(self, width_in: int, width_out: int, size: Size, step: int) -> int:
+        """Also the part as it comes from main memory: while it is normalised, and a group's beside its fp32 copy."""
+        own = super().normed_chunk(width_in, width_out, size, step)
+        if not self.is_parked:
+            return own
+        normalised = _elements(width_in, (min(size[0], step + KERNEL - 1), *size[1:]))
+        group = _elements(width_in, size) // self.config.norm_groups
+        return max(own, 2 * self.wide * group, (1 + self.wide) * normalised)
+
+    def resnet(self, width_in: int, width_out: int, size: Size) -> int:
+        step = _chunk(width_out, size)
+        if not self.is_parked or step >= size[0]:
+            return super().resnet(width_in, width_out, size)
+        out, part = (_elements(width, (step, *size[1:])) for width in (width_out, width_in))
+        added = out + part + (out if width_in != width_out else 0)
+        second = self.normed_chunk(width_out, width_out, size, step)
+        return max(self.normed_conv(width_in, width_out, size), second, added)
+
+    def upsample(self, channels: int, size: Size, step: Size) -> int:
+        frames = min(size[0], _chunk(channels, size))
+        padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
+        return 2 * padded + _elements(channels, (frames, *size[1:])) + _merged_taps(step) * channels**2
+
+
+def _elements(channels: int, size: Size) -> int:
+    frames, height, width = size
+    return channels * frames * height * width
+
+
+def _padded(channels: int, size: Size) -> int:
+    frames, height, width = size
+    return channels * frames * (height + KERNEL - 1) * (width + KERNEL - 1)
+
+
+def _merged_taps(step: Size) -> int:
+    """Taps of all parities' kernels of layers.Upsample: 8 of 2x2x2, or 4 of 3x2x2."""
+    return 64 if step[0] == 2 else 48
+
+
+def _merging_bytes(config: VAEConfig, dtype_bytes: int) -> int:
+    """While the widest kernels are merged, in fp32: the parameters if they are of another type, what is merged in time,
+    in space and in one kernel on its way; and the finished kernels. It counts for very small tiles only."""
+    taps = 4 * ((KERNEL**3 if dtype_bytes < 4 else 0) + 36 + 30) + dtype_bytes * _merged_taps((2, 2, 2))
+    return taps * max(config.block_out_channels[1:]) ** 2
+
+
+def _up(size: Size, step: Size) -> Size:
+    frames = size[0] if step[0] == 1 else step[0] * size[0] - 1
+    return frames, step[1] * size[1], step[2] * size[2]
+
+
+def _chunk(channels: int, size: Size) -> int:
+    """layers.chunk_frames on an accelerator."""
+    return max(2, CHUNK_ELEMENTS * size[0] // _elements(channels, size))

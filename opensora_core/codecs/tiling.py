@@ -1,0 +1,298 @@
+"""Encoding and decoding in overlapping tiles, in the sizes and with the blending of the reference.
+
+Every function here works over any callable of the VAE's shape, the host's own VAE included. Tiles have their own
+GroupNorm statistics and attention, so a tiled result is not the untiled one: to get the reference's frames, keep the
+reference's sizes, which are `Tiling()`: 256 pixels every 192, whole clip in time. `Tiling(temporal_tile=64)` is the
+reference's temporal tiling.
+
+Starts run over the whole range with the stride, so the last tile may be a sliver. A tile is blended, linearly and in
+place, with the tile above, then with the tile on its left, both as they were after their own blending; then it is
+cut to one stride. In time every tile is one latent frame longer than its nominal size, since a tile's first latent
+frame gives one frame instead of four: every tile but the first drops its first output, and only then is blended.
+Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/hunyuan_vae/autoencoder_kl_causal_3d.py.
+
+A VAE that is not causal (`grid`; the Video DC-AE, whose own sizes are `Tiling(temporal_tile=32)`) needs no such frame in time.
+There a last tile of one latent frame would be decoded as a picture, to one frame instead of four: the reference does that and
+loses three frames of 52, 76, 100 or 124. Here the tile before, which reaches as far, keeps all of its frames.
+Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/dc_ae/models/dc_ae.py.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import OpenSoraError
+from ..geometry import CAUSAL, TIME_COMPRESSION, Grid, Tiling, check_size
+
+MIN_TILE_SIZE = 64  # pixels
+TILE_SIZE_MULTIPLE = 16
+MIN_TEMPORAL_TILE = 8  # frames
+MAX_OVERLAP = 0.5  # share of a tile; beyond it, three tiles would meet
+LOGVAR_RANGE = (-30.0, 20.0)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """How one axis is cut, in the units of the tiled function's input and output (pixels or latents)."""
+
+    size: int  # of a tile, in
+    stride: int  # between tile starts, in
+    blend: int  # out
+    keep: int  # of a tile after blending, out
+
+
+def check_tiling(tiling: Tiling, grid: Grid = CAUSAL) -> Tiling:
+    """Return `tiling` if it can be used.
+
+    Raises:
+        OpenSoraError: a tile size that is not 0 or a multiple of 16 (of the grid's latent pixels) from 64 pixels, a temporal
+            tile that is not 0 or a multiple of 4 from 8 frames, or an overlap outside 0..0.5.
+    """
+    _check_multiple("tile_size", tiling.tile_size, max(TILE_SIZE_MULTIPLE, grid.space), MIN_TILE_SIZE, "pixels")
+    _check_multiple("temporal_tile", tiling.temporal_tile, TIME_COMPRESSION, MIN_TEMPORAL_TILE, "frames")
+    if not 0 <= tiling.overlap <= MAX_OVERLAP:  # also false for NaN
+        raise OpenSoraError(f"overlap={tiling.overlap} is not a share of a tile between 0 and {MAX_OVERLAP}; the reference uses 0.25.")
+    return tiling
+
+
+def num_tiles(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid = CAUSAL) -> int:
+    """How many times a tensor of this shape calls the VAE: 24x42 latents 2, 72x128 latents 18 at `Tiling()`.
+
+    Args:
+        shape: ending in (T, H, W): of the latents to decode, or of the frames to encode.
+        latents: whether these are latents.
+    """
+    frames, height, width = shape[-3:]
+    time, space = _axes(tiling, latents, grid)
+    per_clip = 1
+    if space and max(height, width) > space.size:
+        per_clip = len(range(0, height, space.stride)) * len(range(0, width, space.stride))
+    return per_clip * (len(_time_tiles(frames, time, grid)) if time and _is_long(frames, time) else 1)
+
+
+def tiled_decode(
+    decode: Callable[[Tensor], Tensor],
+    latents: Tensor,
+    tiling: Tiling,
+    progress: Progress | None = None,
+    output_device: torch.device | str | None = None,
+    grid: Grid = CAUSAL,
+) -> Tensor:
+    """Decode latents, in tiles where they are larger than one.
+
+    Args:
+        decode: latents [B, C, t, h, w] -> pixels [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w], a new tensor.
+        latents: unscaled VAE latents.
+        tiling: sizes in pixels and frames.
+        progress: called with (tiles done, tiles in all) after every tile. What it raises ends the decoding.
+        output_device: where finished tiles are gathered and blended; by default where `decode` leaves them.
+        grid: of the VAE; sizes above are the causal one's.
+
+    Returns:
+        Pixels [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w] in the type `decode` gives.
+
+    Raises:
+        OpenSoraError: an impossible tiling, or latents that are not 5-dimensional.
+    """
+    _check_rank(latents, "latents")
+    total = num_tiles(latents.shape, check_tiling(tiling, grid), True, grid)
+    return _tiled(decode, latents, _Cut(tiling, True, grid), _Report(total, progress, output_device))
+
+
+def tiled_encode(
+    encode_moments: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    tiling: Tiling,
+    progress: Progress | None = None,
+    output_device: torch.device | str | None = None,
+    grid: Grid = CAUSAL,
+) -> Tensor:
+    """Encode frames to moments, in tiles where they are larger than one. Moments are what is blended, not samples.
+
+    Args:
+        encode_moments: pixels [B, 3, T, H, W] -> moments [B, 2C, (T - 1) / 4 + 1, H / 8, W / 8], a new tensor.
+        pixels: -1..1; T = 4k + 1, sides multiples of 8.
+        tiling, progress, output_device, grid: as for `tiled_decode`. Of a VAE without a posterior, latents are what comes.
+
+    Returns:
+        Moments; see `posterior`.
+
+    Raises:
+        OpenSoraError: an impossible tiling, rank, frame count or size.
+    """
+    _check_rank(pixels, "pixels")
+    grid.check_num_frames(pixels.shape[2])
+    check_size(*pixels.shape[3:], multiple=grid.space)
+    total = num_tiles(pixels.shape, check_tiling(tiling, grid), False, grid)
+    return _tiled(encode_moments, pixels, _Cut(tiling, False, grid), _Report(total, progress, output_device))
+
+
+def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance, each [B, C, t, h, w], of moments [B, 2C, t, h, w]; the latter within -30..20."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean, logvar.clamp(*LOGVAR_RANGE)
+
+
+def posterior(moments: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    """Latents [B, C, t, h, w] of moments [B, 2C, t, h, w]: the mean, or mean + std * noise.
+
+    The noise is drawn on the generator's device (the moments' without one), in the moments' type.
+    """
+    mean, logvar = split_moments(moments)
+    if not sample:
+        return mean
+    source = generator.device if generator is not None else mean.device
+    noise = torch.randn(mean.shape, generator=generator, device=source, dtype=mean.dtype).to(mean.device)
+    return mean + torch.exp(0.5 * logvar) * noise
+
+
+class _Report:
+    """Counts the tiles of one call and carries their results to where they are gathered."""
+
+    def __init__(self, total: int, progress: Progress | None, device: torch.device | str | None):
+        self.total, self.progress, self.device = total, progress, device
+        self.done = 0
+
+    def run(self, function: Callable[[Tensor], Tensor], tile: Tensor) -> Tensor:
+        result = function(tile)
+        result = result.to(self.device) if self.device is not None else result
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        return result
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is cut, and how."""
+
+    tiling: Tiling
+    latents: bool
+    grid: Grid
+
+
+def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, cut: _Cut, report: _Report) -> Tensor:
+    time, space = _axes(cut.tiling, cut.latents, cut.grid)
+    frames = x.shape[2]
+    if time is None or not _is_long(frames, time):
+        return _spatially_tiled(function, x, space, report)
+    result, tail, written = None, None, 0
+    tiles = _time_tiles(frames, time, cut.grid)
+    for start, stop in tiles:
+        part = _spatially_tiled(function, x[:, :, start:stop], space, report)
+        if result is None:
+            length = cut.grid.pixel_frames(frames) if cut.latents else -(-frames // TIME_COMPRESSION)
+            result = part.new_empty((*part.shape[:2], length, *part.shape[3:]))
+        else:
+            part = part[:, :, 1:] if cut.grid.is_causal else part
+            _blend(tail, part, time.blend, axis=2)
+        keep = time.keep + (1 if cut.grid.is_causal and start == 0 else 0)
+        kept = part if (start, stop) == tiles[-1] else part[:, :, :keep]
+        result[:, :, written : written + kept.shape[2]] = kept
+        written += kept.shape[2]
+        tail = _tail(part, time.blend, axis=2)
+    return result
+
+
+def _spatially_tiled(function: Callable[[Tensor], Tensor], x: Tensor, space: _Axis | None, report: _Report) -> Tensor:
+    height, width = x.shape[3:]
+    if space is None or max(height, width) <= space.size:
+        return report.run(function, x)
+    result, above, beside = None, {}, None
+    for top, left, tile in _spatial_tiles(x, space):
+        part = report.run(function, tile)
+        if result is None:
+            result = part.new_empty((*part.shape[:3], *(_scaled(side, space) for side in (height, width))))
+        if top:
+            _blend(above[left], part, space.blend, axis=3)
+        if left:
+            _blend(beside, part, space.blend, axis=4)
+        row, column = (_scaled(start, space) for start in (top, left))
+        kept = part[..., : space.keep, : space.keep]
+        result[..., row : row + kept.shape[3], column : column + kept.shape[4]] = kept
+        # The next row and the next column read no more of this tile than these strips.
+        above[left], beside = _tail(part, space.blend, axis=3), _tail(part, space.blend, axis=4)
+    return result
+
+
+def _spatial_tiles(x: Tensor, space: _Axis) -> Iterator[tuple[int, int, Tensor]]:
+    for top in range(0, x.shape[3], space.stride):
+        for left in range(0, x.shape[4], space.stride):
+            yield top, left, x[..., top : top + space.size, left : left + space.size]
+
+
+def _blend(before: Tensor, tile: Tensor, extent: int, axis: int) -> None:
+    """Fade, in place, from the end of `before` into the beginning of `tile`; weights 0, 1/E, 2/E ..."""
+    extent = min(before.shape[axis], tile.shape[axis], extent)
+    if extent == 0:
+        return
+    # In double, then in at least fp32: the reference's weights are Python floats. On the CPU, as some devices have no double.
+    weight = torch.arange(extent, dtype=torch.float64) / extent
+    weight = weight.view([-1 if a == axis else 1 for a in range(tile.ndim)])
+    fp = torch.promote_types(tile.dtype, torch.float32)
+    fade_in, fade_out = (w.to(fp).to(tile.device) for w in (weight, 1 - weight))
+    old = before.narrow(axis, before.shape[axis] - extent, extent).to(fp) * fade_out
+    new = tile.narrow(axis, 0, extent)
+    new.copy_(old + new.to(fp) * fade_in)
+
+
+def _tail(tile: Tensor, extent: int, axis: int) -> Tensor:
+    """A copy of the last `extent` positions, so that the tile itself can be freed."""
+    extent = min(tile.shape[axis], extent)
+    return tile.narrow(axis, tile.shape[axis] - extent, extent).clone()
+
+
+def _axes(tiling: Tiling, latents: bool, grid: Grid) -> tuple[_Axis | None, _Axis | None]:
+    """(time, space) of a tiling, None where an axis is not tiled.
+
+    Overlaps are whole latents, rounded down, so that strides and kept sizes agree in pixels and latents.
+    """
+    return (
+        _axis(tiling.temporal_tile, tiling.overlap, TIME_COMPRESSION, latents),
+        _axis(tiling.tile_size, tiling.overlap, grid.space, latents),
+    )
+
+
+def _axis(tile: int, share: float, compression: int, latents: bool) -> _Axis | None:
+    if tile == 0:
+        return None
+    size = tile // compression
+    overlap = int(size * share + 1e-9)  # 0.3 * 40 is 12, also in binary
+    stride = size - overlap
+    if latents:
+        return _Axis(size, stride, overlap * compression, stride * compression)
+    return _Axis(tile, stride * compression, overlap, stride)
+
+
+def _is_long(frames: int, time: _Axis) -> bool:
+    return frames > time.size
+
+
+def _time_tiles(frames: int, time: _Axis, grid: Grid) -> list[tuple[int, int]]:
+    """(first, past the last) of every tile of a clip, in the input's units."""
+    # A last tile of one frame gives one output: causal, it is dropped, so nothing is computed for it; else see the module.
+    starts = [start for start in range(0, frames, time.stride) if start == 0 or frames - start > 1]
+    stops = [min(frames, start + time.size + (1 if grid.is_causal else 0)) for start in starts]
+    return list(zip(starts, [*stops[:-1], frames], strict=True))
+
+
+def _scaled(side: int, space: _Axis) -> int:
+    """A position or size of the input, a multiple of the compression, in the output's units."""
+    return side * space.keep // space.stride
+
+
+def _check_multiple(name: str, value: int, multiple: int, least: int, unit: str) -> None:
+    if value != 0 and (value < least or value % multiple):
+        nearest = max(least, int(value / multiple + 0.5) * multiple)
+        raise OpenSoraError(f"{name}={value} is not a multiple of {multiple} {unit} from {least} on; use {nearest}, or 0 for no tiles.")
+
+
+def _check_rank(x: Tensor, name: str) -> None:
+    if x.ndim != 5:
+        raise OpenSoraError(
+            f"{name} of shape {list(x.shape)} are not a clip; expected 5 dimensions: batch, channels, frames, height, width."
+        )

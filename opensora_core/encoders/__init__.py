@@ -1,0 +1,1 @@
+"""T5 and CLIP, from files to hidden states."""

@@ -1,0 +1,356 @@
+"""`evaluate`: prompts of the world of moving shapes to videos, read by plain computer vision; a table and a JSON report."""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..cli import DONE, EVALUATION_PARTS
+from ..commands.options import PARTS, check_writable, pipeline, say
+from ..commands.progress import each
+from ..errors import OpenSoraError
+from ..media.video import complete_or_absent, to_uint8
+from ..pipeline import OpenSoraPipeline
+from ..run.files import ModelFiles
+from ..sampling.solvers import MAX_SEED
+from ..text.prompt import decorate
+from . import prompts, score
+from .clips import Clip, Job, Sampling, check, in_place, make, quantised, round_trip
+from .degrade import DEGREES, degraded
+from .prompts import HELD_OUT, SEEN, Case
+from .score import Line
+from .verdict import Verdict, judge
+from .world import FPS
+
+NUM_NEGATIVE, NUM_EVERY_PASS = 32, 8  # clips of these two probes, at most
+_TEXT = {SEEN: "text to video, seen", HELD_OUT: "text to video, held out"}
+_REDIRECTED = "image to video, redirected"
+_CLOSING = {"last": "last frame", "loop": "first and last frame"}
+_ENDS = {"last": "last", "loop": "both"}
+_AGAINST = "against_"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation asks for, the same for every model that is judged."""
+
+    parts: tuple[str, ...]
+    count: int
+    seed: int
+
+    def cases(self) -> dict[str, list[Case]]:
+        """The cases of every part that is asked for, by the part's title."""
+        found: dict[str, list[Case]] = {}
+        if "t2v" in self.parts:
+            found[_TEXT[SEEN]] = prompts.text_cases(SEEN, self.count, self.seed)
+        if "t2v" in self.parts or "guidance" in self.parts:
+            found[_TEXT[HELD_OUT]] = prompts.text_cases(HELD_OUT, self.count, self.seed)
+        if "i2v" in self.parts:
+            found[_REDIRECTED] = prompts.redirected_cases(self.count, self.seed)
+        for part, title in _CLOSING.items():
+            if part in self.parts:
+                found[title] = prompts.closing_cases(_ENDS[part], self.count, self.seed)
+        return found
+
+    def jobs(self) -> list[Job]:
+        """Every video that is needed."""
+        jobs = [Job(case) for cases in self.cases().values() for case in cases]
+        return jobs + (self._probes() if "guidance" in self.parts else [])
+
+    def _probes(self) -> list[Job]:
+        held_out = prompts.text_cases(HELD_OUT, self.count, self.seed)
+        jobs = [Job(case, text_guidance=1.0) for case in held_out]
+        jobs += [job for case in held_out[:NUM_NEGATIVE] for job in negative_jobs(case)]
+        return jobs + [job for pair in self.every_pass_pairs() for job in pair]
+
+    def every_pass_pairs(self) -> list[tuple[Job, Job]]:
+        """(as always, with every guidance pass), of text to video and of image to video."""
+        some = min(self.count, NUM_EVERY_PASS)
+        cases = prompts.text_cases(HELD_OUT, some, self.seed) + prompts.redirected_cases(some, self.seed)
+        return [(Job(case), Job(case, every_pass=True)) for case in cases]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model and its settings, judged.
+
+    Attributes:
+        label: of its table. settings: for the report. lines: of the table. clips: by job. seconds: of everything.
+    """
+
+    label: str
+    settings: dict
+    lines: list[Line]
+    clips: dict[Job, Clip]
+    seconds: float
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge a model, and another one on the same prompts and noise if one is named; tables go to standard output."""
+    asked = _asked(args)
+    out = None if args.out is None else Path(args.out).expanduser()
+    if out is not None and out.is_dir():
+        raise OpenSoraError(f"--out {out} is a folder; give the report's file name.")
+    others = _others(args)
+    variants = [("", args)] + ([(_words(others), _replaced(args, others))] if others else [])
+    pipes = [pipeline(variant) for _, variant in variants]
+    jobs = asked.jobs()
+    for pipe, (_, variant) in zip(pipes, variants, strict=True):
+        if jobs:
+            check(pipe, _sampling(variant), jobs[0])
+    if out is not None:
+        check_writable(out.parent, out.name)
+    runs = [_judge(pipe, variant, asked, label) for pipe, (label, variant) in zip(pipes, variants, strict=True)]
+    compared = compare(runs, asked) if others else []
+    sys.stdout.write("\n\n".join(_told(runs, compared, args)) + "\n")
+    if out is not None:
+        _write(out, asked, runs, compared)
+        sys.stdout.write(f"{out}\n")
+    return DONE
+
+
+def negative_jobs(case: Case) -> tuple[Job, Job]:
+    """(nothing asked for, nothing asked for and the case's own prompt to be avoided).
+
+    What the world's prompts name is all there is in it, and a model draws one colour or another, never one in between. So a negative
+    prompt is seen at work where the prompt leaves everything open. It is worded as prompts are when they are encoded.
+    """
+    return Job(case, is_unprompted=True), Job(case, is_unprompted=True, negative_prompt=decorate(case.prompt, FPS, case.motion_score))
+
+
+def text_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
+    lines: list[Line] = []
+    for name, required in ((SEEN, {}), (HELD_OUT, score.TEXT_TO_VIDEO)):
+        cases = prompts.text_cases(name, asked.count, asked.seed)
+        lines += score.verdict_lines(_TEXT[name], [made[Job(case)].verdict for case in cases], required)
+    return lines
+
+
+def redirected_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
+    clips = [made[Job(case)] for case in prompts.redirected_cases(asked.count, asked.seed)]
+    lines = score.redirected_lines(_REDIRECTED, [clip.verdict for clip in clips])
+    # The given latent is put back after sampling, so this figure is the VAE's; it shows that the picture was used.
+    found = [score.psnr(clip.frames[0], _picture(clip.job.case, 0)) for clip in clips]
+    return [*lines, Line(_REDIRECTED, "first frame to its picture", score.mean(found), "dB")]
+
+
+def closing_lines(part: str, asked: Asked, made: dict[Job, Clip], pipe: OpenSoraPipeline) -> list[Line]:
+    """Clips that end in a given picture, or begin and end in two."""
+    title, ends = _CLOSING[part], _ENDS[part]
+    clips = [made[Job(case)] for case in prompts.closing_cases(ends, asked.count, asked.seed)]
+    verdicts = [clip.verdict for clip in clips]
+    lines = [score.share_line(title, name, [verdict.right[name] for verdict in verdicts]) for name in ("direction", "colour", "shape")]
+    lines.append(score.share_line(title, "steady", [verdict.reading.is_steady for verdict in verdicts]))
+    perfect = [in_place(pipe, clip.job.case.picture_scene.render(), ends) for clip in each(f"VAE, {title}", clips)]
+    for frame, index in (("first", 0), ("last", -1)) if ends == "both" else (("last", -1),):
+        pictures = [_picture(clip.job.case, index) for clip in clips]
+        found = [score.psnr(clip.frames[index], picture) for clip, picture in zip(clips, pictures, strict=True)]
+        alone = [score.psnr(round_trip(pipe, torch.from_numpy(picture)[None])[0], picture) for picture in pictures]
+        placed = [score.psnr(clip[index], picture) for clip, picture in zip(perfect, pictures, strict=True)]
+        lines += score.meeting_lines(title, frame, found, placed, alone)
+    return lines
+
+
+def vae_lines(asked: Asked, pipe: OpenSoraPipeline) -> list[Line]:
+    """Fresh clips through the VAE and back."""
+    psnrs, verdicts = [], []
+    for scene in each("VAE, fresh clips", prompts.fresh_scenes(asked.count, asked.seed)):
+        clip = quantised(scene.render())
+        found = round_trip(pipe, clip)
+        psnrs.append(score.psnr(found, to_uint8(clip)))
+        verdicts.append(judge(found, scene.combination, scene.motion_score))
+    return score.vae_lines("VAE, fresh clips", psnrs, verdicts)
+
+
+def vision_lines(asked: Asked) -> list[Line]:
+    """The instrument itself: ground-truth clips, as they are and as a VAE might leave them."""
+    verdicts = []
+    for scene in each("vision, true clips", prompts.fresh_scenes(asked.count, asked.seed)):
+        clip = scene.render()
+        verdicts += [judge(degraded(clip, *degree, asked.seed), scene.combination, scene.motion_score) for degree in DEGREES]
+    return score.verdict_lines("computer vision, ground truth", verdicts, score.VISION)
+
+
+def guidance_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
+    """What guidance does to the held-out prompts."""
+    title, held_out = "guidance", prompts.text_cases(HELD_OUT, asked.count, asked.seed)
+    clips = [made[Job(case)] for case in held_out]
+    default = [clip.verdict.is_right for clip in clips]
+    at_one = [made[Job(case, text_guidance=1.0)].verdict.is_right for case in held_out]
+    others = [prompts.wrong_combination(held_out, index) for index in range(len(held_out))]
+    wrong = [Verdict(other, None, clip.reading).is_right for other, clip in zip(others, clips, strict=True)]
+    pairs = [negative_jobs(case) for case in held_out[:NUM_NEGATIVE]]
+    free, avoiding = ([hit for job in jobs for hit in made[job].verdict.right.values()] for jobs in zip(*pairs, strict=True))
+    psnrs = [score.psnr(made[one].frames, made[every].frames) for one, every in asked.every_pass_pairs()]
+    return [
+        score.share_line(title, "all four, as asked", default),
+        score.lower_line(title, "all four, text guidance 1", at_one, default),
+        score.lower_line(title, "all four, against another prompt", wrong, default),
+        score.share_line(title, "attributes of a case, nothing prompted", free),
+        score.lower_line(title, "the same, its prompt as the negative", avoiding, free),
+        score.same_line(title, "skipped passes against all three, worst", psnrs),
+    ]
+
+
+def compare(runs: list[Run], asked: Asked) -> list[Line]:
+    """How far the clips of two runs are apart, part by part, and whether they are as often right."""
+    one, other = runs
+    lines = []
+    for title, cases in asked.cases().items():
+        pairs = [(one.clips[Job(case)], other.clips[Job(case)]) for case in cases]
+        psnrs = [score.psnr(a.frames, b.frames) for a, b in pairs]
+        right = [(a.verdict.is_right, b.verdict.is_right) for a, b in pairs]
+        title = f"first against second: {title}"
+        lines += [
+            Line(title, "PSNR, mean of the clips", score.mean(psnrs), "dB"),
+            Line(title, "PSNR, worst clip", min(psnrs), "dB"),
+            score.share_line(title, "right in both or in neither", [a == b for a, b in right]),
+            score.share_line(title, "right in the first alone", [a and not b for a, b in right]),
+            score.share_line(title, "right in the second alone", [b and not a for a, b in right]),
+        ]
+    return lines
+
+
+def _judge(pipe: OpenSoraPipeline, args: argparse.Namespace, asked: Asked, label: str) -> Run:
+    begun, sampling = time.perf_counter(), _sampling(args)
+    jobs = asked.jobs()
+    say(f"videos: {len(set(jobs))}, steps of each: {sampling.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
+    made = make(pipe, sampling, jobs, label or "evaluate") if jobs else {}
+    lines: list[Line] = vision_lines(asked) if "vision" in asked.parts else []
+    if "t2v" in asked.parts:
+        lines += text_lines(asked, made)
+    if "i2v" in asked.parts:
+        lines += redirected_lines(asked, made)
+    for part in _CLOSING:
+        if part in asked.parts:
+            lines += closing_lines(part, asked, made, pipe)
+    if "vae" in asked.parts:
+        lines += vae_lines(asked, pipe)
+    if "guidance" in asked.parts:
+        lines += guidance_lines(asked, made)
+    return Run(label, _settings(args, pipe), lines, made, time.perf_counter() - begun)
+
+
+def _told(runs: list[Run], compared: list[Line], args: argparse.Namespace) -> list[str]:
+    paragraphs = []
+    for run in runs:
+        heading = [f"== {run.label or 'as asked'} =="] if len(runs) > 1 else []
+        paragraphs.append("\n".join([*heading, score.table(run.lines)]))
+        paragraphs += _conclusions(run)
+    return paragraphs + ([score.table(compared)] if compared else [])
+
+
+def _conclusions(run: Run) -> list[str]:
+    needed = [line for line in run.lines if line.is_reached is not None]
+    if not needed:
+        return []
+    sentences = [f"{sum(line.is_reached for line in needed)} of {len(needed)} requirements reached."]
+    settings = run.settings
+    own = (settings["num_steps"], (settings["guidance"], settings["guidance_img"]))
+    if settings["num_prompts"] < score.REQUIRED_PROMPTS or own != (score.REQUIRED_STEPS, score.REQUIRED_GUIDANCE):
+        sentences.append(
+            f"They are meant for {score.REQUIRED_PROMPTS} prompts or more, {score.REQUIRED_STEPS} steps and guidance 7.5 and 3; "
+            f"these are {settings['num_prompts']}, {settings['num_steps']}, {settings['guidance']:g} and {settings['guidance_img']:g}."
+        )
+    held_out = [line for line in run.lines if line.part == _TEXT[HELD_OUT] and line.what == "all four"]
+    if held_out and held_out[0].value.interval[0] <= score.CHANCE["all four"]:
+        sentences.append("Prompts come out right no more often than by chance: this model does not know the world of moving shapes.")
+    return ["\n".join(sentences)]
+
+
+def _write(path: Path, asked: Asked, runs: list[Run], compared: list[Line]) -> None:
+    cases = asked.cases()
+    report = {
+        "opensora_core": __version__,
+        "torch": torch.__version__,
+        "parts": list(asked.parts),
+        "cases": {title: {"count": len(some), "fingerprint": prompts.fingerprint(some)} for title, some in cases.items()},
+        "runs": [
+            {
+                "label": run.label or "as asked",
+                "settings": run.settings,
+                "seconds": round(run.seconds, 3),
+                "figures": [line.as_json() for line in run.lines],
+                "clips": {title: [_clip_entry(run.clips[Job(case)]) for case in some] for title, some in cases.items()},
+            }
+            for run in runs
+        ],
+        "compared": [line.as_json() for line in compared],
+    }
+    with complete_or_absent(path) as partial:
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _clip_entry(clip: Clip) -> dict:
+    case, reading = clip.job.case, clip.reading
+    return {
+        "prompt": case.prompt,
+        "motion_score": case.motion_score,
+        "seed": case.seed,
+        "asked": asdict(case.asked),
+        "shown": {name: getattr(reading, name) for name in ("colour", "background", "shape", "direction")},
+        "measured_motion_score": round(reading.motion_score, 3),
+        "faults": list(reading.faults),
+        "is_right": clip.verdict.is_right,
+        "sentence": clip.verdict.sentence(),
+    }
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    parts = tuple(dict.fromkeys(part.strip() for part in args.parts.split(",") if part.strip()))
+    unknown = [part for part in parts if part not in EVALUATION_PARTS]
+    if unknown or not parts:
+        raise OpenSoraError(f"--parts {args.parts!r} names no part of an evaluation; use some of {','.join(EVALUATION_PARTS)}.")
+    if args.num_prompts < 1:
+        raise OpenSoraError(f"--num-prompts {args.num_prompts} asks for nothing; use at least 1 (default {score.REQUIRED_PROMPTS}).")
+    if not 0 <= args.seed <= MAX_SEED - args.num_prompts + 1:
+        raise OpenSoraError(f"--seed {args.seed} is out of range; use 0 to {MAX_SEED - args.num_prompts + 1}.")
+    return Asked(tuple(part for part in EVALUATION_PARTS if part in parts), args.num_prompts, args.seed)
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    return Sampling(args.num_steps, args.guidance, args.guidance_img)
+
+
+def _others(args: argparse.Namespace) -> dict:
+    """What the second run is to have otherwise, by the first's names."""
+    given = {name: value for name, value in vars(args).items() if name.startswith(_AGAINST) and value is not None}
+    return {name.removeprefix(_AGAINST): value for name, value in given.items()}
+
+
+def _words(others: dict) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {Path(str(value)).name}" for name, value in others.items())
+
+
+def _replaced(args: argparse.Namespace, others: dict) -> argparse.Namespace:
+    """The arguments of the second run: another model replaces all parts, another file one part of whatever the first has."""
+    changed = copy.copy(args)
+    if "model" in others:
+        vars(changed).update(dict.fromkeys(PARTS))
+    elif others.keys() & set(PARTS) and not any(getattr(args, part) for part in PARTS):
+        files = ModelFiles.in_folder(args.model or "small", args.tokenizers)
+        vars(changed).update({"model": None, **{part: str(getattr(files, part)) for part in PARTS}})
+    if "offload" in others and "budget_gib" not in others:
+        changed.budget_gib = None
+    vars(changed).update(others)
+    return changed
+
+
+def _settings(args: argparse.Namespace, pipe: OpenSoraPipeline) -> dict:
+    """What was run, without the paths of this machine."""
+    names = ("num_prompts", "num_steps", "guidance", "guidance_img", "seed", "precision", "offload", "budget_gib", "attention")
+    chosen = {name: getattr(args, name) for name in (*names, "decode_policy", "lora_strength")}
+    files = {part: Path(getattr(pipe.files, part)).name for part in PARTS}
+    lora = args.lora and Path(args.lora).name
+    return {**chosen, "lora": lora, **files, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)}
+
+
+def _picture(case: Case, index: int):
+    """The first (0) or last (-1) frame that was given, uint8."""
+    return to_uint8(case.picture_scene.render())[index]

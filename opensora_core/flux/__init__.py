@@ -1,1 +1,0 @@
-"""Text to picture with Flux.1, the first half of text to picture to video."""

@@ -1,0 +1,350 @@
+"""What a weights file or folder is, in words (`report`), and a first contact with real weights (`check`).
+
+`check` is made to be pasted into a bug report: file names without folders, versions, every key, shape and
+dtype against the released files, one double and one single block and one VAE frame computed. It maps the
+file and touches only the tensors it runs: about 1 GB of the 24 GB transformer.
+"""
+
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors
+import torch
+
+from .. import __version__
+from ..checkpoint.detect import Identity, Shapes, bare_shapes, dim, identify, sizes
+from ..checkpoint.files import Header, bytes_text, find_weights, last_rows, quantisation, read_header
+from ..checkpoint.formats import LayerFormat, stored_formats
+from ..checkpoint.keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
+from ..checkpoint.load import Comparison, compare
+from ..checkpoint.lora import describe_lora
+from ..codecs.dc_ae.config import VIDEO_DC_AE
+from ..codecs.hunyuan.config import HUNYUAN_VAE
+from ..errors import CheckpointError, OpenSoraError
+from ..networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE
+from .trial import try_blocks, try_vae
+
+_TRANSFORMERS = {"open_sora_2": OPEN_SORA_2, "open_sora_2_dc_ae": OPEN_SORA_2_DC_AE, "flux": FLUX_DEV, "flux_unfused": FLUX_DEV}
+_NEEDED = {
+    "the transformer": ("open_sora_2", "open_sora_2_dc_ae"),
+    "the video VAE": ("hunyuan_vae", "dc_ae"),
+    "the T5 encoder": ("t5",),
+    "the CLIP-L text encoder": ("clip_text", "clip_full"),
+}
+_VAES = {"hunyuan_vae": HUNYUAN_VAE, "dc_ae": VIDEO_DC_AE}
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+_SEARCH_DEPTH = 3  # a hub folder keeps its encoders at <owner>/<name>/
+
+
+@dataclass(frozen=True)
+class Check:
+    """Text of a check, and whether everything that was looked at is in order."""
+
+    text: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model on disk: a file, or shards read as one. `error` is a sentence, instead of a header, where it cannot be read."""
+
+    name: str
+    header: Header | None
+    error: str = ""
+    num_files: int = 1
+
+
+def report(path: str | Path) -> str:
+    """Say what a file or folder holds, whether it is whole, and how it differs from the released files.
+
+    Args:
+        path: a weights file, or a folder such as the hub repository's, searched three levels deep.
+
+    Raises:
+        CheckpointError: the file cannot be read, or the folder holds no weights.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return "\n".join(_describe(path.name, read_header(path)))
+    components = list(_components(path))
+    if not components:
+        raise CheckpointError(f"{path.resolve().name or path} holds no weights file ({_SEARCH_DEPTH} levels searched).")
+    blocks = [_describe(part.name, part.header) if part.header else [part.error] for part in components]
+    return "\n\n".join("\n".join(lines) for lines in (*blocks, [_folder_sentence(components)]))
+
+
+def check(path: str | Path) -> Check:
+    """Compare a file or folder with the released files and run one block of each kind and one VAE frame.
+
+    Never raises for a bad file: what is wrong with it is the report. In a folder, files that Open-Sora 2.0
+    does not use are named and left alone.
+    """
+    path = Path(path)
+    components = list(_components(path)) if path.is_dir() else [_component(path.name, [path])]
+    lines, verdicts = [_versions()], []
+    for part in components:
+        passed, text = _check_component(part)
+        if passed is not None:
+            verdicts.append(passed)
+        lines += ["", *text]
+    lines += ["", _folder_sentence(components)] if path.is_dir() else [""]
+    passed = bool(verdicts) and all(verdicts)
+    nothing = "" if verdicts else ", nothing that Open-Sora 2.0 uses was found"
+    other = ", of another size than the released model" if passed and any(map(_is_of_another_size, components)) else ""
+    return Check("\n".join([*lines, f"verdict: {'PASS' if passed else 'FAIL'}{other}{nothing}"]), passed)
+
+
+def _is_of_another_size(part: Component) -> bool:
+    """Whether it is whole by its own sizes and those are not the released ones."""
+    if part.header is None:
+        return False
+    own, released, _ = _manifests(identify(part.header.shapes), part.header)
+    return own is not None and own != released
+
+
+def _components(folder: Path) -> Iterator[Component]:
+    shards: dict[tuple[str, int, str], list[Path]] = {}
+    for path in _weight_files(folder, _SEARCH_DEPTH):
+        if match := _SHARD.fullmatch(path.name):
+            stem, _, total, suffix = match.groups()
+            shards.setdefault((str(path.parent.relative_to(folder) / stem), int(total), suffix), []).append(path)
+            continue
+        yield _component(path.relative_to(folder).as_posix(), [path])
+    for (stem, total, suffix), paths in shards.items():
+        name = f"{Path(stem).as_posix()}{suffix} in {total} parts"
+        if len(paths) < total:
+            yield Component(name, None, f"{name}: {total - len(paths)} of them are missing; download them.")
+        else:
+            yield _component(name, paths)
+
+
+def _component(name: str, paths: list[Path]) -> Component:
+    try:
+        return Component(name, _merge([read_header(path) for path in paths]), num_files=len(paths))
+    except CheckpointError as error:
+        sentence = str(error).replace(str(paths[0]), paths[0].name)  # a pasted report shows no folders of its owner
+        return Component(name, None, sentence if sentence.startswith(name) else f"{name}: {sentence}")
+
+
+def _weight_files(folder: Path, depth: int) -> Iterator[Path]:
+    yield from find_weights(folder)
+    if depth > 1:
+        for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+            yield from _weight_files(inner, depth - 1)
+
+
+def _merge(headers: list[Header]) -> Header:
+    tensors = {key: info for header in headers for key, info in header.tensors.items()}
+    return replace(headers[0], tensors=tensors, num_bytes=sum(header.num_bytes for header in headers))
+
+
+def _describe(name: str, header: Header) -> list[str]:
+    identity = identify(header.shapes)
+    place = f", {identity.place}" if identity.place else ""
+    lines = [f"{name}: {identity.title}{place}", _line("size", _size_text(header))]
+    if identity.prefix:
+        lines.append(_line("prefix", f"every key of it begins with {identity.prefix}"))
+    form = quantisation(header)
+    if form:
+        lines.append(_line("quantised", f"{_form_text(form, header, identity)}; {_who_reads(header, identity)}"))
+    if identity.config:
+        lines.append(_line("model", sizes(identity.config)))
+    if identity.kind == "lora":
+        lines.append(_line("layers", describe_lora(bare_shapes(header.shapes, ""))))
+    own, released, dtype = _manifests(identity, header)
+    found = _relevant(identity, header)
+    if own:
+        result = _compare(found, own, form)
+        lines.append(_line("complete" if result.complete else "INCOMPLETE", result.sentence()))
+    if released:
+        lines.append(_line("released", _released_text(_compare(found, released, form), header, dtype)))
+    return lines
+
+
+def _formats(header: Header, identity: Identity) -> dict[str, LayerFormat] | None:
+    """How the layers of a transformer or of T5 are quantised, empty if they are not; None where the library does not read it."""
+    if quantisation(header) is None:
+        return {}
+    is_read = identity.kind == "t5" or (identity.kind in _TRANSFORMERS and not identity.fused)
+    try:
+        return stored_formats(header, identity.prefix) if is_read else None
+    except CheckpointError:
+        return None
+
+
+def _form_text(form: str, header: Header, identity: Identity) -> str:
+    """How a file is quantised: the formats of its layers where they are known, else what its keys look like."""
+    counts = Counter(layer_format.form.name for layer_format in (_formats(header, identity) or {}).values())
+    known = " and ".join(f"{name} in {count} layer{'s' * (count > 1)}" for name, count in counts.items())
+    return f"{form} ({known})" if known else form
+
+
+def _who_reads(header: Header, identity: Identity) -> str:
+    if identity.kind in _TRANSFORMERS or identity.kind == "t5":
+        return "read here and by ComfyUI's loaders" if _formats(header, identity) else "not read here; ComfyUI's loaders may read it"
+    return "ComfyUI's loaders may read it"
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<11} {text}"
+
+
+def _size_text(header: Header) -> str:
+    total = max(1, header.num_parameters)
+    shares = header.dtypes
+    dtypes = ", ".join(name if len(shares) == 1 else f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
+    return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {bytes_text(header.num_bytes)}, {dtypes}"
+
+
+def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Manifest | None, str]:
+    """What the file's own sizes imply, what the released file of its kind holds, and that file's dtype."""
+    if identity.config and identity.kind in _TRANSFORMERS:
+        full = _TRANSFORMERS[identity.kind]
+        if identity.kind.startswith("flux"):
+            full = replace(full, guidance_embed=identity.config.guidance_embed)  # schnell has none
+        own = transformer_manifest(identity.config, identity.fused)
+        return own, own if full == identity.config else transformer_manifest(full, identity.fused), "BF16"
+    if identity.config and identity.kind in _VAES:
+        own, full = vae_manifest(identity.config), _VAES[identity.kind]
+        return own, own if identity.config == full else vae_manifest(full), "BF16"
+    if identity.kind == "flux_ae":
+        return flux_ae_manifest(), flux_ae_manifest(), "F32"
+    shapes = _relevant(identity, header)
+    if identity.kind == "t5":
+        return t5_manifest(**_t5_sizes(shapes)), t5_manifest(), "F32"
+    if identity.kind in ("clip_text", "clip_full"):
+        return clip_text_manifest(**_clip_sizes(shapes)), clip_text_manifest(), "F32"
+    return None, None, ""
+
+
+def _relevant(identity: Identity, header: Header) -> Manifest:
+    """The model's own tensors, bare: of T5 the encoder, of CLIP the text part."""
+    shapes = bare_shapes(header.shapes, identity.prefix)
+    if identity.kind == "t5":
+        if "shared.weight" not in shapes and "encoder.embed_tokens.weight" in shapes:
+            shapes["shared.weight"] = shapes["encoder.embed_tokens.weight"]  # one table under two names
+        shapes.pop("encoder.embed_tokens.weight", None)
+        return {key: shape for key, shape in shapes.items() if key.startswith(("encoder.", "shared."))}
+    if identity.kind in ("clip_text", "clip_full"):
+        if "text_model.embeddings.token_embedding.weight" not in shapes:
+            shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}  # transformers 5
+        return {key: shape for key, shape in shapes.items() if key.startswith("text_model.") and not key.endswith("position_ids")}
+    return shapes
+
+
+def _t5_sizes(shapes: Shapes) -> dict[str, int]:
+    layers = {key.split(".")[2] for key in shapes if key.startswith("encoder.block.")}
+    first = "encoder.block.0.layer."
+    return {
+        "width": dim(shapes, "shared.weight", 1, 4096),
+        "mlp": dim(shapes, f"{first}1.DenseReluDense.wi_0.weight", 0, 10240),
+        "inner": dim(shapes, f"{first}0.SelfAttention.q.weight", 0, 4096),
+        "layers": len(layers),
+        "heads": dim(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 1, 64),
+        "vocabulary": dim(shapes, "shared.weight", 0, 32128),
+    }
+
+
+def _clip_sizes(shapes: Shapes) -> dict[str, int]:
+    layers = {key.split(".")[3] for key in shapes if key.startswith("text_model.encoder.layers.")}
+    width = dim(shapes, "text_model.embeddings.token_embedding.weight", 1, 768)
+    return {
+        "width": width,
+        "layers": len(layers),
+        "mlp": dim(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
+        "vocabulary": dim(shapes, "text_model.embeddings.token_embedding.weight", 0, 49408),
+        "positions": dim(shapes, "text_model.embeddings.position_embedding.weight", 0, 77),
+    }
+
+
+def _compare(found: Manifest, expected: Manifest, form: str | None) -> Comparison:
+    result = compare(found, expected)
+    if form is None:
+        return result
+    # A quantiser changes the shape of matrices and lays scales beside them; names and vectors still count.
+    layers = {key.rpartition(".")[0] for key in expected}
+    extra = tuple(key for key in result.extra if key != "scaled_fp8" and layers.isdisjoint(_stems(key)))
+    return replace(result, extra=extra, misshaped={key: pair for key, pair in result.misshaped.items() if len(pair[1]) < 2})
+
+
+def _stems(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _released_text(result: Comparison, header: Header, dtype: str) -> str:
+    stored = next(iter(header.dtypes), "none")
+    dtype_text = f"dtype {stored}" + (" as released" if stored == dtype else f" (released: {dtype})")
+    if result.same:
+        return f"every key and shape as in the released file, {dtype_text}"
+    if result.misshaped:  # listing every tensor of a smaller model would say nothing
+        return f"not the released size ({len(result.misshaped)} of {result.expected} tensors have another shape), {dtype_text}"
+    return f"differs from the released file; {result.sentence()}; {dtype_text}"
+
+
+def _folder_sentence(components: list[Component]) -> str:
+    kinds = {identify(part.header.shapes).kind for part in components if part.header}
+    if kinds == {"lora"}:
+        return "This folder is a LoRA."
+    high = {"open_sora_2_dc_ae": "hunyuan_vae", "open_sora_2": "dc_ae"}
+    if any(one in kinds and other in kinds and not kinds >= {*high} and not kinds >= {*_VAES} for one, other in high.items()):
+        return "The transformer and the VAE of this folder are not of one variant; the Video DC-AE belongs to the high-compression transformer."
+    lacking = [name for name, accepted in _NEEDED.items() if not kinds.intersection(accepted)]
+    return "This folder has every part of Open-Sora 2.0." if not lacking else f"For Open-Sora 2.0 this folder lacks {', '.join(lacking)}."
+
+
+def _versions() -> str:
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    return (
+        f"opensora_core {__version__}, torch {torch.__version__}, safetensors {safetensors.__version__}, "
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}"
+    )
+
+
+def _check_component(part: Component) -> tuple[bool | None, list[str]]:
+    """Whether it passed (None: no part of Open-Sora 2.0) and the lines about it."""
+    if part.header is None:
+        return False, [part.error, _line("FAIL", "cannot be read")]
+    header, lines = part.header, _describe(part.name, part.header)
+    identity = identify(header.shapes)
+    own, released, _ = _manifests(identity, header)
+    form = quantisation(header)
+    if own is None:
+        return None, lines
+    found = _relevant(identity, header)
+    if not _compare(found, own, form).complete:
+        return False, [*lines, _line("FAIL", "incomplete")]
+    against = _compare(found, released, form)
+    if against.missing and not against.misshaped:
+        return False, [*lines, _line("FAIL", f"like the released file, but {len(against.missing)} tensors are missing")]
+    if form and _formats(header, identity) is None:
+        return True, [*lines, _line("run", "not run: a quantised form that is not read here")]
+    if part.num_files == 1 and len(holes := _holes(header)) > 1:
+        return False, [*lines, _line("FAIL", f"{len(holes)} matrices end in zeros or NaN ({', '.join(holes[:3])}): a download with holes")]
+    try:
+        trial = try_vae(header) if identity.kind in _VAES else None
+        if identity.kind in _TRANSFORMERS:
+            trial = try_blocks(header, identity, _formats(header, identity))
+    except (OpenSoraError, RuntimeError) as error:
+        return False, [*lines, _line("FAIL", f"did not run: {error}")]
+    if trial is None:
+        return True, lines
+    lines += [_line(*pair) for pair in trial.lines]
+    return trial.finite, lines if trial.finite else [*lines, _line("FAIL", "NaN or infinite values")]
+
+
+def _holes(header: Header) -> list[str]:
+    """Matrices whose last row holds nothing; cond_in may, in start weights. Reads one row per tensor.
+
+    A downloader that reserves a file's whole size leaves such holes when it stops, and no length gives it away.
+    """
+    matrices = [
+        key
+        for key, info in header.tensors.items()
+        if len(info.shape) > 1 and info.num_elements and info.dtype in ("F32", "F16", "BF16") and not key.endswith("cond_in.weight")
+    ]
+    return [key for key, row in last_rows(header, matrices) if not (row.isfinite().all() and row.any())]

@@ -1,0 +1,206 @@
+"""What a person gives a video to begin or end with: pictures, a clip or latents, read and checked before any weight is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..errors import OpenSoraError
+from ..geometry import CAUSAL, Grid, latent_frames
+from ..sampling.given import CONTEXTS, FORWARDS, check_clip_length, check_room, clip_cond_type, nearest_frames
+from ..sampling.guidance import PICTURES, ReferenceUse
+from .video import is_video, read_clip, read_image, rgb_array
+
+LATENT_RANK = 5  # [B, C, T, H, W]: what tells latents from pictures
+
+
+@dataclass(frozen=True)
+class References:
+    """What is given, checked as far as it can be without the video that it is for.
+
+    Attributes:
+        first, last: a picture [1, H, W, 3] fp32 in 0..1 of any size, or latents [B or 1, C, 1, h, w], or None.
+        clip: frames [33 or 65, H, W, 3] uint8 or fp32 in 0..1, or latents [B or 1, C, t, h, w], or None.
+            Latents are in the transformer's scale, as `.latents` of a result.
+        direction: forwards: the clip begins the video; backwards: it ends it.
+        use: how a run uses them.
+    """
+
+    first: Tensor | None = None
+    last: Tensor | None = None
+    clip: Tensor | None = None
+    direction: str = FORWARDS
+    use: ReferenceUse = PICTURES
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """By the name of the argument that it came with."""
+        named = {"image": self.first, "last_image": self.last, "video": self.clip}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def ends(self) -> tuple[Tensor | None, Tensor | None]:
+        """What begins the video, and what ends it."""
+        if self.clip is None:
+            return self.first, self.last
+        return (self.clip, None) if self.direction == FORWARDS else (None, self.clip)
+
+    @property
+    def cond_type(self) -> str:
+        """The reference's name of the mode; latents of another length than a clip's are named as the shorter one."""
+        if self.clip is not None:
+            is_easy = _latent_length(self.clip) == latent_frames(CONTEXTS[1])
+            return clip_cond_type(self.direction, CONTEXTS[is_easy])
+        known = (self.first is not None, self.last is not None)
+        return {(False, False): "t2v", (True, False): "i2v_head", (False, True): "i2v_tail", (True, True): "i2v_loop"}[known]
+
+    def check(self, num_videos: int, latent_extent: tuple[int, int, int], grid: Grid = CAUSAL) -> None:
+        """Raise an OpenSoraError unless they fit so many videos of latent (T, H, W) and leave a frame to make."""
+        if self.clip is not None and not grid.is_causal:
+            raise OpenSoraError(
+                "The high-compression variant goes on from no clip: its training knows text and a first frame; give a picture, or use "
+                "the Open-Sora 2.0 transformer."
+            )
+        for name, tensor in self.given.items():
+            if tensor.ndim == LATENT_RANK and tuple(tensor.shape[3:]) != latent_extent[1:]:
+                found, wanted = (" x ".join(str(grid.space * side) for side in size) for size in (tensor.shape[3:], latent_extent[1:]))
+                raise OpenSoraError(
+                    f"The latents of {name} are of {found} pixels (height x width), the video is {wanted}; they must agree."
+                )
+            if tensor.ndim == LATENT_RANK and tensor.shape[0] not in (1, num_videos):
+                raise OpenSoraError(
+                    f"{name} holds the latents of {tensor.shape[0]} videos for a batch of {num_videos}; give 1 or {num_videos}."
+                )
+        what = "the frames of the clip" if self.clip is not None else f"the picture{'s' * (len(self.given) > 1)} given"
+        check_room(sum(map(_latent_length, self.given.values())), latent_extent[0], what, grid)
+
+    def check_channels(self, channels: int) -> None:
+        """Raise an OpenSoraError unless latents given have as many channels as the model's."""
+        for name, tensor in self.given.items():
+            if tensor.ndim == LATENT_RANK and tensor.shape[1] != channels:
+                raise OpenSoraError(f"The latents of {name} have {tensor.shape[1]} channels, this model's have {channels}.")
+
+
+def read_references(
+    image=None, last_image=None, video=None, *, direction: str = FORWARDS, context: int = CONTEXTS[0], strength: float = 1.0
+) -> References:
+    """Read what is given.
+
+    Args:
+        image, last_image: the first and the last frame: a path, a PIL image, [H, W, 3] uint8 or float in 0..1, or one frame's
+            latents [B or 1, C, 1, h, w].
+        video: the clip to go on from: a path, [T, H, W, 3] uint8 or float in 0..1, a sequence of [H, W, 3] frames or PIL images, or
+            latents [B or 1, C, t, h, w]. It is given alone.
+        direction: forwards: the video begins with the clip's last frames; backwards: it ends with the clip's first ones.
+        context: how many frames of the clip: 33, or 65 (v2v_*_easy); of latents any 4k+1, such as 5 for two latent frames.
+        strength: see guidance.ReferenceUse.
+
+    Raises:
+        OpenSoraError: something that is none of these, a clip shorter than the context, or settings for nothing that is given.
+    """
+    use = ReferenceUse(is_clip=video is not None, strength=strength)
+    first, last = reference_image("image", image), reference_image("last_image", last_image)
+    if video is None:
+        if direction != FORWARDS:
+            raise OpenSoraError(f"direction={direction!r} needs a video to go on from; none was given.")
+        if first is None and last is None and strength != 1:
+            raise OpenSoraError(f"strength={strength} needs an image, a last image or a video to hold to; none was given.")
+        return References(first, last, use=use)
+    if first is not None or last is not None:
+        raise OpenSoraError("A video to go on from is given alone; leave out image and last_image, or the video.")
+    return References(clip=_reference_clip(video, direction, context), direction=direction, use=use)
+
+
+def reference_image(name: str, image) -> Tensor | None:
+    """A reference picture as [1, H, W, 3] fp32 in 0..1 on the CPU; latents [B or 1, C, 1, h, w] as they are.
+
+    Args:
+        name: for messages.
+        image: None, a path, a PIL image, a tensor or array [H, W, 3] or [1, H, W, 3], uint8 or float in 0..1, or latents.
+
+    Raises:
+        OpenSoraError: anything else.
+    """
+    if image is None:
+        return None
+    if isinstance(image, (str, Path)):
+        if is_video(image):
+            raise OpenSoraError(f"{image} is a video where a picture is wanted ({name}); to go on from a clip, give it as the video.")
+        return read_image(image)
+    if hasattr(image, "convert"):  # a PIL image, without importing PIL to ask
+        image = rgb_array(image, name)
+    if not isinstance(image, (Tensor, numpy.ndarray)):
+        raise OpenSoraError(f"{name} is a path, a PIL image, an array or a tensor; this is a {type(image).__name__}.")
+    image = torch.tensor(image) if isinstance(image, numpy.ndarray) else image.detach().cpu()
+    if image.ndim == LATENT_RANK:
+        return _latents(name, image, 1)
+    if image.ndim == 3:
+        image = image.unsqueeze(0)
+    if image.ndim == 4 and image.shape[-1] == 4:
+        raise OpenSoraError(f"{name} has an alpha channel; give its three colours, on a background of your choice.")
+    if image.ndim != 4 or image.shape[0] != 1 or image.shape[-1] != 3 or 0 in image.shape:
+        raise OpenSoraError(f"{name} is one picture, [height, width, 3] or [1, height, width, 3]; this one is {list(image.shape)}.")
+    _check_values(name, image)
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+
+def _reference_clip(video, direction: str, context: int) -> Tensor:
+    """The part of a clip that the new video touches, as References.clip."""
+    if isinstance(video, (Tensor, numpy.ndarray)) and video.ndim == LATENT_RANK:
+        latents = _latents("video", torch.as_tensor(video).detach().cpu(), latent_frames(context))
+        return nearest_frames(latents.transpose(0, 2), direction, latent_frames(context)).transpose(0, 2)
+    clip_cond_type(direction, context)  # raises for what has no mode
+    if isinstance(video, (str, Path)):
+        frames = read_clip(video, context, from_end=direction == FORWARDS)
+        check_clip_length(f"The clip {video}", len(frames), context)
+        return frames
+    if isinstance(video, Sequence) and len(video):
+        check_clip_length("video", len(video), context)
+        video = [
+            rgb_array(frame, "A frame of video") if hasattr(frame, "convert") else frame
+            for frame in nearest_frames(video, direction, context)
+        ]
+        shapes = {tuple(getattr(frame, "shape", ())) for frame in video}
+        if len(shapes) > 1:
+            raise OpenSoraError(f"The frames of video are of different sizes: {', '.join(map(str, sorted(shapes)[:3]))}.")
+        video = torch.stack([torch.tensor(frame) if isinstance(frame, numpy.ndarray) else torch.as_tensor(frame) for frame in video])
+    if not isinstance(video, (Tensor, numpy.ndarray)):
+        raise OpenSoraError(f"video is a path, frames or latents; this is a {type(video).__name__}.")
+    video = torch.as_tensor(video).detach()
+    if video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+        raise OpenSoraError(f"video is a clip, [frames, height, width, 3]; this one is {list(video.shape)}.")
+    check_clip_length("video", len(video), context)
+    frames = nearest_frames(video, direction, context).cpu()
+    _check_values("video", frames)
+    return frames
+
+
+def _latents(name: str, latents: Tensor, at_least: int) -> Tensor:
+    """Latents as they are, once they are seen to be that; a picture's are of one frame."""
+    if 0 in latents.shape or not latents.is_floating_point() or not torch.isfinite(latents).all():
+        raise OpenSoraError(
+            f"The latents of {name} are {list(latents.shape)} {latents.dtype}; finite numbers [videos, channels, frames, height, width] are expected."
+        )
+    if name != "video" and latents.shape[2] != 1:
+        raise OpenSoraError(
+            f"The latents of {name} hold {latents.shape[2]} latent frames, a picture's one; to go on from a clip, give it as the video."
+        )
+    if latents.shape[2] < at_least:
+        raise OpenSoraError(
+            f"The latents of {name} hold {latents.shape[2]} latent frames; context {4 * at_least - 3} takes {at_least}: use a smaller context."
+        )
+    return latents.float()
+
+
+def _check_values(name: str, image: Tensor) -> None:
+    if image.dtype == torch.uint8:
+        return
+    if not image.is_floating_point() or not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+        raise OpenSoraError(f"{name} holds uint8, or floats from 0 to 1; this one is {image.dtype} with values outside that.")
+
+
+def _latent_length(tensor: Tensor) -> int:
+    return tensor.shape[2] if tensor.ndim == LATENT_RANK else latent_frames(len(tensor))

@@ -1,0 +1,221 @@
+"""One network of a pipeline: read when it is first needed, and where it lives meanwhile; and what devices and precisions there are.
+
+`everything`: all networks on the device from their first use on. In the other modes they live in main memory, or in no
+memory at all where the file is mapped as it is, and come to the device only for their work:
+`resident`: but the transformer, once read, stays. `auto`: each whole, or streamed as far as it does not fit. `budget`: the
+transformer and T5 stream block by block, so that their weights take no more than a budget. `minimal`: one block at a time,
+and the networks that have no blocks a layer at a time, by accelerate. All modes compute the same numbers.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.quantised import PRECISIONS as QUANTISED, precision_format
+from ..errors import OpenSoraError, check_choice
+from .device import free_bytes
+from .plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
+from .stream import BlockStream, module_bytes
+
+logger = logging.getLogger(__name__)
+
+EVERYTHING, AUTO = "everything", "auto"
+OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
+PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+# Layers that read the weights of the layers inside them and so must have all of them at once: codecs/hunyuan/layers.py.
+_WHOLE = ["Encoder", "Decoder", "Upsample"]
+# Page-locked where it cannot be asked how much main memory is free.
+_PINNED_BLINDLY = 4 * 2**30
+
+
+@dataclass
+class Placement:
+    """Where and how the networks of one pipeline compute; shared by its components, changed only by the pipeline."""
+
+    device: torch.device
+    torch_dtype: torch.dtype | None = None  # None: bf16 on an accelerator, fp32 on the CPU
+    mode: str = EVERYTHING
+    budget_gib: float | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.torch_dtype is not None:
+            return self.torch_dtype
+        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a network lives.
+
+    Attributes:
+        is_main: the one that `resident` and a budget are about.
+        is_kept: False for one that works once a run (a text encoder): outside `everything` it is given up after its work.
+        block_lists: names of its lists of blocks, in the order in which they run; empty if it is not streamed.
+    """
+
+    is_main: bool = False
+    is_kept: bool = True
+    block_lists: tuple[str, ...] = ()
+
+
+class Component:
+    """One network, read at its first use.
+
+    Args:
+        read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files.
+        placement: shared with the pipeline.
+    """
+
+    def __init__(self, read: Callable[[torch.dtype, torch.device], Any], placement: Placement, habits: Habits = Habits()):
+        self._read = read
+        self._placement = placement
+        self._habits = habits
+        self._network: Any = None
+
+    @contextmanager
+    def at_work(self, beside_bytes: int = 0, is_last_try: bool = False) -> Iterator[Any]:
+        """The network, able to compute on the placement's device inside the block.
+
+        Args:
+            beside_bytes: what the device will need beside the weights; only `auto` asks.
+            is_last_try: the device ran out of memory before: in auto and budget one block at a time, whatever was planned.
+        """
+        if self._network is None:
+            self._network = self._load()
+        network = self._network
+        try:
+            with self._visit(_module(network), None if is_last_try else beside_bytes):
+                yield network
+        finally:
+            if self._placement.mode != EVERYTHING and not self._habits.is_kept:
+                self.release()
+
+    def release(self) -> None:
+        """Forget the network; the next use reads it again."""
+        self._network = None
+
+    def _load(self) -> Any:
+        placement = self._placement
+        home = placement.device if self._stays else torch.device("cpu")
+        with torch.inference_mode(False):  # parameters made inside could not be replaced outside
+            network = self._read(placement.dtype, home)
+            if placement.mode == MINIMAL and not self._habits.block_lists:
+                _by_layers(_module(network), placement.device)
+        return network
+
+    @property
+    def _stays(self) -> bool:
+        mode = self._placement.mode
+        return mode == EVERYTHING or (mode == RESIDENT and self._habits.is_main)
+
+    def _visit(self, module: nn.Module, beside_bytes: int | None) -> AbstractContextManager:
+        placement, lists = self._placement, self._habits.block_lists
+        if self._stays or (placement.mode == MINIMAL and not lists):
+            return nullcontext()
+        plan = self._plan(module_bytes(module, lists), beside_bytes) if lists else None
+        if plan is None or plan.mode == RESIDENT:
+            return visiting(module, placement.device)
+        # Half of what is free: page-locked memory is nobody else's, and the rest of the file streams from the mapped pages.
+        free = free_bytes(torch.device("cpu"))
+        return BlockStream(module, plan, placement.device, lists, _PINNED_BLINDLY if free is None else free // 2)
+
+    def _plan(self, sizes: UnitBytes, beside_bytes: int | None) -> Plan:
+        placement = self._placement
+        if beside_bytes is None and placement.mode in (AUTO, BUDGET):
+            return make_plan(sizes, MINIMAL)
+        if placement.mode == AUTO:
+            free = free_bytes(placement.device) if placement.device.type == "cuda" else None
+            plan = plan_within(sizes, None if free is None else free - beside_bytes)
+            if plan.streamed:
+                logger.warning("Not all weights fit beside the computation. %s", plan.sentence())
+            return plan
+        least = least_bytes(sizes, BUDGET) / GIB
+        if placement.mode == BUDGET and (self._habits.is_main or placement.budget_gib >= least):
+            return make_plan(sizes, BUDGET, placement.budget_gib)
+        return make_plan(sizes, MINIMAL if placement.mode != RESIDENT else RESIDENT)
+
+
+def plan_within(sizes: UnitBytes, room: int | None) -> Plan:
+    """The plan that copies least and takes at most `room` bytes; if none does, the smallest. None: as much as it likes."""
+    if room is None or sizes.total <= room:
+        return make_plan(sizes, RESIDENT)
+    if least_bytes(sizes, BUDGET) <= room:
+        return make_plan(sizes, BUDGET, room / GIB)
+    return make_plan(sizes, MINIMAL)
+
+
+@contextmanager
+def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Bring a module to a device for the length of the block.
+
+    The tensors it had are kept and put back rather than copied back, so that leaving costs nothing and
+    memory-mapped ones stay mapped.
+    """
+    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    home = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    moved: dict[int, Tensor] = {}  # a tensor under two names is moved once
+    try:
+        for store, name, tensor in home:
+            if id(tensor) not in moved:
+                there = tensor.detach().to(device)
+                moved[id(tensor)] = nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+            store[name] = moved[id(tensor)]
+        yield
+    finally:
+        for store, name, tensor in home:
+            store[name] = tensor
+
+
+def _module(network: Any) -> nn.Module:
+    return network if isinstance(network, nn.Module) else network.model
+
+
+def resolve_precision(torch_dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:
+    """The dtype two settings ask for together, None to leave it to the device; and the quantised precision of weights, if one is asked for.
+
+    Raises:
+        OpenSoraError: not a known precision, a dtype that the networks are not run in, two that differ, or bitsandbytes is missing.
+    """
+    check_choice("precision", precision, (*PRECISIONS, *QUANTISED))
+    if precision in QUANTISED:
+        precision_format(precision)  # says at once if its library is missing
+    wanted = PRECISIONS.get(precision)
+    if torch_dtype not in (None, torch.float32, torch.bfloat16):
+        raise OpenSoraError(f"dtype {torch_dtype} is not one the networks are run in; use torch.bfloat16 or torch.float32.")
+    if wanted and torch_dtype and wanted != torch_dtype:
+        raise OpenSoraError(f"precision={precision!r} and dtype {torch_dtype} contradict each other; give one of them.")
+    return wanted or torch_dtype, precision if precision in QUANTISED else None
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that can be computed on; "auto" is CUDA, else Apple's GPU, else the CPU.
+
+    Raises:
+        OpenSoraError: no such device here.
+    """
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says "not compiled with" by an assertion
+        raise OpenSoraError(f"The device {device} cannot be used here; use auto or cpu.") from error
+    if found.type == "meta":
+        raise OpenSoraError("The device meta holds no numbers; use auto or cpu.")
+    return found
+
+
+def _by_layers(module: nn.Module, device: torch.device) -> None:
+    try:
+        from accelerate import cpu_offload
+    except ImportError as error:
+        raise OpenSoraError("Keeping one layer at a time on the device needs accelerate: pip install accelerate.") from error
+    cpu_offload(module, execution_device=device, offload_buffers=True, preload_module_classes=_WHOLE)

@@ -1,0 +1,83 @@
+"""What memory a device has, how to tell that it ran out, and the sentence for people when it did for good."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from .plan import at_most
+
+T = TypeVar("T")
+
+# What torch says where it has no class of its own for it: Apple's GPU, the CPU (on Windows too), cuBLAS, and cuDNN, which tries every
+# algorithm of a convolution and says that none was left when none found its workspace.
+_SAID = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed", "valid cudnn algorithm")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device has left, or None where it cannot be asked."""
+    if device.type == "cuda":
+        # What torch holds in reserve without using it is free for us too.
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    if device.type == "cpu":
+        available = _meminfo("MemAvailable")
+        if available is not None:
+            return available
+        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def total_bytes(device: torch.device) -> int | None:
+    """All memory of a device, or None where it cannot be asked."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _meminfo("MemTotal") if device.type == "cpu" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory of any kind ran out."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID)
+
+
+def unless_out_of_memory(run: Callable[[], T]) -> T | None:
+    """The result, or None when memory ran out; by then the exception, which holds the tensors of its frames, is gone."""
+    try:
+        return run()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    return None
+
+
+def ran_out(work: str, device: torch.device, advice: str) -> str:
+    """The sentence: what ran out, what the device has now that it is given up, what to change.
+
+    Args:
+        work: what was done, "Sampling 129 frames of ...". advice: what follows the colon, without a full stop.
+    """
+    free, total = free_bytes(device), total_bytes(device)
+    has = "" if free is None or total is None else f"; {_name(device)} has {at_most(free)} of {at_most(total)} GiB free without it"
+    return f"{work} ran out of memory{has}: {advice}."
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
+
+
+def _meminfo(name: str) -> int | None:
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0]) * 1024 if name in lines else None

@@ -1,0 +1,368 @@
+"""What a video needs in given settings: device memory stage by stage, and RAM.
+
+Peaks come from footprint.py, what streams from plan.py, the tiles of a decode from the decode policy itself
+(codecs/hunyuan/memory.py). Figures are what is needed at least: an allocator may hold more in reserve. Sizes in bytes.
+"""
+
+from dataclasses import dataclass
+
+from ..codecs.hunyuan.memory import MARGIN, POLICIES, choose_decode, parking_bytes, tile_decode_bytes
+from ..errors import OpenSoraError
+from ..geometry import CAUSAL, LARGEST, Grid, Tiling, check_largest
+from ..sampling.guidance import Guidance, num_forwards
+from .component import plan_within
+from .footprint import (
+    PRECISIONS,
+    QUANTISED,
+    ModelSizes,
+    Weights,
+    decode_peak,
+    encode_peak,
+    sampling_peak,
+    text_peak,
+    text_weights,
+    transformer_weights,
+    vae_weights,
+)
+from .plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, at_least, at_most, least_bytes, make_plan
+
+AUTO = "auto"
+OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
+
+# Assumed, not counted: what libraries take for themselves.
+CONTEXT_BYTES = GIB // 2  # CUDA's context and loaded kernels, outside torch's allocator
+MATRIX_BYTES = 64 * 2**20  # cuBLAS and cuBLASLt workspaces (32 MiB each on the largest cards)
+PROCESS_BYTES = {"cuda": 2 * GIB}  # Python, torch and its libraries in RAM, with CUDA's
+PROCESS_BYTES_CPU = 3 * GIB // 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is to work with, in bytes.
+
+    Attributes:
+        device: "cuda", "mps", "cpu". name: of the device, for people and for measured times.
+        free, total: of the device's memory; on the CPU the same as RAM.
+        ram_free, ram_total: of main memory.
+    """
+
+    device: str
+    name: str
+    free: int
+    total: int
+    ram_free: int
+    ram_total: int
+
+    def __post_init__(self):
+        if min(self.free, self.total, self.ram_free, self.ram_total) < 0:
+            raise OpenSoraError(f"An amount of memory cannot be negative: {self}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run. precision: auto or one of footprint.PRECISIONS; offload: one of OFFLOADS; budget_gib: for the mode budget."""
+
+    precision: str = AUTO
+    offload: str = AUTO
+    budget_gib: float = 8.0
+    decode_policy: str = AUTO
+
+    def __post_init__(self):
+        for name, value, choices in (
+            ("precision", self.precision, (AUTO, *PRECISIONS)),
+            ("offload", self.offload, OFFLOADS),
+            ("decode_policy", self.decode_policy, POLICIES),
+        ):
+            if value not in choices:
+                raise OpenSoraError(f"{name}={value!r} is not known; use one of {', '.join(choices)}.")
+
+    def words(self) -> str:
+        budget = f" {self.budget_gib:g} GiB" if self.offload == BUDGET else ""
+        return f"precision {self.precision}, offload {self.offload}{budget}, decode {self.decode_policy}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video to plan for.
+
+    Attributes:
+        height, width, num_frames: pixels and frames that the grid has. has_image: whether a first or last picture is given.
+        grid: of the model, see geometry.Grid.
+    """
+
+    height: int
+    width: int
+    num_frames: int = 129
+    num_steps: int = 50
+    has_image: bool = False
+    settings: Settings = Settings()
+    tiling: Tiling = Tiling()
+    guidance: Guidance = Guidance()
+    grid: Grid = CAUSAL
+
+    def __post_init__(self):
+        self.grid.check_size(self.height, self.width)
+        self.grid.check_num_frames(self.num_frames)
+        if self.num_steps < 1:
+            raise OpenSoraError(f"num_steps={self.num_steps} makes no video; the default is 50.")
+        for name in LARGEST:
+            check_largest(name, getattr(self, name))
+
+    @property
+    def forwards(self) -> int:
+        """Transformer rows of a video."""
+        return num_forwards(self.guidance, self.num_steps, self.grid.latent_frames(self.num_frames), self.has_image)
+
+    def latent_shape(self, channels: int) -> tuple[int, ...]:
+        return (1, channels, self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))
+
+    def words(self) -> str:
+        kind = "with reference picture" if self.has_image else "text to video"
+        return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {self.num_steps} steps, {kind}: {self.forwards} forwards"
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    num_bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work, and everything that is in memory at its peak."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(item.num_bytes for item in self.items)
+
+    def lines(self) -> list[str]:
+        head = f"  {self.name:<11} {at_least(self.num_bytes):>6}"
+        return [head, *(f"    {at_least(i.num_bytes):>7}  {i.name}{f' ({i.note})' if i.note else ''}" for i in self.items if i.num_bytes)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one choice of settings needs.
+
+    Attributes:
+        settings: with precision, offload and budget decided. tiling: of the decode.
+        stages: of device memory. ram: of main memory.
+        streamed_bytes: of the transformer's mapped file, read in every forward. The system keeps them in RAM if there is room.
+        is_cached: whether it is so. least: (stage, bytes) with one block of weights on the device at a time, however slow.
+        problems: why it does not fit, in sentences; empty if it fits. notes: what to know about it.
+    """
+
+    settings: Settings
+    tiling: Tiling
+    stages: tuple[Stage, ...]
+    ram: Stage
+    streamed_bytes: int
+    is_cached: bool = True
+    least: tuple[tuple[str, int], ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def device_bytes(self) -> int:
+        return max(stage.num_bytes for stage in self.stages)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of a name: text, image, sampling or decode."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Memory) -> Estimate:
+    """What a video needs in these settings, whose precision is decided."""
+    need = Need(request, settings, model, memory)
+    decode, tiling, note = need.decode()
+    stages = [need.text(), *([need.image()] if request.has_image else []), need.sampling(), decode]
+    ram, streamed = need.ram(stages), need.streamed_bytes()
+    is_cached = memory.device == "cpu" or streamed == 0 or streamed + need.process_bytes <= memory.ram_free
+    notes = [note] if note else []
+    if not is_cached:
+        notes.append(
+            f"{at_least(streamed)} GiB of the transformer's file are copied to the device in every forward and RAM has not room for them: "
+            "they are read from disk each time."
+        )
+    problems = [
+        f"{stage.name}: {at_least(stage.num_bytes)} GiB needed, {at_most(memory.free)} GiB free."
+        for stage in stages
+        if stage.num_bytes > memory.free
+    ]
+    if memory.device != "cpu" and ram.num_bytes > memory.ram_free:
+        problems.append(f"RAM: {at_least(ram.num_bytes)} GiB needed, {at_most(memory.ram_free)} GiB free.")
+    return Estimate(settings, tiling, tuple(stages), ram, streamed, is_cached, need.least(stages), tuple(problems), tuple(notes))
+
+
+class Need:
+    """The stages of one video in one choice of settings."""
+
+    def __init__(self, request: Request, settings: Settings, model: ModelSizes, memory: Memory):
+        self.request, self.settings, self.model, self.memory = request, settings, model, memory
+        self.process_bytes = PROCESS_BYTES.get(memory.device, PROCESS_BYTES_CPU)
+        self.latent_shape = request.latent_shape(model.transformer.in_channels)
+        # The VAE and CLIP are never quantised.
+        self.plain = settings.precision if settings.precision not in QUANTISED else "bf16"
+        # A precision asked for by name holds for T5 too; a quantised transformer file says nothing of T5.
+        is_as_stored = request.settings.precision == AUTO and settings.precision == model.stored
+        self.text_precision = self.plain if is_as_stored else settings.precision
+        if model.stored_text in QUANTISED:
+            self.text_precision = model.stored_text
+        self.transformer = transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
+        one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_image, model.text.t5_length)
+        self._beside_transformer = (
+            Item("activations of one forward", one, "fused attention, one pass at a time"),
+            Item("latents, predictions, prompt", rest),
+            *self._libraries(),
+        )
+        self.transformer_plan = self._plan(self.transformer, one + rest)
+        self.parked_bytes = 0  # in main memory; known after `decode`
+
+    @property
+    def beside_transformer(self) -> int:
+        """Bytes that sampling takes on the device without any weights."""
+        return sum(item.num_bytes for item in self._beside_transformer)
+
+    def text(self) -> Stage:
+        t5, clip_bytes = text_weights(self.model.text, self.text_precision, self.model.stored_text)
+        encoding = text_peak(self.model.text, self.text_precision)
+        plan = self._plan(t5, encoding)
+        items = (
+            Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"),
+            self._staying(),
+            Item("encoding two prompts", encoding, f"CLIP, {at_least(clip_bytes)} GiB, follows T5"),
+            *self._libraries(),
+        )
+        return Stage("text", items)
+
+    def image(self) -> Stage:
+        request, vae = self.request, self.model.vae
+        tile, rest = encode_peak(vae, self.plain, request.height, request.width, request.tiling)
+        items = (
+            self._staying(),
+            Item("VAE's weights", vae_weights(vae, self.plain), self.plain),
+            Item("encoding a tile", tile),
+            Item("picture", rest),
+        )
+        return Stage("image", (*items, *self._libraries(tile)))
+
+    def sampling(self) -> Stage:
+        plan = self.transformer_plan
+        buffers = plan.num_buffers * plan.buffer_bytes
+        weights = (
+            Item("transformer's weights that stay", plan.device_bytes - buffers, f"{self.settings.precision}, {_plan_words(plan)}"),
+            Item("buffers for streamed blocks", buffers, f"{at_least(plan.copied_bytes)} GiB copied in every forward"),
+        )
+        return Stage("sampling", (*weights, *self._beside_transformer))
+
+    def decode(self) -> tuple[Stage, Tiling, str | None]:
+        """The stage, the tiles that the decode policy takes in what is free, and its line."""
+        vae, request, staying = self.model.vae, self.request, self._staying()
+        weights = vae_weights(vae, self.plain)
+        itemsize = 4 if self.plain == "fp32" else 2
+        finished = 3 * request.num_frames * request.height * request.width * itemsize
+        free = self.memory.free - staying.num_bytes - weights - finished - self._context()
+        ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if self.memory.device != "cpu" else 0
+        tiling, note = choose_decode(self.settings.decode_policy, vae, self.latent_shape, request.tiling, itemsize, max(0, free), ram)
+        if tiling.parked:  # the finished frames stay in main memory too
+            tile, rest = tile_decode_bytes(vae, self.latent_shape, tiling, itemsize), 0
+            self.parked_bytes = parking_bytes(vae, self.latent_shape, tiling, itemsize)
+        else:
+            tile, rest = decode_peak(vae, self.plain, self.latent_shape, tiling)
+        items = (
+            staying,
+            Item("VAE's weights", weights, self.plain),
+            Item("decoding a tile", tile, _tiling_words(tiling, request)),
+            Item("finished frames, seams, latents", rest),
+            *self._libraries(tile),
+        )
+        return Stage("decode", items), tiling, note
+
+    def least(self, stages: list[Stage]) -> tuple[tuple[str, int], ...]:
+        """The stages with one block of weights at a time."""
+        t5, _ = text_weights(self.model.text, self.text_precision, self.model.stored_text)
+        saved = {"sampling": self.transformer_plan.device_bytes - least_bytes(self.transformer.sizes, MINIMAL)}
+        saved["text"] = stages[0].items[0].num_bytes - least_bytes(t5.sizes, MINIMAL) + self._staying().num_bytes
+        saved["image"] = saved["decode"] = self._staying().num_bytes
+        return tuple((stage.name, stage.num_bytes - saved[stage.name]) for stage in stages)
+
+    def streamed_bytes(self) -> int:
+        """What of the transformer's mapped file every forward reads."""
+        return self.transformer_plan.copied_bytes if self.transformer.is_mapped else 0
+
+    def ram(self, stages: list[Stage]) -> Stage:
+        """Main memory that must be there. Pages of mapped files are not counted: the system drops them when it needs them."""
+        request = self.request
+        process = Item("Python, torch and their libraries", self.process_bytes, "assumed")
+        frames = Item("finished frames", 3 * request.num_frames * request.height * request.width, "8 bits a channel")
+        if self.memory.device == "cpu":
+            largest = max(stages, key=lambda stage: stage.num_bytes)
+            return Stage("RAM", (process, Item(f"the stage {largest.name}", largest.num_bytes), frames))
+        t5, _ = text_weights(self.model.text, self.text_precision, self.model.stored_text)
+        # What was converted on reading is nobody's file; resident weights are on the device only.
+        networks = (("transformer", self.transformer), ("T5", t5))
+        converted = [
+            (name, weights.sizes.total) for name, weights in networks if not weights.is_mapped and self.settings.offload != RESIDENT
+        ]
+        name, most = max(converted, key=lambda pair: pair[1], default=("", 0))
+        items = (process, Item(f"the {name}'s weights, converted on reading", most), frames)
+        if self.parked_bytes:
+            items += (Item("activations of the decode", self.parked_bytes),)
+        return Stage("RAM", items)
+
+    def _plan(self, weights: Weights, work_bytes: int) -> Plan:
+        """Where weights live, as the pipeline decides it (components.Component, capacity.Needs)."""
+        settings, sizes = self.settings, weights.sizes
+        if settings.offload == AUTO:
+            room = self.memory.free - self._context() - int(MARGIN * work_bytes) - MATRIX_BYTES
+            return plan_within(sizes, room if self.memory.device == "cuda" else None)
+        if settings.offload == BUDGET:
+            if weights is self.transformer or least_bytes(sizes, BUDGET) <= settings.budget_gib * GIB:
+                return make_plan(sizes, BUDGET, settings.budget_gib)  # says what is wrong with a budget
+        return make_plan(sizes, MINIMAL if settings.offload != RESIDENT else RESIDENT)
+
+    def _staying(self) -> Item:
+        """The transformer during the other stages: it stays on the device only if everything does."""
+        is_resident = self.settings.offload == RESIDENT
+        return Item("transformer's weights", self.transformer.sizes.total if is_resident else 0, "resident")
+
+    def _context(self) -> int:
+        return CONTEXT_BYTES if self.memory.device == "cuda" else 0
+
+    def _libraries(self, convolved: int = 0) -> tuple[Item, ...]:
+        """Workspaces of libraries: assumed, since they are not ours to count."""
+        if self.memory.device != "cuda":
+            return ()
+        share = int((MARGIN - 1) * convolved)
+        what = f"convolutions: {MARGIN - 1:.0%} of a tile" if convolved else f"cuBLAS {MATRIX_BYTES // 2**20} MiB"
+        return (
+            Item(
+                "libraries' own, not counted but assumed",
+                self._context() + (share or MATRIX_BYTES),
+                f"CUDA context {at_least(CONTEXT_BYTES)} GiB; {what}",
+            ),
+        )
+
+
+def _plan_words(plan: Plan) -> str:
+    if not plan.streamed:
+        return "all of them"
+    return f"{len(plan.sizes.blocks) - len(plan.streamed)} of {len(plan.sizes.blocks)} blocks stay"
+
+
+def _tiling_words(tiling: Tiling, request: Request) -> str:
+    space = f"{tiling.tile_size} pixels" if tiling.tile_size else "whole pictures"
+    if tiling.parked:
+        space += ", activations in main memory"
+    if tiling.temporal_tile and tiling.temporal_tile < request.num_frames:
+        return f"{space}, {tiling.temporal_tile} frames at a time"
+    exact = ": exact" if (tiling.tile_size, tiling.overlap) == (Tiling().tile_size, Tiling().overlap) else ""
+    return f"{space}, all {request.num_frames} frames{exact}"

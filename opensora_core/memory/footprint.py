@@ -1,0 +1,487 @@
+"""Bytes that each network of a model needs: its weights, block by block, and the peak of running it.
+
+Weights come from a file's header, or from a module built on the meta device where there is no file. Peaks come from the real
+modules, run on the meta device under an allocation counter (count.py), so that they follow the code.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.detect import identify, require
+from ..checkpoint.files import Header, read_header
+from ..checkpoint.formats import QUANTISED_GROUPS, group_of, layers_to_quantise, stored_formats
+from ..checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest, vae_class
+from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
+from ..codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
+from ..codecs.hunyuan import layers as vae_layers
+from ..codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
+from ..codecs.tiling import tiled_decode, tiled_encode
+from ..encoders.tokens import T5, find_tokenizer, text_length
+from ..encoders.weights import read_headers
+from ..errors import CheckpointError, OpenSoraError
+from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, Tiling
+from ..networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from ..networks.mmdit.model import MMDiT
+from ..networks.mmdit.rope import CHUNK_ELEMENTS
+from ..sampling.given import image_condition
+from ..sampling.guidance import Guidance
+from ..sampling.schedule import sigmas
+from ..sampling.solvers import TextCondition, sample
+from ..text.prompt import T5_LENGTH
+from .count import AllocationCounter
+from .plan import UnitBytes
+from .stream import module_bytes
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+QUANTISED = ("fp8_e4m3fn", "int8", "nf4")
+PRECISIONS = (*DTYPES, *QUANTISED)
+
+_STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_TEXTS = 2  # prompt and negative prompt are encoded together
+_FEW_BLOCKS = 2  # of each kind: every block after the second needs what the second does
+_LINEAR_FROM = 2  # of the longest chunks that a layer takes of a sequence
+_CHUNKS = 3  # of the finest layers, from which on a decode is a line
+
+
+class _Shapes:
+    """Stands in for bitsandbytes where only shapes matter, so that its precisions can be planned without it."""
+
+    class QuantState:
+        def __init__(self, absmax, shape, code, blocksize, quant_type, dtype):
+            self.shape, self.dtype = shape, dtype
+
+    @staticmethod
+    def int8_linear_matmul(left: Tensor, right: Tensor) -> Tensor:
+        return left.new_empty(left.shape[0], right.shape[0], dtype=torch.int32)
+
+    @staticmethod
+    def dequantize_4bit(weight: Tensor, state: QuantState) -> Tensor:
+        return weight.new_empty(state.shape, dtype=state.dtype)
+
+
+class _PlannedInt8(Int8Matmul):
+    def __init__(self):
+        self._functional = _Shapes
+
+
+class _PlannedNF4(NF4):
+    def __init__(self):
+        self._functional = _Shapes
+
+
+_FORMS: dict[str, type[Format]] = {"fp8_e4m3fn": Float8, "int8": _PlannedInt8, "nf4": _PlannedNF4}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a network as it runs.
+
+    Attributes:
+        sizes: bytes block by block.
+        is_mapped: whether they are the file's own bytes, which are mapped and take no memory that cannot be given back.
+    """
+
+    sizes: UnitBytes
+    is_mapped: bool = True
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """Sizes of T5 v1.1 and of CLIP's text model, as the tensors say them; the defaults are the released ones."""
+
+    t5_width: int = 4096
+    t5_mlp: int = 10240
+    t5_inner: int = 4096
+    t5_layers: int = 24
+    t5_heads: int = 64
+    t5_vocabulary: int = 32128
+    t5_length: int = T5_LENGTH  # tokens of a text
+    clip_width: int = 768
+    clip_layers: int = 12
+    clip_mlp: int = 3072
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model to plan for; the defaults are the released files.
+
+    Attributes:
+        stored: what most of the transformer's file is stored in: fp32, bf16, fp16, or a quantised precision.
+        stored_text: likewise for T5.
+        groups: which layers of the transformer are quantised where it is, see checkpoint/formats.py.
+        name: for people.
+    """
+
+    transformer: TransformerConfig = OPEN_SORA_2
+    vae: VAEConfig | DCAEConfig = HUNYUAN_VAE
+    text: TextSizes = TextSizes()
+    stored: str = "bf16"
+    stored_text: str = "bf16"
+    groups: tuple[str, ...] = QUANTISED_GROUPS
+    name: str = "Open-Sora 2.0 (released sizes)"
+
+
+def sizes_of_files(
+    dit: str | Path | None = None, vae: str | Path | None = None, t5: str | Path | None = None, clip: str | Path | None = None
+) -> ModelSizes:
+    """Sizes of a model from the headers of its files; a part that is not given has the released sizes.
+
+    Raises:
+        CheckpointError: a file is damaged or is something else.
+    """
+    found = ModelSizes()
+    if dit is not None:
+        header, config = _read(dit, "transformer")
+        stored, groups = _stored_transformer(header)
+        found = replace(found, transformer=config, stored=stored, groups=groups, name=header.name)
+        found = found if config.grid.is_causal else replace(found, vae=replace(VIDEO_DC_AE, latent_channels=config.in_channels))
+    if vae is not None:
+        found = replace(found, vae=_read(vae, "vae")[1])
+    if t5 is not None:
+        found = replace(found, text=_with_t5(found.text, Path(t5)), stored_text=_stored_text(Path(t5)))
+    if clip is not None:
+        found = replace(found, text=_with_clip(found.text, Path(clip)))
+    return found
+
+
+@lru_cache(maxsize=32)
+def transformer_weights(config: TransformerConfig, precision: str, stored: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Weights:
+    """Weights of the transformer in a precision, from a file whose weights are `stored` so. Blocks of a kind are alike: one of each is built."""
+    counts = [count for count in (config.depth, config.depth_single_blocks) if count]
+    one = replace(config, depth=min(1, config.depth), depth_single_blocks=min(1, config.depth_single_blocks))
+    sizes = module_bytes(_transformer(one, precision, groups))
+    blocks = (size for size, count in zip(sizes.blocks, counts, strict=True) for _ in range(count))
+    return Weights(UnitBytes(tuple(blocks), sizes.rest), precision == stored)
+
+
+def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int = T5_LENGTH) -> int:
+    """Peak of one forward's activations, its result included, its inputs not.
+
+    Above some thousands of tokens it is a line: what is alive at the peak takes so many bytes a token, or does not depend on them.
+    There it is taken from two shorter sequences; a test compares that with the whole, to the byte.
+
+    Args:
+        latent_shape: [B, C, T, H, W].
+        text_length: tokens of T5's.
+    """
+    batch, channels, *extent = latent_shape
+    side = config.patch_size
+    tokens = torch.Size(extent).numel() // side**2
+    unit = _LINEAR_FROM * max(CHUNK_ROWS, -(-CHUNK_ELEMENTS // config.hidden_size))
+    if tokens <= 3 * unit:
+        return _counted_forward(config, precision, latent_shape, text_length)
+    near, far = (_counted_forward(config, precision, (batch, channels, length, side, side), text_length) for length in (unit, 2 * unit))
+    return far + (tokens - 2 * unit) * (far - near) // unit
+
+
+@lru_cache(maxsize=64)
+def _counted_forward(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int) -> int:
+    few = replace(config, depth=min(_FEW_BLOCKS, config.depth), depth_single_blocks=min(_FEW_BLOCKS, config.depth_single_blocks))
+    model = _transformer(few, precision)
+    batch, channels, *extent = latent_shape
+    inputs = [
+        _empty(model.dtype, *latent_shape),
+        _empty(torch.float32, batch),
+        _empty(model.dtype, batch, text_length, config.context_in_dim),
+        _empty(model.dtype, batch, config.vec_in_dim),
+        _empty(model.dtype, batch, channels + 1, *extent) if config.cond_embed else None,
+        _empty(torch.float32, batch) if config.guidance_embed else None,
+    ]
+    with torch.inference_mode(), AllocationCounter() as counter:
+        model(*inputs)
+    return counter.peak
+
+
+@lru_cache(maxsize=64)
+def sampling_peak(
+    config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], has_image: bool, text_length: int = T5_LENGTH
+) -> tuple[int, int]:
+    """(one forward's activations, everything else that is alive beside it): latents, predictions, text, reference.
+
+    The solver itself is run, around a transformer that only counts.
+    """
+    one = forward_peak(config, precision, latent_shape, text_length)
+    batch = latent_shape[0]
+    with torch.inference_mode(), AllocationCounter() as counter:
+        latents = _empty(torch.float32, *latent_shape)
+        context = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
+        pooled = [_empty(torch.float32, batch, config.vec_in_dim) for _ in range(2)]
+        text = TextCondition(context[0], pooled[0], context[1], pooled[1])
+        condition = _condition(latent_shape) if has_image else None
+        sample(_Counted(counter, one, _dtype(precision)), latents, sigmas(1, 1.0), Guidance(), text, condition)
+    return one, counter.peak - one
+
+
+@lru_cache(maxsize=64)
+def decode_peak(config: VAEConfig | DCAEConfig, precision: str, latent_shape: tuple[int, ...], tiling: Tiling) -> tuple[int, int]:
+    """(one tile's activations, everything else that is alive beside it): latents, finished frames, seams.
+
+    The tiling itself is run, around a decoder that only counts.
+    """
+    latents = _empty(_dtype(precision), *latent_shape)
+
+    def frames_of(tile: Tensor) -> Tensor:
+        frames, height, width = tile.shape[2:]
+        return tile.new_empty(tile.shape[0], config.in_channels, grid.pixel_frames(frames), grid.space * height, grid.space * width)
+
+    grid, tiling = config.grid, config.in_tiles(tiling)
+    return _tiled_peak(lambda function: tiled_decode(function, latents, tiling, grid=grid), frames_of, _Tile(config, precision, True))
+
+
+@lru_cache(maxsize=64)
+def encode_peak(config: VAEConfig | DCAEConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
+    """(one tile's activations, everything else) of encoding one picture of this size in pixels."""
+    pixels = _empty(_dtype(precision), 1, config.in_channels, 1, height, width)
+
+    def moments_of(tile: Tensor) -> Tensor:
+        rows, columns = (side // grid.space for side in tile.shape[3:])
+        return tile.new_empty(tile.shape[0], 2 * config.latent_channels, 1, rows, columns)
+
+    grid = config.grid
+    return _tiled_peak(lambda function: tiled_encode(function, pixels, tiling, grid=grid), moments_of, _Tile(config, precision, False))
+
+
+@lru_cache(maxsize=8)
+def vae_weights(config: VAEConfig | DCAEConfig, precision: str) -> int:
+    """Bytes of the VAE's weights."""
+    return sum(tensor.nbytes for tensor in _vae(config, precision).state_dict().values())
+
+
+@lru_cache(maxsize=8)
+def text_weights(sizes: TextSizes, precision: str, stored: str) -> tuple[Weights, int]:
+    """(T5's weights, bytes of CLIP's); the embedding table and norms of a quantised T5 stay as they are."""
+    manifest = t5_manifest(
+        width=sizes.t5_width,
+        mlp=sizes.t5_mlp,
+        inner=sizes.t5_inner,
+        layers=sizes.t5_layers,
+        heads=sizes.t5_heads,
+        vocabulary=sizes.t5_vocabulary,
+    )
+    blocks, rest = [0] * sizes.t5_layers, 0
+    for key, shape in manifest.items():
+        num_bytes = _stored_bytes(shape, precision, key.endswith(".weight") and len(shape) == 2 and ".block." in key and "bias" not in key)
+        if ".block." in key:
+            blocks[int(key.split(".block.")[1].split(".")[0])] += num_bytes
+        else:
+            rest += num_bytes
+    clip = clip_text_manifest(width=sizes.clip_width, layers=sizes.clip_layers, mlp=sizes.clip_mlp)
+    clip_bytes = sum(_stored_bytes(shape, precision, False) for shape in clip.values())
+    return Weights(UnitBytes(tuple(blocks), rest), precision == stored), clip_bytes
+
+
+def text_peak(sizes: TextSizes, precision: str) -> int:
+    """Peak of encoding prompt and negative prompt with T5, its result included (CLIP's is a hundredth of it).
+
+    Raises:
+        OpenSoraError: the transformers library is missing.
+    """
+    largest = sizes.t5_mlp * sizes.t5_width * _dtype(precision).itemsize if precision in QUANTISED else 0
+    return _counted_t5(sizes, _dtype(precision)) + largest  # a quantised layer's weight is brought to bf16 while it works
+
+
+@lru_cache(maxsize=8)
+def _counted_t5(sizes: TextSizes, dtype: torch.dtype) -> int:
+    try:
+        from transformers import T5Config, T5EncoderModel
+    except ImportError as error:
+        raise OpenSoraError("Planning the text encoders needs the library transformers: pip install transformers.") from error
+    config = T5Config(
+        vocab_size=sizes.t5_vocabulary,
+        d_model=sizes.t5_width,
+        d_kv=sizes.t5_inner // sizes.t5_heads,
+        d_ff=sizes.t5_mlp,
+        num_layers=min(_FEW_BLOCKS, sizes.t5_layers),
+        num_heads=sizes.t5_heads,
+        feed_forward_proj="gated-gelu",
+        use_cache=False,
+    )
+    with torch.device("meta"):
+        model = T5EncoderModel(config).to(dtype).requires_grad_(False).train(False)
+    ids = torch.empty(_TEXTS, sizes.t5_length, dtype=torch.int64, device="meta")
+    with torch.inference_mode(), AllocationCounter() as counter:
+        model(input_ids=ids)
+    return counter.peak
+
+
+@dataclass
+class _Counted:
+    """A transformer of which only the need counts."""
+
+    counter: AllocationCounter
+    peak: int
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor, *inputs) -> Tensor:
+        self.counter.count_at_most(self.peak)
+        return torch.empty_like(x)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One call of the VAE."""
+
+    config: VAEConfig
+    precision: str
+    is_decode: bool
+
+    def peak(self, shape: tuple[int, ...]) -> int:
+        """Of a tile [B, C, T, H, W].
+
+        Where the released VAE decodes in chunks of frames, its peak is a line: whole clips, and temporaries of one group of channels
+        or one chunk. There it is taken from two shorter clips; a test compares that with the whole, to the byte.
+        """
+        batch, channels, frames, height, width = shape
+        if not self.is_decode or self.config != HUNYUAN_VAE:
+            return _vae_peak(self, shape)
+        finest = batch * self.config.block_out_channels[0] * SPACE_COMPRESSION**2 * height * width
+        near = 1 + _CHUNKS * max(2, vae_layers.CHUNK_ELEMENTS // finest) // TIME_COMPRESSION
+        far = near + 2
+        if frames <= far:
+            return _vae_peak(self, shape)
+        first, last = (_vae_peak(self, (batch, channels, length, height, width)) for length in (near, far))
+        return last + (frames - far) * (last - first) // 2
+
+
+@lru_cache(maxsize=64)
+def _vae_peak(tile: _Tile, shape: tuple[int, ...]) -> int:
+    model = _vae(tile.config, tile.precision)
+    encode = model.encode if isinstance(tile.config, DCAEConfig) else model.encode_moments
+    with torch.inference_mode(), AllocationCounter() as counter:
+        (model.decode if tile.is_decode else encode)(_empty(model.dtype, *shape))
+    return counter.peak
+
+
+@lru_cache(maxsize=4)
+def _vae(config: VAEConfig | DCAEConfig, precision: str) -> torch.nn.Module:
+    """On the meta device."""
+    return vae_class(config)(config, dtype=_dtype(precision), device="meta").requires_grad_(False)
+
+
+def _tiled_peak(tiled: Callable, result_of: Callable[[Tensor], Tensor], tile: _Tile) -> tuple[int, int]:
+    """(largest tile's peak, the rest) of tiled(function): `result_of` makes what the VAE would."""
+
+    class First(Exception):
+        """The first tile, which is the largest: it begins where the clip begins, and ends with it if it is not full."""
+
+    def look(part: Tensor) -> Tensor:
+        raise First(tuple(part.shape))
+
+    try:
+        tiled(look)
+    except First as first:
+        largest = tile.peak(first.args[0])
+
+    def count(part: Tensor) -> Tensor:
+        counter.count_at_most(largest)
+        return result_of(part)
+
+    with torch.inference_mode(), AllocationCounter() as counter:
+        tiled(count)
+    return largest, max(0, counter.peak - largest)
+
+
+def _transformer(config: TransformerConfig, precision: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> MMDiT:
+    model = MMDiT(config, QuantisedOperations, dtype=_dtype(precision), device="meta")
+    if precision in QUANTISED:
+        form = _FORMS[precision]()
+        for layer in layers_to_quantise(transformer_manifest(config), groups):
+            model.get_submodule(layer).keep_in(form)
+    return model.requires_grad_(False)
+
+
+def _dtype(precision: str) -> torch.dtype:
+    """What a network in a precision computes in."""
+    return DTYPES.get(precision, torch.bfloat16)
+
+
+def _stored_bytes(shape: tuple[int, ...], precision: str, is_quantised: bool) -> int:
+    num_elements = torch.Size(shape).numel()
+    if not (is_quantised and precision in QUANTISED):
+        return num_elements * _dtype(precision).itemsize
+    stored, scale = _FORMS[precision]().shapes(*shape)
+    return torch.Size(stored).numel() + 4 * torch.Size(scale).numel()
+
+
+def _empty(dtype: torch.dtype, *shape: int, device: str = "meta") -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _condition(latent_shape: tuple[int, ...]):
+    batch, channels, frames, height, width = latent_shape
+    return image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, height, width), None)
+
+
+def _read(path: str | Path, slot: str) -> tuple[Header, TransformerConfig | VAEConfig]:
+    header = read_header(Path(path).expanduser())
+    return header, require(identify(header.shapes), slot, header.name).config
+
+
+def _stored_transformer(header: Header) -> tuple[str, tuple[str, ...]]:
+    """(precision, groups of quantised layers)."""
+    formats = stored_formats(header, identify(header.shapes).prefix)
+    names = sorted({layer_format.form.name for layer_format in formats.values()})
+    if not names:
+        return _dtype_name(header.compute_dtype), QUANTISED_GROUPS
+    return names[0], tuple(sorted({group for layer in formats if (group := group_of(layer))}))
+
+
+def _stored_text(path: Path) -> str:
+    header = max(read_headers(path), key=lambda header: header.num_bytes)
+    main = next(iter(header.dtypes))
+    return {"F8_E4M3": "fp8_e4m3fn", "I8": "int8"}.get(main) or _dtype_name(_STORED_DTYPES.get(main, torch.float32))
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def _text_shapes(path: Path, slot: str) -> dict[str, tuple[int, ...]]:
+    shapes = {key: info.shape for header in read_headers(path.expanduser()) for key, info in header.tensors.items()}
+    prefix = require(identify(shapes), slot, path.name).prefix
+    return {key.removeprefix(prefix).removeprefix("text_model."): shape for key, shape in shapes.items()}
+
+
+def _with_t5(sizes: TextSizes, path: Path) -> TextSizes:
+    shapes = _text_shapes(path, "t5")
+    block = "encoder.block.0.layer."
+    return replace(
+        sizes,
+        t5_width=_first(shapes, "encoder.final_layer_norm.weight", sizes.t5_width),
+        t5_mlp=_first(shapes, f"{block}1.DenseReluDense.wi_0.weight", sizes.t5_mlp),
+        t5_inner=_first(shapes, f"{block}0.SelfAttention.q.weight", sizes.t5_inner),
+        t5_layers=_layers(shapes, "encoder.block."),
+        t5_heads=shapes.get(f"{block}0.SelfAttention.relative_attention_bias.weight", (0, sizes.t5_heads))[1],
+        t5_vocabulary=_first(shapes, "shared.weight", sizes.t5_vocabulary),
+        t5_length=_text_length(path),
+    )
+
+
+def _text_length(path: Path) -> int:
+    try:
+        return text_length(T5, find_tokenizer(T5, path))
+    except CheckpointError:
+        return T5_LENGTH  # planning needs no tokenizer, and one elsewhere is the released one
+
+
+def _with_clip(sizes: TextSizes, path: Path) -> TextSizes:
+    shapes = _text_shapes(path, "clip")
+    return replace(
+        sizes,
+        clip_width=_first(shapes, "final_layer_norm.weight", sizes.clip_width),
+        clip_layers=_layers(shapes, "encoder.layers."),
+        clip_mlp=_first(shapes, "encoder.layers.0.mlp.fc1.bias", sizes.clip_mlp),
+    )
+
+
+def _first(shapes: Mapping[str, tuple[int, ...]], key: str, default: int) -> int:
+    return shapes.get(key, (default,))[0]
+
+
+def _layers(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:
+    return 1 + max((int(key[len(stem) :].split(".")[0]) for key in shapes if key.startswith(stem)), default=0)

@@ -1,0 +1,347 @@
+"""The shared loaded-model cache: whoever names the same file with the same options gets the same weights.
+
+A model is known by its file's path, size and modification time and by the options that change its weights. It is held
+weakly: it lives exactly as long as someone uses it, so that a host's own unloading does what its users expect. Keeping
+models loaded beyond that is opt-in, up to a limit, the least recently used given up first. A file that was replaced on disk is
+another model: it is loaded anew, and what was kept of the old one is forgotten.
+
+`SHARED` is the one cache of a process, `PROMPTS` the one of encoded prompts.
+"""
+
+import copy
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import CheckpointError, OpenSoraError
+
+T = TypeVar("T")
+
+GIB = 2**30
+PROMPTS_BYTES = GIB // 4  # about thirty prompts with their negatives
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".json")  # of a folder in the hub's layout
+_CHECKS = 64
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """A file or folder as it was when it was asked for. `parts`: (name, size in bytes, time of last change in ns) of every file."""
+
+    path: str
+    parts: tuple[tuple[str, int, int], ...]
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
+def identity(path: str | Path) -> FileIdentity:
+    """What a path is now. Links are followed; no file is opened.
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    resolved = Path(path).expanduser().resolve()
+    try:
+        if resolved.is_dir():
+            files = sorted(file for file in resolved.iterdir() if file.suffix in _WEIGHT_SUFFIXES and file.is_file())
+        else:
+            files = [resolved]
+        stats = [(file.name, file.stat()) for file in files]
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be found ({error.strerror}).") from error
+    return FileIdentity(str(resolved), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a loaded model is known by. `options`: sorted (name, value) of what changes its weights."""
+
+    kind: str
+    file: FileIdentity
+    options: tuple[tuple[str, Hashable], ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """Where a model's weights are ("cpu", "cuda:0", or several), in which types, and their bytes, each counted once."""
+
+    device: str
+    precision: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A line of the listing. `is_kept`: held here beyond its use elsewhere."""
+
+    key: Key
+    description: Description
+    is_kept: bool
+
+    def line(self) -> str:
+        """For a person: what, where, in what precision, how large."""
+        options = ", ".join(f"{name} {value}" for name, value in self.key.options)
+        what = self.description
+        kept = ", kept loaded" if self.is_kept else ""
+        return f"{self.key.kind}: {self.key.file.name} ({options or 'as stored'}) on {what.device}, {what.precision}, {what.num_bytes / GIB:.2f} GiB{kept}"
+
+
+def describe_modules(network: Any) -> Description:
+    """Of a module, or of an object whose `.model` is one."""
+    tensors = _tensors(network if isinstance(network, nn.Module) else network.model)
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        name = str(tensor.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + tensor.nbytes
+    devices = sorted({str(tensor.device) for tensor in tensors}) or ["cpu"]
+    types = sorted(sizes, key=lambda name: -sizes[name]) or ["no weights"]
+    return Description(" and ".join(devices), " and ".join(types), sum(sizes.values()))
+
+
+class LoadedModels:
+    """A cache of loaded models, safe to use from several threads.
+
+    Args:
+        keep_limit_gib: how much may be kept loaded for calls that ask for it; 0 keeps nothing.
+    """
+
+    def __init__(self, keep_limit_gib: float = 0.0):
+        self._lock = threading.RLock()
+        self._models: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
+        self._describe: dict[Key, Callable[[Any], Description]] = {}
+        self._kept: OrderedDict[Key, Any] = OrderedDict()
+        self._gates: dict[Key, list] = {}  # [lock, how many want it], of keys that are being loaded
+        self._checked: OrderedDict[Hashable, None] = OrderedDict()
+        self._keep_limit = 0
+        self.keep_limit_gib = keep_limit_gib
+
+    @property
+    def keep_limit_gib(self) -> float:
+        """GiB that may be kept loaded. Lowering it gives up the least recently used."""
+        return self._keep_limit / GIB
+
+    @keep_limit_gib.setter
+    def keep_limit_gib(self, gib: float) -> None:
+        self.keep_up_to(gib)
+
+    def keep_up_to(self, gib: float, kinds: Iterable[str] = ()) -> None:
+        """Set the limit; what is loaded of `kinds` is kept from now on too, and given up before what was kept already.
+
+        Raises:
+            OpenSoraError: no amount of memory.
+        """
+        if not gib >= 0 or gib == float("inf"):  # also NaN
+            raise OpenSoraError(f"A limit of {gib} GiB for models kept loaded is not an amount of memory; 0 keeps none.")
+        wanted = frozenset(kinds)
+        with self._lock:
+            self._keep_limit = int(gib * GIB)
+            self._prune()
+            for key, model in list(self._models.items()):
+                if key.kind in wanted and key not in self._kept:
+                    self._kept[key] = model
+                    self._kept.move_to_end(key, last=False)
+            self._trim()
+
+    def get(
+        self,
+        kind: str,
+        path: str | Path,
+        options: Mapping[str, Hashable],
+        load: Callable[[], T],
+        describe: Callable[[T], Description] = describe_modules,
+        keep: bool = False,
+    ) -> T:
+        """The model that is loaded already, else load it.
+
+        Args:
+            kind: "transformer", "vae", "t5", "clip" and the like: what the file is loaded as.
+            options: whatever changes the weights: precision, dtype, device.
+            load: makes the object to share: a module, or a host's patcher. It must allow weak references. Of several threads that ask
+                at the same time one calls it and the others wait. If it raises, nothing is remembered.
+            describe: for the listing.
+            keep: hold it within the limit when nobody else does.
+
+        Raises:
+            CheckpointError: there is no such file. Also whatever `load` raises.
+        """
+        key = Key(kind, identity(path), tuple(sorted(options.items())))
+        with self._gate(key):
+            with self._lock:
+                model = self._models.get(key)
+            if model is None:
+                model = load()
+                # A file that changed while it was read belongs to neither identity.
+                if identity(path) != key.file:
+                    return model
+            with self._lock:
+                self._forget_replaced(key)
+                self._models[key] = model
+                self._describe[key] = describe
+                if keep or key in self._kept:
+                    self._kept[key] = model
+                    self._kept.move_to_end(key)
+                    self._trim()
+        return model
+
+    def listing(self) -> list[Loaded]:
+        """Everything that is loaded now."""
+        with self._lock:
+            self._prune()
+            alive = [(key, model, self._describe[key], key in self._kept) for key, model in list(self._models.items())]
+        return [Loaded(key, describe(model), is_kept) for key, model, describe, is_kept in alive]
+
+    def report(self) -> str:
+        """The listing for a person."""
+        lines = [entry.line() for entry in self.listing()]
+        kept = f"Kept loaded up to {self.keep_limit_gib:g} GiB." if self._keep_limit else "Nothing is kept loaded beyond its use."
+        return "\n".join([*(lines or ["No model is loaded."]), kept])
+
+    def release(self, path: str | Path | None = None) -> None:
+        """Keep no longer what was kept of a file, or of all. Whoever uses it still does."""
+        resolved = None if path is None else str(Path(path).expanduser().resolve())
+        with self._lock:
+            for key in [key for key in self._kept if resolved in (None, key.file.path)]:
+                del self._kept[key]
+
+    def kept(self) -> list:
+        """What is held beyond its use, the least recently used first."""
+        with self._lock:
+            return list(self._kept.values())
+
+    def give_up_oldest(self) -> str | None:
+        """Keep the least recently used no longer; its file's name, or None if nothing is kept."""
+        with self._lock:
+            return self._kept.popitem(last=False)[0].file.name if self._kept else None
+
+    def checked(self, paths: Iterable[str | Path], check: Callable[[], None]) -> None:
+        """Call `check` unless it passed for these very files before: a second pipeline then opens none of them."""
+        key = tuple(identity(path) for path in paths)
+        with self._lock:
+            if key in self._checked:
+                return
+        check()
+        with self._lock:
+            self._checked[key] = None
+            while len(self._checked) > _CHECKS:
+                self._checked.popitem(last=False)
+
+    @contextmanager
+    def _gate(self, key: Key) -> Iterator[None]:
+        """One thread at a time for a key; others' keys are not held up."""
+        with self._lock:
+            gate = self._gates.setdefault(key, [threading.RLock(), 0])
+            gate[1] += 1
+        try:
+            with gate[0]:
+                yield
+        finally:
+            with self._lock:
+                gate[1] -= 1
+                if not gate[1]:
+                    self._gates.pop(key, None)
+
+    def _forget_replaced(self, key: Key) -> None:
+        """Models of what this path was before: not kept, and not found again if the old file comes back."""
+        for other in [*self._kept, *self._models.keys()]:
+            if other.file.path == key.file.path and other.file != key.file:
+                self._kept.pop(other, None)
+                self._models.pop(other, None)
+        self._prune()
+
+    def _prune(self) -> None:
+        for key in self._describe.keys() - set(self._models.keys()):
+            del self._describe[key]
+
+    def _trim(self) -> None:
+        sizes = {key: self._describe[key](model).num_bytes for key, model in self._kept.items()}
+        while sum(sizes.values()) > self._keep_limit:
+            oldest, _ = self._kept.popitem(last=False)
+            del sizes[oldest]
+
+
+class EncodedPrompts:
+    """Encoded prompts, kept in memory up to a limit, the least recently used given up first."""
+
+    def __init__(self, limit_bytes: int = PROMPTS_BYTES):
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self.limit_bytes = limit_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        with self._lock:
+            return sum(size for _, size in self._kept.values())
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, texts: Iterable[str], encoders: Iterable[str | Path], options: Mapping[str, Hashable], encode: Callable[[], T]) -> T:
+        """What these encoders made of these texts before, else what `encode` gives. Do not write into it.
+
+        Args:
+            encoders: files or folders of the encoders. options: what else changes the encoding (precision, dtype, device).
+            encode: gives tensors, or lists, tuples or dictionaries of them.
+        """
+        key = (tuple(texts), tuple(identity(path) for path in encoders), tuple(sorted(options.items())))
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][0]
+        value = encode()
+        size = sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+        with self._lock:
+            self._kept[key] = (value, size)
+            while self._kept and self.num_bytes > self.limit_bytes:
+                self._kept.popitem(last=False)
+        return value
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
+
+SHARED = LoadedModels()
+PROMPTS = EncodedPrompts()
+
+
+def own_structure(network: T) -> T:
+    """A network of one's own over the same weights: moving, streaming or replacing its tensors leaves the shared one as it is.
+
+    Args:
+        network: a module, or an object whose `.model` is one. Its tensors are shared, not copied; nobody may write into them.
+
+    The result keeps `network` alive, and with it its entry in a cache.
+    """
+    if isinstance(network, nn.Module):
+        mine = _twin(network, {})
+    else:
+        mine = copy.copy(network)
+        mine.model = _twin(network.model, {})
+    mine.__dict__["_shared_source"] = network  # by the dictionary: a module would take it for a part of itself
+    return mine
+
+
+def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in made:
+        return made[id(module)]
+    twin = made[id(module)] = type(module).__new__(type(module))
+    for name, value in module.__dict__.items():
+        twin.__dict__[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
+    for name, part in module._modules.items():
+        twin._modules[name] = None if part is None else _twin(part, made)
+    return twin
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, those in one place once."""
+    unique = {(tensor.data_ptr(), tensor.nbytes): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return list(unique.values())

@@ -1,0 +1,248 @@
+"""What a video needs before it is run, and settings that fit.
+
+Everything is counted, nothing is tried: sizes come from file headers or the released configurations, peaks from the real
+modules on the meta device; see estimate.py and footprint.py.
+
+Recommended settings are the first that fit in this order. First every setting that was asked for by name is kept, then
+none. Weights that RAM can hold while they stream come before those that must be read from disk again in every forward. Then
+the result: the asked-for or stored precision, bf16, fp8_e4m3fn, int8, nf4 (int8 and nf4 need bitsandbytes). The offload mode is the
+one asked for, or auto, which streams as little as the device allows. The decode is exact where that fits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import OpenSoraError
+from .device import free_bytes, total_bytes
+from .estimate import AUTO, CONTEXT_BYTES, Estimate, Memory, Need, Request, Settings, estimate
+from .footprint import QUANTISED, ModelSizes
+from .plan import at_least, at_most
+
+FILE_FORMATS = ("fp8_e4m3fn", "int8")  # that `quantize` writes
+_QUANTISE_FIRST = (
+    "Write the {precision} file once (`quantize`, or the node Open-Sora Quantize) and give that: it is mapped, where weights that "
+    "are converted on reading take main memory."
+)
+
+
+@dataclass(frozen=True)
+class MeasuredForward:
+    """Seconds of one forward, measured on a machine. device: Memory.name of it."""
+
+    device: str
+    height: int
+    width: int
+    num_frames: int
+    precision: str
+    offload: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The answer.
+
+    Attributes:
+        asked: the need of the settings as asked for. recommended: settings that fit, the asked ones where they do; None if none does.
+        nearest: what to ask for instead where nothing fits: a sentence.
+        seconds: of all forwards of the recommended (else asked) settings, if one was measured on this machine; else None.
+    """
+
+    request: Request
+    model: ModelSizes
+    memory: Memory
+    asked: Estimate
+    recommended: Estimate | None
+    nearest: str | None = None
+    seconds: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.asked.fits
+
+    def report(self) -> str:
+        """Everything, for a person."""
+        memory = self.memory
+        kind = "Memory" if memory.device == "cpu" else "GPU memory"
+        lines = [
+            f"{self.model.name}: {self.request.words()}",
+            f"On {memory.name}: {at_most(memory.free)} of {at_most(memory.total)} GiB free; "
+            f"RAM {at_most(memory.ram_free)} of {at_most(memory.ram_total)} GiB free",
+            "",
+            *_estimate_lines(self.asked, kind),
+            "",
+        ]
+        if self.asked.fits:
+            lines.append(f"This fits: {self.asked.settings.words()}.")
+        else:
+            lines += ["This does not fit.", *(f"  {problem}" for problem in self.asked.problems)]
+        if self.recommended is None:
+            lines.append(f"No settings fit. {self.nearest}")
+        elif self.recommended is not self.asked:
+            better = "Better" if self.asked.fits else "Use"
+            lines += ["", f"{better}: {self.recommended.settings.words()}.", *_estimate_lines(self.recommended, kind)]
+        lines += ["", f"Time: {_time_text(self.seconds, self.request.forwards)}"]
+        return "\n".join(lines)
+
+
+def preflight(request: Request, model: ModelSizes, memory: Memory, measured: Sequence[MeasuredForward] = ()) -> Preflight:
+    """Plan a video.
+
+    Args:
+        model: footprint.ModelSizes() for the released files, or footprint.sizes_of_files(...).
+        memory: see memory_of.
+        measured: forwards timed on this or other machines; only an exact match is used.
+    """
+    asked = estimate(request, replace(request.settings, precision=_precision(request, model, memory)), model, memory)
+    recommended = asked if asked.fits and asked.is_cached else _first_that_fits(request, model, memory)
+    if recommended is None or (asked.fits and not recommended.is_cached):
+        recommended = asked if asked.fits else None
+    nearest = None if recommended is not None else _nearest(request, model, memory)
+    return Preflight(request, model, memory, asked, recommended, nearest, _seconds(request, recommended or asked, memory, measured))
+
+
+def memory_of(device: str | torch.device) -> Memory:
+    """What this machine has now. A device that cannot be asked (Apple's) counts as what RAM has."""
+    device = torch.device(device)
+    ram_free, ram_total = (amount(torch.device("cpu")) for amount in (free_bytes, total_bytes))
+    if ram_total is None:
+        raise OpenSoraError("How much main memory this machine has cannot be found out; give it (--ram-gib).")
+    ram_free = ram_total if ram_free is None else ram_free
+    if device.type == "cuda":
+        total = total_bytes(device)
+        # Asking has made the context, which an estimate counts.
+        free = min(total, (free_bytes(device) or total) + CONTEXT_BYTES)
+        return Memory("cuda", torch.cuda.get_device_name(device), free, total, ram_free, ram_total)
+    return Memory(device.type, {"cpu": "the CPU"}.get(device.type, device.type), ram_free, ram_total, ram_free, ram_total)
+
+
+def _precision(request: Request, model: ModelSizes, memory: Memory) -> str:
+    """The one asked for, else the quantised one of the file, else what networks compute in on the device."""
+    if request.settings.precision != AUTO:
+        return request.settings.precision
+    if model.stored in QUANTISED:
+        return model.stored
+    return "fp32" if memory.device == "cpu" else "bf16"
+
+
+def _first_that_fits(request: Request, model: ModelSizes, memory: Memory) -> Estimate | None:
+    if Need(request, Settings("bf16"), model, memory).beside_transformer > memory.free:
+        return None  # quantised weights come back to bf16 to work, so that no precision needs less beside them
+    for is_kept in (True, False):
+        uncached = None
+        for settings, file in _candidates(request, model, memory, is_kept):
+            need = Need(request, settings, file, memory)
+            if max(need.sampling().num_bytes, need.text().num_bytes) > memory.free:
+                continue  # without counting a decode, which takes longest
+            found = estimate(request, settings, file, memory)
+            if file is not model:
+                found = replace(found, notes=(*found.notes, _QUANTISE_FIRST.format(precision=settings.precision)))
+            if found.fits and found.is_cached:
+                return found
+            uncached = uncached or (found if found.fits else None)
+        if uncached is not None:
+            return uncached
+    return None
+
+
+def _candidates(request: Request, model: ModelSizes, memory: Memory, is_kept: bool) -> Iterator[tuple[Settings, ModelSizes]]:
+    """Settings in the order of preference (see the module), each with the model as it is, then with a file quantised once.
+
+    is_kept: with the settings that were asked for by name.
+    """
+    asked = request.settings if is_kept else Settings()
+    for precision in _precisions(request, model, memory, is_kept):
+        settings = replace(asked, precision=precision)
+        yield settings, model
+        if precision in FILE_FORMATS and precision != model.stored:
+            yield settings, replace(model, stored=precision)
+
+
+def _precisions(request: Request, model: ModelSizes, memory: Memory, is_kept: bool) -> list[str]:
+    if model.stored in QUANTISED:
+        return [model.stored]  # what was rounded once is not made better or rounded again
+    first = _precision(request, model, memory)
+    if is_kept and request.settings.precision != AUTO:
+        return [first]
+    return list(dict.fromkeys((first, "bf16", *QUANTISED)))
+
+
+def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
+    """The longest clip of this size, and the largest picture of this length, that some settings fit."""
+
+    # The first takes least RAM, mapped as it is, and the last least device memory.
+    precisions = _precisions(request, model, memory, False)
+    settings = [Settings(precision) for precision in dict.fromkeys((precisions[-1], precisions[0]))]
+
+    def can_be_sampled(changed: Request) -> list[Settings]:
+        return [one for one in settings if Need(changed, one, model, memory).sampling().num_bytes <= memory.free]
+
+    def fits(changed: Request) -> bool:
+        return any(estimate(changed, one, model, memory).fits for one in can_be_sampled(changed))
+
+    def largest(high: int, changed: Callable[[int], Request]) -> int | None:
+        # Sampling is nearly always what decides, and counted at once; a decode takes a second to count.
+        most = _largest(1, high, lambda n: bool(can_be_sampled(changed(n))))
+        if most is None or fits(changed(most)):
+            return most
+        return _largest(1, most - 1, lambda n: fits(changed(n)))
+
+    free, grid, multiple = replace(request, settings=Settings()), request.grid, request.grid.size_multiple
+    length = largest(grid.latent_frames(request.num_frames) - 1, lambda n: replace(free, num_frames=grid.pixel_frames(n)))
+    ways = [f"{grid.pixel_frames(length)} frames at this size"] if length else []
+
+    def smaller(rows: int) -> Request:
+        height = rows * multiple
+        width = max(multiple, round(height * request.width / request.height / multiple) * multiple)
+        return replace(free, height=height, width=width)
+
+    rows = largest(request.height // multiple - 1, smaller)
+    if rows:
+        ways.append(f"{smaller(rows).width}x{smaller(rows).height} (width x height) with this many frames")
+    if not ways:
+        return f"Not even one frame of {multiple} pixels fits on {memory.name}; free some memory or use another device."
+    return f"The nearest that does: {' or '.join(ways)}."
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest number from low to high that fits, if what is smaller fits too."""
+    best = None
+    while low <= high:
+        middle = (low + high) // 2
+        if fits(middle):
+            best, low = middle, middle + 1
+        else:
+            high = middle - 1
+    return best
+
+
+def _seconds(request: Request, chosen: Estimate, memory: Memory, measured: Sequence[MeasuredForward]) -> float | None:
+    wanted = (memory.name, request.height, request.width, request.num_frames, chosen.settings.precision, chosen.settings.offload)
+    for one in measured:
+        if (one.device, one.height, one.width, one.num_frames, one.precision, one.offload) == wanted:
+            return request.forwards * one.seconds
+    return None
+
+
+def _time_text(seconds: float | None, forwards: int) -> str:
+    if seconds is None:
+        return "not measured here."
+    return f"about {seconds:.0f} s for {forwards} forwards, as measured on this machine; encoding and decoding come on top."
+
+
+def _estimate_lines(found: Estimate, kind: str) -> list[str]:
+    lines = [f"{kind}, stage by stage, in GiB ({found.settings.words()}):"]
+    for stage in found.stages:
+        lines += stage.lines()
+    if kind != "Memory":
+        lines.append(
+            f"  At least, with one block of weights at a time: {', '.join(f'{name} {at_least(size)}' for name, size in found.least)}."
+        )
+    lines += ["RAM needed at least, in GiB:", *found.ram.lines()]
+    if found.streamed_bytes:
+        lines.append(
+            f"    and {at_least(found.streamed_bytes)} of the mapped file, streamed in every forward; the system keeps them where there is room"
+        )
+    return [*lines, *(f"  Note: {note}" for note in found.notes)]

@@ -1,0 +1,58 @@
+"""The stage decode: from finished latents to frames, a window at a time where a video is long."""
+
+from collections.abc import Iterable
+from itertools import count
+
+import numpy
+from torch import Tensor
+
+from ..codecs.tiling import Progress
+from ..errors import DecodeOutOfMemory
+from ..media.video import to_uint8
+from ..memory.device import unless_out_of_memory
+from .needs import decoding_ran_out
+from .parts import Networks
+from .segments import Continuation, decode_windows, windows
+
+Frames = list[numpy.ndarray]
+
+
+def decode_latents(
+    networks: Networks, latents: Tensor, progress: Progress, plan: Continuation | None = None
+) -> tuple[list[Frames], list[str]]:
+    """(frames of every video, uint8 [H, W, 3]; lines a person should see where memory made the decode other than exact).
+
+    Args:
+        latents: [B, C, T, H, W] in the transformer's scale.
+        plan: of a video of segments, which is decoded in parts as long as one; None = in one part.
+
+    Raises:
+        DecodeOutOfMemory: the device has no room, whatever the decode policy could do; it holds the latents.
+    """
+    plan = plan or Continuation(segment=latents.shape[2], context=0)
+    videos, parts = latents.split(1), windows(latents.shape[2], plan)
+    num_parts = len(videos) * len(parts)
+    progress(0, 1)  # how many tiles there are is known with the first
+
+    def decode_all() -> tuple[list[Frames], list[str]]:
+        numbers = count()
+        with networks.video_vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as decode:
+
+            def decode_part(part: Tensor) -> Tensor:
+                number = next(numbers)
+                pixels = decode(part, lambda done, total: progress(number * total + done, num_parts * total))
+                return pixels.permute(0, 2, 3, 4, 1)[0]
+
+            return [_shown(decode_windows(video, plan, decode_part)) for video in videos], decode.notes
+
+    made = unless_out_of_memory(decode_all)
+    if made is None:
+        grid, (length, rows, columns) = networks.files.grid, latents.shape[2:]
+        size = f"{grid.pixel_frames(length)} frames of {grid.space * rows}x{grid.space * columns} (height x width)"
+        raise DecodeOutOfMemory(decoding_ran_out(size, networks.video_vae.policy, networks.placement.device), latents)
+    return made
+
+
+def _shown(pieces: Iterable[Tensor]) -> Frames:
+    """Pixels [t, H, W, 3], about -1..1, as frames. One at a time: fp32 copies of a whole clip would be larger than the clip."""
+    return [to_uint8((frame.float() + 1) / 2)[0] for piece in pieces for frame in piece.split(1)]

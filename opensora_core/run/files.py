@@ -1,0 +1,203 @@
+"""Which files hold a model's parts, and whether they are there and belong together. No weight is read here."""
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+from ..checkpoint.detect import Identity, identify, require
+from ..checkpoint.files import read_header
+from ..checkpoint.lora import fitting_layers
+from ..encoders.tokens import CLIP, T5, find_tokenizer
+from ..encoders.weights import read_headers
+from ..errors import CheckpointError, OpenSoraError
+from ..evaluation import world
+from ..geometry import HIGH_COMPRESSION, Grid
+from ..memory.loaded import FileIdentity, identity
+from ..networks.mmdit.model import MMDiT
+
+SMALL = Path(__file__).parent.parent / "assets" / "small"
+# What a clip is where nothing else is asked for: (height, width, frames).
+USUAL_CLIP = (192, 336, 129)
+HIGH_COMPRESSION_CLIP = (576, 1024, HIGH_COMPRESSION.default_frames)  # its only released configuration
+SMALL_CLIP = (world.SIZE, world.SIZE, world.NUM_FRAMES)
+
+_LAYOUT = {
+    "dit": "Open_Sora_v2.safetensors",
+    "vae": "hunyuan_vae.safetensors",
+    "t5": "google/t5-v1_1-xxl",
+    "clip": "openai/clip-vit-large-patch14",
+}
+# What the high-compression variant's own repository calls them; it has no text encoders, so theirs are laid beside it.
+_HIGH_COMPRESSION = {"dit": "Open_Sora_v2_Video_DC_AE.safetensors", "vae": "F32T4C128_AE.safetensors"}
+_FINAL_NORMS = {"t5": "encoder.final_layer_norm.weight", "clip": "text_model.final_layer_norm.weight"}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's parts are.
+
+    Attributes:
+        dit, vae: weights files. t5, clip: files or hub folders.
+        tokenizers: a folder to look for both tokenizers in; None = beside the encoders.
+    """
+
+    dit: Path
+    vae: Path
+    t5: Path
+    clip: Path
+    tokenizers: Path | None = None
+
+    @classmethod
+    def in_folder(cls, folder: str | Path, tokenizers: str | Path | None = None) -> "ModelFiles":
+        """The files of a folder in the layout of the hub repository hpcai-tech/Open-Sora-v2, or of "small", the built-in model.
+
+        Without that model's transformer, those of the high-compression variant (hpcai-tech/Open-Sora-v2-Video-DC-AE) are taken.
+
+        Raises:
+            OpenSoraError: no such folder, or a part is missing in it.
+        """
+        if str(folder) == "small":
+            if not SMALL.is_dir():
+                raise OpenSoraError(
+                    "The built-in model 'small' is not part of this copy; install it again, or give a folder with the Open-Sora 2.0 files "
+                    "as the model."
+                )
+            folder = SMALL
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            hint = (
+                "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)"
+                if folder.is_file()
+                else " (nothing is downloaded)"
+            )
+            raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
+        layout = _LAYOUT
+        if (folder / _HIGH_COMPRESSION["dit"]).exists() and not (folder / _LAYOUT["dit"]).exists():
+            layout = {**_LAYOUT, **_HIGH_COMPRESSION}
+        missing = [name for name in layout.values() if not (folder / name).exists()]
+        if missing:
+            raise OpenSoraError(
+                f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
+            )
+        return cls(**{part: folder / name for part, name in layout.items()}, tokenizers=tokenizers and Path(tokenizers))
+
+    @property
+    def usual_clip(self) -> tuple[int, int, int]:
+        """(height, width, frames) of a clip where nothing else is asked for."""
+        if self._is_small:
+            return SMALL_CLIP
+        return USUAL_CLIP if self.grid.is_causal else HIGH_COMPRESSION_CLIP
+
+    @property
+    def grid(self) -> Grid:
+        """How the transformer counts frames and pixels, from its file's header. Raises a CheckpointError if it is none."""
+        return grid_of(self.dit)
+
+    def clip_note(self, height: int, width: int, num_frames: int) -> str:
+        """What to tell a person who asks the built-in model for what it was not trained on; "" otherwise."""
+        if not self._is_small or (height, width, num_frames) == SMALL_CLIP:
+            return ""
+        return (
+            f"The built-in model was trained on clips of {SMALL_CLIP[1]}x{SMALL_CLIP[0]} pixels and {SMALL_CLIP[2]} frames; "
+            f"{width}x{height} and {num_frames} frame{'s' * (num_frames > 1)} are made all the same, and are likely to show something else than what is asked for."
+        )
+
+    @property
+    def _is_small(self) -> bool:
+        return self.dit.parent == SMALL
+
+    def check_exist(self) -> "ModelFiles":
+        """Return self if every part is there.
+
+        Raises:
+            OpenSoraError: names the first that is not.
+        """
+        for part in fields(self):
+            path = getattr(self, part.name)
+            if path is not None and not path.exists():
+                raise OpenSoraError(f"--{part.name}: {path} does not exist.")
+        return self
+
+
+def grid_of(dit: Path) -> Grid:
+    """ModelFiles.grid of a transformer's file. Its header is read once, and again only if the file is replaced."""
+    return _grid_of(identity(dit))
+
+
+@lru_cache(maxsize=32)
+def _grid_of(dit: FileIdentity) -> Grid:
+    return _require("transformer", Path(dit.path)).config.grid
+
+
+def check_files(files: ModelFiles) -> None:
+    """Compare the parts by their headers, and find the tokenizers; no weight is read.
+
+    Raises:
+        CheckpointError: a part is something else, or of another model than the transformer.
+    """
+    transformer = _require("transformer", files.dit).config
+    vae = _require("vae", files.vae).config
+    if vae.grid != transformer.grid:
+        kinds = ("the Video DC-AE", "the HunyuanVideo VAE")
+        found, wanted = kinds if transformer.grid.is_causal else kinds[::-1]
+        raise CheckpointError(
+            f"{files.vae.name} is {found} and {files.dit.name} works on the latents of {wanted}; give the VAE the transformer was trained with."
+        )
+    if vae.latent_channels != transformer.in_channels:
+        raise CheckpointError(
+            f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
+            "give the VAE the transformer was trained with."
+        )
+    for kind, slot, path, wanted in (
+        ("T5", "t5", files.t5, transformer.context_in_dim),
+        ("CLIP", "clip", files.clip, transformer.vec_in_dim),
+    ):
+        width = _text_width(slot, path)
+        if width not in (None, wanted):
+            raise CheckpointError(
+                f"The {kind} encoder {path.name} gives {width} features and {files.dit.name} reads {wanted}: they are not of one model."
+            )
+    find_tokenizer(T5, files.t5, files.tokenizers)
+    find_tokenizer(CLIP, files.clip, files.tokenizers)
+
+
+def check_lora(files: ModelFiles, path: str | Path) -> None:
+    """Compare a LoRA with the transformer's sizes; no weight of the transformer is read.
+
+    Raises:
+        CheckpointError: not a LoRA, or one of another model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"The LoRA {path} does not exist.")
+    fitting_layers(MMDiT(_require("transformer", files.dit).config, device="meta"), path)
+
+
+def check_shared_encoders(files: ModelFiles, name: str, context_in_dim: int, vec_in_dim: int) -> None:
+    """Compare a picture model's text widths with the encoders that it shares with the video model; no weight is read.
+
+    Args:
+        name: of the picture model's file.
+
+    Raises:
+        CheckpointError: it reads other encoders than these.
+    """
+    for kind, slot, path, wanted in (("T5", "t5", files.t5, context_in_dim), ("CLIP", "clip", files.clip, vec_in_dim)):
+        width = _text_width(slot, path)
+        if width not in (None, wanted):
+            raise CheckpointError(
+                f"The {kind} encoder {path.name} gives {width} features and {name} reads {wanted}; picture and video are made of one prompt, "
+                "read by the same encoders."
+            )
+
+
+def _text_width(slot: str, path: Path) -> int | None:
+    """Features of a text encoder, or None where its final norm is missing, which loading will say better."""
+    shapes = {key: info.shape for header in read_headers(path) for key, info in header.tensors.items()}
+    require(identify(shapes), slot, path.name)
+    return next((shape[0] for key, shape in shapes.items() if key.endswith(_FINAL_NORMS[slot])), None)
+
+
+def _require(slot: str, path: Path) -> Identity:
+    header = read_header(path)
+    return require(identify(header.shapes), slot, header.name)

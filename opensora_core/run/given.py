@@ -1,0 +1,55 @@
+"""The stage condition: pictures and clips fitted to the video, encoded, and laid where the network reads them."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..codecs.tiling import Progress
+from ..errors import OutOfMemory
+from ..media.pictures import LATENT_RANK
+from ..memory.device import unless_out_of_memory
+from ..sampling.given import ImageCondition, fit_clip, fit_image, image_condition
+from .needs import reference_ran_out
+from .parts import Networks
+from .request import GenerationRequest
+
+
+def encode_references(networks: Networks, request: GenerationRequest, progress: Progress) -> ImageCondition | None:
+    """What a video begins or ends with, on the device; None where the network reads nothing beside noise and prompt.
+
+    Raises:
+        OutOfMemory: the device has no room to encode a picture or clip.
+    """
+    if not request.has_reference:
+        return None
+    references = request.references
+    generators = _posterior_generators(request)
+    ends: list[Tensor | None] = []
+    for given in references.ends:
+        progress(sum(end is not None for end in ends), len(references.given))
+        ends.append(None if given is None else _latents(networks, request, given, generators))
+    progress(len(references.given), len(references.given))
+    head, tail = ends
+    channels = (head if head is not None else tail).shape[1]
+    return image_condition((request.num_videos, channels, *request.latent_extent), head, tail, references.use)
+
+
+def _latents(networks: Networks, request: GenerationRequest, given: Tensor, generators: list[torch.Generator | None]) -> Tensor:
+    """[B, C, t, H, W] of pictures [t, H, W, 3], or of what is latents already."""
+    device = networks.placement.device
+    if given.ndim == LATENT_RANK:
+        return given.to(device)
+    fit = fit_clip if request.references.use.is_clip else fit_image
+    clip = fit(given, request.height, request.width, request.options.fit)
+    latents = unless_out_of_memory(partial(networks.video_vae.encode, clip, generators))
+    if latents is None:
+        raise OutOfMemory(reference_ran_out(tuple(clip.shape), device))
+    return latents
+
+
+def _posterior_generators(request: GenerationRequest) -> list[torch.Generator | None]:
+    """One for each video, so that a batch item is what its seed gives alone; the last frame's noise follows the first's. None for the mode."""
+    if request.options.posterior == "mode":
+        return [None] * request.num_videos
+    return [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]

@@ -1,0 +1,72 @@
+"""The walk from finished videos to longer ones, segment by segment; what a segment is, segments.py says."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import OpenSoraError, OutOfMemory
+from ..media.pictures import LATENT_RANK, References
+from ..sampling.guidance import ReferenceUse
+from .decode import decode_latents
+from .given import encode_references
+from .parts import Networks
+from .request import GenerationRequest
+from .result import GenerationResult, Watchers, timed
+from .sample import sample_latents
+from .segments import Continuation, context_of, join, segment_seed
+from .text import encode_requests
+
+
+def make_longer(
+    networks: Networks, latents: Tensor, plan: Continuation, requests: list[GenerationRequest], watchers: Watchers
+) -> GenerationResult:
+    """Add a segment for every request, then decode the whole.
+
+    Args:
+        latents: [B, C, T, H, W] of the finished videos, in the transformer's scale.
+        requests: what differs between them is the prompt; a segment's seed and what it is given follow from the plan.
+
+    Raises:
+        OutOfMemory: a segment could not be made; `latents` of the error are what is finished.
+    """
+    seed, latents, device = requests[0].seed, latents.float().cpu(), networks.placement.device
+    result = GenerationResult(latents=latents, seeds=requests[0].seeds)
+    with timed(result, "text", device):
+        prompts = encode_requests(networks, requests, watchers.stage("text"))
+    with timed(result, "sampling", device):
+        for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            request = replace(request, seed=segment_seed(seed, latents.shape[2]), references=going_on(latents, plan))
+            watchers.tell("sampling", index * request.num_steps, len(requests) * request.num_steps)
+            try:
+                condition = encode_references(networks, request, lambda done, total: None)
+                made, notes = sample_latents(networks, request, prompt, condition, watchers.steps(result, index, len(requests)))
+            except OutOfMemory as error:
+                error.latents = latents
+                raise
+            latents = result.latents = join(latents, made, plan)
+            result.prompt, result.notes = prompt, result.notes + notes
+            watchers.segment(index + 1, latents)
+    with timed(result, "decode", device):
+        result.frames, notes = decode_latents(networks, latents, watchers.stage("decode"), plan)
+        result.notes += notes
+    return result
+
+
+def going_on(latents: Tensor, plan: Continuation) -> References:
+    """The end of videos, given to their next segment as it is."""
+    return References(clip=context_of(latents, plan), use=ReferenceUse(is_clip=True))
+
+
+def checked_latents(latents: Tensor | None) -> Tensor:
+    """Latents [B, C, T, H, W] that can be gone on from; that they are this model's is checked with the request.
+
+    Raises:
+        OpenSoraError: no latents, another shape, or values that are not numbers.
+    """
+    if isinstance(latents, Tensor) and latents.ndim == LATENT_RANK and 0 not in latents.shape and torch.isfinite(latents).all():
+        return latents
+    found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    raise OpenSoraError(
+        f"A video to go on from is a result, or its latents, finite numbers [videos, channels, latent frames, height, width]; this is {found}."
+    )

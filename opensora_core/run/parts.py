@@ -1,0 +1,117 @@
+"""The four networks of a model's files as one pipeline uses them: read when they are first needed, changed in no other pipeline.
+
+Where they live between uses is the business of memory/component.py; that two pipelines over the same files and options hold the same
+weights, that of memory/loaded.py.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.load import load_transformer, load_vae
+from ..checkpoint.lora import merge_lora
+from ..encoders.load import load_clip, load_t5
+from ..memory.component import Component, Habits, Placement
+from ..memory.decode import VideoVAE
+from ..memory.loaded import SHARED, own_structure
+from ..memory.plan import BLOCK_LISTS
+from ..ops import attention
+from .files import ModelFiles, check_files
+from .needs import Needs
+
+
+class Networks:
+    """Transformer, VAE and both text encoders.
+
+    Args:
+        files: where they are.
+        placement: where and how they compute; the pipeline may change it, and then calls `release`.
+        quantised: the quantised precision that the large layers of the transformer and of T5 are read in, if one was asked for.
+
+    Attributes:
+        transformer, vae, t5, clip: see components.Component.at_work.
+        video_vae: clips in and out of the VAE, see video_vae.VideoVAE.
+        keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
+        keep_encoded: keep encoded prompts, within loaded.PROMPTS.
+    """
+
+    def __init__(self, files: ModelFiles, placement: Placement, quantised: str | None):
+        self.files = files
+        self.placement = placement
+        self.quantised = quantised
+        self.keep_loaded = self.keep_encoded = False
+        self._attention = attention
+        self._loras: list[tuple[Path, float]] = []
+        self._is_checked = False
+        self.transformer = Component(self._read_transformer, placement, Habits(is_main=True, block_lists=BLOCK_LISTS))
+        self.t5 = Component(self._read_t5, placement, Habits(is_kept=False, block_lists=("encoder.block",)))
+        self.clip = Component(self._read_clip, placement, Habits(is_kept=False))
+        self.vae = Component(self._read_vae, placement)
+        self.video_vae = VideoVAE(self.vae, placement)
+
+    @property
+    def needs(self) -> Needs:
+        """Bytes of the networks as they are placed now."""
+        return Needs(self.files, self.placement, self.quantised)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What changes their weights, and so what they compute."""
+        return self._options(self.placement.dtype, self.placement.device)
+
+    def check_files(self) -> None:
+        """Compare the parts by their headers and find the tokenizers, once.
+
+        Raises:
+            OpenSoraError: a part is something else, or of another model than the others.
+        """
+        if not self._is_checked:
+            paths = [path for path in vars(self.files).values() if path is not None]
+            SHARED.checked(paths, partial(check_files, self.files))
+            self._is_checked = True
+
+    def use_attention(self, function: Callable) -> None:
+        """Let the transformer's blocks compute attention by another function of ops.py's form."""
+        self._attention = function
+        self.transformer.release()
+
+    def add_lora(self, path: Path, strength: float) -> None:
+        """Merge a LoRA into the transformer at its next use, after those added before."""
+        self._loras.append((path, strength))
+        self.transformer.release()
+
+    def release(self) -> None:
+        """Forget all networks; the next use reads them again."""
+        for component in (self.transformer, self.vae, self.t5, self.clip):
+            component.release()
+
+    def _read_transformer(self, dtype: torch.dtype, device: torch.device) -> Any:
+        model = self._read("transformer", self.files.dit, partial(load_transformer, precision=self.quantised), dtype, device)
+        for block in (*model.double_blocks, *model.single_blocks):
+            block.attention = self._attention
+        for path, strength in self._loras:
+            merge_lora(model, path, strength)
+        return model
+
+    def _read_vae(self, dtype: torch.dtype, device: torch.device) -> Any:
+        return self._read("vae", self.files.vae, load_vae, dtype, device)
+
+    def _read_t5(self, dtype: torch.dtype, device: torch.device) -> Any:
+        read = partial(load_t5, tokenizers=self.files.tokenizers, precision=self.quantised)
+        return self._read("t5", self.files.t5, read, dtype, device)
+
+    def _read_clip(self, dtype: torch.dtype, device: torch.device) -> Any:
+        return self._read("clip", self.files.clip, partial(load_clip, tokenizers=self.files.tokenizers), dtype, device)
+
+    def _read(self, kind: str, path: Path, read: Callable, dtype: torch.dtype, device: torch.device) -> Any:
+        """A network of our own over weights that every pipeline of these files and options shares."""
+        options = self._options(dtype, device)
+        if kind in ("t5", "clip") and self.files.tokenizers is not None:
+            options["tokenizers"] = str(self.files.tokenizers)
+        return own_structure(SHARED.get(kind, path, options, partial(read, path, dtype, device), keep=self.keep_loaded))
+
+    def _options(self, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+        return {"dtype": str(dtype).removeprefix("torch."), "device": str(device), "precision": self.quantised or "as stored"}

@@ -1,0 +1,151 @@
+"""What one generation asks for. Everything a person can get wrong is checked here, before any file is read."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import OpenSoraError, check_choice
+from ..geometry import CAUSAL, LARGEST, Grid, check_largest
+from ..media.pictures import References
+from ..sampling.given import FITS
+from ..sampling.guidance import Guidance
+from ..sampling.solvers import MAX_SEED, TextCondition
+from ..text.prompt import decorate
+
+POSTERIORS = ("mode", "sample")
+NOISE_DEVICES = ("cpu", "gpu")
+LATENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt ready to sample with, from OpenSoraPipeline.encode_prompt; give it in place of a prompt to encode only once.
+
+    Attributes:
+        text: the positive prompt as it was encoded.
+        condition: what the transformer reads of it and of the negative prompt, batch 1, on the CPU.
+    """
+
+    text: str
+    condition: TextCondition
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Settings that are seldom changed; the defaults are the released configuration's, but for fp32 latents and CPU noise.
+
+    Attributes:
+        fps: frames per second, said to the model in the prompt; 0 leaves the sentence out.
+        motion_score: 1 (still) to 15 (wild), said in the prompt; 0 leaves the sentence out.
+        text_oscillation, image_oscillation: guidance falls to 1 on every odd step after the tenth.
+        temporal_ramp: image guidance grows from 1 at the first frame to its full value at the last.
+        shift: of the schedule; 0 = from size and length.
+        fit: how a picture is brought to the video's size: crop, pad or stretch.
+        posterior: the VAE's mode, or a sample drawn with the seed.
+        noise_device: cpu (the same noise for a seed on every machine) or gpu (where the model works).
+        latent_dtype: fp32 or bf16, of the noise and of the latents between steps.
+        every_pass: run all three guidance passes at every step, also those of no weight; slower, the same video.
+    """
+
+    fps: int = 24
+    motion_score: int = 4
+    text_oscillation: bool = True
+    image_oscillation: bool = True
+    temporal_ramp: bool = True
+    shift: float = 0.0
+    fit: str = "crop"
+    posterior: str = "mode"
+    noise_device: str = "cpu"
+    latent_dtype: str = "fp32"
+    every_pass: bool = False
+
+    def __post_init__(self):
+        decorate("", self.fps, self.motion_score)  # raises for a number outside its range
+        for name, choices in (("fit", FITS), ("posterior", POSTERIORS), ("noise_device", NOISE_DEVICES), ("latent_dtype", LATENT_DTYPES)):
+            check_choice(name, getattr(self, name), choices)
+        if finite("shift", self.shift) < 0:
+            raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")
+
+    def guidance(self, guidance_scale: float, image_guidance_scale: float) -> Guidance:
+        """Guidance of a whole run with these scales; 1 is neutral."""
+        scales = finite("guidance_scale", guidance_scale), finite("image_guidance_scale", image_guidance_scale)
+        return Guidance(*scales, self.text_oscillation, self.image_oscillation, self.temporal_ramp, self.every_pass)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One call of the pipeline, checked.
+
+    Attributes:
+        height, width, num_frames: pixels and frames that the grid has: multiples of 16 and 4k+1, or of 32 and 4k.
+        references: what it begins or ends with.
+        seed: of the first video; video k of the batch is the one that seed + k gives alone.
+        grid: of the model, see geometry.Grid.
+    """
+
+    prompt: str | EncodedPrompt
+    negative_prompt: str
+    height: int
+    width: int
+    num_frames: int
+    num_steps: int
+    guidance: Guidance
+    references: References
+    seed: int
+    num_videos: int
+    options: SamplingOptions
+    grid: Grid = CAUSAL
+
+    def __post_init__(self):
+        if not isinstance(self.prompt, (str, EncodedPrompt)):
+            raise OpenSoraError(f"A prompt is one text; this is a {type(self.prompt).__name__}. For several, call once for each.")
+        if not isinstance(self.negative_prompt, str):
+            raise OpenSoraError(f"A negative prompt is one text ('' for none); this is a {type(self.negative_prompt).__name__}.")
+        for name in ("height", "width", "num_frames", "num_steps", "seed", "num_videos"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise OpenSoraError(f"{name}={value!r} is not a whole number.")
+        for name, default in (("num_steps", 50), ("num_videos", 1)):
+            if getattr(self, name) < 1:
+                raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
+        self.grid.check_size(self.height, self.width)
+        self.grid.check_num_frames(self.num_frames)
+        for name in LARGEST:
+            check_largest(name, getattr(self, name))
+        self.references.check(self.num_videos, self.latent_extent, self.grid)
+        if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
+            raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")
+
+    @property
+    def cond_type(self) -> str:
+        """The reference's name of the mode: t2v, i2v_head, ..., as what is given says."""
+        return self.references.cond_type
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of every video."""
+        return [self.seed + k for k in range(self.num_videos)]
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the network reads anything besides noise and prompt."""
+        return bool(self.references.given) and self.references.use.strength > 0
+
+    @property
+    def latent_extent(self) -> tuple[int, int, int]:
+        """(T, H, W) of a video's latent; its channels are the model's."""
+        return (self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))
+
+
+def finite(name: str, value) -> float:
+    """`value` as a float; an OpenSoraError if it is no finite number."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise OpenSoraError(f"{name}={value!r} is not a finite number.")
+    return float(value)
+
+
+def random_seed() -> int:
+    """A fresh seed of 32 bits; Python's and torch's global generators are left alone."""
+    return random.SystemRandom().randrange(2**32)
