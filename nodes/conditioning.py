@@ -189,7 +189,7 @@ class OpenSoraVideoToVideo(io.ComfyNode):
             raise OpenSoraError(
                 "The high-compression variant goes on from no clip: its training knows text and a first frame; use Open-Sora Image to Video."
             )
-        shape, given = _check_clip(vae, latent), geometry.latent_frames(count)
+        shape, given = _check_clip(vae, latent), geometry.CAUSAL.latent_frames(count)
         check_room(given, shape[2], f"the {count} frames of the clip")
         size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION
 
@@ -211,10 +211,10 @@ class OpenSoraVideoToVideo(io.ComfyNode):
 
 def _part_of_latents(samples, direction: str, context: int):
     """The latent frames of a finished clip [B, C, T, H, W] that the new video touches."""
-    given = geometry.latent_frames(context)
+    given = geometry.CAUSAL.latent_frames(context)
     if samples.shape[2] < given:
         raise OpenSoraError(
-            f"video has {geometry.pixel_frames(samples.shape[2])} frames; going on from it takes {context}: use a longer clip"
-            f"{f', or context {CONTEXTS[0]}' * (samples.shape[2] >= geometry.latent_frames(CONTEXTS[0]))}."
+            f"video has {geometry.CAUSAL.pixel_frames(samples.shape[2])} frames; going on from it takes {context}: use a longer clip"
+            f"{f', or context {CONTEXTS[0]}' * (samples.shape[2] >= geometry.CAUSAL.latent_frames(CONTEXTS[0]))}."
         )
     return nearest_frames(samples.movedim(2, 0), direction, given).movedim(0, 2)

@@ -93,8 +93,13 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
         if image is not None:
             aspect_ratio = _shape_of(image, resolution)
         if resolution != CUSTOM:
-            height, width = geometry.resolution_size(resolution, aspect_ratio)
-        shape = (batch_size, HUNYUAN_VAE.latent_channels, geometry.latent_frames(num_frames), *geometry.latent_size(height, width))
+            height, width = geometry.CAUSAL.named_size(resolution, aspect_ratio)
+        shape = (
+            batch_size,
+            HUNYUAN_VAE.latent_channels,
+            geometry.CAUSAL.latent_frames(num_frames),
+            *geometry.CAUSAL.latent_size(height, width),
+        )
         return io.NodeOutput(clips.empty(shape), width, height, FPS)
 
 
@@ -130,7 +135,7 @@ class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
                 io.Int.Input(
                     "num_frames",
                     default=GRID.default_frames,
-                    min=GRID.shortest_clip,
+                    min=GRID.frames.shortest_clip,
                     max=geometry.LARGEST["num_frames"] // 4 * 4,
                     step=4,
                     tooltip="Length in frames, a multiple of 4 (8, 12, … 128). 128 frames are 5.3 seconds at 24 FPS, what the variant was released at.",
@@ -158,6 +163,6 @@ class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
                 "This MODEL is Open-Sora 2.0, not its high-compression variant; make its clip with Open-Sora Empty Latent Video."
             )
         if resolution != CUSTOM:
-            height, width = geometry.resolution_size(resolution, aspect_ratio, GRID.size_multiple)
+            height, width = GRID.named_size(resolution, aspect_ratio)
         shape = (batch_size, config.in_channels, GRID.latent_frames(num_frames), *GRID.latent_size(height, width))
         return io.NodeOutput(clips.empty(shape, GRID), width, height, FPS)

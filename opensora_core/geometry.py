@@ -5,7 +5,7 @@ say `latent_`. Aspect ratios are "width:height", as in Open-Sora 2.0.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,141 +42,10 @@ class Tiling:
     parked: bool = False
 
 
-class Grid(NamedTuple):
-    """How an autoencoder and the transformer on its latents count frames, pixels, latents and tokens.
-
-    Attributes:
-        space: pixels per latent pixel. patch: latent pixels per token side.
-        is_causal: whether the first frame has a latent of its own and a clip 4k+1 frames; else 4k, or a single one.
-        default_frames: length of a clip where none is asked for, the released configuration's.
-    """
-
-    space: int
-    patch: int
-    is_causal: bool
-    default_frames: int
-
-    @property
-    def size_multiple(self) -> int:
-        """What the sides of a video are multiples of, in pixels."""
-        return self.space * self.patch
-
-    @property
-    def shortest_clip(self) -> int:
-        """Frames of the shortest clip that is no picture."""
-        return 5 if self.is_causal else 8
-
-    def check_num_frames(self, num_frames: int) -> int:
-        """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts.
-
-        Not causal: 4 frames would be one latent frame, which is a picture and decoded to one frame.
-        """
-        if self.is_causal:
-            return check_num_frames(num_frames)
-        if num_frames != 1 and (num_frames < 8 or num_frames % TIME_COMPRESSION):
-            below = num_frames - num_frames % TIME_COMPRESSION
-            near = f"{below} or {below + TIME_COMPRESSION}" if below >= 8 else "1 or 8"
-            raise OpenSoraError(
-                f"num_frames={num_frames} is not a length of the high-compression variant, whose clips have a multiple of 4 frames "
-                f"(8, 12, ... 128), or 1; use {near}."
-            )
-        return num_frames
-
-    def latent_frames(self, num_frames: int) -> int:
-        """Latent frames of a clip: causal 129 -> 33, else 128 -> 32. Raises as check_num_frames."""
-        return latent_frames(num_frames) if self.is_causal else -(-self.check_num_frames(num_frames) // TIME_COMPRESSION)
-
-    def pixel_frames(self, latent_length: int) -> int:
-        """Frames that latent frames decode to: causal 33 -> 129, else 32 -> 128."""
-        if self.is_causal:
-            return pixel_frames(latent_length)
-        return latent_length * TIME_COMPRESSION if latent_length > 1 else 1
-
-    def frames_for_seconds(self, seconds: float, fps: float) -> int:
-        """The count of frames nearest to a length in seconds: 4 s at 24 FPS -> 97, or 96."""
-        nearest = frames_for_seconds(seconds, fps)
-        return nearest if self.is_causal else max(2, round(seconds * fps / TIME_COMPRESSION)) * TIME_COMPRESSION
-
-    def check_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) if a video can have it, else raise naming the nearest."""
-        return check_size(height, width, self.size_multiple)
-
-    def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Latent (height, width) of a frame. Raises as check_size."""
-        self.check_size(height, width)
-        return height // self.space, width // self.space
-
-
-class ScaledCrop(NamedTuple):
-    """Resize to (height, width), then cut the target size from (top, left)."""
-
-    height: int
-    width: int
-    top: int
-    left: int
-
-
-CAUSAL = Grid(SPACE_COMPRESSION, PATCH_SIZE, True, 129)
-HIGH_COMPRESSION = Grid(32, 1, False, 128)  # the variant with the Video DC-AE
-
-
-def latent_frames(num_frames: int) -> int:
-    """Latent frames of a clip of 4k+1 frames: 1 -> 1, 5 -> 2, 129 -> 33.
-
-    Raises:
-        OpenSoraError: num_frames is not 4k+1.
-    """
-    check_num_frames(num_frames)
-    return (num_frames - 1) // TIME_COMPRESSION + 1
-
-
-def pixel_frames(latent_length: int) -> int:
-    """Frames that `latent_length` latent frames decode to: 33 -> 129."""
-    return (latent_length - 1) * TIME_COMPRESSION + 1
-
-
 def check_largest(name: str, value: int) -> None:
     """Raise an OpenSoraError if `value` is more than can be asked for. name: one of LARGEST."""
     if value > LARGEST[name]:
         raise OpenSoraError(f"{name}={value} is more than can be asked for; use at most {LARGEST[name]}.")
-
-
-def check_num_frames(num_frames: int) -> int:
-    """Return num_frames if it is 4k+1, else raise an OpenSoraError that names the two nearest counts."""
-    if num_frames < 1:
-        raise OpenSoraError(f"num_frames={num_frames} is not a clip; the shortest is 1 frame.")
-    remainder = (num_frames - 1) % TIME_COMPRESSION
-    if remainder:
-        below = num_frames - remainder
-        raise OpenSoraError(f"num_frames={num_frames} is not 4k+1; use {below} or {below + TIME_COMPRESSION}.")
-    return num_frames
-
-
-def frames_for_seconds(seconds: float, fps: float) -> int:
-    """The 4k+1 frame count nearest to a length in seconds: 4 s at 24 FPS -> 97.
-
-    Raises:
-        OpenSoraError: a length or frame rate that is not a positive, finite number.
-    """
-    if not (math.isfinite(seconds) and seconds > 0 and math.isfinite(fps) and fps > 0):
-        raise OpenSoraError(f"A length of {seconds} s at {fps} FPS is not a clip; both must be positive numbers.")
-    return max(0, round((seconds * fps - 1) / TIME_COMPRESSION)) * TIME_COMPRESSION + 1
-
-
-def check_size(height: int, width: int, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
-    """Return (height, width) if both are positive multiples, else raise naming the nearest valid pair."""
-    if height < multiple or width < multiple or height % multiple or width % multiple:
-        near_h, near_w = (max(multiple, int(side / multiple + 0.5) * multiple) for side in (height, width))
-        raise OpenSoraError(
-            f"height={height}, width={width} are not both multiples of {multiple}; the nearest is {near_h}x{near_w} (height x width)."
-        )
-    return height, width
-
-
-def latent_size(height: int, width: int) -> tuple[int, int]:
-    """Latent (height, width) of a frame whose sides are multiples of 16."""
-    check_size(height, width)
-    return height // SPACE_COMPRESSION, width // SPACE_COMPRESSION
 
 
 def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
@@ -190,6 +59,144 @@ def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MUL
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/aspect.py, training=False.
     """
     return _lookup(_size_table(_num_pixels(resolution), multiple, nearest=False), aspect_ratio)
+
+
+@dataclass(frozen=True)
+class FrameRule:
+    """Which counts of frames a clip can have, and how many latent frames they are. A codec that counts otherwise overrides the methods.
+
+    Attributes:
+        words: the counts, for a sentence: "4k+1".
+        step: by how many frames they go up.
+        lead: 1 where the first frame has a latent frame of its own, so that a tile in time begins with one too; else 0.
+        shortest_clip: frames of the shortest clip that is no picture, which is 1 frame.
+    """
+
+    words: str
+    step: int
+    lead: int
+    shortest_clip: int
+
+    def check(self, num_frames: int) -> int:
+        """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts."""
+        if num_frames == 1 or (num_frames >= self.shortest_clip and (num_frames - self.lead) % self.step == 0):
+            return num_frames
+        if num_frames < self.lead:
+            raise OpenSoraError(f"num_frames={num_frames} is not a clip; the shortest is 1 frame.")
+        below = num_frames - (num_frames - self.lead) % self.step
+        near = (below, below + self.step) if below >= self._shortest else (1, self.shortest_clip)
+        raise OpenSoraError(f"num_frames={num_frames} is not {self.words}; use {near[0]} or {near[1]}.")
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a count that has been checked."""
+        return self.lead - (self.lead - num_frames) // TIME_COMPRESSION
+
+    def pixel_frames(self, latent_length: int) -> int:
+        """Frames that latent frames decode to."""
+        return self.lead + (latent_length - self.lead) * TIME_COMPRESSION if latent_length != 1 else 1
+
+    def nearest(self, num_frames: float) -> int:
+        """The nearest count; a picture only where clips grow from one."""
+        return max(self._shortest, round((num_frames - self.lead) / self.step) * self.step + self.lead)
+
+    @property
+    def _shortest(self) -> int:
+        return 1 if self.lead else self.shortest_clip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an autoencoder and the transformer on its latents count frames, pixels, latents and tokens.
+
+    Attributes:
+        space: pixels per latent pixel. patch: latent pixels per token side.
+        frames: which counts of frames a clip can have, and how many latent frames they are.
+        default_frames: length of a clip where none is asked for, the released configuration's.
+        goes_on: whether a model of this grid can continue a clip.
+        size_table: (resolution, aspect ratio, multiple) -> (height, width), the model's named sizes.
+    """
+
+    space: int
+    patch: int
+    frames: FrameRule
+    default_frames: int
+    goes_on: bool = True
+    size_table: Callable[[str, str, int], tuple[int, int]] = resolution_size
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of a video are multiples of, in pixels."""
+        return self.space * self.patch
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the first frame has a latent of its own. For what is not rebuilt yet: ask for `lead`, `goes_on` or `frames`."""
+        return bool(self.lead)
+
+    @property
+    def lead(self) -> int:
+        """Frames, and latent frames, by which a tile in time is longer than its size: see FrameRule."""
+        return self.frames.lead
+
+    def check_num_frames(self, num_frames: int) -> int:
+        """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts."""
+        return self.frames.check(num_frames)
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip: CAUSAL 129 -> 33, HIGH_COMPRESSION 128 -> 32. Raises as check_num_frames."""
+        return self.frames.latent_frames(self.frames.check(num_frames))
+
+    def pixel_frames(self, latent_length: int) -> int:
+        """Frames that latent frames decode to: CAUSAL 33 -> 129, HIGH_COMPRESSION 32 -> 128."""
+        return self.frames.pixel_frames(latent_length)
+
+    def frames_for_seconds(self, seconds: float, fps: float) -> int:
+        """The count of frames nearest to a length in seconds: 4 s at 24 FPS -> 97, or 96.
+
+        Raises:
+            OpenSoraError: a length or frame rate that is not a positive, finite number.
+        """
+        if not (math.isfinite(seconds) and seconds > 0 and math.isfinite(fps) and fps > 0):
+            raise OpenSoraError(f"A length of {seconds} s at {fps} FPS is not a clip; both must be positive numbers.")
+        return self.frames.nearest(seconds * fps)
+
+    def check_size(self, height: int, width: int, multiple: int = 0) -> tuple[int, int]:
+        """Return (height, width) if a video can have it, else raise an OpenSoraError that names the nearest.
+
+        Args:
+            multiple: what both sides must be a multiple of, in pixels; 0 = size_multiple. The codec alone needs only `space`.
+        """
+        multiple = multiple or self.size_multiple
+        if height < multiple or width < multiple or height % multiple or width % multiple:
+            near_h, near_w = (max(multiple, int(side / multiple + 0.5) * multiple) for side in (height, width))
+            raise OpenSoraError(
+                f"height={height}, width={width} are not both multiples of {multiple}; the nearest is {near_h}x{near_w} (height x width)."
+            )
+        return height, width
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Latent (height, width) of a frame. Raises as check_size."""
+        self.check_size(height, width)
+        return height // self.space, width // self.space
+
+    def named_size(self, resolution: str, aspect_ratio: str) -> tuple[int, int]:
+        """(height, width) in pixels of a named resolution and ratio. Raises an OpenSoraError where the table has none."""
+        return self.size_table(resolution, aspect_ratio, self.size_multiple)
+
+
+CAUSAL = Grid(SPACE_COMPRESSION, PATCH_SIZE, FrameRule("4k+1", step=4, lead=1, shortest_clip=5), 129)
+# The variant with the Video DC-AE. 4 frames would be one latent frame, which is a picture and decoded to one frame: so 8 at least.
+_FOURS = "a length of the high-compression variant, whose clips have a multiple of 4 frames (8, 12, ... 128), or 1"
+HIGH_COMPRESSION = Grid(32, 1, FrameRule(_FOURS, step=4, lead=0, shortest_clip=8), 128, goes_on=False)
+
+
+class ScaledCrop(NamedTuple):
+    """Resize to (height, width), then cut the target size from (top, left)."""
+
+    height: int
+    width: int
+    top: int
+    left: int
 
 
 def training_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:

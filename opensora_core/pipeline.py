@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import OpenSoraError, check_choice
-from .geometry import SPACE_COMPRESSION, pixel_frames
+from .geometry import CAUSAL
 from .media.pictures import LATENT_RANK, read_references
 from .memory.component import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, resolve_device, resolve_precision
 from .memory.decode import VideoVAE
@@ -393,9 +393,9 @@ class OpenSoraPipeline:
         request = GenerationRequest(
             prompt=texts[0],
             negative_prompt=negative_prompt,
-            height=height * SPACE_COMPRESSION,
-            width=width * SPACE_COMPRESSION,
-            num_frames=pixel_frames(plan.segment),
+            height=height * CAUSAL.space,
+            width=width * CAUSAL.space,
+            num_frames=CAUSAL.pixel_frames(plan.segment),
             num_steps=num_inference_steps,
             guidance=options.guidance(guidance_scale, image_guidance_scale),
             references=going_on(latents, plan),

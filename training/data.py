@@ -19,7 +19,7 @@ from torch import Tensor
 from opensora_core.codecs.hunyuan.model import CausalVAE
 from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
-from opensora_core.geometry import latent_frames
+from opensora_core.geometry import CAUSAL
 from opensora_core.text.prompt import decorate
 
 from .export import LatentStatistics
@@ -28,8 +28,8 @@ from .vae import trained_vae
 
 LONG_FRAMES = 33
 LONG_EVERY = 10
-CLIP = latent_frames(world.NUM_FRAMES)
-LONG = latent_frames(LONG_FRAMES)
+CLIP = CAUSAL.latent_frames(world.NUM_FRAMES)
+LONG = CAUSAL.latent_frames(LONG_FRAMES)
 USED = 0.3  # a channel that spreads less carries nothing: its posterior is the prior, N(0, 1). It is left small
 _FIRST_SEED = 10**9  # far from the seeds of the VAE's training
 

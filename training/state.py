@@ -6,7 +6,6 @@ depends on its number alone.
         ...
 """
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from opensora_core.errors import complete_or_absent
 
 SAVE_EVERY_SECONDS = 120
 
@@ -41,10 +42,9 @@ class Run:
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
         state = {key: part.state_dict() for key, part in self.parts.items()}
-        torch.save({**state, "step": self.step, "seconds": self.seconds}, partial)
-        os.replace(partial, self.path)
+        with complete_or_absent(self.path) as partial:
+            torch.save({**state, "step": self.step, "seconds": self.seconds}, partial)
 
     def steps(self, total: int) -> Iterator[int]:
         """Step numbers still to do. The state is saved at intervals, at the end, and when the process is told to stop."""

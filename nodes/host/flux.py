@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.flux import num_steps, picture_shift, schedule_name
-from ...opensora_core.geometry import SPACE_COMPRESSION, check_num_frames, resolution_size
+from ...opensora_core.geometry import CAUSAL, SPACE_COMPRESSION
 from ...opensora_core.run.picture import PictureRequest
 from ...opensora_core.sampling import schedule, solvers as solver
 from ...opensora_core.sampling.guidance import Guidance
@@ -209,8 +209,8 @@ def video_graph(dynprompt, node_id: str, picture: dict, video: VideoSettings) ->
 
 def check_video(resolution: str, aspect_ratio: str, num_frames: int, guidance: tuple[float, float]) -> None:
     """Raise an OpenSoraError for a video that could not be made after the picture."""
-    resolution_size(resolution, aspect_ratio)
-    if check_num_frames(num_frames) < 5:
+    CAUSAL.named_size(resolution, aspect_ratio)
+    if CAUSAL.check_num_frames(num_frames) < CAUSAL.frames.shortest_clip:
         raise OpenSoraError(f"num_frames={num_frames} is the picture alone; use at least 5.")
     Guidance(*guidance)
 

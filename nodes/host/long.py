@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.geometry import Tiling, pixel_frames
+from ...opensora_core.geometry import CAUSAL, Tiling
 from ...opensora_core.media import latent_file
 from ...opensora_core.run.segments import Continuation, context_of, decode_windows, join, segment_seed
 from ...opensora_core.sampling.guidance import Guidance
@@ -67,7 +67,7 @@ class OutputFile:
         about = {
             "made_by": "OpenSoraContinueVideo",
             "segments_added": str(self.num_segments + 1),
-            "frames": str(pixel_frames(latents.shape[2])),
+            "frames": str(CAUSAL.pixel_frames(latents.shape[2])),
         }
         try:
             latent_file.save_latents(self.path, latents, about)
@@ -114,7 +114,7 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
 
 def decode(vae, samples: Tensor, plan: Continuation, policy: str, report: Callable[[str], None]) -> Tensor:
     """Frames [B * frames, H, W, 3] of long videos, decoded one segment's length at a time (clips.decode)."""
-    frames = pixel_frames(samples.shape[2])
+    frames = CAUSAL.pixel_frames(samples.shape[2])
     images, done = None, 0
     for video in samples.split(1):
         for piece in decode_windows(video, plan, lambda part: clips.decode(vae, part, Tiling(), policy, report)):

@@ -8,7 +8,7 @@ import comfy.model_management
 import torch
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.geometry import TIME_COMPRESSION, Grid
+from ...opensora_core.geometry import Grid
 from ...opensora_core.memory.estimate import AUTO, Memory, Request
 from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transformer_weights
 from ...opensora_core.memory.plan import at_least
@@ -59,8 +59,7 @@ def _sizes(path: Path) -> ModelSizes:
 
 def _in_its_frames(request: Request, grid: Grid) -> tuple[Request, str]:
     """The request in frames that the high-compression variant has, where the node's input counts 4k+1; and a line that says so."""
-    frames = max(1, request.num_frames // TIME_COMPRESSION * TIME_COMPRESSION)
-    frames = frames if frames != TIME_COMPRESSION else grid.shortest_clip
+    frames = 1 if request.num_frames == 1 else grid.frames.nearest(request.num_frames - 1)
     line = f"The high-compression variant has clips of 4k frames: planned for {frames}." if frames != request.num_frames else ""
     return replace(request, num_frames=frames, grid=grid), line
 

@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, OpenSoraError
+from ..errors import CheckpointError, OpenSoraError, complete_or_absent
 from .detect import Identity
 from .files import TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
 from .formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, group_of, layers_to_quantise
@@ -282,21 +282,11 @@ def _whole_or_absent(target: Path) -> Iterator[BinaryIO]:
     """
     part = target.with_name(target.name + _SUFFIX)
     try:
-        part.unlink(missing_ok=True)
-        file = part.open("xb")
-    except OSError as error:
-        raise OpenSoraError(f"{part} cannot be written ({error.strerror}).") from error
-    try:
-        with file:
+        with complete_or_absent(target, part), part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            raise OpenSoraError(f"{target} appeared meanwhile and is not overwritten.")
-        part.replace(target)
+            if target.exists():
+                raise OpenSoraError(f"{target} appeared meanwhile and is not overwritten.")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OpenSoraError(f"{target.name} could not be written ({error.strerror or error}).") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..geometry import CAUSAL, TIME_COMPRESSION, Grid, Tiling, check_size
+from ..geometry import CAUSAL, TIME_COMPRESSION, Grid, Tiling
 
 MIN_TILE_SIZE = 64  # pixels
 TILE_SIZE_MULTIPLE = 16
@@ -126,7 +126,7 @@ def tiled_encode(
     """
     _check_rank(pixels, "pixels")
     grid.check_num_frames(pixels.shape[2])
-    check_size(*pixels.shape[3:], multiple=grid.space)
+    grid.check_size(*pixels.shape[3:], multiple=grid.space)
     total = num_tiles(pixels.shape, check_tiling(tiling, grid), False, grid)
     return _tiled(encode_moments, pixels, _Cut(tiling, False, grid), _Report(total, progress, output_device))
 

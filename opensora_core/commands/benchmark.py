@@ -12,8 +12,7 @@ import torch
 
 from .. import __version__
 from ..cli import DONE
-from ..errors import OpenSoraError
-from ..media.video import complete_or_absent
+from ..errors import OpenSoraError, complete_or_absent
 from ..pipeline import OpenSoraPipeline
 from ..run.result import GenerationResult
 from .options import CallSettings, call_settings, check_writable, pipeline, say

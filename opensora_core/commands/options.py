@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import OpenSoraError
-from ..geometry import CAUSAL, Grid, resolution_size
+from ..geometry import CAUSAL, Grid
 from ..memory.component import PRECISIONS, resolve_device
 from ..pipeline import OpenSoraPipeline
 from ..run.files import HIGH_COMPRESSION_CLIP, SMALL_CLIP, USUAL_CLIP, ModelFiles, grid_of
@@ -168,7 +168,7 @@ def _is_small(args: argparse.Namespace) -> bool:
 def _size(args: argparse.Namespace, grid: Grid) -> tuple[int, int]:
     named, sides = (args.resolution, args.aspect_ratio), (args.height, args.width)
     if sides == (None, None):
-        return resolution_size(args.resolution or "256px", aspect_ratio(args) or "16:9", grid.size_multiple)
+        return grid.named_size(args.resolution or "256px", aspect_ratio(args) or "16:9")
     if None in sides:
         raise OpenSoraError("--width and --height are given together, or not at all.")
     if named != (None, None):

@@ -14,8 +14,8 @@ from .. import __version__
 from ..cli import DONE, EVALUATION_PARTS
 from ..commands.options import PARTS, check_writable, pipeline, say
 from ..commands.progress import each
-from ..errors import OpenSoraError
-from ..media.video import complete_or_absent, to_uint8
+from ..errors import OpenSoraError, complete_or_absent
+from ..media.video import to_uint8
 from ..pipeline import OpenSoraPipeline
 from ..run.files import ModelFiles
 from ..sampling.solvers import MAX_SEED

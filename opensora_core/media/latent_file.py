@@ -4,7 +4,6 @@ A safetensors file: `latent_tensor` [B, C, T, H, W], as the VAE gives and takes 
 which says that they are not scaled.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import OpenSoraError
+from ..errors import OpenSoraError, complete_or_absent
 
 SUFFIX = ".latent"
 _LATENTS, _IS_UNSCALED = "latent_tensor", "latent_format_version_0"
@@ -31,18 +30,15 @@ def save_latents(path: str | Path, latents: Tensor, about: dict[str, str] | None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {_LATENTS: latents.detach().cpu().float().contiguous(), _IS_UNSCALED: torch.tensor([])}
-    try:
+    with complete_or_absent(path) as partial:
         partial.touch()
         usual = partial.stat().st_mode  # safetensors' files are their owner's alone
-        save_file(tensors, partial, metadata=about)
+        try:
+            save_file(tensors, partial, metadata=about)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written ({error}).") from error
         partial.chmod(usual)
-        os.replace(partial, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written ({error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

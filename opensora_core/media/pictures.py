@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..geometry import CAUSAL, Grid, latent_frames
+from ..geometry import CAUSAL, Grid
 from ..sampling.given import CONTEXTS, FORWARDS, check_clip_length, check_room, clip_cond_type, nearest_frames
 from ..sampling.guidance import PICTURES, ReferenceUse
 from .video import is_video, read_clip, read_image, rgb_array
@@ -52,7 +52,7 @@ class References:
     def cond_type(self) -> str:
         """The reference's name of the mode; latents of another length than a clip's are named as the shorter one."""
         if self.clip is not None:
-            is_easy = _latent_length(self.clip) == latent_frames(CONTEXTS[1])
+            is_easy = _latent_length(self.clip) == CAUSAL.latent_frames(CONTEXTS[1])
             return clip_cond_type(self.direction, CONTEXTS[is_easy])
         known = (self.first is not None, self.last is not None)
         return {(False, False): "t2v", (True, False): "i2v_head", (False, True): "i2v_tail", (True, True): "i2v_loop"}[known]
@@ -150,8 +150,8 @@ def reference_image(name: str, image) -> Tensor | None:
 def _reference_clip(video, direction: str, context: int) -> Tensor:
     """The part of a clip that the new video touches, as References.clip."""
     if isinstance(video, (Tensor, numpy.ndarray)) and video.ndim == LATENT_RANK:
-        latents = _latents("video", torch.as_tensor(video).detach().cpu(), latent_frames(context))
-        return nearest_frames(latents.transpose(0, 2), direction, latent_frames(context)).transpose(0, 2)
+        latents = _latents("video", torch.as_tensor(video).detach().cpu(), CAUSAL.latent_frames(context))
+        return nearest_frames(latents.transpose(0, 2), direction, CAUSAL.latent_frames(context)).transpose(0, 2)
     clip_cond_type(direction, context)  # raises for what has no mode
     if isinstance(video, (str, Path)):
         frames = read_clip(video, context, from_end=direction == FORWARDS)
@@ -203,4 +203,4 @@ def _check_values(name: str, image: Tensor) -> None:
 
 
 def _latent_length(tensor: Tensor) -> int:
-    return tensor.shape[2] if tensor.ndim == LATENT_RANK else latent_frames(len(tensor))
+    return tensor.shape[2] if tensor.ndim == LATENT_RANK else CAUSAL.latent_frames(len(tensor))

@@ -1,17 +1,16 @@
 """Files at the two ends: a picture or a clip read for a reference, and frames written as an mp4 (or one as a PNG)."""
 
 import math
-import os
 import struct
 from collections import deque
 from collections.abc import Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy
 import torch
 
-from ..errors import OpenSoraError
+from ..errors import OpenSoraError, complete_or_absent
 
 # The reference's quality. The matrix is converted and named, so that no player has to guess it from the height.
 # Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, save_sample (H.264, crf 23).
@@ -216,24 +215,6 @@ def _check_video(pixels: numpy.ndarray, path: Path, fps: float) -> None:
         raise OpenSoraError(f"{frames} frames do not fit in one picture; end {path.name} in {VIDEO_SUFFIX}.")
     if height % 2 or width % 2:
         raise OpenSoraError(f"An H.264 video has even sides; {height}x{width} (height x width) does not.")
-
-
-@contextmanager
-def complete_or_absent(path: Path):
-    """A hidden name beside `path` that becomes `path` if the block succeeds and vanishes if it does not.
-
-    An OSError that names no file, as of a disk that is full, names `path`.
-    """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_png(pixels: numpy.ndarray, path: Path) -> None:

@@ -19,7 +19,7 @@ from ..codecs.hunyuan.memory import MARGIN
 from ..codecs.picture import load_decoder, open_decoder
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
 from ..families.flux import AUTO, GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
-from ..geometry import SPACE_COMPRESSION, check_size, training_size
+from ..geometry import CAUSAL, SPACE_COMPRESSION, training_size
 from ..memory.component import AUTO as AUTO_OFFLOAD, Component, Habits, Placement
 from ..memory.device import ran_out, unless_out_of_memory
 from ..memory.estimate import MATRIX_BYTES
@@ -54,7 +54,7 @@ class PictureRequest:
     schedule: str = AUTO
 
     def __post_init__(self):
-        check_size(self.height, self.width)
+        CAUSAL.check_size(self.height, self.width)
         num_steps(self.steps, True)
         schedule_name(self.schedule, True)
         if self.steps > MAX_STEPS:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..geometry import MAX_TEXT_FRAMES, TIME_COMPRESSION, check_num_frames, latent_frames, pixel_frames
+from ..geometry import CAUSAL, MAX_TEXT_FRAMES, TIME_COMPRESSION
 
 # Latent frames that one window of a decode has in common with the one before, where segments share fewer: the first of a
 # window is dropped, and something must be left to fade over.
@@ -59,24 +59,24 @@ def continuation(video_length: int, num_frames: int | None = None, context_frame
     if num_frames is None:
         if video_length == 1:
             raise OpenSoraError("This video is a single frame; say how long a segment is (num_frames, such as 129) to go on from it.")
-        segment = min(video_length, latent_frames(MAX_TEXT_FRAMES))
+        segment = min(video_length, CAUSAL.latent_frames(MAX_TEXT_FRAMES))
     else:
-        segment = latent_frames(num_frames)
+        segment = CAUSAL.latent_frames(num_frames)
     if segment < 2:
         raise OpenSoraError("A segment of 1 frame has no room for what comes next; use num_frames of 5 or more.")
     if context_frames is None:
         context = min(max((segment - 1) // 4 + 1, 2 if segment > 2 else 1), video_length)
     else:
-        context = latent_frames(check_num_frames(context_frames))
+        context = CAUSAL.latent_frames(context_frames)
     if context >= segment:
         raise OpenSoraError(
-            f"A context of {pixel_frames(context)} frames leaves nothing of a segment of {pixel_frames(segment)} to make; "
-            f"use a context of at most {pixel_frames(segment - 1)} frames or a longer segment."
+            f"A context of {CAUSAL.pixel_frames(context)} frames leaves nothing of a segment of {CAUSAL.pixel_frames(segment)} to make; "
+            f"use a context of at most {CAUSAL.pixel_frames(segment - 1)} frames or a longer segment."
         )
     if context > video_length:
         raise OpenSoraError(
-            f"A context of {pixel_frames(context)} frames is more than this video of {pixel_frames(video_length)} has; "
-            f"use at most {pixel_frames(video_length)}."
+            f"A context of {CAUSAL.pixel_frames(context)} frames is more than this video of {CAUSAL.pixel_frames(video_length)} has; "
+            f"use at most {CAUSAL.pixel_frames(video_length)}."
         )
     return Continuation(segment, context)
 

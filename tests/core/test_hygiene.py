@@ -192,7 +192,7 @@ def test_the_plain_modules_work_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None\n"
         "import opensora_core.errors, opensora_core.geometry, opensora_core.networks.mmdit.config, opensora_core.text.prompt\n"
-        "assert opensora_core.geometry.latent_frames(129) == 33"
+        "assert opensora_core.geometry.CAUSAL.latent_frames(129) == 33"
     )
     run_python(code)
 

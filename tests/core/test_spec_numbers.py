@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opensora_core.codecs.tiling import tiled_decode, tiled_encode
-from opensora_core.geometry import Tiling, latent_frames, latent_size, resize_crop
+from opensora_core.geometry import CAUSAL, Tiling, resize_crop
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
 from opensora_core.networks.mmdit.layers import timestep_embedding
 from opensora_core.networks.mmdit.packing import pack
@@ -111,9 +111,9 @@ def test_packing_order():
 
 
 def test_sizes_of_the_released_model():
-    assert [latent_frames(n) for n in (1, 5, 17, 33, 129)] == [1, 2, 5, 9, 33]
-    assert latent_size(192, 336) == (24, 42)
-    assert latent_size(576, 1024) == (72, 128)
+    assert [CAUSAL.latent_frames(n) for n in (1, 5, 17, 33, 129)] == [1, 2, 5, 9, 33]
+    assert CAUSAL.latent_size(192, 336) == (24, 42)
+    assert CAUSAL.latent_size(576, 1024) == (72, 128)
 
 
 def _decode_recording(starts):

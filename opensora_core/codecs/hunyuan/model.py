@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...geometry import SPACE_COMPRESSION, check_num_frames, check_size
+from ...geometry import CAUSAL
 from ...ops import TorchOperations
 from .config import VAEConfig
 from .layers import NORM_EPS, CausalConv3d, Downsample, MidBlock, ResnetBlock, Upsample, norm_silu_conv
@@ -151,8 +151,8 @@ class CausalVAE(nn.Module):
             OpenSoraError: another rank, channel count, frame count or size.
         """
         _check_video(pixels, self.config.in_channels, "pixels")
-        check_num_frames(pixels.shape[2])
-        check_size(*pixels.shape[3:], multiple=SPACE_COMPRESSION)
+        CAUSAL.check_num_frames(pixels.shape[2])
+        CAUSAL.check_size(*pixels.shape[3:], multiple=CAUSAL.space)
         return self.quant_conv(self.encoder(pixels))
 
     def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
