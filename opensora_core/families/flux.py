@@ -1,11 +1,17 @@
-"""How Flux's picture is drawn: how many steps, and how they are spaced.
+"""Flux.1, which draws the picture that a video begins with: what it is, how many steps it takes, and how they are spaced.
 
 Flux dev is distilled from guidance and asked for it in the network (`guidance_embed`); schnell has no such input and is made for 1 to 4 steps.
 """
 
 import math
+from dataclasses import replace
 
 from ..errors import OpenSoraError, check_choice
+from ..family import Clip, Family
+from ..geometry import CAUSAL
+from ..networks.mmdit.config import FLUX_DEV, TransformerConfig
+from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
+from ..networks.mmdit.model import MMDiT, example
 from ..sampling.schedule import flow_shift
 
 AUTO, OPEN_SORA, FLUX = "auto", "open-sora", "flux"
@@ -17,6 +23,34 @@ RESOLUTION = "768px"  # the reference's, whatever the video's is
 # Flux's own: the line through (256 tokens, 0.5) and (4096 tokens, 1.15) is the shift's logarithm.
 _LOG_SLOPE = (1.15 - 0.5) / (4096 - 256)
 _LOG_INTERCEPT = 0.5 - 256 * _LOG_SLOPE
+
+FLUX_1 = Family(
+    kind="flux_1",
+    title="a Flux.1 transformer (fused qkv, no cond_in)",
+    place="which draws the picture that a video begins with: --flux on the command line, flux_model of Open-Sora Flux to Video",
+    keys=(*KEYS, FUSED.mark),
+    config=TransformerConfig.of,
+    owns=lambda config: isinstance(config, TransformerConfig) and not config.cond_embed,
+    released=FLUX_DEV,
+    build=MMDiT,
+    layouts=(FUSED,),
+    slot="flux",
+    groups=GROUPS,
+    example=example,
+    codecs=("flux_ae",),
+    grid=CAUSAL,
+    usual=Clip(height=576, width=1024, num_frames=1, fps=24, num_steps=DEV_STEPS, scales=(GUIDANCE,)),
+)
+# As fine-tuning to Open-Sora 2.0 begins from it.
+FLUX_1_UNFUSED = replace(
+    FLUX_1,
+    kind="flux_1_unfused",
+    title="a Flux.1 transformer in Open-Sora's key layout (unfused qkv, no cond_in)",
+    place="which is the start of fine-tuning and was not trained for video",
+    keys=KEYS,
+    layouts=(UNFUSED,),
+    slot="",
+)
 
 
 def num_steps(asked: int, guidance_embed: bool) -> int:

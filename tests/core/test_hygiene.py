@@ -26,24 +26,40 @@ HOST_MODULES = {
     "server",
 }  # fmt: skip
 # room -> the rooms of opensora_core it may import. A room is a folder, or a module at the root.
-# errors <- geometry, text, ops <- networks | codecs | sampling (siblings, never each other) <- families <- checkpoint <- encoders
-# <- memory <- run <- pipeline <- commands, inspection, evaluation <- cli. media stands beside memory.
+# errors <- geometry, shapes, text, ops <- networks | codecs | sampling (siblings, never each other) and family <- families <- checkpoint
+# <- encoders <- memory <- run <- pipeline <- commands, inspection, evaluation <- cli. media stands beside memory.
 MAY_IMPORT = {
     "errors": set(),
     "geometry": {"errors"},
+    "shapes": {"errors"},
     "ops": set(),
     "text": {"errors"},
-    "networks": {"errors", "geometry", "ops"},
-    "codecs": {"errors", "geometry", "ops"},
+    "networks": {"errors", "geometry", "ops", "shapes"},
+    "codecs": {"errors", "geometry", "ops", "shapes"},
     "sampling": {"errors", "geometry"},
-    "families": {"codecs", "errors", "geometry", "networks", "sampling", "text"},
-    "checkpoint": {"errors", "ops"},
+    "family": {"geometry", "sampling", "shapes", "text"},
+    "families": {"codecs", "errors", "family", "geometry", "networks", "sampling", "shapes", "text"},
+    "checkpoint": {"errors", "families", "family", "ops", "shapes"},
     "encoders": {"checkpoint", "errors", "text"},
-    "memory": {"checkpoint", "codecs", "encoders", "errors", "geometry", "sampling", "text"},
+    "memory": {"checkpoint", "codecs", "encoders", "errors", "families", "family", "geometry", "sampling", "shapes", "text"},
     "media": {"errors", "geometry", "sampling"},
-    "run": {"checkpoint", "codecs", "encoders", "errors", "families", "geometry", "media", "memory", "ops", "sampling", "text"},
+    "run": {
+        "checkpoint",
+        "codecs",
+        "encoders",
+        "errors",
+        "families",
+        "family",
+        "geometry",
+        "media",
+        "memory",
+        "ops",
+        "sampling",
+        "shapes",
+        "text",
+    },  # fmt: skip
     "pipeline": {"errors", "geometry", "media", "memory", "ops", "run", "sampling"},
-    "inspection": {"checkpoint", "errors", "ops"},
+    "inspection": {"checkpoint", "errors", "families", "family", "ops", "shapes"},
 }
 # What is still to move out: these go as the rooms above them are rebuilt.
 LEFT_OVER = {

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from ...errors import CheckpointError
 from ...geometry import HIGH_COMPRESSION, Grid, Tiling
+from ...shapes import Shapes, count, size
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,37 @@ class DCAEConfig:
     encoder_depths: tuple[int, ...]
     decoder_depths: tuple[int, ...]
     in_channels: int = 3
+
+    @classmethod
+    def of(cls, shapes: Shapes) -> "DCAEConfig | None":
+        """Sizes from a file's shapes without prefix; None for a DC-AE of pictures, whose convolutions are 2D.
+
+        Which stages attend and which change time is the released model's.
+
+        Raises:
+            CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
+        """
+        if len(shapes["encoder.stages.0.op_list.0.main.conv1.conv.weight"]) != 5:
+            return None
+        stages = range(count(shapes, "encoder.stages."))
+        # A stage of residual blocks, or of attention.
+        blocks = ("main.conv2.norm.bias", "context_module.main.proj.norm.bias")
+        keys = [[f"encoder.stages.{stage}.op_list.0.{block}" for block in blocks] for stage in stages]
+        widths = tuple(size(shapes, attends if attends in shapes else residual) for residual, attends in keys)
+        counts = [[count(shapes, f"{half}.stages.{stage}.op_list.") for stage in stages] for half in ("encoder", "decoder")]
+        # But for the last stage, one of them is the step to the next.
+        depths = (tuple(number - (stage < len(stages) - 1) for stage, number in zip(stages, half, strict=True)) for half in counts)
+        config = cls(
+            size(shapes, "encoder.project_out.main.op_list.0.conv.bias"), widths, *depths, size(shapes, "encoder.project_in.conv.weight", 1)
+        )
+        if problem := config.problem():
+            raise CheckpointError(problem)
+        return config
+
+    def words(self) -> str:
+        """For people: "widths 128/256/..., blocks 2 2 2 3 3 3 and 3 3 3 3 3 3, 128 latent channels"."""
+        depths = (" ".join(map(str, depths)) for depths in (self.encoder_depths, self.decoder_depths))
+        return f"widths {'/'.join(map(str, self.widths))}, blocks {' and '.join(depths)}, {self.latent_channels} latent channels"
 
     @property
     def grid(self) -> Grid:

@@ -3,9 +3,12 @@
 Modules never read files, environment or arguments. What shapes cannot tell follows the released proportions, written here.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+from ...errors import CheckpointError
 from ...geometry import CAUSAL, HIGH_COMPRESSION, Grid
+from ...shapes import Shapes, count, size
 
 ROPE_THETA = 10000
 
@@ -25,6 +28,51 @@ class TransformerConfig:
     vec_in_dim: int
     cond_embed: bool
     guidance_embed: bool
+
+    @classmethod
+    def of(cls, shapes: Shapes) -> "TransformerConfig":
+        """Sizes from a file's shapes without prefix, unfused or fused.
+
+        heads = hidden / length of `key_norm`; the patch area is what the condition's one mask channel adds to
+        its packed features, cond_in - img_in (2x2 where there is no cond_in, as in Flux). Second dimensions are trusted only
+        of input layers: quantisers halve others.
+
+        Raises:
+            CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
+        """
+        hidden, packed = size(shapes, "img_in.bias"), size(shapes, "final_layer.linear.bias")
+        norm = "double_blocks.0.img_attn.norm.key_norm."
+        head_dim = size(shapes, norm + "scale" if norm + "scale" in shapes else norm + "weight")
+        patch_size = _patch_size(shapes, packed)
+        if hidden % head_dim or head_dim % 16 or packed % patch_size**2:
+            raise CheckpointError(
+                f"The sizes of this transformer cannot be: hidden {hidden} with heads of {head_dim} (rotary axes need a multiple of 16), "
+                f"{packed} packed channels with a patch of {patch_size}."
+            )
+        return cls(
+            in_channels=packed // patch_size**2,
+            patch_size=patch_size,
+            hidden_size=hidden,
+            num_heads=hidden // head_dim,
+            mlp_hidden_size=size(shapes, "double_blocks.0.img_mlp.0.bias"),
+            depth=count(shapes, "double_blocks."),
+            depth_single_blocks=count(shapes, "single_blocks."),
+            context_in_dim=size(shapes, "txt_in.weight", 1),
+            vec_in_dim=size(shapes, "vector_in.in_layer.weight", 1),
+            cond_embed="cond_in.bias" in shapes,
+            guidance_embed="guidance_in.in_layer.bias" in shapes,
+        )
+
+    def with_blocks(self, most: int) -> "TransformerConfig":
+        """The same with at most so many blocks of each kind."""
+        return replace(self, depth=min(most, self.depth), depth_single_blocks=min(most, self.depth_single_blocks))
+
+    def words(self) -> str:
+        """For people: "hidden 3072, 24 heads of 128, 19 double and 38 single blocks"."""
+        return (
+            f"hidden {self.hidden_size}, {self.num_heads} heads of {self.head_dim}, "
+            f"{self.depth} double and {self.depth_single_blocks} single blocks"
+        )
 
     @property
     def head_dim(self) -> int:
@@ -65,3 +113,18 @@ OPEN_SORA_2 = TransformerConfig(
 )
 OPEN_SORA_2_DC_AE = TransformerConfig(**{**OPEN_SORA_2.__dict__, "in_channels": 128, "patch_size": 1})
 FLUX_DEV = TransformerConfig(**{**OPEN_SORA_2.__dict__, "cond_embed": False, "guidance_embed": True})
+
+
+def _patch_size(shapes: Shapes, packed: int) -> int:
+    if "cond_in.weight" not in shapes:
+        return FLUX_DEV.patch_size
+    img_features = size(shapes, "img_in.weight", 1)
+    area = size(shapes, "cond_in.weight", 1) - img_features
+    if img_features < packed and packed % img_features == 0:
+        area *= packed // img_features  # 4-bit weights show half their columns
+    side = math.isqrt(max(area, 0))
+    if side < 1 or side * side != area:
+        raise CheckpointError(
+            f"cond_in reads {area + img_features} features and img_in {img_features}; their difference must be the patch area, 4 or 1."
+        )
+    return side

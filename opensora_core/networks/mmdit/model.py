@@ -1,8 +1,6 @@
 """The MMDiT of Open-Sora 2.0: assembly and forward.
 
-One tensor layout, the released checkpoint's: separate q_proj, k_proj, v_proj and v_mlp, rotate-half rotary
-pairs. Fused Flux-layout files are brought into it at load. The only departure from the file's key names is
-`norm.*.scale`, which is `norm.*.weight` here because that is what a namespace's RMSNorm calls it.
+One tensor layout, the released checkpoint's; layout.py says which others there are and how they are brought into it at load.
 """
 
 import torch
@@ -13,14 +11,14 @@ from ...ops import TorchOperations, attention as torch_attention
 from .config import TransformerConfig
 from .layers import DoubleStreamBlock, LastLayer, MLPEmbedder, Seams, SingleStreamBlock, timestep_embedding
 from .packing import pack, unpack
-from .rope import position_ids, rotary_table
+from .rope import CHUNK_ELEMENTS, position_ids, rotary_table
 
 
 class MMDiT(nn.Module):
     """Velocity of a video latent, from data to noise, given text and an image condition.
 
     Args:
-        config: sizes, read from a file by checkpoint/detect.py.
+        config: sizes, see config.py.
         operations: namespace with Linear, LayerNorm and RMSNorm.
         attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
     """
@@ -90,6 +88,15 @@ class MMDiT(nn.Module):
         """The dtype to call the model in: that of its unquantised input layer."""
         return self.img_in.weight.dtype
 
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens that a layer takes at a time at most (rope.py); far above them a forward's activations grow as a line."""
+        return -(-CHUNK_ELEMENTS // self.config.hidden_size)
+
+    def blocks(self) -> list[nn.Module]:
+        """In the order in which they run."""
+        return [*self.double_blocks, *self.single_blocks]
+
     def _embed(self, x, timestep, context, y, cond, guidance):
         patch = self.config.patch_size
         img = self.img_in(pack(x, patch))
@@ -115,6 +122,24 @@ class MMDiT(nn.Module):
             out = patch_fn({"img": img, "txt": txt, **rows, "transformer_options": options})
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"][0], out["txt_ids"][0]
         return img, txt, rotary_table(torch.cat((txt_ids, img_ids)), self.config.axes_dim)
+
+
+def example(
+    config: TransformerConfig, latent_shape: tuple[int, ...], text_length: int, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Inputs of MMDiT.forward by name, for a latent [B, C, T, H, W]; only timestep and guidance are set."""
+    batch, channels, *extent = latent_shape
+    inputs = {
+        "x": torch.empty(latent_shape, dtype=dtype, device=device),
+        "timestep": torch.full((batch,), 0.5, device=device),
+        "context": torch.empty(batch, text_length, config.context_in_dim, dtype=dtype, device=device),
+        "y": torch.empty(batch, config.vec_in_dim, dtype=dtype, device=device),
+    }
+    if config.cond_embed:
+        inputs["cond"] = torch.empty(batch, channels + 1, *extent, dtype=dtype, device=device)
+    if config.guidance_embed:
+        inputs["guidance"] = torch.full((batch,), 4.0, device=device)
+    return inputs
 
 
 def _run_double(block, index: int, streams: tuple, options: dict) -> tuple[Tensor, Tensor]:

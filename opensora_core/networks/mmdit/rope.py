@@ -1,7 +1,7 @@
 """Rotary position embedding over (t, h, w), in the rotate-half layout the released 2.0 file was trained with.
 
 Pairs inside a head of dimension D are (j, D/2 + j). Files in the interleaved layout (2j, 2j + 1) are
-permuted once at load (checkpoint/keys.py), so that there is one layout here.
+permuted once at load (layout.py), so that there is one layout here.
 """
 
 import torch

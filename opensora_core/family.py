@@ -1,0 +1,151 @@
+"""What a model is: a frozen row that names its parts. The rows stand in families/; nothing else knows a model.
+
+Four things vary independently (network, codec, text, sampling), so a row is put together from parts and inherits from nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from re import Pattern
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .geometry import Grid
+from .shapes import AS_RELEASED, Layout, Manifest, Shapes, manifest_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Sizes(Protocol):
+    """Sizes of a network or codec, frozen and hashable.
+
+    Attributes:
+        grid: how it counts frames, pixels and latents.
+    """
+
+    @property
+    def grid(self) -> Grid: ...
+
+    def words(self) -> str:
+        """For people: "hidden 3072, 24 heads of 128, 19 double and 38 single blocks"."""
+
+
+class NetworkSizes(Sizes, Protocol):
+    """Sizes of a network that denoises.
+
+    Attributes:
+        in_channels: channels of the latents.
+        patch_size: latent pixels of a token's side.
+    """
+
+    in_channels: int
+    patch_size: int
+
+    def with_blocks(self, most: int) -> "NetworkSizes":
+        """The same with at most so many blocks of each kind; they are alike, so that a few tell what each needs."""
+
+
+class Network(Protocol):
+    """A network that denoises. It is called as network(x, timestep, **named inputs, transformer_options)."""
+
+    config: NetworkSizes
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """What it is to be called in."""
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens that a layer takes at a time at most; far above them activations grow as a line."""
+
+    def blocks(self) -> "Sequence[nn.Module]":
+        """The large repeated parts in the order in which they run: what is streamed, planned and quantised."""
+
+
+class Codec(Protocol):
+    """An autoencoder of videos or pictures."""
+
+    config: Sizes
+
+
+class Given(Protocol):
+    """How given frames enter a run. Each method may leave what it gets as it is."""
+
+    def before(self, x: "Tensor", step: int) -> "Tensor": ...
+
+    def after(self, x: "Tensor", step: int) -> "Tensor": ...
+
+    def finish(self, x: "Tensor") -> "Tensor": ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a model is usually asked for, the released configuration's: pixels, frames, frames per second, steps, guidance scales."""
+
+    height: int
+    width: int
+    num_frames: int
+    fps: float
+    num_steps: int
+    scales: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A network of which there are files: how one is known, what its sizes are, how it is built. A codec's row is one.
+
+    Attributes:
+        kind: one word for code, used nowhere else.
+        title: for people, of the released sizes; fits after "is".
+        other: the title of other sizes, to which they are added; "" where the title says enough.
+        place: for people, "which ...": where the file belongs.
+        keys: tensors that every file of it has ("a|b" is either), whatever the prefix.
+        config: sizes from shapes without prefix; None for another model's file that has the same keys.
+            Raises a CheckpointError where they cannot be.
+        owns: whether sizes are this row's, where several rows share a network.
+        released: the sizes of the released file. dtype: what that file is stored in, as safetensors has it.
+        build: (config, operations, attention, dtype, device) -> the module; a codec takes no attention.
+        layouts: how files keep it; the last is taken where no other one's mark is there.
+    """
+
+    kind: str
+    title: str
+    other: str = ""
+    place: str
+    keys: tuple[str, ...]
+    config: Callable[[Shapes], Any]
+    owns: Callable[[Any], bool] = lambda config: True
+    released: Any
+    dtype: str = "BF16"
+    build: Callable[..., Any]
+    layouts: tuple[Layout, ...] = (AS_RELEASED,)
+
+    def layout_of(self, shapes: Shapes) -> Layout:
+        """How a file keeps its tensors, from its shapes without prefix."""
+        return next((layout for layout in self.layouts if layout.mark in shapes), self.layouts[-1])
+
+    def manifest(self, config: Any, layout: Layout | None = None) -> Manifest:
+        """Every tensor of a file of these sizes, from the module itself on meta."""
+        return (layout or self.layouts[-1]).manifest(manifest_of(self.build(config, device="meta")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Part):
+    """A model that makes videos or pictures.
+
+    Attributes:
+        slot: which file of a model's folder it is: "transformer", or "flux", the painter's; "" if it is only known by sight.
+        groups: its linear layers by what they do, patterns of whole names; see checkpoint/formats.py.
+        example: (config, latent_shape [B, C, T, H, W], text_length, dtype, device) -> the named inputs of a forward. Numbers of one dimension
+            have usual values, the others are not set.
+        codecs: kinds of codec whose latents it works on, the usual one first.
+        grid: how it counts frames, pixels, latents and tokens.
+        usual: the released configuration.
+    """
+
+    slot: str
+    groups: Mapping[str, Pattern]
+    example: "Callable[..., dict[str, Tensor]]"
+    codecs: tuple[str, ...]
+    grid: Grid
+    usual: Clip

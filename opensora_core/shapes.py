@@ -1,0 +1,83 @@
+"""A model's tensors by name and shape, before any is read: sizes from them, and how a file's names and cuts become a module's."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+Manifest = dict[str, tuple[int, ...]]  # every tensor of a model, by name
+
+_LARGEST_SIZE = 1 << 20  # of one dimension; far above any model's
+
+
+def bare_shapes(shapes: Shapes, prefix: str) -> Manifest:
+    """The tensors under `prefix`, without it."""
+    return {key[len(prefix) :]: tuple(shape) for key, shape in shapes.items() if key.startswith(prefix)}
+
+
+def dim(shapes: Shapes, key: str, axis: int, default: int) -> int:
+    """One dimension of a tensor, or the default where the tensor or that dimension is missing."""
+    shape = shapes.get(key, ())
+    return shape[axis] if axis < len(shape) else default
+
+
+def size(shapes: Shapes, key: str, axis: int = 0) -> int:
+    """One dimension of a tensor that must be there.
+
+    Raises:
+        CheckpointError: the tensor or that dimension is missing, or it is no size of a model.
+    """
+    found = dim(shapes, key, axis, 0)
+    if not 1 <= found <= _LARGEST_SIZE:
+        what = f"has shape {list(shapes[key])}" if key in shapes else "is missing"
+        raise CheckpointError(f"The tensor {key}, from which the model's size is read, {what}; the file is incomplete or damaged.")
+    return found
+
+
+def count(shapes: Shapes, stem: str) -> int:
+    """How many blocks follow `stem` ("double_blocks."): one more than the highest index; 0 where there is none.
+
+    A gap is left for the comparison of keys to name.
+
+    Raises:
+        CheckpointError: an index that a file of so few tensors cannot have.
+    """
+    indices = {key[len(stem) :].split(".", 1)[0] for key in shapes if key.startswith(stem)}
+    highest = max((index.zfill(20) for index in indices if index.isdecimal()), default="")
+    if len(highest) > 20 or (highest and int(highest) >= len(shapes)):
+        raise CheckpointError(
+            f"The file holds {len(shapes)} tensors, one of which begins {stem}{highest.lstrip('0')[:20]}; it is incomplete or damaged."
+        )
+    return int(highest) + 1 if highest else 0
+
+
+def manifest_of(module) -> Manifest:
+    """Shape of every tensor of a module, which may be on meta."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file keeps what a module holds. Attributes are functions, which do nothing where the file is as the module is.
+
+    Attributes:
+        mark: a key that only files of this layout have; "" where no other layout's is there.
+        words: for people, after the model's title: " in the fused Flux layout".
+        file_name: a parameter's name in a file, from its name in the module; a file's name stays.
+        convert: (a file's key without prefix, its tensor, config) -> (name in the module, tensor) pairs. Exact: parts are moved, never
+            computed; a tensor on meta is fine.
+        manifest: every tensor of a file, from every parameter of the module.
+        is_recut: whether convert cuts or reorders tensors, so that quantised ones cannot be taken as they are.
+    """
+
+    mark: str = ""
+    words: str = ""
+    file_name: Callable[[str], str] = lambda name: name
+    convert: Callable[[str, Any, Any], list[tuple[str, Any]]] = lambda key, tensor, config: [(key, tensor)]
+    manifest: Callable[[Manifest], Manifest] = dict
+    is_recut: bool = False
+
+
+AS_RELEASED = Layout()
