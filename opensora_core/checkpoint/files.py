@@ -8,8 +8,8 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,9 @@ TORCH_NAMES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 TORCH_DTYPES = {name: dtype for dtype, name in TORCH_NAMES.items()}
+
+# A network's file in its folder on the hub, in the order in which they are preferred; its shards have an index beside them.
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 _NOT_WEIGHTS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull, or download it again)"),
@@ -70,6 +73,7 @@ class Header:
         tensors: by key, in file order.
         metadata: the safetensors header's own strings; empty for torch files.
         num_bytes: size of the file.
+        parts: of a network in several files, the header of each; the other attributes are then those of all together.
     """
 
     path: Path
@@ -77,6 +81,7 @@ class Header:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
+    parts: tuple["Header", ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,9 +137,40 @@ def read_header(path: str | Path) -> Header:
     return _safetensors_header(path, num_bytes)
 
 
+def read_network(path: str | Path) -> Header:
+    """The header of a network: of its file, or of its folder in the hub's layout, whose shards are read as one file.
+
+    Raises:
+        CheckpointError: nothing is there, a shard is missing, or a file is damaged.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return read_header(path)
+    for name in _WHOLE:
+        if (path / name).is_file():
+            return read_header(path / name)
+        if (index := path / f"{name}.index.json").is_file():
+            return as_one(path, [read_header(file) for file in _shards(index)])
+    raise CheckpointError(f"{path} holds no weights; {' or '.join(_WHOLE)} is expected, whole or in shards with their index.")
+
+
+def as_one(path: Path, parts: list[Header]) -> Header:
+    """The headers of a network's files as one header, called as `path` is; a single one stays as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = {key: info for part in parts for key, info in part.tensors.items()}
+    return Header(path, parts[0].format, tensors, parts[0].metadata, sum(part.num_bytes for part in parts), tuple(parts))
+
+
 @contextmanager
 def open_tensors(header: Header) -> Iterator[Callable[[str], Tensor]]:
     """Give a function from key to tensor. Tensors are memory-mapped: nothing is read before it is used."""
+    if header.parts:
+        with ExitStack() as stack:
+            opened = [(part, stack.enter_context(open_tensors(part))) for part in header.parts]
+            getters = {key: get for part, get in opened for key in part.tensors}
+            yield lambda key: getters[key](key)
+        return
     if header.format == "torch":
         state = _torch_state(header.path)
         yield state.__getitem__
@@ -146,8 +182,12 @@ def open_tensors(header: Header) -> Iterator[Callable[[str], Tensor]]:
         raise CheckpointError(f"{header.name} could not be read as safetensors ({error}); download it again.") from error
 
 
-def last_rows(header: Header, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+def last_rows(header: Header, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
     """The last slice along axis 0 of some stored tensors of known dtype, flat, reading nothing else of them."""
+    if header.parts:
+        for part in header.parts:
+            yield from last_rows(part, [key for key in keys if key in part.tensors])
+        return
     if header.format == "torch":
         state = _torch_state(header.path)
         yield from ((key, state[key][-1].flatten()) for key in keys)
@@ -197,6 +237,17 @@ def _check_exists(path: Path) -> None:
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [file.name for file in find_weights(path.parent)], n=1, cutoff=0.5)
     raise CheckpointError(f"{path} does not exist." + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The index {index} cannot be read: {error}") from error
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index.parent} lacks {len(missing)} of its {len(names)} weight files, the first: {missing[0]}.")
+    return [index.parent / name for name in names]
 
 
 def _safetensors_header(path: Path, num_bytes: int) -> Header:

@@ -108,7 +108,8 @@ _READABLE = "it reads ComfyUI's float8_e4m3fn, float8_e5m2 and int8_tensorwise. 
 def _notes(header: Header, prefix: str) -> dict[str, dict]:
     """{layer as in the file: what its note says}."""
     try:
-        notes = json.loads(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+        texts = [part.metadata.get("_quantization_metadata", "{}") for part in header.parts or (header,)]
+        notes = {layer: note for text in texts for layer, note in json.loads(text).get("layers", {}).items()}
         notes = {layer if f"{layer}.weight" in header.tensors else prefix + layer: dict(note) for layer, note in notes.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"The header of {header.name} says in an unreadable way how it is quantised; download it again.") from error

@@ -5,7 +5,7 @@ no memory beyond the pages that are read. Missing or mis-shaped tensors are an e
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from .quantised import QuantisedOperations, precision_format
 __all__ = ["Comparison", "compare", "load_transformer", "load_vae", "read_header"]
 
 logger = logging.getLogger(__name__)
+
+# (key in a file, its tensor) -> (name in the module, tensor) of each that it becomes; none where it is not the model's.
+Convert = Callable[[str, Tensor], list[tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def load_transformer(
     check_keys(header, identity, transformer_manifest(identity.config, identity.fused))
     dtype = working_dtype(header, dtype)
     if not formats:
-        return fill(MMDiT(identity.config, operations, attention, dtype, "meta"), header, identity, dtype, device)
+        return fill(MMDiT(identity.config, operations, attention, dtype, "meta"), header, converted(identity), device)
     if operations is not TorchOperations:
         raise OpenSoraError(
             f"The weights of {header.name} are to be quantised, and other operations than torch's were given; give one of them."
@@ -101,7 +104,7 @@ def load_transformer(
     model = MMDiT(identity.config, QuantisedOperations, attention, dtype, "meta")
     for layer, layer_format in formats.items():
         model.get_submodule(layer).keep_in(layer_format.form)
-    fill(model, header, identity, dtype, device, formats)
+    fill(model, header, converted(identity), device, formats)
     if "img_in" in formats:
         model.img_in.restore(dtype)  # its dtype says which one the model is called in
     return model
@@ -119,49 +122,51 @@ def load_vae(
     check_keys(header, identity, vae_manifest(identity.config))
     dtype = working_dtype(header, dtype)
     model = vae_class(identity.config)(identity.config, operations, dtype, "meta")
-    return fill(model, header, identity, dtype, device)
+    return fill(model, header, converted(identity), device)
 
 
 def fill(
-    model: nn.Module,
-    header: Header,
-    identity: Identity,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    formats: Mapping[str, LayerFormat] | None = None,
+    model: nn.Module, header: Header, convert: Convert, device: torch.device | str, formats: Mapping[str, LayerFormat] | None = None
 ) -> nn.Module:
-    """Give a model that was built on meta its tensors from a file, reading only those that it has.
+    """Give a model that was built on meta its parameters from a file, in the dtypes it was built in, reading only those that it has.
 
     Args:
-        formats: the layers that were made to keep their weight in a quantised format, by name.
+        convert: see Convert.
+        formats: the quantised layers of the file, by name. A layer that was made to keep its weight in that format gets it as it is
+            stored, any other gets the values it stands for.
 
     Raises:
-        CheckpointError: the file lacks one of them.
+        CheckpointError: the file lacks one of the parameters.
     """
-    wanted, formats = model.state_dict(), formats or {}
+    wanted, formats = dict(model.named_parameters()), formats or {}  # a tensor that stands under two names is wanted once
     state: dict[str, Tensor] = {}
     with open_tensors(header) as get:
-        for key, bare, names in _stored(header, identity):
+        for key, info in header.tensors.items():
+            names = [name for name, _ in convert(key, torch.empty(info.shape, device="meta"))]
             if is_note(key) or wanted.keys().isdisjoint(names):
                 continue
-            for name, tensor in _unfused(bare, get(key), identity):
+            for name, tensor in convert(key, get(key)):
                 layer_format = formats.get(name.removesuffix(".weight"))
                 if layer_format and name.endswith(".weight"):
-                    state[name], state[f"{name}_scale"] = _quantised(header, name, layer_format, (tensor, get, device))
+                    state |= _quantised(header, name, layer_format, (tensor, get, device), wanted)
                 elif name in wanted:
-                    state[name] = tensor.to(device=device, dtype=dtype)
+                    state[name] = tensor.to(device=device, dtype=wanted[name].dtype)
     if missing := sorted(wanted.keys() - state.keys()):
         raise CheckpointError(f"{header.name} lacks {len(missing)} tensors of its model: {', '.join(missing[:5])}.")
     model.requires_grad_(False)
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)  # that every parameter is there was just seen
     return model.train(False)
 
 
-def _quantised(header: Header, name: str, layer_format: LayerFormat, source: tuple) -> tuple[Tensor, Tensor]:
+def _quantised(header: Header, name: str, layer_format: LayerFormat, source: tuple, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
-        return layer_format.take(*source)
+        weight, scale = layer_format.take(*source)
     except OpenSoraError as error:
         raise CheckpointError(f"{header.name}, {name}: {error}") from error
+    if f"{name}_scale" in wanted:
+        return {name: weight, f"{name}_scale": scale}
+    values = layer_format.form.dequantise(weight, scale, tuple(source[0].shape), torch.float32)
+    return {name: values.to(wanted[name].dtype)}
 
 
 def _formats(header: Header, identity: Identity, precision: str | None) -> dict[str, LayerFormat]:
@@ -214,15 +219,14 @@ def check_keys(header: Header, identity: Identity, expected: Manifest) -> None:
     logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(result.extra), ", ".join(result.extra))
 
 
-def _stored(header: Header, identity: Identity) -> Iterator[tuple[str, str, list[str]]]:
-    """(key in the file, key without prefix, parameter names it becomes), for every tensor under the prefix."""
-    for key, info in header.tensors.items():
-        if key.startswith(identity.prefix):
-            bare = key[len(identity.prefix) :]
-            stand_in = torch.empty(info.shape, device="meta")
-            yield key, bare, [name for name, _ in _unfused(bare, stand_in, identity)]
+def converted(identity: Identity) -> Convert:
+    """How the tensors of a file that is such a model become its module's."""
 
+    def convert(key: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        if not key.startswith(identity.prefix):
+            return []
+        bare = key[len(identity.prefix) :]
+        pairs = unfuse(bare, tensor, identity.config) if identity.fused else [(bare, tensor)]
+        return [(module_name(name), value) for name, value in pairs]
 
-def _unfused(bare: str, tensor: Tensor, identity: Identity) -> list[tuple[str, Tensor]]:
-    pairs = unfuse(bare, tensor, identity.config) if identity.fused else [(bare, tensor)]
-    return [(module_name(name), value) for name, value in pairs]
+    return convert

@@ -17,7 +17,7 @@ import torch
 
 from .. import __version__
 from ..checkpoint.detect import Identity, Shapes, bare_shapes, dim, identify, sizes
-from ..checkpoint.files import Header, bytes_text, find_weights, last_rows, quantisation, read_header
+from ..checkpoint.files import Header, as_one, bytes_text, find_weights, last_rows, quantisation, read_header
 from ..checkpoint.formats import LayerFormat, stored_formats
 from ..checkpoint.keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
 from ..checkpoint.load import Comparison, compare
@@ -124,7 +124,7 @@ def _components(folder: Path) -> Iterator[Component]:
 
 def _component(name: str, paths: list[Path]) -> Component:
     try:
-        return Component(name, _merge([read_header(path) for path in paths]), num_files=len(paths))
+        return Component(name, as_one(paths[0], [read_header(path) for path in paths]), num_files=len(paths))
     except CheckpointError as error:
         sentence = str(error).replace(str(paths[0]), paths[0].name)  # a pasted report shows no folders of its owner
         return Component(name, None, sentence if sentence.startswith(name) else f"{name}: {sentence}")
@@ -135,11 +135,6 @@ def _weight_files(folder: Path, depth: int) -> Iterator[Path]:
     if depth > 1:
         for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
             yield from _weight_files(inner, depth - 1)
-
-
-def _merge(headers: list[Header]) -> Header:
-    tensors = {key: info for header in headers for key, info in header.tensors.items()}
-    return replace(headers[0], tensors=tensors, num_bytes=sum(header.num_bytes for header in headers))
 
 
 def _describe(name: str, header: Header) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoint.detect import Identity
 from ..checkpoint.files import Header
 from ..checkpoint.formats import LayerFormat
-from ..checkpoint.load import fill, load_vae
+from ..checkpoint.load import converted, fill, load_vae
 from ..checkpoint.quantised import QuantisedOperations
 from ..codecs.dc_ae.model import VideoDCAE
 from ..networks.mmdit.model import MMDiT
@@ -51,7 +51,7 @@ def try_blocks(header: Header, identity: Identity, formats: Mapping[str, LayerFo
     formats = {layer: layer_format for layer, layer_format in formats.items() if layer in layers}
     for layer, layer_format in formats.items():
         layers[layer].keep_in(layer_format.form)
-    fill(model, header, identity, dtype, "cpu", formats)
+    fill(model, header, converted(identity), "cpu", formats)
     side = _GRID * config.patch_size
     with torch.inference_mode():
         velocity = model(
