@@ -255,7 +255,7 @@ class OpenSoraPipeline:
         Returns, raises: as draw.
         """
         painter = self._painter()
-        asked = [Picture(PictureText(text.condition.context, text.condition.pooled), request, seed) for text, request, seed in pictures]
+        asked = [Picture(PictureText(**text.condition.positive), request, seed) for text, request, seed in pictures]
         if self.offload != EVERYTHING:
             self._networks.transformer.release()  # one large network in memory at a time
         return painter.paint(asked, Watchers(progress=progress).stage("picture"))

@@ -8,13 +8,12 @@ our own, which our guider alone reads.
 from dataclasses import dataclass
 
 import comfy.utils
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.networks.mmdit.config import TransformerConfig
-from ...opensora_core.sampling.given import ImageCondition
+from ...opensora_core.sampling.given import ImageCondition, put_back
 from ...opensora_core.sampling.guidance import PICTURES, ReferenceUse
 
 LATENT_KEY, MASK_KEY, USE_KEY = _KEYS = "concat_latent_image", "concat_mask", "open_sora_use"
@@ -83,7 +82,7 @@ class Reference:
         if not self.use.is_restored:
             return latents
         known, reference = self.fit(tuple(latents.shape))
-        return torch.where(known.bool().to(latents.device), reference.to(latents), latents)
+        return put_back(latents, known, reference)
 
 
 def reference_of(conditioning: list) -> Reference | None:

@@ -13,7 +13,7 @@ import comfy.samplers
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.sampling.guidance import PICTURES, Guidance, StepGuidance
+from ...opensora_core.sampling.guidance import Guidance, StepGuidance
 from . import notice, selftest
 from .condition import check_conditioning, reference_of, with_reference, without_reference
 from .model import require_open_sora
@@ -48,7 +48,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         self.set_cfg(guidance.text)
         self.reference = reference_of(positive)
         conds = {"positive": positive, "negative": negative}
-        self.use = PICTURES if self.reference is None else self.reference.use
+        self.use = None if self.reference is None else self.reference.use
         if self.reference is not None:
             conds["negative"] = with_reference(negative, self.reference, over=False)
             conds[UNCOND_IMAGE] = without_reference(negative)
@@ -59,7 +59,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
     def step_guidance(self, sigma: Tensor, sample_sigmas: Tensor, latent_frames: int) -> StepGuidance:
         """Guidance of the step that a sigma belongs to."""
         step, num_steps = step_index(sigma, sample_sigmas)
-        return self.guidance.at_step(step, num_steps, latent_frames, self.reference is not None, self.use)
+        return self.guidance.at_step(step, num_steps, latent_frames, self.use)
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
         """The guided, denoised latents [B, C, T, H, W] of one evaluation, through the host's hooks."""

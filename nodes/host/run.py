@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ...opensora_core.errors import check_choice
 from ...opensora_core.run.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
-from ...opensora_core.sampling import schedule, solvers as solver
+from ...opensora_core.sampling import run as sampling, schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance, num_forwards
+from ...opensora_core.sampling.process import Flow
 from . import notice
 from .guider import OpenSoraGuider, check_latent
 from .model import require_open_sora
@@ -58,10 +59,10 @@ def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tens
     class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         """The host's rectified flow."""
 
-    sampling = Sampling(model.model.model_config)
-    sampling.set_parameters(shift=alpha)
+    own = Sampling(model.model.model_config)
+    own.set_parameters(shift=alpha)
     patched = model.clone()
-    patched.add_object_patch("model_sampling", sampling)
+    patched.add_object_patch("model_sampling", own)
     return patched, sigmas
 
 
@@ -102,12 +103,11 @@ def run(
         guider.reference.check(shape)
     device = comfy.model_management.get_torch_device() if settings.noise_device == "gpu" else torch.device("cpu")
     dtype = LATENT_DTYPES[settings.latent_dtype]
-    noise = solver.noise(shape, settings.seed, device, dtype)
-    sampler = comfy.samplers.sampler_object("euler") if dtype == torch.float32 else comfy.samplers.KSAMPLER(_euler_in_bf16)
+    noise = solvers.noise(shape, settings.seed, device, dtype)
     finished = guider.sample(
         noise,
         samples,
-        sampler,
+        _one_loop(dtype),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=_progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes)),
@@ -134,37 +134,36 @@ class _Shown:
 def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown: _Shown) -> Callable:
     """The host's progress bar and preview, and a line on the node that counts forwards."""
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
-    has_image = guider.reference is not None
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)
-        done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, has_image, guider.use).passes) for i in range(step + 1))
+        done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, guider.use).passes) for i in range(step + 1))
         saved = 3 * (step + 1) - done
         line = f"Step {step + 1} of {num_steps}: {done} forwards, {saved} of {3 * num_steps} saved"
         shown.show(line, logging.DEBUG)
 
-    total = num_forwards(guider.guidance, num_steps, latent_frames, has_image, guider.use)
+    total = num_forwards(guider.guidance, num_steps, latent_frames, guider.use)
     shown.show(
         f"{num_steps} step{'s' * (num_steps > 1)}, {total} forwards (three passes at every step would be {3 * num_steps})", logging.INFO
     )
     return callback
 
 
-def _euler_in_bf16(model, noise: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None) -> Tensor:
-    """Euler with the latents rounded to bf16 at every step, as the reference keeps them.
+def _one_loop(dtype: torch.dtype) -> comfy.samplers.KSAMPLER:
+    """The library's loop as one of the host's samplers, with latents kept in `dtype` between steps."""
 
-    Called by the host as one of its samplers: model(x, sigma [B]) gives denoised latents in fp32.
-    """
-    last: dict[str, Tensor] = {}
+    def sampler(model, noise: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None) -> Tensor:
+        """model: (x, sigma [B]) -> denoised latents in fp32, through guider and hooks."""
+        process, way = Flow(+1), schedule.Schedule(sigmas.cpu(), sigmas[:-1])
 
-    def velocity(latents: Tensor, sigma: Tensor, step: int) -> Tensor:
-        x = latents.float()
-        last["denoised"] = model(x, sigma * x.new_ones(x.shape[0]), **(extra_args or {}))
-        return ((x - last["denoised"]) / sigma).to(latents.dtype)
+        def predict(latents: Tensor, step: int) -> Tensor:
+            x, sigma = latents.float(), way.timesteps[step]
+            denoised = model(x, sigma * x.new_ones(x.shape[0]), **(extra_args or {}))
+            if callback is not None:
+                callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            return process.prediction(x, denoised, sigma).to(dtype)
 
-    def on_step(done: int, latents: Tensor) -> None:
-        if callback is not None:
-            sigma = sigmas[done - 1]
-            callback({"x": latents.float(), "i": done - 1, "sigma": sigma, "sigma_hat": sigma, "denoised": last["denoised"]})
+        with comfy.utils.model_trange(way.num_steps, disable=disable) as bar:
+            return sampling.run(predict, noise.to(dtype), way, process, solvers.euler, on_step=lambda *_: bar.update()).float()
 
-    return solver.euler(velocity, noise.to(torch.bfloat16), sigmas, on_step).float()
+    return comfy.samplers.KSAMPLER(sampler)

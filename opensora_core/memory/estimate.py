@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..codecs.hunyuan.memory import MARGIN, POLICIES, choose_decode, parking_bytes, tile_decode_bytes
 from ..errors import OpenSoraError
 from ..geometry import CAUSAL, LARGEST, Grid, Tiling, check_largest
-from ..sampling.guidance import Guidance, num_forwards
+from ..sampling.guidance import PICTURES, Guidance, num_forwards
 from .component import plan_within
 from .footprint import (
     PRECISIONS,
@@ -111,7 +111,7 @@ class Request:
     @property
     def forwards(self) -> int:
         """Transformer rows of a video."""
-        return num_forwards(self.guidance, self.num_steps, self.grid.latent_frames(self.num_frames), self.has_image)
+        return num_forwards(self.guidance, self.num_steps, self.grid.latent_frames(self.num_frames), PICTURES if self.has_image else None)
 
     def latent_shape(self, channels: int) -> tuple[int, ...]:
         return (1, channels, self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))

@@ -30,8 +30,8 @@ from ..networks.mmdit.model import MMDiT
 from ..networks.mmdit.rope import CHUNK_ELEMENTS
 from ..sampling.given import image_condition
 from ..sampling.guidance import Guidance
-from ..sampling.schedule import sigmas
-from ..sampling.solvers import TextCondition, sample
+from ..sampling.run import Conditions, SamplingRecipe, TextCondition, sample
+from ..sampling.schedule import flow_schedule
 from ..text.prompt import T5_LENGTH
 from .count import AllocationCounter
 from .plan import UnitBytes
@@ -209,11 +209,12 @@ def sampling_peak(
     batch = latent_shape[0]
     with torch.inference_mode(), AllocationCounter() as counter:
         latents = _empty(torch.float32, *latent_shape)
-        context = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
+        contexts = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
         pooled = [_empty(torch.float32, batch, config.vec_in_dim) for _ in range(2)]
-        text = TextCondition(context[0], pooled[0], context[1], pooled[1])
-        condition = _condition(latent_shape) if has_image else None
-        sample(_Counted(counter, one, _dtype(precision)), latents, sigmas(1, 1.0), Guidance(), text, condition)
+        text = TextCondition(*({"context": context, "y": y} for context, y in zip(contexts, pooled, strict=True)))
+        told = Conditions(text, _condition(latent_shape) if has_image else None)
+        network = _Counted(counter, one, _dtype(precision), config)
+        sample(SamplingRecipe(), network, latents, flow_schedule(1, 1.0), Guidance(), told)
     return one, counter.peak - one
 
 
@@ -316,8 +317,9 @@ class _Counted:
     counter: AllocationCounter
     peak: int
     dtype: torch.dtype
+    config: TransformerConfig
 
-    def __call__(self, x: Tensor, *inputs) -> Tensor:
+    def __call__(self, x: Tensor, timestep: Tensor, **inputs) -> Tensor:
         self.counter.count_at_most(self.peak)
         return torch.empty_like(x)
 

@@ -27,7 +27,9 @@ from ..memory.footprint import forward_peak
 from ..memory.loaded import SHARED, own_structure
 from ..memory.plan import BLOCK_LISTS, BUDGET
 from ..networks.mmdit.config import TransformerConfig
-from ..sampling.schedule import sigmas
+from ..sampling.process import Flow
+from ..sampling.run import run
+from ..sampling.schedule import flow_schedule
 from ..sampling.solvers import MAX_SEED, euler, noise
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class PictureText:
     """An encoded prompt, undecorated: T5 hidden states [1, L, 4096] and CLIP's pooled output [1, 768]."""
 
     context: Tensor
-    pooled: Tensor
+    y: Tensor
 
 
 @dataclass(frozen=True)
@@ -193,18 +195,20 @@ def draw(
     """
     config, device, dtype = transformer.config, start.device, transformer.dtype
     tokens = start.shape[-1] * start.shape[-2] // config.patch_size**2
-    schedule = sigmas(num_steps(request.steps, config.guidance_embed), picture_shift(request.schedule, tokens, config.guidance_embed))
-    context, pooled = text.context.to(device, dtype), text.pooled.to(device, dtype)
+    schedule = flow_schedule(
+        num_steps(request.steps, config.guidance_embed), picture_shift(request.schedule, tokens, config.guidance_embed)
+    )
+    context, pooled = text.context.to(device, dtype), text.y.to(device, dtype)
     guidance = torch.tensor([request.guidance], device=device) if config.guidance_embed else None
 
-    def velocity(x: Tensor, sigma: Tensor, step: int) -> Tensor:
-        return transformer(x.to(dtype), sigma.to(device).expand(1), context, pooled, None, guidance).to(x.dtype)
+    def velocity(x: Tensor, step: int) -> Tensor:
+        return transformer(x.to(dtype), schedule.timesteps[step].to(device).expand(1), context, pooled, None, guidance).to(x.dtype)
 
     def report(step: int, x: Tensor) -> None:
         if on_step is not None:
-            on_step(step, len(schedule) - 1)
+            on_step(step, schedule.num_steps)
 
-    latents = euler(velocity, start, schedule, report)
+    latents = run(velocity, start, schedule, Flow(+1), euler, on_step=report)
     if not torch.isfinite(latents).all():
         raise OpenSoraError(f"Flux gave values that are not numbers (in {dtype}); try fp32, or check the file with inspect.")
     return latents[:, :, 0].float().cpu()
@@ -249,7 +253,7 @@ def check_seed(name: str, seed: int) -> None:
 
 def check_text(text: PictureText, config: TransformerConfig) -> None:
     """Raise a CheckpointError unless Flux reads text of this width."""
-    found, wanted = (text.context.shape[-1], text.pooled.shape[-1]), (config.context_in_dim, config.vec_in_dim)
+    found, wanted = (text.context.shape[-1], text.y.shape[-1]), (config.context_in_dim, config.vec_in_dim)
     if found != wanted:
         raise CheckpointError(
             f"The text encoders give {found[0]} and {found[1]} features and this Flux reads {wanted[0]} and {wanted[1]}; use its T5 and CLIP."

@@ -11,7 +11,8 @@ from ..geometry import CAUSAL, LARGEST, Grid, check_largest
 from ..media.pictures import References
 from ..sampling.given import FITS
 from ..sampling.guidance import Guidance
-from ..sampling.solvers import MAX_SEED, TextCondition
+from ..sampling.run import TextCondition
+from ..sampling.solvers import MAX_SEED
 from ..text.prompt import decorate
 
 POSTERIORS = ("mode", "sample")

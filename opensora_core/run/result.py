@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..codecs.tiling import Progress
-from ..sampling.solvers import StepReport
+from ..sampling.run import StepReport
 from .request import EncodedPrompt
 
 StepCallback = Callable[[int, int, int, int, Tensor], None]

@@ -10,12 +10,13 @@ from ..errors import OpenSoraError, OutOfMemory
 from ..memory.component import AUTO, BUDGET
 from ..memory.device import unless_out_of_memory
 from ..sampling.given import ImageCondition
-from ..sampling.schedule import latent_flow_shift, sigmas
-from ..sampling.solvers import StepReport, TextCondition, noise, sample
+from ..sampling.run import Conditions, SamplingRecipe, StepReport, TextCondition, sample
+from ..sampling.solvers import noise
 from .needs import sampling_ran_out
 from .parts import Networks
 from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest
 
+RECIPE = SamplingRecipe()
 logger = logging.getLogger(__name__)
 
 _AGAIN = "The device ran out of memory while sampling; it begins again with one block of the transformer on the device at a time."
@@ -44,9 +45,10 @@ def sample_latents(
         beside_bytes = 0 if is_last_try else networks.needs.beside_transformer(request)
         with networks.transformer.at_work(beside_bytes, is_last_try) as transformer:
             shape = (1, transformer.config.in_channels, *request.latent_extent)
-            schedule = sigmas(request.num_steps, request.options.shift or latent_flow_shift(shape, transformer.config.patch_size))
-            latents, text = _noise(request, shape, placement.device), _repeated(prompt.condition, request.num_videos)
-            return _checked(sample(transformer, latents, schedule, request.guidance, text, condition, on_step), placement.dtype)
+            schedule = RECIPE.schedule(transformer.config, shape, request.num_steps, request.options.shift)
+            told = Conditions(_repeated(prompt.condition, request.num_videos), condition)
+            latents = _noise(request, shape, placement.device)
+            return _checked(sample(RECIPE, transformer, latents, schedule, request.guidance, told, on_step, request.seeds), placement.dtype)
 
     latents = unless_out_of_memory(lambda: run(False))
     if latents is None and placement.mode in (AUTO, BUDGET):
@@ -66,7 +68,10 @@ def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.dev
 
 
 def _repeated(text: TextCondition, num_videos: int) -> TextCondition:
-    return TextCondition(**{name: part.expand(num_videos, *part.shape[1:]) for name, part in vars(text).items()})
+    sides = vars(text).items()
+    return TextCondition(
+        **{side: {name: part.expand(num_videos, *part.shape[1:]) for name, part in parts.items()} for side, parts in sides}
+    )
 
 
 def _checked(latents: Tensor, dtype: torch.dtype) -> Tensor:

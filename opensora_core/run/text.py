@@ -6,7 +6,7 @@ from ..codecs.tiling import Progress
 from ..errors import OutOfMemory
 from ..memory.device import unless_out_of_memory
 from ..memory.loaded import PROMPTS
-from ..sampling.solvers import TextCondition
+from ..sampling.run import TextCondition
 from ..text.prompt import decorate
 from .needs import encoding_ran_out
 from .parts import Networks
@@ -66,7 +66,8 @@ def _encode(networks: Networks, texts: Sequence[tuple[str, str]], progress: Prog
             progress(len(contexts), len(texts))
     with networks.clip.at_work() as clip:
         pooled = [clip.encode(list(pair)).float().cpu().split(1) for pair in texts]
-    return [TextCondition(*(row[k] for k in (0, 1) for row in rows)) for rows in zip(contexts, pooled, strict=True)]
+    sides = ([{"context": context, "y": y} for context, y in zip(*rows, strict=True)] for rows in zip(contexts, pooled, strict=True))
+    return [TextCondition(*pair) for pair in sides]
 
 
 def _asked(request: GenerationRequest) -> Asked:

@@ -1,4 +1,1 @@
-"""Rectified-flow sampling: schedule, guidance, image conditions and the Euler solver.
-
-Sigma runs from 1 (noise) to 0 (data); velocity points from data to noise.
-"""
+"""Sampling: process, schedule, guidance, given frames, solvers, and the one loop over them (run.py). A network is a callable here."""

@@ -1,7 +1,7 @@
 """What a video begins from: which latent frames are given, their latents, and how pictures and clips are fitted.
 
-Conditioned latents are not held during sampling: they enter the network beside the noise (`cond_in`), and pictures
-replace the result once at the end; a clip's frames are made again with the rest (guidance.ReferenceUse).
+`Beside` is how they enter a run of Open-Sora 2.0: not held during sampling, but read by the network beside the noise (`cond_in`); pictures
+replace the result once at the end, a clip's frames are made again with the rest (guidance.ReferenceUse).
 
 Latents of any length can be given: `image_condition(shape, head=latents)` for the first latent frames of a clip,
 `tail=` for the last ones, with `use=ReferenceUse(is_clip=True)` where they are a clip's. Latents that an earlier run made
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
+from .schedule import Schedule
 
 # Latent frames given at the head and at the tail of a clip, for a causal VAE.
 # Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/inference.py, prepare_inference_condition.
@@ -59,6 +60,53 @@ class ImageCondition:
     def packed_input(self) -> Tensor:
         """What `cond_in` reads, before packing: [B, C + 1, T, H, W], mask first."""
         return torch.cat((self.mask, self.mask * self.latents), dim=1)
+
+
+class Given:
+    """How what is given enters a run: here not at all. A family whose frames enter otherwise overrides what it needs (run.py calls it).
+
+    Attributes:
+        use: how the run uses it; None where nothing is given.
+        cond: what the network reads beside the noise, if it reads anything.
+    """
+
+    use: ReferenceUse | None = None
+    cond: Tensor | None = None
+
+    def before(self, x: Tensor, step: int) -> Tensor:
+        """The latents [B, C, T, H, W] that a step begins with."""
+        return x
+
+    def after(self, x: Tensor, step: int) -> Tensor:
+        """The latents that a step ends with."""
+        return x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The latents that the run ends with."""
+        return x
+
+
+NOTHING = Given()
+
+
+class Beside(Given):
+    """Given frames that the network reads beside the noise, and that replace the result's at the end where their use says so.
+
+    Args:
+        x: the latents of the run. dtype: of the network.
+    """
+
+    def __init__(self, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
+        self._condition, self.use = condition, condition.use
+        self.cond = condition.packed_input().to(x.device, dtype)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return put_back(x, self._condition.mask, self._condition.latents) if self.use.is_restored else x
+
+
+def put_back(x: Tensor, mask: Tensor, latents: Tensor) -> Tensor:
+    """Latents [B, C, T, H, W] with the given ones where the mask [B, 1, T, H, W] is not 0, in every item of the batch."""
+    return torch.where(mask.bool().to(x.device), latents.to(x), x)
 
 
 def clip_cond_type(direction: str, context: int) -> str:
@@ -147,13 +195,6 @@ def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | Non
         mask[:, :, where] = 1
         latents[:, :, where] = reference
     return ImageCondition(mask, latents, use)
-
-
-def restore(latents: Tensor, condition: ImageCondition | None) -> Tensor:
-    """Put the given latent frames back, in every batch item, after the last step, unless their use says otherwise."""
-    if condition is None or not condition.use.is_restored:
-        return latents
-    return torch.where(condition.mask.bool().to(latents.device), condition.latents.to(latents), latents)
 
 
 def fit_image(frames: Tensor, height: int, width: int, fit: str = "crop") -> Tensor:

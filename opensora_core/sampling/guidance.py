@@ -60,13 +60,17 @@ class StepGuidance:
         text: scale of the prompt against the negative prompt; 1 is neutral.
         image: scale of the reference against none; 1 is neutral; a [1, 1, T, 1, 1] tensor where it grows along time.
         passes: the forwards this step needs, in the order the host expects.
-        reads_reference: whether `cond` and `uncond` get the reference at this step.
+        reads_reference: whether `cond` and `uncond` get the reference at this step; `uncond_image` never does.
     """
 
     text: float
     image: float | Tensor
     passes: tuple[str, ...]
     reads_reference: bool = True
+
+    def reads(self, name: str) -> tuple[str, bool]:
+        """What a pass is told: (positive or negative text, whether it reads the reference)."""
+        return "positive" if name == "cond" else "negative", self.reads_reference and name != "uncond_image"
 
     def combine(self, predictions: dict[str, Tensor]) -> Tensor:
         """Combine predictions ([B, C, T, H, W], velocity or denoised alike, since the weights sum to 1)."""
@@ -107,15 +111,14 @@ class Guidance:
             if value < 0:
                 raise OpenSoraError(f"{name}_guidance={value} is negative; use 0 or more: 1 is neutral, the default is {default}.")
 
-    def at_step(self, step: int, num_steps: int, latent_frames: int, has_image: bool, use: ReferenceUse = PICTURES) -> StepGuidance:
+    def at_step(self, step: int, num_steps: int, latent_frames: int, use: ReferenceUse | None) -> StepGuidance:
         """Guidance of step 0..num_steps-1.
 
         Args:
             latent_frames: T of the latent; the length of the temporal ramp.
-            has_image: the video has a conditioned frame (else the image scale has no effect).
-            use: how the run uses it.
+            use: how the run uses what it is given; None = nothing is given, and the image scale has no effect.
         """
-        has_image = has_image and step < use.num_steps(num_steps)
+        has_image = use is not None and step < use.num_steps(num_steps)
         text = oscillate(self.text, step) if self.text_oscillation else self.text
         image: float | Tensor = oscillate(self.image, step) if self.image_oscillation else self.image
         if not self.every_pass and (not has_image or image == 1.0):
@@ -140,7 +143,7 @@ def temporal_ramp(image_scale: float, step: int, num_steps: int, latent_frames: 
     return torch.linspace(1.0, float(ceiling), latent_frames).view(1, 1, -1, 1, 1)
 
 
-def num_forwards(guidance: Guidance, num_steps: int, latent_frames: int, has_image: bool, use: ReferenceUse = PICTURES) -> int:
+def num_forwards(guidance: Guidance, num_steps: int, latent_frames: int, use: ReferenceUse | None) -> int:
     """Transformer rows per batch item over a whole run; the naive count is 3 * num_steps."""
-    steps = (guidance.at_step(i, num_steps, latent_frames, has_image, use) for i in range(num_steps))
+    steps = (guidance.at_step(i, num_steps, latent_frames, use) for i in range(num_steps))
     return sum(len(step.passes) for step in steps)

@@ -1,6 +1,7 @@
-"""Sigmas of the rectified flow, shifted by resolution and length."""
+"""The points that a run goes through; for the rectified flow sigmas, shifted by resolution and length."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,34 @@ from ..geometry import PATCH_SIZE
 # The line through (256 tokens, shift 1) and (4096 tokens, shift 3).
 _SLOPE = 2 / (4096 - 256)
 _INTERCEPT = 1 - 256 * _SLOPE
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The way of one run.
+
+    Attributes:
+        points: [N + 1] fp32 on the CPU, of the process's own axis (process.py), from noise to clean.
+        timesteps: [N], what the network is told at each step.
+    """
+
+    points: Tensor
+    timesteps: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timesteps)
+
+
+def flow_schedule(num_steps: int, alpha: float) -> Schedule:
+    """`sigmas`, for a network that is told sigma itself."""
+    points = sigmas(num_steps, alpha)
+    return Schedule(points, points[:-1])
+
+
+def shifted_schedule(config, extent, num_steps: int, shift: float = 0.0) -> Schedule:
+    """flow_schedule with the shift of a latent [..., T, H, W], or another where it is not 0."""
+    return flow_schedule(num_steps, shift or latent_flow_shift(extent, config.patch_size))
 
 
 def flow_shift(tokens_per_frame: int, latent_frames: int) -> float:

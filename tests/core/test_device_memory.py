@@ -25,7 +25,7 @@ def no_room(monkeypatch):
     """Let every forward of the transformer run out of memory, from inside; gives weak references to what it had allocated."""
     tensors = []
 
-    def forward(self, x, *inputs):
+    def forward(self, x, timestep, **inputs):
         work = torch.zeros(64)
         tensors.append(weakref.ref(work))
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -106,7 +106,7 @@ def test_it_goes_on_after_a_failed_run(tiny_checkpoint, monkeypatch):
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     expected = pipe("a cat", **SMALL).latents
     with monkeypatch.context() as patch:
-        patch.setattr(MMDiT, "forward", lambda *inputs: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
+        patch.setattr(MMDiT, "forward", lambda *inputs, **named: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
         with pytest.raises(OutOfMemory):
             pipe("a cat", **SMALL)
     assert torch.equal(pipe("a cat", **SMALL).latents, expected)

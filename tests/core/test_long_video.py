@@ -213,9 +213,9 @@ def test_the_networks_see_one_segment_at_a_time(pipe, clip_made, monkeypatch):
     sampled, decoded = [], []
     real_sample, real_decode = sampling.sample, CausalVAE.decode
 
-    def sample(transformer, latents, *rest):
-        sampled.append((tuple(latents.shape), rest[3]))
-        return real_sample(transformer, latents, *rest)
+    def sample(recipe, transformer, latents, schedule, guidance, told, *rest):
+        sampled.append((tuple(latents.shape), told.condition))
+        return real_sample(recipe, transformer, latents, schedule, guidance, told, *rest)
 
     monkeypatch.setattr(sampling, "sample", sample)
     monkeypatch.setattr(CausalVAE, "decode", lambda vae, part: decoded.append(part.shape[2]) or real_decode(vae, part))

@@ -14,7 +14,7 @@ from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.geometry import HIGH_COMPRESSION, Tiling
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run.request import EncodedPrompt
-from opensora_core.sampling.solvers import TextCondition
+from opensora_core.sampling.run import TextCondition
 
 TOLERANCE = 1e-5  # fp32 rounding
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -113,10 +113,10 @@ def test_run(golden, pipeline, relative_error, name, offload):
     if offload != "everything":
         pipeline.enable_offload(offload, device="cpu")
     pictures = recorded["blocks"].repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
-    prompt, negative = ((recorded["context"][i : i + 1], recorded["y"][i : i + 1]) for i in range(2))
+    prompt, negative = ({name: recorded[name][i : i + 1] for name in ("context", "y")} for i in range(2))
     given = {"t2v": {}, "i2v_head": {"image": pictures[0]}, "i2v_loop": {"image": pictures[0], "last_image": pictures[1]}}[cond_type]
     result = pipeline(
-        EncodedPrompt("", TextCondition(*prompt, *negative)),
+        EncodedPrompt("", TextCondition(prompt, negative)),
         height=height, width=width, num_frames=num_frames, num_inference_steps=12, seed=7, **given,
     )  # fmt: skip
     assert relative_error(result.latents, recorded[f"{name}.latents"]) < 1e-4

@@ -6,7 +6,7 @@ import torch
 
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run.request import EncodedPrompt, SamplingOptions
-from opensora_core.sampling.solvers import TextCondition
+from opensora_core.sampling.run import TextCondition
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def test_first_and_last_picture_to_video(golden, pipeline):
     """Fit, encode with a sampled posterior, noise, 12 guided steps, restored frames, decode: every pixel, to its rounding."""
     recorded, _ = golden("generate")
     pictures = recorded["blocks"].repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
-    prompt, negative = ((recorded["context"][i : i + 1], recorded["y"][i : i + 1]) for i in range(2))
+    prompt, negative = ({name: recorded[name][i : i + 1] for name in ("context", "y")} for i in range(2))
     result = pipeline(
-        EncodedPrompt("", TextCondition(*prompt, *negative)),
+        EncodedPrompt("", TextCondition(prompt, negative)),
         height=48, width=80, num_frames=9, num_inference_steps=12, image=pictures[0], last_image=pictures[1], seed=7,
         options=SamplingOptions(posterior="sample"),
     )  # fmt: skip
@@ -37,9 +37,9 @@ def test_a_clip_extended_backwards(golden, pipeline):
     """v2v_tail: the clip's frames fitted, encoded as one and sampled, no ramp, nothing put back, decoded: every pixel, to its rounding."""
     recorded, _ = golden("generate_clip")
     clip = recorded["blocks"].repeat_interleave(8, 1).repeat_interleave(8, 2)
-    prompt, negative = ((recorded["context"][i : i + 1], recorded["y"][i : i + 1]) for i in range(2))
+    prompt, negative = ({name: recorded[name][i : i + 1] for name in ("context", "y")} for i in range(2))
     result = pipeline(
-        EncodedPrompt("", TextCondition(*prompt, *negative)),
+        EncodedPrompt("", TextCondition(prompt, negative)),
         height=32, width=32, num_frames=37, num_inference_steps=12, video=clip, direction="backwards", seed=7,
         options=SamplingOptions(posterior="sample"),
     )  # fmt: skip

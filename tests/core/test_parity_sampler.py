@@ -10,8 +10,9 @@ from safetensors import safe_open
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.sampling.given import image_condition
 from opensora_core.sampling.guidance import Guidance, ReferenceUse
-from opensora_core.sampling.schedule import latent_flow_shift, sigmas
-from opensora_core.sampling.solvers import TextCondition, noise, sample
+from opensora_core.sampling.run import Conditions, SamplingRecipe, TextCondition, sample
+from opensora_core.sampling.schedule import flow_schedule, latent_flow_shift, sigmas
+from opensora_core.sampling.solvers import noise
 
 TOLERANCE = 5e-5  # see test_parity_transformer.py; 5e-7 where the goldens were made
 PATH = Path(__file__).resolve().parent.parent / "golden" / "sampler.safetensors"
@@ -44,11 +45,12 @@ def run(model, recorded, name, guidance):
     case, start = CASES[name], recorded[f"{name}.noise"]
     batch = start.shape[0]
     context, y = recorded["context"], recorded["y"]
-    text = TextCondition(context[:batch], y[:batch], context[-1:].expand(batch, -1, -1), y[-1:].expand(batch, -1))
+    negative = {"context": context[-1:].expand(batch, -1, -1), "y": y[-1:].expand(batch, -1)}
+    text = TextCondition({"context": context[:batch], "y": y[:batch]}, negative)
     alpha = case["flow_shift"] or latent_flow_shift(start.shape)
     condition = given_frames(case, recorded.get(f"{name}.references"), start.shape)
     with torch.no_grad():
-        return sample(model, start, sigmas(SETTINGS["num_steps"], alpha), guidance, text, condition)
+        return sample(SamplingRecipe(), model, start, flow_schedule(SETTINGS["num_steps"], alpha), guidance, Conditions(text, condition))
 
 
 def settings(case):

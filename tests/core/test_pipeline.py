@@ -520,8 +520,9 @@ def test_prompts_encoded_together_are_those_encoded_alone_and_each_encoder_is_re
     for encoded, arguments in zip(together, wanted, strict=True):
         alone = pipe.encode_prompt(*arguments)
         assert encoded.text == alone.text
-        assert all(torch.equal(part, vars(alone.condition)[name]) for name, part in vars(encoded.condition).items())
-    assert not torch.equal(together[0].condition.context, together[1].condition.context)
+        for side, parts in vars(encoded.condition).items():
+            assert all(torch.equal(part, vars(alone.condition)[side][name]) for name, part in parts.items())
+    assert not torch.equal(*(encoded.condition.positive["context"] for encoded in together))
 
 
 def test_a_request_can_be_checked_without_being_met(tiny_checkpoint, no_weights):

@@ -46,8 +46,9 @@ from opensora_core.memory.stream import module_bytes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.sampling.guidance import Guidance
-from opensora_core.sampling.schedule import sigmas
-from opensora_core.sampling.solvers import TextCondition, noise, sample
+from opensora_core.sampling.run import Conditions, SamplingRecipe, TextCondition, sample
+from opensora_core.sampling.schedule import flow_schedule
+from opensora_core.sampling.solvers import noise
 
 SMALL = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
 MEDIUM = TransformerConfig(16, 2, 512, 4, 2048, 1, 2, 64, 64, True, False)
@@ -206,13 +207,13 @@ def test_a_sampling_run_takes_what_was_predicted(has_image):
     shape = (1, 16, 3, 16, 16)
 
     def run():
-        text = TextCondition(*(torch.zeros(1, *size) for size in ((512, 64), (64,), (512, 64), (64,))))
+        text = TextCondition(*({"context": torch.zeros(1, 512, 64), "y": torch.zeros(1, 64)} for _ in range(2)))
         condition = None
         if has_image:
             from opensora_core.sampling.given import image_condition
 
             condition = image_condition(shape, torch.zeros(1, 16, 1, 16, 16), None)
-        sample(model, noise(shape, 0), sigmas(2, 3.0), Guidance(), text, condition)
+        sample(SamplingRecipe(), model, noise(shape, 0), flow_schedule(2, 3.0), Guidance(), Conditions(text, condition))
 
     one, rest = sampling_peak(MEDIUM, "fp32", shape, has_image)
     assert sampling_peak(MEDIUM, "fp32", shape, has_image, 32)[0] < one

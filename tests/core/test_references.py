@@ -17,6 +17,7 @@ from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run.request import EncodedPrompt
 from opensora_core.sampling import given as conditioning, schedule, solvers as solver
 from opensora_core.sampling.guidance import Guidance, ReferenceUse, num_forwards
+from opensora_core.sampling.run import Conditions, SamplingRecipe, TextCondition, sample
 
 
 def frames_of(count, height=32, width=48):
@@ -152,6 +153,7 @@ class Model:
     """Non-linear, tells prompts and references apart, and counts rows and how many of them read a reference."""
 
     dtype = torch.float32
+    config = None
 
     def __init__(self):
         self.rows = self.with_reference = 0
@@ -164,16 +166,21 @@ class Model:
         return torch.tanh(x * 0.7 + reference + text.view(-1, 1, 1, 1, 1))
 
 
+def text_condition(batch, context, y, generator):
+    sizes = {"context": (batch, *context), "y": (batch, *y)}
+    return TextCondition(*({name: torch.randn(size, generator=generator) for name, size in sizes.items()} for _ in range(2)))
+
+
 @pytest.fixture
 def run():
     generator = torch.Generator().manual_seed(1)
-    text = solver.TextCondition(*(torch.randn(2, *size, generator=generator) for size in ((3, 6), (6,), (3, 6), (6,))))
+    text = text_condition(2, (3, 6), (6,), generator)
     head = torch.randn(1, SHAPE[1], 2, *SHAPE[-2:], generator=generator)
 
     def run(use=None, guidance=None, steps=12, model=None):
         condition = None if use is None else conditioning.image_condition(SHAPE, head=head, use=use)
-        sigmas = schedule.sigmas(steps, 5.7)
-        return solver.sample(model or Model(), solver.noise(SHAPE, 3), sigmas, guidance or Guidance(), text, condition)
+        way = schedule.flow_schedule(steps, 5.7)
+        return sample(SamplingRecipe(), model or Model(), solver.noise(SHAPE, 3), way, guidance or Guidance(), Conditions(text, condition))
 
     run.head = head
     return run
@@ -201,7 +208,7 @@ def test_strength_is_the_share_of_steps_that_read_it(run, strength, steps):
         1 if i >= 10 and i % 2 else 2 for i in range(steps)
     )  # of the three passes, two read it; one where both scales are 1
     assert model.with_reference == SHAPE[0] * with_reference
-    assert model.rows == SHAPE[0] * num_forwards(Guidance(), 12, SHAPE[2], True, use)
+    assert model.rows == SHAPE[0] * num_forwards(Guidance(), 12, SHAPE[2], use)
     assert not torch.allclose(found[:, :, :2], run.head.expand(2, -1, -1, -1, -1), atol=0.01)  # not put back
 
 
@@ -218,8 +225,8 @@ def test_steps_of_a_strength(strength, steps, expected):
 
 @pytest.mark.parametrize("use", [ReferenceUse(), ReferenceUse(is_clip=True)])
 def test_forwards_of_fifty_default_steps(use):
-    assert num_forwards(Guidance(), 50, 33, True, use) == 110
-    assert num_forwards(Guidance(text_oscillation=False), 50, 33, True, use) == 130
+    assert num_forwards(Guidance(), 50, 33, use) == 110
+    assert num_forwards(Guidance(text_oscillation=False), 50, 33, use) == 130
 
 
 # In the pipeline
@@ -233,7 +240,7 @@ def pipe(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def cat():
     generator = torch.Generator().manual_seed(2)
-    return EncodedPrompt("a cat.", solver.TextCondition(*(torch.randn(1, *size, generator=generator) for size in ((8, 64), (64,)) * 2)))
+    return EncodedPrompt("a cat.", text_condition(1, (8, 64), (64,), generator))
 
 
 SMALL = {"height": 32, "width": 48, "num_inference_steps": 2, "seed": 1}

@@ -7,7 +7,10 @@ import torch
 
 from opensora_core.errors import OpenSoraError
 from opensora_core.sampling import given as conditioning, schedule, solvers as solver
-from opensora_core.sampling.guidance import Guidance, num_forwards, oscillate, temporal_ramp
+from opensora_core.sampling.given import NOTHING
+from opensora_core.sampling.guidance import PICTURES, Guidance, ReferenceUse, num_forwards, oscillate, temporal_ramp
+from opensora_core.sampling.process import Flow
+from opensora_core.sampling.run import Conditions, SamplingRecipe, TextCondition, run, sample
 
 SHAPE = (2, 4, 5, 6, 8)
 
@@ -16,6 +19,7 @@ class CountingModel:
     """A non-linear stand-in for the transformer that tells prompts and references apart, and counts rows."""
 
     dtype = torch.float32
+    config = None
 
     def __init__(self):
         self.rows = 0
@@ -31,7 +35,7 @@ class CountingModel:
 def text():
     generator = torch.Generator().manual_seed(1)
     make = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731  one-off, three uses
-    return solver.TextCondition(make(2, 3, 6), make(2, 6), make(2, 3, 6), make(2, 6))
+    return TextCondition(*({"context": make(2, 3, 6), "y": make(2, 6)} for _ in range(2)))
 
 
 @pytest.fixture
@@ -40,21 +44,25 @@ def condition():
     return conditioning.image_condition(SHAPE, head=head)
 
 
+def sample_on(model, x, way, guidance, text, condition=None, on_step=None):
+    return sample(SamplingRecipe(), model, x, way, guidance, Conditions(text, condition), on_step)
+
+
 def naive_three_passes(model, x, sigmas, guidance, text, condition):
     """The rule as it is stated: three rows at every step, nothing skipped."""
     num_steps, frames = len(sigmas) - 1, x.shape[2]
     reference = torch.zeros(x.shape[0], x.shape[1] + 1, *x.shape[2:]) if condition is None else condition.packed_input()
     for i in range(num_steps):
         t = sigmas[i].expand(x.shape[0])
-        c = model(x, t, text.context, text.pooled, reference)
-        u = model(x, t, text.negative_context, text.negative_pooled, reference)
-        u2 = model(x, t, text.negative_context, text.negative_pooled, torch.zeros_like(reference))
+        c = model(x, t, **text.positive, cond=reference)
+        u = model(x, t, **text.negative, cond=reference)
+        u2 = model(x, t, **text.negative, cond=torch.zeros_like(reference))
         g_text = oscillate(guidance.text, i) if guidance.text_oscillation else guidance.text
         g_image = oscillate(guidance.image, i) if guidance.image_oscillation else guidance.image
         if g_image > 1 and guidance.temporal_ramp and condition is not None:
             g_image = temporal_ramp(g_image, i, num_steps, frames)
         x = x + (sigmas[i + 1] - sigmas[i]) * (u2 + g_image * (u - u2) + g_text * (c - u))
-    return conditioning.restore(x, condition)
+    return x if condition is None else conditioning.put_back(x, condition.mask, condition.latents)
 
 
 @pytest.mark.parametrize("with_image", [False, True])
@@ -74,16 +82,16 @@ def naive_three_passes(model, x, sigmas, guidance, text, condition):
 )
 def test_skipped_passes_change_nothing(guidance, with_image, text, condition):
     reference = condition if with_image else None
-    sigmas, x = schedule.sigmas(16, 3.0), solver.noise(SHAPE, 3)
+    way, x = schedule.flow_schedule(16, 3.0), solver.noise(SHAPE, 3)
     ours, naive = CountingModel(), CountingModel()
-    result = solver.sample(ours, x, sigmas, guidance, text, reference)
-    expected = naive_three_passes(naive, x, sigmas, guidance, text, reference)
+    result = sample_on(ours, x, way, guidance, text, reference)
+    expected = naive_three_passes(naive, x, way.points, guidance, text, reference)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-    assert ours.rows == SHAPE[0] * num_forwards(guidance, 16, SHAPE[2], with_image)
+    assert ours.rows == SHAPE[0] * num_forwards(guidance, 16, SHAPE[2], PICTURES if with_image else None)
     assert naive.rows == SHAPE[0] * 48
     every = CountingModel()
     torch.testing.assert_close(
-        solver.sample(every, x, sigmas, replace(guidance, every_pass=True), text, reference), expected, rtol=1e-5, atol=1e-5
+        sample_on(every, x, way, replace(guidance, every_pass=True), text, reference), expected, rtol=1e-5, atol=1e-5
     )
     assert every.rows == SHAPE[0] * 48
 
@@ -91,16 +99,15 @@ def test_skipped_passes_change_nothing(guidance, with_image, text, condition):
 @pytest.mark.parametrize(("with_image", "rows"), [(False, 80), (True, 110)])
 def test_forwards_of_fifty_default_steps(with_image, rows, text, condition):
     model, reports = CountingModel(), []
-    solver.sample(
-        model, solver.noise(SHAPE, 0), schedule.sigmas(50, 5.7), Guidance(), text, condition if with_image else None, reports.append
-    )
+    way = schedule.flow_schedule(50, 5.7)
+    sample_on(model, solver.noise(SHAPE, 0), way, Guidance(), text, condition if with_image else None, reports.append)
     assert model.rows == rows * SHAPE[0]
     assert [r.step for r in reports] == list(range(1, 51))
     assert (reports[-1].forwards_done, reports[-1].forwards_saved) == (rows, 150 - rows)
 
 
 def test_the_ramp_acts_and_spares_the_first_frame(text, condition):
-    run = lambda g: solver.sample(CountingModel(), solver.noise(SHAPE, 0), schedule.sigmas(1, 1.0), g, text, condition)  # noqa: E731
+    run = lambda g: sample_on(CountingModel(), solver.noise(SHAPE, 0), schedule.flow_schedule(1, 1.0), g, text, condition)  # noqa: E731
     plain = run(Guidance(image=1.0, temporal_ramp=False))
     ramped, flat = run(Guidance()), run(Guidance(temporal_ramp=False))
     assert not torch.allclose(ramped[:, :, 1:], flat[:, :, 1:])
@@ -109,22 +116,98 @@ def test_the_ramp_acts_and_spares_the_first_frame(text, condition):
 
 def test_euler_is_exact_on_a_linear_path():
     data, start = torch.randn(SHAPE), torch.randn(SHAPE)
-    result = solver.euler(lambda x, sigma, step: start - data, start, schedule.sigmas(7, 5.0))
+    result = run(lambda x, step: start - data, start, schedule.flow_schedule(7, 5.0), Flow(+1), solver.euler)
     torch.testing.assert_close(result, data, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_process_says_the_same_in_both_directions(sign):
+    process, (clean, start) = Flow(sign), torch.randn(2, *SHAPE)
+    x, velocity = process.noised(clean, start, 0.7), sign * (start - clean)
+    torch.testing.assert_close(process.denoised(x, velocity, 0.7), clean)
+    torch.testing.assert_close(process.prediction(x, clean, 0.7), velocity)
+    torch.testing.assert_close(process.slope(x, velocity, 0.7), start - clean)
+    assert torch.equal(process.noised(clean, start, 0.0), clean) and torch.equal(process.noised(clean, start, 1.0), start)
+
+
+def test_what_is_given_is_asked_around_every_step_and_at_the_end():
+    class Told(type(NOTHING)):
+        def __init__(self):
+            self.seen = []
+
+        def before(self, x, step):
+            self.seen.append(("before", step))
+            return x + 1
+
+        def after(self, x, step):
+            self.seen.append(("after", step))
+            return x * 2
+
+        def finish(self, x):
+            self.seen.append(("finish", None))
+            return x - 5
+
+    given, x = Told(), torch.zeros(SHAPE)
+    result = run(lambda x, step: torch.zeros_like(x), x, schedule.flow_schedule(2, 1.0), Flow(), solver.euler, given)
+    assert given.seen == [("before", 0), ("after", 0), ("before", 1), ("after", 1), ("finish", None)]
+    assert torch.equal(result, x + 1)  # ((0 + 1) * 2 + 1) * 2 - 5
+
+
+def loop_as_it_was(model, latents, sigmas, guidance, text, condition):
+    """The guided run before process, solver and given frames had names of their own, with its arithmetic to the bit."""
+    use = PICTURES if condition is None else condition.use
+    cond = None if condition is None else condition.packed_input()
+    steps = sigmas.tolist()
+    for step in range(len(steps) - 1):
+        now = guidance.at_step(step, len(steps) - 1, latents.shape[2], None if condition is None else use)
+        timestep, read = sigmas[step].expand(latents.shape[0]), cond if now.reads_reference else None
+        inputs = {"cond": (text.positive, read), "uncond": (text.negative, read), "uncond_image": (text.negative, None)}
+        made = {}
+        for name in now.passes:
+            side, beside = inputs[name]
+            made[name] = model(latents.float(), timestep, side["context"], side["y"], beside).to(latents.dtype)
+        latents = latents + (steps[step + 1] - steps[step]) * now.combine(made)
+    if condition is None or not use.is_restored:
+        return latents
+    return torch.where(condition.mask.bool(), condition.latents.to(latents), latents)
+
+
+GIVEN = {
+    "t2v": None,
+    "i2v": ((1, 0), PICTURES),
+    "i2v_loop": ((1, 1), PICTURES),
+    "v2v": ((2, 0), ReferenceUse(is_clip=True)),
+    "v2v_tail": ((0, 2), ReferenceUse(is_clip=True)),
+    "strength": ((1, 0), ReferenceUse(strength=0.4)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", GIVEN)
+def test_the_loop_is_what_it_was_to_the_bit(name, dtype, text):
+    condition = None
+    if GIVEN[name]:
+        lengths, use = GIVEN[name]
+        ends = [torch.randn(1, SHAPE[1], length, *SHAPE[-2:]) if length else None for length in lengths]
+        condition = conditioning.image_condition(SHAPE, *ends, use)
+    x, way = solver.noise(SHAPE, 4, dtype=dtype), schedule.flow_schedule(13, 5.7)
+    expected = loop_as_it_was(CountingModel(), x, way.points, Guidance(), text, condition)
+    found = sample_on(CountingModel(), x, way, Guidance(), text, condition)
+    assert found.dtype == dtype and torch.equal(found, expected)
+
+
 def test_batch_items_do_not_touch_each_other(text, condition):
-    x, sigmas = solver.noise(SHAPE, 5), schedule.sigmas(12, 2.0)
-    both = solver.sample(CountingModel(), x, sigmas, Guidance(), text, condition)
+    x, way = solver.noise(SHAPE, 5), schedule.flow_schedule(12, 2.0)
+    both = sample_on(CountingModel(), x, way, Guidance(), text, condition)
     for i in range(2):
-        one = solver.TextCondition(*(getattr(text, f)[i : i + 1] for f in ("context", "pooled", "negative_context", "negative_pooled")))
+        one = TextCondition(*({name: part[i : i + 1] for name, part in side.items()} for side in (text.positive, text.negative)))
         own = conditioning.ImageCondition(condition.mask[i : i + 1], condition.latents[i : i + 1])
-        alone = solver.sample(CountingModel(), x[i : i + 1], sigmas, Guidance(), one, own)
+        alone = sample_on(CountingModel(), x[i : i + 1], way, Guidance(), one, own)
         torch.testing.assert_close(both[i : i + 1], alone)
 
 
 def test_restoration_reaches_every_batch_item(text, condition):
-    result = solver.sample(CountingModel(), solver.noise(SHAPE, 5), schedule.sigmas(3, 2.0), Guidance(), text, condition)
+    result = sample_on(CountingModel(), solver.noise(SHAPE, 5), schedule.flow_schedule(3, 2.0), Guidance(), text, condition)
     for i in range(SHAPE[0]):
         assert torch.equal(result[i, :, 0], condition.latents[0, :, 0])
         assert not torch.equal(result[i, :, 1], condition.latents[0, :, 1])
@@ -137,7 +220,7 @@ def test_a_callback_can_stop_the_run(text):
 
     model = CountingModel()
     with pytest.raises(KeyboardInterrupt):
-        solver.sample(model, solver.noise(SHAPE, 0), schedule.sigmas(50, 5.0), Guidance(), text, None, stop)
+        sample_on(model, solver.noise(SHAPE, 0), schedule.flow_schedule(50, 5.0), Guidance(), text, None, stop)
     assert model.rows == 3 * 2 * SHAPE[0]
 
 

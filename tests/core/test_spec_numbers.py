@@ -13,7 +13,7 @@ from opensora_core.networks.mmdit.layers import timestep_embedding
 from opensora_core.networks.mmdit.packing import pack
 from opensora_core.networks.mmdit.rope import rotary_table
 from opensora_core.sampling.given import condition_mask
-from opensora_core.sampling.guidance import Guidance, num_forwards, oscillate, temporal_ramp
+from opensora_core.sampling.guidance import PICTURES, Guidance, num_forwards, oscillate, temporal_ramp
 from opensora_core.sampling.schedule import flow_shift, sigmas
 
 # (tokens per latent frame, latent frames): alpha, sigmas at 0, 1, 2, 11, 25, 40, 48, 49 of 50 steps
@@ -79,10 +79,10 @@ def test_temporal_ramp():
 
 def test_forward_counts():
     """Of the 150 rows the reference runs in 50 steps, these are needed."""
-    assert num_forwards(Guidance(), 50, 33, has_image=False) == 80
-    assert num_forwards(Guidance(), 50, 33, has_image=True) == 110
-    assert num_forwards(Guidance(text_oscillation=False), 50, 33, has_image=True) == 130
-    assert num_forwards(Guidance(text_oscillation=False), 50, 33, has_image=False) == 100
+    assert num_forwards(Guidance(), 50, 33, None) == 80
+    assert num_forwards(Guidance(), 50, 33, PICTURES) == 110
+    assert num_forwards(Guidance(text_oscillation=False), 50, 33, PICTURES) == 130
+    assert num_forwards(Guidance(text_oscillation=False), 50, 33, None) == 100
 
 
 def test_resize_crop():

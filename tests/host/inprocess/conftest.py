@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))  # for in_core
 PACK = Path(__file__).resolve().parents[3]
 NAME = "open_sora_pack"  # a package name that is neither the host's nor ours
 CHECKPOINT = Path(os.environ.get("OPEN_SORA_TEST_CHECKPOINT", "."))

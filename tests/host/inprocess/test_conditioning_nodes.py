@@ -5,6 +5,7 @@ import numpy
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
+from in_core import run_in_core
 
 SHAPE = (1, 16, 11, 4, 6)
 
@@ -147,18 +148,15 @@ def run_of(run_node, model, positive, negative, latent, steps, **guidance):
 
 def core_run(pack, base, entries, condition, shape, steps, ramp=True):
     """The same without the host, from the conditions as the core states them: unscaled latents."""
-    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
+    schedule = pack("opensora_core.sampling.schedule")
     guidance, scale = (
         pack("opensora_core.sampling.guidance").Guidance(temporal_ramp=ramp),
         pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE,
     )
     path = base / "models/diffusion_models/Open_Sora_v2.safetensors"
     model = pack("opensora_core.checkpoint.load").load_transformer(path, torch.float32)
-    (context, values), (negative, negative_values) = entries
-    text = solver.TextCondition(context, values["pooled_output"], negative, negative_values["pooled_output"])
     sigmas = schedule.sigmas(steps, schedule.latent_flow_shift(shape))
-    with torch.inference_mode():
-        return solver.sample(model, solver.noise(shape, 3), sigmas, guidance, text, condition) / scale
+    return run_in_core(pack, model, (shape, 3), sigmas, guidance, entries, condition) / scale
 
 
 def condition_of(pack, head, use):

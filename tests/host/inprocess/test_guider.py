@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from in_core import run_in_core
 
 SHAPE = (1, 16, 3, 6, 8)
 
@@ -54,18 +55,15 @@ def sample_in_host(run_node, model, positive, negative, steps, shape=SHAPE, seed
 
 def sample_in_core(pack, core, positive, negative, steps, shape=SHAPE, seed=3, **guidance):
     """The same run without the host: unscaled latents."""
-    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
+    schedule = pack("opensora_core.sampling.schedule")
     conditioning, scale = pack("opensora_core.sampling.given"), pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     names = {"text_guidance": "text", "image_guidance": "image"}
     settings = pack("opensora_core.sampling.guidance").Guidance(**{names.get(key, key): value for key, value in guidance.items()})
-    (context, values), (negative_context, negative_values) = positive[0], negative[0]
-    text = solver.TextCondition(context, values["pooled_output"], negative_context, negative_values["pooled_output"])
-    condition = None
+    values, condition = positive[0][1], None
     if "concat_mask" in values:
         condition = conditioning.ImageCondition(1 - values["concat_mask"], scale * values["concat_latent_image"])
     sigmas = schedule.sigmas(steps, schedule.latent_flow_shift(shape))
-    with torch.inference_mode():
-        return solver.sample(core, solver.noise(shape, seed), sigmas, settings, text, condition) / scale
+    return run_in_core(pack, core, (shape, seed), sigmas, settings, (positive[0], negative[0]), condition) / scale
 
 
 GUIDANCE = [
@@ -114,8 +112,10 @@ def test_skipping_passes_changes_nothing_beyond_rounding(run_node, model, core, 
     steps = 14
     rows = [(positive[0], cond), (negative[0], cond), (negative[0], torch.zeros_like(cond))]
 
-    def velocity(x, sigma, step):
-        c, u, u2 = (core(x, sigma[None], context, v["pooled_output"], mask) for (context, v), mask in rows)
+    way = schedule.flow_schedule(steps, schedule.latent_flow_shift(SHAPE))
+
+    def velocity(x, step):
+        c, u, u2 = (core(x, way.timesteps[step][None], context, v["pooled_output"], mask) for (context, v), mask in rows)
         text = 7.5 if step < 10 or step % 2 == 0 else 1.0
         image = 3.0 if step < 10 or step % 2 == 0 else 1.0
         if image > 1:
@@ -123,9 +123,10 @@ def test_skipping_passes_changes_nothing_beyond_rounding(run_node, model, core, 
             image = torch.linspace(1.0, float(ceiling), SHAPE[2]).view(1, 1, -1, 1, 1)
         return u2 + image * (u - u2) + text * (c - u)
 
-    sigmas = schedule.sigmas(steps, schedule.latent_flow_shift(SHAPE))
     with torch.inference_mode():
-        expected = solver.euler(velocity, solver.noise(SHAPE, 3), sigmas)
+        expected = pack("opensora_core.sampling.run").run(
+            velocity, solver.noise(SHAPE, 3), way, pack("opensora_core.sampling.process").Flow(), solver.euler
+        )
     expected = torch.where(known.bool(), picture, expected) / scale
     assert relative_error(sample_in_host(run_node, model, positive, negative, steps), expected) < 5e-6
 
@@ -275,19 +276,40 @@ def test_the_one_node_sampler_is_the_three(run_node, model, conditioning):
 
 def test_bf16_latents_are_the_cores(run_node, model, core, pack, conditioning, relative_error):
     found = sample_in_one(run_node, model, conditioning(1), conditioning(2), latent_dtype="bf16", noise_device="gpu")
-    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
+    schedule = pack("opensora_core.sampling.schedule")
     scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
-    (context, values), (negative, negative_values) = conditioning(1)[0], conditioning(2)[0]
-    text = solver.TextCondition(context, values["pooled_output"], negative, negative_values["pooled_output"])
-    noise = solver.noise(SHAPE, 3, dtype=torch.bfloat16)
-    guidance = pack("opensora_core.sampling.guidance").Guidance()
-    with torch.inference_mode():
-        expected = solver.sample(core, noise, schedule.sigmas(12, schedule.latent_flow_shift(SHAPE)), guidance, text)
+    sigmas, guidance = schedule.sigmas(12, schedule.latent_flow_shift(SHAPE)), pack("opensora_core.sampling.guidance").Guidance()
+    entries = conditioning(1)[0], conditioning(2)[0]
+    expected = run_in_core(pack, core, (SHAPE, 3), sigmas, guidance, entries, dtype=torch.bfloat16)
     in_bf16 = found * scale
     assert torch.allclose(in_bf16, in_bf16.bfloat16().float(), rtol=1e-6), "every value is one that bf16 holds"
     # bf16 keeps three digits; each of twelve steps may round the other way.
     assert relative_error(found, expected.float() / scale) < 0.03
     assert not torch.allclose(found, sample_in_one(run_node, model, conditioning(1), conditioning(2)), atol=1e-3)
+
+
+@pytest.mark.parametrize("latent_dtype", ["fp32", "bf16"])
+def test_the_one_node_sampler_walks_as_the_host_does(latent_dtype, run_node, model, pack, conditioning):
+    """To the bit: the host's Euler, and for bf16 the same with the latents rounded after each step."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[latent_dtype]
+
+    def euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        x = x.to(dtype)
+        for step in range(len(sigmas) - 1):
+            wide = x.float()
+            denoised = model(wide, sigmas[step] * wide.new_ones(wide.shape[0]), **extra_args)
+            x = x + float(sigmas[step + 1] - sigmas[step]) * ((wide - denoised) / sigmas[step]).to(dtype)
+        return x.float()
+
+    positive, negative = with_picture(conditioning(1)), with_picture(conditioning(2))
+    latent = {"samples": torch.zeros(SHAPE)}
+    shifted, sigmas = run_node("OpenSoraScheduler", model=model, latent=latent, steps=12, shift=0.0)
+    import comfy.samplers
+
+    (guider,) = run_node("OpenSoraGuider", model=shifted, positive=positive, negative=negative, text_guidance=7.5, image_guidance=3.0)
+    noise = pack("opensora_core.sampling.solvers").noise(SHAPE, 3, dtype=dtype)
+    expected = guider.sample(noise, latent["samples"], comfy.samplers.KSAMPLER(euler), sigmas, seed=3)
+    assert torch.equal(sample_in_one(run_node, model, positive, negative, latent_dtype=latent_dtype), expected)
 
 
 def wrong(kind, model, conditioning):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from in_core import run_in_core
 from safetensors.torch import load_file
 
 SHAPE = (1, 16, 5, 6, 8)  # 17 frames of 48x64
@@ -95,18 +96,15 @@ def test_the_hosts_load_latent_reads_the_file(go_on, run_node, base):
 
 def test_a_segment_is_the_cores(go_on, pack, base, conditioning, video, relative_error):
     core = pack("opensora_core.checkpoint.load").load_transformer(base / "models/diffusion_models/Open_Sora_v2.safetensors", torch.float32)
-    long, solver, schedule = (pack(f"opensora_core.{name}") for name in ("long_video", "sampling.solver", "sampling.schedule"))
+    long, schedule = (pack(f"opensora_core.{name}") for name in ("run.segments", "sampling.schedule"))
     image_condition = pack("opensora_core.sampling.given").image_condition
     guidance = pack("opensora_core.sampling.guidance")
     scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     plan, (positive, negative) = long.continuation(5), (conditioning(1)[0], conditioning(2)[0])
-    text = solver.TextCondition(positive[0], positive[1]["pooled_output"], negative[0], negative[1]["pooled_output"])
     given = long.context_of(video["samples"] * scale, plan)
     condition = image_condition(SHAPE, head=given, use=guidance.ReferenceUse(is_clip=True))
-    noise = solver.noise(SHAPE, long.segment_seed(7, 5))
-    with torch.inference_mode():
-        sigmas = schedule.sigmas(2, schedule.latent_flow_shift(SHAPE, 2))
-        expected = solver.sample(core, noise, sigmas, guidance.Guidance(), text, condition) / scale
+    sigmas, noise = schedule.sigmas(2, schedule.latent_flow_shift(SHAPE, 2)), (SHAPE, long.segment_seed(7, 5))
+    expected = run_in_core(pack, core, noise, sigmas, guidance.Guidance(), (positive, negative), condition) / scale
     found = go_on(segments=1)[0]["samples"]
     assert relative_error(found[:, :, 5:], expected[:, :, plan.context :]) < 1e-4
 

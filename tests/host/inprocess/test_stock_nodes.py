@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from in_core import run_in_core
 
 SHAPE = (1, 16, 3, 6, 8)
 STEPS = 4
@@ -65,17 +66,14 @@ def test_ksampler_is_plain_guidance(picture, run_node, model, core, pack, condit
         latent_image=latent,
         denoise=1.0,
     )
-    solver, scale = pack("opensora_core.sampling.solvers"), pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
+    scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     guidance = pack("opensora_core.sampling.guidance").Guidance(text=4.0, image=1.0, text_oscillation=False)
     sigmas = comfy.samplers.calculate_sigmas(shifted.get_model_object("model_sampling"), "simple", 5)
-    (context, values), (negative_context, negative_values) = positive[0], negative[0]
-    text = solver.TextCondition(context, values["pooled_output"], negative_context, negative_values["pooled_output"])
-    condition = None
+    values, condition = positive[0][1], None
     if picture:
         known = 1 - values["concat_mask"]
         condition = pack("opensora_core.sampling.given").ImageCondition(known, scale * values["concat_latent_image"])
-    with torch.inference_mode():
-        expected = solver.sample(core, solver.noise(SHAPE, 3), sigmas, guidance, text, condition) / scale
+    expected = run_in_core(pack, core, (SHAPE, 3), sigmas, guidance, (positive[0], negative[0]), condition) / scale
     if picture:  # KSampler does not put the reference frames back
         found["samples"], expected = found["samples"][:, :, 1:], expected[:, :, 1:]
     assert relative_error(found["samples"], expected) < 5e-5
@@ -444,15 +442,11 @@ def test_prompts_of_unequal_length(model, conditioning, sample, core, pack, rela
     # Joint attention sees every text token: they must not be repeated to a common length.
     positive, negative = conditioning(1, tokens=12), conditioning(2, tokens=8)
     found = sample(model, positive, negative, text_oscillation=False)
-    solver, schedule = pack("opensora_core.sampling.solvers"), pack("opensora_core.sampling.schedule")
-    (context, values), (negative_context, negative_values) = positive[0], negative[0]
-    text = solver.TextCondition(context, values["pooled_output"], negative_context, negative_values["pooled_output"])
+    schedule = pack("opensora_core.sampling.schedule")
     sigmas = schedule.sigmas(STEPS, schedule.latent_flow_shift(SHAPE))
     guidance = pack("opensora_core.sampling.guidance").Guidance(text=3.0, text_oscillation=False)
-    with torch.inference_mode():
-        expected = (
-            solver.sample(core, solver.noise(SHAPE, 3), sigmas, guidance, text) / pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
-        )
+    scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
+    expected = run_in_core(pack, core, (SHAPE, 3), sigmas, guidance, (positive[0], negative[0])) / scale
     assert relative_error(found, expected) < 5e-5
 
 

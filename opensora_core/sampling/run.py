@@ -1,0 +1,145 @@
+"""The one loop from noise to latents, and the guided prediction that the library gives it. The host's sampler node runs the same loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .given import NOTHING, Beside, Given, ImageCondition
+from .guidance import Guidance
+from .process import Flow, Process
+from .schedule import Schedule, shifted_schedule
+from .solvers import SOLVERS, Solver
+
+Side = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """Encoded prompt and negative prompt: tensors [B, ...] by the names under which the network's forward takes them."""
+
+    positive: Side
+    negative: Side
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the network of one run is told.
+
+    Attributes:
+        text, condition: on any device; moved once to that of the latents.
+        numbers: what some networks read besides, such as fps, or guidance of a distilled one.
+    """
+
+    text: TextCondition
+    condition: ImageCondition | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a callback is told after a step: step counts from 1."""
+
+    step: int
+    num_steps: int
+    forwards_done: int
+    forwards_saved: int  # against three passes at every step so far
+    latents: Tensor
+
+
+def beside(config, side: Side, given: Given, numbers: Mapping[str, float]) -> Side:
+    """The named inputs of a pass that reads given frames beside the noise."""
+    return {**side, "cond": given.cond}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRecipe:
+    """How a model is sampled; a family's row holds one.
+
+    Attributes:
+        process: what the network predicts.
+        schedule: (config, latent extent [..., T, H, W], steps, shift or 0) -> Schedule.
+        solvers: names in SOLVERS that it can be sampled with, its own first.
+        given: (condition, noise, schedule, network's dtype) -> how given frames enter.
+        inputs: (config, text of a side, given or NOTHING, numbers) -> what forward takes by name in one pass.
+    """
+
+    process: Process = Flow(+1)
+    schedule: Callable[..., Schedule] = shifted_schedule
+    solvers: tuple[str, ...] = ("euler",)
+    given: Callable[[ImageCondition, Tensor, Schedule, torch.dtype], Given] = Beside
+    inputs: Callable[..., Side] = beside
+
+
+def run(
+    predict: Callable[[Tensor, int], Tensor],
+    x: Tensor,
+    schedule: Schedule,
+    process: Process,
+    solver: Solver,
+    given: Given = NOTHING,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """From noise to latents.
+
+    Args:
+        predict: (latents [B, C, T, H, W], step from 0) -> the guided prediction, of the same shape.
+        x: noise; kept in its own dtype between steps.
+        on_step: called with (steps done, latents) after each; raising from it stops the run.
+    """
+    for step in range(schedule.num_steps):
+        x = given.before(x, step)
+        x = solver(process, x, step, predict(x, step), schedule)
+        x = given.after(x, step)
+        if on_step is not None:
+            on_step(step + 1, x)
+    return given.finish(x)
+
+
+def sample(
+    recipe: SamplingRecipe,
+    network,
+    x: Tensor,
+    schedule: Schedule,
+    guidance: Guidance,
+    conditions: Conditions,
+    on_step: Callable[[StepReport], None] | None = None,
+    seeds: Sequence[int] = (),
+) -> Tensor:
+    """A guided run over a network. Passes run one after another, so that a step needs the activations of one.
+
+    Args:
+        network: forward(latents, timestep [B], **named inputs); its `dtype` is the one it is called in.
+        x: noise [B, C, T, H, W]; kept in its own dtype (fp32 by default) between steps.
+        seeds: of every video, for solvers that add noise.
+    """
+    device, dtype, condition = x.device, network.dtype, conditions.condition
+    given = NOTHING if condition is None else recipe.given(condition, x, schedule, dtype)
+    text = {name: _moved(side, device, dtype) for name, side in vars(conditions.text).items()}
+    inputs = {
+        (side, reads): recipe.inputs(network.config, text[side], given if reads else NOTHING, conditions.numbers)
+        for side in text
+        for reads in (True, False)
+    }
+    done = 0
+
+    def predict(x: Tensor, step: int) -> Tensor:
+        nonlocal done
+        now = guidance.at_step(step, schedule.num_steps, x.shape[2], given.use)
+        timestep = schedule.timesteps[step].to(device).expand(x.shape[0])
+        network_input = x.to(dtype)
+        predictions = {name: network(network_input, timestep, **inputs[now.reads(name)]).to(x.dtype) for name in now.passes}
+        done += len(now.passes)
+        return now.combine(predictions)
+
+    def report(step: int, x: Tensor) -> None:
+        if on_step is not None:
+            on_step(StepReport(step, schedule.num_steps, done, 3 * step - done, x))
+
+    return run(predict, x, schedule, recipe.process, SOLVERS[recipe.solvers[0]](seeds), given, report)
+
+
+def _moved(side: Side, device: torch.device, dtype: torch.dtype) -> Side:
+    """Floating tensors in the network's dtype; masks and whole numbers as they are."""
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in side.items()}
