@@ -15,7 +15,6 @@ from torch import Tensor
 
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
-from opensora_core.codecs.tiling import split_moments
 from opensora_core.encoders.load import load_clip, load_t5
 from opensora_core.evaluation import world
 from opensora_core.run.files import SMALL, ModelFiles
@@ -86,11 +85,14 @@ def vae(files: ModelFiles) -> dict[str, float]:
     )  # fmt: skip
     combination = world.split()[1][0]
     clip = world.Scene(combination, 4, 11.0, (world.SIZE / 2, world.SIZE / 2), "").render().movedim(-1, 0)[None] * 2 - 1
-    moments = ours.encode_moments(clip)
+    encoded = ours.encode(clip)
     _, posterior = theirs.encode(clip, sample_posterior=False, return_posterior=True)
-    latents, _ = split_moments(moments)
+    latents = encoded.mode()
     decoded = theirs.decode(latents * LATENT_SCALE)
-    return {"VAE: moments of a clip": relative(moments, posterior.parameters), "VAE: decoded clip": relative(ours.decode(latents), decoded)}
+    return {
+        "VAE: moments of a clip": relative(encoded.values, posterior.parameters),
+        "VAE: decoded clip": relative(ours.decode(latents), decoded),
+    }
 
 
 @torch.no_grad()

@@ -143,7 +143,7 @@ def compare_memory(args, config: VAEConfig, dtype: torch.dtype) -> dict:
     ratios = {name: peaks[OURS] / peaks[name] for name in (DENSE, DIFFUSERS)}
     tokens = args.memory_latent[0] * args.memory_latent[1] * args.memory_latent[2]
     mask = tokens**2 * dtype.itemsize
-    estimate = decode_bytes(config, *args.memory_latent, dtype.itemsize)
+    estimate = decode_bytes(config, tuple(args.memory_latent), dtype.itemsize)
     print(f"ours / dense mask = {ratios[DENSE]:.3f}, ours / diffusers = {ratios[DIFFUSERS]:.3f}; one mask is {mask / 2**20:.0f} MiB")
     return {"peak_bytes": peaks, "ratio": ratios, "mask_bytes": mask, "estimated_bytes": estimate}
 

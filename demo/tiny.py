@@ -84,7 +84,7 @@ def vae_weights(generator: torch.Generator, config: VAEConfig = VAE) -> dict[str
         latents = torch.randn(1, config.latent_channels, 2, 8, 12, generator=generator) / LATENT_SCALE
         _standardise(vae.decode(latents), weights, "decoder.conv_out.conv", 0.5)
         frames = vae.decode(latents).clamp(-1, 1)
-        _standardise(vae.encode_moments(frames)[:, : config.latent_channels], weights, "quant_conv", 1 / LATENT_SCALE)
+        _standardise(vae.encode(frames).mode(), weights, "quant_conv", 1 / LATENT_SCALE)
     # Log variances: a posterior that is narrow, as a trained one is.
     weights["quant_conv.weight"][config.latent_channels :] = 0
     weights["quant_conv.bias"][config.latent_channels :] = -10

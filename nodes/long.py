@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.codecs.hunyuan.memory import POLICIES
 from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.memory.decode import POLICIES
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance

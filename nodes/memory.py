@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..opensora_core import geometry
 from ..opensora_core.checkpoint.quantize import FORMATS
-from ..opensora_core.codecs.hunyuan.memory import POLICIES
+from ..opensora_core.memory.decode import POLICIES
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
 from .host.model import PRECISIONS, require_open_sora

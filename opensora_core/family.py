@@ -62,12 +62,6 @@ class Network(Protocol):
         """The large repeated parts in the order in which they run: what is streamed, planned and quantised."""
 
 
-class Codec(Protocol):
-    """An autoencoder of videos or pictures."""
-
-    config: Sizes
-
-
 class Given(Protocol):
     """How given frames enter a run. Each method may leave what it gets as it is."""
 
@@ -92,7 +86,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A network of which there are files: how one is known, what its sizes are, how it is built. A codec's row is one.
+    """A network of which there are files: how one is known, what its sizes are, how it is built. A codec's row is one; what a codec offers, codecs/codec.py says.
 
     Attributes:
         kind: one word for code, used nowhere else.

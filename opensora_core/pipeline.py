@@ -127,7 +127,7 @@ class OpenSoraPipeline:
     @property
     def latent_scale(self) -> float:
         """What latents are multiplied by between the VAE and the transformer, from the VAE's header."""
-        return sizes_of_files(vae=self.files.vae).vae.latent_scale
+        return sizes_of_files(vae=self.files.vae).vae.latents.scale
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip of so many frames. Raises an OpenSoraError for counts that no clip has."""

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opensora_core.codecs.hunyuan.model import CausalVAE
-from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
 from opensora_core.geometry import CAUSAL
 from opensora_core.text.prompt import decorate
@@ -89,7 +88,7 @@ def _empty(count: int) -> Rows:
 def encode(vae: CausalVAE, pixels: Tensor) -> Tensor:
     """Posterior means [B, 16, t, h, w] fp32 of [B, T, H, W, 3] in 0..1."""
     with torch.autocast(pixels.device.type, torch.bfloat16):
-        mean, _ = split_moments(vae.encode_moments(pixels.movedim(-1, 1) * 2 - 1))
+        mean, _ = vae.encode(pixels.movedim(-1, 1) * 2 - 1).moments()
     return mean.float()
 
 

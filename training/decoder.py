@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from opensora_core.codecs.hunyuan.model import CausalVAE
-from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
 
 from . import samples
@@ -49,13 +48,13 @@ def is_sampled(step: int) -> bool:
 @torch.no_grad()
 def latents_of(vae: CausalVAE, pixels: Tensor, given: str, generator: torch.Generator) -> Tensor:
     """What the decoder is asked to decode: a clip's latents, a little off, with those of single pictures in their places."""
-    latents, _ = split_moments(vae.encode_moments(pixels))
+    latents, _ = vae.encode(pixels).moments()
     noise = torch.randn(latents.shape, generator=generator) * torch.rand(len(latents), 1, 1, 1, 1, generator=generator)
     latents = latents + NOISE * noise.to(latents)
     for name, at in (("first", 0), ("last", -1)):
         if given in (name, "both"):
             frame = pixels[:, :, :1] if name == "first" else pixels[:, :, -1:]
-            latents[:, :, at] = split_moments(vae.encode_moments(frame))[0][:, :, 0]
+            latents[:, :, at] = vae.encode(frame).moments()[0][:, :, 0]
     return latents
 
 

@@ -20,7 +20,6 @@ from opensora_core.checkpoint.keys import file_name
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
 from opensora_core.codecs.hunyuan.model import CausalVAE
-from opensora_core.codecs.tiling import split_moments
 from opensora_core.encoders.load import load_clip, load_t5
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.run.files import ModelFiles, check_files
@@ -50,7 +49,7 @@ def latent_statistics(vae: CausalVAE, batches: Iterable[Tensor]) -> LatentStatis
     """
     count, total, squares = 0, 0.0, 0.0
     for pixels in batches:
-        mean, _ = split_moments(vae.encode_moments(pixels))
+        mean, _ = vae.encode(pixels).moments()
         values = mean.double().transpose(0, 1).flatten(1)
         count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
     mean = total / count

@@ -16,7 +16,6 @@ from torch import nn
 from opensora_core.codecs.hunyuan.config import VAEConfig
 from opensora_core.codecs.hunyuan.layers import CausalConv3d, Downsample, ResnetBlock, Upsample
 from opensora_core.codecs.hunyuan.model import CausalVAE
-from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
 
 from .muon import Muon
@@ -83,7 +82,7 @@ def _crop(rng: random.Random, centre: float) -> int:
 
 def loss_of(model: CausalVAE, pixels: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
     with torch.autocast(pixels.device.type, torch.bfloat16):
-        mean, logvar = (part.float() for part in split_moments(model.encode_moments(pixels)))
+        mean, logvar = (part.float() for part in model.encode(pixels).moments())
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         decoded = model.decode(mean + noise * (0.5 * logvar).exp()).float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()

@@ -1,33 +1,19 @@
 """Clips through any Open-Sora VAE: encode and decode in tiles, within the host's memory, with progress and one fallback."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...opensora_core.codecs.dc_ae.config import DCAEConfig
-from ...opensora_core.codecs.hunyuan.config import VAEConfig
-from ...opensora_core.codecs.hunyuan.memory import MARGIN, choose_decode, encode_bytes, park_decode, tile_decode_bytes
-from ...opensora_core.codecs.tiling import tiled_decode, tiled_encode
+from ...opensora_core.codecs.codec import CodecConfig, Encoded
+from ...opensora_core.codecs.tiling import check_tiling, largest_tile, tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid, Tiling
+from ...opensora_core.memory.decode import MARGIN, Ladder, Walk, encode_bytes, tile_decode_bytes
 from .out_of_memory import unless_out_of_memory
-from .vae import (
-    HOME,
-    RAN_OUT_AND_PARKED,
-    HostCalls,
-    TileProgress,
-    VAENetwork,
-    check_latent_shape,
-    exact_codec,
-    largest_tile,
-    latents_of,
-    ram_for_parking,
-    vae_config,
-)
+from .vae import TileProgress, VAENetwork, check_latent_shape, exact_codec, ram_for_parking, vae_config
 
 Report = Callable[[str], None]
 
@@ -49,7 +35,7 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     Args:
         vae: ours or the host's HunyuanVideo VAE.
         samples: [B, C, t, h, w], unscaled VAE latents.
-        tiling: what it leaves to the VAE (config.in_tiles) is filled in.
+        tiling: what it leaves to the VAE (config.cut) is filled in.
         policy: auto, exact or low_memory (CONTRACT: "Decode policy").
         report: takes one line for people whenever the result is not the whole-clip function that was asked for.
 
@@ -61,30 +47,17 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     """
     config = vae_config(vae)
     shape = (1, *check_latent_shape(tuple(samples.shape), config)[1:])  # one video at a time
-    tiling = config.in_tiles(tiling)
-    dtype_bytes, appetite = _dtype_bytes(vae), _appetite(vae)
-    needed = int(appetite * MARGIN * tile_decode_bytes(config, shape, tiling, dtype_bytes))
+    dtype_bytes, appetite = comfy.model_management.dtype_size(vae.vae_dtype), _appetite(vae)
+    asked = check_tiling(config.cut(tiling), config.grid)
+    needed = int(appetite * MARGIN * tile_decode_bytes(config, shape, asked, dtype_bytes))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-    free = vae.patcher.get_free_memory(vae.device)
-    ram = _ram_for_parking(vae)
-    chosen, note = choose_decode(policy, config, shape, tiling, dtype_bytes, int(free / appetite), ram)
-    if note:
-        report(note)
-    images = unless_out_of_memory(lambda: _decode(vae, samples, chosen))
-    parked = park_decode(config, shape, chosen, dtype_bytes, ram) if images is None and policy != "low_memory" else None
-    if parked is not None:
-        report(RAN_OUT_AND_PARKED)
-        images = unless_out_of_memory(lambda: _decode(vae, samples, parked))
-    if images is not None:
-        return images
-    chosen = replace(chosen, parked=False)
-    # Asked for half of what was too much, the policy answers with temporal tiles, or with smaller ones where it has those already.
-    smaller = chosen
-    if policy != "exact":
-        smaller, _ = choose_decode("auto", config, shape, chosen, dtype_bytes, tile_decode_bytes(config, shape, chosen, dtype_bytes) // 2)
-    if smaller != chosen:
-        report(f"Ran out of memory ({_words(chosen)}); decoding again in {_words(smaller)}. Frames differ slightly from an exact decode.")
-        images = unless_out_of_memory(lambda: _decode(vae, samples, smaller))
+
+    def free() -> int:
+        return int(vae.patcher.get_free_memory(vae.device) / appetite)
+
+    ladder = Ladder(config, shape, dtype_bytes, free, partial(_ram_for_parking, vae))
+    walk = Walk(ladder.attempts(policy, tiling), report, unless_out_of_memory)
+    images = unless_out_of_memory(lambda: walk(partial(_decode, vae, samples)))
     if images is None:
         raise OpenSoraError(_too_large(config, shape, needed, policy))
     return images
@@ -110,22 +83,23 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     num_frames, height, width = frames.shape[:3]
     config.grid.check_num_frames(num_frames)
     config.grid.check_size(height, width)
-    tiling = config.in_tiles(tiling)
-    tile = largest_tile(config, (num_frames, height, width), tiling)
-    needed = int(_appetite(vae) * MARGIN * encode_bytes(config, *tile, _dtype_bytes(vae)))
+    tiling = check_tiling(config.cut(tiling), config.grid)
+    tile = largest_tile((num_frames, height, width), tiling, False, config.grid)
+    needed = int(_appetite(vae) * MARGIN * encode_bytes(config, tile, comfy.model_management.dtype_size(vae.vae_dtype)))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-    moments = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
+    encoded = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
     short = config.short_tile
-    if moments is None and tiling == config.in_tiles(Tiling(tiling.tile_size, tiling.overlap)) and num_frames > short:
+    if encoded is None and tiling == config.cut(Tiling(tiling.tile_size, tiling.overlap)) and num_frames > short:
         report(f"Ran out of memory encoding the clip; encoding again {short} frames at a time. The latent differs slightly.")
-        moments = unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, short)))
-    if moments is None:
+        encoded = unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, short)))
+    if encoded is None:
         raise OpenSoraError(
             f"Encoding {num_frames} frames of {height}x{width} (height x width) ran out of memory; use a smaller tile_size."
         )
+    encoded = encoded.to("cpu")
     # A CPU generator: the same seed gives the same latent on every card.
-    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
-    return latents_of(config, moments.cpu(), seed is not None, generator).to(vae.output_device)
+    latents = encoded.mode() if seed is None else encoded.sample(torch.Generator("cpu").manual_seed(seed))
+    return latents.to(vae.output_device)
 
 
 def encode_pictures(vae, pictures: Tensor) -> Tensor:
@@ -141,38 +115,33 @@ def encode_pictures(vae, pictures: Tensor) -> Tensor:
 
 
 def _decode(vae, samples: Tensor, tiling: Tiling) -> Tensor:
-    progress = TileProgress(clips=samples.shape[0])
+    progress, grid = TileProgress(clips=samples.shape[0]), vae_config(vae).grid
     clips = []
     with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
         for latents in samples.split(1):
-            function = partial(codec.decode, home=HOME) if tiling.parked else codec.decode
-            pixels = tiled_decode(_on_device(vae, function), latents, tiling, progress, grid=codec.config.grid)
+            pixels = tiled_decode(_on_device(vae, codec.decode), latents, tiling, progress, grid=grid)
             clips.append(vae.process_output(pixels)[0].movedim(0, -1))
     return clips[0] if len(clips) == 1 else torch.cat(clips)
 
 
-def _encode(vae, frames: Tensor, tiling: Tiling) -> Tensor:
+def _encode(vae, frames: Tensor, tiling: Tiling) -> Encoded:
     pixels = vae.process_input(frames[..., :3].movedim(-1, 0)[None])
     with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
-        return tiled_encode(_on_device(vae, codec.encode_moments), pixels, tiling, TileProgress(), grid=codec.config.grid)
+        return tiled_encode(_on_device(vae, codec.encode), pixels, tiling, TileProgress(), grid=vae_config(vae).grid)
 
 
-def _on_device(vae, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _on_device(vae, function: Callable) -> Callable:
     """Run one tile on the VAE's device and bring it back, so that only one tile is ever there."""
 
-    def run(tile: Tensor) -> Tensor:
-        result = function(tile.to(device=vae.device, dtype=vae.vae_dtype))
-        return result.to(device=vae.output_device, dtype=vae.vae_output_dtype())
+    def run(tile: Tensor, *home: torch.device) -> Tensor | Encoded:
+        result = function(tile.to(device=vae.device, dtype=vae.vae_dtype), *home)
+        return result.to(vae.output_device, vae.vae_output_dtype())
 
     return run
 
 
-def _dtype_bytes(vae) -> int:
-    return comfy.model_management.dtype_size(vae.vae_dtype)
-
-
 def _appetite(vae) -> float:
-    return 1.0 if isinstance(vae.first_stage_model, HostCalls) else HOST_APPETITE
+    return 1.0 if isinstance(vae.first_stage_model, VAENetwork) else HOST_APPETITE
 
 
 def _ram_for_parking(vae) -> int:
@@ -180,12 +149,7 @@ def _ram_for_parking(vae) -> int:
     return ram_for_parking(vae.device) if isinstance(vae.first_stage_model, VAENetwork) else 0
 
 
-def _words(tiling: Tiling) -> str:
-    space = f"tiles of {tiling.tile_size} pixels" if tiling.tile_size else "no spatial tiles"
-    return f"{space}, {f'{tiling.temporal_tile} frames at a time' if tiling.temporal_tile else 'the whole clip in time'}"
-
-
-def _too_large(config: VAEConfig | DCAEConfig, shape: tuple[int, ...], needed: int, policy: str) -> str:
+def _too_large(config: CodecConfig, shape: tuple[int, ...], needed: int, policy: str) -> str:
     frames, (height, width) = config.grid.pixel_frames(shape[2]), (side * config.grid.space for side in shape[3:])
     advice = "use policy auto or low_memory" if policy == "exact" else "use a smaller tile_size or temporal_tile, or close other programs"
     return (

@@ -6,8 +6,8 @@ A node's ids, names, defaults and order are frozen once they have landed: what i
 from comfy_api.latest import io
 
 from ...opensora_core import geometry
-from ...opensora_core.codecs.hunyuan.memory import POLICIES
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.memory.decode import POLICIES
 from ...opensora_core.run.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
 from ...opensora_core.sampling.given import FITS
 from ...opensora_core.sampling.guidance import Guidance

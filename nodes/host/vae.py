@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import comfy.ldm.models.autoencoder
@@ -22,66 +22,68 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...opensora_core import geometry
 from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.files import quantisation, read_header
-from ...opensora_core.checkpoint.keys import vae_manifest
 from ...opensora_core.checkpoint.load import compare
-from ...opensora_core.codecs.dc_ae.config import DCAEConfig
-from ...opensora_core.codecs.dc_ae.model import VideoDCAE
+from ...opensora_core.codecs.codec import CodecConfig, Encoded
 from ...opensora_core.codecs.hunyuan.config import VAEConfig
 from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
-from ...opensora_core.codecs.hunyuan.memory import (
-    MARGIN,
-    PARKED_WORDS,
-    choose_decode,
-    decode_bytes,
-    encode_bytes,
-    park_decode,
-    tile_decode_bytes,
-)
-from ...opensora_core.codecs.hunyuan.model import CausalVAE
-from ...opensora_core.codecs.tiling import posterior, tiled_decode, tiled_encode
+from ...opensora_core.codecs.tiling import largest_tile, tiled_decode, tiled_encode
 from ...opensora_core.errors import CheckpointError, OpenSoraError
-from ...opensora_core.geometry import Tiling
+from ...opensora_core.families.table import codec_of
+from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, TIME_COMPRESSION, Grid, Tiling
+from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes
 from . import notice, selftest
 from .out_of_memory import unless_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-HOME = torch.device("cpu")  # where a decode's activations are parked
-RAN_OUT_AND_PARKED = f"{PARKED_WORDS}: the device ran out of memory."
+# Of a variant: the VAE that makes its latents, and the node that makes an empty one.
+_WORDS = {
+    CAUSAL: ("the HunyuanVideo VAE", "Open-Sora Empty Latent Video"),
+    HIGH_COMPRESSION: ("the Video DC-AE of the high-compression variant", "Open-Sora Empty Latent (High Compression)"),
+}
 
 
-class Codec(NamedTuple):
-    """The reference's VAE function on one tile, whoever owns the weights.
+class Halves(NamedTuple):
+    """The reference's VAE function on one tile, whoever owns the weights: both halves as codecs.codec.Codec has them."""
 
-    Attributes:
-        config: sizes, for memory estimates.
-        encode_moments: [B, 3, T, H, W] in -1..1 -> [B, 2C, t, h, w].
-        decode: [B, C, t, h, w] VAE latents -> [B, 3, T, H, W].
-    """
-
-    config: VAEConfig | DCAEConfig
-    encode_moments: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Encoded]
+    decode: Callable[..., Tensor]
 
 
-class HostCalls:
-    """A core VAE with the methods the host calls: the reference's tiled function, with progress and interruption per tile."""
+class VAENetwork:
+    """Before a codec in a class: the methods the host calls, which are the reference's tiled function, with progress and interruption."""
 
     device = None  # in place of the core's property: the host's patcher writes here where it has put the weights
 
-    def decode_tile(self, latents: Tensor) -> Tensor:
-        """Decode without tiling; [B, C, t, h, w] -> [B, 3, T, H, W]."""
-        return super().decode(latents)
+    def decode_tile(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
+        """The codec's own decode, without tiling; [B, C, t, h, w] -> [B, 3, T, H, W]."""
+        return super().decode(latents, home)
+
+    def encode_tile(self, pixels: Tensor) -> Encoded:
+        """The codec's own encode, without tiling."""
+        return super().encode(pixels)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, T, H, W] in -1..1 -> the posterior's mode, [B, C, t, h, w]."""
-        return self._encode(pixels, self.config.in_tiles(Tiling()))
+        return self._encode(pixels, self.config.cut(Tiling()))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self._decode(latents, self.config.in_tiles(Tiling()))
+    def decode(self, latents: Tensor, free_bytes: Callable[[], float] | None = None) -> Tensor:
+        """[B, C, t, h, w] -> [B, 3, T, H, W]; what the device has no room for is parked in main memory, which changes no frame.
+
+        Args:
+            free_bytes: what the latents' device has, as the host counts it for this model.
+
+        Raises:
+            torch.OutOfMemoryError: neither way fits. The host answers with `decode_tiled`.
+        """
+        device, node_id = latents.device, notice.executing_node()
+        free = free_bytes or partial(comfy.model_management.get_free_memory, device)
+        ram = partial(ram_for_parking, device)
+        ladder = Ladder(self.config, tuple(latents.shape), latents.element_size(), lambda: int(free()), ram)
+        walk = Walk(ladder.attempts("exact", Tiling()), lambda line: notice.show(line, node_id), unless_out_of_memory)
+        return walk(partial(self._decode, latents))
 
     def encode_tiled(
         self, pixels: Tensor, tile_x: int = 256, tile_y: int = 256, overlap: int = 64, tile_t: int = 0, overlap_t: int = 0
@@ -94,66 +96,28 @@ class HostCalls:
     ) -> Tensor:
         """As decode, in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
         whole-clip decode ran out of memory; then, and only then, time is tiled as the reference's temporal tiling does."""
-        frames, space = tile_t * geometry.TIME_COMPRESSION or self.config.short_tile, self.config.grid.space
+        frames, space = tile_t * TIME_COMPRESSION or self.config.short_tile, self.config.grid.space
         return self._decode(latents, _tiling(min(tile_x, tile_y) * space, overlap * space, frames))
 
     def _encode(self, pixels: Tensor, tiling: Tiling) -> Tensor:
-        encoded = tiled_encode(self.encode_tile, pixels, tiling, TileProgress(), grid=self.config.grid)
-        return latents_of(self.config, encoded)
+        return tiled_encode(self.encode_tile, pixels, tiling, TileProgress(), grid=self.config.grid).mode()
 
     def _decode(self, latents: Tensor, tiling: Tiling) -> Tensor:
-        device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
-        decode = partial(self.decode_tile, home=HOME) if tiling.parked else self.decode_tile
+        place = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+
         # Tiles leave the card as they are made; joining them needs no GPU and a whole clip of pixels would fill it.
-        return tiled_decode(lambda tile: decode(tile).to(device, dtype), latents, tiling, TileProgress(), grid=self.config.grid)
+        return tiled_decode(lambda *tile: self.decode_tile(*tile).to(*place), latents, tiling, TileProgress(), grid=self.config.grid)
 
 
-class VAENetwork(HostCalls, CausalVAE):
-    """The causal VAE behind the host's calls."""
-
-    def decode(self, latents: Tensor, free_bytes: Callable[[], int] | None = None) -> Tensor:
-        """As the others decode; what the device has no room for is parked in main memory, which changes no frame.
-
-        Args:
-            free_bytes: what the latents' device has, as the host counts it for this model.
-
-        Raises:
-            torch.OutOfMemoryError: neither way fits. The host answers with `decode_tiled`.
-        """
-        tiling, itemsize, ram = self.config.in_tiles(Tiling()), latents.element_size(), ram_for_parking(latents.device)
-        free = comfy.model_management.get_free_memory(latents.device) if free_bytes is None else free_bytes()
-        chosen, note = choose_decode("exact", self.config, tuple(latents.shape), tiling, itemsize, int(free), ram)
-        notice.show(note or "", notice.executing_node())
-        parked = park_decode(self.config, tuple(latents.shape), chosen, itemsize, ram)
-        if parked is None:  # it is so already, or cannot be
-            return self._decode(latents, chosen)
-        frames = unless_out_of_memory(lambda: self._decode(latents, chosen))
-        if frames is None:
-            notice.show(RAN_OUT_AND_PARKED, notice.executing_node())
-            frames = self._decode(latents, parked)
-        return frames
-
-    def decode_tile(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
-        """Decode without tiling, activations parked at home if one is given; [B, C, t, h, w] -> [B, 3, T, H, W]."""
-        return CausalVAE.decode(self, latents, home)
-
-    def encode_tile(self, pixels: Tensor) -> Tensor:
-        """Encode without tiling; [B, 3, T, H, W] -> moments."""
-        return self.encode_moments(pixels)
-
-
-class DCAENetwork(HostCalls, VideoDCAE):
-    """The Video DC-AE behind the host's calls."""
-
-    def encode_tile(self, pixels: Tensor) -> Tensor:
-        """Encode without tiling; [B, 3, T, H, W] -> latents."""
-        return VideoDCAE.encode(self, pixels)
+@cache
+def _network_class(codec: type) -> type:
+    return type(VAENetwork.__name__, (VAENetwork, codec), {})
 
 
 class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
     """A host VAE that holds the core network. Every attribute that the host's constructor sets is set here (a test compares)."""
 
-    def __init__(self, network: HostCalls, config: VAEConfig | DCAEConfig, device: torch.device, dtype: torch.dtype, patcher):
+    def __init__(self, network: VAENetwork, config: CodecConfig, device: torch.device, dtype: torch.dtype, patcher):
         self.config = config
         self.first_stage_model = network
         self.patcher = patcher
@@ -161,10 +125,10 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         self.vae_dtype = dtype
         self.output_device = comfy.model_management.intermediate_device()
         self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
-        self.latent_channels = config.latent_channels
+        self.latent_channels = config.latents.channels
         self.latent_dim = 3
         self.output_channels = config.in_channels
-        time, space = geometry.TIME_COMPRESSION, config.grid.space
+        time, space = TIME_COMPRESSION, config.grid.space
         self.upscale_ratio = (lambda frames: max(0, config.grid.pixel_frames(frames)), space, space)
         self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         self.upscale_index_formula = self.downscale_index_formula = (time, space, space)
@@ -181,22 +145,20 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
 
     def decode(self, samples_in, vae_options=None):
         """The host's; it asks for what an exact decode takes, and the network makes do with what is there then."""
-        options = dict(vae_options or {})
-        if isinstance(self.first_stage_model, VAENetwork):
-            options["free_bytes"] = partial(self.patcher.get_free_memory, self.device)
-        return super().decode(samples_in, options)
+        free = partial(self.patcher.get_free_memory, self.device)
+        return super().decode(samples_in, {**(vae_options or {}), "free_bytes": free})
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of the reference's."""
         frames, height, width = check_latent_shape(tuple(samples.shape), self.config)[2:]
         tile = _bounded((frames, height, width), (tile_t and tile_t + 1, tile_y, tile_x))
-        self._make_room(samples.shape[0] * decode_bytes(self.config, *tile, self._dtype_bytes()))
+        self._make_room(samples.shape[0] * decode_bytes(self.config, tile, self._dtype_bytes()))
         return super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """As decode_tiled; pixel_samples [T, H, W, 3]."""
         tile = _bounded(tuple(pixel_samples.shape[-4:-1]), (tile_t and tile_t + 1, tile_y, tile_x))
-        self._make_room(encode_bytes(self.config, *tile, self._dtype_bytes()))
+        self._make_room(encode_bytes(self.config, tile, self._dtype_bytes()))
         return super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
     def _make_room(self, num_bytes: int) -> None:
@@ -207,12 +169,12 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
 
     def _decode_bytes(self, shape, dtype: torch.dtype) -> int:
         shape = (1, *check_latent_shape(shape, self.config)[1:])  # per video: the host multiplies
-        tiling = self.config.in_tiles(Tiling())
+        tiling = self.config.cut(Tiling())
         return int(MARGIN * tile_decode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
 
     def _encode_bytes(self, shape, dtype: torch.dtype) -> int:
-        tile = largest_tile(self.config, tuple(shape[2:]), self.config.in_tiles(Tiling()))
-        return int(MARGIN * encode_bytes(self.config, *tile, comfy.model_management.dtype_size(dtype)))
+        tile = largest_tile(shape, self.config.cut(Tiling()), False, self.config.grid)
+        return int(MARGIN * encode_bytes(self.config, tile, comfy.model_management.dtype_size(dtype)))
 
 
 class TileProgress:
@@ -244,7 +206,7 @@ def check_file(path: str) -> tuple[detect.Identity, tuple[str, ...]]:
     identity = detect.require(detect.identify(header.shapes), "vae", header.name)
     if form := quantisation(header):
         raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}); give the bf16 or fp32 file.")
-    comparison = compare(detect.bare_shapes(header.shapes, identity.prefix), vae_manifest(identity.config))
+    comparison = compare(detect.bare_shapes(header.shapes, identity.prefix), codec_of(identity.config).manifest(identity.config))
     if not comparison.complete:
         raise CheckpointError(f"{header.name} is {identity.title} but not whole; {comparison.sentence()}. Download it again.")
     return identity, tuple(comparison.extra)
@@ -272,14 +234,14 @@ def ram_for_parking(device: torch.device) -> int:
     return 0 if comfy.model_management.is_device_cpu(device) else comfy.model_management.get_free_memory(HOME)
 
 
-def vae_config(vae) -> VAEConfig | DCAEConfig:
+def vae_config(vae) -> CodecConfig:
     """Sizes of a VAE that can be used with Open-Sora: ours, or the host's HunyuanVideo VAE.
 
     Raises:
         OpenSoraError: any other VAE.
     """
     network = getattr(vae, "first_stage_model", None)
-    if isinstance(network, HostCalls):
+    if isinstance(network, VAENetwork):
         return vae.config
     channels, dimensions = getattr(vae, "latent_channels", None), getattr(vae, "latent_dim", None)
     if not _is_host_hunyuan(network) or dimensions != 3:
@@ -295,10 +257,10 @@ def vae_config(vae) -> VAEConfig | DCAEConfig:
 
 @contextmanager
 def exact_codec(vae):
-    """Give the reference's function of a VAE as a Codec; a stock VAE is exact inside the block and as it was after it."""
-    config, network = vae_config(vae), vae.first_stage_model
-    if isinstance(network, HostCalls):
-        yield Codec(config, network.encode_tile, network.decode_tile)
+    """Give the reference's function of a VAE; a stock VAE is exact inside the block and as it was after it."""
+    network = vae.first_stage_model
+    if isinstance(network, VAENetwork):
+        yield Halves(network.encode_tile, network.decode_tile)
         return
     halves = (network.encoder, network.decoder)
     before = [(half.carried, half.mid.attn_1.optimized_attention) for half in halves]
@@ -306,45 +268,31 @@ def exact_codec(vae):
         for half in halves:
             half.carried = False  # else the host works in slices of time, with GroupNorm statistics of their own
             half.mid.attn_1.optimized_attention = _frame_causal_attention
-        yield Codec(config, lambda pixels: network.quant_conv(network.encoder(pixels)), network.decode)
+        yield Halves(lambda pixels: Encoded(network.quant_conv(network.encoder(pixels))), network.decode)
     finally:
         for half, (carried, attention) in zip(halves, before, strict=True):
             half.carried, half.mid.attn_1.optimized_attention = carried, attention
 
 
-def check_latent_shape(shape, config: VAEConfig | DCAEConfig) -> tuple[int, int, int, int, int]:
+def check_latent_shape(shape, config: CodecConfig) -> tuple[int, int, int, int, int]:
     """(videos, channels, latent frames, latent height, latent width) of a LATENT that a VAE takes, or one sentence."""
-    grid, channels = config.grid, config.latent_channels
+    grid, channels = config.grid, config.latents.channels
     if len(shape) == 5 and shape[1] == channels and 0 not in shape:
         return tuple(shape)
-    name = "the HunyuanVideo VAE" if grid.is_causal else "the Video DC-AE of the high-compression variant"
     # Five dimensions are a video's, of another model or variant.
-    wanted = f"the VAE given, {name}, works on" if len(shape) == 5 and 0 not in shape else "a video latent is"
+    wanted = f"the VAE given, {_WORDS[grid][0]}, works on" if len(shape) == 5 and 0 not in shape else "a video latent is"
     raise OpenSoraError(f"This LATENT is {list(shape)}; {wanted} {latent_words(grid, channels)}.")
 
 
-def latent_words(grid: geometry.Grid, channels: int) -> str:
+def latent_words(grid: Grid, channels: int) -> str:
     """The shape of a variant's latents, and the node that makes them, for a sentence."""
-    node = "Open-Sora Empty Latent Video" if grid.is_causal else "Open-Sora Empty Latent (High Compression)"
-    return f"[videos, {channels}, latent frames, height / {grid.space}, width / {grid.space}], as {node} makes it"
+    return f"[videos, {channels}, latent frames, height / {grid.space}, width / {grid.space}], as {_WORDS[grid][1]} makes it"
 
 
-def latents_of(config: VAEConfig | DCAEConfig, encoded: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-    """Latents of what a Codec encodes to: moments with a posterior, or latents as they are."""
-    return encoded if isinstance(config, DCAEConfig) else posterior(encoded, sample, generator)
-
-
-def largest_tile(config: VAEConfig | DCAEConfig, size: tuple[int, int, int], tiling: Tiling) -> tuple[int, int, int]:
-    """(frames, height, width) in pixels of the largest tile of a clip to encode."""
-    longer = tiling.temporal_tile and tiling.temporal_tile + config.grid.is_causal
-    return _bounded(size, (longer, tiling.tile_size, tiling.tile_size))
-
-
-def _build(config: VAEConfig | DCAEConfig, state: dict, device: torch.device, disable_dynamic: bool) -> OpenSoraVAE:
+def _build(config: CodecConfig, state: dict, device: torch.device, disable_dynamic: bool) -> OpenSoraVAE:
     management = comfy.model_management
     dtype = management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32])
-    kind = DCAENetwork if isinstance(config, DCAEConfig) else VAENetwork
-    network = kind(config, operations=comfy.ops.disable_weight_init, dtype=dtype).train(False)
+    network = _network_class(codec_of(config).build)(config, operations=comfy.ops.disable_weight_init, dtype=dtype).train(False)
     management.archive_model_dtypes(network)
     # By attribute: the host swaps CoreModelPatcher for its dynamic one at start.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher

@@ -18,19 +18,20 @@ Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/dc_ae/models/dc_ae.py.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
 from ..geometry import CAUSAL, TIME_COMPRESSION, Grid, Tiling
+from .codec import Encoded
 
 MIN_TILE_SIZE = 64  # pixels
 TILE_SIZE_MULTIPLE = 16
 MIN_TEMPORAL_TILE = 8  # frames
+HOME = torch.device("cpu")  # where a parked decode has its activations
 MAX_OVERLAP = 0.5  # share of a tile; beyond it, three tiles would meet
-LOGVAR_RANGE = (-30.0, 20.0)
 
 Progress = Callable[[int, int], None]
 
@@ -74,6 +75,15 @@ def num_tiles(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid 
     return per_clip * (len(_time_tiles(frames, time, grid)) if time and _is_long(frames, time) else 1)
 
 
+def largest_tile(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid) -> tuple[int, int, int]:
+    """(frames, height, width) of the largest tile of a tensor of this shape; arguments as for `num_tiles`."""
+    frames, height, width = shape[-3:]
+    time, space = _axes(tiling, latents, grid)
+    if time:
+        frames = min(frames, time.size + grid.lead)
+    return frames, min(height, space.size if space else height), min(width, space.size if space else width)
+
+
 def tiled_decode(
     decode: Callable[[Tensor], Tensor],
     latents: Tensor,
@@ -85,7 +95,8 @@ def tiled_decode(
     """Decode latents, in tiles where they are larger than one.
 
     Args:
-        decode: latents [B, C, t, h, w] -> pixels [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w], a new tensor.
+        decode: latents [B, C, t, h, w] -> pixels [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w], a new tensor. Where tiles are parked it is given
+            a home as well, as Codec.decode.
         latents: unscaled VAE latents.
         tiling: sizes in pixels and frames.
         progress: called with (tiles done, tiles in all) after every tile. What it raises ends the decoding.
@@ -100,26 +111,27 @@ def tiled_decode(
     """
     _check_rank(latents, "latents")
     total = num_tiles(latents.shape, check_tiling(tiling, grid), True, grid)
-    return _tiled(decode, latents, _Cut(tiling, True, grid), _Report(total, progress, output_device))
+    run = (lambda tile: decode(tile, HOME)) if tiling.parked else decode
+    return _tiled(run, latents, _Cut(tiling, True, grid), _Report(total, progress, output_device))
 
 
 def tiled_encode(
-    encode_moments: Callable[[Tensor], Tensor],
+    encode: Callable[[Tensor], Encoded],
     pixels: Tensor,
     tiling: Tiling,
     progress: Progress | None = None,
     output_device: torch.device | str | None = None,
     grid: Grid = CAUSAL,
-) -> Tensor:
-    """Encode frames to moments, in tiles where they are larger than one. Moments are what is blended, not samples.
+) -> Encoded:
+    """Encode frames, in tiles where they are larger than one. Moments are what is blended, not samples.
 
     Args:
-        encode_moments: pixels [B, 3, T, H, W] -> moments [B, 2C, (T - 1) / 4 + 1, H / 8, W / 8], a new tensor.
+        encode: `Codec.encode` of pixels [B, 3, T, H, W]; its values a new tensor.
         pixels: -1..1; T = 4k + 1, sides multiples of 8.
-        tiling, progress, output_device, grid: as for `tiled_decode`. Of a VAE without a posterior, latents are what comes.
+        tiling, progress, output_device, grid: as for `tiled_decode`.
 
     Returns:
-        Moments; see `posterior`.
+        What `encode` would have given of the whole.
 
     Raises:
         OpenSoraError: an impossible tiling, rank, frame count or size.
@@ -128,26 +140,16 @@ def tiled_encode(
     grid.check_num_frames(pixels.shape[2])
     grid.check_size(*pixels.shape[3:], multiple=grid.space)
     total = num_tiles(pixels.shape, check_tiling(tiling, grid), False, grid)
-    return _tiled(encode_moments, pixels, _Cut(tiling, False, grid), _Report(total, progress, output_device))
+    kind = None
 
+    def values_of(tile: Tensor) -> Tensor:
+        nonlocal kind
+        encoded = encode(tile)
+        kind = replace(encoded, values=None)  # a name for the tile itself would keep it alive
+        return encoded.values
 
-def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance, each [B, C, t, h, w], of moments [B, 2C, t, h, w]; the latter within -30..20."""
-    mean, logvar = moments.chunk(2, dim=1)
-    return mean, logvar.clamp(*LOGVAR_RANGE)
-
-
-def posterior(moments: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-    """Latents [B, C, t, h, w] of moments [B, 2C, t, h, w]: the mean, or mean + std * noise.
-
-    The noise is drawn on the generator's device (the moments' without one), in the moments' type.
-    """
-    mean, logvar = split_moments(moments)
-    if not sample:
-        return mean
-    source = generator.device if generator is not None else mean.device
-    noise = torch.randn(mean.shape, generator=generator, device=source, dtype=mean.dtype).to(mean.device)
-    return mean + torch.exp(0.5 * logvar) * noise
+    values = _tiled(values_of, pixels, _Cut(tiling, False, grid), _Report(total, progress, output_device))
+    return replace(kind, values=values)
 
 
 class _Report:
@@ -188,9 +190,9 @@ def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, cut: _Cut, report: _
             length = cut.grid.pixel_frames(frames) if cut.latents else -(-frames // TIME_COMPRESSION)
             result = part.new_empty((*part.shape[:2], length, *part.shape[3:]))
         else:
-            part = part[:, :, 1:] if cut.grid.is_causal else part
+            part = part[:, :, cut.grid.lead :]
             _blend(tail, part, time.blend, axis=2)
-        keep = time.keep + (1 if cut.grid.is_causal and start == 0 else 0)
+        keep = time.keep + (cut.grid.lead if start == 0 else 0)
         kept = part if (start, stop) == tiles[-1] else part[:, :, :keep]
         result[:, :, written : written + kept.shape[2]] = kept
         written += kept.shape[2]
@@ -276,7 +278,7 @@ def _time_tiles(frames: int, time: _Axis, grid: Grid) -> list[tuple[int, int]]:
     """(first, past the last) of every tile of a clip, in the input's units."""
     # A last tile of one frame gives one output: causal, it is dropped, so nothing is computed for it; else see the module.
     starts = [start for start in range(0, frames, time.stride) if start == 0 or frames - start > 1]
-    stops = [min(frames, start + time.size + (1 if grid.is_causal else 0)) for start in starts]
+    stops = [min(frames, start + time.size + grid.lead) for start in starts]
     return list(zip(starts, [*stops[:-1], frames], strict=True))
 
 

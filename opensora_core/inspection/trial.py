@@ -16,7 +16,6 @@ from ..checkpoint.files import Header
 from ..checkpoint.formats import LayerFormat
 from ..checkpoint.load import converted, fill, load_vae
 from ..checkpoint.quantised import QuantisedOperations
-from ..codecs.dc_ae.model import VideoDCAE
 from ..networks.mmdit.model import MMDiT
 from ..ops import TorchOperations
 
@@ -75,16 +74,15 @@ def try_vae(header: Header) -> Trial:
     ramp = torch.linspace(-0.8, 0.8, _PIXELS)
     across, down = torch.meshgrid(ramp, ramp, indexing="xy")
     picture = torch.stack((across, down, 0.8 * torch.sin(4 * (across + down))))[None, :, None]
-    scale = vae.config.latent_scale
     with torch.inference_mode():
-        latents = vae.encode(picture) if isinstance(vae, VideoDCAE) else vae.encode_moments(picture).chunk(2, dim=1)[0]
+        latents = vae.encode(picture).mode()
         again = vae.decode(latents)
     error = (again - picture).pow(2).mean().clamp_min(1e-12)
     psnr = 10 * torch.log10(4.0 / error).item()  # the picture's range is 2 wide
     seconds = time.perf_counter() - started
     lines = [
         ("run", f"one {_PIXELS}x{_PIXELS} frame, fp32 on cpu, {seconds:.1f} s: reconstructed at {psnr:.1f} dB"),
-        ("latents", f"scaled by {scale:g}: {_statistics(latents * scale)}"),
+        ("latents", f"scaled by {vae.config.latents.scale:g}: {_statistics(vae.config.latents.to_model(latents))}"),
     ]
     return Trial(bool(latents.isfinite().all() and again.isfinite().all()), lines)
 

@@ -1,29 +1,243 @@
-"""The VAE as a pipeline uses it: clips in and out, tiles inside, and what is tried when the device has no room for one."""
+"""The VAE as a pipeline uses it, and the ladder that every decode walks, here and in the host: what a tile needs, what is tried in turn."""
 
 import logging
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..codecs.dc_ae.config import DCAEConfig
-from ..codecs.dc_ae.model import VideoDCAE
-from ..codecs.hunyuan.config import VAEConfig
-from ..codecs.hunyuan.memory import PARKED_WORDS, POLICIES, choose_decode, park_decode
-from ..codecs.hunyuan.model import CausalVAE
-from ..codecs.tiling import Progress, check_tiling, posterior, tiled_decode, tiled_encode
+from ..codecs.codec import Codec, CodecConfig
+from ..codecs.tiling import HOME, MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, Progress, check_tiling, largest_tile, tiled_decode, tiled_encode
 from ..errors import check_choice
-from ..geometry import Tiling
+from ..families.table import codec_of
+from ..geometry import TIME_COMPRESSION, Tiling
 from .component import Component, Placement
+from .count import AllocationCounter
 from .device import free_bytes, unless_out_of_memory
+from .plan import GIB
 
 logger = logging.getLogger(__name__)
 
-# Where a decode's activations are parked.
-_HOME = torch.device("cpu")
+POLICIES = ("auto", "exact", "low_memory")
+MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
+_PARKED = "Clip decoded exactly, with activations in main memory: slower"
+_NOT_EXACT = "Frames differ slightly from an exact decode."
+
+Size = tuple[int, int, int]  # frames, height, width
+T = TypeVar("T")
+
+
+def decode_bytes(config: CodecConfig, size: Size, dtype_bytes: int, parked: bool = False) -> int:
+    """Peak of the activations of decoding one tile (or untiled clip) of this latent size, in bytes, its result included.
+
+    Args:
+        dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
+        parked: count only what is on the device when activations are parked in main memory.
+    """
+    estimate = codec_of(config).build.decode_bytes
+    if estimate is None:
+        return _counted(config, config.latents.channels, size, dtype_bytes, True)
+    return estimate(config, size, dtype_bytes, parked)
+
+
+def encode_bytes(config: CodecConfig, size: Size, dtype_bytes: int) -> int:
+    """As decode_bytes, of encoding (frames, height, width) in pixels; what is no whole number of latents counts as the next that is."""
+    estimate = codec_of(config).build.encode_bytes
+    if estimate is not None:
+        return estimate(config, size, dtype_bytes)
+    frames, *sides = size
+    space = config.grid.space
+    frames = 1 if frames == 1 else -(-frames // TIME_COMPRESSION) * TIME_COMPRESSION
+    return _counted(config, config.in_channels, (frames, *(-(-side // space) * space for side in sides)), dtype_bytes, False)
+
+
+@lru_cache(maxsize=64)
+def _counted(config: CodecConfig, channels: int, size: Size, dtype_bytes: int, is_decode: bool) -> int:
+    """By running the codec on the meta device, so that the figure follows the code."""
+    codec = _on_meta(config, torch.float32 if dtype_bytes == 4 else torch.bfloat16)
+    x = torch.empty((1, channels, *size), dtype=codec.dtype, device="meta")
+    with torch.inference_mode(), AllocationCounter() as counter:
+        (codec.decode if is_decode else codec.encode)(x)
+    return counter.peak
+
+
+@lru_cache(maxsize=2)
+def _on_meta(config: CodecConfig, dtype: torch.dtype) -> Codec:
+    return codec_of(config).build(config, dtype=dtype, device="meta").requires_grad_(False)
+
+
+def tile_decode_bytes(config: CodecConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+    """`decode_bytes` of the largest tile of a clip, for the whole batch: of latents [B, C, t, h, w], or any shape that ends so."""
+    batch = latent_shape[0] if len(latent_shape) == 5 else 1
+    return batch * decode_bytes(config, largest_tile(latent_shape, tiling, True, config.grid), dtype_bytes, tiling.parked)
+
+
+def parking_bytes(config: CodecConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+    """Main memory that a parked decode fills at most, in bytes: no more than the largest tile's activations on the device would."""
+    return tile_decode_bytes(config, latent_shape, replace(tiling, parked=False), dtype_bytes)
+
+
+class Attempt(NamedTuple):
+    """A way to decode a clip, and a line for people where it is not the way that was asked for."""
+
+    tiling: Tiling
+    line: str | None = None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The ways to decode a clip in the memory there is.
+
+    Attributes:
+        config: of the codec.
+        latent_shape: [B, C, t, h, w] of the clip, or of the longest part of it that is decoded at a time.
+        dtype_bytes: of one value.
+        free: gives the bytes free on the device, with the codec's weights already there; None: not known.
+        ram: gives the main memory that activations may be parked in; 0 where they cannot be, or where the device works in it.
+            Both are asked when they decide something, and so is what a tile needs, which of some codecs takes a moment to count.
+    """
+
+    config: CodecConfig
+    latent_shape: tuple[int, ...]
+    dtype_bytes: int
+    free: Callable[[], int | None]
+    ram: Callable[[], int] = lambda: 0
+
+    def attempts(self, policy: str, tiling: Tiling) -> Iterator[Attempt]:
+        """What to try in turn, each when all before it ran out of memory.
+
+        What is asked for, as far as it fits by the estimate (`_first`); the same with activations parked in main memory; tiles in time
+        as well; tiles of half the need.
+
+        Args:
+            policy: "exact": `tiling`, at most parked. "auto": as it is if that fits, else parked, else temporal tiles, else smaller
+                tiles too. "low_memory": temporal tiles at once. For a codec that has temporal tiles of its own: shorter ones.
+            tiling: what was asked for; what it leaves to the codec (config.cut) is filled in.
+
+        Raises:
+            OpenSoraError: an unknown policy or impossible tiling.
+        """
+        check_choice("policy", policy, POLICIES)
+        first = self._first(policy, check_tiling(self.config.cut(tiling), self.config.grid))
+        yield first
+        if policy != "low_memory" and (parked := self._parked(first.tiling)):
+            yield Attempt(parked, f"{_PARKED}: the device ran out of memory.")
+        if policy == "exact":
+            return
+        tried = replace(first.tiling, parked=False)
+        for smaller in (self._shorter, self._halved):
+            tiling = smaller(tried)
+            if self._need(tiling) < self._need(tried):
+                yield Attempt(tiling, f"Ran out of memory ({_words(tried)}); decoding again in {_words(tiling)}. {_NOT_EXACT}")
+                tried = tiling
+
+    def _first(self, policy: str, tiling: Tiling) -> Attempt:
+        """What fits by the estimate, and why it is another way than the one asked for."""
+        if policy == "exact" and not self._ram_for_parking:
+            return Attempt(tiling)
+        free = self.free()
+        if policy != "low_memory":
+            if free is None or self._need(tiling) <= free:
+                return Attempt(tiling)
+            why = f"tiles as asked for need {self._gib(tiling)} GiB and {free / GIB:.2f} GiB are free"
+            parked = self._parked(tiling)
+            if parked and self._need(parked) <= free:
+                return Attempt(parked, f"{_PARKED} ({self._gib(parked)} GiB of it on the device): {why}.")
+            if policy == "exact":
+                return Attempt(tiling)
+        frames, doubt = self.config.grid.pixel_frames(self.latent_shape[-3]), ""
+        chosen, reason = self._shorter(tiling), f"a tile of the whole clip ({frames} frames) needs {self._gib(tiling)} GiB"
+        if policy == "auto":
+            chosen = self._first_that_fits(chosen, free)
+            reason = f"tiles as asked for need {self._gib(tiling)} GiB for {frames} frames and {free / GIB:.2f} GiB are free"
+            doubt = "" if self._need(chosen) <= free else ", which may not fit either"
+        if chosen == tiling:
+            return Attempt(tiling, f"Decoding may not fit: {reason}." if doubt else None)
+        changes = [f"temporal tiles of {chosen.temporal_tile} frames"] if chosen.temporal_tile != tiling.temporal_tile else []
+        changes += [f"spatial tiles of {chosen.tile_size} pixels"] if chosen.tile_size != tiling.tile_size else []
+        return Attempt(chosen, f"Decoding in {' and '.join(changes)} ({self._gib(chosen)} GiB{doubt}): {reason}. {_NOT_EXACT}")
+
+    def _parked(self, tiling: Tiling) -> Tiling | None:
+        """The same tiles with activations in main memory; None if there is no room, or if they are there already."""
+        ram = self._ram_for_parking
+        if tiling.parked or not ram or parking_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes) > ram:
+            return None
+        return replace(tiling, parked=True)
+
+    @property
+    def _ram_for_parking(self) -> int:
+        return self.ram() if codec_of(self.config).build.can_park else 0
+
+    def _shorter(self, tiling: Tiling) -> Tiling:
+        """In temporal tiles. Those that were asked for stay as they are; a clip no longer than one has nothing to cut."""
+        config = self.config
+        is_asked_for = tiling.temporal_tile != config.cut(Tiling()).temporal_tile
+        is_short = config.grid.pixel_frames(self.latent_shape[-3]) <= config.short_tile
+        return tiling if is_asked_for or is_short else replace(tiling, temporal_tile=config.short_tile)
+
+    def _halved(self, tiling: Tiling) -> Tiling:
+        return self._first_that_fits(tiling, tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes) // 2)
+
+    def _first_that_fits(self, tiling: Tiling, free: int) -> Tiling:
+        """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
+        if self._need(tiling) <= free:
+            return tiling
+        multiple = max(TILE_SIZE_MULTIPLE, self.config.grid.space)
+        largest = tiling.tile_size - multiple if tiling.tile_size else Tiling().tile_size
+        for size in range(largest, MIN_TILE_SIZE - 1, -multiple):
+            tiling = replace(tiling, tile_size=size)
+            if self._need(tiling) <= free:
+                break
+        return tiling
+
+    def _need(self, tiling: Tiling) -> int:
+        return int(MARGIN * tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes))
+
+    def _gib(self, tiling: Tiling) -> str:
+        return f"{self._need(tiling) / GIB:.2f}"
+
+
+def _words(tiling: Tiling) -> str:
+    space = f"tiles of {tiling.tile_size} pixels" if tiling.tile_size else "no spatial tiles"
+    return f"{space}, {f'{tiling.temporal_tile} frames at a time' if tiling.temporal_tile else 'the whole clip in time'}"
+
+
+class Walk:
+    """Down a ladder as far as it takes; what helped once stays, for the next part of the same clip.
+
+    Args:
+        attempts: Ladder.attempts.
+        tell: takes the lines for people.
+        unless_out_of_memory: runs something and gives None where memory ran out; the host has its own.
+    """
+
+    def __init__(self, attempts: Iterator[Attempt], tell: Callable[[str], None], unless_out_of_memory: Callable = unless_out_of_memory):
+        self._attempts, self._tell, self._unless_out_of_memory = attempts, tell, unless_out_of_memory
+        self._tiling: Tiling | None = None
+
+    def __call__(self, run: Callable[[Tiling], T]) -> T:
+        """What `run` gives of the first tiling that there is memory for.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: there is memory for none.
+        """
+        if self._tiling is None:
+            self._step()
+        while (made := self._unless_out_of_memory(partial(run, self._tiling))) is None:
+            self._step()
+        return made
+
+    def _step(self) -> None:
+        attempt = next(self._attempts, None)
+        if attempt is None:
+            raise torch.cuda.OutOfMemoryError("out of memory in every way of decoding that was tried")
+        self._tiling = attempt.tiling
+        if attempt.line:
+            self._tell(attempt.line)
 
 
 class VideoVAE:
@@ -31,7 +245,7 @@ class VideoVAE:
 
     Attributes:
         tiling: sizes of the tiles; the defaults are the reference's.
-        policy: how to decode: auto, exact or low_memory, see codecs/hunyuan/memory.py.
+        policy: how to decode: auto, exact or low_memory, see Ladder.attempts.
     """
 
     def __init__(self, component: Component, placement: Placement):
@@ -72,87 +286,46 @@ class VideoVAE:
         pixels = images.permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
         pixels = pixels.to(self._placement.device, self._placement.dtype)
         with self._component.at_work() as vae:
-            config, tiling = vae.config, vae.config.in_tiles(self.tiling)
-            if isinstance(config, DCAEConfig):  # without a posterior there is nothing to sample
-                latents = tiled_encode(vae.encode, pixels, tiling, progress, grid=config.grid).float()
-                return config.latent_scale * latents.expand(len(generators), -1, -1, -1, -1)
-            moments = tiled_encode(vae.encode_moments, pixels, tiling, progress).float()
-        return config.latent_scale * torch.cat([posterior(moments, generator is not None, generator) for generator in generators])
+            config = vae.config
+            encoded = tiled_encode(vae.encode, pixels, config.cut(self.tiling), progress, grid=config.grid).to(torch.float32)
+        latents = [encoded.mode() if generator is None else encoded.sample(generator) for generator in generators]
+        return config.latents.to_model(torch.cat(latents))
 
     @contextmanager
-    def decoder(self, latent_shape: tuple[int, ...]) -> Iterator["ClipDecoder"]:
-        """What decodes clips, or the parts of a long one, while the block lasts. latent_shape: [1, C, T, H, W], of the largest."""
-        with self._component.at_work() as vae:
-            yield ClipDecoder(vae, self._placement, self.policy, self.tiling, latent_shape)
+    def decoder(self, latent_shape: tuple[int, ...], tell: Callable[[str], None]) -> Iterator[Callable[[Tensor, Progress | None], Tensor]]:
+        """What decodes clips, or the parts of a long one, while the block lasts.
 
+        It is called with latents [1, C, t, h, w] in the transformer's scale and a progress, gives pixels [1, 3, T, H, W], about -1..1,
+        and raises what the device says where it has no room in any way that the policy permits.
 
-class ClipDecoder:
-    """Latents to pixels within what the device has.
-
-    A tile that the device has no room for after all is tried again with activations in main memory, the policies auto and exact
-    permitting it; then, with auto, in temporal tiles. What helped once stays.
-
-    Attributes:
-        notes: the lines to show where memory makes the decode other than exact; they are logged too.
-    """
-
-    def __init__(self, vae: CausalVAE | VideoDCAE, placement: Placement, policy: str, asked: Tiling, latent_shape: tuple[int, ...]):
-        self.notes: list[str] = []
-        self._vae, self._placement, self._policy = vae, placement, policy
-        self._asked, self._shape = asked, latent_shape
-        self._tiling = self._choose(policy)
-
-    def __call__(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
-        """Pixels [1, 3, T, H, W], about -1..1, of latents [1, C, T, H, W] in the transformer's scale.
-
-        Raises:
-            whatever the device says where it has no room in any way that the policy permits.
+        Args:
+            latent_shape: [1, C, t, h, w], of the largest.
+            tell: takes a line where memory makes the decode other than exact; it is logged too.
         """
         placement = self._placement
-        latents = (latents.to(placement.device).float() / self._vae.config.latent_scale).to(placement.dtype)
-        while (frames := unless_out_of_memory(lambda: self._tiles(latents, progress))) is None:
-            smaller = self._after(self._tiling)
-            if smaller is None:
-                return self._tiles(latents, progress)  # what it raises is for the caller
-            self._tiling = smaller
-        return frames
 
-    def _tiles(self, latents: Tensor, progress: Progress | None) -> Tensor:
-        decode = partial(self._vae.decode, home=_HOME) if self._tiling.parked else self._vae.decode
-        return tiled_decode(decode, latents, self._tiling, progress, grid=self._vae.config.grid)
+        def say(line: str) -> None:
+            logger.warning("%s", line)
+            tell(line)
 
-    def _choose(self, policy: str) -> Tiling:
-        config, placement = self._vae.config, self._placement
-        free = _free_for_tiles(self._shape, config, placement)
-        tiling, note = choose_decode(policy, config, self._shape, self._asked, placement.dtype.itemsize, free, _ram_for_parking(placement))
-        if note:
-            self._tell(note)
-        return tiling
+        with self._component.at_work() as vae:
+            config = vae.config
+            free, ram = partial(_free_for_tiles, latent_shape, config, placement), partial(_ram_for_parking, placement)
+            ladder = Ladder(config, latent_shape, placement.dtype.itemsize, free, ram)
+            walk = Walk(ladder.attempts(self.policy, self.tiling), say)
 
-    def _after(self, tiling: Tiling) -> Tiling | None:
-        """What to try when this ran out of memory; None if there is nothing."""
-        config, placement = self._vae.config, self._placement
-        if self._policy == "low_memory" or tiling.temporal_tile != config.in_tiles(Tiling()).temporal_tile:
-            return None
-        parked = park_decode(config, self._shape, tiling, placement.dtype.itemsize, _ram_for_parking(placement))
-        if parked is not None:
-            self._tell(f"{PARKED_WORDS}: the device ran out of memory.")
-            return parked
-        if self._policy != "auto":
-            return None
-        shorter = self._choose("low_memory")
-        return shorter if shorter.temporal_tile != tiling.temporal_tile else None  # a short clip has nothing to cut
+            def decode(latents: Tensor, progress: Progress | None, tiling: Tiling) -> Tensor:
+                latents = config.latents.to_codec(latents.to(placement.device).float()).to(placement.dtype)
+                return tiled_decode(vae.decode, latents, tiling, progress, grid=config.grid)
 
-    def _tell(self, note: str) -> None:
-        logger.warning("%s", note)
-        self.notes.append(note)
+            yield lambda latents, progress=None: walk(partial(decode, latents, progress))
 
 
-def _free_for_tiles(latent_shape: tuple[int, ...], config: VAEConfig | DCAEConfig, placement: Placement) -> int:
-    """Bytes of the device that are free for a tile's activations once all finished frames are there."""
+def _free_for_tiles(latent_shape: tuple[int, ...], config: CodecConfig, placement: Placement) -> int | None:
+    """Bytes of the device that are free for a tile's activations once all finished frames are there; None: not known."""
     free = free_bytes(placement.device)
     if free is None:
-        return sys.maxsize  # unknown: try
+        return None
     frames, height, width = latent_shape[-3:]
     grid = config.grid
     finished = config.in_channels * grid.pixel_frames(frames) * height * width * grid.space**2 * placement.dtype.itemsize
@@ -161,4 +334,4 @@ def _free_for_tiles(latent_shape: tuple[int, ...], config: VAEConfig | DCAEConfi
 
 def _ram_for_parking(placement: Placement) -> int:
     """Main memory that a decode may park activations in."""
-    return 0 if placement.device.type == "cpu" else free_bytes(_HOME) or 0
+    return 0 if placement.device.type == "cpu" else free_bytes(HOME) or 0

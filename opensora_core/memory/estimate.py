@@ -1,16 +1,16 @@
 """What a video needs in given settings: device memory stage by stage, and RAM.
 
 Peaks come from footprint.py, what streams from plan.py, the tiles of a decode from the decode policy itself
-(codecs/hunyuan/memory.py). Figures are what is needed at least: an allocator may hold more in reserve. Sizes in bytes.
+(decode.py). Figures are what is needed at least: an allocator may hold more in reserve. Sizes in bytes.
 """
 
 from dataclasses import dataclass
 
-from ..codecs.hunyuan.memory import MARGIN, POLICIES, choose_decode, parking_bytes, tile_decode_bytes
 from ..errors import OpenSoraError
 from ..geometry import CAUSAL, LARGEST, Grid, Tiling, check_largest
 from ..sampling.guidance import PICTURES, Guidance, num_forwards
 from .component import plan_within
+from .decode import MARGIN, POLICIES, Ladder, parking_bytes, tile_decode_bytes
 from .footprint import (
     PRECISIONS,
     QUANTISED,
@@ -271,7 +271,8 @@ class Need:
         finished = 3 * request.num_frames * request.height * request.width * itemsize
         free = self.memory.free - staying.num_bytes - weights - finished - self._context()
         ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if self.memory.device != "cpu" else 0
-        tiling, note = choose_decode(self.settings.decode_policy, vae, self.latent_shape, request.tiling, itemsize, max(0, free), ram)
+        ladder = Ladder(vae, self.latent_shape, itemsize, lambda: max(0, free), lambda: ram)
+        tiling, note = next(ladder.attempts(self.settings.decode_policy, request.tiling))
         if tiling.parked:  # the finished frames stay in main memory too
             tile, rest = tile_decode_bytes(vae, self.latent_shape, tiling, itemsize), 0
             self.parked_bytes = parking_bytes(vae, self.latent_shape, tiling, itemsize)

@@ -15,15 +15,16 @@ from torch import Tensor
 from ..checkpoint.detect import identify, require
 from ..checkpoint.files import Header, read_header
 from ..checkpoint.formats import QUANTISED_GROUPS, group_of, layers_to_quantise, stored_formats
-from ..checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest, vae_class
+from ..checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest
 from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
-from ..codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
+from ..codecs.codec import CodecConfig, Encoded
 from ..codecs.hunyuan import layers as vae_layers
-from ..codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
+from ..codecs.hunyuan.config import HUNYUAN_VAE
 from ..codecs.tiling import tiled_decode, tiled_encode
 from ..encoders.tokens import T5, find_tokenizer, text_length
 from ..encoders.weights import read_headers
 from ..errors import CheckpointError, OpenSoraError
+from ..families.table import codec_of, usual_codec
 from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, Tiling
 from ..networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from ..networks.mmdit.model import MMDiT
@@ -118,7 +119,7 @@ class ModelSizes:
     """
 
     transformer: TransformerConfig = OPEN_SORA_2
-    vae: VAEConfig | DCAEConfig = HUNYUAN_VAE
+    vae: CodecConfig = HUNYUAN_VAE
     text: TextSizes = TextSizes()
     stored: str = "bf16"
     stored_text: str = "bf16"
@@ -139,7 +140,7 @@ def sizes_of_files(
         header, config = _read(dit, "transformer")
         stored, groups = _stored_transformer(header)
         found = replace(found, transformer=config, stored=stored, groups=groups, name=header.name)
-        found = found if config.grid.is_causal else replace(found, vae=replace(VIDEO_DC_AE, latent_channels=config.in_channels))
+        found = replace(found, vae=usual_codec(config))
     if vae is not None:
         found = replace(found, vae=_read(vae, "vae")[1])
     if t5 is not None:
@@ -219,7 +220,7 @@ def sampling_peak(
 
 
 @lru_cache(maxsize=64)
-def decode_peak(config: VAEConfig | DCAEConfig, precision: str, latent_shape: tuple[int, ...], tiling: Tiling) -> tuple[int, int]:
+def decode_peak(config: CodecConfig, precision: str, latent_shape: tuple[int, ...], tiling: Tiling) -> tuple[int, int]:
     """(one tile's activations, everything else that is alive beside it): latents, finished frames, seams.
 
     The tiling itself is run, around a decoder that only counts.
@@ -230,25 +231,25 @@ def decode_peak(config: VAEConfig | DCAEConfig, precision: str, latent_shape: tu
         frames, height, width = tile.shape[2:]
         return tile.new_empty(tile.shape[0], config.in_channels, grid.pixel_frames(frames), grid.space * height, grid.space * width)
 
-    grid, tiling = config.grid, config.in_tiles(tiling)
+    grid, tiling = config.grid, config.cut(tiling)
     return _tiled_peak(lambda function: tiled_decode(function, latents, tiling, grid=grid), frames_of, _Tile(config, precision, True))
 
 
 @lru_cache(maxsize=64)
-def encode_peak(config: VAEConfig | DCAEConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
+def encode_peak(config: CodecConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
     """(one tile's activations, everything else) of encoding one picture of this size in pixels."""
     pixels = _empty(_dtype(precision), 1, config.in_channels, 1, height, width)
 
-    def moments_of(tile: Tensor) -> Tensor:
+    def moments_of(tile: Tensor) -> Encoded:
         rows, columns = (side // grid.space for side in tile.shape[3:])
-        return tile.new_empty(tile.shape[0], 2 * config.latent_channels, 1, rows, columns)
+        return Encoded(tile.new_empty(tile.shape[0], 2 * config.latents.channels, 1, rows, columns))
 
     grid = config.grid
     return _tiled_peak(lambda function: tiled_encode(function, pixels, tiling, grid=grid), moments_of, _Tile(config, precision, False))
 
 
 @lru_cache(maxsize=8)
-def vae_weights(config: VAEConfig | DCAEConfig, precision: str) -> int:
+def vae_weights(config: CodecConfig, precision: str) -> int:
     """Bytes of the VAE's weights."""
     return sum(tensor.nbytes for tensor in _vae(config, precision).state_dict().values())
 
@@ -328,7 +329,7 @@ class _Counted:
 class _Tile:
     """One call of the VAE."""
 
-    config: VAEConfig
+    config: CodecConfig
     precision: str
     is_decode: bool
 
@@ -353,19 +354,18 @@ class _Tile:
 @lru_cache(maxsize=64)
 def _vae_peak(tile: _Tile, shape: tuple[int, ...]) -> int:
     model = _vae(tile.config, tile.precision)
-    encode = model.encode if isinstance(tile.config, DCAEConfig) else model.encode_moments
     with torch.inference_mode(), AllocationCounter() as counter:
-        (model.decode if tile.is_decode else encode)(_empty(model.dtype, *shape))
+        (model.decode if tile.is_decode else model.encode)(_empty(model.dtype, *shape))
     return counter.peak
 
 
 @lru_cache(maxsize=4)
-def _vae(config: VAEConfig | DCAEConfig, precision: str) -> torch.nn.Module:
+def _vae(config: CodecConfig, precision: str) -> torch.nn.Module:
     """On the meta device."""
-    return vae_class(config)(config, dtype=_dtype(precision), device="meta").requires_grad_(False)
+    return codec_of(config).build(config, dtype=_dtype(precision), device="meta").requires_grad_(False)
 
 
-def _tiled_peak(tiled: Callable, result_of: Callable[[Tensor], Tensor], tile: _Tile) -> tuple[int, int]:
+def _tiled_peak(tiled: Callable, result_of: Callable[[Tensor], Tensor | Encoded], tile: _Tile) -> tuple[int, int]:
     """(largest tile's peak, the rest) of tiled(function): `result_of` makes what the VAE would."""
 
     class First(Exception):
@@ -419,7 +419,7 @@ def _condition(latent_shape: tuple[int, ...]):
     return image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, height, width), None)
 
 
-def _read(path: str | Path, slot: str) -> tuple[Header, TransformerConfig | VAEConfig]:
+def _read(path: str | Path, slot: str) -> tuple[Header, TransformerConfig | CodecConfig]:
     header = read_header(Path(path).expanduser())
     return header, require(identify(header.shapes), slot, header.name).config
 

@@ -35,15 +35,15 @@ def decode_latents(
     progress(0, 1)  # how many tiles there are is known with the first
 
     def decode_all() -> tuple[list[Frames], list[str]]:
-        numbers = count()
-        with networks.video_vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:])) as decode:
+        numbers, notes = count(), []
+        with networks.video_vae.decoder((*videos[0].shape[:2], parts[0][1], *videos[0].shape[3:]), notes.append) as decode:
 
             def decode_part(part: Tensor) -> Tensor:
                 number = next(numbers)
                 pixels = decode(part, lambda done, total: progress(number * total + done, num_parts * total))
                 return pixels.permute(0, 2, 3, 4, 1)[0]
 
-            return [_shown(decode_windows(video, plan, decode_part)) for video in videos], decode.notes
+            return [_shown(decode_windows(video, plan, decode_part)) for video in videos], notes
 
     made = unless_out_of_memory(decode_all)
     if made is None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..codecs.hunyuan.memory import MARGIN
 from ..memory.component import AUTO, BUDGET, EVERYTHING, RESIDENT, Placement
+from ..memory.decode import MARGIN
 from ..memory.device import free_bytes, ran_out, total_bytes
 from ..memory.estimate import MATRIX_BYTES
 from ..memory.footprint import QUANTISED, sampling_peak, sizes_of_files, text_peak, transformer_weights

@@ -15,12 +15,12 @@ from torch import Tensor
 from ..checkpoint.detect import require
 from ..checkpoint.keys import transformer_manifest
 from ..checkpoint.load import check_keys, load_transformer, open_model
-from ..codecs.hunyuan.memory import MARGIN
 from ..codecs.picture import load_decoder, open_decoder
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
 from ..families.flux import AUTO, GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
 from ..geometry import CAUSAL, SPACE_COMPRESSION, training_size
 from ..memory.component import AUTO as AUTO_OFFLOAD, Component, Habits, Placement
+from ..memory.decode import MARGIN
 from ..memory.device import ran_out, unless_out_of_memory
 from ..memory.estimate import MATRIX_BYTES
 from ..memory.footprint import forward_peak

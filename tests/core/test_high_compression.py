@@ -11,14 +11,13 @@ from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import main
 from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE
 from opensora_core.codecs.dc_ae.layers import linear_attention
-from opensora_core.codecs.dc_ae.memory import decode_bytes, encode_bytes
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
-from opensora_core.codecs.hunyuan.memory import choose_decode
 from opensora_core.codecs.tiling import num_tiles, tiled_decode
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, Tiling
 from opensora_core.inspection.report import check
 from opensora_core.memory.count import AllocationCounter
+from opensora_core.memory.decode import Ladder, decode_bytes, encode_bytes
 from opensora_core.memory.footprint import sizes_of_files
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, OPEN_SORA_2_DC_AE
 from opensora_core.pipeline import OpenSoraPipeline
@@ -56,7 +55,7 @@ def test_grids_are_what_the_configurations_say():
     # 768px 16:9, 128 frames: the reference's shift and number of decoder calls.
     extent = (HIGH_COMPRESSION.latent_frames(128), *HIGH_COMPRESSION.latent_size(576, 1024))
     assert latent_flow_shift(extent, 1) == pytest.approx(6.599663, abs=1e-6)
-    assert num_tiles(extent, VIDEO_DC_AE.in_tiles(Tiling()), True, HIGH_COMPRESSION) == 108
+    assert num_tiles(extent, VIDEO_DC_AE.cut(Tiling()), True, HIGH_COMPRESSION) == 108
 
 
 @pytest.mark.parametrize(("frames", "near"), [(129, "128 or 132"), (4, "1 or 8"), (5, "1 or 8"), (0, "1 or 8"), (126, "124 or 128")])
@@ -70,7 +69,7 @@ def test_no_length_loses_frames(vae, frames):
     """One latent is left for the last tile: the reference gives three frames less."""
     latents = torch.randn(1, 8, frames // 4, 1, 1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = tiled_decode(vae.decode, latents, VIDEO_DC_AE.in_tiles(Tiling()), grid=HIGH_COMPRESSION)
+        found = tiled_decode(vae.decode, latents, VIDEO_DC_AE.cut(Tiling()), grid=HIGH_COMPRESSION)
     assert found.shape[2] == frames and found.isfinite().all()
 
 
@@ -86,9 +85,9 @@ def test_the_future_is_seen(vae):
     """Not causal: another last frame gives another first latent."""
     pixels = torch.zeros(1, 3, 16, 32, 32)
     with torch.no_grad():
-        before = vae.encode(pixels)
+        before = vae.encode(pixels).values
         pixels[:, :, -1] = 1
-        assert (vae.encode(pixels) - before)[:, :, 0].abs().max() > 1e-4
+        assert (vae.encode(pixels).values - before)[:, :, 0].abs().max() > 1e-4
 
 
 def test_sums_over_a_clip_stay_numbers_in_half_precision():
@@ -112,12 +111,14 @@ def test_the_estimate_is_what_is_allocated(vae, size):
 
 
 def test_decode_policies_shorten_tiles():
-    shape = (1, 128, 32, 18, 32)
-    assert choose_decode("exact", VIDEO_DC_AE, shape, Tiling(), 2, 0) == (Tiling(256, 0.25, 32), None)
-    assert choose_decode("auto", VIDEO_DC_AE, shape, Tiling(), 2, 2**34) == (Tiling(256, 0.25, 32), None)
-    chosen, line = choose_decode("low_memory", VIDEO_DC_AE, shape, Tiling(), 2, 0)
+    def choose(policy, free):
+        return next(Ladder(VIDEO_DC_AE, (1, 128, 32, 18, 32), 2, lambda: free).attempts(policy, Tiling()))
+
+    assert choose("exact", 0) == (Tiling(256, 0.25, 32), None)
+    assert choose("auto", 2**34) == (Tiling(256, 0.25, 32), None)
+    chosen, line = choose("low_memory", 0)
     assert chosen == Tiling(256, 0.25, 16) and "temporal tiles of 16 frames" in line
-    assert choose_decode("auto", VIDEO_DC_AE, shape, Tiling(), 2, 2**29)[0] == Tiling(128, 0.25, 16)
+    assert choose("auto", 2**29)[0] == Tiling(128, 0.25, 16)
 
 
 def test_parts_of_two_variants_are_refused(folder, tiny_checkpoint):

@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 
 from opensora_core.checkpoint.load import load_vae
+from opensora_core.codecs.codec import Encoded
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
-from opensora_core.codecs.tiling import posterior, split_moments, tiled_decode, tiled_encode
+from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.geometry import Tiling
 
 TOLERANCE = 1e-5  # fp32 rounding
@@ -39,7 +40,7 @@ def pixels(recorded, name):
 @pytest.mark.parametrize("name", CASES)
 def test_encode(vae, recorded, relative_error, name):
     with torch.no_grad():
-        found = tiled_encode(vae.encode_moments, pixels(recorded, name), tiling(CASES[name]))
+        found = tiled_encode(vae.encode, pixels(recorded, name), tiling(CASES[name])).values
     assert relative_error(found, recorded[f"{name}.moments"]) < TOLERANCE
 
 
@@ -58,7 +59,7 @@ def test_decode(vae, recorded, relative_error, name):
 def test_goldens_see_the_tiles(vae, recorded, relative_error, name):
     """Tiles have their own statistics: untiled, the same input gives something else, so a wrong tile plan would show."""
     with torch.no_grad():
-        found = vae.encode_moments(pixels(recorded, name))
+        found = vae.encode(pixels(recorded, name)).values
     assert relative_error(found, recorded[f"{name}.moments"]) > 0.01
 
 
@@ -75,8 +76,8 @@ def test_goldens_see_the_causal_mask(vae, recorded, relative_error, monkeypatch)
 
 
 def test_posterior(recorded, relative_error):
-    mean, logvar = split_moments(recorded["posterior.moments"])
+    mean, logvar = Encoded(recorded["posterior.moments"]).moments()
     assert torch.equal(mean, recorded["posterior.mean"])
     assert torch.equal(logvar, recorded["posterior.logvar"])  # clamped to -30..20
-    assert torch.equal(posterior(recorded["posterior.moments"], False, None), mean)
-    assert torch.equal(posterior(recorded["posterior.moments"], True, torch.Generator().manual_seed(5)), recorded["posterior.sample"])
+    assert torch.equal(Encoded(recorded["posterior.moments"]).mode(), mean)
+    assert torch.equal(Encoded(recorded["posterior.moments"]).sample(torch.Generator().manual_seed(5)), recorded["posterior.sample"])

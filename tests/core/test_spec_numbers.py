@@ -6,6 +6,7 @@ They come from hpcaitech/Open-Sora@7ad6a96a, run on a CPU in fp32; tests/golden 
 import pytest
 import torch
 
+from opensora_core.codecs.codec import Encoded
 from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.geometry import CAUSAL, Tiling, resize_crop
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
@@ -161,7 +162,7 @@ def test_encoding_tiles_of_a_256px_reference():
 
     def encode(pixels):
         widths.append(pixels.shape[-1])
-        return pixels.new_zeros(1, 32, 1, pixels.shape[-2] // 8, pixels.shape[-1] // 8)
+        return Encoded(pixels.new_zeros(1, 32, 1, pixels.shape[-2] // 8, pixels.shape[-1] // 8))
 
-    assert tiled_encode(encode, torch.zeros(1, 3, 1, 192, 336), Tiling()).shape == (1, 32, 1, 24, 42)
+    assert tiled_encode(encode, torch.zeros(1, 3, 1, 192, 336), Tiling()).values.shape == (1, 32, 1, 24, 42)
     assert widths == [256, 144]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from opensora_core.codecs.tiling import split_moments
 from opensora_core.evaluation import world
 from opensora_core.pipeline import OpenSoraPipeline
 from training import data, decoder, samples, tokenizers, transformer, vae
@@ -114,7 +113,7 @@ def test_decoder_learns_on_latents_with_single_pictures_in_their_places():
     assert torch.equal(plain[:, :, 1:-1], given[:, :, 1:-1])
     for at, frame in ((0, pixels[:, :, :1]), (-1, pixels[:, :, -1:])):
         with torch.no_grad():
-            alone, _ = split_moments(model.encode_moments(frame))
+            alone, _ = model.encode(frame).moments()
         assert torch.equal(given[:, :, at], alone[:, :, 0])
         assert not torch.equal(plain[:, :, at], alone[:, :, 0])
     assert {decoder.batch(step, 1)[1] for step in range(30)} == set(decoder.GIVEN)

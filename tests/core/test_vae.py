@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from opensora_core.codecs.codec import Encoded
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
-from opensora_core.codecs.hunyuan.memory import GIB, choose_decode, decode_bytes, encode_bytes, tile_decode_bytes
 from opensora_core.codecs.hunyuan.model import CausalVAE
-from opensora_core.codecs.tiling import check_tiling, num_tiles, posterior, split_moments, tiled_decode, tiled_encode
+from opensora_core.codecs.tiling import check_tiling, num_tiles, tiled_decode, tiled_encode
 from opensora_core.errors import OpenSoraError
 from opensora_core.geometry import Tiling
+from opensora_core.memory.decode import GIB, Ladder, decode_bytes, encode_bytes, tile_decode_bytes
 from opensora_core.ops import TorchOperations
 
 TINY = VAEConfig(latent_channels=4, block_out_channels=(8, 16, 16, 16), layers_per_block=1)
@@ -101,7 +102,7 @@ def test_every_layer_comes_from_operations():
 
 @pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (5, 2), (17, 5)])
 def test_frames_and_latents(vae, frames, latent_frames):
-    moments = vae.encode_moments(noise(1, 3, frames, 16, 24))
+    moments = vae.encode(noise(1, 3, frames, 16, 24)).values
     assert moments.shape == (1, 8, latent_frames, 2, 3)
     assert vae.decode(moments[:, :4]).shape == (1, 3, frames, 16, 24)
 
@@ -127,19 +128,19 @@ def test_only_norms_look_ahead(vae):
         close(changed[:, :, :9], whole[:, :, :9])
         assert not torch.allclose(changed[:, :, 9:], whole[:, :, 9:])
         frames = noise(1, 3, 9, 16, 24)
-        close(model.encode_moments(frames[:, :, :5]), model.encode_moments(frames)[:, :, :2])
+        close(model.encode(frames[:, :, :5]).values, model.encode(frames).values[:, :, :2])
 
 
 def test_a_clip_is_not_its_first_frame(vae):
     frames = noise(1, 3, 5, 16, 16)
-    alone = vae.encode_moments(frames[:, :, :1])
-    assert (vae.encode_moments(frames)[:, :, :1] - alone).abs().max() > 0.01 * alone.abs().max()
+    alone = vae.encode(frames[:, :, :1]).values
+    assert (vae.encode(frames).values[:, :, :1] - alone).abs().max() > 0.01 * alone.abs().max()
 
 
 def test_batch_items_do_not_meet(vae):
     latents, frames = noise(2, 4, 2, 3, 4), noise(2, 3, 5, 16, 24)
     close(vae.decode(latents)[1:], vae.decode(latents[1:]))
-    close(vae.encode_moments(frames)[1:], vae.encode_moments(frames[1:]))
+    close(vae.encode(frames).values[1:], vae.encode(frames[1:]).values)
 
 
 def test_attention_equals_the_dense_mask():
@@ -189,11 +190,11 @@ def test_merged_upsampling_in_half_precision():
 
 def test_chunks_do_not_show(vae, monkeypatch):
     latents, frames = noise(2, 4, 5, 3, 4), noise(1, 3, 13, 16, 24)
-    pixels, moments = vae.decode(latents), vae.encode_moments(frames)
+    pixels, moments = vae.decode(latents), vae.encode(frames).values
     monkeypatch.setattr(layers, "CHUNK_ELEMENTS_CPU", 1)
     assert layers.chunk_frames(frames) == 2
     close(vae.decode(latents), pixels)
-    close(vae.encode_moments(frames), moments)
+    close(vae.encode(frames).values, moments)
 
 
 def test_chunks_can_be_trained_through(vae, monkeypatch):
@@ -210,7 +211,7 @@ def test_inputs_are_not_written_to(vae):
     latents, frames = noise(1, 4, 5, 10, 10), noise(1, 3, 17, 80, 64)
     before = latents.clone(), frames.clone()
     tiled_decode(vae.decode, latents, SMALL_TILES)
-    tiled_encode(vae.encode_moments, frames, SMALL_TILES)
+    tiled_encode(vae.encode, frames, SMALL_TILES)
     assert torch.equal(latents, before[0]) and torch.equal(frames, before[1])
 
 
@@ -267,7 +268,7 @@ def test_temporal_tiles(latent_frames, frames, lengths):
     close(pixels, enlarge(latents), 1e-6)
     assert [length for length, _, _ in decode.shapes] == lengths
     encode = Recorder(shrink)
-    close(tiled_encode(encode, pixels, tiling), shrink(pixels), 1e-6)
+    close(tiled_encode(lambda x: Encoded(encode(x)), pixels, tiling).values, shrink(pixels), 1e-6)
     assert [length for length, _, _ in encode.shapes] == [4 * length - 3 for length in lengths]
 
 
@@ -280,7 +281,7 @@ def test_any_tiling_covers_the_clip(tiling):
     done = []
     close(tiled_decode(enlarge, latents, tiling, lambda *counts: done.append(counts)), pixels, 1e-6)
     assert done[-1] == (len(done), len(done)) == (num_tiles(latents.shape, tiling, True),) * 2
-    close(tiled_encode(shrink, pixels, tiling), shrink(pixels), 1e-6)
+    close(tiled_encode(lambda x: Encoded(shrink(x)), pixels, tiling).values, shrink(pixels), 1e-6)
 
 
 def test_blending_is_linear_and_in_order():
@@ -316,7 +317,7 @@ def test_tiles_agree_far_from_seams(vae):
 def test_one_tile_is_the_whole(vae):
     latents, frames = noise(1, 4, 4, 8, 8), noise(1, 3, 13, 64, 64)
     assert torch.equal(tiled_decode(vae.decode, latents, SMALL_TILES), vae.decode(latents))
-    assert torch.equal(tiled_encode(vae.encode_moments, frames, SMALL_TILES), vae.encode_moments(frames))
+    assert torch.equal(tiled_encode(vae.encode, frames, SMALL_TILES).values, vae.encode(frames).values)
 
 
 def test_interrupting(vae):
@@ -344,12 +345,12 @@ def test_results_elsewhere():
 
 def test_posterior():
     moments = 40 * noise(1, 8, 2, 3, 3)
-    mean, logvar = split_moments(moments)
+    mean, logvar = Encoded(moments).moments()
     assert torch.equal(mean, moments[:, :4]) and logvar.min() == -30 and logvar.max() == 20
-    assert torch.equal(posterior(moments), mean)
-    drawn = posterior(moments, True, torch.Generator().manual_seed(3))
-    assert torch.equal(drawn, posterior(moments, True, torch.Generator().manual_seed(3)))
-    assert not torch.equal(drawn, posterior(moments, True, torch.Generator().manual_seed(4)))
+    assert torch.equal(Encoded(moments).mode(), mean)
+    drawn = Encoded(moments).sample(torch.Generator().manual_seed(3))
+    assert torch.equal(drawn, Encoded(moments).sample(torch.Generator().manual_seed(3)))
+    assert not torch.equal(drawn, Encoded(moments).sample(torch.Generator().manual_seed(4)))
     expected = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     assert torch.equal(drawn, expected)
 
@@ -393,16 +394,16 @@ def test_estimates_are_what_is_allocated(config, size, dtype):
     with AllocationPeak() as decoding:
         pixels = model.decode(latents)
     with AllocationPeak() as encoding:
-        model.encode_moments(pixels)
-    assert decode_bytes(config, *size, dtype.itemsize) == pytest.approx(decoding.peak, rel=0.15)
-    assert encode_bytes(config, *pixels.shape[2:], dtype.itemsize) == pytest.approx(encoding.peak, rel=0.15)
+        model.encode(pixels)
+    assert decode_bytes(config, size, dtype.itemsize) == pytest.approx(decoding.peak, rel=0.15)
+    assert encode_bytes(config, tuple(pixels.shape[2:]), dtype.itemsize) == pytest.approx(encoding.peak, rel=0.15)
 
 
 SHAPE = (1, 16, 33, 24, 42)  # 256px, 16:9, 129 frames
 
 
 def choose(policy, free_gib, tiling=None, shape=SHAPE):
-    return choose_decode(policy, HUNYUAN_VAE, shape, tiling or Tiling(), 2, int(free_gib * GIB))
+    return next(Ladder(HUNYUAN_VAE, shape, 2, lambda: int(free_gib * GIB)).attempts(policy, tiling or Tiling()))
 
 
 def test_policy_exact_is_what_was_asked_for():
@@ -447,9 +448,9 @@ def test_estimate_is_of_the_largest_tile():
     def of(tiling, shape=SHAPE):
         return tile_decode_bytes(HUNYUAN_VAE, shape, tiling, 2)
 
-    assert of(Tiling()) == decode_bytes(HUNYUAN_VAE, 33, 24, 32, 2)
-    assert of(Tiling(0)) == decode_bytes(HUNYUAN_VAE, 33, 24, 42, 2)
-    assert of(Tiling(temporal_tile=64)) == decode_bytes(HUNYUAN_VAE, 17, 24, 32, 2)
+    assert of(Tiling()) == decode_bytes(HUNYUAN_VAE, (33, 24, 32), 2)
+    assert of(Tiling(0)) == decode_bytes(HUNYUAN_VAE, (33, 24, 42), 2)
+    assert of(Tiling(temporal_tile=64)) == decode_bytes(HUNYUAN_VAE, (17, 24, 32), 2)
     assert of(Tiling(), (2, *SHAPE[1:])) == 2 * of(Tiling())
 
 
@@ -470,11 +471,11 @@ def test_impossible_tilings(tiling, words):
 @pytest.mark.parametrize(("call", "words"), [
     (lambda vae: vae.decode(noise(1, 16, 1, 4, 4)), r"\[1, 16, 1, 4, 4\].*4, frames"),
     (lambda vae: vae.decode(noise(4, 1, 4, 4)), "frames, height, width"),
-    (lambda vae: vae.encode_moments(noise(1, 4, 1, 16, 16)), r"\[batch, 3, frames"),
-    (lambda vae: vae.encode_moments(noise(1, 3, 4, 16, 16)), "use 1 or 5"),
-    (lambda vae: vae.encode_moments(noise(1, 3, 1, 20, 16)), "24x16"),
-    (lambda vae: tiled_encode(vae.encode_moments, noise(1, 3, 6, 16, 16), Tiling()), "use 5 or 9"),
-    (lambda vae: tiled_encode(vae.encode_moments, noise(3, 16, 16), Tiling()), "5 dimensions"),
+    (lambda vae: vae.encode(noise(1, 4, 1, 16, 16)), r"\[batch, 3, frames"),
+    (lambda vae: vae.encode(noise(1, 3, 4, 16, 16)), "use 1 or 5"),
+    (lambda vae: vae.encode(noise(1, 3, 1, 20, 16)), "24x16"),
+    (lambda vae: tiled_encode(vae.encode, noise(1, 3, 6, 16, 16), Tiling()), "use 5 or 9"),
+    (lambda vae: tiled_encode(vae.encode, noise(3, 16, 16), Tiling()), "5 dimensions"),
     (lambda vae: tiled_decode(vae.decode, noise(4, 16, 16), Tiling()), "5 dimensions"),
     (lambda vae: choose("fast", 1), "auto, exact, low_memory"),
     (lambda vae: CausalVAE(replace(TINY, block_out_channels=(8, 16, 16)), device="meta"), "3 widths"),

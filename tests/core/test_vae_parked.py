@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
-from opensora_core.codecs.hunyuan.memory import GIB, choose_decode, decode_bytes, parked_decode_bytes, parking_bytes, tile_decode_bytes
 from opensora_core.codecs.hunyuan.model import CausalVAE
 from opensora_core.geometry import Tiling
 from opensora_core.memory import component as components
+from opensora_core.memory.decode import GIB, Ladder, decode_bytes, parking_bytes, tile_decode_bytes
 from tests.core.test_vae import TINY, AllocationPeak
 
 HOME = torch.device("cpu")
@@ -147,13 +147,14 @@ def test_estimate_is_what_is_allocated_on_the_device(monkeypatch, dtype, size):
     latents = torch.empty(1, HUNYUAN_VAE.latent_channels, *size, device="meta", dtype=dtype)
     with DevicePeak(monkeypatch) as device:
         model.decode(latents, home=torch.device("meta"))
-    estimate = parked_decode_bytes(HUNYUAN_VAE, *size, dtype.itemsize)
+    estimate = decode_bytes(HUNYUAN_VAE, size, dtype.itemsize, parked=True)
     assert estimate == pytest.approx(device.peak, rel=0.15)
-    assert device.peak < decode_bytes(HUNYUAN_VAE, *size, dtype.itemsize) / 2
+    assert device.peak < decode_bytes(HUNYUAN_VAE, size, dtype.itemsize) / 2
 
 
-def choose(policy, free_gib, ram_gib, config=HUNYUAN_VAE):
-    return choose_decode(policy, config, SHAPE, Tiling(), 2, int(free_gib * GIB), int(ram_gib * GIB))
+def choose(policy, free_gib, ram_gib, config=HUNYUAN_VAE, shape=SHAPE):
+    ladder = Ladder(config, shape, 2, lambda: int(free_gib * GIB), lambda: int(ram_gib * GIB))
+    return next(ladder.attempts(policy, Tiling()))
 
 
 @pytest.mark.parametrize("policy", ["auto", "exact"])
@@ -178,5 +179,5 @@ def test_policy_parks_nothing_else():
 def test_the_largest_clips_fit_the_promise():
     """768px, 129 frames, exactly, far within 12 GB of the device and 16 GB of main memory."""
     shape = (1, 16, 33, 72, 128)
-    tiling, _ = choose_decode("auto", HUNYUAN_VAE, shape, Tiling(), 2, 3 * GIB, 14 * GIB)
+    tiling, _ = choose("auto", 3, 14, shape=shape)
     assert tiling.parked and tiling.temporal_tile == 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from ...errors import CheckpointError
 from ...geometry import HIGH_COMPRESSION, Grid, Tiling
 from ...shapes import Shapes, count, size
+from ..codec import Latents
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,16 @@ class DCAEConfig:
         return HIGH_COMPRESSION
 
     @property
-    def latent_scale(self) -> float:
-        """The transformer was trained on its latents as they are."""
-        return 1.0
+    def latents(self) -> Latents:
+        """The transformer was trained on them as they are."""
+        return Latents(self.latent_channels)
 
     @property
     def short_tile(self) -> int:
         return 16
 
-    def in_tiles(self, tiling: Tiling) -> Tiling:
-        """The reference takes 32 frames at a time."""
+    def cut(self, tiling: Tiling) -> Tiling:
+        """See CodecConfig. The reference takes 32 frames at a time."""
         return tiling if tiling.temporal_tile else replace(tiling, temporal_tile=32)
 
     def problem(self) -> str:

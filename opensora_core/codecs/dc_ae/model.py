@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import OpenSoraError
 from ...geometry import TIME_COMPRESSION
 from ...ops import TorchOperations
+from ..codec import Encoded, check_video
 from .config import DCAEConfig
 from .layers import AttentionBlock, ChannelNorm, Conv, Downsample, ResidualConv, Upsample, average_channels
 
@@ -96,6 +97,9 @@ class VideoDCAE(nn.Module):
         OpenSoraError: widths this layout cannot have.
     """
 
+    can_park = False
+    decode_bytes = encode_bytes = None
+
     def __init__(self, config: DCAEConfig, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
         super().__init__()
         if problem := config.problem():
@@ -114,30 +118,31 @@ class VideoDCAE(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.project_in.conv.weight.device
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Latents of a clip.
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Latents of a clip; there is no posterior.
 
         Args:
             pixels: [B, 3, T, H, W], -1..1, `self.dtype`; T = 1 or a multiple of 4, sides multiples of 32.
 
         Returns:
-            [B, latent_channels, T / 4 (1 for T = 1), H / 32, W / 32].
+            Values [B, latent_channels, T / 4 (1 for T = 1), H / 32, W / 32].
 
         Raises:
             OpenSoraError: another rank, channel count, frame count or size.
         """
-        _check_video(pixels, self.config.in_channels, "pixels")
+        check_video(pixels, self.config.in_channels, "pixels")
         frames = pixels.shape[2]
         if frames > 1 and frames % TIME_COMPRESSION:
             raise OpenSoraError(f"{frames} frames cannot be encoded; the Video DC-AE takes 1 frame or a multiple of {TIME_COMPRESSION}.")
         self.config.grid.check_size(*pixels.shape[3:])
-        return self.encoder(pixels)
+        return Encoded(self.encoder(pixels), has_moments=False)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
         """Frames of a clip.
 
         Args:
             latents: [B, latent_channels, t, h, w], `self.dtype`.
+            home: not made use of: attention needs a whole clip on the device.
 
         Returns:
             [B, 3, 4 * t (1 for t = 1), 32 * h, 32 * w], about -1..1, not clamped.
@@ -145,10 +150,5 @@ class VideoDCAE(nn.Module):
         Raises:
             OpenSoraError: another rank or channel count.
         """
-        _check_video(latents, self.config.latent_channels, "latents")
+        check_video(latents, self.config.latent_channels, "latents")
         return self.decoder(latents)
-
-
-def _check_video(x: Tensor, channels: int, name: str) -> None:
-    if x.ndim != 5 or x.shape[1] != channels or min(x.shape) < 1:
-        raise OpenSoraError(f"{name} of shape {list(x.shape)} do not fit this VAE; expected [batch, {channels}, frames, height, width].")

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from ...errors import CheckpointError
 from ...geometry import CAUSAL, Grid, Tiling
 from ...shapes import Shapes, count, size
+from ..codec import Latents
 
+# (time, height, width) of the step after each of the encoder's first three blocks; the decoder's steps are the same
+# factors in the same order.
+STEPS = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
 LATENT_SCALE = 0.476986  # model latents = LATENT_SCALE * VAE latents, shift 0
 
 
@@ -54,17 +58,16 @@ class VAEConfig:
         return CAUSAL
 
     @property
-    def latent_scale(self) -> float:
-        """What latents are multiplied by on their way to the transformer."""
-        return LATENT_SCALE
+    def latents(self) -> Latents:
+        return Latents(self.latent_channels, LATENT_SCALE)
 
     @property
     def short_tile(self) -> int:
         """Frames of a temporal tile where memory is short: the reference's own temporal tile."""
         return 64
 
-    def in_tiles(self, tiling: Tiling) -> Tiling:
-        """`tiling` with what it leaves to the VAE. The reference takes a whole clip in time."""
+    def cut(self, tiling: Tiling) -> Tiling:
+        """See CodecConfig. The reference takes a whole clip in time."""
         return tiling
 
 

@@ -1,151 +1,31 @@
-"""How much memory an encode or decode needs, and how to decode within what is free.
+"""How much memory the causal VAE needs: an estimate that follows the forward pass layer by layer.
 
-The estimates follow the forward pass layer by layer and count every activation alive at the same time; a test
-compares them with what the forward pass really allocates. Weights, the tile's finished frames and the workspace of
-convolution libraries are not activations; `choose_decode` leaves a margin for them.
+It counts every activation alive at the same time; a test compares it with what the forward pass really allocates. Weights, the
+tile's finished frames and the workspace of convolution libraries are not activations; who plans a decode leaves a margin for them.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 
-from ...errors import check_choice
-from ...geometry import TIME_COMPRESSION, Tiling
-from ..dc_ae import memory as dc_ae
-from ..dc_ae.config import DCAEConfig
-from ..tiling import MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, check_tiling
-from .config import VAEConfig
+from .config import STEPS, VAEConfig
 from .layers import CHUNK_ELEMENTS, KERNEL
-from .model import STEPS
-
-POLICIES = ("auto", "exact", "low_memory")
-MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
-GIB = 2**30
-PARKED_WORDS = "Clip decoded exactly, with activations in main memory: slower"
 
 Size = tuple[int, int, int]  # frames, height, width
 
 
-def decode_bytes(config: VAEConfig | DCAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
+def decode_bytes(config: VAEConfig, size: Size, dtype_bytes: int, parked: bool = False) -> int:
     """Peak of the activations of decoding one tile (or untiled clip) of this latent size, in bytes.
 
     Args:
-        config: the VAE.
-        latent_frames, latent_height, latent_width: of the tile.
         dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
+        parked: count only what is on the device when activations are parked in main memory.
     """
-    if isinstance(config, DCAEConfig):
-        return dc_ae.decode_bytes(config, (latent_frames, latent_height, latent_width), dtype_bytes)
-    activations = dtype_bytes * max(_Walk(config, dtype_bytes).decode((latent_frames, latent_height, latent_width)))
-    return max(activations, _merging_bytes(config, dtype_bytes))
+    walk = (_ParkedWalk if parked else _Walk)(config, dtype_bytes)
+    return max(dtype_bytes * max(walk.decode(size)), _merging_bytes(config, dtype_bytes))
 
 
-def parked_decode_bytes(config: VAEConfig, latent_frames: int, latent_height: int, latent_width: int, dtype_bytes: int) -> int:
-    """As decode_bytes, of what is on the device when activations are parked in main memory."""
-    size = latent_frames, latent_height, latent_width
-    activations = dtype_bytes * max(_ParkedWalk(config, dtype_bytes).decode(size))
-    return max(activations, _merging_bytes(config, dtype_bytes))
-
-
-def parking_bytes(config: VAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
-    """Main memory that a parked decode fills at most, in bytes: no more than the largest tile's activations on the device would."""
-    return tile_decode_bytes(config, latent_shape, replace(tiling, parked=False), dtype_bytes)
-
-
-def encode_bytes(config: VAEConfig | DCAEConfig, num_frames: int, height: int, width: int, dtype_bytes: int) -> int:
+def encode_bytes(config: VAEConfig, size: Size, dtype_bytes: int) -> int:
     """Peak of the activations of encoding one tile (or untiled clip) of this size in frames and pixels, in bytes."""
-    if isinstance(config, DCAEConfig):
-        return dc_ae.encode_bytes(config, (num_frames, height, width), dtype_bytes)
-    return dtype_bytes * max(_Walk(config, dtype_bytes).encode((num_frames, height, width)))
-
-
-def choose_decode(
-    policy: str,
-    config: VAEConfig | DCAEConfig,
-    latent_shape: tuple[int, ...],
-    tiling: Tiling,
-    dtype_bytes: int,
-    free_bytes: int,
-    ram_bytes: int = 0,
-) -> tuple[Tiling, str | None]:
-    """The tiling to decode with, and one line for the user if it is not the one that was asked for.
-
-    Args:
-        policy: "exact": `tiling` as it is. "auto": as it is if that fits, else temporal tiles, else smaller tiles
-            too. "low_memory": temporal tiles at once. For a VAE that has temporal tiles of its own: shorter ones.
-            Where "exact" and "auto" do not fit as they are, activations are parked in main memory first, if that fits.
-        config: the VAE.
-        latent_shape: [B, C, T, H, W] (or any that ends in T, H, W; the batch then counts as 1).
-        tiling: what was asked for; what it leaves to the VAE (config.in_tiles) is filled in.
-        dtype_bytes: of one value.
-        free_bytes: free on the device, with the VAE's weights already there.
-        ram_bytes: main memory that activations may be parked in; 0 where they cannot be, or where the device works in it.
-
-    Raises:
-        OpenSoraError: an unknown policy or impossible tiling.
-    """
-    tiling = check_tiling(config.in_tiles(tiling), config.grid)
-    check_choice("policy", policy, POLICIES)
-
-    def need(candidate: Tiling) -> int:
-        return int(MARGIN * tile_decode_bytes(config, latent_shape, candidate, dtype_bytes))
-
-    is_exact = policy != "low_memory"
-    if is_exact and need(tiling) <= free_bytes:
-        return tiling, None
-    parked = park_decode(config, latent_shape, tiling, dtype_bytes, ram_bytes) if is_exact else None
-    if parked is not None and need(parked) <= free_bytes:
-        why = f"tiles as asked for need {need(tiling) / GIB:.2f} GiB and {free_bytes / GIB:.2f} GiB are free"
-        return parked, f"{PARKED_WORDS} ({need(parked) / GIB:.2f} GiB of it on the device): {why}."
-    if policy == "exact":
-        return tiling, None
-    frames, short = config.grid.pixel_frames(latent_shape[-3]), config.short_tile
-    # Temporal tiles that were asked for stay as they are; a clip no longer than one has nothing to cut.
-    is_asked_for = tiling.temporal_tile != config.in_tiles(Tiling()).temporal_tile
-    chosen = tiling if is_asked_for or frames <= short else replace(tiling, temporal_tile=short)
-    reason = f"a tile of the whole clip ({frames} frames) needs {need(tiling) / GIB:.2f} GiB"
-    doubt = ""
-    if policy == "auto":
-        chosen = _first_that_fits(chosen, need, free_bytes, max(TILE_SIZE_MULTIPLE, config.grid.space))
-        reason = f"tiles as asked for need {need(tiling) / GIB:.2f} GiB for {frames} frames and {free_bytes / GIB:.2f} GiB are free"
-        doubt = "" if need(chosen) <= free_bytes else ", which may not fit either"
-    if chosen == tiling:
-        return tiling, f"Decoding may not fit: {reason}." if doubt else None
-    changes = [f"temporal tiles of {chosen.temporal_tile} frames"] if chosen.temporal_tile != tiling.temporal_tile else []
-    changes += [f"spatial tiles of {chosen.tile_size} pixels"] if chosen.tile_size != tiling.tile_size else []
-    uses = f"{need(chosen) / GIB:.2f} GiB{doubt}"
-    return chosen, f"Decoding in {' and '.join(changes)} ({uses}): {reason}. Frames differ slightly from an exact decode."
-
-
-def park_decode(
-    config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int, ram_bytes: int
-) -> Tiling | None:
-    """The same tiles with activations in main memory; None if there is no room, or if they are there already. For `choose_decode`."""
-    if tiling.parked or isinstance(config, DCAEConfig) or parking_bytes(config, latent_shape, tiling, dtype_bytes) > ram_bytes:
-        return None
-    return replace(tiling, parked=True)
-
-
-def tile_decode_bytes(config: VAEConfig | DCAEConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
-    """`decode_bytes` of the largest tile of a clip, for the whole batch."""
-    frames, height, width = latent_shape[-3:]
-    batch = latent_shape[0] if len(latent_shape) == 5 else 1
-    side = tiling.tile_size // config.grid.space if tiling.tile_size else max(height, width)
-    length = tiling.temporal_tile // TIME_COMPRESSION if tiling.temporal_tile else frames
-    tile_frames = frames if frames <= length else length + config.grid.is_causal  # a temporal tile is one latent frame longer
-    count = parked_decode_bytes if tiling.parked else decode_bytes
-    return batch * count(config, tile_frames, min(height, side), min(width, side), dtype_bytes)
-
-
-def _first_that_fits(tiling: Tiling, need: Callable[[Tiling], int], free_bytes: int, multiple: int) -> Tiling:
-    """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
-    if need(tiling) <= free_bytes:
-        return tiling
-    largest = tiling.tile_size - multiple if tiling.tile_size else Tiling().tile_size
-    for size in range(largest, MIN_TILE_SIZE - 1, -multiple):
-        tiling = replace(tiling, tile_size=size)
-        if need(tiling) <= free_bytes:
-            break
-    return tiling
+    return dtype_bytes * max(_Walk(config, dtype_bytes).encode(size))
 
 
 class _Walk:

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...geometry import CAUSAL
 from ...ops import TorchOperations
-from .config import VAEConfig
+from ..codec import Encoded, check_video
+from . import memory
+from .config import STEPS, VAEConfig
 from .layers import NORM_EPS, CausalConv3d, Downsample, MidBlock, ResnetBlock, Upsample, norm_silu_conv
-
-# (time, height, width) of the step after each of the encoder's first three blocks; the decoder's steps are the same
-# factors in the same order.
-STEPS = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
 
 
 class DownBlock(nn.Module):
@@ -118,6 +115,10 @@ class CausalVAE(nn.Module):
         OpenSoraError: widths this layout cannot have.
     """
 
+    can_park = True
+    decode_bytes = staticmethod(memory.decode_bytes)
+    encode_bytes = staticmethod(memory.encode_bytes)
+
     def __init__(self, config: VAEConfig, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
         super().__init__()
         _check_config(config)
@@ -131,29 +132,29 @@ class CausalVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters, and of the tensors to give to `encode_moments` and `decode`."""
+        """Type of the parameters, and of the tensors to give to `encode` and `decode`."""
         return self.post_quant_conv.weight.dtype
 
     @property
     def device(self) -> torch.device:
         return self.post_quant_conv.weight.device
 
-    def encode_moments(self, pixels: Tensor) -> Tensor:
-        """Mean and log-variance of the latents of a clip (see `tiling.split_moments`).
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Mean and log-variance of the latents of a clip.
 
         Args:
             pixels: [B, 3, T, H, W], -1..1, `self.dtype`; T = 4k + 1, sides multiples of 8.
 
         Returns:
-            [B, 2 * latent_channels, (T - 1) / 4 + 1, H / 8, W / 8].
+            Moments [B, 2 * latent_channels, (T - 1) / 4 + 1, H / 8, W / 8].
 
         Raises:
             OpenSoraError: another rank, channel count, frame count or size.
         """
-        _check_video(pixels, self.config.in_channels, "pixels")
-        CAUSAL.check_num_frames(pixels.shape[2])
-        CAUSAL.check_size(*pixels.shape[3:], multiple=CAUSAL.space)
-        return self.quant_conv(self.encoder(pixels))
+        check_video(pixels, self.config.in_channels, "pixels")
+        self.config.grid.check_num_frames(pixels.shape[2])
+        self.config.grid.check_size(*pixels.shape[3:], multiple=self.config.grid.space)
+        return Encoded(self.quant_conv(self.encoder(pixels)))
 
     def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
         """Frames of a clip.
@@ -169,7 +170,7 @@ class CausalVAE(nn.Module):
         Raises:
             OpenSoraError: another rank or channel count.
         """
-        _check_video(latents, self.config.latent_channels, "latents")
+        check_video(latents, self.config.latent_channels, "latents")
         return self.decoder(self.post_quant_conv(latents), home)
 
 
@@ -179,8 +180,3 @@ def _check_config(config: VAEConfig) -> None:
         raise OpenSoraError(f"block_out_channels={widths} has {len(widths)} widths; this VAE layout has {len(STEPS) + 1}.")
     if groups < 1 or any(width % groups for width in widths):
         raise OpenSoraError(f"block_out_channels={widths} cannot be split into {groups} groups each; use multiples of the narrowest width.")
-
-
-def _check_video(x: Tensor, channels: int, name: str) -> None:
-    if x.ndim != 5 or x.shape[1] != channels or min(x.shape) < 1:
-        raise OpenSoraError(f"{name} of shape {list(x.shape)} do not fit this VAE; expected [batch, {channels}, frames, height, width].")

@@ -13,7 +13,7 @@ SIZE = {"aspect_ratio": "1:1", "resolution": "256px", "steps": 2}
 @pytest.fixture(scope="module")
 def files(base, pack):
     """A small random Flux dev in the official layout, under the host's model folders, in fp32: (transformer, autoencoder)."""
-    config, autoencoder = pack("opensora_core.config"), pack("opensora_core.codecs.picture")
+    config, autoencoder = pack("opensora_core.networks.mmdit.config"), pack("opensora_core.codecs.picture")
     sizes = {"hidden_size": 128, "num_heads": 1, "mlp_hidden_size": 512, "depth": 1, "depth_single_blocks": 1, "context_in_dim": 64}
     small = replace(config.FLUX_DEV, **sizes, vec_in_dim=64)
     dit = base / "models" / "diffusion_models" / "flux1-dev.safetensors"

@@ -45,7 +45,7 @@ def core(pack, path):
 @pytest.fixture(scope="module")
 def wide(pack, tmp_path_factory):
     """(core VAE, file, stock VAE) of one set of weights, as wide as the host's own VAE class can hold."""
-    weights = random_weights(pack, pack("opensora_core.config").VAEConfig(16, WIDE, 1))
+    weights = random_weights(pack, pack("opensora_core.codecs.hunyuan.config").VAEConfig(16, WIDE, 1))
     path = tmp_path_factory.mktemp("vae") / "wide.safetensors"
     save_file(weights, path)
     return pack("opensora_core.checkpoint.load").load_vae(path, torch.float32), path, stock_vae(weights)
@@ -54,7 +54,7 @@ def wide(pack, tmp_path_factory):
 def random_weights(pack, config):
     generator = torch.Generator().manual_seed(5)
     weights = {}
-    for name, shape in pack("opensora_core.checkpoint.keys").vae_manifest(config).items():
+    for name, shape in pack("opensora_core.families.table").codec_of(config).manifest(config).items():
         values = torch.randn(shape, generator=generator)
         norm = len(shape) == 1 and "norm" in name and name.endswith("weight")
         weights[name] = 1 + 0.05 * values if norm else values * (0.02 if len(shape) == 1 else 1.4 / values[0].numel() ** 0.5)
@@ -90,14 +90,14 @@ def reference(pack):
         @torch.inference_mode()
         def encode(self, frames, tiles):
             pixels = (frames * 2 - 1).movedim(-1, 0)[None]
-            return tiling.posterior(tiling.tiled_encode(self.vae.encode_moments, pixels, tiles))
+            return tiling.tiled_encode(self.vae.encode, pixels, tiles).mode()
 
     return Reference
 
 
 @pytest.fixture
 def tiles(pack):
-    return pack("opensora_core.config").Tiling
+    return pack("opensora_core.geometry").Tiling
 
 
 def decode_node(run_node, vae, latents, **inputs):
@@ -238,7 +238,10 @@ def test_a_file_of_the_released_sizes_through_both_loaders(run_node, base, pack,
     if psutil.virtual_memory().available < 6 * 2**30:
         pytest.skip("less than 6 GiB of memory free: the released sizes did not run")
     file = base / "models" / "vae" / "released_sizes.safetensors"
-    save_file({name: tensor.bfloat16() for name, tensor in random_weights(pack, pack("opensora_core.config").HUNYUAN_VAE).items()}, file)
+    save_file(
+        {name: tensor.bfloat16() for name, tensor in random_weights(pack, pack("opensora_core.codecs.hunyuan.config").HUNYUAN_VAE).items()},
+        file,
+    )
     try:
         (ours,), (stock,) = (run_node(loader, vae_name=file.name) for loader in ("OpenSoraVAELoader", "VAELoader"))
     finally:
@@ -297,7 +300,7 @@ def out_of_memory(ours, monkeypatch):
     plain = network.decode_tile
 
     def arrange(limit, side=1000):
-        def decode(latents):
+        def decode(latents, home=None):
             if latents.shape[2] > limit or latents.shape[3] > side:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             decoded.append(tuple(latents.shape[2:]))
@@ -369,12 +372,12 @@ def homes_of(vae, monkeypatch, limit=None):
 def test_a_stock_decode_parks_what_the_card_has_no_room_for(
     run_node, ours, core, reference, tiles, a_card, relative_error, monkeypatch, caplog, pack
 ):
-    memory = pack("opensora_core.codecs.hunyuan.memory")
-    monkeypatch.setattr(memory, "CHUNK_ELEMENTS", 2**14)  # so that this clip has parts
+    memory = pack("opensora_core.memory.decode")
+    monkeypatch.setattr(pack("opensora_core.codecs.hunyuan.memory"), "CHUNK_ELEMENTS", 2**14)  # so that this clip has parts
     latents, cpu = noise(1, 16, 18, 4, 4), torch.device("cpu")
     expected = reference(core).decode(latents, tiles())
     needed = ours.memory_used_decode(tuple(latents.shape), torch.float32)
-    least = int(memory.MARGIN * memory.parked_decode_bytes(ours.config, *latents.shape[2:], 4))
+    least = int(memory.MARGIN * memory.decode_bytes(ours.config, tuple(latents.shape[2:]), 4, parked=True))
     assert least < needed
     asked = []
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda models, memory_required=0, **rest: asked.append(memory_required))
@@ -433,7 +436,7 @@ def test_out_of_memory_in_temporal_tiles_makes_them_smaller(run_node, ours, core
 def test_out_of_memory_while_encoding(run_node, ours, core, reference, tiles, relative_error, monkeypatch, caplog, pack):
     frames = torch.rand(69, 16, 16, 3, generator=torch.Generator().manual_seed(1))
     inputs = {"vae": ours, "image": frames, "tile_size": 256, "overlap": 0.25, "posterior": "mode", "seed": 0}
-    expected, plain = reference(core).encode(frames, tiles(temporal_tile=64)), ours.first_stage_model.encode_moments
+    expected, plain = reference(core).encode(frames, tiles(temporal_tile=64)), ours.first_stage_model.encode_tile
     limit = 65
 
     def encode(pixels):
@@ -441,7 +444,7 @@ def test_out_of_memory_while_encoding(run_node, ours, core, reference, tiles, re
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return plain(pixels)
 
-    monkeypatch.setattr(ours.first_stage_model, "encode_moments", encode)
+    monkeypatch.setattr(ours.first_stage_model, "encode_tile", encode)
     (found,) = run_node("OpenSoraTiledVAEEncode", **inputs)
     assert relative_error(found["samples"], expected) < 1e-5
     [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -1,0 +1,137 @@
+"""What every codec offers, so that nobody outside this room asks which one it is: scale, grid, tiles, both halves, memory figures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import OpenSoraError
+from ..geometry import Grid, Tiling
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latents of a codec, and how a transformer that was trained on them sees them.
+
+    Attributes:
+        channels: of one latent position.
+        scale, shift: model latents = scale * (codec latents - shift); one number, or one for each channel.
+    """
+
+    channels: int
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+
+    def to_model(self, latents: Tensor) -> Tensor:
+        """Codec latents [B, C, ...] in the transformer's scale, in their own type."""
+        return _wide(self.scale, latents) * (latents - _wide(self.shift, latents) if self.shift else latents)
+
+    def to_codec(self, latents: Tensor) -> Tensor:
+        """The inverse: what `Codec.decode` takes."""
+        scaled = latents / _wide(self.scale, latents)
+        return scaled + _wide(self.shift, latents) if self.shift else scaled
+
+
+def _wide(value: float | tuple[float, ...], like: Tensor) -> float | Tensor:
+    """A number as it is; one for each channel as a tensor that multiplies [B, C, ...]."""
+    return like.new_tensor(value).view(1, -1, *[1] * (like.ndim - 2)) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a codec encodes a clip to.
+
+    A codec whose sample is more than this (two stages, each with its own posterior) gives a subclass with its own mode and sample.
+
+    Attributes:
+        values: moments [B, 2C, t, h, w], means before log-variances, or (has_moments False) the latents [B, C, t, h, w] themselves.
+            Tiles of it are blended.
+    """
+
+    values: Tensor
+    has_moments: bool = True
+
+    def to(self, *place) -> "Encoded":
+        """The same on another device or in another type, as Tensor.to."""
+        return replace(self, values=self.values.to(*place))
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each [B, C, t, h, w], the latter within -30..20; of a codec with a posterior."""
+        mean, logvar = self.values.chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def mode(self) -> Tensor:
+        """The most likely latents [B, C, t, h, w], unscaled: the posterior's mean, or the latents where there is none."""
+        return self.values.chunk(2, dim=1)[0] if self.has_moments else self.values
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Latents [B, C, t, h, w] drawn from the posterior: mean + std * noise; the latents where there is none.
+
+        The noise is drawn on the generator's device (the values' without one), in the values' type.
+        """
+        if not self.has_moments:
+            return self.values
+        mean, logvar = self.moments()
+        source = generator.device if generator is not None else mean.device
+        noise = torch.randn(mean.shape, generator=generator, device=source, dtype=mean.dtype).to(mean.device)
+        return mean + torch.exp(0.5 * logvar) * noise
+
+
+def check_video(x: Tensor, channels: int, name: str) -> None:
+    """Raise an OpenSoraError unless x is [B, channels, T, H, W] and not empty. name: what it is, in the plural."""
+    if x.ndim != 5 or x.shape[1] != channels or min(x.shape) < 1:
+        raise OpenSoraError(f"{name} of shape {list(x.shape)} do not fit this VAE; expected [batch, {channels}, frames, height, width].")
+
+
+class CodecConfig(Protocol):
+    """Sizes of a codec: a frozen, hashable dataclass, all that a plan needs to know of one.
+
+    Attributes:
+        in_channels: of a pixel, 3.
+        latents: channels and scale of its latents.
+        grid: how it counts frames and pixels.
+        short_tile: frames of a temporal tile where memory is short.
+    """
+
+    in_channels: int
+    latents: Latents
+    grid: Grid
+    short_tile: int
+
+    def cut(self, tiling: Tiling) -> Tiling:
+        """`tiling` with what it leaves to the codec (a temporal tile of 0, for instance) filled in; Tiling() is how it was used."""
+        ...
+
+
+class Codec(Protocol):
+    """A module that turns clips into latents and back, made as Codec(config, operations, dtype, device).
+
+    Attributes:
+        dtype, device: of the parameters, and of what is given to encode and decode.
+        can_park: whether decode makes use of a home.
+        decode_bytes, encode_bytes: peak of one call's activations in bytes, result included: (config, size, dtype_bytes) -> int, size
+            as frames, height, width of the latents or pixels; decode_bytes of a codec that can park also takes parked=True, for what is
+            then on the device. None: memory/decode.py counts by running the module on the meta device.
+    """
+
+    config: CodecConfig
+    dtype: torch.dtype
+    device: torch.device
+    can_park: ClassVar[bool]
+    decode_bytes: ClassVar[Callable[..., int] | None]
+    encode_bytes: ClassVar[Callable[..., int] | None]
+
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Of frames [B, 3, T, H, W] in -1..1: one tile, or a clip that is not tiled."""
+        ...
+
+    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
+        """Frames [B, 3, T, H, W], about -1..1, not clamped, of unscaled latents [B, C, t, h, w].
+
+        home: where activations may be parked between layers, and the frames are then left; the frames are the same.
+        """
+        ...
