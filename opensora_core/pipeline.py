@@ -366,6 +366,7 @@ class OpenSoraPipeline:
         callback: StepCallback | None = None,
         progress: StageProgress | None = None,
         options: SamplingOptions | None = None,
+        check_only: bool = False,
     ) -> GenerationResult:
         """Go on from finished videos (segments.py). An experiment: the released weights may never have been trained to.
 
@@ -376,7 +377,7 @@ class OpenSoraPipeline:
             num_frames, context_frames: of a segment, and what of it is given; see long_video.continuation.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
-            callback, progress, options: as for a call; there is no temporal ramp, as in the reference's video to video.
+            callback, progress, options, check_only: as for a call; there is no temporal ramp, as in the reference's video to video.
 
         Returns:
             The whole video, from the first frame given; forwards and seconds are of what was added.
@@ -404,6 +405,8 @@ class OpenSoraPipeline:
             options=options,
         )
         self._check(request)
+        if check_only:
+            return video
         requests = [replace(request, prompt=text) for text in texts]
         return make_longer(self._networks, latents, plan, requests, Watchers(callback, progress, on_segment))
 

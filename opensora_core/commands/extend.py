@@ -1,115 +1,111 @@
-"""`generate --extend`: a video made longer by segments, and the file that holds what is finished of it."""
+"""`generate --extend`: a video made longer by segments, and the .latent file that holds what is finished of it."""
 
-import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from ..errors import OpenSoraError
+from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..media.latent_file import SUFFIX, read_latents, save_latents
+from ..media.video import numbered
 from ..pipeline import OpenSoraPipeline
-from ..run.request import EncodedPrompt
+from ..run.request import EncodedPrompt, SamplingOptions
 from ..run.result import GenerationResult
 from ..run.segments import continuation, segment_prompts
-from .options import CallSettings, say
-from .progress import Bars
+from .options import GenerateOptions, SizeOptions, flag
+from .progress import Screen
 
-# What a file of latents decides, so that it cannot be asked for beside one.
-_OF_THE_FIRST_CLIP = ("resolution", "aspect_ratio", "width", "height", "num_frames", "cond_type", "ref", "ref_end")
-
-
-class LongVideo:
-    """What `--extend` and its companions ask for, checked as far as it can be before a network is read.
-
-    Attributes:
-        is_wanted: whether anything is to be added.
-
-    Raises:
-        OpenSoraError: arguments that contradict each other, or a file that holds no latents.
-    """
-
-    def __init__(self, args: argparse.Namespace, settings: CallSettings, pipe: OpenSoraPipeline):
-        self.is_wanted = args.extend is not None
-        if not self.is_wanted:
-            given = [f"--extend-{name}" for name in ("prompt", "frames", "context", "from") if getattr(args, f"extend_{name}") is not None]
-            if given:
-                raise OpenSoraError(f"{given[0]} goes with --extend N, the number of segments to add.")
-            return
-        if not pipe.files.grid.is_causal:
-            raise OpenSoraError("The high-compression variant goes on from no clip: its training knows text and a first frame.")
-        self._pipe, self._args = pipe, args
-        self._latents = None if args.extend_from is None else self._read(args)
-        self._prompts = segment_prompts(args.extend_prompt or args.prompt, args.extend)
-        self._arguments = {
-            name: settings.arguments[name]
-            for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options")
-        } | {"num_frames": args.extend_frames, "context_frames": args.extend_context}
-        length = pipe.latent_frames(settings.arguments["num_frames"]) if self._latents is None else self._latents.shape[2]
-        continuation(length, args.extend_frames, args.extend_context)  # raises before the first clip is made
-
-    def make(self, prompt: str | EncodedPrompt, seed: int, arguments: dict, kept: "KeptFile") -> GenerationResult:
-        """The first clip, unless latents were given, and what is added to it.
-
-        Args:
-            prompt: of the first clip. arguments: of the call that makes it.
-            kept: is told what is finished.
-        """
-        if self._latents is None:
-            with Bars(f"first clip, seed {seed}") as bars:
-                first = self._pipe(prompt, seed=seed, latents_only=True, callback=bars.step, progress=bars.progress, **arguments)
-            kept.keep(0, first.latents)
-        else:
-            first = GenerationResult(latents=self._latents)
-        segments = len(self._prompts)
-        with Bars(f"{segments} segment{'s' * (segments > 1)} more, kept in {kept.path}") as bars:
-            return self._pipe.extend(
-                first,
-                [first.prompt if text == self._args.prompt and first.prompt else text for text in self._prompts],
-                segments=segments,
-                seed=seed,
-                on_segment=kept.keep,
-                callback=bars.step,
-                progress=bars.progress,
-                **self._arguments,
-            )
-
-    def _read(self, args: argparse.Namespace) -> Tensor:
-        given = [name for name in _OF_THE_FIRST_CLIP if getattr(args, name) is not None]
-        if given:
-            raise OpenSoraError(f"--{given[0].replace('_', '-')} is of a first clip; with --extend-from the file is what is gone on from.")
-        return read_latents(Path(args.extend_from).expanduser()) * self._pipe.latent_scale
+Text = tuple[str, str, SamplingOptions | None]  # as OpenSoraPipeline.encode_prompts takes it
 
 
 class KeptFile:
-    """The .latent file beside a long video: all that is finished of it, replaced as it grows."""
+    """The .latent file beside a video: all that is finished of it, replaced as it grows.
+
+    Attributes:
+        video: the file that is being made.
+    """
 
     def __init__(self, video: Path, scale: float):
-        self.path = video.with_suffix(SUFFIX)
-        self.num_segments: int | None = None
+        self.video, self.path = video, video.with_suffix(SUFFIX)
+        self._num_segments: int | None = None
         self._scale = scale
 
     def keep(self, num_segments: int, latents: Tensor) -> None:
+        """Write the latents of a first clip and so many segments."""
         save_latents(self.path, latents / self._scale)
-        self.num_segments = num_segments
+        self._num_segments = num_segments
+
+    def keep_of(self, error: DecodeOutOfMemory) -> str:
+        """Write what could not be decoded, if it is not kept yet, and say where it is."""
+        if self.sentence:
+            return self.sentence
+        number = 0
+        while (path := numbered(self.video, number).with_suffix(SUFFIX)).exists():
+            number += 1
+        return f"They are in {save_latents(path, error.latents / self._scale)}, which ComfyUI's Load Latent reads too."
 
     @property
     def sentence(self) -> str:
         """Where finished work is, and how to go on from it; "" before there is any."""
-        if self.num_segments is None:
+        if self._num_segments is None:
             return ""
-        done = (
-            "the first clip" if not self.num_segments else f"the first clip and {self.num_segments} segment{'s' * (self.num_segments > 1)}"
-        )
-        return f"What is finished ({done}) is in {self.path}; go on with --extend-from {self.path}."
+        done = f" and {self._num_segments} segment{'s' * (self._num_segments > 1)}" if self._num_segments else ""
+        return f"What is finished (the first clip{done}) is in {self.path}; go on with --extend-from {self.path}."
 
-    @contextmanager
-    def named_if_stopped(self) -> Iterator[None]:
-        """Say where finished work is when the block is interrupted."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            if self.sentence:
-                say(self.sentence)
-            raise
+
+class Longer:
+    """What `--extend` and its companions ask for, checked as far as it can be before a network is read.
+
+    Args:
+        arguments: of the call that makes the first clip.
+
+    Raises:
+        OpenSoraError: options that contradict each other, or a file that holds no latents.
+    """
+
+    def __init__(self, options: GenerateOptions, arguments: dict[str, Any], pipe: OpenSoraPipeline, screen: Screen):
+        if not pipe.files.grid.is_causal:
+            raise OpenSoraError("The high-compression variant goes on from no clip: its training knows text and a first frame.")
+        self._pipe, self._screen = pipe, screen
+        self._latents = None if options.extend_from is None else _read(options) * pipe.latent_scale
+        self._prompts = segment_prompts(options.extend_prompt or options.prompt, options.extend)
+        self._arguments = {
+            name: arguments[name]
+            for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options")
+        } | {"num_frames": options.extend_frames, "context_frames": options.extend_context, "segments": options.extend}
+        length = pipe.latent_frames(arguments["num_frames"]) if self._latents is None else self._latents.shape[2]
+        continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made
+        if self._latents is not None:
+            pipe.extend(self._latents, self._prompts, check_only=True, **self._arguments)
+
+    def texts(self, first: Text) -> list[Text]:
+        """All that is encoded, the first clip's own text first."""
+        segments = [(prompt, *first[1:]) for prompt in self._prompts]
+        return segments if self._latents is not None else [first, *segments]
+
+    def make(self, encoded: dict[Text, EncodedPrompt], first: Text, seed: int, arguments: dict, kept: KeptFile) -> GenerationResult:
+        """The first clip, unless latents were given, and what is added to it.
+
+        Args:
+            encoded: all `texts`. first: of the first clip. arguments: of the call that makes it.
+            kept: is told what is finished.
+        """
+        clip = GenerationResult(latents=self._latents)
+        if self._latents is None:
+            with self._screen.stages(f"first clip, seed {seed}") as bars:
+                clip = self._pipe(encoded[first], seed=seed, latents_only=True, callback=bars.step, progress=bars.progress, **arguments)
+            kept.keep(0, clip.latents)
+        prompts = [encoded[(prompt, *first[1:])] for prompt in self._prompts]
+        with self._screen.stages(f"{len(prompts)} segment{'s' * (len(prompts) > 1)} more, kept in {kept.path}") as bars:
+            told = {"on_segment": kept.keep, "callback": bars.step, "progress": bars.progress}
+            return self._pipe.extend(clip, prompts, seed=seed, **told, **self._arguments)
+
+
+def _read(options: GenerateOptions) -> Tensor:
+    # What a file of latents decides, so that it cannot be asked for beside one.
+    names = [*(field.name for field in fields(SizeOptions) if field.default is None), "cond_type", "ref", "ref_end"]
+    given = [name for name in names if getattr(options, name) is not None]
+    if given:
+        raise OpenSoraError(f"{flag(given[0])} is of a first clip; with --extend-from the file is what is gone on from.")
+    return read_latents(Path(options.extend_from).expanduser())

@@ -1,115 +1,113 @@
-"""`generate`: a prompt, and pictures if given, to video files."""
+"""`generate`: a prompt, or a table of them, and pictures if given, to video files."""
 
-import argparse
-import sys
 from pathlib import Path
 
-from ..cli import DONE, SOME_FAILED
-from ..errors import DecodeOutOfMemory, OpenSoraError
-from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, save_video, taken_by, unused_path
+from ..errors import OpenSoraError
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, taken_by, unused_path
+from ..run.request import random_seed
 from ..sampling.solvers import MAX_SEED
-from . import batch
-from .extend import KeptFile, LongVideo
-from .failures import failure, keep_latents
-from .options import CallSettings, call_settings, check_writable, pipeline, say
-from .pictures import Pictures, check_given
-from .progress import Bars
+from . import table
+from .extend import Longer
+from .frames import call_arguments
+from .jobs import Job, Jobs
+from .ledger import Ledger
+from .model import pipeline
+from .options import DONE, SOME_FAILED, ExtendOptions, GenerateOptions, changed
+from .output import check_writable, say
+from .pictures import PictureJob, check_given, flux_files, picture_request
+from .progress import Screen
 
 
-def run(args: argparse.Namespace) -> int:
-    """Make `--num-samples` videos, each written as soon as it is done; paths go to standard output.
+def run(options: GenerateOptions) -> int:
+    """Make `--num-samples` videos, or one for each row, each written as soon as it is done; paths go to standard output.
 
     A video that fails for want of memory or disk is named on standard error and the others still run.
     """
-    if args.csv is not None:
-        return _table(args)
-    target = _target(args.out)
-    settings = _settings(args, target)
-    pipe = pipeline(args)
-    folder, name = (target, "") if _is_folder(target) else (target.parent, target.name)
-    check_writable(folder, name)
-    long = LongVideo(args, settings, pipe)
-    pictures = Pictures(args, settings, pipe)
-    prompt, written = pictures.draw(folder), []
-    if prompt is None:
-        return SOME_FAILED
-    for index in range(args.num_samples):
-        seed = settings.seed + index
-        title = f"video {index + 1} of {args.num_samples}, seed {seed}, on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')}"
-        arguments, free = settings.arguments | pictures.first_frame(index), _free(target, written)
-        kept = KeptFile(free, pipe.latent_scale)
-        try:
-            if long.is_wanted:
-                with kept.named_if_stopped():
-                    result = long.make(prompt, seed, arguments, kept)
-            else:
-                with Bars(title) as bars:
-                    result = pipe(prompt, seed=seed, callback=bars.step, progress=bars.progress, **arguments)
-            path = save_video(result.frames[0], free, args.fps, prompt=result.prompt.text)
-        except DecodeOutOfMemory as error:
-            where = kept.sentence or keep_latents(error, free, pipe.latent_scale)
-            say(f"error: video {index + 1} (seed {seed}) failed: {error} {where}")
-            continue
-        except (OSError, MemoryError, RuntimeError) as error:
-            sentence = failure(error)
-            if sentence is None:
-                raise
-            say(" ".join(filter(None, [f"error: video {index + 1} (seed {seed}) failed: {sentence}", kept.sentence])))
-            continue
-        prompt = prompt if long.is_wanted else result.prompt  # encoded once for all
-        written.append(path)
-        sys.stdout.write(f"{path}\n")
-        sys.stdout.flush()
-    failed = args.num_samples - len(written)
-    if failed:
-        say(f"{failed} of {args.num_samples} videos failed")
-    return SOME_FAILED if failed else DONE
+    extending = changed(options, ExtendOptions)
+    if options.csv is not None and extending:
+        raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; it does not go with --csv.")
+    if options.csv is not None:
+        return table.run(options)
+    if extending and options.extend is None:
+        raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
+    screen, target = Screen(), Target(options.out)
+    jobs, pipe = _jobs(options, target, screen)
+    with screen:
+        making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=True)
+        making.run(jobs)
+    if making.failed:
+        say(f"{len(making.failed)} of {len(jobs)} videos failed")
+    return SOME_FAILED if making.failed else DONE
 
 
-def _table(args: argparse.Namespace) -> int:
-    if args.extend is not None:
-        raise OpenSoraError("--extend makes one prompt's video longer; it does not go with --csv.")
-    check_given(args)
-    return batch.run(args)
+class Target:
+    """The file or the folder to write to. Raises an OpenSoraError for a file of another kind."""
+
+    def __init__(self, out: str):
+        self.path, self._is_told = Path(out).expanduser(), False
+        self.is_folder = self.path.is_dir() or not self.path.suffix
+        self.folder = self.path if self.is_folder else self.path.parent
+        if not self.is_folder and self.path.suffix.lower() not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
+            raise OpenSoraError(
+                f"--out {out} ends in {self.path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame)."
+            )
+
+    def free(self) -> Path:
+        """A name that nothing has: the next video_0000.mp4 of a folder; clip.mp4, clip_1.mp4, ... of a file."""
+        if not self.is_folder:
+            path = unused_path(self.path)
+            if path != self.path and not self._is_told:
+                say(f"{taken_by(self.path).name} is there already; writing {path.name}")
+            self._is_told = True
+            return path
+        number = 0
+        while unused_path(path := self.folder / f"video_{number:04d}{VIDEO_SUFFIX}") != path:
+            number += 1
+        return path
 
 
-def _settings(args: argparse.Namespace, target: Path) -> CallSettings:
-    """Of all videos of the command, whose numbers and file it can have."""
-    if args.num_samples < 1:
-        raise OpenSoraError(f"--num-samples {args.num_samples} makes nothing; use at least 1.")
-    check_given(args)
-    settings = call_settings(args)
-    if not 0 <= settings.seed <= MAX_SEED - args.num_samples + 1:
-        raise OpenSoraError(f"--seed {settings.seed} is out of range; use 0 to {MAX_SEED - args.num_samples + 1}.")
-    if target.suffix.lower() == IMAGE_SUFFIX and settings.arguments["num_frames"] > 1:
-        raise OpenSoraError(
-            f"{settings.arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder."
+def _jobs(options: GenerateOptions, target: Target, screen: Screen):
+    """(every video of the command, which differ by their seeds alone; the pipeline), checked before any weight is read."""
+    count = options.num_samples
+    if count < 1:
+        raise OpenSoraError(f"--num-samples {count} makes nothing; use at least 1.")
+    check_given(options)
+    arguments = call_arguments(options)
+    seed = random_seed() if options.seed is None else options.seed
+    if not 0 <= seed <= MAX_SEED - count + 1:
+        raise OpenSoraError(f"--seed {seed} is out of range; use 0 to {MAX_SEED - count + 1}.")
+    if target.path.suffix.lower() == IMAGE_SUFFIX and arguments["num_frames"] > 1:
+        raise OpenSoraError(f"{arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder.")
+    pipe = pipeline(options)
+    check_writable(target.folder, "" if target.is_folder else target.path.name)
+    longer = Longer(options, arguments, pipe, screen) if options.extend is not None else None
+    request = picture_request(options, arguments) if options.t2i2v else None
+    if request is not None:
+        pipe.load_flux(*flux_files(options))
+    jobs = []
+    for index in range(count):
+        own = seed + index
+        picture = None
+        if request is not None:
+            of_picture = own if options.image_seed is None else options.image_seed
+            name = f"seed {of_picture}"
+            file = target.folder / f"picture_seed_{of_picture}{IMAGE_SUFFIX}"
+            shown = options.image_prompt or options.prompt
+            picture = PictureJob(name=name, prompt=shown, request=request, seed=of_picture, file=file, key=name, asked={"seed": of_picture})
+        jobs.append(
+            Job(
+                name=f"video {index + 1} (seed {own})",
+                title=f"video {index + 1} of {count}",
+                prompt=options.prompt,
+                seed=own,
+                arguments=arguments,
+                fps=options.fps,
+                place=target.free,
+                key=f"video {index + 1}",
+                picture=picture,
+                longer=longer,
+                asked={"seed": own},
+            )
         )
-    return settings
-
-
-def _target(out: str) -> Path:
-    """The file or the folder to write to."""
-    path = Path(out).expanduser()
-    if path.is_dir() or not path.suffix or path.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX):
-        return path
-    raise OpenSoraError(
-        f"--out {out} ends in {path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame)."
-    )
-
-
-def _is_folder(target: Path) -> bool:
-    return target.is_dir() or not target.suffix
-
-
-def _free(target: Path, written: list[Path]) -> Path:
-    """A name that nothing has: the next video_0000.mp4 of a folder; clip.mp4, clip_1.mp4, ... of a file."""
-    if not _is_folder(target):
-        path = unused_path(target)
-        if path != target and not written:
-            say(f"{taken_by(target).name} is there already; writing {path.name}")
-        return path
-    number = 0
-    while unused_path(path := target / f"video_{number:04d}{VIDEO_SUFFIX}") != path:
-        number += 1
-    return path
+    jobs[0].check(pipe)
+    return jobs, pipe

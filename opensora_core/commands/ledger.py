@@ -35,16 +35,18 @@ class Entry:
 
 
 class Ledger:
-    """The record of one folder: a JSON file that is whole at every moment."""
+    """The record of one folder: a JSON file that is whole at every moment.
 
-    def __init__(self, folder: Path):
-        """Read the record, if there is one.
+    Args:
+        is_written: False: nothing is read or written, for videos that are made anew each time.
 
-        Raises:
-            OpenSoraError: a file of its name that is something else.
-        """
-        self._folder = folder
-        self._path = folder / NAME
+    Raises:
+        OpenSoraError: a file of its name that is something else.
+    """
+
+    def __init__(self, folder: Path, is_written: bool = True):
+        self._folder, self._path, self._is_written = folder, folder / NAME, is_written
+        self._entries: dict[str, Entry] = {}
         self._entries = self._read()
 
     def finished(self, key: str) -> Path | None:
@@ -63,11 +65,15 @@ class Ledger:
     def add(self, key: str, path: Path, row: int, seed: int, settings: dict[str, Any]) -> None:
         """Record a finished video of the folder. What another run recorded meanwhile is kept."""
         self._entries = self._read() | {key: Entry(path.name, path.stat().st_size, row, seed, settings)}
+        if not self._is_written:
+            return
         record = {"about": _ABOUT, "format": _FORMAT, "videos": {key: asdict(entry) for key, entry in self._entries.items()}}
         with complete_or_absent(self._path) as partial:
             partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _read(self) -> dict[str, Entry]:
+        if not self._is_written:
+            return self._entries
         if not self._path.exists():
             return {}
         try:

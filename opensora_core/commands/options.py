@@ -1,176 +1,342 @@
-"""From parsed arguments to a pipeline and the settings of a call, as generate and benchmark share them."""
+"""What each command can be asked, every option said once: its flag, its default, its help. The parser's Namespace becomes one of these records.
 
-import argparse
-import errno
-import re
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+A field is an option of the same name (num_frames is --num-frames) and of its own type. cli.py builds the parser from the classes; commands
+are given frozen records of them. Nothing heavy is imported, so that `--help` answers without torch.
+"""
 
-import torch
+from argparse import Namespace
+from dataclasses import Field, dataclass, field, fields
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin
 
-from ..errors import OpenSoraError
-from ..geometry import CAUSAL, Grid
-from ..memory.component import PRECISIONS, resolve_device
-from ..pipeline import OpenSoraPipeline
-from ..run.files import HIGH_COMPRESSION_CLIP, SMALL_CLIP, USUAL_CLIP, ModelFiles, grid_of
-from ..run.request import SamplingOptions, random_seed
-from .references import aspect_ratio, reference_arguments
+from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 
-DEFAULT_BUDGET_GIB = 8.0
+DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
+COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "v2v_head_easy", "v2v_tail_easy")
+ASPECT_OF_REFERENCE = "image"
+EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
+# Columns of a table of videos whose option has another name. All columns: CSV_COLUMNS, below.
+_OTHER_NAMES = {"negative": "negative_prompt", "image": "ref", "end_image": "ref_end", "length": "num_frames"}
+_COLUMNS = (
+    "prompt", "negative", "image", "end_image", "seed", "length", "resolution", "aspect_ratio", "width", "height", "motion_score",
+    "image_prompt", "image_seed",
+)  # fmt: skip
+CSV_COLUMNS = {column: _OTHER_NAMES.get(column, column) for column in _COLUMNS}
+# What a second run of evaluate can have otherwise: --against-NAME.
 PARTS = ("dit", "vae", "t5", "clip")
+AGAINST = (
+    "model", *PARTS, "lora", "lora_strength", "guidance", "guidance_img", "budget_gib", "num_steps", "dtype", "precision", "offload",
+    "attention", "decode_policy",
+)  # fmt: skip
+_RATIOS = f"width to height: {', '.join(ASPECT_RATIOS)}"
+_STEPS = "steps from noise to video"
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class CallSettings:
-    """The arguments of one pipeline call, but for prompt, seed and callbacks; `arguments` is given as keywords."""
-
-    seed: int
-    arguments: dict[str, Any]
-
-
-def call_settings(args: argparse.Namespace) -> CallSettings:
-    """Read what is asked of a video.
-
-    Raises:
-        OpenSoraError: arguments that contradict each other. Their values are checked by the pipeline.
-    """
-    height, width, num_frames = video_size(args)
-    arguments = {
-        "negative_prompt": args.negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "num_inference_steps": args.num_steps,
-        "guidance_scale": args.guidance,
-        "image_guidance_scale": args.guidance_img,
-        **reference_arguments(args),
-        "options": SamplingOptions(fps=args.fps, motion_score=args.motion_score, fit=args.fit),
-    }
-    return CallSettings(random_seed() if args.seed is None else args.seed, arguments)
-
-
-def video_size(args: argparse.Namespace) -> tuple[int, int, int]:
-    """(height, width, frames) that are asked for; that they are possible is checked where they are used.
-
-    Raises:
-        OpenSoraError: arguments that contradict each other.
-    """
-    if args.fps < 1:
-        raise OpenSoraError(f"--fps {args.fps} is not a frame rate; the default is 24.")
-    grid = model_grid(args)
-    height, width, num_frames = SMALL_CLIP if _is_small(args) else USUAL_CLIP if grid.is_causal else HIGH_COMPRESSION_CLIP
-    if any(value is not None for value in (args.resolution, args.aspect_ratio, args.height, args.width)):
-        height, width = _size(args, grid)
-    return height, width, num_frames if args.num_frames is None else _num_frames(args.num_frames, args.fps, grid)
-
-
-def model_grid(args: argparse.Namespace) -> Grid:
-    """How the model that is meant counts frames and pixels; of files that cannot be read, which others will say, as the released one."""
-    folder, dit = (args.path, None) if "path" in args else (args.model, args.dit)
-    try:
-        if dit is None and folder is not None and Path(folder).expanduser().is_file():
-            dit = folder
-        if dit is None and folder not in (None, "small"):
-            dit = ModelFiles.in_folder(folder).dit
-        return CAUSAL if dit is None else grid_of(Path(dit).expanduser())
-    except OpenSoraError:
-        return CAUSAL
-
-
-def pipeline(args: argparse.Namespace) -> OpenSoraPipeline:
-    """The pipeline that model and machine arguments ask for; no weight is read.
-
-    Raises:
-        OpenSoraError: files that are not there, a device that cannot be used, or a LoRA that is none.
-    """
-    device = resolve_device(args.device)
-    torch_dtype: torch.dtype | None = PRECISIONS[args.dtype]
-    parts = {part: getattr(args, part) for part in PARTS}
-    missing = [f"--{part}" for part, path in parts.items() if path is None]
-    if len(missing) == len(PARTS):
-        made = OpenSoraPipeline.from_pretrained(
-            args.model or "small", torch_dtype=torch_dtype, precision=args.precision, tokenizers=args.tokenizers
-        )
-    elif args.model is not None:
-        raise OpenSoraError("Give either --model or the four parts --dit, --vae, --t5 and --clip, not both.")
-    elif missing:
-        raise OpenSoraError(f"A model of single files needs all four parts; {' and '.join(missing)} not given.")
-    else:
-        made = OpenSoraPipeline.from_files(**parts, tokenizers=args.tokenizers, torch_dtype=torch_dtype, precision=args.precision)
-    if args.lora is None and args.lora_strength != 1:
-        raise OpenSoraError(f"--lora-strength {args.lora_strength:g} is that of no LoRA; add --lora FILE.")
-    budget_gib = args.budget_gib
-    if budget_gib is None and args.offload == "budget":
-        budget_gib = DEFAULT_BUDGET_GIB
-    made.enable_offload(args.offload, budget_gib, device)
-    made.vae.policy = args.decode_policy
-    if args.attention == "sliced":
-        made.enable_attention_slicing()
-    if args.lora is not None:
-        made.load_lora(args.lora, args.lora_strength)
-    return made
-
-
-def check_writable(folder: Path, name: str = "") -> None:
-    """Make a folder to write in.
+def option(default: Any, values: str | tuple[str, ...] | None, text: str, *, is_flag: bool = True) -> Any:
+    """A field of an options class.
 
     Args:
-        name: of the file that will be written, if it is known: its numbered and unfinished forms must be possible too.
-
-    Raises:
-        OpenSoraError: it cannot be made or written in.
+        default: what holds where nobody says anything; ... where it must be said.
+        values: a word for what is given, or all that can be given; None for a flag alone.
+        text: its help. The default is added where the text does not speak of one.
+        is_flag: False: given by its place on the line, not by --name.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{Path(name).stem}_9999.{id(folder)}.partial{Path(name).suffix}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        other = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another folder"
-        raise OpenSoraError(f"Nothing can be written to {folder / name} ({error.strerror}); choose {other}.") from error
+    metadata = {"values": values, "help": text, "is_flag": is_flag}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
-def say(line: str) -> None:
-    """A line for the person at the terminal; results alone go to standard output."""
-    sys.stderr.write(line + "\n")
+def flag(name: str) -> str:
+    """num_frames -> --num-frames."""
+    return f"--{name.replace('_', '-')}"
 
 
-def clip_length(text: str, fps: int, grid: Grid = CAUSAL) -> int:
-    """Frames that "129" or "4s" asks for; seconds are rounded to the nearest 4k+1, or what the grid has.
-
-    Raises:
-        OpenSoraError: neither of the two.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?s", text.strip())
-    if match:
-        return grid.frames_for_seconds(float(match[1]), fps)
-    if not re.fullmatch(r"[+-]?\d+", text.strip()):
-        raise OpenSoraError(f"The length {text!r} is neither a number of frames (129) nor seconds (4s).")
-    return int(text)
+def add_options(parser, options: type, *names: str) -> None:
+    """Give a parser, or a group of one, the options of a class: all of them, or these."""
+    for one in fields(options):
+        if names and one.name not in names:
+            continue
+        if one.metadata["is_flag"]:
+            parser.add_argument(flag(one.name), default=one.default, help=_help(one), **_form(one))
+        else:
+            parser.add_argument(one.name, nargs="?" if one.default is None else None, metavar=one.metadata["values"], help=_help(one))
 
 
-def _num_frames(text: str, fps: int, grid: Grid) -> int:
-    frames = clip_length(text, fps, grid)
-    if text.strip().endswith("s"):
-        say(f"{text} at {fps} FPS: {frames} frames")
-    return frames
+def add_against(parser) -> None:
+    """Give a group the options of the second run of `evaluate`."""
+    for one in fields(EvaluateOptions):
+        if one.name in AGAINST:
+            parser.add_argument(flag(f"against_{one.name}"), help=f"in place of {flag(one.name)}", **_form(one))
 
 
-def _is_small(args: argparse.Namespace) -> bool:
-    """Whether the built-in model is meant: by its name, or because none is named."""
-    if "path" in args:  # of inspect, which without a path is about the released model
-        return args.path == "small"
-    return args.model in (None, "small") and all(getattr(args, part) is None for part in PARTS)
+def taken(options: type[T], args: Namespace) -> T:
+    """The options of one command, of parsed arguments."""
+    found = {one.name: getattr(args, one.name) for one in fields(options) if one.metadata}
+    if options is EvaluateOptions:
+        against = {name: getattr(args, f"against_{name}") for name in AGAINST}
+        found["against"] = {name: value for name, value in against.items() if value is not None}
+    return options(**found)
 
 
-def _size(args: argparse.Namespace, grid: Grid) -> tuple[int, int]:
-    named, sides = (args.resolution, args.aspect_ratio), (args.height, args.width)
-    if sides == (None, None):
-        return grid.named_size(args.resolution or "256px", aspect_ratio(args) or "16:9")
-    if None in sides:
-        raise OpenSoraError("--width and --height are given together, or not at all.")
-    if named != (None, None):
-        raise OpenSoraError("Give either --resolution and --aspect-ratio, or --width and --height.")
-    return sides
+def changed(given: Any, options: type) -> list[str]:
+    """The flags of a class that are not as they are where nobody asks for anything."""
+    return [flag(one.name) for one in fields(options) if getattr(given, one.name) != one.default]
+
+
+def _help(one: Field) -> str:
+    text = one.metadata["help"]
+    if "(default" in text or not isinstance(one.default, (str, int, float)) or one.type is bool:
+        return text
+    return f"{text} (default {one.default:g})" if isinstance(one.default, float) else f"{text} (default {one.default})"
+
+
+def _form(one: Field) -> dict[str, Any]:
+    """What argparse reads a flag as."""
+    if one.type is bool:
+        return {"action": "store_true"}
+    kind = next(kind for kind in get_args(one.type) or (one.type,) if kind is not NoneType)
+    values = one.metadata["values"]
+    form = {"choices": values} if isinstance(values, tuple) else {"metavar": values}
+    return {**form, "action": "append"} if get_origin(kind) is list else {**form, "type": kind}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model: a folder, or the four files of one."""
+
+    model: str | None = option(None, "DIR|small", "a folder laid out as the hub repository is, or the built-in model (default small)")
+    dit: str | None = option(None, "PATH", "the transformer's file")
+    vae: str | None = option(None, "PATH", "the VAE's file")
+    t5: str | None = option(None, "PATH", "T5's file or folder")
+    clip: str | None = option(None, "PATH", "CLIP's file or folder")
+    tokenizers: str | None = option(None, "DIR", "where both tokenizers are (default: beside the encoders, else a ComfyUI's)")
+    lora: str | None = option(None, "PATH", "a LoRA file or PEFT folder for the transformer")
+    lora_strength: float = option(1.0, "X", "factor on the LoRA's change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions:
+    """How large and how long a video is."""
+
+    resolution: str | None = option(
+        None, "NAME", f"area of the picture: {', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)"
+    )
+    aspect_ratio: str | None = option(None, "W:H", f"{_RATIOS} (default 16:9)")
+    width: int | None = option(None, "PX", "with --height, in place of --resolution and --aspect-ratio; a multiple of 16")
+    height: int | None = option(None, "PX", "with --width; a multiple of 16")
+    num_frames: str | None = option(
+        None, "N|Ns", "length: frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)"
+    )
+    fps: int = option(24, "N", "frames per second of the file, also said in the prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    """How strongly a video follows what it is given."""
+
+    guidance: float = option(7.5, "X", "how strongly the video follows the prompt; 1 is neutral")
+    guidance_img: float = option(3.0, "X", "how strongly the video follows the pictures or the clip it is given; 1 is neutral")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions(GuidanceOptions):
+    """How a video is sampled."""
+
+    num_steps: int = option(50, "N", _STEPS)
+    seed: int | None = option(
+        None, "N", "what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """Where the networks are, and what their weights take there."""
+
+    device: str = option("auto", "DEVICE", "auto, cuda, cuda:1, mps, cpu")
+    precision: str = option(
+        "auto",
+        ("auto", "fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"),
+        "what the large weights of transformer and T5 are held in (default auto: what is computed in; a quantised file as it is stored)",
+    )
+    offload: str = option(
+        "auto",
+        ("auto", "resident", "budget", "minimal"),
+        "how many weights are on the device while sampling. auto: all that fit; resident: all of the transformer, or refuse; budget: at most "
+        "--budget-gib; minimal: one block",
+    )
+    budget_gib: float | None = option(None, "N", "GiB of weights on the device, with --offload budget (default 8)")
+    decode_policy: str = option(
+        "auto",
+        ("auto", "exact", "low_memory"),
+        "exact: the whole clip in time, with activations in main memory if the device has too little; low_memory: temporal tiles; "
+        "auto: exact if that can be, and a line if not",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions(MemoryOptions):
+    """What is computed where, and how."""
+
+    dtype: str = option("auto", ("auto", "fp32", "bf16"), "what is computed in (default auto: bf16, on the CPU fp32)")
+    attention: str = option("sdpa", ("sdpa", "sliced"), "sliced: one head at a time, slower and in less memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(SizeOptions):
+    """What a video shows, but for its prompt."""
+
+    aspect_ratio: str | None = option(None, "W:H", f"{_RATIOS}, or {ASPECT_OF_REFERENCE}: the one nearest to --ref (default 16:9)")
+    negative_prompt: str = option("", "TEXT", "what to avoid; encoded as it is (default none)")
+    motion_score: int = option(4, "N", "how much moves, 1 (still) to 15 (wild), said in the prompt; 0 leaves it out")
+    cond_type: str | None = option(
+        None,
+        COND_TYPES,
+        "what is given: nothing but the prompt (t2v); the first frame (i2v_head), the last (i2v_tail), both (i2v_loop); or a clip, extended "
+        "forwards (v2v_head) or backwards (v2v_tail) from 33 of its frames, from 65 with _easy: experimental (default: as --ref and --ref-end "
+        "say)",
+    )
+    ref: str | None = option(
+        None, "FILE", "the first frame (the last, with --cond-type i2v_tail), or a clip: its last frames begin the video"
+    )
+    ref_end: str | None = option(None, "IMAGE", "the last frame")
+    strength: float = option(
+        1.0,
+        "X",
+        "how closely the video holds to --ref and --ref-end, 0 to 1: the share of the steps, from the first, that see them (default 1, exactly)",
+    )
+    fit: str = option(
+        "crop",
+        ("crop", "pad", "stretch"),
+        "how a picture or clip of another shape is fitted (default crop: it covers the video, and the middle is cut out)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions(ModelOptions, MachineOptions):
+    """Which model, and how it is run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(PipelineOptions, VideoOptions, SamplerOptions):
+    """All that a video is made by, but for its prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendOptions:
+    """What is added to a video."""
+
+    extend: int | None = option(None, "N", "how many segments to add")
+    extend_prompt: list[str] | None = option(
+        None, "TEXT", "what the next segment shows; may be repeated, the last holds for the rest (default: --prompt)"
+    )
+    extend_frames: int | None = option(
+        None, "N", "frames of a segment, 4k+1, those it is given included (default: as the video, at most 129)"
+    )
+    extend_context: int | None = option(None, "N", "frames a segment is given, 4k+1 (default: a quarter of it, 33 of 129)")
+    extend_from: str | None = option(None, "FILE", "a .latent file to go on from, in place of a first clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """How the picture that a video begins with is drawn."""
+
+    flux: str | None = option(None, "FILE", "flux1-dev or flux1-schnell (default: flux1-dev.safetensors in --model)")
+    flux_vae: str | None = option(None, "FILE", "Flux's autoencoder (default: flux1-dev-ae.safetensors in --model)")
+    image_steps: int = option(0, "N", "steps of the picture; 0: 50 for dev, as released, and 4 for schnell")
+    image_seed: int | None = option(
+        None, "N", "draw one picture of this seed for all videos (default: a picture for each, of the video's seed)"
+    )
+    image_prompt: str | None = option(None, "TEXT", "what the picture shows (default: --prompt)")
+    image_resolution: str = option("768px", "NAME", "size the picture is drawn in, before it is scaled to the video")
+    flux_guidance: float = option(4.0, "X", "how strongly Flux dev follows the prompt; schnell reads none")
+    flux_schedule: str = option(
+        "auto",
+        ("auto", "open-sora", "flux"),
+        "how the picture's steps are spaced: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
+    """`generate`."""
+
+    prompt: str | None = option(None, "TEXT", "what to show, in full sentences")
+    csv: str | None = option(
+        None,
+        "FILE",
+        f"a video for each row, in place of --prompt: columns {', '.join(CSV_COLUMNS)}, all but the first as needed; "
+        "an empty cell is what this command line says. Goes on where it stopped when it is given again",
+    )
+    num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...")
+    out: str = option(
+        "outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead"
+    )
+    t2i2v: bool = option(False, None, "draw the first frame; its picture is written beside the video")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(RunOptions):
+    """`benchmark`."""
+
+    prompt: str = option("raining, sea", "TEXT", "what to show")
+    warmup_count: int = option(1, "N", "runs before the measured ones")
+    eval_count: int = option(3, "N", "measured runs")
+    benchmark_save_path: str = option("benchmark.json", "FILE", "the report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions(GuidanceOptions):
+    """What an evaluation judges."""
+
+    parts: str = option(
+        ",".join(EVALUATION_PARTS),
+        "NAMES",
+        "vision (the judge itself, on true clips), t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last "
+        "frame), vae, guidance (default all)",
+    )
+    num_prompts: int = option(96, "N", "videos of each kind")
+    seed: int = option(0, "N", "prompts and noise are drawn from it")
+    num_steps: int = option(40, "N", _STEPS)
+    out: str | None = option(None, "FILE", "also write a JSON report: every figure and every clip's verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(PipelineOptions, JudgeOptions):
+    """`evaluate`. against: what a second run has otherwise, by the names of AGAINST."""
+
+    against: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(MemoryOptions, SizeOptions):
+    """The video that `inspect --plan` is about, and the machine."""
+
+    num_steps: int = option(50, "N", _STEPS)
+    cond_type: str = option("t2v", COND_TYPES, "what is given besides the prompt, as of generate")
+    gpu_gib: float | None = option(None, "N", "plan for a CUDA card with this much free instead of this machine's")
+    ram_gib: float | None = option(None, "N", "plan for this much free main memory instead of this machine's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(PlanOptions):
+    """`inspect`."""
+
+    path: str | None = option(
+        None, "FILE_OR_DIR", "a weights file, or a model folder (with --plan none: the released sizes)", is_flag=False
+    )
+    check: bool = option(False, None, "also compare every key, shape and dtype with the released model and run a part of it")
+    plan: bool = option(False, None, "say what GPU memory, RAM and how many forwards a video needs, and settings that fit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """`quantize`."""
+
+    source: str = option(..., "IN", "the transformer's bf16, fp16 or fp32 file", is_flag=False)
+    target: str = option(..., "OUT", "the new .safetensors file; never overwritten", is_flag=False)
+    format: str = option("fp8_e4m3fn", ("fp8_e4m3fn", "int8"), "what the large layers are written in")
+    layers: str = option(
+        "attention,mlp", "GROUPS", "which of them: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer"
+    )
+    all_layers: bool = option(False, None, "print the error of every layer, not of the worst five alone")

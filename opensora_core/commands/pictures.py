@@ -1,133 +1,110 @@
 """`generate --t2i2v`: the pictures that videos begin with, drawn by Flux before the video's model is read."""
 
-import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from ..errors import OpenSoraError
 from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio, training_ratios
-from ..media.video import IMAGE_SUFFIX, save_video, unused_path
+from ..media.video import save_video, unused_path
 from ..pipeline import OpenSoraPipeline
 from ..run.picture import PictureRequest, check_seed
 from ..run.request import EncodedPrompt
-from .failures import failure
-from .options import CallSettings, say
-from .progress import Bars
+from .extend import Text
+from .ledger import Ledger
+from .options import GenerateOptions, PictureOptions, changed
+from .progress import Screen
 
 _IN_FOLDER = {"flux": "flux1-dev.safetensors", "flux_vae": "flux1-dev-ae.safetensors"}  # as in the hub repository
 
 
-class Pictures:
-    """The first frames of one command's videos.
+@dataclass(frozen=True, kw_only=True)
+class PictureJob:
+    """A picture to draw, for one or more videos.
 
-    Raises:
-        OpenSoraError: files, settings or a video that cannot be, before any weight is read.
+    Attributes:
+        name: for messages. prompt: read as it is. file: to write, numbered if it is there.
+        key: what the ledger knows it by. number: the row that asks for it first.
+        asked: all that it depends on, in JSON's terms; a seed that was not given is None.
     """
 
-    def __init__(self, args: argparse.Namespace, settings: CallSettings, pipe: OpenSoraPipeline):
-        self.are_wanted = args.t2i2v
-        self._args, self._settings, self._pipe = args, settings, pipe
-        self._drawn: list[Tensor] = []
-        if not self.are_wanted:
-            return
-        self._request = picture_request(args, settings)
-        pipe.load_flux(*flux_files(args))
-        check_drawn(pipe, args.prompt, settings)
+    name: str
+    prompt: str
+    request: PictureRequest
+    seed: int
+    file: Path
+    key: str = ""
+    number: int = 0
+    asked: dict[str, Any] = field(default_factory=dict)
 
-    def draw(self, folder: Path) -> str | EncodedPrompt | None:
-        """Draw all of them and write each to `folder`.
-
-        Returns:
-            The videos' prompt: encoded together with the pictures', or as it is where none is wanted; None where drawing failed,
-            which is said.
-        """
-        if not self.are_wanted:
-            return self._args.prompt
-        args, arguments = self._args, self._settings.arguments
-        seeds = [self._settings.seed + index for index in range(args.num_samples)] if args.image_seed is None else [args.image_seed]
-        size = f"{self._request.height}x{self._request.width} (height x width)"
-        try:
-            with Bars(f"picture{'s' if len(seeds) > 1 else ''} of {size}, seed {', '.join(map(str, seeds))}, by Flux") as bars:
-                self._drawn, prompt = self._pipe.draw(
-                    args.prompt,
-                    seeds,
-                    self._request,
-                    picture_prompt=args.image_prompt,
-                    negative_prompt=arguments["negative_prompt"],
-                    options=arguments["options"],
-                    progress=bars.progress,
-                )
-            for seed, picture in zip(seeds, self._drawn, strict=True):
-                path = save_video(picture, unused_path(folder / f"picture_seed_{seed}{IMAGE_SUFFIX}"))
-                say(f"picture of seed {seed}: {path}")
-        except (OSError, MemoryError, RuntimeError) as error:
-            sentence = failure(error)
-            if sentence is None:
-                raise
-            say(f"error: the picture failed: {sentence}")
-            return None
-        return prompt
-
-    def first_frame(self, index: int) -> dict[str, Tensor]:
-        """What the pipeline's call for video `index` is given; nothing without --t2i2v."""
-        return {"image": self._drawn[min(index, len(self._drawn) - 1)]} if self.are_wanted else {}
+    @property
+    def text(self) -> Text:
+        """The prompt as encode_prompts takes it."""
+        return self.prompt, "", None
 
 
-def picture_request(args: argparse.Namespace, settings: CallSettings) -> PictureRequest:
-    """How the picture of a video is drawn: in the video's shape, at a size of its own.
+def draw(
+    pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, pictures: Sequence[PictureJob], encoded: Mapping[Text, EncodedPrompt]
+) -> None:
+    """Draw pictures, Flux read once for all, write each, and say and record where it is.
+
+    Raises:
+        OpenSoraError, OSError: as the pipeline and the disk do.
+    """
+    screen.at_work = ""
+    asked = [(encoded[one.text], one.request, one.seed) for one in pictures]
+    names = ", ".join(one.name for one in pictures)
+    with screen.stages(f"picture{'s' * (len(pictures) > 1)} of {names}, by Flux") as bars:
+        drawn = pipe.paint(asked, bars.progress)
+    for one, picture in zip(pictures, drawn, strict=True):
+        path = save_video(picture, unused_path(one.file))
+        ledger.add(one.key, path, one.number, one.seed, one.asked)
+        screen.say(f"picture of {one.name}: {path}")
+
+
+def picture_request(options: GenerateOptions, arguments: dict[str, Any]) -> PictureRequest:
+    """How the picture of a video is drawn: in the video's shape, at a size of its own. arguments: of the call that makes the video.
 
     Raises:
         OpenSoraError: settings that Flux cannot be asked for.
     """
-    if args.image_seed is not None:
-        check_seed("image_seed", args.image_seed)
-    height, width = settings.arguments["height"], settings.arguments["width"]
-    known = training_ratios(args.image_resolution)
-    ratio = args.aspect_ratio if args.aspect_ratio in ASPECT_RATIOS else nearest_aspect_ratio(height, width, known)
+    if options.image_seed is not None:
+        check_seed("image_seed", options.image_seed)
+    known = training_ratios(options.image_resolution)
+    ratio = options.aspect_ratio
+    if ratio not in ASPECT_RATIOS:
+        ratio = nearest_aspect_ratio(arguments["height"], arguments["width"], known)
     return PictureRequest.for_ratio(
-        ratio, args.image_resolution, steps=args.image_steps, guidance=args.flux_guidance, schedule=args.flux_schedule
+        ratio, options.image_resolution, steps=options.image_steps, guidance=options.flux_guidance, schedule=options.flux_schedule
     )
 
 
-def check_drawn(pipe: OpenSoraPipeline, prompt: str, settings: CallSettings) -> None:
-    """Raise an OpenSoraError unless the video can begin with a picture that is still to be drawn."""
-    blank = torch.zeros(1, settings.arguments["height"], settings.arguments["width"], 3)
-    pipe(prompt, seed=settings.seed, check_only=True, **settings.arguments | {"image": blank})
-
-
-def flux_files(args: argparse.Namespace) -> list[Path]:
+def flux_files(options: GenerateOptions) -> list[Path]:
     """Flux's transformer and its VAE: named, or in the model's folder.
 
     Raises:
         OpenSoraError: neither.
     """
-    return [_file(args, name) for name in _IN_FOLDER]
+    folder = None if options.model in (None, "small") else Path(options.model).expanduser()
+    found = []
+    for name, file in _IN_FOLDER.items():
+        given = getattr(options, name)
+        if given is None and (folder is None or not (folder / file).is_file()):
+            where = f"; {options.model} holds no {file}" if folder is not None else ""
+            raise OpenSoraError(f"--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE{where}.")
+        found.append(folder / file if given is None else Path(given).expanduser())
+    return found
 
 
-def _file(args: argparse.Namespace, name: str) -> Path:
-    given = getattr(args, name)
-    if given is not None:
-        return Path(given).expanduser()
-    model = args.model
-    inside = Path(model).expanduser() / _IN_FOLDER[name] if model not in (None, "small") else None
-    if inside is not None and inside.is_file():
-        return inside
-    where = f"; {model} holds no {_IN_FOLDER[name]}" if inside is not None else ""
-    raise OpenSoraError(f"--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE{where}.")
-
-
-def check_given(args: argparse.Namespace) -> None:
+def check_given(options: GenerateOptions) -> None:
     """What does not go together with --t2i2v, or not without it.
 
     Raises:
-        OpenSoraError: names the argument.
+        OpenSoraError: names the option.
     """
-    if args.t2i2v:
-        if args.ref is not None or args.cond_type is not None:
-            raise OpenSoraError("--t2i2v draws the first frame; leave out --ref and --cond-type.")
-        return
-    for name, default in args.picture_defaults.items():
-        if getattr(args, name) != default:
-            raise OpenSoraError(f"--{name.replace('_', '-')} is of the picture that Flux draws; add --t2i2v.")
+    if options.t2i2v and (options.ref is not None or options.cond_type is not None):
+        raise OpenSoraError("--t2i2v draws the first frame; leave out --ref and --cond-type.")
+    of_pictures = changed(options, PictureOptions)
+    if of_pictures and not options.t2i2v:
+        raise OpenSoraError(f"{of_pictures[0]} is of the picture that Flux draws; add --t2i2v.")

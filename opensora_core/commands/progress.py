@@ -65,34 +65,44 @@ class Bars:
             self._bar = None
 
 
-class BatchBars:
-    """One bar over all videos of a batch; beneath it those of the video at work. Lines are written above them.
+class Screen(logging.Handler):
+    """What a person sees of several videos; use as a context.
+
+    With a number of them there is one bar over all; beneath it are those of the video at work, and the library's warnings are whole lines
+    above, each with a name.
 
     Args:
-        num_videos: of the whole batch. num_done: of these, those that were finished before.
+        num_videos: of a whole batch; None for no such bar. num_done: of these, those that were finished before.
+
+    Attributes:
+        at_work: the name that goes before a warning; "" for none.
     """
 
-    def __init__(self, num_videos: int, num_done: int):
+    def __init__(self, num_videos: int | None = None, num_done: int = 0):
+        super().__init__(logging.WARNING)
+        self.at_work = ""
+        self._library = logging.getLogger(__package__.rpartition(".")[0])
+        self._is_batch, self._num_failed = num_videos is not None, 0
+        is_shown = self._is_batch and num_done < num_videos
         self._bar = Bar(
-            total=num_videos,
-            initial=num_done,
-            desc="batch",
-            unit="video",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=num_done == num_videos,
+            total=num_videos, initial=num_done, desc="batch", unit="video", file=sys.stderr, dynamic_ncols=True, disable=not is_shown
         )
-        self._num_failed = 0
 
-    def __enter__(self) -> "BatchBars":
+    def __enter__(self) -> "Screen":
+        if self._is_batch:
+            self._library.addHandler(self)
         return self
 
     def __exit__(self, *exception) -> None:
+        self._library.removeHandler(self)
         self._bar.close()
 
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(f"{self.at_work}: {record.getMessage()}" if self.at_work else record.getMessage())
+
     def stages(self, title: str) -> Bars:
-        """Bars for one video."""
-        return Bars(title, is_below=True)
+        """Bars for one video, or for what several need."""
+        return Bars(title, is_below=self._is_batch)
 
     def say(self, line: str) -> None:
         """A line for the person at the terminal."""
@@ -110,29 +120,6 @@ class BatchBars:
         self._num_failed += 1
         self._bar.set_postfix_str(f"{self._num_failed} failed", refresh=False)
         self._bar.update()
-
-
-class NamedWarnings(logging.Handler):
-    """The library's warnings as whole lines above a batch's bars, each with the name of the row at work; use as a context.
-
-    Attributes:
-        name_at_work: of that row, or "" for none.
-    """
-
-    def __init__(self, bars: BatchBars):
-        super().__init__(logging.WARNING)
-        self._bars, self.name_at_work = bars, ""
-        self._library = logging.getLogger(__package__.rpartition(".")[0])
-
-    def __enter__(self) -> "NamedWarnings":
-        self._library.addHandler(self)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._library.removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._bars.say(f"{self.name_at_work}: {record.getMessage()}" if self.name_at_work else record.getMessage())
 
 
 class CountedBar:

@@ -1,20 +1,18 @@
 """`evaluate`: prompts of the world of moving shapes to videos, read by plain computer vision; a table and a JSON report."""
 
-import argparse
-import copy
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from .. import __version__
-from ..cli import DONE, EVALUATION_PARTS
-from ..commands.options import PARTS, check_writable, pipeline, say
+from ..commands.model import pipeline
+from ..commands.options import DONE, EVALUATION_PARTS, PARTS, EvaluateOptions
+from ..commands.output import check_writable, report_path, say, write_report
 from ..commands.progress import each
-from ..errors import OpenSoraError, complete_or_absent
+from ..errors import OpenSoraError
 from ..media.video import to_uint8
 from ..pipeline import OpenSoraPipeline
 from ..run.files import ModelFiles
@@ -33,7 +31,6 @@ _TEXT = {SEEN: "text to video, seen", HELD_OUT: "text to video, held out"}
 _REDIRECTED = "image to video, redirected"
 _CLOSING = {"last": "last frame", "loop": "first and last frame"}
 _ENDS = {"last": "last", "loop": "both"}
-_AGAINST = "against_"
 
 
 @dataclass(frozen=True)
@@ -91,14 +88,11 @@ class Run:
     seconds: float
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: EvaluateOptions) -> int:
     """Judge a model, and another one on the same prompts and noise if one is named; tables go to standard output."""
-    asked = _asked(args)
-    out = None if args.out is None else Path(args.out).expanduser()
-    if out is not None and out.is_dir():
-        raise OpenSoraError(f"--out {out} is a folder; give the report's file name.")
-    others = _others(args)
-    variants = [("", args)] + ([(_words(others), _replaced(args, others))] if others else [])
+    asked = _asked(options)
+    out = None if options.out is None else report_path("--out", options.out)
+    variants = [("", options)] + ([(_words(options.against), second_run(options))] if options.against else [])
     pipes = [pipeline(variant) for _, variant in variants]
     jobs = asked.jobs()
     for pipe, (_, variant) in zip(pipes, variants, strict=True):
@@ -107,11 +101,10 @@ def run(args: argparse.Namespace) -> int:
     if out is not None:
         check_writable(out.parent, out.name)
     runs = [_judge(pipe, variant, asked, label) for pipe, (label, variant) in zip(pipes, variants, strict=True)]
-    compared = compare(runs, asked) if others else []
-    sys.stdout.write("\n\n".join(_told(runs, compared, args)) + "\n")
+    compared = compare(runs, asked) if len(runs) > 1 else []
+    sys.stdout.write("\n\n".join(_told(runs, compared)) + "\n")
     if out is not None:
-        _write(out, asked, runs, compared)
-        sys.stdout.write(f"{out}\n")
+        write_report(out, _report(asked, runs, compared))
     return DONE
 
 
@@ -217,8 +210,8 @@ def compare(runs: list[Run], asked: Asked) -> list[Line]:
     return lines
 
 
-def _judge(pipe: OpenSoraPipeline, args: argparse.Namespace, asked: Asked, label: str) -> Run:
-    begun, sampling = time.perf_counter(), _sampling(args)
+def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Asked, label: str) -> Run:
+    begun, sampling = time.perf_counter(), _sampling(options)
     jobs = asked.jobs()
     say(f"videos: {len(set(jobs))}, steps of each: {sampling.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
     made = make(pipe, sampling, jobs, label or "evaluate") if jobs else {}
@@ -234,10 +227,10 @@ def _judge(pipe: OpenSoraPipeline, args: argparse.Namespace, asked: Asked, label
         lines += vae_lines(asked, pipe)
     if "guidance" in asked.parts:
         lines += guidance_lines(asked, made)
-    return Run(label, _settings(args, pipe), lines, made, time.perf_counter() - begun)
+    return Run(label, _settings(options, pipe), lines, made, time.perf_counter() - begun)
 
 
-def _told(runs: list[Run], compared: list[Line], args: argparse.Namespace) -> list[str]:
+def _told(runs: list[Run], compared: list[Line]) -> list[str]:
     paragraphs = []
     for run in runs:
         heading = [f"== {run.label or 'as asked'} =="] if len(runs) > 1 else []
@@ -264,9 +257,9 @@ def _conclusions(run: Run) -> list[str]:
     return ["\n".join(sentences)]
 
 
-def _write(path: Path, asked: Asked, runs: list[Run], compared: list[Line]) -> None:
+def _report(asked: Asked, runs: list[Run], compared: list[Line]) -> dict:
     cases = asked.cases()
-    report = {
+    return {
         "opensora_core": __version__,
         "torch": torch.__version__,
         "parts": list(asked.parts),
@@ -283,8 +276,6 @@ def _write(path: Path, asked: Asked, runs: list[Run], compared: list[Line]) -> N
         ],
         "compared": [line.as_json() for line in compared],
     }
-    with complete_or_absent(path) as partial:
-        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _clip_entry(clip: Clip) -> dict:
@@ -302,52 +293,45 @@ def _clip_entry(clip: Clip) -> dict:
     }
 
 
-def _asked(args: argparse.Namespace) -> Asked:
-    parts = tuple(dict.fromkeys(part.strip() for part in args.parts.split(",") if part.strip()))
+def _asked(options: EvaluateOptions) -> Asked:
+    parts = tuple(dict.fromkeys(part.strip() for part in options.parts.split(",") if part.strip()))
     unknown = [part for part in parts if part not in EVALUATION_PARTS]
     if unknown or not parts:
-        raise OpenSoraError(f"--parts {args.parts!r} names no part of an evaluation; use some of {','.join(EVALUATION_PARTS)}.")
-    if args.num_prompts < 1:
-        raise OpenSoraError(f"--num-prompts {args.num_prompts} asks for nothing; use at least 1 (default {score.REQUIRED_PROMPTS}).")
-    if not 0 <= args.seed <= MAX_SEED - args.num_prompts + 1:
-        raise OpenSoraError(f"--seed {args.seed} is out of range; use 0 to {MAX_SEED - args.num_prompts + 1}.")
-    return Asked(tuple(part for part in EVALUATION_PARTS if part in parts), args.num_prompts, args.seed)
+        raise OpenSoraError(f"--parts {options.parts!r} names no part of an evaluation; use some of {','.join(EVALUATION_PARTS)}.")
+    if options.num_prompts < 1:
+        raise OpenSoraError(f"--num-prompts {options.num_prompts} asks for nothing; use at least 1 (default {score.REQUIRED_PROMPTS}).")
+    if not 0 <= options.seed <= MAX_SEED - options.num_prompts + 1:
+        raise OpenSoraError(f"--seed {options.seed} is out of range; use 0 to {MAX_SEED - options.num_prompts + 1}.")
+    return Asked(tuple(part for part in EVALUATION_PARTS if part in parts), options.num_prompts, options.seed)
 
 
-def _sampling(args: argparse.Namespace) -> Sampling:
-    return Sampling(args.num_steps, args.guidance, args.guidance_img)
-
-
-def _others(args: argparse.Namespace) -> dict:
-    """What the second run is to have otherwise, by the first's names."""
-    given = {name: value for name, value in vars(args).items() if name.startswith(_AGAINST) and value is not None}
-    return {name.removeprefix(_AGAINST): value for name, value in given.items()}
+def _sampling(options: EvaluateOptions) -> Sampling:
+    return Sampling(options.num_steps, options.guidance, options.guidance_img)
 
 
 def _words(others: dict) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {Path(str(value)).name}" for name, value in others.items())
 
 
-def _replaced(args: argparse.Namespace, others: dict) -> argparse.Namespace:
-    """The arguments of the second run: another model replaces all parts, another file one part of whatever the first has."""
-    changed = copy.copy(args)
-    if "model" in others:
-        vars(changed).update(dict.fromkeys(PARTS))
-    elif others.keys() & set(PARTS) and not any(getattr(args, part) for part in PARTS):
-        files = ModelFiles.in_folder(args.model or "small", args.tokenizers)
-        vars(changed).update({"model": None, **{part: str(getattr(files, part)) for part in PARTS}})
-    if "offload" in others and "budget_gib" not in others:
-        changed.budget_gib = None
-    vars(changed).update(others)
-    return changed
+def second_run(options: EvaluateOptions) -> EvaluateOptions:
+    """The options of the second run: another model replaces all parts, another file one part of whatever the first has."""
+    against, changed = options.against, {}
+    if "model" in against:
+        changed = dict.fromkeys(PARTS)
+    elif against.keys() & set(PARTS) and not any(getattr(options, part) for part in PARTS):
+        files = ModelFiles.in_folder(options.model or "small", options.tokenizers)
+        changed = {"model": None, **{part: str(getattr(files, part)) for part in PARTS}}
+    if "offload" in against:
+        changed["budget_gib"] = None
+    return replace(options, **{**changed, **against})
 
 
-def _settings(args: argparse.Namespace, pipe: OpenSoraPipeline) -> dict:
+def _settings(options: EvaluateOptions, pipe: OpenSoraPipeline) -> dict:
     """What was run, without the paths of this machine."""
     names = ("num_prompts", "num_steps", "guidance", "guidance_img", "seed", "precision", "offload", "budget_gib", "attention")
-    chosen = {name: getattr(args, name) for name in (*names, "decode_policy", "lora_strength")}
+    chosen = {name: getattr(options, name) for name in (*names, "decode_policy", "lora_strength")}
     files = {part: Path(getattr(pipe.files, part)).name for part in PARTS}
-    lora = args.lora and Path(args.lora).name
+    lora = options.lora and Path(options.lora).name
     return {**chosen, "lora": lora, **files, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)}
 
 

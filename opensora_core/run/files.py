@@ -10,16 +10,14 @@ from ..checkpoint.lora import fitting_layers
 from ..encoders.tokens import CLIP, T5, find_tokenizer
 from ..encoders.weights import read_headers
 from ..errors import CheckpointError, OpenSoraError
-from ..evaluation import world
-from ..geometry import HIGH_COMPRESSION, Grid
+from ..families.table import family_of
+from ..family import Family
+from ..geometry import Grid
 from ..memory.loaded import FileIdentity, identity
 from ..networks.mmdit.model import MMDiT
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
-# What a clip is where nothing else is asked for: (height, width, frames).
-USUAL_CLIP = (192, 336, 129)
-HIGH_COMPRESSION_CLIP = (576, 1024, HIGH_COMPRESSION.default_frames)  # its only released configuration
-SMALL_CLIP = (world.SIZE, world.SIZE, world.NUM_FRAMES)
+SMALL_CLIP = (64, 64, 17)  # (height, width, frames) of the clips that the built-in model was trained on
 
 _LAYOUT = {
     "dit": "Open_Sora_v2.safetensors",
@@ -86,12 +84,13 @@ class ModelFiles:
         """(height, width, frames) of a clip where nothing else is asked for."""
         if self._is_small:
             return SMALL_CLIP
-        return USUAL_CLIP if self.grid.is_causal else HIGH_COMPRESSION_CLIP
+        usual = family_of_file(self.dit).usual
+        return usual.height, usual.width, usual.num_frames
 
     @property
     def grid(self) -> Grid:
         """How the transformer counts frames and pixels, from its file's header. Raises a CheckpointError if it is none."""
-        return grid_of(self.dit)
+        return family_of_file(self.dit).grid
 
     def clip_note(self, height: int, width: int, num_frames: int) -> str:
         """What to tell a person who asks the built-in model for what it was not trained on; "" otherwise."""
@@ -119,14 +118,18 @@ class ModelFiles:
         return self
 
 
-def grid_of(dit: Path) -> Grid:
-    """ModelFiles.grid of a transformer's file. Its header is read once, and again only if the file is replaced."""
-    return _grid_of(identity(dit))
+def family_of_file(dit: Path) -> Family:
+    """The row of a transformer's file. Its header is read once, and again only if the file is replaced.
+
+    Raises:
+        CheckpointError: the file is something else.
+    """
+    return _family_of_file(identity(dit))
 
 
 @lru_cache(maxsize=32)
-def _grid_of(dit: FileIdentity) -> Grid:
-    return _require("transformer", Path(dit.path)).config.grid
+def _family_of_file(dit: FileIdentity) -> Family:
+    return family_of(_require("transformer", Path(dit.path)).config)
 
 
 def check_files(files: ModelFiles) -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_core.cli import CSV_COLUMNS, DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
-from opensora_core.commands import batch
+from opensora_core.cli import build_parser, main
+from opensora_core.commands import jobs
 from opensora_core.commands.ledger import NAME
-from opensora_core.commands.rows import read_rows
+from opensora_core.commands.options import CSV_COLUMNS, DONE, INTERRUPTED, REFUSED, SOME_FAILED
+from opensora_core.commands.table import read_rows
 from opensora_core.errors import OpenSoraError
 from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
@@ -129,7 +130,7 @@ def test_encoders_are_read_once_for_all_rows_and_the_transformer_too(run, monkey
 
 
 def test_prompts_beyond_those_encoded_together_come_later(run, made, monkeypatch):
-    monkeypatch.setattr(batch, "ENCODED_TOGETHER", 2)
+    monkeypatch.setattr(jobs, "ENCODED_TOGETHER", 2)
     encoded, real = [], OpenSoraPipeline.encode_prompts
     monkeypatch.setattr(
         OpenSoraPipeline, "encode_prompts", lambda self, prompts, *rest: encoded.append(len(prompts)) or real(self, prompts, *rest)
@@ -286,21 +287,21 @@ FAILURES = [
 
 @pytest.mark.parametrize(("error", "says", "is_ours"), FAILURES, ids=[says for _, says, _ in FAILURES])
 def test_a_row_that_fails_is_named_and_the_others_are_made(run, capsys, monkeypatch, error, says, is_ours):
-    real = batch.save_video
+    real = jobs.save_video
 
     def fails(frames, path, *args, **kwargs):
         if path.name.startswith("0002"):
             raise error
         return real(frames, path, *args, **kwargs)
 
-    monkeypatch.setattr(batch, "save_video", fails)
+    monkeypatch.setattr(jobs, "save_video", fails)
     assert run("prompt\na\nb\nc\n") == SOME_FAILED
     told = capsys.readouterr()
     assert told.out.split() == ["out/0001_a.mp4", "out/0003_c.mp4"] == [f"out/{name}" for name in videos()]
     *_, summary, last = told.err.strip().splitlines()
     assert summary.startswith("1 of 3 rows failed") and last.startswith("  row 2 (line 3): ") and says in last
     assert ("Traceback" in told.err) == is_ours
-    monkeypatch.setattr(batch, "save_video", real)
+    monkeypatch.setattr(jobs, "save_video", real)
     assert run("prompt\na\nb\nc\n") == DONE
     assert capsys.readouterr().out == "out/0002_b.mp4\n"
 
@@ -329,7 +330,7 @@ def test_latents_that_no_memory_was_left_to_decode_are_kept(run, capsys, monkeyp
 
 
 def test_a_full_disk_is_seen_before_a_video_is_begun(run, made, capsys, monkeypatch):
-    monkeypatch.setattr(batch, "_LEAST_ROOM", 2**62)
+    monkeypatch.setattr(jobs, "_LEAST_ROOM", 2**62)
     assert run("prompt\na\n") == SOME_FAILED
     assert "is full" in capsys.readouterr().err and not made
 
@@ -393,12 +394,12 @@ def test_rows_are_numbered_without_empty_ones_and_know_their_line(tmp_path):
 
 
 def test_a_line_written_below_the_bars_of_a_batch_is_whole(monkeypatch):
-    from opensora_core.commands.progress import BatchBars
+    from opensora_core.commands.progress import Screen
 
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", screen)
-    with BatchBars(2, 0) as bars:
+    with Screen(2, 0) as bars:
         with bars.stages("a title") as stages:
             stages.progress("sampling", 0, 2)
             stages.progress("sampling", 2, 2)

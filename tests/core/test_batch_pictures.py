@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from demo import tiny_flux
-from opensora_core.cli import DONE, REFUSED, SOME_FAILED, main
-from opensora_core.commands import batch
+from opensora_core.cli import main
+from opensora_core.commands import jobs
+from opensora_core.commands.options import DONE, REFUSED, SOME_FAILED
 from opensora_core.errors import OpenSoraError
 from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
@@ -89,7 +90,7 @@ def test_a_row_with_a_picture_of_its_own_uses_it(run, drawn, made):
 
 def test_one_picture_for_several_rows_is_drawn_once(run, drawn, made, monkeypatch):
     """Also where they come to be made at different times; prompt and seed of the picture may be the row's."""
-    monkeypatch.setattr(batch, "DRAWN_TOGETHER", 2)
+    monkeypatch.setattr(jobs, "DRAWN_TOGETHER", 2)
     table = "prompt,seed,image_prompt,image_seed\nit runs,1,a cat,5\nit sleeps,2,a cat,5\nit jumps,3,a cat,5\nit jumps,3,a dog,5\n"
     assert run(table) == DONE
     assert drawn == [[5], [5]] and files()[1] == "0001_it-runs.mp4"
@@ -123,7 +124,7 @@ def test_encoders_and_flux_are_read_once_and_the_two_large_networks_are_never_th
                 return real(*arguments, **more)
 
             monkeypatch.setattr(module, f"load_{name}", watched)
-    monkeypatch.setattr(batch, "DRAWN_TOGETHER", 2)
+    monkeypatch.setattr(jobs, "DRAWN_TOGETHER", 2)
     assert run("prompt,seed\na,1\nb,2\nc,3\n") == DONE
     some = ["t5", "clip", "flux transformer", "flux decoder"]
     assert [name for name in read if name != "vae"] == [*some, "transformer", *some, "transformer"]
@@ -131,11 +132,11 @@ def test_encoders_and_flux_are_read_once_and_the_two_large_networks_are_never_th
 
 def test_a_picture_that_is_there_is_not_drawn_again(run, drawn, made, monkeypatch):
     """Its video failed: with the same seed as the picture, given or not."""
-    real = batch.save_video
-    monkeypatch.setattr(batch, "save_video", lambda *args, **more: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    real = jobs.save_video
+    monkeypatch.setattr(jobs, "save_video", lambda *args, **more: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     table = "prompt,seed\na cat,1\na dog,\n"
     assert run(table) == SOME_FAILED and files() == ["0001_a-cat_picture.png", "0002_a-dog_picture.png"]
-    monkeypatch.setattr(batch, "save_video", real)
+    monkeypatch.setattr(jobs, "save_video", real)
     assert run(table) == DONE
     assert len(drawn) == 1 and [call["seed"] for call in made[2:]] == [call["seed"] for call in made[:2]] == drawn[0]
     assert files() == ["0001_a-cat.mp4", "0001_a-cat_picture.png", "0002_a-dog.mp4", "0002_a-dog_picture.png"]
@@ -184,10 +185,10 @@ def test_a_stop_while_videos_are_made_loses_no_picture(run, drawn, made, monkeyp
     def stop(*args, **more):
         raise KeyboardInterrupt
 
-    real = batch.save_video
-    monkeypatch.setattr(batch, "save_video", stop)
+    real = jobs.save_video
+    monkeypatch.setattr(jobs, "save_video", stop)
     assert run("prompt,seed\na,1\nb,2\n") == 130
-    monkeypatch.setattr(batch, "save_video", real)
+    monkeypatch.setattr(jobs, "save_video", real)
     assert run("prompt,seed\na,1\nb,2\n") == DONE and drawn == [[1, 2]]
     recorded = json.loads(Path("out/batch.json").read_text())
     assert sorted(entry["file"] for entry in recorded["videos"].values()) == files()

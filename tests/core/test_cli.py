@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_core.cli import DONE, INTERRUPTED, REFUSED, SOME_FAILED, build_parser, main
-from opensora_core.commands import options as settings_module
+from opensora_core.cli import build_parser, main
+from opensora_core.commands import jobs
+from opensora_core.commands.frames import call_arguments
+from opensora_core.commands.options import DONE, INTERRUPTED, REFUSED, SOME_FAILED, GenerateOptions, taken
 from opensora_core.media import video
 from opensora_core.media.latent_file import read_latents
 from opensora_core.memory import decode as video_vae
@@ -147,9 +149,12 @@ def test_seconds_are_counted_in_frames_and_said(generate, here, capsys):
     assert Path("clip.txt").read_text() == "a cat. 4 FPS.\n"
 
 
+def arguments_of(*words: str) -> dict:
+    return call_arguments(taken(GenerateOptions, build_parser().parse_args(["generate", "--prompt", "x", *words])))
+
+
 def test_four_seconds_are_97_frames_and_256px_is_192x336(capsys):
-    args = build_parser().parse_args(["generate", "--prompt", "x", "--num-frames", "4s", "--model", "folder", "--resolution", "256px"])
-    found = settings_module.call_settings(args).arguments
+    found = arguments_of("--num-frames", "4s", "--model", "folder", "--resolution", "256px")
     assert (found["num_frames"], found["height"], found["width"]) == (97, 192, 336)
     assert "4s at 24 FPS: 97 frames" in capsys.readouterr().err
 
@@ -169,7 +174,7 @@ def test_four_seconds_are_97_frames_and_256px_is_192x336(capsys):
     ],
 )
 def test_pictures_go_to_the_end_they_were_given_for(words, pictures):
-    found = settings_module.call_settings(build_parser().parse_args(["generate", "--prompt", "x", *words])).arguments
+    found = arguments_of(*words)
     assert (found["image"], found["last_image"]) == pictures
 
 
@@ -296,8 +301,6 @@ def test_a_bad_model_folder_ends_with_2_in_a_process_of_its_own(tmp_path):
     ],
 )
 def test_a_sample_that_fails_ends_with_1_and_the_others_are_made(generate, here, capsys, monkeypatch, error, says):
-    from opensora_core.commands import generate as command
-
     real, count = video.save_video, []
 
     def fails_first(*args, **kwargs):
@@ -306,7 +309,7 @@ def test_a_sample_that_fails_ends_with_1_and_the_others_are_made(generate, here,
             raise error
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(command, "save_video", fails_first)
+    monkeypatch.setattr(jobs, "save_video", fails_first)
     assert generate("--num-samples", "2", "--out", "clip.mp4") == SOME_FAILED
     told = capsys.readouterr()
     assert told.out == "clip.mp4\n" and "1 of 2 videos failed" in told.err
@@ -338,12 +341,10 @@ def new_file_mode(folder: Path) -> int:
 
 
 def test_a_defect_of_ours_is_not_hidden_behind_a_sentence(generate, monkeypatch):
-    from opensora_core.commands import generate as command
-
     def defect(*args, **kwargs):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(command, "save_video", defect)
+    monkeypatch.setattr(jobs, "save_video", defect)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         generate()
 

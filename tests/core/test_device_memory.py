@@ -6,7 +6,8 @@ import weakref
 import pytest
 import torch
 
-from opensora_core.cli import SOME_FAILED, main
+from opensora_core.cli import main
+from opensora_core.commands.options import SOME_FAILED
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from opensora_core.memory import component as components, decode as video_vae, device as device_memory
 from opensora_core.memory.decode import VideoVAE

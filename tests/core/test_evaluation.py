@@ -10,7 +10,8 @@ import numpy
 import pytest
 import torch
 
-from opensora_core.cli import DONE, INTERRUPTED, REFUSED, main
+from opensora_core.cli import main
+from opensora_core.commands.options import DONE, INTERRUPTED, REFUSED, EvaluateOptions
 from opensora_core.errors import OpenSoraError
 from opensora_core.evaluation import clips as clips_module, command as evaluate_module, judge, prompts, read, score, verdict, vision, world
 from opensora_core.evaluation.clips import Job
@@ -433,11 +434,11 @@ class TestCommand:
         assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
     def test_the_parts_files_of_a_folder_can_be_replaced_one_by_one(self, tiny_checkpoint, tmp_path):
-        args = SimpleNamespace(model=str(tiny_checkpoint), tokenizers=None, dit=None, vae=None, t5=None, clip=None, budget_gib=2.0)
-        changed = evaluate_module._replaced(args, {"dit": "other.safetensors", "offload": "minimal"})
+        asked = EvaluateOptions(model=str(tiny_checkpoint), budget_gib=2.0, against={"dit": "other.safetensors", "offload": "minimal"})
+        changed = evaluate_module.second_run(asked)
         assert changed.model is None and changed.dit == "other.safetensors" and changed.budget_gib is None
-        assert changed.vae == str(tiny_checkpoint / "hunyuan_vae.safetensors") and args.dit is None
-        assert evaluate_module._replaced(changed, {"model": "small"}).dit is None
+        assert changed.vae == str(tiny_checkpoint / "hunyuan_vae.safetensors") and asked.dit is None
+        assert evaluate_module.second_run(replace(changed, against={"model": "small"})).dit is None
 
     def test_a_real_model_with_random_weights_is_judged(self, tiny_checkpoint, tmp_path, capsys):
         arguments = ["--num-prompts", "1", "--num-steps", "1", "--device", "cpu", "--out", str(tmp_path / "report.json")]

@@ -5,7 +5,8 @@ import torch
 
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.quantize import quantize
-from opensora_core.cli import REFUSED, main
+from opensora_core.cli import main
+from opensora_core.commands.options import REFUSED
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.memory.loaded import SHARED
 from opensora_core.pipeline import OpenSoraPipeline

@@ -14,11 +14,12 @@ from opensora_core.checkpoint.formats import QUANTISED_GROUPS
 from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer, open_model
 from opensora_core.checkpoint.quantize import FORMATS, quantize
-from opensora_core.cli import DONE, REFUSED, main
+from opensora_core.cli import main
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.hunyuan.config import VAEConfig
 from opensora_core.codecs.hunyuan.model import CausalVAE
 from opensora_core.codecs.tiling import tiled_decode, tiled_encode
+from opensora_core.commands.options import DONE, REFUSED
 from opensora_core.encoders.load import load_t5
 from opensora_core.errors import OpenSoraError
 from opensora_core.geometry import Tiling

@@ -22,7 +22,8 @@ from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import merge_lora
 from opensora_core.checkpoint.quantised import NF4, Float8, Int8, Int8Matmul, QuantisedOperations, relative_error
 from opensora_core.checkpoint.quantize import quantize
-from opensora_core.cli import DONE, REFUSED, main
+from opensora_core.cli import main
+from opensora_core.commands.options import DONE, REFUSED
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.pipeline import OpenSoraPipeline

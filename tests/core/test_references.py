@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from opensora_core import cli
-from opensora_core.commands import references as command
-from opensora_core.commands.options import call_settings
+from opensora_core.commands.frames import PATHS, call_arguments
+from opensora_core.commands.options import COND_TYPES, GenerateOptions, taken
 from opensora_core.errors import OpenSoraError
 from opensora_core.media.pictures import References, read_references
 from opensora_core.media.video import media_size, read_clip, save_video
@@ -89,7 +89,7 @@ def test_modes_have_the_references_names():
     assert read_references(picture, picture).cond_type == "i2v_loop"
     named = {(d, c): read_references(video=clip, direction=d, context=c).cond_type for d in conditioning.DIRECTIONS for c in (33, 65)}
     assert list(named.values()) == ["v2v_head", "v2v_head_easy", "v2v_tail", "v2v_tail_easy"]
-    assert set(cli.COND_TYPES) == set(conditioning.COND_TYPES)
+    assert set(COND_TYPES) == set(conditioning.COND_TYPES)
 
 
 CLIP = torch.zeros(40, 8, 8, 3)
@@ -280,7 +280,7 @@ def test_no_strength_is_text_to_video_and_encodes_nothing(pipe, cat, monkeypatch
 
 
 def settings_of(*words):
-    return call_settings(cli.build_parser().parse_args(["generate", "--prompt", "x", *words])).arguments
+    return call_arguments(taken(GenerateOptions, cli.build_parser().parse_args(["generate", "--prompt", "x", *words])))
 
 
 @pytest.mark.parametrize(
@@ -336,6 +336,6 @@ def test_the_shape_of_a_clip_chooses_too(clip_file):
 
 
 def test_a_report_of_a_benchmark_names_no_file(clip_file):
-    assert set(command.PATHS) >= {name for name, value in settings_of("--ref", str(clip_file)).items() if isinstance(value, (str, Path))} - {
+    assert set(PATHS) >= {name for name, value in settings_of("--ref", str(clip_file)).items() if isinstance(value, (str, Path))} - {
         "negative_prompt", "direction",
     }  # fmt: skip

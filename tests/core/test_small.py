@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from opensora_core.checkpoint.files import read_header
-from opensora_core.cli import DONE, build_parser, main
-from opensora_core.commands.options import call_settings
+from opensora_core.cli import build_parser, main
+from opensora_core.commands.frames import call_arguments
+from opensora_core.commands.options import DONE, GenerateOptions, taken
 from opensora_core.encoders.tokens import read_tokenizer
 from opensora_core.media.video import read_image
 from opensora_core.memory.footprint import sizes_of_files
@@ -26,7 +27,7 @@ def small(small_checkpoint, monkeypatch):
 
 
 def arguments(*words):
-    found = call_settings(build_parser().parse_args(["generate", "--prompt", "x", *words])).arguments
+    found = call_arguments(taken(GenerateOptions, build_parser().parse_args(["generate", "--prompt", "x", *words])))
     return found["height"], found["width"], found["num_frames"]
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from demo import tiny_flux
 from opensora_core import cli
+from opensora_core.commands.options import DONE, REFUSED
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
@@ -107,25 +108,25 @@ def test_what_cannot_be_drawn(pipe, tiny_checkpoint, flux, golden_path, tmp_path
 
 def test_command_line(tiny_checkpoint, flux, tmp_path, capsys):
     flags = ["generate", "--t2i2v", "--model", str(tiny_checkpoint), "--flux", str(flux[0]), "--flux-vae", str(flux[1]), "--prompt", PROMPT]
-    assert cli.main([*flags, *SMALL, *PICTURE, "--seed", "3", "--num-samples", "2", "--out", str(tmp_path)]) == cli.DONE
+    assert cli.main([*flags, *SMALL, *PICTURE, "--seed", "3", "--num-samples", "2", "--out", str(tmp_path)]) == DONE
     assert [line.rsplit("/", 1)[-1] for line in capsys.readouterr().out.split()] == ["video_0000.mp4", "video_0001.mp4"]
     pictures = [numpy.asarray(Image.open(tmp_path / f"picture_seed_{seed}.png")) for seed in (3, 4)]
     assert pictures[0].shape == (208, 320, 3) and (pictures[0] != pictures[1]).any()
     # Each video begins with the picture of its own seed.
     alone = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SMALL, "--out", str(tmp_path / "alone")]
     for number, seed in enumerate((3, 4)):
-        assert cli.main([*alone, "--seed", str(seed), "--ref", str(tmp_path / f"picture_seed_{seed}.png")]) == cli.DONE
+        assert cli.main([*alone, "--seed", str(seed), "--ref", str(tmp_path / f"picture_seed_{seed}.png")]) == DONE
         video = f"video_{number:04d}.mp4"
         assert (tmp_path / video).read_bytes() == (tmp_path / "alone" / video).read_bytes()
     # A picture of its own seed is drawn once for all, and never over one that is there.
-    assert cli.main([*flags, *SMALL, *PICTURE, "--seed", "8", "--image-seed", "3", "--out", str(tmp_path)]) == cli.DONE
+    assert cli.main([*flags, *SMALL, *PICTURE, "--seed", "8", "--image-seed", "3", "--out", str(tmp_path)]) == DONE
     assert (numpy.asarray(Image.open(tmp_path / "picture_seed_3_1.png")) == pictures[0]).all()
 
 
 def test_a_picture_takes_the_nearest_shape_that_its_resolution_has(tiny_checkpoint, flux, tmp_path):
     flags = ["generate", "--t2i2v", "--model", str(tiny_checkpoint), "--flux", str(flux[0]), "--flux-vae", str(flux[1]), "--prompt", PROMPT]
     short = ["--num-frames", "5", "--num-steps", "1", "--image-steps", "1", "--seed", "1", "--out", str(tmp_path)]
-    assert cli.main([*flags, *short, "--width", "48", "--height", "32", "--image-resolution", "144px"]) == cli.DONE  # 144px knows no 3:2
+    assert cli.main([*flags, *short, "--width", "48", "--height", "32", "--image-resolution", "144px"]) == DONE  # 144px knows no 3:2
     assert Image.open(tmp_path / "picture_seed_1.png").size == (192, 112)
 
 
@@ -133,11 +134,11 @@ def test_files_in_the_model_folder_need_no_name(tiny_checkpoint, flux, tmp_path,
     for path in tiny_checkpoint.iterdir():
         (tmp_path / path.name).symlink_to(path)
     flags = ["generate", "--t2i2v", "--model", str(tmp_path), "--prompt", PROMPT, *SMALL, *PICTURE, "--out", str(tmp_path / "out")]
-    assert cli.main(flags) == cli.REFUSED
+    assert cli.main(flags) == REFUSED
     assert "--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE; " in capsys.readouterr().err
     (tmp_path / "flux1-dev.safetensors").symlink_to(flux[0])
     (tmp_path / "flux1-dev-ae.safetensors").symlink_to(flux[1])
-    assert cli.main(flags) == cli.DONE
+    assert cli.main(flags) == DONE
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_files_in_the_model_folder_need_no_name(tiny_checkpoint, flux, tmp_path,
 def test_refused_before_anything_is_read(tiny_checkpoint, flux, tmp_path, capsys, reads, flags, sentence):
     given = {"DIT": str(tiny_checkpoint / "Open_Sora_v2.safetensors"), "VAE": str(tiny_checkpoint / "hunyuan_vae.safetensors")}
     base = ["generate", "--t2i2v", "--model", str(tiny_checkpoint), "--flux", str(flux[0]), "--flux-vae", str(flux[1]), "--prompt", PROMPT]
-    assert cli.main([*base, *SMALL, "--out", str(tmp_path), *(given.get(flag, flag) for flag in flags)]) == cli.REFUSED
+    assert cli.main([*base, *SMALL, "--out", str(tmp_path), *(given.get(flag, flag) for flag in flags)]) == REFUSED
     assert sentence in capsys.readouterr().err
     assert reads == []
 
@@ -166,10 +167,10 @@ def test_refused_before_anything_is_read(tiny_checkpoint, flux, tmp_path, capsys
 def test_a_flux_file_in_the_video_model_s_place_and_flags_without_a_picture(tiny_checkpoint, flux, tmp_path, capsys):
     parts = ["--vae", str(tiny_checkpoint / "hunyuan_vae.safetensors"), "--t5", str(tiny_checkpoint / "google" / "t5-v1_1-xxl")]
     parts += ["--clip", str(tiny_checkpoint / "openai" / "clip-vit-large-patch14"), "--prompt", PROMPT, "--out", str(tmp_path)]
-    assert cli.main(["generate", "--dit", str(flux[0]), *parts, *SMALL]) == cli.REFUSED
+    assert cli.main(["generate", "--dit", str(flux[0]), *parts, *SMALL]) == REFUSED
     assert "flux1-dev.safetensors is a Flux.1 transformer" in (said := capsys.readouterr().err) and "--flux on the command line" in said
     base = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SMALL, "--out", str(tmp_path)]
-    assert cli.main([*base, "--flux", str(flux[0])]) == cli.REFUSED
+    assert cli.main([*base, "--flux", str(flux[0])]) == REFUSED
     assert "--flux is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err
-    assert cli.main([*base, "--flux-guidance", "3"]) == cli.REFUSED
+    assert cli.main([*base, "--flux-guidance", "3"]) == REFUSED
     assert "--flux-guidance is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err

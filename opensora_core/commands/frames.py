@@ -1,0 +1,160 @@
+"""What the command line says of a video's frames: their size and number, and what they begin or end with."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import OpenSoraError
+from ..families.table import FAMILIES
+from ..geometry import Grid, nearest_aspect_ratio
+from ..media.video import is_video, media_size
+from ..run.files import SMALL_CLIP, ModelFiles, family_of_file
+from ..run.request import SamplingOptions
+from ..sampling.given import BACKWARDS, CONTEXTS, FITS, FORWARDS
+from .options import ASPECT_OF_REFERENCE, PARTS, RunOptions, SizeOptions
+from .output import say
+
+PATHS = ("image", "last_image", "video")  # of a call's arguments, those that are paths of files
+
+
+def call_arguments(options: RunOptions) -> dict[str, Any]:
+    """Keywords of a pipeline call, but for prompt, seed and callbacks.
+
+    Raises:
+        OpenSoraError: options that contradict each other. Their values are checked by the pipeline.
+    """
+    height, width, num_frames = video_size(options, model_named(options))
+    return {
+        "negative_prompt": options.negative_prompt,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "num_inference_steps": options.num_steps,
+        "guidance_scale": options.guidance,
+        "image_guidance_scale": options.guidance_img,
+        **_references(options),
+        "options": SamplingOptions(fps=options.fps, motion_score=options.motion_score, fit=options.fit),
+    }
+
+
+def model_named(options: RunOptions) -> str | None:
+    """The transformer's file, or the model's folder or "small"; None where only other parts are named."""
+    if options.dit is not None or any(getattr(options, part) is not None for part in PARTS):
+        return options.dit
+    return options.model or "small"
+
+
+def usual_clip(model: str | None) -> tuple[tuple[int, int, int], Grid]:
+    """((height, width, frames) where nothing else is asked for, how frames and pixels are counted).
+
+    Args:
+        model: a folder, "small", or a transformer's file. None, and files that cannot be read, which others will say: as the released one.
+    """
+    if model == "small":
+        return SMALL_CLIP, FAMILIES[0].grid
+    family = FAMILIES[0]
+    if model is not None:
+        try:
+            path = Path(model).expanduser()
+            family = family_of_file(path if path.is_file() else ModelFiles.in_folder(path).dit)
+        except OpenSoraError:
+            pass
+    return (family.usual.height, family.usual.width, family.usual.num_frames), family.grid
+
+
+def video_size(options: SizeOptions, model: str | None) -> tuple[int, int, int]:
+    """(height, width, frames) that are asked for; that they are possible is checked where they are used. model: as of usual_clip.
+
+    Raises:
+        OpenSoraError: options that contradict each other.
+    """
+    if options.fps < 1:
+        raise OpenSoraError(f"--fps {options.fps} is not a frame rate; the default is 24.")
+    (height, width, num_frames), grid = usual_clip(model)
+    named, sides = (options.resolution, options.aspect_ratio), (options.height, options.width)
+    if None in sides and sides != (None, None):
+        raise OpenSoraError("--width and --height are given together, or not at all.")
+    if sides != (None, None) and named != (None, None):
+        raise OpenSoraError("Give either --resolution and --aspect-ratio, or --width and --height.")
+    if sides != (None, None):
+        height, width = sides
+    elif named != (None, None):
+        height, width = grid.named_size(options.resolution or "256px", _aspect_ratio(options) or "16:9")
+    return height, width, num_frames if options.num_frames is None else clip_length(options.num_frames, options.fps, grid)
+
+
+def clip_length(text: str, fps: int, grid: Grid, is_told: bool = True) -> int:
+    """Frames that "129" or "4s" asks for; seconds are rounded to the nearest number that the grid has.
+
+    Args:
+        is_told: say what seconds come to.
+
+    Raises:
+        OpenSoraError: neither of the two.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?s", text.strip())
+    if match:
+        frames = grid.frames_for_seconds(float(match[1]), fps)
+        if is_told:
+            say(f"{text} at {fps} FPS: {frames} frames")
+        return frames
+    if not re.fullmatch(r"[+-]?\d+", text.strip()):
+        raise OpenSoraError(f"The length {text!r} is neither a number of frames (129) nor seconds (4s).")
+    return int(text)
+
+
+def _aspect_ratio(options: SizeOptions) -> str | None:
+    """The ratio's name, or None for the default; --aspect-ratio image is the one nearest to what is given.
+
+    Raises:
+        OpenSoraError: nothing is given to take it from, or it cannot be read.
+    """
+    if options.aspect_ratio != ASPECT_OF_REFERENCE:
+        return options.aspect_ratio
+    if not isinstance(options, RunOptions):
+        raise OpenSoraError(
+            f"--aspect-ratio {ASPECT_OF_REFERENCE} takes the shape of what generate is given; name the ratio here, such as 16:9."
+        )
+    path = options.ref or options.ref_end
+    if path is None:
+        raise OpenSoraError(f"--aspect-ratio {ASPECT_OF_REFERENCE} takes the shape of a picture or clip: give --ref or --ref-end too.")
+    return nearest_aspect_ratio(*media_size(path))
+
+
+def _references(options: RunOptions) -> dict[str, Any]:
+    """Arguments of a pipeline call that --cond-type, --ref, --ref-end and --strength stand for; what is not used is left out.
+
+    Raises:
+        OpenSoraError: options that contradict each other.
+    """
+    mode = options.cond_type or ("v2v_head" if options.ref and is_video(options.ref) else None)
+    strength = {} if options.strength == 1 else {"image_strength": options.strength}
+    if mode is not None and mode.startswith("v2v"):
+        if options.ref_end or not options.ref:
+            raise OpenSoraError(f"--cond-type {mode} takes a clip, --ref clip.mp4, and no --ref-end.")
+        direction = FORWARDS if "head" in mode else BACKWARDS
+        context = CONTEXTS[mode.endswith("easy")]
+        return {"image": None, "last_image": None, "video": options.ref, "direction": direction, "context": context, **strength}
+    image, last_image = _pictures(options.ref, options.ref_end, mode)
+    if strength and not (image or last_image):
+        raise OpenSoraError(f"--strength {options.strength} needs something to hold to: --ref or --ref-end.")
+    if options.fit != FITS[0] and not (image or last_image or getattr(options, "csv", None)):  # a table: some rows have pictures
+        raise OpenSoraError(f"--fit {options.fit} needs something to fit: --ref or --ref-end.")
+    return {"image": image, "last_image": last_image, **strength}
+
+
+def _pictures(ref: str | None, end: str | None, mode: str | None) -> tuple[str | None, str | None]:
+    """(first, last). The reference reads i2v_tail's and i2v_loop's pictures from one list, so one --ref serves for both."""
+    if mode is None:
+        return ref, end
+    if mode == "t2v" and (ref or end):
+        raise OpenSoraError("--cond-type t2v uses no picture; leave out --ref and --ref-end, or choose an i2v type.")
+    if mode != "t2v" and not (ref or end):
+        raise OpenSoraError(f"--cond-type {mode} needs a picture: --ref{' or --ref-end' if mode == 'i2v_tail' else ''}.")
+    if mode == "i2v_head" and (end or not ref):
+        raise OpenSoraError("--cond-type i2v_head takes --ref alone; for a last frame too use i2v_loop.")
+    if mode == "i2v_tail" and ref and end:
+        raise OpenSoraError("--cond-type i2v_tail takes one picture, --ref-end; for a first frame too use i2v_loop.")
+    if mode == "i2v_loop" and not ref:
+        raise OpenSoraError("--cond-type i2v_loop needs --ref (and --ref-end, if it does not end where it began).")
+    return {"t2v": (None, None), "i2v_head": (ref, None), "i2v_tail": (None, end or ref), "i2v_loop": (ref, end or ref)}[mode]

@@ -1,0 +1,195 @@
+"""The one loop of `generate`: prompts are encoded together, pictures drawn together, then each video made and written as soon as it is done."""
+
+import shutil
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..errors import DecodeOutOfMemory, OpenSoraError
+from ..media.video import save_video
+from ..pipeline import OpenSoraPipeline
+from ..run.request import EncodedPrompt
+from .extend import KeptFile, Longer, Text
+from .ledger import Ledger
+from .output import failure
+from .pictures import PictureJob, draw
+from .progress import Screen
+
+T = TypeVar("T")
+
+# Prompts are encoded so many at a time: half a GiB of main memory, and the text encoders are read once for all of them.
+ENCODED_TOGETHER = 32
+# With pictures to draw, so many videos at a time: Flux is read once for them, and a stop in the middle loses no more than these pictures.
+DRAWN_TOGETHER = 8
+_LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A video to make.
+
+    Attributes:
+        name: for messages, such as "row 3 (line 4)". title: of its bars.
+        arguments: keywords of the pipeline's call, but for prompt, seed and callbacks. fps: of the file.
+        place: gives the file to write, once the video begins; nothing is overwritten.
+        key: what the ledger knows it by. number: its row, for people. asked: all that was asked for, in JSON's terms; a seed that was not
+            given is None.
+        picture: that Flux draws for it, its first frame. longer: what is added to it.
+    """
+
+    name: str
+    title: str
+    prompt: str
+    seed: int
+    arguments: dict[str, Any]
+    fps: int
+    place: Callable[[], Path]
+    key: str
+    number: int = 0
+    asked: dict[str, Any] = field(default_factory=dict)
+    picture: PictureJob | None = None
+    longer: Longer | None = None
+
+    @property
+    def text(self) -> Text:
+        """The prompt as encode_prompts takes it."""
+        return self.prompt, self.arguments["negative_prompt"], self.arguments["options"]
+
+    @property
+    def texts(self) -> list[Text]:
+        """All that is encoded for it."""
+        return [self.text] if self.longer is None else self.longer.texts(self.text)
+
+    def check(self, pipe: OpenSoraPipeline) -> None:
+        """Raise an OpenSoraError for what cannot be made, before any weight is read."""
+        arguments = self.arguments
+        if self.picture is not None:
+            arguments = arguments | {"image": torch.zeros(1, arguments["height"], arguments["width"], 3)}  # in place of the one to be drawn
+        pipe(self.prompt, seed=self.seed, check_only=True, **arguments)
+
+
+class Jobs:
+    """Videos on their way.
+
+    Args:
+        ledger: says what is made already, and is told what is.
+        is_one_request: all are of one prompt, so that a defect, or a refusal, ends the command. Else it is the failure of its row.
+
+    Attributes:
+        failed: by the job's name, why.
+    """
+
+    def __init__(self, pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, is_one_request: bool):
+        self._pipe, self._ledger, self._screen, self._is_one_request = pipe, ledger, screen, is_one_request
+        self._encoded: dict[Text, EncodedPrompt] = {}
+        self._kept: KeptFile | None = None
+        self.failed: dict[str, str] = {}
+
+    def run(self, jobs: list[Job]) -> None:
+        """Make all of them, or say why not."""
+        together = DRAWN_TOGETHER if any(job.picture for job in jobs) else ENCODED_TOGETHER
+        for first in range(0, len(jobs), together):
+            self._run_some(jobs[first : first + together])
+
+    def _run_some(self, jobs: list[Job]) -> None:
+        self._kept = None
+        wanted = {job.picture.key: job.picture for job in reversed(jobs) if job.picture and not self._ledger.finished(job.picture.key)}
+        pictures = list(wanted.values())[::-1]  # each of the first job that asks for it
+        self._try(jobs, lambda: self._encode(jobs, pictures))
+        self._draw([job for job in jobs if job.name not in self.failed], pictures)
+        for job in jobs:
+            if job.name not in self.failed:
+                self._screen.at_work = job.name
+                path = self._try([job], partial(self._make, job))
+                if path is not None:
+                    self._screen.finished(str(path))
+
+    def _encode(self, jobs: list[Job], pictures: list[PictureJob]) -> None:
+        """Encode what is not encoded yet; what is not needed any more is forgotten."""
+        names: dict[Text, str] = {}  # whose each text is
+        for text, name in [
+            *((text, job.name) for job in jobs for text in job.texts),
+            *((picture.text, f"{picture.name}, picture") for picture in pictures),
+        ]:
+            names.setdefault(text, name)
+        self._encoded = {text: encoded for text, encoded in self._encoded.items() if text in names}
+        new = [text for text in names if text not in self._encoded]
+        if not new:
+            return
+        with self._screen.stages(f"{len(new)} prompt{'s' * (len(new) > 1)}") as stages:
+
+            def progress(stage: str, done: int, total: int) -> None:
+                self._screen.at_work = names[new[done]] if done < total else ""
+                stages.progress(stage, done, total)
+
+            self._encoded |= zip(new, self._pipe.encode_prompts(new, progress), strict=True)
+
+    def _draw(self, jobs: list[Job], pictures: list[PictureJob]) -> None:
+        """Draw pictures, Flux read once for all; where that fails, each alone, so that the failure is that of the jobs it belongs to."""
+        if not jobs:
+            return
+        if len(pictures) > 1:
+            try:
+                draw(self._pipe, self._ledger, self._screen, pictures, self._encoded)
+            except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
+                why = failure(error) or error
+                self._screen.say(f"drawing {len(pictures)} pictures together failed ({why}); each is drawn alone")
+        for picture in pictures:
+            if not self._ledger.finished(picture.key):
+                its = [job for job in jobs if job.picture is not None and job.picture.key == picture.key]
+                self._try(its, partial(draw, self._pipe, self._ledger, self._screen, [picture], self._encoded))
+
+    def _make(self, job: Job) -> Path:
+        self._kept = KeptFile(job.place(), self._pipe.latent_scale)
+        folder = self._kept.video.parent
+        if shutil.disk_usage(folder).free < _LEAST_ROOM:
+            raise OSError(f"the disk of {folder} is full.")
+        seed, arguments = job.seed, job.arguments
+        if job.picture is not None:
+            arguments = arguments | {"image": self._ledger.finished(job.picture.key)}
+            if job.asked["seed"] is None and job.picture.asked["seed"] is None:
+                seed = self._ledger.seed(job.picture.key)  # a picture of an earlier try, and its video, have one seed
+        if job.longer is not None:
+            result = job.longer.make(self._encoded, job.text, seed, arguments, self._kept)
+        else:
+            where = f"on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}"
+            with self._screen.stages(f"{job.title}, seed {seed}, {where}") as bars:
+                result = self._pipe(self._encoded[job.text], seed=seed, callback=bars.step, progress=bars.progress, **arguments)
+        path = save_video(result.frames[0], self._kept.video, job.fps, prompt=result.prompt.text)
+        self._ledger.add(job.key, path, job.number, seed, job.asked)
+        return path
+
+    def _try(self, jobs: list[Job], work: Callable[[], T]) -> T | None:
+        """What `work` gives, or None where it failed: then these jobs have, and the others go on."""
+        try:
+            return work()
+        except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
+            sentence = self._sentence(error)
+        except KeyboardInterrupt:
+            if self._kept is not None and self._kept.sentence:
+                self._screen.say(self._kept.sentence)
+            raise
+        for job in jobs:
+            self.failed[job.name] = sentence
+            self._screen.failed(f"error: {job.name} failed: {sentence}")
+        return None
+
+    def _sentence(self, error: Exception) -> str:
+        """Why, and where what is finished is; a refusal or a defect is raised again where all jobs are one request."""
+        if isinstance(error, DecodeOutOfMemory):
+            return f"{error} {self._kept.keep_of(error)}"
+        sentence = failure(error)
+        if sentence is None and self._is_one_request:
+            raise error
+        if sentence is None and isinstance(error, OpenSoraError):
+            sentence = str(error)
+        elif sentence is None:  # a defect, which should show where
+            self._screen.say(traceback.format_exc())
+            sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        kept = self._kept.sentence if self._kept is not None else ""
+        return f"{sentence} {kept}".rstrip()

@@ -1,0 +1,40 @@
+"""The pipeline that the command line's model and machine options ask for."""
+
+from ..errors import OpenSoraError
+from ..memory.component import PRECISIONS, resolve_device
+from ..pipeline import OpenSoraPipeline
+from .options import PARTS, PipelineOptions
+
+DEFAULT_BUDGET_GIB = 8.0
+
+
+def pipeline(options: PipelineOptions) -> OpenSoraPipeline:
+    """A pipeline of which no weight is read yet.
+
+    Raises:
+        OpenSoraError: files that are not there, a device that cannot be used, or a LoRA that is none.
+    """
+    device, dtype = resolve_device(options.device), PRECISIONS[options.dtype]
+    parts = {part: getattr(options, part) for part in PARTS}
+    missing = [f"--{part}" for part, path in parts.items() if path is None]
+    how = {"torch_dtype": dtype, "precision": options.precision, "tokenizers": options.tokenizers}
+    if len(missing) == len(PARTS):
+        made = OpenSoraPipeline.from_pretrained(options.model or "small", **how)
+    elif options.model is not None:
+        raise OpenSoraError("Give either --model or the four parts --dit, --vae, --t5 and --clip, not both.")
+    elif missing:
+        raise OpenSoraError(f"A model of single files needs all four parts; {' and '.join(missing)} not given.")
+    else:
+        made = OpenSoraPipeline.from_files(**parts, **how)
+    if options.lora is None and options.lora_strength != 1:
+        raise OpenSoraError(f"--lora-strength {options.lora_strength:g} is that of no LoRA; add --lora FILE.")
+    budget_gib = options.budget_gib
+    if budget_gib is None and options.offload == "budget":
+        budget_gib = DEFAULT_BUDGET_GIB
+    made.enable_offload(options.offload, budget_gib, device)
+    made.vae.policy = options.decode_policy
+    if options.attention == "sliced":
+        made.enable_attention_slicing()
+    if options.lora is not None:
+        made.load_lora(options.lora, options.lora_strength)
+    return made

@@ -1,0 +1,65 @@
+"""What commands write and say: files that can be written, reports, and one sentence for a video that could not be finished."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ..errors import OpenSoraError, OutOfMemory, complete_or_absent
+from ..memory.device import is_out_of_memory, ran_out
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal; results alone go to standard output."""
+    sys.stderr.write(line + "\n")
+
+
+def check_writable(folder: Path, name: str = "") -> None:
+    """Make a folder to write in.
+
+    Args:
+        name: of the file that will be written, if it is known: its numbered and unfinished forms must be possible too.
+
+    Raises:
+        OpenSoraError: it cannot be made or written in.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{Path(name).stem}_9999.{id(folder)}.partial{Path(name).suffix}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        other = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another folder"
+        raise OpenSoraError(f"Nothing can be written to {folder / name} ({error.strerror}); choose {other}.") from error
+
+
+def report_path(flag: str, given: str) -> Path:
+    """Where a JSON report goes. Raises an OpenSoraError for a folder."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        raise OpenSoraError(f"{flag} {path} is a folder; give the report's file name.")
+    return path
+
+
+def write_report(path: Path, report: dict) -> None:
+    """Write JSON, whole or not at all, and its path to standard output."""
+    with complete_or_absent(path) as partial:
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{path}\n")
+
+
+def failure(error: BaseException) -> str | None:
+    """One sentence for a failure that is the machine's; None for one that is ours, which should show where."""
+    text = str(error).strip().splitlines()
+    if isinstance(error, OutOfMemory):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the device ran out of memory; try --offload minimal, --decode-policy low_memory, or a smaller or shorter video."
+    if is_out_of_memory(error):
+        advice = "try --dtype bf16, --decode-policy low_memory, or a smaller or shorter video"
+        return ran_out("the machine", torch.device("cpu"), advice)
+    if isinstance(error, OSError):
+        return text[0] if text else type(error).__name__
+    return None

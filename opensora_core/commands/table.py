@@ -1,0 +1,281 @@
+"""`generate --csv`: a video for each row of a table, that goes on after a row that failed and where it was stopped."""
+
+import csv
+import difflib
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import OpenSoraError
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, unused_path
+from ..memory.loaded import identity
+from ..pipeline import OpenSoraPipeline
+from ..run.request import random_seed
+from ..text.prompt import file_name_part
+from .frames import PATHS, call_arguments, clip_length, model_named, usual_clip
+from .jobs import Job, Jobs
+from .ledger import Ledger, described, keys
+from .model import pipeline
+from .options import CSV_COLUMNS, DONE, SOME_FAILED, GenerateOptions
+from .output import check_writable, say
+from .pictures import PictureJob, check_given, flux_files, picture_request
+from .progress import Screen
+
+_NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
+_FILES = ("image", "end_image")
+_OF_A_PICTURE = ("image_seed", "image_prompt")
+_NAMED, _SIDES = ("resolution", "aspect_ratio"), ("width", "height")
+_EXPECTED = f"the first row names the columns, 'prompt' and any of {', '.join(name for name in CSV_COLUMNS if name != 'prompt')}."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One video of the table.
+
+    Attributes:
+        number: from 1, the first row below the header; rows without any text are not counted.
+        line: of the file, from 1, on which it begins.
+        cells: column -> text, of those that hold any.
+        num_extra: cells to the right of the last column.
+    """
+
+    number: int
+    line: int
+    cells: dict[str, str]
+    num_extra: int = 0
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"row {self.number} (line {self.line})"
+
+
+def run(options: GenerateOptions) -> int:
+    """Check every row, then make those that are not finished; paths of new videos go to standard output."""
+    check_given(options)
+    if options.num_samples != 1:
+        raise OpenSoraError(f"--num-samples {options.num_samples} does not go with --csv; give the table a row for each video.")
+    folder = Path(options.out).expanduser()
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
+        raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
+    rows = read_rows(options.csv)
+    if options.num_frames is not None:  # seconds are counted in frames, and said, once and not for each row
+        options = replace(options, num_frames=str(clip_length(options.num_frames, options.fps, usual_clip(model_named(options))[1])))
+    pipe = pipeline(options)
+    pipe.check_files()
+    if options.t2i2v:
+        pipe.load_flux(*flux_files(options))
+    jobs = _jobs(rows, options, pipe, folder)
+    check_writable(folder)
+    ledger = Ledger(folder)
+    waiting = [job for job in jobs if ledger.finished(job.key) is None]
+    if len(waiting) < len(jobs):
+        say(f"{len(jobs) - len(waiting)} of {len(jobs)} rows are finished already in {folder}")
+    try:
+        with Screen(len(jobs), len(jobs) - len(waiting)) as screen:
+            making = Jobs(pipe, ledger, screen, is_one_request=False)
+            making.run(waiting)
+    except KeyboardInterrupt:
+        done = sum(ledger.finished(job.key) is not None for job in jobs)
+        say(f"{done} of {len(jobs)} rows are finished; the same command goes on with the others")
+        raise
+    if not making.failed:
+        return DONE
+    say(f"{len(making.failed)} of {len(jobs)} rows failed; the same command tries them again:")
+    for name, sentence in making.failed.items():
+        say(f"  {name}: {sentence}")
+    return SOME_FAILED
+
+
+def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, folder: Path) -> list[Job]:
+    """Every row, checked; no weight is read.
+
+    Raises:
+        OpenSoraError: lists all rows that cannot be run.
+    """
+    # What makes the same settings another video: the files, by name and size, and how they compute.
+    how = {name: getattr(options, name) for name in ("precision", "decode_policy", "lora_strength")}
+    model = {"files": _files({**vars(pipe.files), "lora": options.lora}), "dtype": str(pipe.dtype).removeprefix("torch."), **how}
+    flux = _files(dict(zip(("flux", "flux_vae"), flux_files(options), strict=True))) if options.t2i2v else {}
+    jobs, wrong = [], []
+    for row in rows:
+        try:
+            job = _job(row, row_options(options, row, Path(options.csv).expanduser().parent), folder)
+            job.check(pipe)
+            asked = {"prompt": job.prompt, "seed": job.asked["seed"], **described(job.arguments, PATHS), "model": model}
+            if job.picture is not None:
+                asked["picture"] = job.picture.asked | {"model": flux}
+            jobs.append(replace(job, asked=asked))
+        except (OpenSoraError, OSError) as error:
+            wrong.append(f"  {row.name}: {error}")
+    if wrong:
+        what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "The row"
+        raise OpenSoraError("\n".join([f"{what} of {Path(options.csv).name} cannot be run; nothing was begun:", *wrong]))
+    known = zip(jobs, keys([job.asked for job in jobs]), strict=True)
+    return [replace(job, key=key, picture=job.picture and _known(job.picture, model | {"flux": flux}, key)) for job, key in known]
+
+
+def _job(row: Row, options: GenerateOptions, folder: Path) -> Job:
+    """A row's video, which has no key yet. options: what the row says in place of what the command line said."""
+    arguments = call_arguments(options)
+    seed = random_seed() if options.seed is None else options.seed
+    file = folder / f"{row.number:04d}_{file_name_part(options.prompt)}{VIDEO_SUFFIX}"  # 0003_a-red-kite.mp4
+    return Job(
+        name=row.name,
+        title=f"{row.name}: {arguments['num_frames']} frames of {arguments['width']}x{arguments['height']}",
+        prompt=options.prompt,
+        seed=seed,
+        arguments=arguments,
+        fps=options.fps,
+        place=lambda: unused_path(file),
+        key="",
+        number=row.number,
+        asked={"seed": options.seed},
+        picture=_picture(row, options, arguments, seed, folder) if options.t2i2v else None,
+    )
+
+
+def _picture(row: Row, options: GenerateOptions, arguments: dict[str, Any], seed: int, folder: Path) -> PictureJob | None:
+    """What Flux is to draw for a row, which has no key yet; None where the row has a picture of its own."""
+    given = [column for column in _OF_A_PICTURE if column in row.cells]
+    if options.ref is not None and given:
+        raise OpenSoraError(f"{given[0]} is of a picture that Flux draws, and the row has an image of its own; leave one of them out.")
+    if options.ref is not None:
+        return None
+    request, prompt = picture_request(options, arguments), options.image_prompt or options.prompt
+    asked = {"prompt": prompt, "seed": options.seed if options.image_seed is None else options.image_seed, **vars(request)}
+    return PictureJob(
+        name=row.name,
+        prompt=prompt,
+        request=request,
+        seed=seed if options.image_seed is None else options.image_seed,
+        file=folder / f"{row.number:04d}_{file_name_part(prompt)}_picture{IMAGE_SUFFIX}",  # beside the video of the row
+        number=row.number,
+        asked=asked,
+    )
+
+
+def _known(picture: PictureJob, files: dict[str, Any], video_key: str) -> PictureJob:
+    """A picture with its key: with a seed of its own it is the same for every row that asks for it, without one it is the row's alone."""
+    (key,) = keys([{"picture": picture.asked, "model": files, "row": video_key if picture.asked["seed"] is None else None}])
+    return replace(picture, key=key)
+
+
+def _files(paths: dict[str, Any]) -> dict[str, list[tuple[str, int]]]:
+    """Names and sizes of the files that are given."""
+    return {part: [(name, size) for name, size, _ in identity(path).parts] for part, path in paths.items() if path is not None}
+
+
+def row_options(options: GenerateOptions, row: Row, folder: Path) -> GenerateOptions:
+    """The command line with what a row says in place of what it said.
+
+    Args:
+        folder: where relative pictures are: beside the table.
+
+    Raises:
+        OpenSoraError: what is wrong with a cell, without the row's name.
+    """
+    if row.num_extra:
+        raise OpenSoraError(
+            f"{row.num_extra} more cells than the header has columns: text that holds a comma stands in double quotes, "
+            'a quote inside it is written twice ("").'
+        )
+    if "prompt" not in row.cells:
+        raise OpenSoraError("the prompt is empty.")
+    said = {CSV_COLUMNS[column]: _value(column, text, folder) for column, text in row.cells.items()}
+    # A size of the row replaces the command line's, in whichever of the two ways it was given there.
+    for one, other in ((_NAMED, _SIDES), (_SIDES, _NAMED)):
+        if any(name in said for name in one):
+            said = dict.fromkeys(other) | said
+    if "num_frames" in said:
+        said["num_frames"] = str(clip_length(said["num_frames"], options.fps, usual_clip(model_named(options))[1], is_told=False))
+    given = replace(options, **said)
+    if not given.t2i2v:
+        check_given(given)
+    return given
+
+
+def _value(column: str, text: str, folder: Path) -> str | int:
+    if column in _FILES:
+        return str(folder / Path(text).expanduser())
+    if column not in _NUMBERS:
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise OpenSoraError(f"{column} {text!r} is not a whole number.") from error
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Read a CSV: commas, double quotes around text that holds commas, quotes or lines, UTF-8; a header of names in CSV_COLUMNS.
+
+    Raises:
+        OpenSoraError: no such file, not a CSV, a header without `prompt` or with a name that is no column, or no row.
+    """
+    text = _text(Path(path).expanduser())
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = _lines(reader, Path(path).name)
+    header, rows = None, []
+    for line, cells in lines:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = _header(cells, Path(path).name)
+            continue
+        values = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
+        if "" in values:
+            raise OpenSoraError(f"{Path(path).name}, line {line}: {values['']!r} stands in a column without a name; {_EXPECTED}")
+        num_extra = sum(bool(cell.strip()) for cell in cells[len(header) :])
+        rows.append(Row(len(rows) + 1, line, values, num_extra))
+    if header is None or not rows:
+        raise OpenSoraError(f"{Path(path).name} holds no row{'' if header else ' and no header'}; {_EXPECTED}")
+    return rows
+
+
+def _text(path: Path) -> str:
+    if path.is_dir():
+        raise OpenSoraError(f"--csv {path} is a folder; give a CSV file.")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save it as CSV in UTF-8.") from error
+    except OSError as error:
+        raise OpenSoraError(f"--csv {path} cannot be read ({error.strerror}).") from error
+    if "\0" in text:
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save it as CSV in UTF-8.")
+    return text
+
+
+def _lines(reader, name: str):
+    """(line on which a row begins, its cells); a quote that breaks the table is named with the row that it broke in."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            what = "is longer than a cell can be" if "limit" in str(error) else "has a quote that does not fit"
+            raise OpenSoraError(
+                f"{name}: the row that begins on line {line} {what}. Text that holds a comma, a quote or a new line stands in double "
+                'quotes, a quote inside it is written twice (""), and the closing quote ends the cell.'
+            ) from error
+
+
+def _header(cells: list[str], name: str) -> list[str]:
+    columns = ["_".join(cell.lower().replace("-", " ").replace("_", " ").split()) for cell in cells]
+    for given, column in zip(cells, columns, strict=True):
+        if column and column not in CSV_COLUMNS:
+            if len(columns) == 1 and (";" in column or "\t" in given):
+                raise OpenSoraError(f"{name}: cells are separated by commas, and the header {given!r} has none; save it with commas.")
+            near = difflib.get_close_matches(column, CSV_COLUMNS, n=1, cutoff=0.4)
+            raise OpenSoraError(
+                f"{name} has a column {given.strip()!r}; " + (f"did you mean {near[0]!r}? {_EXPECTED}" if near else _EXPECTED)
+            )
+        if column and columns.count(column) > 1:
+            raise OpenSoraError(f"{name} has two columns {column!r}; leave one.")
+    if "prompt" not in columns:
+        raise OpenSoraError(f"{name} has no column 'prompt'; {_EXPECTED}")
+    return columns
