@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from .sampling.run import SamplingRecipe
+
 
 class Sizes(Protocol):
     """Sizes of a network or codec, frozen and hashable.
@@ -60,16 +62,6 @@ class Network(Protocol):
 
     def blocks(self) -> "Sequence[nn.Module]":
         """The large repeated parts in the order in which they run: what is streamed, planned and quantised."""
-
-
-class Given(Protocol):
-    """How given frames enter a run. Each method may leave what it gets as it is."""
-
-    def before(self, x: "Tensor", step: int) -> "Tensor": ...
-
-    def after(self, x: "Tensor", step: int) -> "Tensor": ...
-
-    def finish(self, x: "Tensor") -> "Tensor": ...
 
 
 @dataclass(frozen=True)
@@ -135,6 +127,7 @@ class Family(Part):
         codecs: kinds of codec whose latents it works on, the usual one first.
         grid: how it counts frames, pixels, latents and tokens.
         usual: the released configuration.
+        sampling: how a run of it goes: process, schedule, solvers, given frames, inputs of a pass.
     """
 
     slot: str
@@ -143,3 +136,4 @@ class Family(Part):
     codecs: tuple[str, ...]
     grid: Grid
     usual: Clip
+    sampling: "SamplingRecipe"

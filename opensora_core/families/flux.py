@@ -4,7 +4,10 @@ Flux dev is distilled from guidance and asked for it in the network (`guidance_e
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+
+import torch
 
 from ..errors import OpenSoraError, check_choice
 from ..family import Clip, Family
@@ -12,6 +15,9 @@ from ..geometry import CAUSAL
 from ..networks.mmdit.config import FLUX_DEV, TransformerConfig
 from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
 from ..networks.mmdit.model import MMDiT, example
+from ..sampling.given import Given
+from ..sampling.process import Flow
+from ..sampling.run import SamplingRecipe, Side
 from ..sampling.schedule import flow_shift
 
 AUTO, OPEN_SORA, FLUX = "auto", "open-sora", "flux"
@@ -23,6 +29,14 @@ RESOLUTION = "768px"  # the reference's, whatever the video's is
 # Flux's own: the line through (256 tokens, 0.5) and (4096 tokens, 1.15) is the shift's logarithm.
 _LOG_SLOPE = (1.15 - 0.5) / (4096 - 256)
 _LOG_INTERCEPT = 0.5 - 256 * _LOG_SLOPE
+
+
+def _inputs(config: TransformerConfig, side: Side, given: Given, numbers: Mapping[str, float]) -> Side:
+    """The text, and for dev the guidance it is distilled from, which is told to it in place of a second pass."""
+    if not config.guidance_embed:
+        return side
+    return {**side, "guidance": torch.tensor([numbers["guidance"]], device=side["context"].device)}
+
 
 FLUX_1 = Family(
     kind="flux_1",
@@ -40,6 +54,7 @@ FLUX_1 = Family(
     codecs=("flux_ae",),
     grid=CAUSAL,
     usual=Clip(height=576, width=1024, num_frames=1, fps=24, num_steps=DEV_STEPS, scales=(GUIDANCE,)),
+    sampling=SamplingRecipe(process=Flow(+1), inputs=_inputs),
 )
 # As fine-tuning to Open-Sora 2.0 begins from it.
 FLUX_1_UNFUSED = replace(

@@ -11,6 +11,10 @@ from ..geometry import CAUSAL, HIGH_COMPRESSION
 from ..networks.mmdit.config import OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
 from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
 from ..networks.mmdit.model import MMDiT, example
+from ..sampling.given import Beside
+from ..sampling.process import Flow
+from ..sampling.run import SamplingRecipe, beside
+from ..sampling.schedule import shifted_schedule
 
 HUNYUAN = Part(
     kind="hunyuan_vae",
@@ -51,6 +55,7 @@ OPEN_SORA = Family(
     codecs=(HUNYUAN.kind,),
     grid=CAUSAL,
     usual=Clip(height=192, width=336, num_frames=129, fps=24, num_steps=50, scales=(7.5, 3.0)),
+    sampling=SamplingRecipe(process=Flow(+1), schedule=shifted_schedule, solvers=("euler",), given=Beside, inputs=beside),
 )
 
 HIGH_COMPRESSION_VARIANT = replace(

@@ -24,14 +24,14 @@ from ..codecs.tiling import tiled_decode, tiled_encode
 from ..encoders.tokens import T5, find_tokenizer, text_length
 from ..encoders.weights import read_headers
 from ..errors import CheckpointError, OpenSoraError
-from ..families.table import codec_of, usual_codec
+from ..families.table import codec_of, family_of, usual_codec
 from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, Tiling
 from ..networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from ..networks.mmdit.model import MMDiT
 from ..networks.mmdit.rope import CHUNK_ELEMENTS
 from ..sampling.given import image_condition
 from ..sampling.guidance import Guidance
-from ..sampling.run import Conditions, SamplingRecipe, TextCondition, sample
+from ..sampling.run import Conditions, TextCondition, sample
 from ..sampling.schedule import flow_schedule
 from ..text.prompt import T5_LENGTH
 from .count import AllocationCounter
@@ -215,7 +215,7 @@ def sampling_peak(
         text = TextCondition(*({"context": context, "y": y} for context, y in zip(contexts, pooled, strict=True)))
         told = Conditions(text, _condition(latent_shape) if has_image else None)
         network = _Counted(counter, one, _dtype(precision), config)
-        sample(SamplingRecipe(), network, latents, flow_schedule(1, 1.0), Guidance(), told)
+        sample(family_of(config).sampling, network, latents, flow_schedule(1, 1.0), Guidance(), told)
     return one, counter.peak - one
 
 

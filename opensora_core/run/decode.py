@@ -10,8 +10,8 @@ from ..codecs.tiling import Progress
 from ..errors import DecodeOutOfMemory
 from ..media.video import to_uint8
 from ..memory.device import unless_out_of_memory
-from .needs import decoding_ran_out
 from .parts import Networks
+from .ran_out import decoding_ran_out
 from .segments import Continuation, decode_windows, windows
 
 Frames = list[numpy.ndarray]

@@ -10,8 +10,8 @@ from ..errors import OutOfMemory
 from ..media.pictures import LATENT_RANK
 from ..memory.device import unless_out_of_memory
 from ..sampling.given import ImageCondition, fit_clip, fit_image, image_condition
-from .needs import reference_ran_out
 from .parts import Networks
+from .ran_out import reference_ran_out
 from .request import GenerationRequest
 
 

@@ -1,25 +1,18 @@
 """The stage sampling: from noise, a prompt and references to finished latents."""
 
-import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError, OutOfMemory
-from ..memory.component import AUTO, BUDGET
-from ..memory.device import unless_out_of_memory
+from ..families.table import family_of
 from ..sampling.given import ImageCondition
-from ..sampling.run import Conditions, SamplingRecipe, StepReport, TextCondition, sample
+from ..sampling.run import Conditions, StepReport, TextCondition, sample
 from ..sampling.solvers import noise
-from .needs import sampling_ran_out
 from .parts import Networks
+from .ran_out import sampling_ran_out, with_less
 from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest
-
-RECIPE = SamplingRecipe()
-logger = logging.getLogger(__name__)
-
-_AGAIN = "The device ran out of memory while sampling; it begins again with one block of the transformer on the device at a time."
 
 
 def sample_latents(
@@ -39,25 +32,28 @@ def sample_latents(
         OutOfMemory: the device has no room, in any way that the offload mode permits.
         OpenSoraError: the transformer gave values that are not numbers.
     """
-    placement, notes = networks.placement, []
+    placement = networks.placement
 
-    def run(is_last_try: bool) -> Tensor:
-        beside_bytes = 0 if is_last_try else networks.needs.beside_transformer(request)
-        with networks.transformer.at_work(beside_bytes, is_last_try) as transformer:
-            shape = (1, transformer.config.in_channels, *request.latent_extent)
-            schedule = RECIPE.schedule(transformer.config, shape, request.num_steps, request.options.shift)
-            told = Conditions(_repeated(prompt.condition, request.num_videos), condition)
-            latents = _noise(request, shape, placement.device)
-            return _checked(sample(RECIPE, transformer, latents, schedule, request.guidance, told, on_step, request.seeds), placement.dtype)
+    def work(transformer) -> Tensor:
+        recipe, shape = family_of(transformer.config).sampling, (1, transformer.config.in_channels, *request.latent_extent)
+        schedule = recipe.schedule(transformer.config, shape, request.num_steps, request.options.shift)
+        told = Conditions(_repeated(prompt.condition, request.num_videos), condition)
+        start = _noise(request, shape, placement.device)
+        latents = sample(recipe, transformer, start, schedule, request.guidance, told, on_step, request.seeds)
+        return finished(latents, placement.dtype)
 
-    latents = unless_out_of_memory(lambda: run(False))
-    if latents is None and placement.mode in (AUTO, BUDGET):
-        logger.warning("%s", _AGAIN)
-        notes.append(_AGAIN)
-        latents = unless_out_of_memory(lambda: run(True))
+    beside_bytes = networks.needs.beside_transformer(request)
+    latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"))
     if latents is None:
         raise OutOfMemory(sampling_ran_out(request, placement))
     return latents, notes
+
+
+def finished(latents: Tensor, dtype: torch.dtype, who: str = "The transformer") -> Tensor:
+    """Latents on the CPU in fp32; an OpenSoraError if they are not numbers. dtype: of the network that made them."""
+    if not torch.isfinite(latents).all():
+        raise OpenSoraError(f"{who} gave values that are not numbers (in {dtype}); try fp32, or check the file with inspect.")
+    return latents.float().cpu()
 
 
 def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -72,10 +68,3 @@ def _repeated(text: TextCondition, num_videos: int) -> TextCondition:
     return TextCondition(
         **{side: {name: part.expand(num_videos, *part.shape[1:]) for name, part in parts.items()} for side, parts in sides}
     )
-
-
-def _checked(latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """Latents on the CPU in fp32; an OpenSoraError if they are not numbers."""
-    if not torch.isfinite(latents).all():
-        raise OpenSoraError(f"The transformer gave values that are not numbers (in {dtype}); try fp32, or check the file with inspect.")
-    return latents.float().cpu()

@@ -8,8 +8,8 @@ from ..memory.device import unless_out_of_memory
 from ..memory.loaded import PROMPTS
 from ..sampling.run import TextCondition
 from ..text.prompt import decorate
-from .needs import encoding_ran_out
 from .parts import Networks
+from .ran_out import encoding_ran_out
 from .request import EncodedPrompt, GenerationRequest, SamplingOptions
 
 # A prompt, its negative prompt, and the options that hold what its decoration says; None = it is read as it is, as a picture's.

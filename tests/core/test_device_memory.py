@@ -14,7 +14,7 @@ from opensora_core.memory.decode import VideoVAE
 from opensora_core.memory.device import free_bytes, is_out_of_memory, ran_out, total_bytes, unless_out_of_memory
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run import needs as capacity, sample as sampling, text
+from opensora_core.run import ran_out as capacity, sample as sampling, text
 
 GIB = 2**30
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2, "seed": 3}
