@@ -22,14 +22,15 @@ from pathlib import Path
 import torch
 
 from opensora_core.checkpoint.files import read_header
-from opensora_core.checkpoint.formats import layers_to_quantise
-from opensora_core.checkpoint.keys import module_name, transformer_manifest
 from opensora_core.checkpoint.quantised import PRECISIONS, QuantisedOperations, precision_format
+from opensora_core.families.table import DEFAULT, manifest
 from opensora_core.memory.count import AllocationCounter
 from opensora_core.memory.plan import BUDGET, GIB, MINIMAL, RESIDENT, at_least, least_bytes, make_plan
 from opensora_core.memory.stream import BlockStream, module_bytes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.networks.mmdit.layout import module_name
 from opensora_core.networks.mmdit.model import MMDiT
+from opensora_core.shapes import manifest_of
 
 from . import record
 
@@ -42,7 +43,7 @@ def random_model(config: TransformerConfig, precision: str) -> MMDiT:
     dtype = PLAIN.get(precision, torch.bfloat16)
     model = MMDiT(config, QuantisedOperations, dtype=dtype, device="meta").requires_grad_(False)
     form = None if precision in PLAIN else precision_format(precision)
-    quantised = set() if form is None else set(layers_to_quantise({name: tuple(p.shape) for name, p in model.named_parameters()}))
+    quantised = set() if form is None else set(DEFAULT.layers_to_quantise(manifest_of(model)))
     generator = torch.Generator().manual_seed(0)
     for layer_name, layer in list(model.named_modules()):
         for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -67,7 +68,7 @@ def make_inputs(config: TransformerConfig, dtype, device, latent):
 
 
 def plans(model, budget_gib):
-    sizes = module_bytes(model)
+    sizes = module_bytes(model, model.blocks())
     least, total = least_bytes(sizes, BUDGET), sizes.total
     budgets = [budget_gib] if budget_gib else [(least + share * (total - least)) / GIB for share in (0.75, 0.5, 0)]
     return [make_plan(sizes, RESIDENT), *(make_plan(sizes, BUDGET, budget) for budget in budgets), make_plan(sizes, MINIMAL)]
@@ -81,10 +82,10 @@ def measure(model, plan, inputs, rounds: int) -> tuple[dict, torch.Tensor]:
     staying = 0 if on_cuda else plan.device_bytes - plan.num_buffers * plan.buffer_bytes
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    with AllocationCounter() as counter, BlockStream(model, plan, device):
+    with AllocationCounter() as counter, BlockStream(model, plan, device, model.blocks()):
         result = model(*inputs)
     peak = torch.cuda.max_memory_allocated(device) if on_cuda else staying + counter.peak
-    with BlockStream(model, plan, device) as stream:
+    with BlockStream(model, plan, device, model.blocks()) as stream:
         for index in range(rounds + 1):  # the first warms up, and page-locks
             begun = time.perf_counter()
             model(*inputs)
@@ -123,7 +124,7 @@ def compare_modes(args, device) -> dict:
 def write_file_of_holes(path: Path) -> None:
     """The released layout in bf16; only the block REAL has numbers, and only they take disk."""
     header, end, real = {}, 0, []
-    for key, shape in transformer_manifest(OPEN_SORA_2).items():
+    for key, shape in manifest(OPEN_SORA_2).items():
         begin, end = end, end + 2 * math.prod(shape)
         header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": (begin, end)}
         if key.startswith(REAL):
@@ -166,13 +167,13 @@ def released_file(args, device) -> dict:
         disk = path.stat().st_blocks * 512
         model = mapped_model(path)
         inputs = make_inputs(OPEN_SORA_2, torch.bfloat16, device, args.latent)
-        sizes = module_bytes(model)
+        sizes = module_bytes(model, model.blocks())
         expected = None
         for plan in (make_plan(sizes, RESIDENT), make_plan(sizes, BUDGET, args.budget_gib or 8), make_plan(sizes, MINIMAL)):
             gc.collect()
             before, held, begun = anonymous_bytes(), [], time.perf_counter()
             hook = model.single_blocks[-1].register_forward_hook(lambda *_, held=held: held.append(anonymous_bytes()))
-            with BlockStream(model, plan, device):
+            with BlockStream(model, plan, device, model.blocks()):
                 result = model(*inputs)
             hook.remove()
             seconds = time.perf_counter() - begun

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from opensora_core.checkpoint.formats import layers_to_quantise
 from opensora_core.checkpoint.quantised import PRECISIONS as QUANTISED, QuantisedOperations, precision_format
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
 from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.families.table import DEFAULT
 from opensora_core.geometry import Tiling
 from opensora_core.memory.count import AllocationCounter
 from opensora_core.memory.estimate import Memory, Request, Settings, estimate
@@ -28,6 +28,7 @@ from opensora_core.memory.footprint import ModelSizes, decode_peak, forward_peak
 from opensora_core.memory.plan import GIB
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
+from opensora_core.shapes import manifest_of
 
 from . import record
 
@@ -75,7 +76,7 @@ def transformer(case: Case, device: str) -> Callable[[], torch.Tensor]:
     model = MMDiT(case.config, QuantisedOperations, dtype=dtype, device="meta").requires_grad_(False)
     if case.precision in QUANTISED:
         form = precision_format(case.precision)
-        for layer in layers_to_quantise({name: tuple(p.shape) for name, p in model.named_parameters()}):
+        for layer in DEFAULT.layers_to_quantise(manifest_of(model)):
             model.get_submodule(layer).keep_in(form)
     zeros(model, device)
     batch, channels, *extent = case.latent

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.quantize import FORMATS, quantize
+from opensora_core.families.table import manifest
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
 
 from . import record
@@ -36,7 +36,7 @@ def anonymous_bytes() -> int:
 def write_source(path: Path) -> int:
     """A bf16 file of the released shapes; returns its length."""
     header, end = {}, 0
-    for key, shape in transformer_manifest(OPEN_SORA_2).items():
+    for key, shape in manifest(OPEN_SORA_2).items():
         begin, end = end, end + 2 * math.prod(shape)
         header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()
@@ -71,7 +71,7 @@ def run(format: str, folder: Path) -> dict:
     errors = [error.relative_rms for error in report.errors if error.layer.startswith(REAL)]
     return {
         "format": format,
-        "parameters": sum(math.prod(shape) for shape in transformer_manifest(OPEN_SORA_2).values()),
+        "parameters": sum(math.prod(shape) for shape in manifest(OPEN_SORA_2).values()),
         "source_bytes": source_bytes,
         "target_bytes": report.target_bytes,
         "layers_quantised": len(report.errors),

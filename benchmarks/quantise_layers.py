@@ -20,10 +20,11 @@ from dataclasses import replace
 import torch
 
 from demo import tiny
-from opensora_core.checkpoint.formats import GROUPS, QUANTISED_GROUPS, layers_to_quantise
-from opensora_core.checkpoint.keys import module_name, transformer_manifest
 from opensora_core.checkpoint.quantised import FP8_MAX, NF4, Float8, Int8, Int8Matmul, QuantisedOperations
+from opensora_core.families import table
+from opensora_core.family import QUANTISED_GROUPS
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.networks.mmdit.layout import GROUPS, module_name
 from opensora_core.networks.mmdit.model import MMDiT
 
 from . import record
@@ -48,7 +49,7 @@ FORMS = {"fp8_e4m3fn": Float8, "int8": Int8, "nf4": NF4, "fp8_e4m3fn, inputs too
 def random_weights(config: TransformerConfig, tails: bool) -> dict[str, torch.Tensor]:
     """Weights that keep variance, gains near one; with tails, one in a thousand ten times as large."""
     generator, weights = torch.Generator().manual_seed(0), {}
-    for key, shape in transformer_manifest(config).items():
+    for key, shape in table.manifest(config).items():
         noise = torch.randn(shape, generator=generator)
         if len(shape) == 1:
             weights[key] = 1 + 0.05 * noise if key.endswith(".scale") else 0.02 * noise
@@ -90,11 +91,11 @@ def output_error(model: MMDiT, expected: list[torch.Tensor], layers: list[str], 
 
 def measure(title: str, config: TransformerConfig, weights: dict[str, torch.Tensor]) -> dict:
     model = build(config, weights)
-    manifest, expected = transformer_manifest(config), predictions(model)
+    manifest, expected = table.manifest(config), predictions(model)
     sets = {**{group: (group,) for group in GROUPS}, "attention + mlp": BLOCKS, "all": tuple(GROUPS)}
     errors: dict[str, dict[str, float]] = {}
     for name, groups in sets.items():
-        layers = layers_to_quantise(manifest, groups)
+        layers = table.DEFAULT.layers_to_quantise(manifest, groups)
         errors[name] = {form_name: round(output_error(model, expected, layers, form()), 6) for form_name, form in FORMS.items()}
         sys.stdout.write(f"{title:12} {name:16} " + "  ".join(f"{form} {error:.3%}" for form, error in errors[name].items()) + "\n")
         sys.stdout.flush()
@@ -103,9 +104,12 @@ def measure(title: str, config: TransformerConfig, weights: dict[str, torch.Tens
 
 def savings() -> dict[str, float]:
     """Share of the released file's bytes that an 8-bit form of each group saves."""
-    manifest = transformer_manifest(OPEN_SORA_2)
+    manifest = table.manifest(OPEN_SORA_2)
     total = sum(math.prod(shape) for shape in manifest.values())
-    return {group: sum(math.prod(manifest[f"{x}.weight"]) for x in layers_to_quantise(manifest, (group,))) / 2 / total for group in GROUPS}
+    return {
+        group: sum(math.prod(manifest[f"{x}.weight"]) for x in table.DEFAULT.layers_to_quantise(manifest, (group,))) / 2 / total
+        for group in GROUPS
+    }
 
 
 def decide(models: dict[str, dict], saved: dict[str, float]) -> dict[str, dict]:

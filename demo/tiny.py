@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opensora_core.checkpoint.keys import Manifest, clip_text_manifest, t5_manifest, transformer_manifest, vae_manifest
+from opensora_core.checkpoint.keys import clip_text_manifest, t5_manifest
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE, VAEConfig
 from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.families import table
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
+from opensora_core.shapes import Manifest
 from opensora_core.text.prompt import T5_LENGTH
 from training.text import clip_config, t5_config
 from training.tokenizers import CLIP_FOLDER, T5_FOLDER, T5Recipe, write_clip, write_json, write_t5
@@ -69,14 +71,14 @@ def write(directory: str | Path, seed: int = 0) -> Path:
 
 def transformer_weights(generator: torch.Generator, config: TransformerConfig = TRANSFORMER) -> dict[str, Tensor]:
     """fp32, under the released names."""
-    weights = random_weights(transformer_manifest(config), generator)
+    weights = random_weights(table.manifest(config), generator)
     weights["final_layer.linear.weight"] *= 0.5
     return weights
 
 
 def vae_weights(generator: torch.Generator, config: VAEConfig = VAE) -> dict[str, Tensor]:
     """fp32. Scaled so that noise decodes to clearly visible contrast and pictures encode to latents of the usual spread."""
-    weights = random_weights(vae_manifest(config), generator, gain=1.4)
+    weights = random_weights(table.manifest(config), generator, gain=1.4)
     with torch.device("meta"):
         vae = CausalVAE(config)
     vae.load_state_dict(weights, assign=True)

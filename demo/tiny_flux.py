@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.codecs.picture import DECODER, DecoderConfig, PictureDecoder, decoder_manifest
+from opensora_core.families import table
 from opensora_core.networks.mmdit.config import FLUX_DEV
 
 from .tiny import random_weights
@@ -33,7 +33,7 @@ def write(directory: str | Path, seed: int = 0, schnell: bool = False) -> tuple[
     generator = torch.Generator().manual_seed(seed)
     dit = directory / f"flux1-{'schnell' if schnell else 'dev'}.safetensors"
     config = replace(TRANSFORMER, guidance_embed=not schnell)
-    weights = random_weights(transformer_manifest(config, fused=True), generator)
+    weights = random_weights(table.manifest(config), generator)
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, dit)
     vae = directory / "ae.safetensors"
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in autoencoder_weights(generator).items()}, vae)

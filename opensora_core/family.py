@@ -3,13 +3,15 @@
 Four things vary independently (network, codec, text, sampling), so a row is put together from parts and inherits from nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from re import Pattern
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .geometry import Grid
 from .shapes import AS_RELEASED, Layout, Manifest, Shapes, manifest_of
+
+QUANTISED_GROUPS = ("attention", "mlp")  # of every family's linear layers, what is quantised where nothing else is asked for
 
 if TYPE_CHECKING:
     import torch
@@ -85,11 +87,12 @@ class Part:
         title: for people, of the released sizes; fits after "is".
         other: the title of other sizes, to which they are added; "" where the title says enough.
         place: for people, "which ...": where the file belongs.
+        slot: which file of a model's folder it is: "transformer", "vae", "flux", the painter's ("flux_vae"); "" if it is only known by sight.
         keys: tensors that every file of it has ("a|b" is either), whatever the prefix.
         config: sizes from shapes without prefix; None for another model's file that has the same keys.
             Raises a CheckpointError where they cannot be.
         owns: whether sizes are this row's, where several rows share a network.
-        released: the sizes of the released file. dtype: what that file is stored in, as safetensors has it.
+        released, also_released: the sizes of the released file, and of others that were. dtype: what that file is stored in, as safetensors has it.
         build: (config, operations, attention, dtype, device) -> the module; a codec takes no attention.
         layouts: how files keep it; the last is taken where no other one's mark is there.
     """
@@ -98,13 +101,19 @@ class Part:
     title: str
     other: str = ""
     place: str
+    slot: str
     keys: tuple[str, ...]
     config: Callable[[Shapes], Any]
     owns: Callable[[Any], bool] = lambda config: True
     released: Any
+    also_released: tuple[Any, ...] = ()
     dtype: str = "BF16"
     build: Callable[..., Any]
     layouts: tuple[Layout, ...] = (AS_RELEASED,)
+
+    def released_like(self, config: Any) -> Any:
+        """The released sizes that a file's are to be compared with."""
+        return config if config in self.also_released else self.released
 
     def layout_of(self, shapes: Shapes) -> Layout:
         """How a file keeps its tensors, from its shapes without prefix."""
@@ -120,20 +129,29 @@ class Family(Part):
     """A model that makes videos or pictures.
 
     Attributes:
-        slot: which file of a model's folder it is: "transformer", or "flux", the painter's; "" if it is only known by sight.
-        groups: its linear layers by what they do, patterns of whole names; see checkpoint/formats.py.
+        groups: its linear layers by what they do, patterns of whole names: "attention", "mlp", and others of the network's own.
         example: (config, latent_shape [B, C, T, H, W], text_length, dtype, device) -> the named inputs of a forward. Numbers of one dimension
             have usual values, the others are not set.
         codecs: kinds of codec whose latents it works on, the usual one first.
         grid: how it counts frames, pixels, latents and tokens.
         usual: the released configuration.
         sampling: how a run of it goes: process, schedule, solvers, given frames, inputs of a pass.
+        zero_at_first: weights that are zero before training.
     """
 
-    slot: str
     groups: Mapping[str, Pattern]
     example: "Callable[..., dict[str, Tensor]]"
     codecs: tuple[str, ...]
     grid: Grid
     usual: Clip
     sampling: "SamplingRecipe"
+    zero_at_first: tuple[str, ...] = ()
+
+    def group_of(self, layer: str) -> str | None:
+        """The group that a linear layer belongs to, or None if it is no such layer."""
+        return next((group for group, pattern in self.groups.items() if pattern.fullmatch(layer)), None)
+
+    def layers_to_quantise(self, shapes: Shapes, groups: Iterable[str] = QUANTISED_GROUPS) -> list[str]:
+        """Names of the linear layers in some groups, from the tensors of a file or module by name."""
+        layers = (key.removesuffix(".weight") for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 2)
+        return [layer for layer in layers if self.group_of(layer) in groups]

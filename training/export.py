@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from opensora_core.checkpoint.keys import file_name
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
 from opensora_core.codecs.hunyuan.model import CausalVAE
 from opensora_core.encoders.load import load_clip, load_t5
+from opensora_core.networks.mmdit.layout import file_name
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.run.files import ModelFiles, check_files
 

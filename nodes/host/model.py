@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...opensora_core import geometry
-from ...opensora_core.checkpoint import detect, keys
+from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.files import Header, quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantised import NF4, Format
@@ -30,6 +30,7 @@ from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
 from ...opensora_core.networks.mmdit.config import TransformerConfig
 from ...opensora_core.networks.mmdit.model import MMDiT
+from ...opensora_core.shapes import Manifest, bare_shapes
 from . import nf4, selftest
 from .condition import Reference, check_text
 from .precision import quantise_state
@@ -158,7 +159,7 @@ class OpenSora2(selftest.base(comfy.supported_models_base, "BASE")):
         self.memory_usage_factor *= geometry.PATCH_SIZE**2  # the host counts latent pixels, each of which is a token here
 
     def get_model(self, state_dict, prefix="", device=None):
-        shapes = detect.bare_shapes({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, prefix)
+        shapes = bare_shapes({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, prefix)
         self.identity = detect.require(detect.identify(shapes), "transformer", "This file")
         # A quantised weight may show half its columns; what is missing is missing all the same.
         exact = self.quant_config is None and self.custom_operations is None
@@ -167,13 +168,12 @@ class OpenSora2(selftest.base(comfy.supported_models_base, "BASE")):
         return OpenSora2Model(self, self.identity.config, device)
 
     def process_unet_state_dict(self, state_dict):
-        if not self.identity.fused:
-            return {keys.module_name(key): tensor for key, tensor in state_dict.items()}
-        pairs = (pair for key, tensor in state_dict.items() for pair in keys.unfuse(key, tensor, self.identity.config))
-        return {keys.module_name(key): tensor for key, tensor in pairs}
+        return _converted(state_dict, self.identity)
 
     def process_unet_state_dict_for_saving(self, state_dict):
-        return super().process_unet_state_dict_for_saving({keys.file_name(key): tensor for key, tensor in state_dict.items()})
+        return super().process_unet_state_dict_for_saving(
+            {self.identity.layout.file_name(key): tensor for key, tensor in state_dict.items()}
+        )
 
     def clip_target(self, state_dict=None):
         prefix = f"{self.text_encoder_key_prefix[0]}t5xxl.transformer."
@@ -229,9 +229,9 @@ def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False
     if is_nf4:
         options = {"custom_operations": nf4.NF4Operations, "dtype": _working_dtype(state)}
     if form:
-        if identity.fused:
-            state = dict(pair for key, tensor in state.items() for pair in keys.unfuse(key, tensor, identity.config))
-        state = quantise_state(state, form)
+        if identity.layout.is_recut:
+            state = {identity.layout.file_name(key): tensor for key, tensor in _converted(state, identity).items()}
+        state = quantise_state(state, form, identity.family)
     patcher = comfy.sd.load_diffusion_model_state_dict(state, options, metadata, disable_dynamic or is_nf4)
     if patcher is None or not is_open_sora(patcher):
         found = "nothing" if patcher is None else type(patcher.model).__name__
@@ -268,7 +268,7 @@ def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
         raise CheckpointError(
             f"{header.name} is stored in float8 already; use it with precision auto, or choose the bf16 file for {precision}."
         )
-    extra = _check_whole(detect.bare_shapes(header.shapes, identity.prefix), identity, header.name, exact=form is None)
+    extra = _check_whole(bare_shapes(header.shapes, identity.prefix), identity, header.name, exact=form is None)
     if extra and not form:
         logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(extra), ", ".join(extra[:5]))
     return header, identity
@@ -278,9 +278,14 @@ def _is_float8(header: Header) -> bool:
     return any(name.startswith("F8") for name in header.dtypes)
 
 
-def _check_whole(shapes: keys.Manifest, identity: detect.Identity, name: str, exact: bool) -> tuple[str, ...]:
+def _converted(state: dict[str, Tensor], identity: detect.Identity) -> dict[str, Tensor]:
+    """A file's tensors, without prefix, as the module's."""
+    return {name: part for key, tensor in state.items() for name, part in identity.layout.convert(key, tensor, identity.config)}
+
+
+def _check_whole(shapes: Manifest, identity: detect.Identity, name: str, exact: bool) -> tuple[str, ...]:
     """Raise unless every tensor of the model is there; returns those that are not the model's."""
-    result = compare(shapes, keys.transformer_manifest(identity.config, identity.fused))
+    result = compare(shapes, identity.manifest(), identity.layout)
     if result.missing or (exact and result.misshaped):
         raise CheckpointError(f"{name} is {identity.title} but not whole; {result.sentence()}. Download it again.")
     return result.extra

@@ -8,12 +8,13 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...opensora_core.checkpoint.formats import HOST_NAMES, layers_to_quantise
+from ...opensora_core.checkpoint.formats import HOST_NAMES
 from ...opensora_core.checkpoint.quantised import Format
 from ...opensora_core.checkpoint.quantize import quantize
+from ...opensora_core.family import Family
 
 
-def quantise_state(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
+def quantise_state(state: dict[str, Tensor], form: Format, family: Family) -> dict[str, Tensor]:
     """A transformer's tensors with the blocks' attention and MLP weights in a format, the rest as they are.
 
     Embedders, modulation, norms and the last layer hold little of the size and much of the precision. Weights are only
@@ -22,7 +23,7 @@ def quantise_state(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
     Args:
         state: tensors by key, without prefix. Memory-mapped ones are read one at a time.
     """
-    return quantise_layers(state, layers_to_quantise({key: tuple(tensor.shape) for key, tensor in state.items()}), form)
+    return quantise_layers(state, family.layers_to_quantise({key: tuple(tensor.shape) for key, tensor in state.items()}), form)
 
 
 def quantise_layers(state: dict[str, Tensor], layers: list[str], form: Format) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.families.table import codec_of
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, TIME_COMPRESSION, Grid, Tiling
 from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes
+from ...opensora_core.shapes import bare_shapes
 from . import notice, selftest
 from .out_of_memory import unless_out_of_memory
 
@@ -206,7 +207,7 @@ def check_file(path: str) -> tuple[detect.Identity, tuple[str, ...]]:
     identity = detect.require(detect.identify(header.shapes), "vae", header.name)
     if form := quantisation(header):
         raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}); give the bf16 or fp32 file.")
-    comparison = compare(detect.bare_shapes(header.shapes, identity.prefix), codec_of(identity.config).manifest(identity.config))
+    comparison = compare(bare_shapes(header.shapes, identity.prefix), identity.manifest())
     if not comparison.complete:
         raise CheckpointError(f"{header.name} is {identity.title} but not whole; {comparison.sentence()}. Download it again.")
     return identity, tuple(comparison.extra)

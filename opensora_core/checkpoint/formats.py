@@ -1,4 +1,4 @@
-"""Which layers of a file are quantised and how, in the notes ComfyUI reads; and which of the transformer's are worth quantising.
+"""Which layers of a file are quantised and how, in the notes ComfyUI reads.
 
 ComfyUI's format: `<layer>.weight` in float8 or int8, `<layer>.weight_scale` in fp32, and the format's name either in a tensor
 `<layer>.comfy_quant` (JSON as bytes) or in the header's `_quantization_metadata`. Its older form, `scaled_fp8` with
@@ -7,7 +7,7 @@ ComfyUI's format: `<layer>.weight` in float8 or int8, `<layer>.weight_scale` in 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,30 +27,6 @@ _FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 HOST_NAMES = {form.name: name for name, (form, _) in _HOST_FORMATS.items()}
 
 _NOTE = re.compile(r"(^|\.)(weight_scale|scale_weight|input_scale|scale_input|comfy_quant|scaled_fp8)$")
-
-# The transformer's linear layers by what they do. Which are quantised by default is the result of benchmarks/quantise_layers.py
-# (benchmarks/results/quantise_layers_cpu.json): embedders and final layer save 0.2 % of the file and more than double the error,
-# modulation saves 14 % of it and raises the error by a third.
-GROUPS = {
-    "embedders": re.compile(r"(img_in|txt_in|cond_in|(time|vector|guidance)_in\.(in|out)_layer)"),
-    "modulation": re.compile(r"(double_blocks\.\d+\.(img|txt)_mod\.lin|single_blocks\.\d+\.modulation\.lin)"),
-    "final_layer": re.compile(r"final_layer\..+"),
-    "attention": re.compile(r"(double_blocks\.\d+\.(img|txt)_attn\.(q_proj|k_proj|v_proj|proj)|single_blocks\.\d+\.(q_proj|k_proj))"),
-    "mlp": re.compile(r"(double_blocks\.\d+\.(img|txt)_mlp\.[02]|single_blocks\.\d+\.(v_mlp|linear2))"),
-}
-QUANTISED_GROUPS = ("attention", "mlp")
-
-
-def group_of(layer: str) -> str | None:
-    """The group a linear layer of the transformer belongs to, or None if it is no such layer."""
-    return next((group for group, pattern in GROUPS.items() if pattern.fullmatch(layer)), None)
-
-
-def layers_to_quantise(shapes: Mapping[str, tuple[int, ...]], groups: Iterable[str] = QUANTISED_GROUPS) -> list[str]:
-    """Names of the linear layers in some groups, from a transformer's tensors by key."""
-    wanted = frozenset(groups)
-    layers = (key.removesuffix(".weight") for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 2)
-    return [layer for layer in layers if group_of(layer) in wanted]
 
 
 @dataclass(frozen=True)

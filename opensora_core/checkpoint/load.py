@@ -12,15 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..codecs.dc_ae.model import VideoDCAE
-from ..codecs.hunyuan.model import CausalVAE
 from ..errors import CheckpointError, OpenSoraError
-from ..networks.mmdit.model import MMDiT
+from ..family import Network
 from ..ops import TorchOperations, attention as torch_attention
-from .detect import Identity, bare_shapes, identify, require
+from ..shapes import AS_RELEASED, Layout, Manifest, bare_shapes
+from .detect import Identity, identify, require
 from .files import Header, open_tensors, quantisation, read_header
-from .formats import LayerFormat, is_note, layers_to_quantise, stored_formats
-from .keys import Manifest, file_name, module_name, transformer_manifest, unfuse, vae_class, vae_manifest
+from .formats import LayerFormat, is_note, stored_formats
 from .quantised import QuantisedOperations, precision_format
 
 __all__ = ["Comparison", "compare", "load_transformer", "load_vae", "read_header"]
@@ -56,9 +54,9 @@ class Comparison:
         return f"of {self.expected} tensors: " + (", ".join(parts) or "all there")
 
 
-def compare(found: Manifest, expected: Manifest) -> Comparison:
-    """Compare shapes by name; q and k norms may be called `.scale` or `.weight`."""
-    found = {file_name(key): shape for key, shape in found.items()}
+def compare(found: Manifest, expected: Manifest, layout: Layout = AS_RELEASED) -> Comparison:
+    """Compare the shapes of a file of some layout by name; it may call a tensor as the module does."""
+    found = {layout.file_name(key): shape for key, shape in found.items()}
     misshaped = {key: (found[key], shape) for key, shape in expected.items() if key in found and tuple(found[key]) != tuple(shape)}
     missing = tuple(key for key in expected if key not in found)
     return Comparison(len(expected), missing, tuple(key for key in found if key not in expected), misshaped)
@@ -70,17 +68,17 @@ def load_transformer(
     device: torch.device | str = "cpu",
     operations=TorchOperations,
     attention=torch_attention,
-    kinds: tuple[str, ...] = (),
+    slot: str = "transformer",
     precision: str | None = None,
-) -> MMDiT:
+) -> Network:
     """Read a transformer file. A file quantised in ComfyUI's fp8 or int8 format keeps its weights as they are stored.
 
     Args:
-        path: safetensors or .pth file, unfused (as released) or fused (Flux layout, brought into the released one).
+        path: safetensors or .pth file, in any layout that the model's row names; it is brought into the released one.
         dtype: of every weight that is not quantised; None keeps what most of the file is stored in (plain float8 becomes bfloat16).
         device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
         operations, attention: the layer seam, see ops.py.
-        kinds: kinds of file to accept instead of Open-Sora 2.0's, for instance ("flux",).
+        slot: what it must fit, see detect.require: "flux" for the painter's.
         precision: fp8_e4m3fn, int8 or nf4 to quantise the large layers of a plain file as they are read, see checkpoint/quantised.py.
             int8 and nf4 are bitsandbytes'; an int8 file with precision int8 is multiplied by bitsandbytes too.
 
@@ -91,38 +89,32 @@ def load_transformer(
         CheckpointError: the file is damaged, incomplete, another model, or quantised in a way that is not read here.
         OpenSoraError: a precision that the file or this machine cannot give.
     """
-    header, identity = open_model(path, "transformer", kinds)
+    header, identity = open_model(path, slot)
     formats = _formats(header, identity, precision)
-    check_keys(header, identity, transformer_manifest(identity.config, identity.fused))
+    check_keys(header, identity)
     dtype = working_dtype(header, dtype)
-    if not formats:
-        return fill(MMDiT(identity.config, operations, attention, dtype, "meta"), header, converted(identity), device)
-    if operations is not TorchOperations:
+    if formats and operations is not TorchOperations:
         raise OpenSoraError(
             f"The weights of {header.name} are to be quantised, and other operations than torch's were given; give one of them."
         )
-    model = MMDiT(identity.config, QuantisedOperations, attention, dtype, "meta")
+    model = identity.row.build(identity.config, QuantisedOperations if formats else operations, attention, dtype, "meta")
     for layer, layer_format in formats.items():
         model.get_submodule(layer).keep_in(layer_format.form)
-    fill(model, header, converted(identity), device, formats)
-    if "img_in" in formats:
-        model.img_in.restore(dtype)  # its dtype says which one the model is called in
-    return model
+    return fill(model, header, identity.convert, device, formats)
 
 
 def load_vae(
     path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", operations=TorchOperations
-) -> CausalVAE | VideoDCAE:
-    """Read a HunyuanVideo VAE or Video DC-AE file; arguments, result and errors as load_transformer's."""
-    header, identity = open_model(path, "vae", ())
+) -> nn.Module:
+    """Read a video VAE file; arguments, result and errors as load_transformer's."""
+    header, identity = open_model(path, "vae")
     if form := quantisation(header):
         raise CheckpointError(
             f"{header.name} is {identity.title}, quantised ({form}), which no loader reads; give the bf16, fp16 or fp32 file."
         )
-    check_keys(header, identity, vae_manifest(identity.config))
+    check_keys(header, identity)
     dtype = working_dtype(header, dtype)
-    model = vae_class(identity.config)(identity.config, operations, dtype, "meta")
-    return fill(model, header, converted(identity), device)
+    return fill(identity.row.build(identity.config, operations, dtype, "meta"), header, identity.convert, device)
 
 
 def fill(
@@ -172,14 +164,14 @@ def _quantised(header: Header, name: str, layer_format: LayerFormat, source: tup
 def _formats(header: Header, identity: Identity, precision: str | None) -> dict[str, LayerFormat]:
     """How the quantised layers are kept; empty if none is."""
     stored = stored_formats(header, identity.prefix)
-    if stored and identity.fused:
+    if stored and identity.layout.is_recut:
         raise CheckpointError(f"{header.name} is {identity.title}, quantised; of that layout the bf16 or fp32 file is read here.")
     if precision is None:
         return stored
     form = precision_format(precision)
     if not stored:
-        shapes = transformer_manifest(identity.config)
-        return {layer: LayerFormat(form, False) for layer in layers_to_quantise(shapes)}
+        layers = identity.family.layers_to_quantise(identity.row.manifest(identity.config))
+        return {layer: LayerFormat(form, False) for layer in layers}
     if other := {layer_format.form.name for layer_format in stored.values()} - {precision}:
         raise OpenSoraError(
             f"{header.name} is already quantised ({', '.join(sorted(other))}); use it without a precision, or give the bf16 file for {precision}."
@@ -199,16 +191,16 @@ def working_dtype(header: Header, dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def open_model(path: str | Path, slot: str, kinds: tuple[str, ...] = ()) -> tuple[Header, Identity]:
+def open_model(path: str | Path, slot: str) -> tuple[Header, Identity]:
     """A file's header and what it is, which must fit the slot; errors as read_header's and require's."""
     header = read_header(path)
-    return header, require(identify(header.shapes), slot, header.name, kinds)
+    return header, require(identify(header.shapes), slot, header.name)
 
 
-def check_keys(header: Header, identity: Identity, expected: Manifest) -> None:
+def check_keys(header: Header, identity: Identity) -> None:
     """Raise a CheckpointError unless every tensor of the model is there; what else the file holds is named in a warning."""
     found = {key: shape for key, shape in bare_shapes(header.shapes, identity.prefix).items() if not is_note(key)}
-    result = compare(found, expected)
+    result = compare(found, identity.manifest(), identity.layout)
     if not result.complete:
         raise CheckpointError(f"{header.name} is {identity.title} but not whole; {result.sentence()}. Download it again.")
     if not result.extra:
@@ -217,16 +209,3 @@ def check_keys(header: Header, identity: Identity, expected: Manifest) -> None:
     if other.kind != "unknown":
         raise CheckpointError(f"{header.name} is {identity.title} mixed with {other.title} ({len(result.extra)} tensors); give one model.")
     logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(result.extra), ", ".join(result.extra))
-
-
-def converted(identity: Identity) -> Convert:
-    """How the tensors of a file that is such a model become its module's."""
-
-    def convert(key: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-        if not key.startswith(identity.prefix):
-            return []
-        bare = key[len(identity.prefix) :]
-        pairs = unfuse(bare, tensor, identity.config) if identity.fused else [(bare, tensor)]
-        return [(module_name(name), value) for name, value in pairs]
-
-    return convert

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, OpenSoraError, complete_or_absent
+from ..family import QUANTISED_GROUPS
 from .detect import Identity
 from .files import TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
-from .formats import GROUPS, HOST_NAMES, QUANTISED_GROUPS, group_of, layers_to_quantise
-from .keys import file_name, transformer_manifest
+from .formats import HOST_NAMES
 from .load import check_keys, open_model
 from .quantised import Float8, Format, Int8, relative_error
 
@@ -78,13 +78,19 @@ class Report:
 
 
 class _Entry(NamedTuple):
-    """A tensor of the new file. `source`: its key in the old one, None for what is made from another tensor."""
+    """A tensor of the new file.
+
+    Attributes:
+        source: its key in the old one, None for what is made from another tensor.
+        layer: of a weight that is quantised, its layer. note: what ComfyUI is to read of that layer, JSON.
+    """
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     source: str | None = None
     layer: str | None = None
+    note: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -104,7 +110,7 @@ def quantize(
         source: safetensors or .pth file in bf16, fp16 or fp32, in the released layout.
         target: a .safetensors file that does not exist yet, in a folder that does.
         format: fp8_e4m3fn or int8.
-        groups: which layers, see layer_formats.GROUPS; the default set is the result of benchmarks/quantise_layers.py.
+        groups: which layers, see family.py; the default set is the result of benchmarks/quantise_layers.py.
         progress: called after each tensor with tensors done, tensors in all, and the tensor's name.
 
     Returns:
@@ -117,20 +123,20 @@ def quantize(
     groups = tuple(groups)
     if format not in FORMATS:
         raise OpenSoraError(f"format={format!r} is not one that files are written in; use one of {', '.join(FORMATS)}.")
-    if not groups or set(groups) - GROUPS.keys():
-        raise OpenSoraError(f"groups={', '.join(groups) or 'none'}: give some of {', '.join(GROUPS)}.")
     target = _check_target(Path(target).expanduser())
     header, identity = _check_source(source)
-    form = FORMATS[format]()
+    known, form = identity.family.groups, FORMATS[format]()
+    if not groups or set(groups) - known.keys():
+        raise OpenSoraError(f"groups={', '.join(groups) or 'none'}: give some of {', '.join(known)}.")
     entries = _plan(header, identity, form, groups)
-    head = _head(entries, header, form, groups)
+    head = _head(entries, header, groups)
     num_bytes = len(head) + sum(entry.num_bytes for entry in entries)
     _check_space(target.parent, num_bytes)
     with _whole_or_absent(target) as file:
         file.write(head)
         errors = _write(file, entries, header, form, progress)
     quantised = {error.layer for error in errors}
-    kept = [layer for layer in layers_to_quantise(transformer_manifest(identity.config), GROUPS) if layer not in quantised]
+    kept = [layer for layer in identity.family.layers_to_quantise(identity.manifest(), known) if layer not in quantised]
     return Report(target, format, header.num_bytes, num_bytes, tuple(errors), tuple(kept))
 
 
@@ -151,22 +157,22 @@ def _check_source(source: str | Path) -> tuple[Header, Identity]:
     is_plain_fp8 = any(name.startswith("F8") for name in header.dtypes)
     if form := quantisation(header) or ("float8 without scales" if is_plain_fp8 else None):
         raise CheckpointError(f"{header.name} is already quantised ({form}); quantise the bf16 or fp32 file.")
-    if identity.fused:
+    if identity.layout.is_recut:
         raise CheckpointError(
             f"{header.name} is {identity.title}; quantise the file in the released layout (separate q_proj, k_proj, v_proj)."
         )
-    check_keys(header, identity, transformer_manifest(identity.config))
+    check_keys(header, identity)
     return header, identity
 
 
 def _plan(header: Header, identity: Identity, form: Format, groups: tuple[str, ...]) -> list[_Entry]:
     """The new file's tensors in the old one's order; the model's only, under the released names."""
-    manifest = transformer_manifest(identity.config)
-    layers = frozenset(layers_to_quantise(manifest, groups))
+    manifest = identity.manifest()
+    layers = frozenset(identity.family.layers_to_quantise(manifest, groups))
     stored = "F8_E4M3" if form.name == "fp8_e4m3fn" else "I8"
     entries = []
     for key, info in header.tensors.items():
-        name = file_name(key.removeprefix(identity.prefix))
+        name = identity.layout.file_name(key.removeprefix(identity.prefix))
         if not key.startswith(identity.prefix) or name not in manifest:
             continue
         layer = name.removesuffix(".weight")
@@ -174,27 +180,21 @@ def _plan(header: Header, identity: Identity, form: Format, groups: tuple[str, .
             entries.append(_Entry(name, info.dtype, info.shape, key))
             continue
         weight, scale = form.shapes(*info.shape)
+        note = {"format": HOST_NAMES[form.name]}
+        if identity.family.group_of(layer) not in QUANTISED_GROUPS:
+            note["full_precision_matrix_mult"] = True  # no input is to be rounded: there it costs most and gains no time
+        text = json.dumps(note)
         entries += [
-            _Entry(name, stored, weight, key, layer),
+            _Entry(name, stored, weight, key, layer, text),
             _Entry(f"{layer}.weight_scale", "F32", scale),
-            _Entry(f"{layer}.comfy_quant", "U8", (len(_note(form, layer)),)),
+            _Entry(f"{layer}.comfy_quant", "U8", (len(text),)),
         ]
     return entries
 
 
-def _layer_note(form: Format, layer: str) -> dict:
-    """What ComfyUI reads of a layer. Outside attention and MLP no input is to be rounded: there it costs most and gains no time."""
-    note = {"format": HOST_NAMES[form.name]}
-    return note if group_of(layer) in QUANTISED_GROUPS else {**note, "full_precision_matrix_mult": True}
-
-
-def _note(form: Format, layer: str) -> bytes:
-    return json.dumps(_layer_note(form, layer)).encode()
-
-
-def _head(entries: list[_Entry], header: Header, form: Format, groups: tuple[str, ...]) -> bytes:
+def _head(entries: list[_Entry], header: Header, groups: tuple[str, ...]) -> bytes:
     """Length and JSON of a safetensors header, padded to 8 bytes as the format's writers do."""
-    layers = {entry.layer: _layer_note(form, entry.layer) for entry in entries if entry.layer}
+    layers = {entry.layer: json.loads(entry.note) for entry in entries if entry.layer}
     metadata = {
         **header.metadata,
         "format": "pt",
@@ -225,7 +225,7 @@ def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, 
                 except OpenSoraError as error:
                     raise CheckpointError(f"{header.name}, {entry.source}: {error} Download it again.") from error
                 errors.append(LayerError(entry.layer, relative_error(weight, form, data, scale)))
-                note = torch.frombuffer(bytearray(_note(form, entry.layer)), dtype=torch.uint8)
+                note = torch.frombuffer(bytearray(entry.note, "utf-8"), dtype=torch.uint8)
                 beside = {f"{entry.layer}.weight_scale": scale, f"{entry.layer}.comfy_quant": note}
                 del weight
             _put(file, entry, data)

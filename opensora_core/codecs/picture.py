@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.detect import Identity, bare_shapes, dim
+from ..checkpoint.detect import Identity
 from ..checkpoint.files import Header, quantisation
-from ..checkpoint.keys import Manifest
-from ..checkpoint.load import compare, converted, fill, open_model, working_dtype
+from ..checkpoint.load import compare, fill, open_model, working_dtype
 from ..errors import CheckpointError
 from ..ops import TorchOperations
+from ..shapes import Manifest, bare_shapes, dim
 
 GROUPS, NORM_EPS = 32, 1e-6  # of every group norm, whatever the widths
 SCALE, SHIFT = 0.3611, 0.1159  # transformer latents = SCALE * (autoencoder latents - SHIFT)
@@ -169,7 +169,7 @@ def load_decoder(path: str | Path, dtype: torch.dtype | None = None, device: tor
     """Read the decoder of a Flux autoencoder file; arguments, result and errors as checkpoint.load.load_transformer's."""
     header, identity, config = open_decoder(path)
     dtype = working_dtype(header, dtype)
-    return fill(PictureDecoder(config, dtype=dtype, device="meta"), header, converted(identity), device)
+    return fill(PictureDecoder(config, dtype=dtype, device="meta"), header, identity.convert, device)
 
 
 def _config(shapes: Manifest, name: str) -> DecoderConfig:

@@ -6,7 +6,7 @@ quick GELU, epsilon 1e-5). No attention mask is passed: padding is attended, as 
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from ..checkpoint.files import Header
 from ..checkpoint.formats import LayerFormat, is_note
 from ..checkpoint.quantised import replace_linears
 from ..errors import CheckpointError
-from ..networks.mmdit.config import TransformerConfig
+from ..family import NetworkSizes
 from ..text.prompt import CLIP_LENGTH, dropped_sentence, fit_tokens
 from .tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
 from .weights import cast_tensors, check_formats, kept_tensors, layer_formats, read_headers
@@ -48,6 +48,10 @@ class T5Encoder:
     def __init__(self, model: nn.Module, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
         self.width = model.config.d_model
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """In the order in which they run."""
+        return self.model.encoder.block
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """[B] texts -> ids [B, L], int64; L = tokenizer.length, 512 for XXL's. A prompt that is cut is named in a warning."""
@@ -104,7 +108,7 @@ class TextEncoder:
         self.clip.model.to(device)
         return self
 
-    def check(self, config: TransformerConfig) -> None:
+    def check(self, config: NetworkSizes) -> None:
         """Raise a CheckpointError unless these encoders are of the widths that a transformer reads."""
         for name, found, wanted in (("T5", self.t5.width, config.context_in_dim), ("CLIP", self.clip.width, config.vec_in_dim)):
             if found != wanted:

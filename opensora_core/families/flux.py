@@ -42,13 +42,14 @@ FLUX_1 = Family(
     kind="flux_1",
     title="a Flux.1 transformer (fused qkv, no cond_in)",
     place="which draws the picture that a video begins with: --flux on the command line, flux_model of Open-Sora Flux to Video",
+    slot="flux",
     keys=(*KEYS, FUSED.mark),
     config=TransformerConfig.of,
-    owns=lambda config: isinstance(config, TransformerConfig) and not config.cond_embed,
+    owns=lambda config: not config.cond_embed,
     released=FLUX_DEV,
+    also_released=(replace(FLUX_DEV, guidance_embed=False),),  # schnell
     build=MMDiT,
     layouts=(FUSED,),
-    slot="flux",
     groups=GROUPS,
     example=example,
     codecs=("flux_ae",),
@@ -62,9 +63,9 @@ FLUX_1_UNFUSED = replace(
     kind="flux_1_unfused",
     title="a Flux.1 transformer in Open-Sora's key layout (unfused qkv, no cond_in)",
     place="which is the start of fine-tuning and was not trained for video",
+    slot="",
     keys=KEYS,
     layouts=(UNFUSED,),
-    slot="",
 )
 
 

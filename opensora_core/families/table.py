@@ -1,9 +1,11 @@
 """Every row: what the rooms above this one import. A new model is a file beside this one and a line here."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from ..family import Family, Part
+from ..shapes import Layout, Manifest
 from .flux import FLUX_1, FLUX_1_UNFUSED
 from .open_sora_2 import DC_AE, HIGH_COMPRESSION_VARIANT, HUNYUAN, OPEN_SORA
 
@@ -11,18 +13,33 @@ from .open_sora_2 import DC_AE, HIGH_COMPRESSION_VARIANT, HUNYUAN, OPEN_SORA
 FAMILIES: tuple[Family, ...] = (OPEN_SORA, HIGH_COMPRESSION_VARIANT, FLUX_1, FLUX_1_UNFUSED)
 CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE)
 
+DEFAULT = OPEN_SORA  # what is planned for where no file is given
+
 
 def family_of(config: Any) -> Family:
     """The row of a network's sizes."""
-    return next(family for family in FAMILIES if family.owns(config))
-
-
-def usual_codec(config: Any) -> Any:
-    """The released sizes of the codec whose latents a network of these sizes works on, with as many channels as it reads."""
-    kind = family_of(config).codecs[0]
-    return replace(next(codec for codec in CODECS if codec.kind == kind).released, latent_channels=config.in_channels)
+    return _owner(FAMILIES, config)
 
 
 def codec_of(config: Any) -> Part:
     """The row of a codec's sizes."""
-    return next(codec for codec in CODECS if isinstance(config, type(codec.released)))
+    return _owner(CODECS, config)
+
+
+def codecs_of(family: Family) -> list[Part]:
+    """The rows of the codecs that a family was trained with, the usual one first."""
+    return [codec for kind in family.codecs for codec in CODECS if codec.kind == kind]
+
+
+def usual_codec(config: Any) -> Any:
+    """The released sizes of the codec whose latents a network of these sizes works on, with as many channels as it reads."""
+    return replace(codecs_of(family_of(config))[0].released, latent_channels=config.in_channels)
+
+
+def manifest(config: Any, layout: Layout | None = None) -> Manifest:
+    """Every tensor of a file of a network or codec of these sizes; without a layout, of the released one."""
+    return _owner((*FAMILIES, *CODECS), config).manifest(config, layout)
+
+
+def _owner(rows: Iterable[Part], config: Any) -> Any:
+    return next(row for row in rows if isinstance(config, type(row.released)) and row.owns(config))

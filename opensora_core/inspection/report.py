@@ -16,26 +16,19 @@ import safetensors
 import torch
 
 from .. import __version__
-from ..checkpoint.detect import Identity, Shapes, bare_shapes, dim, identify, sizes
+from ..checkpoint.detect import Identity, identify
 from ..checkpoint.files import Header, as_one, bytes_text, find_weights, last_rows, quantisation, read_header
 from ..checkpoint.formats import LayerFormat, stored_formats
-from ..checkpoint.keys import Manifest, clip_text_manifest, flux_ae_manifest, t5_manifest, transformer_manifest, vae_manifest
+from ..checkpoint.keys import clip_text_manifest, flux_ae_manifest, t5_manifest
 from ..checkpoint.load import Comparison, compare
 from ..checkpoint.lora import describe_lora
-from ..codecs.dc_ae.config import VIDEO_DC_AE
-from ..codecs.hunyuan.config import HUNYUAN_VAE
 from ..errors import CheckpointError, OpenSoraError
-from ..networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE
+from ..families.table import codecs_of
+from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, bare_shapes, dim
 from .trial import try_blocks, try_vae
 
-_TRANSFORMERS = {"open_sora_2": OPEN_SORA_2, "open_sora_2_dc_ae": OPEN_SORA_2_DC_AE, "flux": FLUX_DEV, "flux_unfused": FLUX_DEV}
-_NEEDED = {
-    "the transformer": ("open_sora_2", "open_sora_2_dc_ae"),
-    "the video VAE": ("hunyuan_vae", "dc_ae"),
-    "the T5 encoder": ("t5",),
-    "the CLIP-L text encoder": ("clip_text", "clip_full"),
-}
-_VAES = {"hunyuan_vae": HUNYUAN_VAE, "dc_ae": VIDEO_DC_AE}
+# What a folder needs, by slot.
+_NEEDED = {"transformer": "the transformer", "vae": "the video VAE", "t5": "the T5 encoder", "clip": "the CLIP-L text encoder"}
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _SEARCH_DEPTH = 3  # a hub folder keeps its encoders at <owner>/<name>/
 
@@ -147,16 +140,16 @@ def _describe(name: str, header: Header) -> list[str]:
     if form:
         lines.append(_line("quantised", f"{_form_text(form, header, identity)}; {_who_reads(header, identity)}"))
     if identity.config:
-        lines.append(_line("model", sizes(identity.config)))
+        lines.append(_line("model", identity.config.words()))
     if identity.kind == "lora":
         lines.append(_line("layers", describe_lora(bare_shapes(header.shapes, ""))))
     own, released, dtype = _manifests(identity, header)
     found = _relevant(identity, header)
     if own:
-        result = _compare(found, own, form)
+        result = _compare(found, own, form, identity.layout)
         lines.append(_line("complete" if result.complete else "INCOMPLETE", result.sentence()))
     if released:
-        lines.append(_line("released", _released_text(_compare(found, released, form), header, dtype)))
+        lines.append(_line("released", _released_text(_compare(found, released, form, identity.layout), header, dtype)))
     return lines
 
 
@@ -164,7 +157,7 @@ def _formats(header: Header, identity: Identity) -> dict[str, LayerFormat] | Non
     """How the layers of a transformer or of T5 are quantised, empty if they are not; None where the library does not read it."""
     if quantisation(header) is None:
         return {}
-    is_read = identity.kind == "t5" or (identity.kind in _TRANSFORMERS and not identity.fused)
+    is_read = identity.kind == "t5" or (identity.family is not None and not identity.layout.is_recut)
     try:
         return stored_formats(header, identity.prefix) if is_read else None
     except CheckpointError:
@@ -179,7 +172,7 @@ def _form_text(form: str, header: Header, identity: Identity) -> str:
 
 
 def _who_reads(header: Header, identity: Identity) -> str:
-    if identity.kind in _TRANSFORMERS or identity.kind == "t5":
+    if identity.family is not None or identity.kind == "t5":
         return "read here and by ComfyUI's loaders" if _formats(header, identity) else "not read here; ComfyUI's loaders may read it"
     return "ComfyUI's loaders may read it"
 
@@ -197,15 +190,10 @@ def _size_text(header: Header) -> str:
 
 def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Manifest | None, str]:
     """What the file's own sizes imply, what the released file of its kind holds, and that file's dtype."""
-    if identity.config and identity.kind in _TRANSFORMERS:
-        full = _TRANSFORMERS[identity.kind]
-        if identity.kind.startswith("flux"):
-            full = replace(full, guidance_embed=identity.config.guidance_embed)  # schnell has none
-        own = transformer_manifest(identity.config, identity.fused)
-        return own, own if full == identity.config else transformer_manifest(full, identity.fused), "BF16"
-    if identity.config and identity.kind in _VAES:
-        own, full = vae_manifest(identity.config), _VAES[identity.kind]
-        return own, own if identity.config == full else vae_manifest(full), "BF16"
+    if row := identity.row:
+        full = row.released_like(identity.config)
+        own = identity.manifest()
+        return own, own if full == identity.config else row.manifest(full, identity.layout), row.dtype
     if identity.kind == "flux_ae":
         return flux_ae_manifest(), flux_ae_manifest(), "F32"
     shapes = _relevant(identity, header)
@@ -256,8 +244,8 @@ def _clip_sizes(shapes: Shapes) -> dict[str, int]:
     }
 
 
-def _compare(found: Manifest, expected: Manifest, form: str | None) -> Comparison:
-    result = compare(found, expected)
+def _compare(found: Manifest, expected: Manifest, form: str | None, layout: Layout = AS_RELEASED) -> Comparison:
+    result = compare(found, expected, layout)
     if form is None:
         return result
     # A quantiser changes the shape of matrices and lays scales beside them; names and vectors still count.
@@ -282,13 +270,16 @@ def _released_text(result: Comparison, header: Header, dtype: str) -> str:
 
 
 def _folder_sentence(components: list[Component]) -> str:
-    kinds = {identify(part.header.shapes).kind for part in components if part.header}
-    if kinds == {"lora"}:
+    found = [identify(part.header.shapes) for part in components if part.header]
+    slots = {identity.slot for identity in found}
+    if slots == {"lora"}:
         return "This folder is a LoRA."
-    high = {"open_sora_2_dc_ae": "hunyuan_vae", "open_sora_2": "dc_ae"}
-    if any(one in kinds and other in kinds and not kinds >= {*high} and not kinds >= {*_VAES} for one, other in high.items()):
-        return "The transformer and the VAE of this folder are not of one variant; the Video DC-AE belongs to the high-compression transformer."
-    lacking = [name for name, accepted in _NEEDED.items() if not kinds.intersection(accepted)]
+    families = [identity.family for identity in found if identity.slot == "transformer"]
+    codecs = [identity.row for identity in found if identity.slot == "vae"]
+    if families and codecs and not any(codec.kind in family.codecs for family in families for codec in codecs):
+        wanted = codecs_of(families[0])[0].title
+        return f"The transformer and the VAE of this folder are not of one model; {families[0].title} works on the latents of {wanted}."
+    lacking = [name for slot, name in _NEEDED.items() if slot not in slots]
     return "This folder has every part of Open-Sora 2.0." if not lacking else f"For Open-Sora 2.0 this folder lacks {', '.join(lacking)}."
 
 
@@ -311,18 +302,19 @@ def _check_component(part: Component) -> tuple[bool | None, list[str]]:
     if own is None:
         return None, lines
     found = _relevant(identity, header)
-    if not _compare(found, own, form).complete:
+    if not _compare(found, own, form, identity.layout).complete:
         return False, [*lines, _line("FAIL", "incomplete")]
-    against = _compare(found, released, form)
+    against = _compare(found, released, form, identity.layout)
     if against.missing and not against.misshaped:
         return False, [*lines, _line("FAIL", f"like the released file, but {len(against.missing)} tensors are missing")]
     if form and _formats(header, identity) is None:
         return True, [*lines, _line("run", "not run: a quantised form that is not read here")]
-    if part.num_files == 1 and len(holes := _holes(header)) > 1:
+    zero = identity.family.zero_at_first if identity.family else ()
+    if part.num_files == 1 and len(holes := _holes(header, tuple(identity.prefix + key for key in zero))) > 1:
         return False, [*lines, _line("FAIL", f"{len(holes)} matrices end in zeros or NaN ({', '.join(holes[:3])}): a download with holes")]
     try:
-        trial = try_vae(header) if identity.kind in _VAES else None
-        if identity.kind in _TRANSFORMERS:
+        trial = try_vae(header) if identity.slot == "vae" else None
+        if identity.family is not None:
             trial = try_blocks(header, identity, _formats(header, identity))
     except (OpenSoraError, RuntimeError) as error:
         return False, [*lines, _line("FAIL", f"did not run: {error}")]
@@ -332,14 +324,14 @@ def _check_component(part: Component) -> tuple[bool | None, list[str]]:
     return trial.finite, lines if trial.finite else [*lines, _line("FAIL", "NaN or infinite values")]
 
 
-def _holes(header: Header) -> list[str]:
-    """Matrices whose last row holds nothing; cond_in may, in start weights. Reads one row per tensor.
+def _holes(header: Header, zero: tuple[str, ...]) -> list[str]:
+    """Matrices whose last row holds nothing, but for those that are zero in start weights. Reads one row per tensor.
 
     A downloader that reserves a file's whole size leaves such holes when it stops, and no length gives it away.
     """
     matrices = [
         key
         for key, info in header.tensors.items()
-        if len(info.shape) > 1 and info.num_elements and info.dtype in ("F32", "F16", "BF16") and not key.endswith("cond_in.weight")
+        if len(info.shape) > 1 and info.num_elements and info.dtype in ("F32", "F16", "BF16") and key not in zero
     ]
     return [key for key, row in last_rows(header, matrices) if not (row.isfinite().all() and row.any())]

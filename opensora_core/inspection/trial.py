@@ -5,7 +5,6 @@ Only the tensors that run are read, on the CPU: about 1 GB of the 24 GB transfor
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from ..checkpoint.detect import Identity
 from ..checkpoint.files import Header
 from ..checkpoint.formats import LayerFormat
-from ..checkpoint.load import converted, fill, load_vae
+from ..checkpoint.load import fill, load_vae
 from ..checkpoint.quantised import QuantisedOperations
-from ..networks.mmdit.model import MMDiT
+from ..family import Network
 from ..ops import TorchOperations
 
 _GRID = 4  # patches along each side of the one latent frame
@@ -32,7 +31,7 @@ class Trial(NamedTuple):
 
 
 def try_blocks(header: Header, identity: Identity, formats: Mapping[str, LayerFormat]) -> Trial:
-    """Run the embedders, the first double block, the first single block and the final layer on noise.
+    """Run a network of its first block of each kind on noise.
 
     Args:
         identity: of a transformer file, with its config.
@@ -41,27 +40,23 @@ def try_blocks(header: Header, identity: Identity, formats: Mapping[str, LayerFo
     Raises:
         CheckpointError: a tensor is missing or cannot be read.
     """
-    config = replace(identity.config, depth=min(1, identity.config.depth), depth_single_blocks=min(1, identity.config.depth_single_blocks))
+    config = identity.config.with_blocks(1)
     # Nothing here computes in fp16, whose range such a model's activations leave; its weights are exact in fp32.
     dtype = torch.float32 if header.compute_dtype is torch.float16 else header.compute_dtype
     started = time.perf_counter()
-    model = MMDiT(config, QuantisedOperations if formats else TorchOperations, dtype=dtype, device="meta")
+    model = identity.row.build(config, QuantisedOperations if formats else TorchOperations, dtype=dtype, device="meta")
     layers = dict(model.named_modules())
     formats = {layer: layer_format for layer, layer_format in formats.items() if layer in layers}
     for layer, layer_format in formats.items():
         layers[layer].keep_in(layer_format.form)
-    fill(model, header, converted(identity), "cpu", formats)
+    fill(model, header, identity.convert, "cpu", formats)
     side = _GRID * config.patch_size
+    inputs = identity.family.example(config, (1, config.in_channels, 1, side, side), _TEXT_TOKENS, dtype, "cpu")
+    for seed, tensor in enumerate(tensor for tensor in inputs.values() if tensor.ndim > 1):
+        tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)))
     with torch.inference_mode():
-        velocity = model(
-            _noise((1, config.in_channels, 1, side, side), dtype, 0),
-            torch.full((1,), 0.5, dtype=dtype),
-            _noise((1, _TEXT_TOKENS, config.context_in_dim), dtype, 1),
-            _noise((1, config.vec_in_dim), dtype, 2),
-            cond=_noise((1, config.in_channels + 1, 1, side, side), dtype, 3) if config.cond_embed else None,
-            guidance=torch.full((1,), 4.0, dtype=dtype) if config.guidance_embed else None,
-        )
-    what = f"{config.depth} double and {config.depth_single_blocks} single block, {_GRID**2} + {_TEXT_TOKENS} tokens"
+        velocity = model(**inputs)
+    what = f"{config.words()}, {_GRID**2} + {_TEXT_TOKENS} tokens"
     seconds = time.perf_counter() - started
     lines = [("run", f"{what}, {_short(dtype)} on cpu, {seconds:.1f} s: {_statistics(velocity)}"), *_about_weights(model, formats)]
     return Trial(bool(velocity.isfinite().all()), lines)
@@ -87,20 +82,13 @@ def try_vae(header: Header) -> Trial:
     return Trial(bool(latents.isfinite().all() and again.isfinite().all()), lines)
 
 
-def _about_weights(model: MMDiT, formats: Mapping[str, LayerFormat]) -> list[tuple[str, str]]:
-    layers = {"img_in": model.img_in, "cond_in": model.cond_in}
-    if len(model.double_blocks):
-        layers["key_norm"] = model.double_blocks[0].img_attn.norm.key_norm
-    lines = [
-        ("weights", f"{name}: {_statistics(layer.weight)}") for name, layer in layers.items() if layer is not None and name not in formats
+def _about_weights(model: Network, formats: Mapping[str, LayerFormat]) -> list[tuple[str, str]]:
+    """Of the layers that stand by themselves, which are those that read the inputs."""
+    plain = {name: layer.weight for name, layer in model.named_children() if hasattr(layer, "weight") and name not in formats}
+    notes = [
+        ("note", f"{name} is all zero: untrained start weights, what it reads has no effect") for name in plain if not plain[name].any()
     ]
-    if model.cond_in is not None and not model.cond_in.weight.any():
-        lines.append(("note", "cond_in is all zero: untrained start weights, image conditions have no effect"))
-    return lines
-
-
-def _noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return [*(("weights", f"{name}: {_statistics(weight)}") for name, weight in plain.items()), *notes]
 
 
 def _statistics(tensor: Tensor) -> str:

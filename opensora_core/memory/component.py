@@ -8,7 +8,7 @@ and the networks that have no blocks a layer at a time, by accelerate. All modes
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -56,19 +56,18 @@ class Habits:
     Attributes:
         is_main: the one that `resident` and a budget are about.
         is_kept: False for one that works once a run (a text encoder): outside `everything` it is given up after its work.
-        block_lists: names of its lists of blocks, in the order in which they run; empty if it is not streamed.
     """
 
     is_main: bool = False
     is_kept: bool = True
-    block_lists: tuple[str, ...] = ()
 
 
 class Component:
     """One network, read at its first use.
 
     Args:
-        read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files.
+        read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files. One whose `blocks()` gives its
+            blocks in the order in which they run is streamed where it must be.
         placement: shared with the pipeline.
     """
 
@@ -90,7 +89,7 @@ class Component:
             self._network = self._load()
         network = self._network
         try:
-            with self._visit(_module(network), None if is_last_try else beside_bytes):
+            with self._visit(network, None if is_last_try else beside_bytes):
                 yield network
         finally:
             if self._placement.mode != EVERYTHING and not self._habits.is_kept:
@@ -105,7 +104,7 @@ class Component:
         home = placement.device if self._stays else torch.device("cpu")
         with torch.inference_mode(False):  # parameters made inside could not be replaced outside
             network = self._read(placement.dtype, home)
-            if placement.mode == MINIMAL and not self._habits.block_lists:
+            if placement.mode == MINIMAL and not _blocks(network):
                 _by_layers(_module(network), placement.device)
         return network
 
@@ -114,16 +113,16 @@ class Component:
         mode = self._placement.mode
         return mode == EVERYTHING or (mode == RESIDENT and self._habits.is_main)
 
-    def _visit(self, module: nn.Module, beside_bytes: int | None) -> AbstractContextManager:
-        placement, lists = self._placement, self._habits.block_lists
-        if self._stays or (placement.mode == MINIMAL and not lists):
+    def _visit(self, network: Any, beside_bytes: int | None) -> AbstractContextManager:
+        placement, module, blocks = self._placement, _module(network), _blocks(network)
+        if self._stays or (placement.mode == MINIMAL and not blocks):
             return nullcontext()
-        plan = self._plan(module_bytes(module, lists), beside_bytes) if lists else None
+        plan = self._plan(module_bytes(module, blocks), beside_bytes) if blocks else None
         if plan is None or plan.mode == RESIDENT:
             return visiting(module, placement.device)
         # Half of what is free: page-locked memory is nobody else's, and the rest of the file streams from the mapped pages.
         free = free_bytes(torch.device("cpu"))
-        return BlockStream(module, plan, placement.device, lists, _PINNED_BLINDLY if free is None else free // 2)
+        return BlockStream(module, plan, placement.device, blocks, _PINNED_BLINDLY if free is None else free // 2)
 
     def _plan(self, sizes: UnitBytes, beside_bytes: int | None) -> Plan:
         placement = self._placement
@@ -174,6 +173,10 @@ def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _module(network: Any) -> nn.Module:
     return network if isinstance(network, nn.Module) else network.model
+
+
+def _blocks(network: Any) -> Sequence[nn.Module]:
+    return network.blocks() if hasattr(network, "blocks") else ()
 
 
 def resolve_precision(torch_dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:

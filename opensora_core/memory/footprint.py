@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.detect import identify, require
-from ..checkpoint.files import Header, read_header
-from ..checkpoint.formats import QUANTISED_GROUPS, group_of, layers_to_quantise, stored_formats
-from ..checkpoint.keys import clip_text_manifest, t5_manifest, transformer_manifest
+from ..checkpoint.detect import Identity, identify, require
+from ..checkpoint.files import Header
+from ..checkpoint.formats import stored_formats
+from ..checkpoint.keys import clip_text_manifest, t5_manifest
+from ..checkpoint.load import open_model
 from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
 from ..codecs.codec import CodecConfig, Encoded
 from ..codecs.hunyuan import layers as vae_layers
@@ -24,15 +25,14 @@ from ..codecs.tiling import tiled_decode, tiled_encode
 from ..encoders.tokens import T5, find_tokenizer, text_length
 from ..encoders.weights import read_headers
 from ..errors import CheckpointError, OpenSoraError
-from ..families.table import codec_of, family_of, usual_codec
+from ..families.table import DEFAULT, codec_of, family_of, usual_codec
+from ..family import QUANTISED_GROUPS, Network, NetworkSizes
 from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, Tiling
-from ..networks.mmdit.config import OPEN_SORA_2, TransformerConfig
-from ..networks.mmdit.model import MMDiT
-from ..networks.mmdit.rope import CHUNK_ELEMENTS
 from ..sampling.given import image_condition
 from ..sampling.guidance import Guidance
 from ..sampling.run import Conditions, TextCondition, sample
 from ..sampling.schedule import flow_schedule
+from ..shapes import manifest_of
 from ..text.prompt import T5_LENGTH
 from .count import AllocationCounter
 from .plan import UnitBytes
@@ -114,12 +114,12 @@ class ModelSizes:
     Attributes:
         stored: what most of the transformer's file is stored in: fp32, bf16, fp16, or a quantised precision.
         stored_text: likewise for T5.
-        groups: which layers of the transformer are quantised where it is, see checkpoint/formats.py.
+        groups: which layers of the transformer are quantised where it is, see family.py.
         name: for people.
     """
 
-    transformer: TransformerConfig = OPEN_SORA_2
-    vae: CodecConfig = HUNYUAN_VAE
+    transformer: NetworkSizes = DEFAULT.released
+    vae: CodecConfig = usual_codec(DEFAULT.released)
     text: TextSizes = TextSizes()
     stored: str = "bf16"
     stored_text: str = "bf16"
@@ -137,12 +137,11 @@ def sizes_of_files(
     """
     found = ModelSizes()
     if dit is not None:
-        header, config = _read(dit, "transformer")
-        stored, groups = _stored_transformer(header)
-        found = replace(found, transformer=config, stored=stored, groups=groups, name=header.name)
-        found = replace(found, vae=usual_codec(config))
+        header, identity = open_model(Path(dit).expanduser(), "transformer")
+        config, (stored, groups) = identity.config, _stored_transformer(header, identity)
+        found = replace(found, transformer=config, vae=usual_codec(config), stored=stored, groups=groups, name=header.name)
     if vae is not None:
-        found = replace(found, vae=_read(vae, "vae")[1])
+        found = replace(found, vae=open_model(Path(vae).expanduser(), "vae")[1].config)
     if t5 is not None:
         found = replace(found, text=_with_t5(found.text, Path(t5)), stored_text=_stored_text(Path(t5)))
     if clip is not None:
@@ -151,16 +150,13 @@ def sizes_of_files(
 
 
 @lru_cache(maxsize=32)
-def transformer_weights(config: TransformerConfig, precision: str, stored: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Weights:
-    """Weights of the transformer in a precision, from a file whose weights are `stored` so. Blocks of a kind are alike: one of each is built."""
-    counts = [count for count in (config.depth, config.depth_single_blocks) if count]
-    one = replace(config, depth=min(1, config.depth), depth_single_blocks=min(1, config.depth_single_blocks))
-    sizes = module_bytes(_transformer(one, precision, groups))
-    blocks = (size for size, count in zip(sizes.blocks, counts, strict=True) for _ in range(count))
-    return Weights(UnitBytes(tuple(blocks), sizes.rest), precision == stored)
+def transformer_weights(config: NetworkSizes, precision: str, stored: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Weights:
+    """Weights of the transformer in a precision, from a file whose weights are `stored` so."""
+    model = _transformer(config, precision, groups)
+    return Weights(module_bytes(model, model.blocks()), precision == stored)
 
 
-def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int = T5_LENGTH) -> int:
+def forward_peak(config: NetworkSizes, precision: str, latent_shape: tuple[int, ...], text_length: int = T5_LENGTH) -> int:
     """Peak of one forward's activations, its result included, its inputs not.
 
     Above some thousands of tokens it is a line: what is alive at the peak takes so many bytes a token, or does not depend on them.
@@ -173,7 +169,7 @@ def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[
     batch, channels, *extent = latent_shape
     side = config.patch_size
     tokens = torch.Size(extent).numel() // side**2
-    unit = _LINEAR_FROM * max(CHUNK_ROWS, -(-CHUNK_ELEMENTS // config.hidden_size))
+    unit = _LINEAR_FROM * max(CHUNK_ROWS, _transformer(config.with_blocks(1), precision).piece_tokens)
     if tokens <= 3 * unit:
         return _counted_forward(config, precision, latent_shape, text_length)
     near, far = (_counted_forward(config, precision, (batch, channels, length, side, side), text_length) for length in (unit, 2 * unit))
@@ -181,26 +177,18 @@ def forward_peak(config: TransformerConfig, precision: str, latent_shape: tuple[
 
 
 @lru_cache(maxsize=64)
-def _counted_forward(config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], text_length: int) -> int:
-    few = replace(config, depth=min(_FEW_BLOCKS, config.depth), depth_single_blocks=min(_FEW_BLOCKS, config.depth_single_blocks))
+def _counted_forward(config: NetworkSizes, precision: str, latent_shape: tuple[int, ...], text_length: int) -> int:
+    few = config.with_blocks(_FEW_BLOCKS)
     model = _transformer(few, precision)
-    batch, channels, *extent = latent_shape
-    inputs = [
-        _empty(model.dtype, *latent_shape),
-        _empty(torch.float32, batch),
-        _empty(model.dtype, batch, text_length, config.context_in_dim),
-        _empty(model.dtype, batch, config.vec_in_dim),
-        _empty(model.dtype, batch, channels + 1, *extent) if config.cond_embed else None,
-        _empty(torch.float32, batch) if config.guidance_embed else None,
-    ]
+    inputs = family_of(config).example(few, latent_shape, text_length, model.dtype, "meta")
     with torch.inference_mode(), AllocationCounter() as counter:
-        model(*inputs)
+        model(**inputs)
     return counter.peak
 
 
 @lru_cache(maxsize=64)
 def sampling_peak(
-    config: TransformerConfig, precision: str, latent_shape: tuple[int, ...], has_image: bool, text_length: int = T5_LENGTH
+    config: NetworkSizes, precision: str, latent_shape: tuple[int, ...], has_image: bool, text_length: int = T5_LENGTH
 ) -> tuple[int, int]:
     """(one forward's activations, everything else that is alive beside it): latents, predictions, text, reference.
 
@@ -318,7 +306,7 @@ class _Counted:
     counter: AllocationCounter
     peak: int
     dtype: torch.dtype
-    config: TransformerConfig
+    config: NetworkSizes
 
     def __call__(self, x: Tensor, timestep: Tensor, **inputs) -> Tensor:
         self.counter.count_at_most(self.peak)
@@ -388,11 +376,13 @@ def _tiled_peak(tiled: Callable, result_of: Callable[[Tensor], Tensor | Encoded]
     return largest, max(0, counter.peak - largest)
 
 
-def _transformer(config: TransformerConfig, precision: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> MMDiT:
-    model = MMDiT(config, QuantisedOperations, dtype=_dtype(precision), device="meta")
+def _transformer(config: NetworkSizes, precision: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Network:
+    """On the meta device."""
+    family = family_of(config)
+    model = family.build(config, QuantisedOperations, dtype=_dtype(precision), device="meta")
     if precision in QUANTISED:
         form = _FORMS[precision]()
-        for layer in layers_to_quantise(transformer_manifest(config), groups):
+        for layer in family.layers_to_quantise(manifest_of(model), groups):
             model.get_submodule(layer).keep_in(form)
     return model.requires_grad_(False)
 
@@ -419,18 +409,13 @@ def _condition(latent_shape: tuple[int, ...]):
     return image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, height, width), None)
 
 
-def _read(path: str | Path, slot: str) -> tuple[Header, TransformerConfig | CodecConfig]:
-    header = read_header(Path(path).expanduser())
-    return header, require(identify(header.shapes), slot, header.name).config
-
-
-def _stored_transformer(header: Header) -> tuple[str, tuple[str, ...]]:
+def _stored_transformer(header: Header, identity: Identity) -> tuple[str, tuple[str, ...]]:
     """(precision, groups of quantised layers)."""
-    formats = stored_formats(header, identify(header.shapes).prefix)
+    formats = stored_formats(header, identity.prefix)
     names = sorted({layer_format.form.name for layer_format in formats.values()})
     if not names:
         return _dtype_name(header.compute_dtype), QUANTISED_GROUPS
-    return names[0], tuple(sorted({group for layer in formats if (group := group_of(layer))}))
+    return names[0], tuple(sorted({group for layer in formats if (group := identity.family.group_of(layer))}))
 
 
 def _stored_text(path: Path) -> str:

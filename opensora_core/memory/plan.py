@@ -1,10 +1,9 @@
 """Which blocks of a network keep their weights on the device and which pass through it: bytes in, a plan out.
 
-Works from numbers alone (a file's header, a module on meta), so that a plan for any model costs nothing.
+Works from numbers alone (of a module on meta), so that a plan for any model costs nothing.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
@@ -13,7 +12,6 @@ from ..errors import OpenSoraError, check_choice
 GIB = 2**30
 RESIDENT, BUDGET, MINIMAL = "resident", "budget", "minimal"
 MODES = (RESIDENT, BUDGET, MINIMAL)
-BLOCK_LISTS = ("double_blocks", "single_blocks")  # of the transformer, in the order in which they run
 ALIGNMENT = 256  # bytes; where a tensor may begin in a staging buffer, as in memory that CUDA itself gives out
 
 
@@ -73,30 +71,6 @@ class Plan:
         )
 
 
-def unit_bytes(tensor_bytes: Mapping[str, int], block_lists: tuple[str, ...] = BLOCK_LISTS) -> UnitBytes:
-    """Add tensors up by block.
-
-    Args:
-        tensor_bytes: bytes of every tensor, by its name in the module ("double_blocks.0.img_attn.proj.weight").
-        block_lists: names of the lists of blocks, in the order in which they run.
-
-    Raises:
-        OpenSoraError: there are no blocks.
-    """
-    blocks: dict[tuple[int, int], int] = {}
-    rest = 0
-    for name, size in tensor_bytes.items():
-        found = next((position for position, stem in enumerate(block_lists) if name.startswith(f"{stem}.")), None)
-        if found is None:
-            rest += padded(size)
-        else:
-            place = found, int(name[len(block_lists[found]) + 1 :].split(".", 1)[0])
-            blocks[place] = blocks.get(place, 0) + padded(size)
-    if not blocks:
-        raise OpenSoraError(f"This network cannot be streamed: it has no {' or '.join(block_lists)}.")
-    return UnitBytes(tuple(blocks[place] for place in sorted(blocks)), rest)
-
-
 def padded(num_bytes: int) -> int:
     """Bytes that a tensor takes in a staging buffer."""
     return -(-num_bytes // ALIGNMENT) * ALIGNMENT
@@ -114,7 +88,7 @@ def make_plan(sizes: UnitBytes, mode: str, budget_gib: float | None = None, devi
     """Decide where weights live.
 
     Args:
-        sizes: see unit_bytes.
+        sizes: of the network, see stream.module_bytes.
         mode: resident: all on the device. budget: as many as fit in the budget beside two staging buffers, the others
             stream. minimal: one block at a time.
         budget_gib: for the mode budget: the most that weights may take on the device, buffers included.

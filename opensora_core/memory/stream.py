@@ -9,7 +9,7 @@ file's own pages are the system's to drop meanwhile, so that only weights that w
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OpenSoraError
-from .plan import BLOCK_LISTS, Plan, UnitBytes, padded
+from .plan import Plan, UnitBytes, padded
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,17 @@ _SMALLEST_PIECE = 2**20
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def module_bytes(model: nn.Module, block_lists: tuple[str, ...] = BLOCK_LISTS) -> UnitBytes:
+def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
     """What a plan is made from, of a module that may be on meta: parameters and buffers, each counted once in a block.
 
+    Args:
+        blocks: its blocks in the order in which they run.
+
     Raises:
-        OpenSoraError: it has no such lists of blocks.
+        OpenSoraError: there are no blocks.
     """
-    blocks = _blocks(model, block_lists)
+    if not blocks:
+        raise OpenSoraError("This network cannot be streamed: it has no blocks.")
     return UnitBytes(
         tuple(_bytes_of(tensor for _, _, tensor in _tensors(block)) for block in blocks),
         _bytes_of(tensor for _, _, tensor in _rest(model, blocks)),
@@ -47,7 +51,7 @@ class BlockStream:
         model: with its streamed weights in main memory, its LoRAs merged. For inference.
         plan: made from this model's sizes (module_bytes).
         device: where it is to compute.
-        block_lists: names of the lists of blocks, in the order in which they run.
+        blocks: its blocks in the order in which they run, as they were for the plan.
         pin_limit_bytes: main memory that may be page-locked for a CUDA device; None is as much as the plan streams.
             Blocks beyond the limit are copied from pageable memory: slower, but still beside the computation.
 
@@ -60,11 +64,10 @@ class BlockStream:
         model: nn.Module,
         plan: Plan,
         device: torch.device | str,
-        block_lists: tuple[str, ...] = BLOCK_LISTS,
+        blocks: Sequence[nn.Module],
         pin_limit_bytes: int | None = None,
     ):
         self._device = torch.device(device)
-        blocks = _blocks(model, block_lists)
         _check(model, blocks, plan, self._device)
         self._lane = lane(self._device, plan.num_buffers)
         self._pin_left = (plan.copied_bytes if pin_limit_bytes is None else pin_limit_bytes) if self._lane.is_async else 0
@@ -111,7 +114,7 @@ class BlockStream:
         if had_pinned:
             self._lane.give_back_pinned()
 
-    def _start(self, model: nn.Module, blocks: list[nn.Module], plan: Plan) -> None:
+    def _start(self, model: nn.Module, blocks: Sequence[nn.Module], plan: Plan) -> None:
         streamed = [blocks[index] for index in plan.streamed]
         passing = {id(tensor) for block in streamed for _, _, tensor in _tensors(block)}
         # One hook on the network itself marks it as streamed, whatever the plan.
@@ -335,16 +338,6 @@ class _Mark:
         pass
 
 
-def _blocks(model: nn.Module, block_lists: tuple[str, ...]) -> list[nn.Module]:
-    try:
-        blocks = [block for name in block_lists for block in model.get_submodule(name)]
-    except AttributeError:
-        blocks = []
-    if not blocks:
-        raise OpenSoraError(f"This network cannot be streamed: it has no {' or '.join(block_lists)}.")
-    return blocks
-
-
 def _tensors(module: nn.Module) -> Iterator[tuple[dict, str, Tensor]]:
     """(dictionary, name in it, tensor) of every parameter and buffer, under every name it has."""
     for part in module.modules():
@@ -352,7 +345,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[dict, str, Tensor]]:
             yield from ((store, name, tensor) for name, tensor in store.items() if tensor is not None)
 
 
-def _rest(model: nn.Module, blocks: list[nn.Module]) -> Iterator[tuple[dict, str, Tensor]]:
+def _rest(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[tuple[dict, str, Tensor]]:
     inside = {id(tensor) for block in blocks for _, _, tensor in _tensors(block)}
     return (entry for entry in _tensors(model) if id(entry[2]) not in inside)
 
@@ -381,7 +374,7 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
-def _check(model: nn.Module, blocks: list[nn.Module], plan: Plan, device: torch.device) -> None:
+def _check(model: nn.Module, blocks: Sequence[nn.Module], plan: Plan, device: torch.device) -> None:
     if any(isinstance(hook, _Mark) for part in model.modules() for hook in part._forward_pre_hooks.values()):
         raise OpenSoraError("This network is streamed already; release the first offload before another begins.")
     if len(blocks) != len(plan.sizes.blocks):

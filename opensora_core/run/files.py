@@ -10,11 +10,10 @@ from ..checkpoint.lora import fitting_layers
 from ..encoders.tokens import CLIP, T5, find_tokenizer
 from ..encoders.weights import read_headers
 from ..errors import CheckpointError, OpenSoraError
-from ..families.table import family_of
+from ..families.table import codecs_of, family_of
 from ..family import Family
 from ..geometry import Grid
 from ..memory.loaded import FileIdentity, identity
-from ..networks.mmdit.model import MMDiT
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
 SMALL_CLIP = (64, 64, 17)  # (height, width, frames) of the clips that the built-in model was trained on
@@ -138,14 +137,14 @@ def check_files(files: ModelFiles) -> None:
     Raises:
         CheckpointError: a part is something else, or of another model than the transformer.
     """
-    transformer = _require("transformer", files.dit).config
-    vae = _require("vae", files.vae).config
-    if vae.grid != transformer.grid:
-        kinds = ("the Video DC-AE", "the HunyuanVideo VAE")
-        found, wanted = kinds if transformer.grid.is_causal else kinds[::-1]
+    model, codec = _require("transformer", files.dit), _require("vae", files.vae)
+    if codec.kind not in model.family.codecs:
+        wanted = codecs_of(model.family)[0].title
         raise CheckpointError(
-            f"{files.vae.name} is {found} and {files.dit.name} works on the latents of {wanted}; give the VAE the transformer was trained with."
+            f"{files.vae.name} is {codec.row.title} and {files.dit.name} works on the latents of {wanted}; give the VAE the transformer was "
+            "trained with."
         )
+    transformer, vae = model.config, codec.config
     if vae.latent_channels != transformer.in_channels:
         raise CheckpointError(
             f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
@@ -173,7 +172,8 @@ def check_lora(files: ModelFiles, path: str | Path) -> None:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"The LoRA {path} does not exist.")
-    fitting_layers(MMDiT(_require("transformer", files.dit).config, device="meta"), path)
+    identity = _require("transformer", files.dit)
+    fitting_layers(identity.row.build(identity.config, device="meta"), path)
 
 
 def check_shared_encoders(files: ModelFiles, name: str, context_in_dim: int, vec_in_dim: int) -> None:

@@ -17,7 +17,6 @@ from ..encoders.load import load_clip, load_t5
 from ..memory.component import Component, Habits, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
-from ..memory.plan import BLOCK_LISTS
 from ..ops import attention
 from .files import ModelFiles, check_files
 from .needs import Needs
@@ -46,8 +45,8 @@ class Networks:
         self._attention = attention
         self._loras: list[tuple[Path, float]] = []
         self._is_checked = False
-        self.transformer = Component(self._read_transformer, placement, Habits(is_main=True, block_lists=BLOCK_LISTS))
-        self.t5 = Component(self._read_t5, placement, Habits(is_kept=False, block_lists=("encoder.block",)))
+        self.transformer = Component(self._read_transformer, placement, Habits(is_main=True))
+        self.t5 = Component(self._read_t5, placement, Habits(is_kept=False))
         self.clip = Component(self._read_clip, placement, Habits(is_kept=False))
         self.vae = Component(self._read_vae, placement)
         self.video_vae = VideoVAE(self.vae, placement)
@@ -90,7 +89,7 @@ class Networks:
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device) -> Any:
         model = self._read("transformer", self.files.dit, partial(load_transformer, precision=self.quantised), dtype, device)
-        for block in (*model.double_blocks, *model.single_blocks):
+        for block in model.blocks():
             block.attention = self._attention
         for path, strength in self._loras:
             merge_lora(model, path, strength)

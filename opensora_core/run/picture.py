@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.detect import require
-from ..checkpoint.keys import transformer_manifest
 from ..checkpoint.load import check_keys, load_transformer, open_model
 from ..codecs.picture import load_decoder, open_decoder
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
 from ..families.flux import AUTO, GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
+from ..family import NetworkSizes
 from ..geometry import CAUSAL, SPACE_COMPRESSION, training_size
 from ..memory.component import AUTO as AUTO_OFFLOAD, Component, Habits, Placement
 from ..memory.decode import MARGIN
@@ -25,8 +24,7 @@ from ..memory.device import ran_out, unless_out_of_memory
 from ..memory.estimate import MATRIX_BYTES
 from ..memory.footprint import forward_peak
 from ..memory.loaded import SHARED, own_structure
-from ..memory.plan import BLOCK_LISTS, BUDGET
-from ..networks.mmdit.config import TransformerConfig
+from ..memory.plan import BUDGET
 from ..sampling.process import Flow
 from ..sampling.run import run
 from ..sampling.schedule import flow_schedule
@@ -104,8 +102,8 @@ class FluxPainter:
         self.config = check_files(self.dit, self.vae)
         self._placement, self._precision = placement, precision
         options = {"precision": precision or "as stored"}
-        read = partial(load_transformer, kinds=("flux",), precision=precision)
-        habits = Habits(is_main=True, is_kept=False, block_lists=BLOCK_LISTS)
+        read = partial(load_transformer, slot="flux", precision=precision)
+        habits = Habits(is_main=True, is_kept=False)
         self._transformer = Component(partial(_read_shared, "flux", self.dit, options, read), placement, habits)
         self._decoder = Component(partial(_read_shared, "flux_vae", self.vae, {}, load_decoder), placement, Habits(is_kept=False))
 
@@ -186,7 +184,7 @@ def draw(
     """From noise to a picture's latents, by Euler.
 
     Args:
-        transformer: an MMDiT without a condition embedding; its parameters' dtype is the dtype it is called in.
+        transformer: Flux's; its parameters' dtype is the dtype it is called in.
         start: [1, C, 1, h, w]; kept in its own dtype between steps.
         on_step: called with (steps done, steps).
 
@@ -220,14 +218,13 @@ def to_picture(pixels: Tensor) -> Tensor:
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def check_files(dit: Path, vae: Path) -> TransformerConfig:
+def check_files(dit: Path, vae: Path) -> NetworkSizes:
     """The sizes of a Flux transformer that can draw with this autoencoder, from the files' headers.
 
     Raises:
         CheckpointError: one of them is something else, not whole, or they do not belong together.
     """
     header, identity = open_model(dit, "flux")
-    require(identity, "flux", header.name)
     config = identity.config
     if "img_in.weight" in {key[len(identity.prefix) :] for key in header.shapes}:
         features = header.shapes[f"{identity.prefix}img_in.weight"][1]
@@ -236,7 +233,7 @@ def check_files(dit: Path, vae: Path) -> TransformerConfig:
                 f"{header.name} is a Flux.1 transformer that also reads a picture ({features} features, not {config.packed_channels}), "
                 "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
             )
-    check_keys(header, identity, transformer_manifest(config, identity.fused))
+    check_keys(header, identity)
     _, _, decoder = open_decoder(vae)
     if decoder.latent_channels != config.in_channels:
         raise CheckpointError(
@@ -251,7 +248,7 @@ def check_seed(name: str, seed: int) -> None:
         raise OpenSoraError(f"{name}={seed} is out of range; use 0 to {MAX_SEED}.")
 
 
-def check_text(text: PictureText, config: TransformerConfig) -> None:
+def check_text(text: PictureText, config: NetworkSizes) -> None:
     """Raise a CheckpointError unless Flux reads text of this width."""
     found, wanted = (text.context.shape[-1], text.y.shape[-1]), (config.context_in_dim, config.vec_in_dim)
     if found != wanted:

@@ -11,7 +11,9 @@ from opensora_core.checkpoint import detect, keys
 from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
 from opensora_core.errors import CheckpointError
+from opensora_core.families import table
 from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
+from opensora_core.networks.mmdit.layout import FUSED, UNFUSED, file_name, module_name, unfuse
 
 TINY = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
 TINY_VAE = VAEConfig(16, (16, 32, 32, 32), 1)
@@ -97,11 +99,11 @@ def shapes(*names):
 @pytest.mark.parametrize(
     ("manifest", "tensors", "parameters", "anchors"),
     [
-        (lambda: keys.transformer_manifest(OPEN_SORA_2), 1082, 11_891_390_528, ANCHORS),
-        (lambda: keys.transformer_manifest(OPEN_SORA_2_DC_AE), 1082, 11_891_971_200, {"img_in.weight": (3072, 128), "cond_in.weight": (3072, 129)}),
-        (lambda: keys.transformer_manifest(FLUX_DEV, fused=True), 780, 11_901_408_320, FUSED_ANCHORS),
-        (lambda: keys.vae_manifest(HUNYUAN_VAE), 248, 246_478_803, VAE_ANCHORS),
-        (lambda: keys.vae_manifest(VIDEO_DC_AE), 339, 459_462_147, DC_AE_ANCHORS),
+        (lambda: table.manifest(OPEN_SORA_2), 1082, 11_891_390_528, ANCHORS),
+        (lambda: table.manifest(OPEN_SORA_2_DC_AE), 1082, 11_891_971_200, {"img_in.weight": (3072, 128), "cond_in.weight": (3072, 129)}),
+        (lambda: table.manifest(FLUX_DEV), 780, 11_901_408_320, FUSED_ANCHORS),
+        (lambda: table.manifest(HUNYUAN_VAE), 248, 246_478_803, VAE_ANCHORS),
+        (lambda: table.manifest(VIDEO_DC_AE), 339, 459_462_147, DC_AE_ANCHORS),
         (keys.flux_ae_manifest, 244, 83_819_683, {"decoder.up.1.block.0.nin_shortcut.weight": (256, 512, 1, 1)}),
         (keys.clip_text_manifest, 196, 123_060_480, {"text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768)}),
         (keys.t5_manifest, 219, 4_762_310_656, {"encoder.block.23.layer.1.DenseReluDense.wo.weight": (4096, 10240)}),
@@ -114,25 +116,25 @@ def test_manifests_are_the_released_files(manifest, tensors, parameters, anchors
 
 
 @pytest.mark.parametrize(
-    ("config", "fused", "kind"),
+    ("config", "layout", "kind"),
     [
-        (OPEN_SORA_2, False, "open_sora_2"),
-        (OPEN_SORA_2, True, "open_sora_2"),
-        (OPEN_SORA_2_DC_AE, False, "open_sora_2_dc_ae"),
-        (FLUX_DEV, True, "flux"),
-        (FLUX_DEV, False, "flux_unfused"),
-        (TINY, False, "open_sora_2"),
+        (OPEN_SORA_2, UNFUSED, "open_sora_2"),
+        (OPEN_SORA_2, FUSED, "open_sora_2"),
+        (OPEN_SORA_2_DC_AE, UNFUSED, "open_sora_2_dc_ae"),
+        (FLUX_DEV, FUSED, "flux_1"),
+        (FLUX_DEV, UNFUSED, "flux_1_unfused"),
+        (TINY, UNFUSED, "open_sora_2"),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_a_transformer_is_read_from_its_tensors(config, fused, kind, prefix):
-    found = detect.identify({prefix + key: shape for key, shape in keys.transformer_manifest(config, fused).items()})
-    assert (found.kind, found.config, found.fused, found.prefix) == (kind, config, fused, prefix)
+def test_a_transformer_is_read_from_its_tensors(config, layout, kind, prefix):
+    found = detect.identify({prefix + key: shape for key, shape in table.manifest(config, layout).items()})
+    assert (found.kind, found.config, found.layout, found.prefix) == (kind, config, layout, prefix)
 
 
 def test_norms_may_be_called_weight():
-    renamed = {key.replace("_norm.scale", "_norm.weight"): shape for key, shape in keys.transformer_manifest(TINY).items()}
-    assert detect.transformer_config(renamed) == TINY
+    renamed = {key.replace("_norm.scale", "_norm.weight"): shape for key, shape in table.manifest(TINY).items()}
+    assert TransformerConfig.of(renamed) == TINY
 
 
 @pytest.mark.parametrize("config", [OPEN_SORA_2, TINY])
@@ -140,21 +142,21 @@ def test_halved_columns_of_four_bit_weights_change_nothing_that_is_read(config):
     kept = ("txt_in.", "vector_in.", "img_in.", "cond_in.")
     halved = {
         key: (shape[0], shape[1] // 2) if len(shape) == 2 and not key.startswith(kept) else shape
-        for key, shape in keys.transformer_manifest(config).items()
+        for key, shape in table.manifest(config).items()
     }
     assert detect.identify(halved).config == config
 
 
 def test_patch_is_found_even_where_the_input_layers_are_halved():
-    manifest = keys.transformer_manifest(TINY)
+    manifest = table.manifest(TINY)
     halved = {key: (manifest[key][0], manifest[key][1] // 2) for key in ("img_in.weight", "cond_in.weight")}
-    assert detect.transformer_config(manifest | halved) == TINY
+    assert TransformerConfig.of(manifest | halved) == TINY
 
 
 @pytest.mark.parametrize("config", [HUNYUAN_VAE, TINY_VAE])
 @pytest.mark.parametrize("prefix", ["", "vae."])
 def test_a_vae_is_read_from_its_tensors(config, prefix):
-    found = detect.identify({prefix + key: shape for key, shape in keys.vae_manifest(config).items()})
+    found = detect.identify({prefix + key: shape for key, shape in table.manifest(config).items()})
     assert (found.kind, found.config, found.prefix) == ("hunyuan_vae", config, prefix)
 
 
@@ -212,26 +214,26 @@ def test_text_encoders_say_their_size():
 
 
 def test_a_wrong_file_is_told_what_it_is_and_what_is_needed():
-    flux = detect.identify(keys.transformer_manifest(FLUX_DEV, fused=True))
+    flux = detect.identify(table.manifest(FLUX_DEV))
     sentence = r"flux1\.safetensors is a Flux\.1 transformer \(fused qkv, no cond_in\).*needs .*Open_Sora_v2\.safetensors"
     with pytest.raises(CheckpointError, match=sentence):
         detect.require(flux, "transformer", "flux1.safetensors")
-    assert detect.require(flux, "transformer", "flux1.safetensors", kinds=("flux",)) is flux
+    assert detect.require(flux, "flux", "flux1.safetensors") is flux
     with pytest.raises(CheckpointError, match="high-compression Video DC-AE.*belongs in the model slot.*needs the HunyuanVideo VAE"):
-        detect.require(detect.identify(keys.transformer_manifest(OPEN_SORA_2_DC_AE)), "vae", "dc.safetensors")
+        detect.require(detect.identify(table.manifest(OPEN_SORA_2_DC_AE)), "vae", "dc.safetensors")
     with pytest.raises(CheckpointError, match="is the Video DC-AE.*high-compression variant.*belongs in the VAE slot"):
-        detect.require(detect.identify(keys.vae_manifest(VIDEO_DC_AE)), "transformer", "F32T4C128_AE.safetensors")
+        detect.require(detect.identify(table.manifest(VIDEO_DC_AE)), "transformer", "F32T4C128_AE.safetensors")
     with pytest.raises(CheckpointError, match="is the HunyuanVideo VAE.*belongs in the VAE slot.*needs a T5"):
-        detect.require(detect.identify(keys.vae_manifest(HUNYUAN_VAE)), "t5", "vae.safetensors")
+        detect.require(detect.identify(table.manifest(HUNYUAN_VAE)), "t5", "vae.safetensors")
 
 
 @pytest.mark.parametrize("lost", ["img_in.weight", "txt_in.weight", "final_layer.linear.bias", "double_blocks.0.img_mlp.0.bias"])
 def test_sizes_that_cannot_be_read_are_said_so_and_never_crash(lost):
-    manifest = keys.transformer_manifest(TINY)
+    manifest = table.manifest(TINY)
     del manifest[lost]
     with pytest.raises(CheckpointError, match=re.escape(lost)):
-        detect.transformer_config(manifest)
-    assert detect.identify(manifest).kind == "mmdit_damaged"
+        TransformerConfig.of(manifest)
+    assert detect.identify(manifest).kind == "open_sora_2_damaged"
 
 
 @pytest.mark.parametrize(
@@ -246,43 +248,43 @@ def test_sizes_that_cannot_be_read_are_said_so_and_never_crash(lost):
     ],
 )
 def test_sizes_that_contradict_each_other_are_refused(change):
-    manifest = keys.transformer_manifest(TINY) | change
+    manifest = table.manifest(TINY) | change
     with pytest.raises(CheckpointError):
-        detect.transformer_config(manifest)
+        TransformerConfig.of(manifest)
     assert detect.identify(manifest).config is None
 
 
 def test_a_vae_of_impossible_widths_is_refused():
-    manifest = keys.vae_manifest(TINY_VAE) | {"encoder.down_blocks.2.resnets.0.conv2.conv.bias": (33,)}
+    manifest = table.manifest(TINY_VAE) | {"encoder.down_blocks.2.resnets.0.conv2.conv.bias": (33,)}
     with pytest.raises(CheckpointError, match="33"):
-        detect.vae_config(manifest)
+        VAEConfig.of(manifest)
     assert detect.identify(manifest).kind == "hunyuan_vae_damaged"
 
 
 def test_unfuse_gives_the_released_names_and_shapes():
-    fused = keys.transformer_manifest(TINY, fused=True)
-    pairs = [pair for key, shape in fused.items() for pair in keys.unfuse(key, torch.empty(shape, device="meta"), TINY)]
-    assert {name: tuple(tensor.shape) for name, tensor in pairs} == keys.transformer_manifest(TINY)
-    assert len(pairs) == len(keys.transformer_manifest(TINY))
+    fused = table.manifest(TINY, FUSED)
+    pairs = [pair for key, shape in fused.items() for pair in unfuse(key, torch.empty(shape, device="meta"), TINY)]
+    assert {file_name(name): tuple(tensor.shape) for name, tensor in pairs} == table.manifest(TINY)
+    assert len(pairs) == len(table.manifest(TINY))
 
 
 def test_unfuse_moves_rows_and_changes_no_number():
     """Row r of a fused q is labelled r; the released layout wants even rows of each head first."""
     rows = torch.arange(3 * 96.0)
-    parts = dict(keys.unfuse("double_blocks.1.img_attn.qkv.bias", rows, TINY))
+    parts = dict(unfuse("double_blocks.1.img_attn.qkv.bias", rows, TINY))
     head = [*range(0, 32, 2), *range(1, 32, 2)]
     order = [32 * h + j for h in range(3) for j in head]
     assert parts["double_blocks.1.img_attn.q_proj.bias"].tolist() == order
     assert parts["double_blocks.1.img_attn.k_proj.bias"].tolist() == [96 + j for j in order]
     assert parts["double_blocks.1.img_attn.v_proj.bias"].tolist() == list(range(192, 288))
     rows = torch.arange(3 * 96.0 + 384)
-    parts = dict(keys.unfuse("single_blocks.0.linear1.bias", rows, TINY))
+    parts = dict(unfuse("single_blocks.0.linear1.bias", rows, TINY))
     assert parts["single_blocks.0.q_proj.bias"].tolist() == order
     assert parts["single_blocks.0.v_mlp.bias"].tolist() == list(range(192, 192 + 96 + 384))
-    ((name, scale),) = keys.unfuse("single_blocks.0.norm.key_norm.scale", torch.arange(32.0), TINY)
-    assert (name, scale.tolist()) == ("single_blocks.0.norm.key_norm.scale", head)
+    ((name, scale),) = unfuse("single_blocks.0.norm.key_norm.scale", torch.arange(32.0), TINY)
+    assert (name, scale.tolist()) == ("single_blocks.0.norm.key_norm.weight", head)
     untouched = torch.arange(96.0)
-    assert keys.unfuse("img_in.bias", untouched, TINY)[0][1] is untouched
+    assert unfuse("img_in.bias", untouched, TINY)[0][1] is untouched
 
 
 def test_interleaved_and_rotate_half_give_the_same_attention_logits():
@@ -298,7 +300,7 @@ def test_interleaved_and_rotate_half_give_the_same_attention_logits():
         return torch.cat((a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()), dim=-1)
 
     def moved(x):
-        return torch.stack([keys.unfuse("single_blocks.0.norm.query_norm.scale", row, TINY)[0][1] for row in x])
+        return torch.stack([unfuse("single_blocks.0.norm.query_norm.scale", row, TINY)[0][1] for row in x])
 
     halves = [rotate_half(moved(x)) for x in (q, k)]
     assert torch.allclose(interleaved[0] @ interleaved[1].T, halves[0] @ halves[1].T, atol=1e-12)
@@ -308,18 +310,18 @@ def test_interleaved_and_rotate_half_give_the_same_attention_logits():
 
 def test_norm_names_go_both_ways():
     name = "double_blocks.0.img_attn.norm.query_norm"
-    assert keys.file_name(f"{name}.weight") == f"{name}.scale"
-    assert keys.module_name(f"{name}.scale") == f"{name}.weight"
-    assert keys.module_name("img_in.weight") == keys.file_name("img_in.weight") == "img_in.weight"
+    assert file_name(f"{name}.weight") == f"{name}.scale"
+    assert module_name(f"{name}.scale") == f"{name}.weight"
+    assert module_name("img_in.weight") == file_name("img_in.weight") == "img_in.weight"
 
 
 def test_no_mixture_of_damaged_shapes_makes_identify_raise():
     """A seeded thousand of damaged files: keys lost, scalars, zero and absurd dimensions."""
     draw = random.Random(0)
     whole = [
-        keys.transformer_manifest(TINY),
-        keys.vae_manifest(TINY_VAE),
-        keys.vae_manifest(TINY_DC_AE),
+        table.manifest(TINY),
+        table.manifest(TINY_VAE),
+        table.manifest(TINY_DC_AE),
         keys.t5_manifest(8, 16, 8, 2, 2, 10),
         keys.clip_text_manifest(8, 1, 16, 10),
     ]
@@ -330,14 +332,14 @@ def test_no_mixture_of_damaged_shapes_makes_identify_raise():
             if draw.random() < 0.3:
                 del damaged[key]
         found = detect.identify(damaged)
-        kinds = ("open_sora_2", "open_sora_2_dc_ae", "flux_unfused", "hunyuan_vae", "dc_ae")
+        kinds = ("open_sora_2", "open_sora_2_dc_ae", "flux_1_unfused", "hunyuan_vae", "dc_ae")
         assert found.title and (found.config is None or found.kind in kinds)
 
 
 @pytest.mark.parametrize("config", [VIDEO_DC_AE, TINY_DC_AE])
 @pytest.mark.parametrize("prefix", ["", "vae."])
 def test_a_dc_ae_is_read_from_its_tensors(config, prefix):
-    found = detect.identify({prefix + key: shape for key, shape in keys.vae_manifest(config).items()})
+    found = detect.identify({prefix + key: shape for key, shape in table.manifest(config).items()})
     assert (found.kind, found.config, found.prefix) == ("dc_ae", config, prefix)
     assert ("other sizes" in found.title) == (config == TINY_DC_AE)
 
@@ -346,7 +348,7 @@ def test_a_dc_ae_is_read_from_its_tensors(config, prefix):
     "lost", ["encoder.stages.5.op_list.0.context_module.main.proj.norm.bias", "encoder.project_out.main.op_list.0.conv.bias"]
 )
 def test_a_damaged_dc_ae_names_the_tensor(lost):
-    manifest = keys.vae_manifest(TINY_DC_AE)
+    manifest = table.manifest(TINY_DC_AE)
     del manifest[lost]
     if "context_module" in lost:
         lost = "encoder.stages.5.op_list.0.main.conv2.norm.bias"  # neither kind of block is there

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from opensora_core.checkpoint import keys
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from opensora_core.errors import CheckpointError
+from opensora_core.families import table
 from opensora_core.inspection.report import check, report
 from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2
 
@@ -20,9 +21,9 @@ def head(manifest, count):
 @pytest.mark.parametrize(
     ("manifest", "dtype", "lines"),
     [
-        (lambda: keys.transformer_manifest(OPEN_SORA_2), "BF16", ("the Open-Sora 2.0 transformer", "1,082 tensors, 11,891,390,528 parameters, 23.78 GB, BF16")),
-        (lambda: keys.transformer_manifest(FLUX_DEV, True), "BF16", ("a Flux.1 transformer (fused", "780 tensors, 11,901,408,320 parameters")),
-        (lambda: keys.vae_manifest(HUNYUAN_VAE), "BF16", ("the HunyuanVideo VAE", "248 tensors, 246,478,803 parameters, 492.99 MB, BF16")),
+        (lambda: table.manifest(OPEN_SORA_2), "BF16", ("the Open-Sora 2.0 transformer", "1,082 tensors, 11,891,390,528 parameters, 23.78 GB, BF16")),
+        (lambda: table.manifest(FLUX_DEV), "BF16", ("a Flux.1 transformer (fused", "780 tensors, 11,901,408,320 parameters")),
+        (lambda: table.manifest(HUNYUAN_VAE), "BF16", ("the HunyuanVideo VAE", "248 tensors, 246,478,803 parameters, 492.99 MB, BF16")),
         (keys.t5_manifest, "F32", ("a T5 XXL encoder", "219 tensors", "19.05 GB, F32")),
         (keys.clip_text_manifest, "F32", ("the CLIP-L text encoder", "196 tensors")),
         (keys.flux_ae_manifest, "F32", ("the Flux.1 picture autoencoder", "244 tensors, 83,819,683 parameters")),
@@ -35,7 +36,7 @@ def test_released_files_are_recognised_as_such(write_hole, tmp_path, manifest, d
 
 
 def test_other_dtypes_missing_keys_and_extra_keys_are_said(write_hole, tmp_path):
-    manifest = keys.transformer_manifest(OPEN_SORA_2)
+    manifest = table.manifest(OPEN_SORA_2)
     text = report(write_hole(tmp_path / "x.safetensors", manifest | {"extra.weight": (3,)}, "F32"))
     assert "1 unexpected (extra.weight)" in text and "dtype F32 (released: BF16)" in text
     del manifest["single_blocks.5.linear2.bias"]
@@ -44,14 +45,14 @@ def test_other_dtypes_missing_keys_and_extra_keys_are_said(write_hole, tmp_path)
 
 
 def test_a_file_without_its_last_blocks_is_whole_by_itself_but_not_the_released_one(write_hole, tmp_path):
-    manifest = {key: shape for key, shape in keys.transformer_manifest(OPEN_SORA_2).items() if not key.startswith("single_blocks.37.")}
+    manifest = {key: shape for key, shape in table.manifest(OPEN_SORA_2).items() if not key.startswith("single_blocks.37.")}
     checked = check(write_hole(tmp_path / "x.safetensors", manifest))
     assert not checked.passed
     assert "like the released file, but 12 tensors are missing" in checked.text
 
 
 def test_a_quantised_file_is_compared_by_name(write_hole, tmp_path):
-    manifest = keys.transformer_manifest(OPEN_SORA_2)
+    manifest = table.manifest(OPEN_SORA_2)
     scales = {f"double_blocks.{i}.img_attn.q_proj.weight_scale": () for i in range(19)}
     text = report(write_hole(tmp_path / "x.safetensors", manifest | scales))
     assert "quantised" in text and "of 1082 tensors: all there" in text and "unexpected" not in text
@@ -202,7 +203,7 @@ def test_a_half_precision_file_is_run_where_its_activations_fit(golden_path, tmp
 
 def test_a_full_size_file_of_holes_is_found_without_reading_it(write_hole, tmp_path):
     """23.8 GB by its length; only its header and one row of every matrix are read."""
-    write_hole(tmp_path / "Open_Sora_v2.safetensors", keys.transformer_manifest(OPEN_SORA_2))
+    write_hole(tmp_path / "Open_Sora_v2.safetensors", table.manifest(OPEN_SORA_2))
     checked = check(tmp_path / "Open_Sora_v2.safetensors")
     assert not checked.passed and "464 matrices end in zeros" in checked.text
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opensora_core.checkpoint.files import open_tensors, quantisation, read_header
-from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.families import table
 from opensora_core.networks.mmdit.config import TransformerConfig
 from opensora_core.ops import TorchOperations
 
@@ -286,7 +286,7 @@ def test_layers_come_from_the_seam(golden_path):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts private memory as Linux reports it")
 def test_an_unconverted_load_copies_nothing(tmp_path, write_hole):
     """A 70 MB file (a hole, so that it costs no disk) is loaded; private memory hardly grows."""
-    manifest = transformer_manifest(TransformerConfig(16, 2, 768, 12, 3072, 1, 1, 64, 64, True, False))
+    manifest = table.manifest(TransformerConfig(16, 2, 768, 12, 3072, 1, 1, 64, 64, True, False))
     write_hole(tmp_path / "m.safetensors", manifest)
 
     def private_bytes():

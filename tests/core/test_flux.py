@@ -218,8 +218,8 @@ def test_settings_that_cannot_be_used(settings, sentence):
 
 
 def test_released_flux_dev_is_read_as_it_is_described(write_hole, tmp_path):
-    from opensora_core.checkpoint.keys import transformer_manifest
+    from opensora_core.families import table
 
-    dit = write_hole(tmp_path / "flux1-dev.safetensors", transformer_manifest(FLUX_DEV, fused=True))
+    dit = write_hole(tmp_path / "flux1-dev.safetensors", table.manifest(FLUX_DEV))
     vae = write_hole(tmp_path / "ae.safetensors", flux_ae_manifest(), "F32")
     assert painting.check_files(dit, vae) == FLUX_DEV

@@ -15,9 +15,9 @@ from torch import nn
 
 from demo.tiny import TRANSFORMER
 from opensora_core.checkpoint import files
-from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.families import table
 from opensora_core.memory.loaded import Description, EncodedPrompts, LoadedModels, own_structure
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run import parts as networks, text
@@ -440,7 +440,7 @@ def test_loading_maps_the_file(tmp_path, tiny_checkpoint, write_hole, dtype, mos
     """Unconverted weights take no anonymous memory; converted ones no more than what is kept."""
     sizes = {"hidden_size": 1024, "num_heads": 8, "mlp_hidden_size": 4096, "depth": 2, "depth_single_blocks": 5}
     depth = sizes if dtype == "bfloat16" else sizes | {"depth": 1, "depth_single_blocks": 2}
-    path = write_hole(tmp_path / "large.safetensors", transformer_manifest(replace(TRANSFORMER, **depth)))
+    path = write_hole(tmp_path / "large.safetensors", table.manifest(replace(TRANSFORMER, **depth)))
     command = [sys.executable, "-c", MEMORY, str(path), str(tiny_checkpoint / "Open_Sora_v2.safetensors"), dtype]
     result = subprocess.run(command, capture_output=True, text=True, cwd=files.__file__.rsplit("opensora_core", 1)[0])
     assert result.returncode == 0, result.stderr

@@ -12,14 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from opensora_core.checkpoint.files import read_header
-from opensora_core.checkpoint.keys import module_name, transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import merge_lora
 from opensora_core.errors import OpenSoraError
+from opensora_core.families import table
 from opensora_core.memory import stream as stream_module
-from opensora_core.memory.plan import BUDGET, GIB, MINIMAL, RESIDENT, UnitBytes, at_least, at_most, least_bytes, make_plan, unit_bytes
+from opensora_core.memory.plan import BUDGET, GIB, MINIMAL, RESIDENT, UnitBytes, at_least, at_most, least_bytes, make_plan, padded
 from opensora_core.memory.stream import BlockStream, Lane, module_bytes, piece_sizes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
+from opensora_core.networks.mmdit.layout import module_name
 from opensora_core.networks.mmdit.model import MMDiT
 
 PRECISIONS = ("fp32", "bf16", "fp8_e4m3fn", "int8", "nf4")
@@ -29,24 +30,30 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def released() -> UnitBytes:
     """The 11.9-billion-parameter transformer in bf16."""
-    return module_bytes(MMDiT(OPEN_SORA_2, dtype=torch.bfloat16, device="meta"))
+    model = MMDiT(OPEN_SORA_2, dtype=torch.bfloat16, device="meta")
+    return module_bytes(model, model.blocks())
 
 
 # --- plans --------------------------------------------------------------------------------------------------------------
 
 
-def test_blocks_are_told_apart_in_the_order_in_which_they_run():
-    names = {f"double_blocks.{index}.img_mod.lin.weight": 256 * (index + 1) for index in reversed(range(12))}
-    sizes = unit_bytes({**names, "single_blocks.0.linear2.weight": 1, "double_blocks.0.img_mod.lin.bias": 2, "img_in.weight": 300})
-    assert sizes == UnitBytes((256 + 256, *(256 * n for n in range(2, 13)), 256), 512)
-    with pytest.raises(OpenSoraError, match="no double_blocks or single_blocks"):
-        unit_bytes({"img_in.weight": 3})
+def by_name(tensor_bytes: dict[str, int]) -> UnitBytes:
+    """What a plan is made from, from nothing but the names of the released model's tensors."""
+    blocks = {f"{stem}.{index}.": 0 for stem, count in (("double_blocks", 19), ("single_blocks", 38)) for index in range(count)}
+    rest = 0
+    for name, size in tensor_bytes.items():
+        block = re.match(r"\w+_blocks\.\d+\.", name)
+        if block:
+            blocks[block[0]] += padded(size)
+        else:
+            rest += padded(size)
+    return UnitBytes(tuple(blocks.values()), rest)
 
 
 def test_the_released_layout_in_every_form_of_its_sizes(released):
-    manifest = transformer_manifest(OPEN_SORA_2)
-    from_names = unit_bytes({module_name(key): 2 * torch.Size(shape).numel() for key, shape in manifest.items()})
-    assert from_names == released and len(released.blocks) == 57
+    manifest = table.manifest(OPEN_SORA_2)
+    assert by_name({key: 2 * torch.Size(shape).numel() for key, shape in manifest.items()}) == released
+    assert len(released.blocks) == 57
     assert 0 <= released.total - 2 * 11_891_390_528 < 256 * len(manifest)
     assert released.blocks[:19] == released.blocks[:1] * 19 and released.blocks[19:] == released.blocks[19:20] * 38
     # One double block in bf16, and the embedders and the final layer beside it.
@@ -158,7 +165,7 @@ def load(tiny_checkpoint):
 
 def plans(model):
     """Every kind of plan, by name."""
-    sizes = module_bytes(model)
+    sizes = module_bytes(model, model.blocks())
     least = least_bytes(sizes, BUDGET)
     return {
         "resident": make_plan(sizes, RESIDENT),
@@ -176,7 +183,7 @@ def test_every_mode_gives_the_resident_result_bit_for_bit_and_leaves_the_model_a
     before = dict(model.named_parameters())
     streamed = {}
     for name, plan in plans(model).items():
-        with BlockStream(model, plan, CPU) as stream:
+        with BlockStream(model, plan, CPU, model.blocks()) as stream:
             assert stream.staging_bytes == plan.num_buffers * plan.buffer_bytes
             for _ in range(2):
                 assert torch.equal(predict(model), expected), name
@@ -205,7 +212,7 @@ def test_with_a_lora_merged_by_the_one_function(load, predict, tmp_path, precisi
     expected = predict(resident)
     assert not torch.equal(expected, plain)
     for plan in plans(streamed).values():
-        with BlockStream(streamed, plan, CPU):
+        with BlockStream(streamed, plan, CPU, streamed.blocks()):
             assert torch.equal(predict(streamed), expected)
     merged.restore()
     assert torch.equal(predict(streamed), plain)
@@ -239,10 +246,13 @@ def test_tied_strided_and_buffered_tensors_are_streamed_as_they_are():
 
     model, x = Network(), torch.randn(2, 16)
     expected = model(x)
-    for plan in (make_plan(module_bytes(model, ("layers",)), MINIMAL), make_plan(module_bytes(model, ("layers",)), BUDGET, 2 / 2**20 * 8)):
-        with BlockStream(model, plan, CPU, ("layers",)):
+    for plan in (
+        make_plan(module_bytes(model, model.layers), MINIMAL),
+        make_plan(module_bytes(model, model.layers), BUDGET, 2 / 2**20 * 8),
+    ):
+        with BlockStream(model, plan, CPU, model.layers):
             assert torch.equal(model(x), expected)
-    assert module_bytes(model, ("layers",)).blocks == (1536 + 1536 + 256 + 256,) * 4
+    assert module_bytes(model, model.layers).blocks == (1536 + 1536 + 256 + 256,) * 4
 
 
 # --- never more on the device than planned ----------------------------------------------------------------------------------
@@ -264,7 +274,7 @@ def test_at_no_moment_is_more_there_than_planned(load, predict, name):
             assert bool(away) == (other is block and index in plan.streamed)  # put back after its work, never before
             seen.extend((index, p.untyped_storage()) for p in away)
 
-    with BlockStream(model, plan, CPU) as stream:
+    with BlockStream(model, plan, CPU, model.blocks()) as stream:
         hooks = [block.register_forward_pre_hook(look) for block in blocks]
         predict(model)
         for hook in hooks:
@@ -286,7 +296,7 @@ def test_a_device_of_its_own_holds_what_was_planned_and_nothing_after(load, name
         storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *stream._buffers) if tensor.device == meta]
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
-    with torch.inference_mode(), BlockStream(model, plan, meta) as stream:
+    with torch.inference_mode(), BlockStream(model, plan, meta, model.blocks()) as stream:
         for block in (*model.double_blocks, *model.single_blocks):
             block.register_forward_pre_hook(lambda *_: counts.append(there()))
         x, context, y = (torch.empty(shape, dtype=torch.bfloat16, device=meta) for shape in ((1, 16, 3, 6, 8), (1, 12, 64), (1, 64)))
@@ -308,7 +318,7 @@ def test_an_interrupted_forward_leaves_a_network_that_works(load, predict, error
     def fail(*args):
         raise error
 
-    with BlockStream(model, plans(model)[name], CPU):
+    with BlockStream(model, plans(model)[name], CPU, model.blocks()):
         for _ in range(2):
             model.single_blocks[1].attention = fail
             with pytest.raises(type(error)):
@@ -336,7 +346,7 @@ def test_a_copy_that_fails_is_made_again(load, predict, monkeypatch):
         copy(self, index)
 
     monkeypatch.setattr(BlockStream, "_copy", fail_once)
-    with BlockStream(model, plans(model)["least"], CPU):
+    with BlockStream(model, plans(model)["least"], CPU, model.blocks()):
         with pytest.raises(KeyboardInterrupt):
             predict(model)
         assert torch.equal(predict(model), expected)
@@ -357,7 +367,7 @@ def test_blocks_may_be_skipped_or_repeated(load, predict):
     with torch.inference_mode():
         expected = run()
         for plan in plans(model).values():
-            with BlockStream(model, plan, CPU):
+            with BlockStream(model, plan, CPU, model.blocks()):
                 assert torch.equal(run(), expected) and torch.equal(run(), expected)
 
 
@@ -365,11 +375,11 @@ def test_a_second_offload_of_one_network_is_refused(load, predict):
     model = load()
     expected = predict(model)
     for first in ("resident", "minimal"):
-        with BlockStream(model, plans(model)[first], CPU):
+        with BlockStream(model, plans(model)[first], CPU, model.blocks()):
             with pytest.raises(OpenSoraError, match="streamed already; release the first"):
-                BlockStream(model, plans(model)["least"], CPU)
+                BlockStream(model, plans(model)["least"], CPU, model.blocks())
             assert torch.equal(predict(model), expected)  # the first goes on
-    stream = BlockStream(model, plans(model)["least"], CPU)
+    stream = BlockStream(model, plans(model)["least"], CPU, model.blocks())
     stream.release()
     stream.release()
     assert torch.equal(predict(model), expected)
@@ -377,7 +387,7 @@ def test_a_second_offload_of_one_network_is_refused(load, predict):
 
 def test_weights_changed_while_streamed_are_noticed(load, predict):
     model = load()
-    with BlockStream(model, plans(model)["minimal"], CPU):
+    with BlockStream(model, plans(model)["minimal"], CPU, model.blocks()):
         layer = model.single_blocks[0].linear2
         kept, layer.weight = layer.weight, nn.Parameter(layer.weight.clone(), requires_grad=False)
         with pytest.raises(OpenSoraError, match="were changed while it is streamed; merge LoRAs before"):
@@ -392,19 +402,20 @@ def test_networks_that_cannot_be_streamed_are_refused(load):
     model = load()
     plan = plans(model)["minimal"]
     with pytest.raises(OpenSoraError, match="plan is for 5 blocks and the network has 2"):
-        BlockStream(model, plan, CPU, ("double_blocks",))
-    with pytest.raises(OpenSoraError, match="no layers"):
-        module_bytes(model, ("layers",))
+        BlockStream(model, plan, CPU, model.double_blocks)
+    with pytest.raises(OpenSoraError, match="it has no blocks"):
+        module_bytes(model, [])
     with pytest.raises(OpenSoraError, match="larger than the plan says"):
-        BlockStream(model.double(), plan, CPU)
+        BlockStream(model.double(), plan, CPU, model.blocks())
     model = load()
     layer = model.double_blocks[1].img_attn.proj
     layer.weight = Packed(layer.weight.data, requires_grad=False)
     with pytest.raises(OpenSoraError, match="Block 1 keeps its weight as Packed.*precision fp8_e4m3fn"):
-        BlockStream(model, plan, CPU)
+        BlockStream(model, plan, CPU, model.blocks())
     assert not model._forward_pre_hooks
     with pytest.raises(OpenSoraError, match="is on meta; a network that streams must be read to the CPU"):
-        BlockStream(MMDiT(model.config, device="meta"), plan, CPU)
+        model = MMDiT(model.config, device="meta")
+        BlockStream(model, plan, CPU, model.blocks())
 
 
 # --- the order of copies and kernels, and page-locked memory, without a GPU -------------------------------------------------------
@@ -464,7 +475,7 @@ def test_copies_as_late_as_events_permit_give_the_same(load, predict, late, limi
     model = load("bf16")
     expected = predict(model)
     for name, plan in plans(model).items():
-        with BlockStream(model, plan, CPU, pin_limit_bytes=limit) as stream:
+        with BlockStream(model, plan, CPU, model.blocks(), limit) as stream:
             assert torch.equal(predict(model), expected) and torch.equal(predict(model), expected), name
             pinned = stream.pinned_bytes
             assert pinned == plan.copied_bytes if limit is None else pinned <= min(limit, plan.copied_bytes)
@@ -486,7 +497,7 @@ def test_a_system_that_page_locks_no_more_only_makes_it_slower(load, predict, la
 
     monkeypatch.setattr(stream_module, "_SMALLEST_PIECE", 2**40)  # a block is one piece
     monkeypatch.setattr(stream_module, "page_locked", page_locked)
-    with BlockStream(model, plans(model)["least"], CPU) as stream:
+    with BlockStream(model, plans(model)["least"], CPU, model.blocks()) as stream:
         assert torch.equal(predict(model), expected) and torch.equal(predict(model), expected)
         assert stream.pinned_bytes == sum(given) and len(given) == allowed
     [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -496,7 +507,7 @@ def test_a_system_that_page_locks_no_more_only_makes_it_slower(load, predict, la
 def test_the_next_block_is_copied_while_the_present_one_computes(load, predict, late):
     """Its copy is asked for before the event that it must not wait for, and only ever into the other buffer."""
     model = load()
-    with BlockStream(model, plans(model)["least"], CPU):
+    with BlockStream(model, plans(model)["least"], CPU, model.blocks()):
         predict(model)
         log = list(late[-1].log)
     assert log[:4] == [("copy", 0), ("begin", 0), ("end", 0), ("copy", 1)]
@@ -536,12 +547,12 @@ def mapped(path, header, dtype=torch.bfloat16):
 def test_a_file_of_the_released_size_is_mapped_planned_and_streamed_in_bounded_memory(tmp_path, write_hole):
     """22 GiB of which one block is real: what streams takes its buffers, whatever the file's size."""
     model = MMDiT(OPEN_SORA_2, dtype=torch.bfloat16, device="meta").requires_grad_(False)
-    sizes = module_bytes(model)
+    sizes = module_bytes(model, model.blocks())
     plan = make_plan(sizes, BUDGET, 19)
     real = next(index for index in plan.streamed if index > 19)  # a single block: 283 MB
     stem = f"single_blocks.{real - 19}."
 
-    path = write_hole(tmp_path / "Open_Sora_v2.safetensors", transformer_manifest(OPEN_SORA_2))
+    path = write_hole(tmp_path / "Open_Sora_v2.safetensors", table.manifest(OPEN_SORA_2))
     header = read_header(path)
     state = mapped(path, header)
     with path.open("r+b") as file:
@@ -552,13 +563,13 @@ def test_a_file_of_the_released_size_is_mapped_planned_and_streamed_in_bounded_m
                 file.write(values.view(torch.uint8).numpy())
     assert path.stat().st_size > 22 * GIB and path.stat().st_blocks * 512 < 400 * 2**20  # the rest is a hole
     model.load_state_dict({module_name(key): tensor for key, tensor in state.items()}, strict=True, assign=True)
-    assert module_bytes(model) == sizes == unit_bytes({key: 2 * info.num_elements for key, info in header.tensors.items()})
+    assert module_bytes(model, model.blocks()) == sizes == by_name({key: 2 * info.num_elements for key, info in header.tensors.items()})
 
     block = model.single_blocks[real - 19]
     inputs = torch.ones(1, 6, 3072, dtype=torch.bfloat16), torch.ones(1, 3072, dtype=torch.bfloat16), torch.ones(2, 6, 1, 64), 2, {}
     expected, before = block(*inputs), anonymous_bytes()
     assert expected.float().std() > 0
-    with torch.no_grad(), BlockStream(model, plan, CPU) as stream:
+    with torch.no_grad(), BlockStream(model, plan, CPU, model.blocks()) as stream:
         assert torch.equal(block(*inputs), expected)
         held = anonymous_bytes() - before
     assert stream.staging_bytes == 0 < held < plan.num_buffers * plan.buffer_bytes + 100 * 2**20
@@ -575,14 +586,14 @@ on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA
 def test_on_cuda_every_mode_gives_the_resident_result_within_the_planned_bytes(load, predict, precision):
     device = torch.device("cuda")
     model = load(precision)
-    with BlockStream(model, plans(model)["resident"], device):
+    with BlockStream(model, plans(model)["resident"], device, model.blocks()):
         expected = predict(model, device)  # and the libraries have their workspaces
     for name, plan in plans(model).items():
         for limit in (None, 0):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_allocated(device)
-            with BlockStream(model, plan, device, pin_limit_bytes=limit) as stream:
+            with BlockStream(model, plan, device, model.blocks(), limit) as stream:
                 # The allocator gives out 512 bytes at a time.
                 assert torch.cuda.memory_allocated(device) - before <= plan.device_bytes + 512 * len(list(model.parameters())), name
                 for _ in range(5):
@@ -607,7 +618,7 @@ def test_on_cuda_events_hold_whichever_stream_is_late(monkeypatch, late, limit):
     time = torch.tensor([0.5], device=device)
     sleep = lambda *_: torch.cuda._sleep(20_000_000)  # noqa: E731 - about ten milliseconds
     with torch.inference_mode():
-        with BlockStream(model, make_plan(module_bytes(model), RESIDENT), device):
+        with BlockStream(model, make_plan(module_bytes(model, model.blocks()), RESIDENT), device, model.blocks()):
             expected = model(inputs[0], time, *inputs[1:])
         if late == "copies":
             copy = BlockStream._copy
@@ -615,7 +626,7 @@ def test_on_cuda_events_hold_whichever_stream_is_late(monkeypatch, late, limit):
         else:
             for block in (*model.double_blocks, *model.single_blocks):
                 block.register_forward_pre_hook(sleep)
-        for plan in (make_plan(module_bytes(model), MINIMAL), make_plan(module_bytes(model), BUDGET, 0.2)):
-            with BlockStream(model, plan, device, pin_limit_bytes=limit):
+        for plan in (make_plan(module_bytes(model, model.blocks()), MINIMAL), make_plan(module_bytes(model, model.blocks()), BUDGET, 0.2)):
+            with BlockStream(model, plan, device, model.blocks(), limit):
                 for _ in range(3):
                     assert torch.equal(model(inputs[0], time, *inputs[1:]), expected)

@@ -45,7 +45,7 @@ def test_no_condition_is_a_condition_of_zeros(golden, golden_path):
 
 def test_fused_flux_with_guidance(golden, subset, relative_error):
     case, _ = golden("fused_guidance")
-    model = load_transformer(subset("cond_in."), torch.float32, kinds=("flux",))
+    model = load_transformer(subset("cond_in."), torch.float32, slot="flux")
     assert relative_error(predict(model, case), case["output"]) < TOLERANCE
 
 

@@ -10,8 +10,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from demo import tiny
 from opensora_core.checkpoint import quantize as quantize_file
-from opensora_core.checkpoint.formats import QUANTISED_GROUPS
-from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer, open_model
 from opensora_core.checkpoint.quantize import FORMATS, quantize
 from opensora_core.cli import main
@@ -22,6 +20,8 @@ from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.commands.options import DONE, REFUSED
 from opensora_core.encoders.load import load_t5
 from opensora_core.errors import OpenSoraError
+from opensora_core.families import table
+from opensora_core.family import QUANTISED_GROUPS
 from opensora_core.geometry import Tiling
 from opensora_core.memory import estimate as estimate_module
 from opensora_core.memory.count import AllocationCounter
@@ -273,7 +273,7 @@ def test_sizes_come_from_headers(tiny_checkpoint, tmp_path):
     stored = sizes_of_files(tmp_path / "int8.safetensors")
     assert (stored.stored, stored.groups) == ("int8", ("attention", "modulation"))
     model = load_transformer(tmp_path / "int8.safetensors", torch.bfloat16)
-    assert transformer_weights(stored.transformer, "int8", "int8", stored.groups).sizes == module_bytes(model)
+    assert transformer_weights(stored.transformer, "int8", "int8", stored.groups).sizes == module_bytes(model, model.blocks())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -286,7 +286,7 @@ def test_weights_are_those_of_a_loaded_model(tiny_checkpoint, precision):
             pytest.importorskip("bitsandbytes")
         model = load_transformer(path, torch.bfloat16, precision=precision)
     weights = transformer_weights(tiny.TRANSFORMER, precision, "fp32")
-    assert weights.sizes == module_bytes(model)
+    assert weights.sizes == module_bytes(model, model.blocks())
     assert weights.is_mapped == (precision == "fp32")
 
 
@@ -315,7 +315,7 @@ def test_the_promise(request_, gb, mode, model):
 @pytest.fixture
 def released_file(write_hole, tmp_path):
     """A file of the released model's 11.9 billion parameters, in bf16 or as `quantize` writes it, that holds no weights: a hole."""
-    plain = write_hole(tmp_path / "Open_Sora_v2.safetensors", transformer_manifest(OPEN_SORA_2))
+    plain = write_hole(tmp_path / "Open_Sora_v2.safetensors", table.manifest(OPEN_SORA_2))
 
     def make(precision):
         if precision not in FORMATS:
@@ -324,10 +324,10 @@ def released_file(write_hole, tmp_path):
         form, path = FORMATS[precision](), tmp_path / f"{precision}.safetensors"
         entries = quantize_file._plan(header, identity, form, QUANTISED_GROUPS)
         with path.open("wb") as file:
-            file.write(quantize_file._head(entries, header, form, QUANTISED_GROUPS))
+            file.write(quantize_file._head(entries, header, QUANTISED_GROUPS))
             for entry in entries:
                 if entry.key.endswith(".comfy_quant"):
-                    file.write(quantize_file._note(form, entry.key.removesuffix(".comfy_quant")))
+                    file.write(next(one.note for one in entries if one.layer == entry.key.removesuffix(".comfy_quant")).encode())
                 else:
                     file.seek(entry.num_bytes, os.SEEK_CUR)
             file.truncate()

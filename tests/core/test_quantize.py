@@ -16,8 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from opensora_core.checkpoint import quantised, quantize as writer
 from opensora_core.checkpoint.files import read_header
-from opensora_core.checkpoint.formats import GROUPS, QUANTISED_GROUPS, group_of, layers_to_quantise
-from opensora_core.checkpoint.keys import transformer_manifest
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import merge_lora
 from opensora_core.checkpoint.quantised import NF4, Float8, Int8, Int8Matmul, QuantisedOperations, relative_error
@@ -25,9 +23,12 @@ from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import main
 from opensora_core.commands.options import DONE, REFUSED
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.families import table
+from opensora_core.family import QUANTISED_GROUPS
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.pipeline import OpenSoraPipeline
 
+FAMILY = table.DEFAULT
 Q = "double_blocks.0.img_attn.q_proj"
 ROOT = Path(__file__).resolve().parents[2]
 FP32 = torch.float32
@@ -257,13 +258,13 @@ def test_the_same_model_whichever_layout_it_comes_in(golden_path, predict):
 
 
 def test_every_linear_layer_has_one_group_and_the_default_leaves_the_sensitive_ones():
-    manifest = transformer_manifest(OPEN_SORA_2)
+    manifest = table.manifest(OPEN_SORA_2)
     linears = [key.removesuffix(".weight") for key, shape in manifest.items() if len(shape) == 2]
-    assert all(sum(bool(pattern.fullmatch(name)) for pattern in GROUPS.values()) == 1 for name in linears)
-    chosen = layers_to_quantise(manifest)
+    assert all(sum(bool(pattern.fullmatch(name)) for pattern in FAMILY.groups.values()) == 1 for name in linears)
+    chosen = FAMILY.layers_to_quantise(manifest)
     assert len(chosen) == 19 * 2 * 6 + 38 * 4
-    assert {group_of(name) for name in set(linears) - set(chosen)} == {"embedders", "modulation", "final_layer"}
-    assert group_of("double_blocks.0.img_attn.norm.key_norm") is None
+    assert {FAMILY.group_of(name) for name in set(linears) - set(chosen)} == {"embedders", "modulation", "final_layer"}
+    assert FAMILY.group_of("double_blocks.0.img_attn.norm.key_norm") is None
 
 
 @pytest.fixture
@@ -306,7 +307,7 @@ def test_a_lora_on_quantised_weights_has_its_whole_effect(source, written, preci
 def test_the_default_set_is_the_recorded_measurements():
     recorded = json.loads((ROOT / "benchmarks/results/quantise_layers_cpu.json").read_text())["groups"]
     assert {group for group, verdict in recorded.items() if verdict["quantised"]} == set(QUANTISED_GROUPS)
-    assert recorded.keys() == GROUPS.keys()
+    assert recorded.keys() == FAMILY.groups.keys()
 
 
 # --- the file -----------------------------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def test_a_file_is_what_comfyui_reads(written, source, name, host_name, dtype):
     original, found = load_file(source), load_file(written[name][0])
     with safe_open(written[name][0], "pt") as file:
         layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
-    assert set(layers) == set(layers_to_quantise({key: tuple(tensor.shape) for key, tensor in original.items()}))
+    assert set(layers) == set(FAMILY.layers_to_quantise({key: tuple(tensor.shape) for key, tensor in original.items()}))
     for key, tensor in original.items():
         stem = key.removesuffix(".weight")
         if stem not in layers:
@@ -369,11 +370,11 @@ def test_other_forms_of_the_source_give_the_same_layers(source, tmp_path, writte
 
 def test_groups_can_be_chosen(source, tmp_path, predict, expected):
     report = quantize(source, tmp_path / "some.safetensors", "fp8_e4m3fn", groups=("modulation",))
-    assert {group_of(error.layer) for error in report.errors} == {"modulation"}
+    assert {FAMILY.group_of(error.layer) for error in report.errors} == {"modulation"}
     note = load_file(tmp_path / "some.safetensors")["single_blocks.0.modulation.lin.comfy_quant"]
     assert json.loads(bytes(note.tolist())) == {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
     load_transformer(tmp_path / "some.safetensors")
-    everything = quantize(source, tmp_path / "all.safetensors", "int8", groups=GROUPS)
+    everything = quantize(source, tmp_path / "all.safetensors", "int8", groups=FAMILY.groups)
     model = load_transformer(tmp_path / "all.safetensors", FP32)
     assert not everything.kept and 1e-4 < rms_error(predict(model), expected) < 0.05
     assert model.dtype == FP32 and model.img_in.form is None and model.txt_in.form is not None
@@ -667,7 +668,7 @@ print(peak, sum(part.numel() * part.element_size() for part in model.parameters(
 def test_a_wide_model_is_quantised_in_the_memory_of_a_few_layers(write_hole, tmp_path):
     """28 blocks, a GB in fp32, written in tens of MB: the file's data is a hole, so it costs no disk."""
     config = TransformerConfig(16, 2, 512, 4, 2048, 9, 19, 64, 64, True, False)
-    file = write_hole(tmp_path / "wide.safetensors", transformer_manifest(config), "F32")
+    file = write_hole(tmp_path / "wide.safetensors", table.manifest(config), "F32")
     assert file.stat().st_size > 5e8
     command = [sys.executable, "-c", MEASURED, file, tmp_path / "out.safetensors", "int8"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -681,7 +682,7 @@ def test_a_wide_model_is_quantised_in_the_memory_of_a_few_layers(write_hole, tmp
 def test_quantising_at_load_needs_little_more_than_what_is_kept(write_hole, source, tmp_path, precision):
     """The plain weights stay in the mapped file; one layer at a time is anonymous memory besides the quantised ones."""
     config = TransformerConfig(16, 2, 512, 4, 2048, 6, 12, 64, 64, True, False)
-    file = write_hole(tmp_path / "wide.safetensors", transformer_manifest(config), "BF16")
+    file = write_hole(tmp_path / "wide.safetensors", table.manifest(config), "BF16")
     command = [sys.executable, "-c", LOADED, source, file, precision]
     # So small, the kept weights would lie between freed pieces on glibc's heap; the released model's are too large for it.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}

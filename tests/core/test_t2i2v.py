@@ -98,10 +98,10 @@ def test_what_cannot_be_drawn(pipe, tiny_checkpoint, flux, golden_path, tmp_path
     from safetensors.torch import save_file
 
     from demo.tiny import random_weights
-    from opensora_core.checkpoint.keys import transformer_manifest
+    from opensora_core.families import table
 
     config = replace(tiny_flux.TRANSFORMER, context_in_dim=32)
-    save_file(random_weights(transformer_manifest(config, fused=True), torch.Generator().manual_seed(0)), tmp_path / "other.safetensors")
+    save_file(random_weights(table.manifest(config), torch.Generator().manual_seed(0)), tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="gives 64 features and other.safetensors reads 32; picture and video are made of one prompt"):
         pipe.load_flux(tmp_path / "other.safetensors", flux[1])
 

@@ -37,7 +37,7 @@ def test_layout_of_the_hub_repository(tiny_checkpoint):
 )
 def test_files_are_what_they_are_called(tiny_checkpoint, file, kind, config):
     identity = identify(read_header(tiny_checkpoint / file).shapes)
-    assert (identity.kind, identity.config, identity.fused) == (kind, config, False)
+    assert (identity.kind, identity.config, identity.layout.is_recut) == (kind, config, False)
 
 
 def test_released_key_names(tiny_checkpoint):

@@ -42,7 +42,7 @@ def test_files_are_what_they_are_called(folder):
     for name, (kind, config) in kinds.items():
         header = read_header(folder / name)
         identity = identify(header.shapes)
-        assert (identity.kind, identity.config, identity.fused) == (kind, config, False)
+        assert (identity.kind, identity.config, identity.layout.is_recut) == (kind, config, False)
         assert {info.dtype for info in header.tensors.values()} == {"F16"}
         assert (folder / name).stat().st_mode & 0o044, "others can read what is installed"
     assert "double_blocks.0.img_attn.norm.key_norm.scale" in load_file(folder / "Open_Sora_v2.safetensors")

@@ -85,8 +85,8 @@ class MMDiT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype to call the model in: that of its unquantised input layer."""
-        return self.img_in.weight.dtype
+        """The dtype to call the model in, which is not that of a weight that is quantised."""
+        return self.img_in.bias.dtype
 
     @property
     def piece_tokens(self) -> int:

@@ -17,7 +17,7 @@ def files(base, pack):
     sizes = {"hidden_size": 128, "num_heads": 1, "mlp_hidden_size": 512, "depth": 1, "depth_single_blocks": 1, "context_in_dim": 64}
     small = replace(config.FLUX_DEV, **sizes, vec_in_dim=64)
     dit = base / "models" / "diffusion_models" / "flux1-dev.safetensors"
-    save_file(random(pack("opensora_core.checkpoint.keys").transformer_manifest(small, fused=True)), dit)
+    save_file(random(pack("opensora_core.families.table").manifest(small)), dit)
     decoder = autoencoder.decoder_manifest(autoencoder.DecoderConfig(widths=(32, 64, 128, 128), layers=3))
     weights = {f"decoder.{name}": tensor for name, tensor in random(decoder).items()}
     vae = base / "models" / "vae" / "ae.safetensors"

@@ -222,11 +222,11 @@ def test_the_stock_loader_in_fp8(run_node, inputs, expected, relative_error):
 
 
 def test_a_fused_file_becomes_the_released_layout(write, run_node, pack, inputs, relative_error):
-    keys, config = pack("opensora_core.checkpoint.keys"), pack("opensora_core.networks.mmdit.config")
+    layouts, config = pack("opensora_core.networks.mmdit.layout"), pack("opensora_core.networks.mmdit.config")
     sizes = {**config.OPEN_SORA_2.__dict__, "hidden_size": 96, "num_heads": 3, "mlp_hidden_size": 384, "depth": 1, "depth_single_blocks": 1}
     small = config.TransformerConfig(**{**sizes, "context_in_dim": 64, "vec_in_dim": 64})
     generator = torch.Generator().manual_seed(3)
-    manifest = keys.transformer_manifest(small, fused=True)
+    manifest = pack("opensora_core.families.table").manifest(small, layouts.FUSED)
     fused = {
         key: 1 + 0.1 * torch.randn(shape, generator=generator) if key.endswith(".scale") else 0.1 * torch.randn(shape, generator=generator)
         for key, shape in manifest.items()

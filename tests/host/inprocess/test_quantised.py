@@ -53,8 +53,8 @@ def test_the_host_holds_the_layers_in_the_files_format(quantised, patcher, pack)
     formats = pack("opensora_core.checkpoint.formats")
     model = patcher.model.diffusion_model
     held = {name: module.quant_format for name, module in model.named_modules() if getattr(module, "quant_format", None)}
-    shapes = pack("opensora_core.checkpoint.keys").transformer_manifest(model.config)
-    assert held == dict.fromkeys(formats.layers_to_quantise(shapes), formats.HOST_NAMES[quantised[0]])
+    shapes = pack("opensora_core.families.table").manifest(model.config)
+    assert held == dict.fromkeys(pack("opensora_core.families.table").DEFAULT.layers_to_quantise(shapes), formats.HOST_NAMES[quantised[0]])
     weight = model.double_blocks[0].img_attn.q_proj.weight
     assert isinstance(weight, comfy.quant_ops.QuantizedTensor) and weight._qdata.element_size() == 1
 
@@ -109,7 +109,7 @@ def test_a_lora_changes_it(quantised, patcher, model, inputs, base, run_node, re
 @pytest.mark.parametrize("form", list(TOLERANCE))
 def test_a_file_of_every_layer_quantised_runs(form, inputs, run_node, pack, base, relative_error):
     folder, name = base / "models/diffusion_models", f"quantised_whole_{form}.safetensors"
-    groups = pack("opensora_core.checkpoint.formats").GROUPS
+    groups = pack("opensora_core.families.table").DEFAULT.groups
     pack("opensora_core.checkpoint.quantize").quantize(folder / "Open_Sora_v2.safetensors", folder / name, form, groups)
     patcher = run_node("UNETLoader", unet_name=name, weight_dtype="default")[0]
     # Outside attention and MLP the file asks the host not to round inputs.
