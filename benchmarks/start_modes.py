@@ -14,8 +14,9 @@ import numpy
 import torch
 
 from benchmarks import record
+from opensora_core.commands.options import JudgeOptions
 from opensora_core.evaluation import prompts, score
-from opensora_core.evaluation.clips import Clip, Job, Sampling, in_place, make, round_trip
+from opensora_core.evaluation.clips import Clip, Job, arguments as arguments_of, in_place, make, round_trip
 from opensora_core.evaluation.prompts import Case
 from opensora_core.evaluation.score import Line
 from opensora_core.evaluation.vision import read
@@ -39,11 +40,11 @@ def main() -> int:
     parser.add_argument("--out", help="a JSON report")
     args = parser.parse_args()
     pipe = OpenSoraPipeline.from_pretrained(args.model).to(args.device)
-    sampling = Sampling(args.num_steps, 7.5, 3.0)
+    how = JudgeOptions(num_steps=args.num_steps)
     lines = [
-        *first_picture(pipe, sampling, args.count),
-        *both_ends(pipe, sampling, args.count),
-        *going_on(pipe, sampling, args.count, args.context_frames),
+        *first_picture(pipe, how, args.count),
+        *both_ends(pipe, how, args.count),
+        *going_on(pipe, how, args.count, args.context_frames),
     ]
     print(score.table(lines))
     if args.out:
@@ -52,10 +53,10 @@ def main() -> int:
     return 0
 
 
-def first_picture(pipe: OpenSoraPipeline, sampling: Sampling, count: int) -> list[Line]:
+def first_picture(pipe: OpenSoraPipeline, how: JudgeOptions, count: int) -> list[Line]:
     """A picture of a green square, and a prompt that sends it left: it begins with the picture and moves left."""
     title = "a picture of a green square, moving left"
-    clips = list(make(pipe, sampling, [Job(case) for case in green_squares(count)], title).values())
+    clips = list(make(pipe, how, [Job(case) for case in green_squares(count)], title).values())
     verdicts = [clip.verdict for clip in clips]
     moved = [_way(clip) for clip in clips]
     lines = [
@@ -79,10 +80,10 @@ def green_squares(count: int) -> list[Case]:
     return cases
 
 
-def both_ends(pipe: OpenSoraPipeline, sampling: Sampling, count: int) -> list[Line]:
+def both_ends(pipe: OpenSoraPipeline, how: JudgeOptions, count: int) -> list[Line]:
     """A first and a last picture: the video begins with the one and ends with the other."""
     title = "a first and a last picture"
-    clips = list(make(pipe, sampling, [Job(case) for case in prompts.closing_cases("both", count, 0)], title).values())
+    clips = list(make(pipe, how, [Job(case) for case in prompts.closing_cases("both", count, 0)], title).values())
     lines = [score.share_line(title, "direction", [clip.verdict.right["direction"] for clip in clips])]
     return lines + _meets(pipe, title, clips, "first", "last")
 
@@ -102,14 +103,14 @@ def _meets(pipe: OpenSoraPipeline, title: str, clips: list[Clip], *frames: str) 
     return lines
 
 
-def going_on(pipe: OpenSoraPipeline, sampling: Sampling, count: int, context_frames: int | None) -> list[Line]:
+def going_on(pipe: OpenSoraPipeline, how: JudgeOptions, count: int, context_frames: int | None) -> list[Line]:
     """A clip and what is added to it: at a joint, frames differ as they do around it, and the object goes on its way."""
     title = f"a clip and {SEGMENTS} segments more"
     cases = [replace(case, motion_score=SLOW) for case in prompts.text_cases(prompts.SEEN, count, 0)]
     differences, goes_on, steady = [], [], []
     joints = [NUM_FRAMES - 1]
     for case in cases:
-        arguments = sampling.arguments(Job(case))
+        arguments = arguments_of(how, Job(case))
         first = pipe(case.prompt, **arguments)
         shared = {name: arguments[name] for name in ("num_inference_steps", "guidance_scale", "image_guidance_scale", "options")}
         result = pipe.extend(first, segments=SEGMENTS, context_frames=context_frames, **shared)

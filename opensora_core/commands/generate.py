@@ -1,9 +1,11 @@
 """`generate`: a prompt, or a table of them, and pictures if given, to video files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OpenSoraError
 from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, taken_by, unused_path
+from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from ..sampling.solvers import MAX_SEED
 from . import table
@@ -14,7 +16,7 @@ from .ledger import Ledger
 from .model import pipeline
 from .options import DONE, SOME_FAILED, ExtendOptions, GenerateOptions, changed
 from .output import check_writable, say
-from .pictures import PictureJob, check_given, flux_files, picture_request
+from .pictures import check_given, flux_files, picture_job
 from .progress import Screen
 
 
@@ -66,7 +68,7 @@ class Target:
         return path
 
 
-def _jobs(options: GenerateOptions, target: Target, screen: Screen):
+def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[list[Job], OpenSoraPipeline]:
     """(every video of the command, which differ by their seeds alone; the pipeline), checked before any weight is read."""
     count = options.num_samples
     if count < 1:
@@ -81,32 +83,29 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen):
     pipe = pipeline(options)
     check_writable(target.folder, "" if target.is_folder else target.path.name)
     longer = Longer(options, arguments, pipe, screen) if options.extend is not None else None
-    request = picture_request(options, arguments) if options.t2i2v else None
-    if request is not None:
+    if options.t2i2v:
         pipe.load_flux(*flux_files(options))
     jobs = []
     for index in range(count):
-        own = seed + index
-        picture = None
-        if request is not None:
-            of_picture = own if options.image_seed is None else options.image_seed
-            name = f"seed {of_picture}"
-            file = target.folder / f"picture_seed_{of_picture}{IMAGE_SUFFIX}"
-            shown = options.image_prompt or options.prompt
-            picture = PictureJob(name=name, prompt=shown, request=request, seed=of_picture, file=file, key=name, asked={"seed": of_picture})
+        picture, name = None, f"video {index + 1}"
+        if options.t2i2v:
+            picture = picture_job(options, arguments, seed + index)
+            of_seed = f"seed {picture.seed}"
+            file = target.folder / f"picture_{of_seed.replace(' ', '_')}{IMAGE_SUFFIX}"
+            picture = replace(picture, name=of_seed, key=of_seed, file=file)
         jobs.append(
             Job(
-                name=f"video {index + 1} (seed {own})",
-                title=f"video {index + 1} of {count}",
+                name=f"{name} (seed {seed + index})",
+                title=f"{name} of {count}",
                 prompt=options.prompt,
-                seed=own,
+                seed=seed + index,
                 arguments=arguments,
                 fps=options.fps,
                 place=target.free,
-                key=f"video {index + 1}",
+                key=name,
+                asked={"seed": seed + index},
                 picture=picture,
                 longer=longer,
-                asked={"seed": own},
             )
         )
     jobs[0].check(pipe)

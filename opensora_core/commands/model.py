@@ -3,12 +3,12 @@
 from ..errors import OpenSoraError
 from ..memory.component import PRECISIONS, resolve_device
 from ..pipeline import OpenSoraPipeline
-from .options import PARTS, PipelineOptions
+from .options import PARTS, EvaluateOptions, RunOptions
 
 DEFAULT_BUDGET_GIB = 8.0
 
 
-def pipeline(options: PipelineOptions) -> OpenSoraPipeline:
+def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     """A pipeline of which no weight is read yet.
 
     Raises:

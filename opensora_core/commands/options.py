@@ -1,13 +1,13 @@
 """What each command can be asked, every option said once: its flag, its default, its help. The parser's Namespace becomes one of these records.
 
-A field is an option of the same name (num_frames is --num-frames) and of its own type. cli.py builds the parser from the classes; commands
-are given frozen records of them. Nothing heavy is imported, so that `--help` answers without torch.
+A field is an option of the same name (num_frames is --num-frames) and of its own type; the class of a command says in its docstring what
+the command does. cli.py builds the parser from them. Nothing heavy is imported, so that `--help` answers without torch.
 """
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import Field, dataclass, field, fields
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 
@@ -28,22 +28,21 @@ AGAINST = (
     "model", *PARTS, "lora", "lora_strength", "guidance", "guidance_img", "budget_gib", "num_steps", "dtype", "precision", "offload",
     "attention", "decode_policy",
 )  # fmt: skip
-_RATIOS = f"width to height: {', '.join(ASPECT_RATIOS)}"
 _STEPS = "steps from noise to video"
 
 T = TypeVar("T")
 
 
-def option(default: Any, values: str | tuple[str, ...] | None, text: str, *, is_flag: bool = True) -> Any:
+def option(default: Any, values: str | tuple[str, ...] | None, text: str, kind: str = "flag") -> Any:
     """A field of an options class.
 
     Args:
         default: what holds where nobody says anything; ... where it must be said.
         values: a word for what is given, or all that can be given; None for a flag alone.
         text: its help. The default is added where the text does not speak of one.
-        is_flag: False: given by its place on the line, not by --name.
+        kind: flag: --name; place: given by its place on the line; source: one of these flags is given, and no other.
     """
-    metadata = {"values": values, "help": text, "is_flag": is_flag}
+    metadata = {"values": values, "help": text, "kind": kind}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
@@ -52,31 +51,40 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def add_options(parser, options: type, *names: str) -> None:
-    """Give a parser, or a group of one, the options of a class: all of them, or these."""
-    for one in fields(options):
-        if names and one.name not in names:
-            continue
-        if one.metadata["is_flag"]:
-            parser.add_argument(flag(one.name), default=one.default, help=_help(one), **_form(one))
-        else:
-            parser.add_argument(one.name, nargs="?" if one.default is None else None, metavar=one.metadata["values"], help=_help(one))
+def add_options(parser: ArgumentParser, options: type) -> None:
+    """Give a parser the options of a class: its own, then a group for each class that it is made of."""
+    left = {one.name: one for one in fields(options) if one.metadata}
+    groups: dict[Any, Any] = {(): parser}
+    for base in options.__mro__:
+        for name in base.__dict__.get("__annotations__", ()):
+            one = left.pop(name, None)
+            if one is None:
+                continue
+            title = () if base is options else base.GROUP
+            if one.metadata["kind"] == "source":
+                title = "source"
+            if title not in groups:
+                groups[title] = (
+                    parser.add_mutually_exclusive_group(required=True) if title == "source" else parser.add_argument_group(*title)
+                )
+            if one.metadata["kind"] == "place":
+                parser.add_argument(name, nargs="?" if one.default is None else None, metavar=one.metadata["values"], help=_help(one))
+            else:
+                groups[title].add_argument(flag(name), default=one.default, help=_help(one), **_form(one))
 
 
-def add_against(parser) -> None:
-    """Give a group the options of the second run of `evaluate`."""
+def add_against(parser: ArgumentParser) -> None:
+    """Give a parser the options of the second run of `evaluate`."""
+    group = parser.add_argument_group("second run", "the same prompts and noise with one or more of these, and PSNR between the two runs")
     for one in fields(EvaluateOptions):
         if one.name in AGAINST:
-            parser.add_argument(flag(f"against_{one.name}"), help=f"in place of {flag(one.name)}", **_form(one))
+            group.add_argument(flag(f"against_{one.name}"), help=f"in place of {flag(one.name)}", **_form(one))
 
 
 def taken(options: type[T], args: Namespace) -> T:
     """The options of one command, of parsed arguments."""
-    found = {one.name: getattr(args, one.name) for one in fields(options) if one.metadata}
-    if options is EvaluateOptions:
-        against = {name: getattr(args, f"against_{name}") for name in AGAINST}
-        found["against"] = {name: value for name, value in against.items() if value is not None}
-    return options(**found)
+    against = {name: value for name in AGAINST if (value := getattr(args, f"against_{name}", None)) is not None}
+    return options(**{one.name: getattr(args, one.name) if one.metadata else against for one in fields(options)})
 
 
 def changed(given: Any, options: type) -> list[str]:
@@ -105,6 +113,7 @@ def _form(one: Field) -> dict[str, Any]:
 class ModelOptions:
     """Which model: a folder, or the four files of one."""
 
+    GROUP: ClassVar = ("model", "--model, or the four parts of one")
     model: str | None = option(None, "DIR|small", "a folder laid out as the hub repository is, or the built-in model (default small)")
     dit: str | None = option(None, "PATH", "the transformer's file")
     vae: str | None = option(None, "PATH", "the VAE's file")
@@ -119,10 +128,15 @@ class ModelOptions:
 class SizeOptions:
     """How large and how long a video is."""
 
+    GROUP: ClassVar = ("video",)
     resolution: str | None = option(
         None, "NAME", f"area of the picture: {', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)"
     )
-    aspect_ratio: str | None = option(None, "W:H", f"{_RATIOS} (default 16:9)")
+    aspect_ratio: str | None = option(
+        None,
+        "W:H",
+        f"width to height: {', '.join(ASPECT_RATIOS)}, or {ASPECT_OF_REFERENCE}: the one nearest to generate's --ref (default 16:9)",
+    )
     width: int | None = option(None, "PX", "with --height, in place of --resolution and --aspect-ratio; a multiple of 16")
     height: int | None = option(None, "PX", "with --width; a multiple of 16")
     num_frames: str | None = option(
@@ -135,6 +149,7 @@ class SizeOptions:
 class GuidanceOptions:
     """How strongly a video follows what it is given."""
 
+    GROUP: ClassVar = ("sampling",)
     guidance: float = option(7.5, "X", "how strongly the video follows the prompt; 1 is neutral")
     guidance_img: float = option(3.0, "X", "how strongly the video follows the pictures or the clip it is given; 1 is neutral")
 
@@ -153,6 +168,7 @@ class SamplerOptions(GuidanceOptions):
 class MemoryOptions:
     """Where the networks are, and what their weights take there."""
 
+    GROUP: ClassVar = ("machine",)
     device: str = option("auto", "DEVICE", "auto, cuda, cuda:1, mps, cpu")
     precision: str = option(
         "auto",
@@ -186,7 +202,6 @@ class MachineOptions(MemoryOptions):
 class VideoOptions(SizeOptions):
     """What a video shows, but for its prompt."""
 
-    aspect_ratio: str | None = option(None, "W:H", f"{_RATIOS}, or {ASPECT_OF_REFERENCE}: the one nearest to --ref (default 16:9)")
     negative_prompt: str = option("", "TEXT", "what to avoid; encoded as it is (default none)")
     motion_score: int = option(4, "N", "how much moves, 1 (still) to 15 (wild), said in the prompt; 0 leaves it out")
     cond_type: str | None = option(
@@ -213,12 +228,7 @@ class VideoOptions(SizeOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineOptions(ModelOptions, MachineOptions):
-    """Which model, and how it is run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(PipelineOptions, VideoOptions, SamplerOptions):
+class RunOptions(ModelOptions, VideoOptions, SamplerOptions, MachineOptions):
     """All that a video is made by, but for its prompt."""
 
 
@@ -226,6 +236,7 @@ class RunOptions(PipelineOptions, VideoOptions, SamplerOptions):
 class ExtendOptions:
     """What is added to a video."""
 
+    GROUP: ClassVar = ("longer", "go on from the video (experimental); the latents so far are kept beside it as .latent")
     extend: int | None = option(None, "N", "how many segments to add")
     extend_prompt: list[str] | None = option(
         None, "TEXT", "what the next segment shows; may be repeated, the last holds for the rest (default: --prompt)"
@@ -241,6 +252,7 @@ class ExtendOptions:
 class PictureOptions:
     """How the picture that a video begins with is drawn."""
 
+    GROUP: ClassVar = ("picture", "with --t2i2v: Flux.1 draws the first frame, with the same T5 and CLIP")
     flux: str | None = option(None, "FILE", "flux1-dev or flux1-schnell (default: flux1-dev.safetensors in --model)")
     flux_vae: str | None = option(None, "FILE", "Flux's autoencoder (default: flux1-dev-ae.safetensors in --model)")
     image_steps: int = option(0, "N", "steps of the picture; 0: 50 for dev, as released, and 4 for schnell")
@@ -259,14 +271,15 @@ class PictureOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
-    """`generate`."""
+    """Make videos of a prompt, and of pictures or a clip if given; by default with the built-in model."""
 
-    prompt: str | None = option(None, "TEXT", "what to show, in full sentences")
+    prompt: str | None = option(None, "TEXT", "what to show, in full sentences", "source")
     csv: str | None = option(
         None,
         "FILE",
         f"a video for each row, in place of --prompt: columns {', '.join(CSV_COLUMNS)}, all but the first as needed; "
         "an empty cell is what this command line says. Goes on where it stopped when it is given again",
+        "source",
     )
     num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...")
     out: str = option(
@@ -277,7 +290,7 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(RunOptions):
-    """`benchmark`."""
+    """Measure seconds per stage and peak memory; writes a JSON report, no video."""
 
     prompt: str = option("raining, sea", "TEXT", "what to show")
     warmup_count: int = option(1, "N", "runs before the measured ones")
@@ -289,6 +302,7 @@ class BenchmarkOptions(RunOptions):
 class JudgeOptions(GuidanceOptions):
     """What an evaluation judges."""
 
+    GROUP: ClassVar = ("what is judged",)
     parts: str = option(
         ",".join(EVALUATION_PARTS),
         "NAMES",
@@ -302,16 +316,19 @@ class JudgeOptions(GuidanceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(PipelineOptions, JudgeOptions):
-    """`evaluate`. against: what a second run has otherwise, by the names of AGAINST."""
+class EvaluateOptions(ModelOptions, JudgeOptions, MachineOptions):
+    """Make videos of coloured shapes that move, read them by plain computer vision, print how many show what was asked.
+    For the built-in model, or to compare two precisions, modes or files of it on the same prompts and noise.
+    """
 
-    against: dict[str, Any] = field(default_factory=dict)
+    against: dict[str, Any] = field(default_factory=dict)  # what a second run has otherwise, by the names of AGAINST
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(MemoryOptions, SizeOptions):
     """The video that `inspect --plan` is about, and the machine."""
 
+    GROUP: ClassVar = ("plan", "what a video needs; all that follows goes with --plan")
     num_steps: int = option(50, "N", _STEPS)
     cond_type: str = option("t2v", COND_TYPES, "what is given besides the prompt, as of generate")
     gpu_gib: float | None = option(None, "N", "plan for a CUDA card with this much free instead of this machine's")
@@ -320,21 +337,19 @@ class PlanOptions(MemoryOptions, SizeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(PlanOptions):
-    """`inspect`."""
+    """Say what a weights file is, its dtype and size, what is missing or extra; or, with --plan, what memory a video needs."""
 
-    path: str | None = option(
-        None, "FILE_OR_DIR", "a weights file, or a model folder (with --plan none: the released sizes)", is_flag=False
-    )
+    path: str | None = option(None, "FILE_OR_DIR", "a weights file, or a model folder (with --plan none: the released sizes)", "place")
     check: bool = option(False, None, "also compare every key, shape and dtype with the released model and run a part of it")
     plan: bool = option(False, None, "say what GPU memory, RAM and how many forwards a video needs, and settings that fit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """`quantize`."""
+    """Write a quantised copy of a transformer file, in ComfyUI's own format, in little memory; say what it changed."""
 
-    source: str = option(..., "IN", "the transformer's bf16, fp16 or fp32 file", is_flag=False)
-    target: str = option(..., "OUT", "the new .safetensors file; never overwritten", is_flag=False)
+    source: str = option(..., "IN", "the transformer's bf16, fp16 or fp32 file", "place")
+    target: str = option(..., "OUT", "the new .safetensors file; never overwritten", "place")
     format: str = option("fp8_e4m3fn", ("fp8_e4m3fn", "int8"), "what the large layers are written in")
     layers: str = option(
         "attention,mlp", "GROUPS", "which of them: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer"

@@ -1,7 +1,7 @@
 """`generate --t2i2v`: the pictures that videos begin with, drawn by Flux before the video's model is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,20 @@ class PictureJob:
     """A picture to draw, for one or more videos.
 
     Attributes:
-        name: for messages. prompt: read as it is. file: to write, numbered if it is there.
-        key: what the ledger knows it by. number: the row that asks for it first.
+        prompt: read as it is.
         asked: all that it depends on, in JSON's terms; a seed that was not given is None.
+        name: for messages. file: to write, numbered if it is there.
+        key: what the ledger knows it by. number: the row that asks for it first.
     """
 
-    name: str
     prompt: str
     request: PictureRequest
     seed: int
-    file: Path
+    asked: dict[str, Any]
+    name: str = ""
+    file: Path = Path()
     key: str = ""
     number: int = 0
-    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> Text:
@@ -63,21 +64,25 @@ def draw(
         screen.say(f"picture of {one.name}: {path}")
 
 
-def picture_request(options: GenerateOptions, arguments: dict[str, Any]) -> PictureRequest:
-    """How the picture of a video is drawn: in the video's shape, at a size of its own. arguments: of the call that makes the video.
+def picture_job(options: GenerateOptions, arguments: dict[str, Any], seed: int) -> PictureJob:
+    """The picture of a video, in the video's shape, at a size of its own; its name, file and key are still to be given.
+
+    Args:
+        arguments: of the call that makes the video. seed: of the video.
 
     Raises:
         OpenSoraError: settings that Flux cannot be asked for.
     """
     if options.image_seed is not None:
         check_seed("image_seed", options.image_seed)
-    known = training_ratios(options.image_resolution)
-    ratio = options.aspect_ratio
+        seed = options.image_seed
+    known, ratio = training_ratios(options.image_resolution), options.aspect_ratio
     if ratio not in ASPECT_RATIOS:
         ratio = nearest_aspect_ratio(arguments["height"], arguments["width"], known)
-    return PictureRequest.for_ratio(
-        ratio, options.image_resolution, steps=options.image_steps, guidance=options.flux_guidance, schedule=options.flux_schedule
-    )
+    how = {"steps": options.image_steps, "guidance": options.flux_guidance, "schedule": options.flux_schedule}
+    request, prompt = PictureRequest.for_ratio(ratio, options.image_resolution, **how), options.image_prompt or options.prompt
+    asked = {"prompt": prompt, "seed": options.seed if options.image_seed is None else options.image_seed, **vars(request)}
+    return PictureJob(prompt=prompt, request=request, seed=seed, asked=asked)
 
 
 def flux_files(options: GenerateOptions) -> list[Path]:

@@ -14,7 +14,10 @@ _UNITS = {"text": "prompt", "picture": "step", "condition": "picture", "sampling
 
 
 class Bar(tqdm):
-    """tqdm's bar; one whose making was interrupted is given up without a word of its own."""
+    """tqdm's bar on standard error; one whose making was interrupted is given up without a word of its own."""
+
+    def __init__(self, *items, **settings):
+        super().__init__(*items, file=sys.stderr, dynamic_ncols=True, **settings)
 
     def __del__(self):
         if hasattr(self, "pos"):
@@ -48,7 +51,7 @@ class Bars:
             if not self._stage:
                 tqdm.write(self._title, file=sys.stderr)
             self._stage = stage
-            self._bar = Bar(total=total, desc=_TITLES[stage], unit=_UNITS[stage], file=sys.stderr, dynamic_ncols=True, **self._place)
+            self._bar = Bar(total=total, desc=_TITLES[stage], unit=_UNITS[stage], **self._place)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
         if done == total:
@@ -84,9 +87,7 @@ class Screen(logging.Handler):
         self._library = logging.getLogger(__package__.rpartition(".")[0])
         self._is_batch, self._num_failed = num_videos is not None, 0
         is_shown = self._is_batch and num_done < num_videos
-        self._bar = Bar(
-            total=num_videos, initial=num_done, desc="batch", unit="video", file=sys.stderr, dynamic_ncols=True, disable=not is_shown
-        )
+        self._bar = Bar(total=num_videos, initial=num_done, desc="batch", unit="video", disable=not is_shown)
 
     def __enter__(self) -> "Screen":
         if self._is_batch:
@@ -130,14 +131,10 @@ class CountedBar:
     """
 
     def __init__(self, title: str, num_clips: int, num_steps: int):
-        self._title, self._num_clips, self._num_steps = title, num_clips, num_steps
-        self._done = 0
-        self._bar: Bar | None = None
+        self._num_clips, self._num_steps, self._done = num_clips, num_steps, 0
+        self._bar = Bar(total=num_clips * num_steps, desc=title, unit="step", mininterval=0.5)
 
     def __enter__(self) -> "CountedBar":
-        self._bar = Bar(
-            total=self._num_clips * self._num_steps, desc=self._title, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5
-        )
         return self
 
     def __exit__(self, *exception) -> None:
@@ -161,5 +158,5 @@ class CountedBar:
 
 def each(title: str, items: Sequence[T]) -> Iterator[T]:
     """The items one after another, under a bar that says how many are done."""
-    with Bar(items, desc=title, unit="clip", file=sys.stderr, dynamic_ncols=True, mininterval=0.5) as bar:
+    with Bar(items, desc=title, unit="clip", mininterval=0.5) as bar:
         yield from bar

@@ -19,7 +19,7 @@ from .ledger import Ledger, described, keys
 from .model import pipeline
 from .options import CSV_COLUMNS, DONE, SOME_FAILED, GenerateOptions
 from .output import check_writable, say
-from .pictures import PictureJob, check_given, flux_files, picture_request
+from .pictures import PictureJob, check_given, flux_files, picture_job
 from .progress import Screen
 
 _NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
@@ -143,17 +143,9 @@ def _picture(row: Row, options: GenerateOptions, arguments: dict[str, Any], seed
         raise OpenSoraError(f"{given[0]} is of a picture that Flux draws, and the row has an image of its own; leave one of them out.")
     if options.ref is not None:
         return None
-    request, prompt = picture_request(options, arguments), options.image_prompt or options.prompt
-    asked = {"prompt": prompt, "seed": options.seed if options.image_seed is None else options.image_seed, **vars(request)}
-    return PictureJob(
-        name=row.name,
-        prompt=prompt,
-        request=request,
-        seed=seed if options.image_seed is None else options.image_seed,
-        file=folder / f"{row.number:04d}_{file_name_part(prompt)}_picture{IMAGE_SUFFIX}",  # beside the video of the row
-        number=row.number,
-        asked=asked,
-    )
+    picture = picture_job(options, arguments, seed)
+    file = folder / f"{row.number:04d}_{file_name_part(picture.prompt)}_picture{IMAGE_SUFFIX}"  # beside the video of the row
+    return replace(picture, name=row.name, number=row.number, file=file)
 
 
 def _known(picture: PictureJob, files: dict[str, Any], video_key: str) -> PictureJob:

@@ -19,7 +19,7 @@ from ..run.files import ModelFiles
 from ..sampling.solvers import MAX_SEED
 from ..text.prompt import decorate
 from . import prompts, score
-from .clips import Clip, Job, Sampling, check, in_place, make, quantised, round_trip
+from .clips import Clip, Job, check, in_place, make, quantised, round_trip
 from .degrade import DEGREES, degraded
 from .prompts import HELD_OUT, SEEN, Case
 from .score import Line
@@ -27,10 +27,10 @@ from .verdict import Verdict, judge
 from .world import FPS
 
 NUM_NEGATIVE, NUM_EVERY_PASS = 32, 8  # clips of these two probes, at most
-_TEXT = {SEEN: "text to video, seen", HELD_OUT: "text to video, held out"}
+_SEEN, _HELD_OUT = "text to video, seen", "text to video, held out"
 _REDIRECTED = "image to video, redirected"
-_CLOSING = {"last": "last frame", "loop": "first and last frame"}
-_ENDS = {"last": "last", "loop": "both"}
+# Parts whose clips end in a given picture, or begin and end in two: title, and which pictures are given.
+_CLOSING = {"last": ("last frame", "last"), "loop": ("first and last frame", "both")}
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,25 @@ class Asked:
         """The cases of every part that is asked for, by the part's title."""
         found: dict[str, list[Case]] = {}
         if "t2v" in self.parts:
-            found[_TEXT[SEEN]] = prompts.text_cases(SEEN, self.count, self.seed)
+            found[_SEEN] = prompts.text_cases(SEEN, self.count, self.seed)
         if "t2v" in self.parts or "guidance" in self.parts:
-            found[_TEXT[HELD_OUT]] = prompts.text_cases(HELD_OUT, self.count, self.seed)
+            found[_HELD_OUT] = prompts.text_cases(HELD_OUT, self.count, self.seed)
         if "i2v" in self.parts:
             found[_REDIRECTED] = prompts.redirected_cases(self.count, self.seed)
-        for part, title in _CLOSING.items():
+        for part, (title, ends) in _CLOSING.items():
             if part in self.parts:
-                found[title] = prompts.closing_cases(_ENDS[part], self.count, self.seed)
+                found[title] = prompts.closing_cases(ends, self.count, self.seed)
         return found
 
     def jobs(self) -> list[Job]:
         """Every video that is needed."""
-        jobs = [Job(case) for cases in self.cases().values() for case in cases]
-        return jobs + (self._probes() if "guidance" in self.parts else [])
-
-    def _probes(self) -> list[Job]:
-        held_out = prompts.text_cases(HELD_OUT, self.count, self.seed)
-        jobs = [Job(case, text_guidance=1.0) for case in held_out]
-        jobs += [job for case in held_out[:NUM_NEGATIVE] for job in negative_jobs(case)]
-        return jobs + [job for pair in self.every_pass_pairs() for job in pair]
+        cases = self.cases()
+        jobs = [Job(case) for some in cases.values() for case in some]
+        if "guidance" in self.parts:
+            jobs += [Job(case, text_guidance=1.0) for case in cases[_HELD_OUT]]
+            jobs += [job for case in cases[_HELD_OUT][:NUM_NEGATIVE] for job in negative_jobs(case)]
+            jobs += [job for pair in self.every_pass_pairs() for job in pair]
+        return jobs
 
     def every_pass_pairs(self) -> list[tuple[Job, Job]]:
         """(as always, with every guidance pass), of text to video and of image to video."""
@@ -97,7 +96,7 @@ def run(options: EvaluateOptions) -> int:
     jobs = asked.jobs()
     for pipe, (_, variant) in zip(pipes, variants, strict=True):
         if jobs:
-            check(pipe, _sampling(variant), jobs[0])
+            check(pipe, variant, jobs[0])
     if out is not None:
         check_writable(out.parent, out.name)
     runs = [_judge(pipe, variant, asked, label) for pipe, (label, variant) in zip(pipes, variants, strict=True)]
@@ -117,29 +116,22 @@ def negative_jobs(case: Case) -> tuple[Job, Job]:
     return Job(case, is_unprompted=True), Job(case, is_unprompted=True, negative_prompt=decorate(case.prompt, FPS, case.motion_score))
 
 
-def text_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
-    lines: list[Line] = []
-    for name, required in ((SEEN, {}), (HELD_OUT, score.TEXT_TO_VIDEO)):
-        cases = prompts.text_cases(name, asked.count, asked.seed)
-        lines += score.verdict_lines(_TEXT[name], [made[Job(case)].verdict for case in cases], required)
-    return lines
-
-
-def redirected_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
-    clips = [made[Job(case)] for case in prompts.redirected_cases(asked.count, asked.seed)]
-    lines = score.redirected_lines(_REDIRECTED, [clip.verdict for clip in clips])
+def part_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list[Line]:
+    """The figures of the clips of one part, which `title` names."""
+    verdicts = [clip.verdict for clip in clips]
+    if title in (_SEEN, _HELD_OUT):
+        return score.verdict_lines(title, verdicts, score.TEXT_TO_VIDEO if title == _HELD_OUT else {})
+    if title != _REDIRECTED:
+        return closing_lines(title, clips, pipe)
     # The given latent is put back after sampling, so this figure is the VAE's; it shows that the picture was used.
     found = [score.psnr(clip.frames[0], _picture(clip.job.case, 0)) for clip in clips]
-    return [*lines, Line(_REDIRECTED, "first frame to its picture", score.mean(found), "dB")]
+    return [*score.redirected_lines(title, verdicts), Line(title, "first frame to its picture", score.mean(found), "dB")]
 
 
-def closing_lines(part: str, asked: Asked, made: dict[Job, Clip], pipe: OpenSoraPipeline) -> list[Line]:
+def closing_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list[Line]:
     """Clips that end in a given picture, or begin and end in two."""
-    title, ends = _CLOSING[part], _ENDS[part]
-    clips = [made[Job(case)] for case in prompts.closing_cases(ends, asked.count, asked.seed)]
-    verdicts = [clip.verdict for clip in clips]
-    lines = [score.share_line(title, name, [verdict.right[name] for verdict in verdicts]) for name in ("direction", "colour", "shape")]
-    lines.append(score.share_line(title, "steady", [verdict.reading.is_steady for verdict in verdicts]))
+    verdicts, ends = [clip.verdict for clip in clips], clips[0].job.case.picture_ends
+    lines = score.shares(title, verdicts, ("direction", "colour", "shape", "steady"))
     perfect = [in_place(pipe, clip.job.case.picture_scene.render(), ends) for clip in each(f"VAE, {title}", clips)]
     for frame, index in (("first", 0), ("last", -1)) if ends == "both" else (("last", -1),):
         pictures = [_picture(clip.job.case, index) for clip in clips]
@@ -211,18 +203,13 @@ def compare(runs: list[Run], asked: Asked) -> list[Line]:
 
 
 def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Asked, label: str) -> Run:
-    begun, sampling = time.perf_counter(), _sampling(options)
-    jobs = asked.jobs()
-    say(f"videos: {len(set(jobs))}, steps of each: {sampling.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
-    made = make(pipe, sampling, jobs, label or "evaluate") if jobs else {}
+    begun, jobs = time.perf_counter(), asked.jobs()
+    say(f"videos: {len(set(jobs))}, steps of each: {options.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
+    made = make(pipe, options, jobs, label or "evaluate") if jobs else {}
     lines: list[Line] = vision_lines(asked) if "vision" in asked.parts else []
-    if "t2v" in asked.parts:
-        lines += text_lines(asked, made)
-    if "i2v" in asked.parts:
-        lines += redirected_lines(asked, made)
-    for part in _CLOSING:
-        if part in asked.parts:
-            lines += closing_lines(part, asked, made, pipe)
+    for title, cases in asked.cases().items():
+        if title != _HELD_OUT or "t2v" in asked.parts:  # guidance needs these clips too
+            lines += part_lines(title, [made[Job(case)] for case in cases], pipe)
     if "vae" in asked.parts:
         lines += vae_lines(asked, pipe)
     if "guidance" in asked.parts:
@@ -251,7 +238,7 @@ def _conclusions(run: Run) -> list[str]:
             f"They are meant for {score.REQUIRED_PROMPTS} prompts or more, {score.REQUIRED_STEPS} steps and guidance 7.5 and 3; "
             f"these are {settings['num_prompts']}, {settings['num_steps']}, {settings['guidance']:g} and {settings['guidance_img']:g}."
         )
-    held_out = [line for line in run.lines if line.part == _TEXT[HELD_OUT] and line.what == "all four"]
+    held_out = [line for line in run.lines if line.part == _HELD_OUT and line.what == "all four"]
     if held_out and held_out[0].value.interval[0] <= score.CHANCE["all four"]:
         sentences.append("Prompts come out right no more often than by chance: this model does not know the world of moving shapes.")
     return ["\n".join(sentences)]
@@ -303,10 +290,6 @@ def _asked(options: EvaluateOptions) -> Asked:
     if not 0 <= options.seed <= MAX_SEED - options.num_prompts + 1:
         raise OpenSoraError(f"--seed {options.seed} is out of range; use 0 to {MAX_SEED - options.num_prompts + 1}.")
     return Asked(tuple(part for part in EVALUATION_PARTS if part in parts), options.num_prompts, options.seed)
-
-
-def _sampling(options: EvaluateOptions) -> Sampling:
-    return Sampling(options.num_steps, options.guidance, options.guidance_img)
 
 
 def _words(others: dict) -> str:

@@ -4,6 +4,7 @@ What must hold is said once, here, as the lines' requirements; a figure that has
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -91,15 +92,20 @@ def share_line(part: str, what: str, hits, at_least: float | None = None) -> Lin
     return Line(part, what, share, chance=CHANCE.get(what), must=f"at least {at_least:.0%}", is_reached=share.value >= at_least)
 
 
+def shares(part: str, verdicts: list[Verdict], names: Sequence[str], required: dict[str, float] | None = None) -> list[Line]:
+    """A line for each name: an attribute, "all four" or "steady". required: least shares by name."""
+    hits = {name: [verdict.right[name] for verdict in verdicts] for name in ATTRIBUTES}
+    hits |= {"all four": [verdict.is_right for verdict in verdicts], "steady": [verdict.reading.is_steady for verdict in verdicts]}
+    return [share_line(part, name, hits[name], (required or {}).get(name)) for name in names]
+
+
 def verdict_lines(part: str, verdicts: list[Verdict], required: dict[str, float]) -> list[Line]:
     """The four attributes, all together, steadiness and speed.
 
     Args:
         required: least shares by name; the speeds' correlation is required where "all four" is.
     """
-    lines = [share_line(part, name, [verdict.right[name] for verdict in verdicts], required.get(name)) for name in ATTRIBUTES]
-    lines.append(share_line(part, "all four", [verdict.is_right for verdict in verdicts], required.get("all four")))
-    lines.append(share_line(part, "steady", [verdict.reading.is_steady for verdict in verdicts], required.get("steady")))
+    lines = shares(part, verdicts, (*ATTRIBUTES, "all four", "steady"), required)
     asked = [verdict.motion_score for verdict in verdicts]
     found = correlation(asked, [verdict.reading.motion_score for verdict in verdicts])
     reached = None if "all four" not in required else found is not None and found >= SPEED_CORRELATION
@@ -115,10 +121,9 @@ def redirected_lines(part: str, verdicts: list[Verdict]) -> list[Line]:
     """A first picture and a prompt that sends its object elsewhere."""
     keeps = [verdict.right["colour"] and verdict.right["shape"] for verdict in verdicts]
     return [
-        share_line(part, "direction", [verdict.right["direction"] for verdict in verdicts], REDIRECTED["direction"]),
+        *shares(part, verdicts, ("direction",), REDIRECTED),
         share_line(part, "keeps colour and shape", keeps, REDIRECTED["keeps colour and shape"]),
-        share_line(part, "background", [verdict.right["background"] for verdict in verdicts]),
-        share_line(part, "steady", [verdict.reading.is_steady for verdict in verdicts]),
+        *shares(part, verdicts, ("background", "steady")),
     ]
 
 
@@ -149,8 +154,7 @@ def vae_lines(part: str, psnrs: list[float], verdicts: list[Verdict]) -> list[Li
         Line(part, "PSNR, mean", found, "dB", must=f"at least {VAE_PSNR:g}", is_reached=found >= VAE_PSNR),
         Line(part, "PSNR, worst clip", min(psnrs), "dB"),
         share_line(part, "shape readable", readable, VAE_READABLE),
-        share_line(part, "all four", [verdict.is_right for verdict in verdicts]),
-        share_line(part, "steady", [verdict.reading.is_steady for verdict in verdicts]),
+        *shares(part, verdicts, ("all four", "steady")),
     ]
 
 

@@ -459,4 +459,4 @@ class TestCommand:
 
 
 def test_what_people_import_is_there():
-    assert verdict.ATTRIBUTES == ATTRIBUTES and Job(prompts.text_cases(prompts.SEEN, 1, 0)[0]).options.motion_score in world.MOTION_SCORES
+    assert verdict.ATTRIBUTES == ATTRIBUTES and Job(prompts.text_cases(prompts.SEEN, 1, 0)[0]).text[2].motion_score in world.MOTION_SCORES
