@@ -23,7 +23,7 @@ from .memory.plan import make_plan
 from .ops import sliced_attention
 from .run.clip import make_clip
 from .run.decode import decode_latents
-from .run.files import ModelFiles, check_lora, check_shared_encoders
+from .run.files import ModelFiles, check_encoders, check_lora
 from .run.longer import checked_latents, going_on, make_longer
 from .run.needs import Needs, weight_capacity
 from .run.parts import Networks
@@ -96,23 +96,16 @@ class OpenSoraPipeline:
         """The VAE: how it decodes, and clips in and out of it."""
         return self._networks.video_vae
 
-    @property
-    def keep_loaded(self) -> bool:
-        """Whether networks stay in memory when no pipeline uses them."""
-        return self._networks.keep_loaded
-
-    @keep_loaded.setter
-    def keep_loaded(self, keep: bool) -> None:
-        self._networks.keep_loaded = keep
-
-    @property
-    def keep_encoded(self) -> bool:
-        """Whether encoded prompts stay in memory."""
-        return self._networks.keep_encoded
-
-    @keep_encoded.setter
-    def keep_encoded(self, keep: bool) -> None:
-        self._networks.keep_encoded = keep
+    keep_loaded = property(
+        lambda self: self._networks.keep_loaded,
+        lambda self, keep: setattr(self._networks, "keep_loaded", keep),
+        doc="Whether networks stay in memory when no pipeline uses them.",
+    )
+    keep_encoded = property(
+        lambda self: self._networks.keep_encoded,
+        lambda self, keep: setattr(self._networks, "keep_encoded", keep),
+        doc="Whether encoded prompts stay in memory.",
+    )
 
     @property
     def device(self) -> torch.device:
@@ -210,7 +203,8 @@ class OpenSoraPipeline:
             OpenSoraError: a file that is something else, or reads other encoders.
         """
         flux = FluxPainter(dit, vae, self._networks.placement, self._networks.quantised)
-        check_shared_encoders(self.files, flux.dit.name, flux.config.context_in_dim, flux.config.vec_in_dim)
+        of_both = "; picture and video are made of one prompt, read by the same encoders."
+        check_encoders(self.files, flux.dit.name, (flux.config.context_in_dim, flux.config.vec_in_dim), of_both)
         self._flux = flux
         return self
 
@@ -243,9 +237,8 @@ class OpenSoraPipeline:
         """
         self._painter()
         self.check_files()
-        shown = prompt if picture_prompt is None else picture_prompt
-        asked = [(shown, "", None), (prompt, negative_prompt, options or SamplingOptions())]
-        of_picture, of_video = self.encode_prompts(asked, progress)
+        shown = (prompt if picture_prompt is None else picture_prompt, "", None)
+        of_picture, of_video = self.encode_prompts([shown, (prompt, negative_prompt, options or SamplingOptions())], progress)
         return self.paint([(of_picture, request, seed) for seed in seeds], progress), of_video
 
     @torch.inference_mode()

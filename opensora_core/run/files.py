@@ -10,7 +10,7 @@ from ..checkpoint.lora import fitting_layers
 from ..encoders.tokens import CLIP, T5, find_tokenizer
 from ..encoders.weights import read_headers
 from ..errors import CheckpointError, OpenSoraError
-from ..families.table import codecs_of, family_of
+from ..families.table import codecs_of
 from ..family import Family
 from ..geometry import Grid
 from ..memory.loaded import FileIdentity, identity
@@ -128,7 +128,7 @@ def family_of_file(dit: Path) -> Family:
 
 @lru_cache(maxsize=32)
 def _family_of_file(dit: FileIdentity) -> Family:
-    return family_of(_require("transformer", Path(dit.path)).config)
+    return _require("transformer", Path(dit.path)).family
 
 
 def check_files(files: ModelFiles) -> None:
@@ -150,17 +150,25 @@ def check_files(files: ModelFiles) -> None:
             f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
             "give the VAE the transformer was trained with."
         )
-    for kind, slot, path, wanted in (
-        ("T5", "t5", files.t5, transformer.context_in_dim),
-        ("CLIP", "clip", files.clip, transformer.vec_in_dim),
-    ):
-        width = _text_width(slot, path)
-        if width not in (None, wanted):
-            raise CheckpointError(
-                f"The {kind} encoder {path.name} gives {width} features and {files.dit.name} reads {wanted}: they are not of one model."
-            )
+    check_encoders(files, files.dit.name, (transformer.context_in_dim, transformer.vec_in_dim), ": they are not of one model.")
     find_tokenizer(T5, files.t5, files.tokenizers)
     find_tokenizer(CLIP, files.clip, files.tokenizers)
+
+
+def check_encoders(files: ModelFiles, reader: str, widths: tuple[int, int], end: str) -> None:
+    """Compare the text encoders with what reads them; no weight is read.
+
+    Args:
+        reader: the name of the file that reads them. widths: features of T5 and CLIP that it reads.
+        end: of the sentence where they differ.
+
+    Raises:
+        CheckpointError: they give other widths.
+    """
+    for kind, slot, path, wanted in (("T5", "t5", files.t5, widths[0]), ("CLIP", "clip", files.clip, widths[1])):
+        width = _text_width(slot, path)
+        if width not in (None, wanted):
+            raise CheckpointError(f"The {kind} encoder {path.name} gives {width} features and {reader} reads {wanted}{end}")
 
 
 def check_lora(files: ModelFiles, path: str | Path) -> None:
@@ -174,24 +182,6 @@ def check_lora(files: ModelFiles, path: str | Path) -> None:
         raise CheckpointError(f"The LoRA {path} does not exist.")
     identity = _require("transformer", files.dit)
     fitting_layers(identity.row.build(identity.config, device="meta"), path)
-
-
-def check_shared_encoders(files: ModelFiles, name: str, context_in_dim: int, vec_in_dim: int) -> None:
-    """Compare a picture model's text widths with the encoders that it shares with the video model; no weight is read.
-
-    Args:
-        name: of the picture model's file.
-
-    Raises:
-        CheckpointError: it reads other encoders than these.
-    """
-    for kind, slot, path, wanted in (("T5", "t5", files.t5, context_in_dim), ("CLIP", "clip", files.clip, vec_in_dim)):
-        width = _text_width(slot, path)
-        if width not in (None, wanted):
-            raise CheckpointError(
-                f"The {kind} encoder {path.name} gives {width} features and {name} reads {wanted}; picture and video are made of one prompt, "
-                "read by the same encoders."
-            )
 
 
 def _text_width(slot: str, path: Path) -> int | None:

@@ -221,7 +221,7 @@ class TestPrompts:
     def test_a_negative_prompt_is_the_cases_own_and_nothing_is_asked_for(self):
         for case in prompts.text_cases(prompts.HELD_OUT, 5, 0):
             free, avoiding = evaluate_module.negative_jobs(case)
-            assert free.prompt == avoiding.prompt == free.negative_prompt == "" and free.case is avoiding.case
+            assert free.text[0] == avoiding.text[0] == free.negative_prompt == "" and free.case is avoiding.case
             assert avoiding.negative_prompt == f"{case.prompt}. 24 FPS. {case.motion_score} motion score."
 
 
