@@ -111,14 +111,11 @@ class Jobs:
 
     def _encode(self, jobs: list[Job], pictures: list[PictureJob]) -> None:
         """Encode what is not encoded yet; what is not needed any more is forgotten."""
-        names: dict[Text, str] = {}  # whose each text is
-        for text, name in [
-            *((text, job.name) for job in jobs for text in job.texts),
-            *((picture.text, f"{picture.name}, picture") for picture in pictures),
-        ]:
-            names.setdefault(text, name)
+        whose = [(text, job.name) for job in jobs for text in job.texts]
+        whose += [(picture.text, f"{picture.name}, picture") for picture in pictures]
+        names = dict(reversed(whose))  # of the first that needs it
         self._encoded = {text: encoded for text, encoded in self._encoded.items() if text in names}
-        new = [text for text in names if text not in self._encoded]
+        new = list(dict.fromkeys(text for text, _ in whose if text not in self._encoded))
         if not new:
             return
         with self._screen.stages(f"{len(new)} prompt{'s' * (len(new) > 1)}") as stages:
