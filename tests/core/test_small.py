@@ -45,7 +45,7 @@ def test_the_pipeline_makes_the_clip_it_was_trained_on(small):
     result = pipe("A Red circle moving left on a blue background", num_inference_steps=2, seed=1)
     assert len(result.frames[0]) == 17 and result.frames[0][0].shape == (64, 64, 3)
     assert result.notes == []
-    assert result.prompt.condition.context.shape == (1, 32, 64)
+    assert result.prompt.condition.positive["context"].shape == (1, 32, 64)
     again = pipe("a red circle moving left on a blue background", num_inference_steps=2, seed=1)
     assert torch.equal(again.latents, result.latents), "capitals change nothing"
     other = pipe("a green circle moving left on a blue background", num_inference_steps=2, seed=1)
