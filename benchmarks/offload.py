@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 
 from opensora_core.checkpoint.files import read_header
-from opensora_core.checkpoint.quantised import PRECISIONS, QuantisedOperations, precision_format
+from opensora_core.checkpoint.quantised import QuantisedOperations, precision_format
+from opensora_core.choices import BUDGET, MINIMAL, QUANTISED, RESIDENT
 from opensora_core.families.table import DEFAULT, manifest
 from opensora_core.memory.count import AllocationCounter
-from opensora_core.memory.plan import BUDGET, GIB, MINIMAL, RESIDENT, at_least, least_bytes, make_plan
+from opensora_core.memory.plan import GIB, at_least, least_bytes, make_plan
 from opensora_core.memory.stream import BlockStream, module_bytes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.layout import module_name
@@ -193,7 +194,7 @@ def main():
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--depth-single", type=int, default=4)
     parser.add_argument("--latent", type=int, nargs=3, default=(5, 24, 42), metavar=("T", "H", "W"))
-    parser.add_argument("--precision", nargs="+", choices=(*PLAIN, *PRECISIONS), default=["fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"])
+    parser.add_argument("--precision", nargs="+", choices=(*PLAIN, *QUANTISED), default=["fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"])
     parser.add_argument("--budget-gib", type=float, help="one budget (default: three between the least and everything; 8 with --released)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--released", action="store_true", help="the released layout from a file of which one block is real")

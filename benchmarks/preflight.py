@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from opensora_core.checkpoint.quantised import PRECISIONS as QUANTISED, QuantisedOperations, precision_format
+from opensora_core.checkpoint.quantised import QuantisedOperations, precision_format
+from opensora_core.choices import QUANTISED
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
 from opensora_core.codecs.hunyuan.model import CausalVAE

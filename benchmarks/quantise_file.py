@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from opensora_core.checkpoint.load import load_transformer
-from opensora_core.checkpoint.quantize import FORMATS, quantize
+from opensora_core.checkpoint.quantize import quantize
+from opensora_core.choices import FILE_FORMATS
 from opensora_core.families.table import manifest
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
 
@@ -85,7 +86,7 @@ def run(format: str, folder: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--format", choices=tuple(FORMATS), default="int8")
+    parser.add_argument("--format", choices=FILE_FORMATS, default="int8")
     parser.add_argument("--folder", help="where there is room (default: the system's temporary folder)")
     parser.add_argument("--out")
     args = parser.parse_args()

@@ -3,14 +3,11 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
+from ..opensora_core.choices import BACKWARDS, DIRECTIONS, FITS, FORWARDS
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.geometry import Tiling
 from ..opensora_core.sampling.given import (
-    BACKWARDS,
     CONTEXTS,
-    DIRECTIONS,
-    FITS,
-    FORWARDS,
     check_room,
     clip_cond_type,
     fit_clip,

@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
+from ..opensora_core.choices import POSTERIORS
 from ..opensora_core.codecs.tiling import check_tiling
 from ..opensora_core.errors import OpenSoraError, check_choice
 from ..opensora_core.geometry import Tiling
-from ..opensora_core.run.request import POSTERIORS, SamplingOptions
+from ..opensora_core.run.request import SamplingOptions
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
 
 FOLDER = "vae"

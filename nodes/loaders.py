@@ -3,8 +3,9 @@
 import folder_paths
 from comfy_api.latest import io
 
-from .host import keep, lora, model, notice, paths, shared
-from .host.offload import AUTO, MODES, apply_offload
+from ..opensora_core.choices import AUTO, DEFAULT_BUDGET_GIB, OFFLOADS, PRECISIONS
+from .host import keep, lora, notice, paths, shared
+from .host.offload import apply_offload
 
 MODELS, LORAS = "diffusion_models", "loras"
 
@@ -26,14 +27,14 @@ class OpenSoraModelLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(model.PRECISIONS),
-                    default="auto",
+                    options=list(PRECISIONS),
+                    default=AUTO,
                     tooltip="How the weights are held. auto = as stored in the file (bf16: 24 GB); fp8_e4m3fn or int8 = 15 GB, slightly less exact; "
                     "fp32 = 48 GB; nf4 = 11.4 GB, less exact, without LoRA, experimental.",
                 ),
                 io.Combo.Input(
                     "offload",
-                    options=list(MODES),
+                    options=list(OFFLOADS),
                     default=AUTO,
                     optional=True,
                     tooltip="Where weights are while a video is made. auto = ComfyUI decides (best for most). resident = all in GPU memory, refused if "
@@ -41,7 +42,7 @@ class OpenSoraModelLoader(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "budget_gib",
-                    default=8.0,
+                    default=DEFAULT_BUDGET_GIB,
                     min=0.1,
                     max=1024.0,
                     step=0.5,
@@ -59,11 +60,11 @@ class OpenSoraModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, precision, offload="auto", budget_gib=8.0):
+    def fingerprint_inputs(cls, model_name, precision, offload=AUTO, budget_gib=DEFAULT_BUDGET_GIB):
         return [*paths.stamp(MODELS, model_name), precision, offload, budget_gib]
 
     @classmethod
-    def execute(cls, model_name, precision="auto", offload="auto", budget_gib=8.0) -> io.NodeOutput:
+    def execute(cls, model_name, precision=AUTO, offload=AUTO, budget_gib=DEFAULT_BUDGET_GIB) -> io.NodeOutput:
         loaded = shared.shared_model(paths.model_file(MODELS, model_name), precision)
         loaded, line = apply_offload(loaded, offload, budget_gib)
         keep.watch(loaded)

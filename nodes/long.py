@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..opensora_core.choices import AUTO
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.memory.decode import POLICIES
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
@@ -78,7 +78,7 @@ class OpenSoraContinueVideo(io.ComfyNode):
         num_frames=0,
         context_frames=0,
         filename_prefix="latents/open-sora-long",
-        policy=POLICIES[0],
+        policy=AUTO,
         text_oscillation=Guidance.text_oscillation,
         image_oscillation=Guidance.image_oscillation,
         shift=SamplingOptions.shift,

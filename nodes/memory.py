@@ -3,11 +3,10 @@
 from comfy_api.latest import io, ui
 
 from ..opensora_core import geometry
-from ..opensora_core.checkpoint.quantize import FORMATS
-from ..opensora_core.memory.decode import POLICIES
+from ..opensora_core.choices import AUTO, DEFAULT_BUDGET_GIB, FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
-from .host.model import PRECISIONS, require_open_sora
+from .host.model import require_open_sora
 
 MODELS = "diffusion_models"
 
@@ -31,14 +30,14 @@ class OpenSoraOffload(io.ComfyNode):
                 io.Model.Input("model", tooltip="The Open-Sora model, from any loader, with or without LoRA; it is copied, never changed."),
                 io.Combo.Input(
                     "mode",
-                    options=list(offload.MODES),
-                    default=offload.AUTO,
+                    options=list(OFFLOADS),
+                    default=AUTO,
                     tooltip="auto = ComfyUI decides (best for most). resident = all weights in GPU memory, refused if they do not fit. "
                     "budget = at most budget_gib of them. minimal = as few as can be, slowest.",
                 ),
                 io.Float.Input(
                     "budget_gib",
-                    default=8.0,
+                    default=DEFAULT_BUDGET_GIB,
                     min=0.1,
                     max=1024.0,
                     step=0.5,
@@ -75,8 +74,8 @@ class OpenSoraQuantize(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format",
-                    options=list(FORMATS),
-                    default="fp8_e4m3fn",
+                    options=list(FILE_FORMATS),
+                    default=FILE_FORMATS[0],
                     tooltip="fp8_e4m3fn = one scale for each layer; int8 = one for each output of a layer, slightly more exact. Both give a file of 15 GB.",
                 ),
                 io.String.Input(
@@ -170,13 +169,13 @@ class OpenSoraPreflight(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
-                    default="auto",
+                    default=AUTO,
                     tooltip="The precision it is to be loaded in. auto = as stored, or whatever fits if that does not.",
                 ),
                 io.Combo.Input(
                     "offload",
-                    options=list(offload.MODES),
-                    default=offload.AUTO,
+                    options=list(OFFLOADS),
+                    default=AUTO,
                     tooltip="The offload mode it is to run in; budget means 8 GiB here. auto = as much in GPU memory as fits.",
                 ),
             ],
@@ -185,9 +184,7 @@ class OpenSoraPreflight(io.ComfyNode):
                     display_name="report", tooltip="What is needed in each stage and what that is made of; the node shows it too."
                 ),
                 io.Combo.Output(display_name="precision", options=list(PRECISIONS), tooltip="For Open-Sora Load Model."),
-                io.Combo.Output(
-                    display_name="offload", options=list(offload.MODES), tooltip="For Open-Sora Load Model or Open-Sora Offload."
-                ),
+                io.Combo.Output(display_name="offload", options=list(OFFLOADS), tooltip="For Open-Sora Load Model or Open-Sora Offload."),
                 io.Combo.Output(display_name="policy", options=list(POLICIES), tooltip="For Open-Sora Tiled VAE Decode."),
             ],
             hidden=[io.Hidden.unique_id],

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..opensora_core.choices import AUTO
 from ..opensora_core.text.prompt import decorate
 from .host import inputs, keep, notice, paths, prompts, shared, text
 
@@ -32,14 +33,14 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=list(text.PRECISIONS),
-                    default="auto",
+                    default=AUTO,
                     tooltip="How the weights are held. auto = as stored in the files; bf16 = 9.5 GB for T5; fp8_e4m3fn or int8 = 4.8 GB, slightly less exact; "
                     "nf4 = 2.9 GB, less exact, experimental.",
                 ),
                 io.Combo.Input(
                     "device",
                     options=list(text.DEVICES),
-                    default="auto",
+                    default=AUTO,
                     advanced=True,
                     tooltip="Where prompts are encoded. auto = where ComfyUI would; cpu = keep the GPU's memory free (slow).",
                 ),
@@ -52,7 +53,7 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
         return [*paths.stamp(FOLDER, t5_name, paths.T5), *paths.stamp(FOLDER, clip_l_name, paths.CLIP), precision, device]
 
     @classmethod
-    def execute(cls, t5_name, clip_l_name, precision, device="auto") -> io.NodeOutput:
+    def execute(cls, t5_name, clip_l_name, precision, device=AUTO) -> io.NodeOutput:
         files = [paths.model_file(FOLDER, name, part) for name, part in ((t5_name, paths.T5), (clip_l_name, paths.CLIP))]
         clip = shared.shared_text_encoders(*files, precision, device)
         prompts.note_source(clip)

@@ -13,10 +13,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from .choices import AUTO, BUDGET, EVERYTHING, FORWARDS, MINIMAL, OFFLOADS
 from .errors import OpenSoraError, check_choice
 from .geometry import CAUSAL
 from .media.pictures import LATENT_RANK, read_references
-from .memory.component import AUTO, BUDGET, EVERYTHING, MINIMAL, OFFLOADS, Placement, resolve_device, resolve_precision
+from .memory.component import Placement, resolve_device, resolve_precision
 from .memory.decode import VideoVAE
 from .memory.footprint import sizes_of_files
 from .memory.plan import make_plan
@@ -32,7 +33,7 @@ from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, fini
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
 from .run.segments import continuation, segment_prompts
 from .run.text import encode_prompt, encode_prompts
-from .sampling.given import CONTEXTS, FORWARDS
+from .sampling.given import CONTEXTS
 
 
 class OpenSoraPipeline:
@@ -53,7 +54,7 @@ class OpenSoraPipeline:
         OpenSoraError: a part is not there, or the settings contradict each other.
     """
 
-    def __init__(self, files: ModelFiles, torch_dtype: torch.dtype | None = None, precision: str = "auto"):
+    def __init__(self, files: ModelFiles, torch_dtype: torch.dtype | None = None, precision: str = AUTO):
         self.files = files.check_exist()
         torch_dtype, quantised = resolve_precision(torch_dtype, precision)
         self._networks = Networks(self.files, Placement(torch.device("cpu"), torch_dtype), quantised)
@@ -65,7 +66,7 @@ class OpenSoraPipeline:
         folder: str | Path = "small",
         *,
         torch_dtype: torch.dtype | None = None,
-        precision: str = "auto",
+        precision: str = AUTO,
         tokenizers: str | Path | None = None,
     ) -> "OpenSoraPipeline":
         """A pipeline over a folder in the layout of hpcai-tech/Open-Sora-v2, or over "small", the built-in model.
@@ -84,7 +85,7 @@ class OpenSoraPipeline:
         clip: str | Path,
         tokenizers: str | Path | None = None,
         torch_dtype: torch.dtype | None = None,
-        precision: str = "auto",
+        precision: str = AUTO,
     ) -> "OpenSoraPipeline":
         """A pipeline over single files (or hub folders, for the text encoders)."""
         parts = {"dit": dit, "vae": vae, "t5": t5, "clip": clip, "tokenizers": tokenizers}
@@ -155,7 +156,7 @@ class OpenSoraPipeline:
         if budget_gib is not None and mode != BUDGET:
             raise OpenSoraError(f"A budget goes with the offload mode budget; {mode} takes none.")
         if device is None:
-            device = "auto" if self._networks.placement.device.type == "cpu" else self._networks.placement.device
+            device = AUTO if self._networks.placement.device.type == "cpu" else self._networks.placement.device
         target = Placement(resolve_device(device), self._networks.placement.torch_dtype, mode, budget_gib)
         if mode != AUTO:
             make_plan(Needs(self.files, target, self._networks.quantised).transformer_weights(), mode, budget_gib, weight_capacity(target))

@@ -7,6 +7,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ...opensora_core.choices import EXACT
 from ...opensora_core.codecs.codec import CodecConfig, Encoded
 from ...opensora_core.codecs.tiling import check_tiling, largest_tile, tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
@@ -151,7 +152,7 @@ def _ram_for_parking(vae) -> int:
 
 def _too_large(config: CodecConfig, shape: tuple[int, ...], needed: int, policy: str) -> str:
     frames, (height, width) = config.grid.pixel_frames(shape[2]), (side * config.grid.space for side in shape[3:])
-    advice = "use policy auto or low_memory" if policy == "exact" else "use a smaller tile_size or temporal_tile, or close other programs"
+    advice = "use policy auto or low_memory" if policy == EXACT else "use a smaller tile_size or temporal_tile, or close other programs"
     return (
         f"Decoding {frames} frames of {height}x{width} (height x width) ran out of memory; "
         f"one tile needs about {needed / 2**30:.1f} GiB beside the weights: {advice}."

@@ -21,6 +21,7 @@ import torch
 from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
+from ...opensora_core.choices import AUTO
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.flux import num_steps, picture_shift, schedule_name
 from ...opensora_core.geometry import CAUSAL, SPACE_COMPRESSION
@@ -202,7 +203,7 @@ def video_graph(dynprompt, node_id: str, picture: dict, video: VideoSettings) ->
     frames = graph.node(
         "OpenSoraTiledVAEDecode",
         id="frames",
-        **{"vae": wires["vae"], "latent": finished.out(0), "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto"},
+        **{"vae": wires["vae"], "latent": finished.out(0), "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": AUTO},
     )
     return (frames.out(0), drawn.out(0), finished.out(0)), graph.finalize()
 

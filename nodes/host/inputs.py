@@ -6,10 +6,9 @@ A node's ids, names, defaults and order are frozen once they have landed: what i
 from comfy_api.latest import io
 
 from ...opensora_core import geometry
+from ...opensora_core.choices import DTYPES, FITS, NOISE_DEVICES, POLICIES
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.memory.decode import POLICIES
-from ...opensora_core.run.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
-from ...opensora_core.sampling.given import FITS
+from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling.guidance import Guidance
 from ...opensora_core.sampling.solvers import MAX_SEED
 from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
@@ -96,7 +95,7 @@ def exactness(of: str = "clip") -> list:
         ),
         io.Combo.Input(
             "latent_dtype",
-            options=list(LATENT_DTYPES),
+            options=list(DTYPES),
             default=SamplingOptions.latent_dtype,
             advanced=True,
             tooltip=f"How the {of} is kept between steps. fp32 = exact; bf16 = rounded, as the reference does.",

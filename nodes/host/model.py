@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from ...opensora_core import geometry
-from ...opensora_core.checkpoint import detect
+from ...opensora_core.checkpoint import detect, quantised
 from ...opensora_core.checkpoint.files import Header, quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
-from ...opensora_core.checkpoint.quantised import NF4, Format
+from ...opensora_core.checkpoint.quantised import Format
 from ...opensora_core.checkpoint.quantize import FORMATS
+from ...opensora_core.choices import AUTO, DTYPES, INT8, NF4, PRECISIONS, torch_dtype
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
 from ...opensora_core.networks.mmdit.config import TransformerConfig
 from ...opensora_core.networks.mmdit.model import MMDiT
@@ -37,8 +38,6 @@ from .precision import quantise_state
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "fp32", "bf16", *FORMATS, nf4.NAME)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
 _HOST_PREFIXES = ("", "model.diffusion_model.", "model.")  # what the host's own loader takes off
 
@@ -206,7 +205,7 @@ def require_open_sora(model) -> TransformerConfig:
     raise OpenSoraError(f"This MODEL is {found}, not Open-Sora 2.0; load Open_Sora_v2.safetensors with Open-Sora Load Model.")
 
 
-def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False):
+def load_model(path: str, precision: str = AUTO, disable_dynamic: bool = False):
     """Load an Open-Sora 2.0 transformer file as a MODEL, through the host's own loader.
 
     Args:
@@ -224,8 +223,8 @@ def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False
     if form or identity.prefix not in _HOST_PREFIXES:
         cut = len(identity.prefix)
         state = {key[cut:]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
-    options = {"dtype": _DTYPES[precision]} if precision in _DTYPES else {}
-    is_nf4 = precision == nf4.NAME
+    options = {"dtype": torch_dtype(precision)} if precision in DTYPES else {}
+    is_nf4 = precision == NF4
     if is_nf4:
         options = {"custom_operations": nf4.NF4Operations, "dtype": _working_dtype(state)}
     if form:
@@ -244,8 +243,8 @@ def load_model(path: str, precision: str = "auto", disable_dynamic: bool = False
 
 def _form(precision: str, header: Header) -> Format | None:
     """The format that weights are brought into; None for what is stored in 8 bits, which is not rounded again, and for plain numbers."""
-    if precision == nf4.NAME:
-        return NF4()
+    if precision == NF4:
+        return quantised.NF4()
     return FORMATS[precision]() if precision in FORMATS and not _is_float8(header) else None
 
 
@@ -260,11 +259,11 @@ def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
     header = read_header(path)
     identity = detect.require(detect.identify(header.shapes), "transformer", header.name)
     form = quantisation(header)
-    if form and precision != "auto":
+    if form and precision != AUTO:
         raise CheckpointError(
             f"{header.name} is already quantised ({form}); use it with precision auto, or choose the bf16 file for {precision}."
         )
-    if precision in ("int8", nf4.NAME) and _is_float8(header):
+    if precision in (INT8, NF4) and _is_float8(header):
         raise CheckpointError(
             f"{header.name} is stored in float8 already; use it with precision auto, or choose the bf16 file for {precision}."
         )

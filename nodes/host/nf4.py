@@ -18,8 +18,6 @@ from ...opensora_core.checkpoint.quantised import NF4
 from ...opensora_core.errors import OpenSoraError
 from . import selftest
 
-NAME = NF4.name
-
 
 class NF4Operations(selftest.base(comfy.ops, "manual_cast")):
     """The host's layers that cast, of which the linear ones take a weight in nf4 where the tensors hold one."""
@@ -94,4 +92,4 @@ def _unpatchable_class(host_class: type) -> type:
 
 
 def _refusal(what: str) -> OpenSoraError:
-    return OpenSoraError(f"Weights in {NAME} {what}; load the model with precision auto, bf16, fp8_e4m3fn or int8 for that.")
+    return OpenSoraError(f"Weights in nf4 {what}; load the model with precision auto, bf16, fp8_e4m3fn or int8 for that.")

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import comfy.model_management
 
+from ...opensora_core.choices import AUTO, BUDGET, MINIMAL, OFFLOADS, RESIDENT
 from ...opensora_core.errors import OpenSoraError, check_choice
 from ...opensora_core.memory.plan import GIB, at_least, at_most
-
-AUTO, RESIDENT, BUDGET, MINIMAL = MODES = ("auto", "resident", "budget", "minimal")
 
 _ATTACHMENT = "open_sora_offload"
 _ALL = 1e32  # bytes; the host's own word for "as much as there is"
@@ -70,7 +69,7 @@ def apply_offload(model, mode: str, budget_gib: float) -> tuple[object, str]:
     Raises:
         OpenSoraError: an unknown mode, a budget that is no amount or more than the device has, or weights that can never fit.
     """
-    check_choice("offload", mode, MODES)
+    check_choice("offload", mode, OFFLOADS)
     copy = model.clone()
     if mode == AUTO:
         copy.remove_attachments(_ATTACHMENT)

@@ -14,6 +14,7 @@ import comfy.conds
 import comfy.model_management
 from torch import Tensor
 
+from ...opensora_core.choices import RESIDENT
 from ...opensora_core.memory.plan import at_most
 from . import offload, selftest
 
@@ -87,7 +88,7 @@ class Fallback:
     def _advice(self, patcher) -> str:
         if self.is_streaming:
             return "or close other programs that use the device"
-        if offload.offload_of(patcher) == offload.RESIDENT:
+        if offload.offload_of(patcher) == RESIDENT:
             return "or use offload auto instead of resident"
         return "use offload minimal, or a precision with smaller weights (fp8_e4m3fn, int8)"
 
@@ -101,7 +102,7 @@ class Fallback:
         if not self.is_one_by_one and sum(len(cond) for cond in conds if cond is not None) > 1:
             return self._one_by_one
         # Offload resident is a person's word that the weights stay.
-        if not self.is_streaming and offload.offload_of(patcher) != offload.RESIDENT:
+        if not self.is_streaming and offload.offload_of(patcher) != RESIDENT:
             return lambda: self._stream(patcher, beside)
         return None
 

@@ -7,16 +7,16 @@ import comfy.memory_management
 import comfy.model_management
 import torch
 
+from ...opensora_core.choices import AUTO, NF4
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import Grid
-from ...opensora_core.memory.estimate import AUTO, Memory, Request
+from ...opensora_core.memory.estimate import Memory, Request
 from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transformer_weights
 from ...opensora_core.memory.plan import at_least
 from ...opensora_core.memory.preflight import Preflight, memory_of, preflight
 from ...opensora_core.run import files as model_files
-from .nf4 import NAME
 
-_NF4 = f"{NAME} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
+_NF4 = f"{NF4} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _loader_precision(plan: Preflight) -> tuple[str, str]:
     wanted = plan.recommended.settings.precision
     if wanted == plan.model.stored or (plan.recommended is plan.asked and plan.request.settings.precision == AUTO):
         return AUTO, ""  # as stored; a quantised file takes nothing else
-    return wanted, _NF4 if wanted == NAME else ""
+    return wanted, _NF4 if wanted == NF4 else ""
 
 
 def _cannot(plan: Preflight) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...opensora_core.checkpoint.formats import HOST_NAMES
 from ...opensora_core.checkpoint.quantised import Format
 from ...opensora_core.checkpoint.quantize import quantize
+from ...opensora_core.choices import FP8
 from ...opensora_core.family import Family
 
 
@@ -34,7 +35,7 @@ def quantise_layers(state: dict[str, Tensor], layers: list[str], form: Format) -
     for layer in layers:
         comfy.model_management.throw_exception_if_processing_interrupted()
         stored, scale = form.quantise(state[f"{layer}.weight"])
-        result[f"{layer}.weight"] = stored.view(torch.float8_e4m3fn) if form.name == "fp8_e4m3fn" else stored
+        result[f"{layer}.weight"] = stored.view(torch.float8_e4m3fn) if form.name == FP8 else stored
         result[f"{layer}.weight_scale"] = scale
         if name is not None:
             result[f"{layer}.comfy_quant"] = torch.tensor(list(layout), dtype=torch.uint8)

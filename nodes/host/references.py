@@ -7,8 +7,9 @@ from comfy_api.latest import Input, InputImpl
 from torch import Tensor
 
 from ...opensora_core import geometry
+from ...opensora_core.choices import FORWARDS
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.sampling.given import FORWARDS, check_clip_length, nearest_frames
+from ...opensora_core.sampling.given import check_clip_length, nearest_frames
 
 FPS = 24.0  # what the model was trained to show
 _MARGIN_SECONDS = 1.0  # read besides the frames that are wanted: a file's rate is an average

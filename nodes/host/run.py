@@ -14,8 +14,9 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ...opensora_core.choices import DTYPES, NOISE_DEVICES, torch_dtype
 from ...opensora_core.errors import check_choice
-from ...opensora_core.run.request import LATENT_DTYPES, NOISE_DEVICES, SamplingOptions
+from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import run as sampling, schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance, num_forwards
 from ...opensora_core.sampling.process import Flow
@@ -42,7 +43,7 @@ class RunSettings:
 
     def __post_init__(self):
         check_choice("noise_device", self.noise_device, NOISE_DEVICES)
-        check_choice("latent_dtype", self.latent_dtype, LATENT_DTYPES)
+        check_choice("latent_dtype", self.latent_dtype, DTYPES)
 
 
 def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tensor]:
@@ -102,7 +103,7 @@ def run(
     if guider.reference is not None:
         guider.reference.check(shape)
     device = comfy.model_management.get_torch_device() if settings.noise_device == "gpu" else torch.device("cpu")
-    dtype = LATENT_DTYPES[settings.latent_dtype]
+    dtype = torch_dtype(settings.latent_dtype)
     noise = solvers.noise(shape, settings.seed, device, dtype)
     finished = guider.sample(
         noise,

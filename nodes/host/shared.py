@@ -14,6 +14,7 @@ from pathlib import Path
 import comfy.model_management
 from torch import nn
 
+from ...opensora_core.choices import NF4
 from ...opensora_core.errors import OpenSoraError, check_choice
 from ...opensora_core.memory.loaded import SHARED, Description, identity
 from ...opensora_core.memory.plan import at_least
@@ -181,7 +182,7 @@ def _precision(network: nn.Module) -> str:
     for module in network.modules():
         for key, weight in module.named_parameters(recurse=False):
             held = getattr(weight, "_qdata", weight)  # of the host's quantised tensors
-            name = nf4.NAME if key == "weight" and nf4.is_nf4(module) else str(held.dtype).removeprefix("torch.")
+            name = NF4 if key == "weight" and nf4.is_nf4(module) else str(held.dtype).removeprefix("torch.")
             sizes[name] = sizes.get(name, 0) + held.numel() * held.element_size()
     return " and ".join(sorted(sizes, key=lambda name: -sizes[name])) or "no weights"
 

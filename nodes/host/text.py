@@ -17,19 +17,19 @@ import comfy.text_encoders.flux
 import comfy.utils
 import torch
 
-from ...opensora_core.checkpoint import detect, keys
+from ...opensora_core.checkpoint import detect, keys, quantised
 from ...opensora_core.checkpoint.files import read_header
 from ...opensora_core.checkpoint.load import compare
-from ...opensora_core.checkpoint.quantised import NF4
 from ...opensora_core.checkpoint.quantize import FORMATS
+from ...opensora_core.choices import AUTO, BF16, FILE_FORMATS, FP8, NF4
 from ...opensora_core.encoders.tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
 from ...opensora_core.text.prompt import T5_LENGTH, dropped_sentence, fit_tokens
 from . import nf4
 from .precision import quantise_layers
 
-PRECISIONS = ("auto", "bf16", *FORMATS, nf4.NAME)
-DEVICES = ("auto", "cpu")
+PRECISIONS = (AUTO, BF16, *FILE_FORMATS, NF4)
+DEVICES = (AUTO, "cpu")
 
 T5_VOCABULARY, CLIP_VOCABULARY = 32128, 49408  # rows of the released embedding tables
 _T5_TABLE, _CLIP_TABLE = "shared.weight", "text_model.embeddings.token_embedding.weight"
@@ -137,7 +137,7 @@ def check_clip(clip) -> None:
     )
 
 
-def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", device: str = "auto", disable_dynamic: bool = False):
+def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, device: str = AUTO, disable_dynamic: bool = False):
     """Load both encoders as one host CLIP.
 
     Args:
@@ -158,7 +158,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = "auto", 
     options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
     if t5.is_quantised:
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
-    is_nf4 = precision == nf4.NAME
+    is_nf4 = precision == NF4
     if is_nf4:
         options["custom_operations"] = nf4.NF4Operations
     if device == "cpu":
@@ -303,18 +303,18 @@ def _check_whole(file: EncoderFile, manifest: keys.Manifest) -> None:
 
 
 def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None:
-    if precision == "auto":
+    if precision == AUTO:
         return
     if t5.is_quantised:
         raise CheckpointError(f"{t5.name} is already quantised; use it with precision auto, or choose an unquantised file for {precision}.")
-    if precision == "bf16":
+    if precision == BF16:
         for file in (t5, clip_l):
             file.state = {key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for key, tensor in file.state.items()}
         return
     check_choice("precision", precision, PRECISIONS)
-    form = NF4() if precision == nf4.NAME else FORMATS[precision]()
+    form = quantised.NF4() if precision == NF4 else FORMATS[precision]()
     if t5.state["encoder.final_layer_norm.weight"].dtype == torch.float8_e4m3fn:
-        if precision == "fp8_e4m3fn":
+        if precision == FP8:
             return  # stored so already
         raise CheckpointError(f"{t5.name} is stored in fp8; use it with precision auto, or choose an unquantised file for {precision}.")
     layers = [key[: -len(".weight")] for key in t5.state if key.endswith(_T5_LINEARS)]

@@ -25,6 +25,7 @@ from torch import Tensor
 from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.files import quantisation, read_header
 from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.choices import EXACT
 from ...opensora_core.codecs.codec import CodecConfig, Encoded
 from ...opensora_core.codecs.hunyuan.config import VAEConfig
 from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
@@ -83,7 +84,7 @@ class VAENetwork:
         free = free_bytes or partial(comfy.model_management.get_free_memory, device)
         ram = partial(ram_for_parking, device)
         ladder = Ladder(self.config, tuple(latents.shape), latents.element_size(), lambda: int(free()), ram)
-        walk = Walk(ladder.attempts("exact", Tiling()), lambda line: notice.show(line, node_id), unless_out_of_memory)
+        walk = Walk(ladder.attempts(EXACT, Tiling()), lambda line: notice.show(line, node_id), unless_out_of_memory)
         return walk(partial(self._decode, latents))
 
     def encode_tiled(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import choices
 from ..errors import OpenSoraError
 from ..ops import TorchOperations
 
@@ -29,7 +30,7 @@ CHUNK_ROWS = 4096  # tokens multiplied in integers at a time
 class Float8:
     """float8 e4m3 under one scale for the whole weight: ComfyUI's float8_e4m3fn."""
 
-    name = "fp8_e4m3fn"
+    name = choices.FP8
     bits = 8
     dtype = torch.float8_e4m3fn
 
@@ -71,7 +72,7 @@ class Float8E5M2(Float8):
 class Int8(Float8):
     """int8, symmetric, one scale for each output: ComfyUI's int8_tensorwise with a column of scales. Methods as Float8's."""
 
-    name = "int8"
+    name = choices.INT8
 
     def shapes(self, out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (out_features, in_features), (out_features, 1)
@@ -109,7 +110,7 @@ class Int8Matmul(Int8):
 class NF4(Float8):
     """Four-bit normal floats of bitsandbytes, one fp32 scale for 64 weights. Methods as Float8's."""
 
-    name = "nf4"
+    name = choices.NF4
     bits = 4
 
     def __init__(self):
@@ -132,7 +133,7 @@ class NF4(Float8):
 
 
 Format = Float8  # what every format offers
-PRECISIONS = {"fp8_e4m3fn": Float8, "int8": Int8Matmul, "nf4": NF4}
+FORMS = {form.name: form for form in (Float8, Int8Matmul, NF4)}
 
 
 def precision_format(precision: str) -> Format:
@@ -141,9 +142,9 @@ def precision_format(precision: str) -> Format:
     Raises:
         OpenSoraError: not a quantised precision, or bitsandbytes is needed and missing.
     """
-    if precision not in PRECISIONS:
-        raise OpenSoraError(f"precision={precision!r} is not a quantised one; those are {', '.join(PRECISIONS)}.")
-    return PRECISIONS[precision]()
+    if precision not in FORMS:
+        raise OpenSoraError(f"precision={precision!r} is not a quantised one; those are {', '.join(FORMS)}.")
+    return FORMS[precision]()
 
 
 def bitsandbytes_functional(precision: str):

@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from ..choices import FP8
 from ..errors import CheckpointError, OpenSoraError, complete_or_absent
 from ..family import QUANTISED_GROUPS
 from .detect import Identity
@@ -27,7 +28,7 @@ from .formats import HOST_NAMES
 from .load import check_keys, open_model
 from .quantised import Float8, Format, Int8, relative_error
 
-FORMATS = {"fp8_e4m3fn": Float8, "int8": Int8}
+FORMATS = {form.name: form for form in (Float8, Int8)}
 
 _SUFFIX = ".part"  # no loader lists files of this name
 _MARGIN_BYTES = 64 << 20  # what a disk should have left
@@ -100,7 +101,7 @@ class _Entry(NamedTuple):
 def quantize(
     source: str | Path,
     target: str | Path,
-    format: str = "fp8_e4m3fn",
+    format: str = FP8,
     groups: Iterable[str] = QUANTISED_GROUPS,
     progress: Progress | None = None,
 ) -> Report:
@@ -169,7 +170,7 @@ def _plan(header: Header, identity: Identity, form: Format, groups: tuple[str, .
     """The new file's tensors in the old one's order; the model's only, under the released names."""
     manifest = identity.manifest()
     layers = frozenset(identity.family.layers_to_quantise(manifest, groups))
-    stored = "F8_E4M3" if form.name == "fp8_e4m3fn" else "I8"
+    stored = "F8_E4M3" if form.name == FP8 else "I8"
     entries = []
     for key, info in header.tensors.items():
         name = identity.layout.file_name(key.removeprefix(identity.prefix))

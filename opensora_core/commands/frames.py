@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..choices import BACKWARDS, FITS, FORWARDS
 from ..errors import OpenSoraError
 from ..families.table import FAMILIES
 from ..geometry import Grid, nearest_aspect_ratio
 from ..media.video import is_video, media_size
 from ..run.files import SMALL_CLIP, ModelFiles, family_of_file
 from ..run.request import SamplingOptions
-from ..sampling.given import BACKWARDS, CONTEXTS, FITS, FORWARDS
+from ..sampling.given import CONTEXTS
 from .options import ASPECT_OF_REFERENCE, PARTS, RunOptions, SizeOptions
 from .output import say
 

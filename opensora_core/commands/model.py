@@ -1,11 +1,10 @@
 """The pipeline that the command line's model and machine options ask for."""
 
+from ..choices import BUDGET, DEFAULT_BUDGET_GIB, torch_dtype
 from ..errors import OpenSoraError
-from ..memory.component import PRECISIONS, resolve_device
+from ..memory.component import resolve_device
 from ..pipeline import OpenSoraPipeline
 from .options import PARTS, EvaluateOptions, RunOptions
-
-DEFAULT_BUDGET_GIB = 8.0
 
 
 def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
@@ -14,7 +13,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     Raises:
         OpenSoraError: files that are not there, a device that cannot be used, or a LoRA that is none.
     """
-    device, dtype = resolve_device(options.device), PRECISIONS[options.dtype]
+    device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
     parts = {part: getattr(options, part) for part in PARTS}
     missing = [f"--{part}" for part, path in parts.items() if path is None]
     how = {"torch_dtype": dtype, "precision": options.precision, "tokenizers": options.tokenizers}
@@ -29,7 +28,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     if options.lora is None and options.lora_strength != 1:
         raise OpenSoraError(f"--lora-strength {options.lora_strength:g} is that of no LoRA; add --lora FILE.")
     budget_gib = options.budget_gib
-    if budget_gib is None and options.offload == "budget":
+    if budget_gib is None and options.offload == BUDGET:
         budget_gib = DEFAULT_BUDGET_GIB
     made.enable_offload(options.offload, budget_gib, device)
     made.vae.policy = options.decode_policy

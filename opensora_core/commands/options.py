@@ -9,10 +9,10 @@ from dataclasses import Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
+from ..choices import ATTENTIONS, AUTO, COND_TYPES, DTYPES, FILE_FORMATS, FITS, OFFLOADS, POLICIES, PRECISIONS
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
-COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "v2v_head_easy", "v2v_tail_easy")
 ASPECT_OF_REFERENCE = "image"
 EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
 # Columns of a table of videos whose option has another name. All columns: CSV_COLUMNS, below.
@@ -169,22 +169,22 @@ class MemoryOptions:
     """Where the networks are, and what their weights take there."""
 
     GROUP: ClassVar = ("machine",)
-    device: str = option("auto", "DEVICE", "auto, cuda, cuda:1, mps, cpu")
+    device: str = option(AUTO, "DEVICE", "auto, cuda, cuda:1, mps, cpu")
     precision: str = option(
-        "auto",
-        ("auto", "fp32", "bf16", "fp8_e4m3fn", "int8", "nf4"),
+        AUTO,
+        PRECISIONS,
         "what the large weights of transformer and T5 are held in (default auto: what is computed in; a quantised file as it is stored)",
     )
     offload: str = option(
-        "auto",
-        ("auto", "resident", "budget", "minimal"),
+        AUTO,
+        OFFLOADS,
         "how many weights are on the device while sampling. auto: all that fit; resident: all of the transformer, or refuse; budget: at most "
         "--budget-gib; minimal: one block",
     )
     budget_gib: float | None = option(None, "N", "GiB of weights on the device, with --offload budget (default 8)")
     decode_policy: str = option(
-        "auto",
-        ("auto", "exact", "low_memory"),
+        AUTO,
+        POLICIES,
         "exact: the whole clip in time, with activations in main memory if the device has too little; low_memory: temporal tiles; "
         "auto: exact if that can be, and a line if not",
     )
@@ -194,8 +194,8 @@ class MemoryOptions:
 class MachineOptions(MemoryOptions):
     """What is computed where, and how."""
 
-    dtype: str = option("auto", ("auto", "fp32", "bf16"), "what is computed in (default auto: bf16, on the CPU fp32)")
-    attention: str = option("sdpa", ("sdpa", "sliced"), "sliced: one head at a time, slower and in less memory")
+    dtype: str = option(AUTO, (AUTO, *DTYPES), "what is computed in (default auto: bf16, on the CPU fp32)")
+    attention: str = option(ATTENTIONS[0], ATTENTIONS, "sliced: one head at a time, slower and in less memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +221,8 @@ class VideoOptions(SizeOptions):
         "how closely the video holds to --ref and --ref-end, 0 to 1: the share of the steps, from the first, that see them (default 1, exactly)",
     )
     fit: str = option(
-        "crop",
-        ("crop", "pad", "stretch"),
+        FITS[0],
+        FITS,
         "how a picture or clip of another shape is fitted (default crop: it covers the video, and the middle is cut out)",
     )
 
@@ -263,8 +263,8 @@ class PictureOptions:
     image_resolution: str = option("768px", "NAME", "size the picture is drawn in, before it is scaled to the video")
     flux_guidance: float = option(4.0, "X", "how strongly Flux dev follows the prompt; schnell reads none")
     flux_schedule: str = option(
-        "auto",
-        ("auto", "open-sora", "flux"),
+        AUTO,
+        (AUTO, "open-sora", "flux"),
         "how the picture's steps are spaced: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
     )
 
@@ -330,7 +330,7 @@ class PlanOptions(MemoryOptions, SizeOptions):
 
     GROUP: ClassVar = ("plan", "what a video needs; all that follows goes with --plan")
     num_steps: int = option(50, "N", _STEPS)
-    cond_type: str = option("t2v", COND_TYPES, "what is given besides the prompt, as of generate")
+    cond_type: str = option(COND_TYPES[0], COND_TYPES, "what is given besides the prompt, as of generate")
     gpu_gib: float | None = option(None, "N", "plan for a CUDA card with this much free instead of this machine's")
     ram_gib: float | None = option(None, "N", "plan for this much free main memory instead of this machine's")
 
@@ -350,7 +350,7 @@ class QuantizeOptions:
 
     source: str = option(..., "IN", "the transformer's bf16, fp16 or fp32 file", "place")
     target: str = option(..., "OUT", "the new .safetensors file; never overwritten", "place")
-    format: str = option("fp8_e4m3fn", ("fp8_e4m3fn", "int8"), "what the large layers are written in")
+    format: str = option(FILE_FORMATS[0], FILE_FORMATS, "what the large layers are written in")
     layers: str = option(
         "attention,mlp", "GROUPS", "which of them: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer"
     )

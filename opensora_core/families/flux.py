@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from ..choices import AUTO
 from ..errors import OpenSoraError, check_choice
 from ..family import Clip, Family
 from ..geometry import CAUSAL
@@ -20,7 +21,7 @@ from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, Side
 from ..sampling.schedule import flow_shift
 
-AUTO, OPEN_SORA, FLUX = "auto", "open-sora", "flux"
+OPEN_SORA, FLUX = "open-sora", "flux"
 SCHEDULES = (AUTO, OPEN_SORA, FLUX)
 GUIDANCE = 4.0  # the reference's, whatever the video's is
 DEV_STEPS, SCHNELL_STEPS = 50, 4

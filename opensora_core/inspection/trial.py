@@ -15,6 +15,7 @@ from ..checkpoint.files import Header
 from ..checkpoint.formats import LayerFormat
 from ..checkpoint.load import fill, load_vae
 from ..checkpoint.quantised import QuantisedOperations
+from ..choices import dtype_word
 from ..family import Network
 from ..ops import TorchOperations
 
@@ -58,7 +59,7 @@ def try_blocks(header: Header, identity: Identity, formats: Mapping[str, LayerFo
         velocity = model(**inputs)
     what = f"{config.words()}, {_GRID**2} + {_TEXT_TOKENS} tokens"
     seconds = time.perf_counter() - started
-    lines = [("run", f"{what}, {_short(dtype)} on cpu, {seconds:.1f} s: {_statistics(velocity)}"), *_about_weights(model, formats)]
+    lines = [("run", f"{what}, {dtype_word(dtype)} on cpu, {seconds:.1f} s: {_statistics(velocity)}"), *_about_weights(model, formats)]
     return Trial(bool(velocity.isfinite().all()), lines)
 
 
@@ -95,7 +96,3 @@ def _statistics(tensor: Tensor) -> str:
     values = tensor.float()
     finite = "finite" if values.isfinite().all() else "NOT FINITE"
     return f"{finite}, mean {values.mean():.4g}, std {values.std():.4g}, largest {values.abs().max():.4g}"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype).removeprefix("torch."))

@@ -8,9 +8,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..choices import FORWARDS
 from ..errors import OpenSoraError
 from ..geometry import CAUSAL, Grid
-from ..sampling.given import CONTEXTS, FORWARDS, check_clip_length, check_room, clip_cond_type, nearest_frames
+from ..sampling.given import CONTEXTS, check_clip_length, check_room, clip_cond_type, nearest_frames
 from ..sampling.guidance import PICTURES, ReferenceUse
 from .video import is_video, read_clip, read_image, rgb_array
 

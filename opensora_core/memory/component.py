@@ -16,17 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.quantised import PRECISIONS as QUANTISED, precision_format
+from ..checkpoint.quantised import precision_format
+from ..choices import AUTO, BUDGET, DTYPES, EVERYTHING, MINIMAL, PRECISIONS, QUANTISED, RESIDENT, torch_dtype
 from ..errors import OpenSoraError, check_choice
 from .device import free_bytes
-from .plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, UnitBytes, least_bytes, make_plan
+from .plan import GIB, Plan, UnitBytes, least_bytes, make_plan
 from .stream import BlockStream, module_bytes
 
 logger = logging.getLogger(__name__)
 
-EVERYTHING, AUTO = "everything", "auto"
-OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
-PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 # Layers that read the weights of the layers inside them and so must have all of them at once: codecs/hunyuan/layers.py.
 _WHOLE = ["Encoder", "Decoder", "Upsample"]
 # Page-locked where it cannot be asked how much main memory is free.
@@ -179,21 +177,21 @@ def _blocks(network: Any) -> Sequence[nn.Module]:
     return network.blocks() if hasattr(network, "blocks") else ()
 
 
-def resolve_precision(torch_dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:
+def resolve_precision(dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:
     """The dtype two settings ask for together, None to leave it to the device; and the quantised precision of weights, if one is asked for.
 
     Raises:
         OpenSoraError: not a known precision, a dtype that the networks are not run in, two that differ, or bitsandbytes is missing.
     """
-    check_choice("precision", precision, (*PRECISIONS, *QUANTISED))
+    check_choice("precision", precision, PRECISIONS)
     if precision in QUANTISED:
         precision_format(precision)  # says at once if its library is missing
-    wanted = PRECISIONS.get(precision)
-    if torch_dtype not in (None, torch.float32, torch.bfloat16):
-        raise OpenSoraError(f"dtype {torch_dtype} is not one the networks are run in; use torch.bfloat16 or torch.float32.")
-    if wanted and torch_dtype and wanted != torch_dtype:
-        raise OpenSoraError(f"precision={precision!r} and dtype {torch_dtype} contradict each other; give one of them.")
-    return wanted or torch_dtype, precision if precision in QUANTISED else None
+    wanted = torch_dtype(precision)
+    if dtype not in (None, *map(torch_dtype, DTYPES)):
+        raise OpenSoraError(f"dtype {dtype} is not one the networks are run in; use torch.bfloat16 or torch.float32.")
+    if wanted and dtype and wanted != dtype:
+        raise OpenSoraError(f"precision={precision!r} and dtype {dtype} contradict each other; give one of them.")
+    return wanted or dtype, precision if precision in QUANTISED else None
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -202,7 +200,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises:
         OpenSoraError: no such device here.
     """
-    if str(device) == "auto":
+    if str(device) == AUTO:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

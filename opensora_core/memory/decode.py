@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..choices import AUTO, EXACT, LOW_MEMORY, POLICIES
 from ..codecs.codec import Codec, CodecConfig
 from ..codecs.tiling import HOME, MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, Progress, check_tiling, largest_tile, tiled_decode, tiled_encode
 from ..errors import check_choice
@@ -22,7 +23,6 @@ from .plan import GIB
 
 logger = logging.getLogger(__name__)
 
-POLICIES = ("auto", "exact", "low_memory")
 MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
 _PARKED = "Clip decoded exactly, with activations in main memory: slower"
 _NOT_EXACT = "Frames differ slightly from an exact decode."
@@ -124,9 +124,9 @@ class Ladder:
         check_choice("policy", policy, POLICIES)
         first = self._first(policy, check_tiling(self.config.cut(tiling), self.config.grid))
         yield first
-        if policy != "low_memory" and (parked := self._parked(first.tiling)):
+        if policy != LOW_MEMORY and (parked := self._parked(first.tiling)):
             yield Attempt(parked, f"{_PARKED}: the device ran out of memory.")
-        if policy == "exact":
+        if policy == EXACT:
             return
         tried = replace(first.tiling, parked=False)
         for smaller in (self._shorter, self._halved):
@@ -137,21 +137,21 @@ class Ladder:
 
     def _first(self, policy: str, tiling: Tiling) -> Attempt:
         """What fits by the estimate, and why it is another way than the one asked for."""
-        if policy == "exact" and not self._ram_for_parking:
+        if policy == EXACT and not self._ram_for_parking:
             return Attempt(tiling)
         free = self.free()
-        if policy != "low_memory":
+        if policy != LOW_MEMORY:
             if free is None or self._need(tiling) <= free:
                 return Attempt(tiling)
             why = f"tiles as asked for need {self._gib(tiling)} GiB and {free / GIB:.2f} GiB are free"
             parked = self._parked(tiling)
             if parked and self._need(parked) <= free:
                 return Attempt(parked, f"{_PARKED} ({self._gib(parked)} GiB of it on the device): {why}.")
-            if policy == "exact":
+            if policy == EXACT:
                 return Attempt(tiling)
         frames, doubt = self.config.grid.pixel_frames(self.latent_shape[-3]), ""
         chosen, reason = self._shorter(tiling), f"a tile of the whole clip ({frames} frames) needs {self._gib(tiling)} GiB"
-        if policy == "auto":
+        if policy == AUTO:
             chosen = self._first_that_fits(chosen, free)
             reason = f"tiles as asked for need {self._gib(tiling)} GiB for {frames} frames and {free / GIB:.2f} GiB are free"
             doubt = "" if self._need(chosen) <= free else ", which may not fit either"
@@ -250,7 +250,7 @@ class VideoVAE:
 
     def __init__(self, component: Component, placement: Placement):
         self.tiling = Tiling()
-        self._policy = POLICIES[0]
+        self._policy = AUTO
         self._component = component
         self._placement = placement
 

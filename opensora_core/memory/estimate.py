@@ -6,14 +6,13 @@ Peaks come from footprint.py, what streams from plan.py, the tiles of a decode f
 
 from dataclasses import dataclass
 
-from ..errors import OpenSoraError
+from ..choices import AUTO, BF16, BUDGET, DEFAULT_BUDGET_GIB, FP32, MINIMAL, OFFLOADS, POLICIES, PRECISIONS, QUANTISED, RESIDENT
+from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, LARGEST, Grid, Tiling, check_largest
 from ..sampling.guidance import PICTURES, Guidance, num_forwards
 from .component import plan_within
-from .decode import MARGIN, POLICIES, Ladder, parking_bytes, tile_decode_bytes
+from .decode import MARGIN, Ladder, parking_bytes, tile_decode_bytes
 from .footprint import (
-    PRECISIONS,
-    QUANTISED,
     ModelSizes,
     Weights,
     decode_peak,
@@ -24,10 +23,7 @@ from .footprint import (
     transformer_weights,
     vae_weights,
 )
-from .plan import BUDGET, GIB, MINIMAL, RESIDENT, Plan, at_least, at_most, least_bytes, make_plan
-
-AUTO = "auto"
-OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
+from .plan import GIB, Plan, at_least, at_most, least_bytes, make_plan
 
 # Assumed, not counted: what libraries take for themselves.
 CONTEXT_BYTES = GIB // 2  # CUDA's context and loaded kernels, outside torch's allocator
@@ -60,21 +56,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run. precision: auto or one of footprint.PRECISIONS; offload: one of OFFLOADS; budget_gib: for the mode budget."""
+    """How to run; the words are those of choices.py. budget_gib: for the offload mode budget."""
 
     precision: str = AUTO
     offload: str = AUTO
-    budget_gib: float = 8.0
+    budget_gib: float = DEFAULT_BUDGET_GIB
     decode_policy: str = AUTO
 
     def __post_init__(self):
-        for name, value, choices in (
-            ("precision", self.precision, (AUTO, *PRECISIONS)),
-            ("offload", self.offload, OFFLOADS),
-            ("decode_policy", self.decode_policy, POLICIES),
-        ):
-            if value not in choices:
-                raise OpenSoraError(f"{name}={value!r} is not known; use one of {', '.join(choices)}.")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("offload", self.offload, OFFLOADS)
+        check_choice("decode_policy", self.decode_policy, POLICIES)
 
     def words(self) -> str:
         budget = f" {self.budget_gib:g} GiB" if self.offload == BUDGET else ""
@@ -210,7 +202,7 @@ class Need:
         self.process_bytes = PROCESS_BYTES.get(memory.device, PROCESS_BYTES_CPU)
         self.latent_shape = request.latent_shape(model.transformer.in_channels)
         # The VAE and CLIP are never quantised.
-        self.plain = settings.precision if settings.precision not in QUANTISED else "bf16"
+        self.plain = settings.precision if settings.precision not in QUANTISED else BF16
         # A precision asked for by name holds for T5 too; a quantised transformer file says nothing of T5.
         is_as_stored = request.settings.precision == AUTO and settings.precision == model.stored
         self.text_precision = self.plain if is_as_stored else settings.precision
@@ -267,7 +259,7 @@ class Need:
         """The stage, the tiles that the decode policy takes in what is free, and its line."""
         vae, request, staying = self.model.vae, self.request, self._staying()
         weights = vae_weights(vae, self.plain)
-        itemsize = 4 if self.plain == "fp32" else 2
+        itemsize = 4 if self.plain == FP32 else 2
         finished = 3 * request.num_frames * request.height * request.width * itemsize
         free = self.memory.free - staying.num_bytes - weights - finished - self._context()
         ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if self.memory.device != "cpu" else 0

@@ -18,6 +18,7 @@ from ..checkpoint.formats import stored_formats
 from ..checkpoint.keys import clip_text_manifest, t5_manifest
 from ..checkpoint.load import open_model
 from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
+from ..choices import BF16, FP8, FP32, INT8, QUANTISED, dtype_word, torch_dtype
 from ..codecs.codec import CodecConfig, Encoded
 from ..codecs.hunyuan import layers as vae_layers
 from ..codecs.hunyuan.config import HUNYUAN_VAE
@@ -38,11 +39,8 @@ from .count import AllocationCounter
 from .plan import UnitBytes
 from .stream import module_bytes
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-QUANTISED = ("fp8_e4m3fn", "int8", "nf4")
-PRECISIONS = (*DTYPES, *QUANTISED)
-
-_STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# What a weights file's main dtype is called here.
+_STORED = {"F32": FP32, "BF16": BF16, "F16": "fp16", "F8_E4M3": FP8, "I8": INT8}
 _TEXTS = 2  # prompt and negative prompt are encoded together
 _FEW_BLOCKS = 2  # of each kind: every block after the second needs what the second does
 _LINEAR_FROM = 2  # of the longest chunks that a layer takes of a sequence
@@ -75,7 +73,7 @@ class _PlannedNF4(NF4):
         self._functional = _Shapes
 
 
-_FORMS: dict[str, type[Format]] = {"fp8_e4m3fn": Float8, "int8": _PlannedInt8, "nf4": _PlannedNF4}
+_FORMS: dict[str, type[Format]] = {form.name: form for form in (Float8, _PlannedInt8, _PlannedNF4)}
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,8 @@ class ModelSizes:
     transformer: NetworkSizes = DEFAULT.released
     vae: CodecConfig = usual_codec(DEFAULT.released)
     text: TextSizes = TextSizes()
-    stored: str = "bf16"
-    stored_text: str = "bf16"
+    stored: str = BF16
+    stored_text: str = BF16
     groups: tuple[str, ...] = QUANTISED_GROUPS
     name: str = "Open-Sora 2.0 (released sizes)"
 
@@ -389,7 +387,7 @@ def _transformer(config: NetworkSizes, precision: str, groups: tuple[str, ...] =
 
 def _dtype(precision: str) -> torch.dtype:
     """What a network in a precision computes in."""
-    return DTYPES.get(precision, torch.bfloat16)
+    return torch_dtype(precision) or torch.bfloat16
 
 
 def _stored_bytes(shape: tuple[int, ...], precision: str, is_quantised: bool) -> int:
@@ -414,18 +412,13 @@ def _stored_transformer(header: Header, identity: Identity) -> tuple[str, tuple[
     formats = stored_formats(header, identity.prefix)
     names = sorted({layer_format.form.name for layer_format in formats.values()})
     if not names:
-        return _dtype_name(header.compute_dtype), QUANTISED_GROUPS
+        return dtype_word(header.compute_dtype), QUANTISED_GROUPS
     return names[0], tuple(sorted({group for layer in formats if (group := identity.family.group_of(layer))}))
 
 
 def _stored_text(path: Path) -> str:
     header = max(read_headers(path), key=lambda header: header.num_bytes)
-    main = next(iter(header.dtypes))
-    return {"F8_E4M3": "fp8_e4m3fn", "I8": "int8"}.get(main) or _dtype_name(_STORED_DTYPES.get(main, torch.float32))
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype).removeprefix("torch."))
+    return _STORED.get(next(iter(header.dtypes)), FP32)
 
 
 def _text_shapes(path: Path, slot: str) -> dict[str, tuple[int, ...]]:

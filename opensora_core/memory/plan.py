@@ -7,11 +7,10 @@ import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
+from ..choices import BUDGET, MINIMAL, RESIDENT
 from ..errors import OpenSoraError, check_choice
 
 GIB = 2**30
-RESIDENT, BUDGET, MINIMAL = "resident", "budget", "minimal"
-MODES = (RESIDENT, BUDGET, MINIMAL)
 ALIGNMENT = 256  # bytes; where a tensor may begin in a staging buffer, as in memory that CUDA itself gives out
 
 
@@ -97,7 +96,7 @@ def make_plan(sizes: UnitBytes, mode: str, budget_gib: float | None = None, devi
     Raises:
         OpenSoraError: an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
     """
-    check_choice("offload", mode, MODES)
+    check_choice("offload", mode, (RESIDENT, BUDGET, MINIMAL))
     if mode == BUDGET:
         budget = check_budget(sizes, budget_gib, device_bytes)
         streamed = _streamed(sizes, budget)

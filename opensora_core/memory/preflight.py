@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..choices import AUTO, BF16, FILE_FORMATS, FP32, QUANTISED
 from ..errors import OpenSoraError
 from .device import free_bytes, total_bytes
-from .estimate import AUTO, CONTEXT_BYTES, Estimate, Memory, Need, Request, Settings, estimate
-from .footprint import QUANTISED, ModelSizes
+from .estimate import CONTEXT_BYTES, Estimate, Memory, Need, Request, Settings, estimate
+from .footprint import ModelSizes
 from .plan import at_least, at_most
 
-FILE_FORMATS = ("fp8_e4m3fn", "int8")  # that `quantize` writes
 _QUANTISE_FIRST = (
     "Write the {precision} file once (`quantize`, or the node Open-Sora Quantize) and give that: it is mapped, where weights that "
     "are converted on reading take main memory."
@@ -124,11 +124,11 @@ def _precision(request: Request, model: ModelSizes, memory: Memory) -> str:
         return request.settings.precision
     if model.stored in QUANTISED:
         return model.stored
-    return "fp32" if memory.device == "cpu" else "bf16"
+    return FP32 if memory.device == "cpu" else BF16
 
 
 def _first_that_fits(request: Request, model: ModelSizes, memory: Memory) -> Estimate | None:
-    if Need(request, Settings("bf16"), model, memory).beside_transformer > memory.free:
+    if Need(request, Settings(BF16), model, memory).beside_transformer > memory.free:
         return None  # quantised weights come back to bf16 to work, so that no precision needs less beside them
     for is_kept in (True, False):
         uncached = None
@@ -166,7 +166,7 @@ def _precisions(request: Request, model: ModelSizes, memory: Memory, is_kept: bo
     first = _precision(request, model, memory)
     if is_kept and request.settings.precision != AUTO:
         return [first]
-    return list(dict.fromkeys((first, "bf16", *QUANTISED)))
+    return list(dict.fromkeys((first, BF16, *QUANTISED)))
 
 
 def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:

@@ -5,13 +5,12 @@ Needs are read from the files' headers, capacity from the device itself; no weig
 
 from dataclasses import dataclass
 
-import torch
-
-from ..memory.component import AUTO, BUDGET, RESIDENT, Placement
+from ..choices import AUTO, BUDGET, QUANTISED, RESIDENT, dtype_word
+from ..memory.component import Placement
 from ..memory.decode import MARGIN
 from ..memory.device import free_bytes, total_bytes
 from ..memory.estimate import MATRIX_BYTES
-from ..memory.footprint import QUANTISED, sampling_peak, sizes_of_files, text_peak, transformer_weights
+from ..memory.footprint import sampling_peak, sizes_of_files, text_peak, transformer_weights
 from ..memory.plan import UnitBytes
 from .files import ModelFiles
 from .request import GenerationRequest
@@ -55,7 +54,7 @@ class Needs:
     def _precision(self, stored: str) -> str:
         if self.quantised or stored in QUANTISED:
             return self.quantised or stored
-        return "fp32" if self.placement.dtype == torch.float32 else "bf16"
+        return dtype_word(self.placement.dtype)
 
     @staticmethod
     def _with_margin(num_bytes: int) -> int:

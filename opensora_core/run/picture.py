@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.load import check_keys, load_transformer, open_model
+from ..choices import AUTO, BUDGET, dtype_word
 from ..codecs.picture import load_decoder, open_decoder
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
-from ..families.flux import AUTO, GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
+from ..families.flux import GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
 from ..family import NetworkSizes
 from ..geometry import CAUSAL, SPACE_COMPRESSION, training_size
-from ..memory.component import AUTO as AUTO_OFFLOAD, Component, Habits, Placement
+from ..memory.component import Component, Habits, Placement
 from ..memory.decode import MARGIN
 from ..memory.device import ran_out, unless_out_of_memory
 from ..memory.estimate import MATRIX_BYTES
 from ..memory.footprint import forward_peak
 from ..memory.loaded import SHARED, own_structure
-from ..memory.plan import BUDGET
 from ..sampling.process import Flow
 from ..sampling.run import run
 from ..sampling.schedule import flow_schedule
@@ -156,7 +156,7 @@ class FluxPainter:
             return latents
 
         latents = unless_out_of_memory(lambda: draw_all(False))
-        if latents is None and self._placement.mode in (AUTO_OFFLOAD, BUDGET):
+        if latents is None and self._placement.mode in (AUTO, BUDGET):
             logger.warning("The device ran out of memory while drawing; it begins again with one block of Flux on the device at a time.")
             latents = unless_out_of_memory(lambda: draw_all(True))
         if latents is None:
@@ -167,9 +167,9 @@ class FluxPainter:
 
     def _beside(self, request: PictureRequest) -> int:
         """Bytes that a forward needs beside the weights, where that decides how many of them stay on the device; else 0."""
-        if self._placement.mode != AUTO_OFFLOAD or self._placement.device.type != "cuda":
+        if self._placement.mode != AUTO or self._placement.device.type != "cuda":
             return 0
-        precision = self._precision or ("fp32" if self._placement.dtype == torch.float32 else "bf16")
+        precision = self._precision or dtype_word(self._placement.dtype)
         shape = (1, self.config.in_channels, 1, request.height // SPACE_COMPRESSION, request.width // SPACE_COMPRESSION)
         return int(MARGIN * forward_peak(self.config, precision, shape)) + MATRIX_BYTES
 

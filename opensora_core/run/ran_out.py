@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..memory.component import AUTO, BUDGET, EVERYTHING, RESIDENT, Component, Placement
+from ..choices import AUTO, BUDGET, EVERYTHING, LOW_MEMORY, RESIDENT
+from ..memory.component import Component, Placement
 from ..memory.device import ran_out, unless_out_of_memory
 from .request import GenerationRequest
 
@@ -70,7 +71,7 @@ def reference_ran_out(shape: tuple[int, ...], device: torch.device) -> str:
 def decoding_ran_out(size: str, policy: str, device: torch.device) -> str:
     """What to say where finished latents could not be decoded. size: "129 frames of 192x336 (height x width)"."""
     smaller = "smaller tiles (vae.enable_tiling)"
-    change = smaller if policy == "low_memory" else f"policy low_memory or {smaller}"
+    change = smaller if policy == LOW_MEMORY else f"policy low_memory or {smaller}"
     return ran_out(f"Decoding {size} with policy {policy}", device, f"the finished latents are kept; decode them with {change}")
 
 

@@ -4,20 +4,14 @@ import math
 import random
 from dataclasses import dataclass
 
-import torch
-
+from ..choices import DTYPES, FITS, NOISE_DEVICES, POSTERIORS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, LARGEST, Grid, check_largest
 from ..media.pictures import References
-from ..sampling.given import FITS
 from ..sampling.guidance import Guidance
 from ..sampling.run import TextCondition
 from ..sampling.solvers import MAX_SEED
 from ..text.prompt import decorate
-
-POSTERIORS = ("mode", "sample")
-NOISE_DEVICES = ("cpu", "gpu")
-LATENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -56,15 +50,15 @@ class SamplingOptions:
     image_oscillation: bool = True
     temporal_ramp: bool = True
     shift: float = 0.0
-    fit: str = "crop"
-    posterior: str = "mode"
-    noise_device: str = "cpu"
-    latent_dtype: str = "fp32"
+    fit: str = FITS[0]
+    posterior: str = POSTERIORS[0]
+    noise_device: str = NOISE_DEVICES[0]
+    latent_dtype: str = DTYPES[0]
     every_pass: bool = False
 
     def __post_init__(self):
         decorate("", self.fps, self.motion_score)  # raises for a number outside its range
-        for name, choices in (("fit", FITS), ("posterior", POSTERIORS), ("noise_device", NOISE_DEVICES), ("latent_dtype", LATENT_DTYPES)):
+        for name, choices in (("fit", FITS), ("posterior", POSTERIORS), ("noise_device", NOISE_DEVICES), ("latent_dtype", DTYPES)):
             check_choice(name, getattr(self, name), choices)
         if finite("shift", self.shift) < 0:
             raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..choices import torch_dtype
 from ..errors import OpenSoraError, OutOfMemory
 from ..families.table import family_of
 from ..sampling.given import ImageCondition
@@ -12,7 +13,7 @@ from ..sampling.run import Conditions, StepReport, TextCondition, sample
 from ..sampling.solvers import noise
 from .parts import Networks
 from .ran_out import sampling_ran_out, with_less
-from .request import LATENT_DTYPES, EncodedPrompt, GenerationRequest
+from .request import EncodedPrompt, GenerationRequest
 
 
 def sample_latents(
@@ -60,7 +61,7 @@ def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.dev
     """[B, C, T, H, W] on the device, in the dtype that latents have between steps: of every video what its seed gives alone."""
     options = request.options
     source = device if options.noise_device == "gpu" else torch.device("cpu")
-    return torch.cat([noise(shape, seed, source, LATENT_DTYPES[options.latent_dtype]) for seed in request.seeds]).to(device)
+    return torch.cat([noise(shape, seed, source, torch_dtype(options.latent_dtype)) for seed in request.seeds]).to(device)
 
 
 def _repeated(text: TextCondition, num_videos: int) -> TextCondition:

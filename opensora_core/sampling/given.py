@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..choices import COND_TYPES, DIRECTIONS, FITS, FORWARDS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
@@ -27,19 +28,7 @@ from .schedule import Schedule
 
 # Latent frames given at the head and at the tail of a clip, for a causal VAE.
 # Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/inference.py, prepare_inference_condition.
-_GIVEN_FRAMES = {
-    "t2v": (0, 0),
-    "i2v_head": (1, 0),
-    "i2v_tail": (0, 1),
-    "i2v_loop": (1, 1),
-    "v2v_head": (9, 0),
-    "v2v_tail": (0, 9),
-    "v2v_head_easy": (17, 0),
-    "v2v_tail_easy": (0, 17),
-}
-COND_TYPES = tuple(_GIVEN_FRAMES)
-FITS = ("crop", "pad", "stretch")
-FORWARDS, BACKWARDS = DIRECTIONS = ("forwards", "backwards")
+_GIVEN_FRAMES = dict(zip(COND_TYPES, ((0, 0), (1, 0), (0, 1), (1, 1), (9, 0), (0, 9), (17, 0), (0, 17)), strict=True))
 CONTEXTS = (33, 65)  # frames of a clip that a video is made to go on from
 
 

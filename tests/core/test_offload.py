@@ -14,16 +14,17 @@ from torch import nn
 from opensora_core.checkpoint.files import read_header
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import merge_lora
+from opensora_core.choices import BUDGET, MINIMAL, PRECISIONS as WORDS, RESIDENT
 from opensora_core.errors import OpenSoraError
 from opensora_core.families import table
 from opensora_core.memory import stream as stream_module
-from opensora_core.memory.plan import BUDGET, GIB, MINIMAL, RESIDENT, UnitBytes, at_least, at_most, least_bytes, make_plan, padded
+from opensora_core.memory.plan import GIB, UnitBytes, at_least, at_most, least_bytes, make_plan, padded
 from opensora_core.memory.stream import BlockStream, Lane, module_bytes, piece_sizes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
 from opensora_core.networks.mmdit.layout import module_name
 from opensora_core.networks.mmdit.model import MMDiT
 
-PRECISIONS = ("fp32", "bf16", "fp8_e4m3fn", "int8", "nf4")
+PRECISIONS = WORDS[1:]  # without auto
 CPU = torch.device("cpu")
 
 

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from opensora_core.choices import COND_TYPES
 from opensora_core.errors import OpenSoraError
 from opensora_core.geometry import ASPECT_RATIOS, RESOLUTIONS, Tiling, resize_crop, resolution_size, training_size
 from opensora_core.networks.mmdit.packing import pack
-from opensora_core.sampling.given import COND_TYPES, ImageCondition, condition_mask, fit_clip, fit_image, image_condition
+from opensora_core.sampling.given import ImageCondition, condition_mask, fit_clip, fit_image, image_condition
 from opensora_core.sampling.guidance import oscillate
 from opensora_core.sampling.schedule import flow_shift, sigmas
 from opensora_core.text.prompt import decorate

@@ -12,6 +12,7 @@ from demo import tiny
 from opensora_core.checkpoint import quantize as quantize_file
 from opensora_core.checkpoint.load import load_transformer, open_model
 from opensora_core.checkpoint.quantize import FORMATS, quantize
+from opensora_core.choices import DTYPES, PRECISIONS as WORDS, torch_dtype
 from opensora_core.cli import main
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.hunyuan.config import VAEConfig
@@ -27,7 +28,6 @@ from opensora_core.memory import estimate as estimate_module
 from opensora_core.memory.count import AllocationCounter
 from opensora_core.memory.estimate import CONTEXT_BYTES, Memory, Need, Request, Settings, estimate
 from opensora_core.memory.footprint import (
-    PRECISIONS,
     ModelSizes,
     _counted_forward,
     _Tile,
@@ -55,7 +55,7 @@ SMALL = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
 MEDIUM = TransformerConfig(16, 2, 512, 4, 2048, 1, 2, 64, 64, True, False)
 VAE = VAEConfig(16, (16, 32, 32, 32), 2)
 MEDIUM_VAE = VAEConfig(16, (32, 64, 64, 64), 2)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = WORDS[1:]  # without auto
 MODEL = ModelSizes()
 FP8_FILE = ModelSizes(stored="fp8_e4m3fn")
 LOW = Request(192, 336)  # 256px
@@ -133,7 +133,7 @@ def test_attention_on_meta_has_no_square_matrix():
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize(("config", "shape"), [(SMALL, (1, 16, 3, 12, 10)), (MEDIUM, (2, 16, 3, 8, 8))])
 def test_a_forward_takes_what_was_predicted(config, shape, precision):
-    dtype = DTYPES[precision]
+    dtype = torch_dtype(precision)
     model = filled(MMDiT(config, dtype=dtype))
     batch, channels, *extent = shape
     inputs = [
@@ -225,9 +225,9 @@ def test_a_sampling_run_takes_what_was_predicted(has_image):
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("tiling", [Tiling(64), Tiling(64, temporal_tile=8), Tiling(0)])
 def test_a_decode_takes_what_was_predicted(chunks_as_on_cpu, precision, tiling):
-    vae = filled(CausalVAE(VAE, dtype=DTYPES[precision]))
+    vae = filled(CausalVAE(VAE, dtype=torch_dtype(precision)))
     shape = (1, 16, 3, 8, 12)
-    latents = torch.zeros(shape, dtype=DTYPES[precision])
+    latents = torch.zeros(shape, dtype=torch_dtype(precision))
     peak = counted(lambda: tiled_decode(vae.decode, latents, tiling))
     predicted = sum(decode_peak.__wrapped__(VAE, precision, shape, tiling))
     assert peak == pytest.approx(predicted, rel=0.1)
@@ -247,7 +247,7 @@ def test_a_medium_tile_and_an_encoded_picture_take_what_was_predicted(chunks_as_
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8_e4m3fn"])
 def test_encoding_takes_what_was_predicted_and_weights_are_counted_whole(tiny_checkpoint, precision):
     sizes = sizes_of_files(t5=tiny_checkpoint / "t5xxl.safetensors").text
-    dtype = DTYPES.get(precision, torch.bfloat16)
+    dtype = torch_dtype(precision) or torch.bfloat16
     quantised = precision if precision not in DTYPES else None
     t5 = load_t5(tiny_checkpoint / "t5xxl.safetensors", dtype, "cpu", tiny_checkpoint, precision=quantised)
     weights, _ = text_weights(sizes, precision, "fp32")
@@ -280,7 +280,7 @@ def test_sizes_come_from_headers(tiny_checkpoint, tmp_path):
 def test_weights_are_those_of_a_loaded_model(tiny_checkpoint, precision):
     path = tiny_checkpoint / "Open_Sora_v2.safetensors"
     if precision in DTYPES:
-        model = load_transformer(path, DTYPES[precision])
+        model = load_transformer(path, torch_dtype(precision))
     else:
         if precision != "fp8_e4m3fn":
             pytest.importorskip("bitsandbytes")

@@ -199,7 +199,7 @@ def test_bitsandbytes_is_imported_without_fetching_code(tmp_path):
 OUTPUT_BOUNDS = {"fp8_e4m3fn": 0.05, "int8": 0.02, "nf4": 0.3}
 
 
-@pytest.mark.parametrize("precision", quantised.PRECISIONS)
+@pytest.mark.parametrize("precision", quantised.FORMS)
 def test_quantising_at_load_changes_the_output_little(source, precision, predict, expected):
     error = rms_error(predict(load_transformer(source, FP32, precision=precision)), expected)
     assert 1e-4 < error < OUTPUT_BOUNDS[precision]
@@ -612,7 +612,7 @@ def latents(tiny_checkpoint):
     return run
 
 
-@pytest.mark.parametrize("precision", quantised.PRECISIONS)
+@pytest.mark.parametrize("precision", quantised.FORMS)
 def test_a_pipeline_quantises_and_where_layers_live_changes_nothing(latents, precision, lora):
     plain, resident = latents(), latents(precision)
     assert 1e-4 < rms_error(resident, plain) < 5 * OUTPUT_BOUNDS[precision]

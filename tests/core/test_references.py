@@ -9,7 +9,7 @@ from PIL import Image
 
 from opensora_core import cli
 from opensora_core.commands.frames import PATHS, call_arguments
-from opensora_core.commands.options import COND_TYPES, GenerateOptions, taken
+from opensora_core.commands.options import GenerateOptions, taken
 from opensora_core.errors import OpenSoraError
 from opensora_core.media.pictures import References, read_references
 from opensora_core.media.video import media_size, read_clip, save_video
@@ -89,7 +89,6 @@ def test_modes_have_the_references_names():
     assert read_references(picture, picture).cond_type == "i2v_loop"
     named = {(d, c): read_references(video=clip, direction=d, context=c).cond_type for d in conditioning.DIRECTIONS for c in (33, 65)}
     assert list(named.values()) == ["v2v_head", "v2v_head_easy", "v2v_tail", "v2v_tail_easy"]
-    assert set(COND_TYPES) == set(conditioning.COND_TYPES)
 
 
 CLIP = torch.zeros(40, 8, 8, 3)

@@ -1,0 +1,42 @@
+"""The words that a person chooses between, and what they are called in torch. Each stands here once; no torch, no model, no file."""
+
+AUTO = "auto"
+
+# What networks compute in; and what the large weights of transformer and T5 may be held in instead.
+FP32, BF16 = DTYPES = ("fp32", "bf16")
+FP8, INT8, NF4 = QUANTISED = ("fp8_e4m3fn", "int8", "nf4")
+PRECISIONS = (AUTO, *DTYPES, *QUANTISED)
+FILE_FORMATS = (FP8, INT8)  # that `quantize` writes
+
+# Where weights are while a network works, see memory/component.py.
+RESIDENT, BUDGET, MINIMAL = "resident", "budget", "minimal"
+OFFLOADS = (AUTO, RESIDENT, BUDGET, MINIMAL)
+EVERYTHING = "everything"  # all networks on the device at once: a pipeline whose offload was not enabled
+DEFAULT_BUDGET_GIB = 8.0
+
+EXACT, LOW_MEMORY = "exact", "low_memory"
+POLICIES = (AUTO, EXACT, LOW_MEMORY)  # how latents are decoded, see codecs/hunyuan/memory.py
+
+ATTENTIONS = ("sdpa", "sliced")
+POSTERIORS = ("mode", "sample")
+NOISE_DEVICES = ("cpu", "gpu")
+FITS = ("crop", "pad", "stretch")
+FORWARDS, BACKWARDS = DIRECTIONS = ("forwards", "backwards")
+
+# What a video begins or ends with, in the reference's words. `easy`: more of the clip is given.
+COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "v2v_head_easy", "v2v_tail_easy")
+
+_TORCH_NAMES = {FP32: "float32", BF16: "bfloat16", "fp16": "float16"}
+
+
+def torch_dtype(word: str):
+    """The torch.dtype of "fp32" or "bf16"; None for a word that is no dtype, such as auto or nf4."""
+    import torch
+
+    return getattr(torch, _TORCH_NAMES[word]) if word in _TORCH_NAMES else None
+
+
+def dtype_word(dtype) -> str:
+    """What a torch.dtype is called here: "fp32"; torch's name for one that has no word."""
+    name = str(dtype).removeprefix("torch.")
+    return next((word for word, of_torch in _TORCH_NAMES.items() if of_torch == name), name)
