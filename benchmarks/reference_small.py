@@ -15,7 +15,8 @@ from torch import Tensor
 
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
-from opensora_core.encoders.load import load_clip, load_t5
+from opensora_core.encoders.clip import load_clip
+from opensora_core.encoders.t5 import load_t5
 from opensora_core.evaluation import world
 from opensora_core.run.files import SMALL, ModelFiles
 from opensora_core.text.prompt import decorate

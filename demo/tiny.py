@@ -9,6 +9,7 @@ have them for ComfyUI. About 20 MB, a second or two, no network. It shows moving
 import argparse
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opensora_core.checkpoint.keys import clip_text_manifest, t5_manifest
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE, VAEConfig
 from opensora_core.codecs.hunyuan.model import CausalVAE
+from opensora_core.encoders.clip import CLIPSizes, clip_manifest
+from opensora_core.encoders.t5 import T5Sizes, t5_manifest
 from opensora_core.families import table
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.shapes import Manifest
@@ -95,13 +97,27 @@ def vae_weights(generator: torch.Generator, config: VAEConfig = VAE) -> dict[str
 
 def t5_weights(generator: torch.Generator) -> dict[str, Tensor]:
     """fp32. The vocabulary is the released one's, so that official tokenizers fit."""
-    return random_weights(t5_manifest(width=64, mlp=128, inner=128, layers=2, heads=2), generator)
+    manifest = t5_manifest(T5Sizes(width=64, mlp=128, inner=128, layers=2, heads=2))
+    parts = ("shared", "final", ".q.", ".k.", ".v.", ".o.", "layer.0.layer_norm", "layer.1.layer_norm", "wi_0", "wi_1", ".wo.", "relative")
+    return random_weights(_in_order(manifest, parts, late=("relative",)), generator)
 
 
 def clip_weights(generator: torch.Generator) -> dict[str, Tensor]:
     """fp32, with the two tensors that CLIP-L files hold besides the text model."""
-    weights = random_weights(clip_text_manifest(width=64, layers=2, mlp=256), generator)
+    manifest = clip_manifest(CLIPSizes(width=64, layers=2, mlp=256))
+    parts = ("token", "position", "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "norm1", "norm2", "final")
+    weights = random_weights(_in_order(manifest, parts, late=("norm", "final")), generator)
     return weights | {"text_projection.weight": torch.eye(64), "logit_scale": torch.tensor(4.6055)}
+
+
+def _in_order(manifest: Manifest, parts: tuple[str, ...], late: tuple[str, ...]) -> Manifest:
+    """A manifest in an order of our own, block by block, so that the same numbers are drawn with any version of transformers."""
+
+    def place(name: str) -> tuple[int, int, int]:
+        block = re.search(r"\.(\d+)\.", name)
+        return sum(word in name for word in late), int(block[1]) if block else -1, [part in name for part in parts].index(True)
+
+    return {name: manifest[name] for name in sorted(manifest, key=place)}
 
 
 def random_weights(manifest: Manifest, generator: torch.Generator, gain: float = 1.0) -> dict[str, Tensor]:

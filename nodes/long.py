@@ -7,8 +7,8 @@ from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
-from ..opensora_core.text.prompt import decorate
-from .host import inputs, long, notice, run, text
+from ..opensora_core.text.recipe import OPEN_SORA_2, Said
+from .host import inputs, long, notice, prompts, run
 from .host.guider import check_latent
 from .host.model import require_open_sora
 from .host.vae import vae_config
@@ -102,7 +102,7 @@ class OpenSoraContinueVideo(io.ComfyNode):
         settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype)
         file = long.OutputFile(filename_prefix)
         # All prompts before the first segment: the text encoders are then not needed again.
-        positives = _encode(clip, lines, (motion_score, fps), node_id) if prompts.strip() else [positive] * segments
+        positives = _encode(clip, lines, Said(fps, motion_score), node_id) if prompts.strip() else [positive] * segments
         finished = long.go_on(model, latent, long.Segments(plan, positives, negative, guidance, settings), file, node_id)
         try:
             images = long.decode(vae, finished["samples"], plan, policy, lambda line: notice.show(line, node_id))
@@ -152,16 +152,11 @@ def _prompt_inputs() -> list:
     ]
 
 
-def _encode(clip, lines: list[str], said: tuple[int, int], node_id: str | None) -> list:
-    """The CONDITIONING of each line, every different one encoded once."""
+def _encode(clip, lines: list[str], said: Said, node_id: str | None) -> list:
+    """The CONDITIONING of each line."""
     if clip is None:
         raise OpenSoraError("New prompts need a text encoder to read them: connect clip, or leave prompts empty.")
-    motion_score, fps = said
-    encoded = {}
-    for line in dict.fromkeys(lines):
-        encoded[line], note = text.encode(clip, decorate(line, fps=fps, motion_score=motion_score))
-        notice.show(note, node_id)
-    return [encoded[line] for line in lines]
+    return prompts.encode(clip, [OPEN_SORA_2.words(line, said) for line in lines], node_id)
 
 
 def _check_vae(vae, shape: tuple[int, ...]) -> None:

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..opensora_core.choices import AUTO
-from ..opensora_core.text.prompt import decorate
-from .host import inputs, keep, notice, paths, prompts, shared, text
+from ..opensora_core.text.recipe import OPEN_SORA_2, Said
+from .host import inputs, keep, paths, prompts, shared, text
 
 FOLDER = "text_encoders"
 
@@ -105,11 +105,6 @@ class OpenSoraT5TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded=False) -> io.NodeOutput:
-        text.check_clip(clip)
-        encode = prompts.encode_kept if keep_encoded else text.encode
-        decorated = decorate(prompt, fps=fps, motion_score=motion_score)
-        positive, note = encode(clip, decorated)
-        notice.show(note, cls.hidden.unique_id)
-        negative, note = encode(clip, negative_prompt)
-        notice.show(note, cls.hidden.unique_id)
+        decorated = OPEN_SORA_2.words(prompt, Said(fps, motion_score))
+        positive, negative = prompts.encode(clip, [decorated, negative_prompt], cls.hidden.unique_id, keep_encoded)
         return io.NodeOutput(positive, negative, decorated)

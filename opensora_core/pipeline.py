@@ -32,7 +32,7 @@ from .run.picture import FluxPainter, Picture, PictureRequest, PictureText
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
 from .run.segments import continuation, segment_prompts
-from .run.text import encode_prompt, encode_prompts
+from .run.text import encode
 from .sampling.given import CONTEXTS
 
 
@@ -262,18 +262,18 @@ class OpenSoraPipeline:
     @torch.inference_mode()
     def encode_prompt(self, prompt: str, negative_prompt: str = "", options: SamplingOptions | None = None) -> EncodedPrompt:
         """Decorate and encode a prompt once, for several calls. The negative prompt is encoded as it is."""
-        return encode_prompt(self._networks, (prompt, negative_prompt, options or SamplingOptions()))
+        return encode(self._networks, [(prompt, negative_prompt, options or SamplingOptions())])[0]
 
     @torch.inference_mode()
     def encode_prompts(
         self, prompts: Sequence[tuple[str, str, SamplingOptions | None]], progress: StageProgress | None = None
     ) -> list[EncodedPrompt]:
-        """As encode_prompt for each (prompt, negative prompt, options), reading either text encoder once for all of them.
+        """Encode several prompts, each (prompt, negative prompt, options), reading either text encoder once for all of them.
 
         Options None: the prompt is read as it is, as that of a picture (paint). One of the released model takes 17 MB of main memory.
         progress: ("text", done, total), T5's work alone.
         """
-        return encode_prompts(self._networks, prompts, Watchers(progress=progress).stage("text"))
+        return encode(self._networks, prompts, Watchers(progress=progress).stage("text"))
 
     @torch.inference_mode()
     def __call__(  # noqa: PLR0913 - the settings people know by these names; inside they travel as one GenerationRequest

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
 from opensora_core.codecs.hunyuan.model import CausalVAE
-from opensora_core.encoders.load import load_clip, load_t5
+from opensora_core.encoders.clip import load_clip
+from opensora_core.encoders.t5 import load_t5
 from opensora_core.networks.mmdit.layout import file_name
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.run.files import ModelFiles, check_files

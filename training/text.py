@@ -1,10 +1,13 @@
 """The small model's text encoders before training, and what a hub folder's config.json says of text encoders of any size."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-from opensora_core.encoders.load import CLIPEncoder, T5Encoder, TextEncoder
-from opensora_core.encoders.tokens import CLIP, T5, read_tokenizer
+from opensora_core.encoders.clip import CLIPEncoder
+from opensora_core.encoders.t5 import T5Encoder
+from opensora_core.encoders.tokens import read_tokenizer
 from opensora_core.text.prompt import CLIP_LENGTH
+from opensora_core.text.recipe import CLIP, T5
 
 from .tokenizers import CLIP_FOLDER, T5_FOLDER
 
@@ -13,7 +16,14 @@ T5_SIZES = {"d_model": 64, "d_kv": 32, "num_heads": 2, "d_ff": 128, "num_layers"
 CLIP_SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "num_hidden_layers": 2}
 
 
-def untrained(directory: str | Path) -> TextEncoder:
+class TextEncoders(NamedTuple):
+    """Both encoders of a model."""
+
+    t5: T5Encoder
+    clip: CLIPEncoder
+
+
+def untrained(directory: str | Path) -> TextEncoders:
     """Both encoders with the library's own random weights (torch's global generator), fp32, for the tokenizers in a directory."""
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -22,7 +32,7 @@ def untrained(directory: str | Path) -> TextEncoder:
     t5_model = T5EncoderModel(T5Config(**t5_config(T5_SIZES, t5.size)))
     ids = {"bos_token_id": clip.end - 1, "pad_token_id": clip.pad, "eos_token_id": clip.end}
     clip_model = CLIPTextModel(CLIPTextConfig(**clip_config(CLIP_SIZES, clip.size, ids)["text_config"]))
-    return TextEncoder(T5Encoder(t5_model, t5), CLIPEncoder(clip_model, clip))
+    return TextEncoders(T5Encoder(t5_model, t5), CLIPEncoder(clip_model, clip))
 
 
 def t5_config(sizes: dict[str, int], vocabulary: int) -> dict:

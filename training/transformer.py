@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from opensora_core.encoders.load import TextEncoder
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
 
@@ -24,7 +23,7 @@ from . import tokenizers
 from .data import CLIP, LONG, Clips, is_long, mistake, read, scene, text_of
 from .muon import Muon
 from .state import Run, set_learning_rate
-from .text import CLIP_SIZES, T5_SIZES, untrained
+from .text import CLIP_SIZES, T5_SIZES, TextEncoders, untrained
 
 CONFIG = TransformerConfig(
     **{
@@ -64,7 +63,7 @@ class Batch:
 class Networks(nn.Module):
     """What is trained together."""
 
-    def __init__(self, text: TextEncoder):
+    def __init__(self, text: TextEncoders):
         super().__init__()
         self.transformer = MMDiT(CONFIG, attention=plain_attention)
         initialise(self.transformer)
@@ -102,7 +101,7 @@ def initialise(model: MMDiT) -> None:
 class Sampler:
     """Batches by step: the same for the same step, on any machine."""
 
-    def __init__(self, clips: Clips, text: TextEncoder, device: str):
+    def __init__(self, clips: Clips, text: TextEncoders, device: str):
         self.clips, self.device = clips, device
         scenes = [scene(index) for index in range(len(clips.whole))]
         texts = [text_of(of) for of in scenes]

@@ -28,7 +28,6 @@ from ...opensora_core.geometry import CAUSAL, SPACE_COMPRESSION
 from ...opensora_core.run.picture import PictureRequest
 from ...opensora_core.sampling import schedule, solvers as solver
 from ...opensora_core.sampling.guidance import Guidance
-from ...opensora_core.text.prompt import decorate
 from . import notice, prompts, selftest, text
 from .model import is_open_sora, require_open_sora
 from .vae import vae_config
@@ -163,9 +162,7 @@ def keep_prompts(clip, texts: list[str], node_id: str | None) -> bool:
     """
     if not prompts.can_keep(clip):
         return False
-    for prompt in texts:
-        _, dropped = prompts.encode_kept(clip, prompt)
-        notice.show(dropped, node_id)
+    prompts.encode(clip, texts, node_id, keep=True)
     return True
 
 
@@ -214,11 +211,6 @@ def check_video(resolution: str, aspect_ratio: str, num_frames: int, guidance: t
     if CAUSAL.check_num_frames(num_frames) < CAUSAL.frames.shortest_clip:
         raise OpenSoraError(f"num_frames={num_frames} is the picture alone; use at least 5.")
     Guidance(*guidance)
-
-
-def decorated(prompt: str, fps: int, motion_score: int) -> str:
-    """The prompt of the video, as Open-Sora Text Encode reads it."""
-    return decorate(prompt, fps=fps, motion_score=motion_score)
 
 
 def _named(name: str, check: Callable[[], T]) -> T:

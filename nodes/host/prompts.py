@@ -2,13 +2,30 @@
 
 import os
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from ...opensora_core.memory.loaded import PROMPTS, FileIdentity, identity
-from . import text
+from . import notice, text
 
 # Of every text encoder that was asked: its files as they were then, and how they were loaded. None where it does not say.
 _sources: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def encode(clip, texts: Iterable[str], node_id: str | None, keep: bool = False) -> list[list]:
+    """CONDITIONING of each text, every different one encoded once. What T5 had to drop is shown on the node.
+
+    Args:
+        keep: take from memory what the same files encoded before, and keep what is encoded now.
+
+    Raises:
+        OpenSoraError: the CLIP holds other encoders.
+    """
+    text.check_clip(clip)
+    encoded, texts = {}, list(texts)
+    for prompt in dict.fromkeys(texts):
+        encoded[prompt], note = encode_kept(clip, prompt) if keep else text.encode(clip, prompt)
+        notice.show(note, node_id)
+    return [_own(encoded[prompt]) for prompt in texts]
 
 
 def encode_kept(clip, prompt: str) -> tuple[list, str]:
@@ -21,15 +38,18 @@ def encode_kept(clip, prompt: str) -> tuple[list, str]:
         OpenSoraError: the CLIP holds other encoders.
     """
     text.check_clip(clip)
-    source = note_source(clip)
     if not can_keep(clip):
         conditioning, note = text.encode(clip, prompt)
         return conditioning, note or "This prompt is not kept: its CLIP does not say which files it is from, or has hooks."
     changes = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""  # a LoRA on the encoders
-    options = {"source": source, "changes": changes, "layer": clip.layer_idx}
+    options = {"source": note_source(clip), "changes": changes, "layer": clip.layer_idx}
     dropped = text.exact_tokens(clip.tokenizer, prompt)[1]
-    conditioning = PROMPTS.get([prompt], (), options, lambda: text.encode(clip, prompt)[0])
-    return [[states, dict(values)] for states, values in conditioning], dropped
+    return _own(PROMPTS.get([prompt], (), options, lambda texts: [text.encode(clip, one)[0] for one in texts])[0]), dropped
+
+
+def _own(conditioning: list) -> list:
+    """A CONDITIONING whose settings a later node may change; its tensors are shared."""
+    return [[states, dict(values)] for states, values in conditioning]
 
 
 def can_keep(clip) -> bool:

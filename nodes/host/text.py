@@ -8,8 +8,10 @@ model has, brings its tokenizer beside its file, which also says how long a text
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.sd
@@ -17,25 +19,24 @@ import comfy.text_encoders.flux
 import comfy.utils
 import torch
 
-from ...opensora_core.checkpoint import detect, keys, quantised
+from ...opensora_core.checkpoint import detect, quantised
 from ...opensora_core.checkpoint.files import read_header
 from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.choices import AUTO, BF16, FILE_FORMATS, FP8, NF4
-from ...opensora_core.encoders.tokens import CLIP, T5, Tokenizer, find_tokenizer, read_tokenizer
+from ...opensora_core.encoders import clip as clip_model, t5 as t5_model
+from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tokenizer
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
-from ...opensora_core.text.prompt import T5_LENGTH, dropped_sentence, fit_tokens
+from ...opensora_core.shapes import Manifest
+from ...opensora_core.text.recipe import CLIP, OPEN_SORA_2, T5
 from . import nf4
 from .precision import quantise_layers
 
 PRECISIONS = (AUTO, BF16, *FILE_FORMATS, NF4)
 DEVICES = (AUTO, "cpu")
 
-T5_VOCABULARY, CLIP_VOCABULARY = 32128, 49408  # rows of the released embedding tables
-_T5_TABLE, _CLIP_TABLE = "shared.weight", "text_model.embeddings.token_embedding.weight"
-
+RELEASED_T5, RELEASED_CLIP = t5_model.T5Sizes(), clip_model.CLIPSizes()
 _T5_LINEARS = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight", ".wo.weight")
-_CLIP_HEAD_WIDTH = 64  # CLIP's released proportion: 768 wide, 12 heads
 
 
 @dataclass
@@ -66,9 +67,9 @@ class ExactTokenizer:
 
     def __init__(self, tokenizer, own: dict[str, Tokenizer] | None = None):
         self.inner = tokenizer
-        self.own = own or {}
         self.clip_l = tokenizer.clip_l
         self.t5xxl = tokenizer.t5xxl
+        self.tokenizers = {"l": _hosts(CLIP, self.clip_l), "t5xxl": _hosts(T5, self.t5xxl), **(own or {})}
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
         """What the host's CLIP.tokenize asks for. Options (weights, minimum lengths) belong to other recipes and are ignored."""
@@ -94,18 +95,25 @@ def exact_tokens(tokenizer, text: str) -> tuple[dict, str]:
     Returns:
         {"t5xxl": [512 (id, 1.0) pairs], "l": [77 pairs]}, and a sentence if T5 had to drop the end of the prompt, else "".
     """
-    own = getattr(tokenizer, "own", {})
-    if t5 := own.get("t5xxl"):
-        length, t5_ids, pad = t5.length, t5.ids(text), t5.pad
-    else:
-        # We say ourselves what was dropped.
-        length, t5_ids, pad = T5_LENGTH, tokenizer.t5xxl.tokenizer(text, verbose=False)["input_ids"], tokenizer.t5xxl.pad_token
-    t5_ids, dropped = fit_tokens(list(t5_ids), length, pad)
-    clip_ids = _released_ids(own["l"], text) if "l" in own else tokenizer.clip_l.tokenizer(text, verbose=False)["input_ids"]
-    # 77, or more for a CLIP-L with longer position tables, which the host pads to its full length.
-    clip_ids, _ = fit_tokens(list(clip_ids), tokenizer.clip_l.max_length, tokenizer.clip_l.pad_token)
-    tokens = {"l": [[(token, 1.0) for token in clip_ids]], "t5xxl": [[(token, 1.0) for token in t5_ids]]}
-    return tokens, dropped_sentence("T5", dropped, length)
+    exact = tokenizer if isinstance(tokenizer, ExactTokenizer) else ExactTokenizer(tokenizer)
+    fitted = {name: one.fitted(text) for name, one in exact.tokenizers.items()}
+    return {name: [[(token, 1.0) for token in ids]] for name, (ids, _) in fitted.items()}, fitted["t5xxl"][1]
+
+
+def _hosts(kind: str, tokenizer) -> Tokenizer:
+    """One of the host's tokenizers as the library has them."""
+    # We say ourselves what was dropped. A CLIP-L with a longer position table is padded to its full length by the host.
+    length = OPEN_SORA_2.length if kind == T5 else tokenizer.max_length
+    size = (RELEASED_T5 if kind == T5 else RELEASED_CLIP).vocabulary
+    return Tokenizer(
+        kind,
+        lambda text: tokenizer.tokenizer(text, verbose=False)["input_ids"],
+        tokenizer.pad_token,
+        tokenizer.end_token,
+        size,
+        length,
+        Path(),
+    )
 
 
 def encode(clip, text: str) -> tuple[list, str]:
@@ -152,8 +160,10 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, de
     t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
     overrides = {**_t5_overrides(t5), **_clip_overrides(clip_l)}
     own = _own_tokenizers(t5, clip_l)
+    table, _ = clip_model.WHERE["vocabulary"]
     if "l" in own:
-        clip_l.state[_CLIP_TABLE] = _released_table(clip_l.state[_CLIP_TABLE], own["l"])
+        clip_l.state[table] = _released_table(clip_l.state[table], own["l"])
+        own["l"] = _released_ids(own["l"])
     _set_precision(t5, clip_l, precision)
     options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
     if t5.is_quantised:
@@ -164,8 +174,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, de
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     # CLIP's projection is not in the files Flux users have and is not used; without it the host warns of a missing tensor.
-    width = clip_l.shapes[_CLIP_TABLE][1]
-    clip_l.state.setdefault("text_projection.weight", torch.eye(width))
+    clip_l.state.setdefault("text_projection.weight", torch.eye(clip_l.shapes[table][1]))
     clip = comfy.sd.load_text_encoder_state_dicts(
         [clip_l.state, t5.state], clip_type=comfy.sd.CLIPType.FLUX, model_options=options, disable_dynamic=disable_dynamic or is_nf4
     )
@@ -206,51 +215,47 @@ def sort_files(first: EncoderFile, second: EncoderFile) -> tuple[EncoderFile, En
 
 
 def _t5_overrides(t5: EncoderFile) -> dict:
-    shapes = t5.shapes
-    block = "encoder.block.0.layer."
-    _need(t5, [_T5_TABLE, f"{block}0.SelfAttention.relative_attention_bias.weight", f"{block}1.DenseReluDense.wi_0.weight"])
-    vocabulary, width = shapes[_T5_TABLE]
-    heads = shapes[f"{block}0.SelfAttention.relative_attention_bias.weight"][1]
-    inner = shapes[f"{block}0.SelfAttention.q.weight"][0]
-    mlp = shapes[f"{block}1.DenseReluDense.wi_0.weight"][0]
-    layers = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.block."))
-    manifest = keys.t5_manifest(width=width, mlp=mlp, inner=inner, layers=layers, heads=heads, vocabulary=vocabulary)
-    _check_whole(t5, manifest)
-    if manifest == keys.t5_manifest():
+    sizes = _sizes(t5, t5_model.WHERE, t5_model.t5_sizes, t5_model.t5_manifest)
+    if sizes == RELEASED_T5:
         return {}
-    config = {"d_model": width, "d_ff": mlp, "d_kv": inner // heads, "num_heads": heads, "num_layers": layers, "vocab_size": vocabulary}
+    config = {
+        "d_model": sizes.width,
+        "d_ff": sizes.mlp,
+        "d_kv": sizes.inner // sizes.heads,
+        "num_heads": sizes.heads,
+        "num_layers": sizes.layers,
+        "vocab_size": sizes.vocabulary,
+    }
     return {"t5xxl_model_config": config}
 
 
 def _clip_overrides(clip_l: EncoderFile) -> dict:
-    shapes = clip_l.shapes
-    embeddings, layer = "text_model.embeddings.", "text_model.encoder.layers."
     # The host knows a CLIP file by its second layer.
-    _need(clip_l, [f"{embeddings}position_embedding.weight", f"{layer}0.mlp.fc1.weight", f"{layer}1.mlp.fc1.weight"])
-    vocabulary, width = shapes[_CLIP_TABLE]
-    positions = shapes[f"{embeddings}position_embedding.weight"][0]
-    mlp = shapes[f"{layer}0.mlp.fc1.weight"][0]
-    layers = 1 + max(int(key.split(".")[3]) for key in shapes if key.startswith(layer))
-    manifest = keys.clip_text_manifest(width=width, layers=layers, mlp=mlp, vocabulary=vocabulary, positions=positions)
-    _check_whole(clip_l, manifest)
-    if manifest == keys.clip_text_manifest():
+    where = {**clip_model.WHERE, "layers": ("text_model.encoder.layers.1.mlp.fc1.weight", 0)}
+    sizes = _sizes(clip_l, where, clip_model.clip_sizes, clip_model.clip_manifest)
+    if sizes == RELEASED_CLIP:
         return {}
     config = {
-        "hidden_size": width,
-        "num_attention_heads": width // _CLIP_HEAD_WIDTH,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "max_position_embeddings": positions,
+        "hidden_size": sizes.width,
+        "num_attention_heads": sizes.width // clip_model.HEAD_DIM,
+        "intermediate_size": sizes.mlp,
+        "num_hidden_layers": sizes.layers,
+        "max_position_embeddings": sizes.positions,
     }
     # The host rebuilds "clip_l_model_config" from "model_config" when it looks for long CLIP-L files, so both carry it.
     return {"clip_l_model_config": config, "model_config": config}
 
 
-def _need(file: EncoderFile, names: list[str]) -> None:
-    """Raise unless the tensors that sizes are read from are there."""
-    missing = [name for name in names if name not in file.state]
-    if missing:
+def _sizes(file: EncoderFile, where: dict, sizes_of: Callable, manifest_of: Callable[[Any], Manifest]):
+    """An encoder's sizes. Raises a CheckpointError unless all of its tensors are there."""
+    if missing := [name for name in dict.fromkeys(name for name, _ in where.values()) if name not in file.state]:
         raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; it is not whole, download it again.")
+    sizes = sizes_of(file.shapes)
+    result = compare(file.shapes, manifest_of(sizes))
+    # 4-bit layers show half their columns, so a quantised file is only asked for its tensors' names.
+    if result.missing or (result.misshaped and not file.is_quantised):
+        raise CheckpointError(f"{file.name} is {file.identity.title} but not whole; {result.sentence()}. Download it again.")
+    return sizes
 
 
 def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer]:
@@ -260,9 +265,9 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer
         CheckpointError: there is none, or it has more tokens than the encoder.
     """
     own = {}
-    for name, kind, file, table, released in (
-        ("t5xxl", T5, t5, _T5_TABLE, T5_VOCABULARY),
-        ("l", CLIP, clip_l, _CLIP_TABLE, CLIP_VOCABULARY),
+    for name, kind, file, (table, _), released in (
+        ("t5xxl", T5, t5, t5_model.WHERE["vocabulary"], RELEASED_T5.vocabulary),
+        ("l", CLIP, clip_l, clip_model.WHERE["vocabulary"], RELEASED_CLIP.vocabulary),
     ):
         found = file.shapes[table][0]
         if found == released:
@@ -281,25 +286,22 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer
     return own
 
 
-def _released_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """CLIP's ids with the start and end tokens, its two highest, under the released ids, by which the host knows them."""
-    shift = CLIP_VOCABULARY - 1 - tokenizer.end
-    return [token + shift if token >= tokenizer.end - 1 else token for token in tokenizer.ids(text)]
+def _released_ids(tokenizer: Tokenizer) -> Tokenizer:
+    """CLIP's tokenizer with the start and end tokens, its two highest, under the released ids, by which the host knows them."""
+    shift = RELEASED_CLIP.vocabulary - 1 - tokenizer.end
+
+    def ids(text: str) -> list[int]:
+        return [token + shift if token >= tokenizer.end - 1 else token for token in tokenizer.ids(text)]
+
+    return replace(tokenizer, ids=ids, pad=tokenizer.pad + shift, end=tokenizer.end + shift, size=RELEASED_CLIP.vocabulary)
 
 
 def _released_table(table: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     """CLIP's embedding table with as many rows as the released one, which is what the host makes; see _released_ids."""
-    rows = table.new_zeros(CLIP_VOCABULARY, table.shape[1])
+    rows = table.new_zeros(RELEASED_CLIP.vocabulary, table.shape[1])
     rows[: tokenizer.end - 1] = table[: tokenizer.end - 1]
     rows[-2:] = table[tokenizer.end - 1 : tokenizer.end + 1]
     return rows
-
-
-def _check_whole(file: EncoderFile, manifest: keys.Manifest) -> None:
-    result = compare(file.shapes, manifest)
-    # 4-bit layers show half their columns, so a quantised file is only asked for its tensors' names.
-    if result.missing or (result.misshaped and not file.is_quantised):
-        raise CheckpointError(f"{file.name} is {file.identity.title} but not whole; {result.sentence()}. Download it again.")
 
 
 def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None:

@@ -3,41 +3,6 @@
 from ..shapes import Manifest
 
 
-def t5_manifest(
-    width: int = 4096, mlp: int = 10240, inner: int = 4096, layers: int = 24, heads: int = 64, vocabulary: int = 32128
-) -> Manifest:
-    """Shape of every tensor of a T5 v1.1 encoder in transformers' names; the defaults are XXL."""
-    manifest: Manifest = {"shared.weight": (vocabulary, width), "encoder.final_layer_norm.weight": (width,)}
-    for index in range(layers):
-        attention, feed = (f"encoder.block.{index}.layer.{part}." for part in (0, 1))
-        for name in "qkv":
-            manifest[f"{attention}SelfAttention.{name}.weight"] = (inner, width)
-        manifest[f"{attention}SelfAttention.o.weight"] = (width, inner)
-        manifest[f"{attention}layer_norm.weight"] = manifest[f"{feed}layer_norm.weight"] = (width,)
-        manifest[f"{feed}DenseReluDense.wi_0.weight"] = manifest[f"{feed}DenseReluDense.wi_1.weight"] = (mlp, width)
-        manifest[f"{feed}DenseReluDense.wo.weight"] = (width, mlp)
-    manifest["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, heads)
-    return manifest
-
-
-def clip_text_manifest(width: int = 768, layers: int = 12, mlp: int = 3072, vocabulary: int = 49408, positions: int = 77) -> Manifest:
-    """Shape of every tensor of a CLIP text encoder in transformers' names; the defaults are CLIP-L."""
-    manifest: Manifest = {
-        "text_model.embeddings.token_embedding.weight": (vocabulary, width),
-        "text_model.embeddings.position_embedding.weight": (positions, width),
-    }
-    linears = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
-    linears |= {"mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
-    norms = [f"text_model.encoder.layers.{index}.layer_norm{part}" for index in range(layers) for part in (1, 2)]
-    for index in range(layers):
-        for name, shape in linears.items():
-            manifest[f"text_model.encoder.layers.{index}.{name}.weight"] = shape
-            manifest[f"text_model.encoder.layers.{index}.{name}.bias"] = shape[:1]
-    for name in (*norms, "text_model.final_layer_norm"):
-        manifest[f"{name}.weight"] = manifest[f"{name}.bias"] = (width,)
-    return manifest
-
-
 def flux_ae_manifest() -> Manifest:
     """Shape of every tensor of the Flux.1 picture autoencoder, which the hub repository also holds."""
     widths, weights = (128, 256, 512, 512), {}

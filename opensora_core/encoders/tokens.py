@@ -5,16 +5,21 @@ did (transformers 5 needs protobuf for that file); every other form goes through
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
-from ..text.prompt import CLIP_LENGTH, T5_LENGTH
+import torch
+from torch import Tensor
 
-T5, CLIP = "T5", "CLIP"
+from ..errors import CheckpointError
+from ..text.prompt import CLIP_LENGTH, T5_LENGTH, dropped_sentence, fit_tokens
+from ..text.recipe import CLIP, T5
+
+logger = logging.getLogger(__name__)
 
 # Relative to a folder a person names, or in which an encoder lies: itself, then the layouts people have.
 _FOLDERS = {
@@ -33,10 +38,11 @@ _T5_SENTINELS = 100  # <extra_id_0> to <extra_id_99>, where the tokenizer's file
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer that neither pads nor cuts.
+    """An encoder's tokenizer.
 
     Attributes:
-        ids: text -> token ids with the start token (CLIP) and the end-of-text token.
+        kind: T5 or CLIP.
+        ids: text -> token ids with the start token (CLIP) and the end-of-text token, neither padded nor cut.
         pad: id to pad with.
         end: id of the end-of-text token.
         size: one more than the highest id; the encoder's table must have as many rows.
@@ -44,12 +50,29 @@ class Tokenizer:
         folder: where it was read.
     """
 
+    kind: str
     ids: Callable[[str], list[int]]
     pad: int
     end: int
     size: int
     length: int
     folder: Path
+
+    def fitted(self, text: str) -> tuple[list[int], str]:
+        """A text's ids, padded or cut to `length`, and a sentence if its end was dropped, else ""."""
+        ids, dropped = fit_tokens(list(self.ids(text)), self.length, self.pad)
+        return ids, dropped_sentence(self.kind, dropped, self.length)
+
+
+def tokenize(tokenizer: Tokenizer, texts: list[str], level: int) -> Tensor:
+    """[B] texts -> ids [B, length], int64. A text that is cut is named in the log, at a level of the logging module."""
+    rows = []
+    for text in texts:
+        row, note = tokenizer.fitted(text)
+        if note:
+            logger.log(level, note)
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -> Path:
@@ -79,31 +102,34 @@ def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -
     )
 
 
-def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
+def read_tokenizer(kind: str, folder: Path, length: int = T5_LENGTH) -> Tokenizer:
     """Read a tokenizer from a folder that find_tokenizer returned.
+
+    Args:
+        length: tokens of a text that the model was trained with, see text_length.
 
     Raises:
         CheckpointError: its files are damaged.
     """
     try:
         if kind == T5 and (folder / "spiece.model").is_file():
-            return _sentencepiece(folder)
-        return _transformers(kind, folder)
+            return _sentencepiece(folder, length)
+        return _transformers(kind, folder, length)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The {kind} tokenizer in {folder} cannot be read: {error}") from error
 
 
-def text_length(kind: str, folder: Path) -> int:
-    """How many tokens of a text the encoder of a tokenizer reads: CLIP 77, T5 512 or what its files say if that is less.
+def text_length(kind: str, folder: Path, length: int = T5_LENGTH) -> int:
+    """How many tokens of a text the encoder of a tokenizer reads: CLIP 77, T5 `length` or what its files say if that is less.
 
     A model that was trained with shorter texts says so by "model_max_length" in tokenizer_config.json: text tokens are attended
     without a mask, so that more padding would change its pictures.
     """
     if kind == CLIP:
         return CLIP_LENGTH
-    length = _settings(folder).get("model_max_length")
+    said = _settings(folder).get("model_max_length")
     # Libraries write an enormous number where none is known.
-    return length if isinstance(length, int) and 1 < length < T5_LENGTH else T5_LENGTH
+    return said if isinstance(said, int) and 1 < said < length else length
 
 
 def _settings(folder: Path) -> dict:
@@ -140,7 +166,7 @@ def _holds(kind: str, folder: Path) -> bool:
         return False  # absent, or not such a file: the search goes on
 
 
-def _sentencepiece(folder: Path) -> Tokenizer:
+def _sentencepiece(folder: Path, length: int) -> Tokenizer:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
@@ -156,10 +182,10 @@ def _sentencepiece(folder: Path) -> Tokenizer:
         tokens = [[specials[part]] if part in specials else model.encode(part) for part in parts]
         return [*(token for part in tokens for token in part), model.eos_id()]
 
-    return Tokenizer(ids, model.pad_id(), model.eos_id(), pieces, text_length(T5, folder), folder)
+    return Tokenizer(T5, ids, model.pad_id(), model.eos_id(), pieces, text_length(T5, folder, length), folder)
 
 
-def _transformers(kind: str, folder: Path) -> Tokenizer:
+def _transformers(kind: str, folder: Path, length: int) -> Tokenizer:
     import transformers
 
     # The fast classes give the same ids in transformers 4 and 5, and the host's; version 4's slow CLIP tokenizer reads
@@ -172,4 +198,4 @@ def _transformers(kind: str, folder: Path) -> Tokenizer:
 
     sentinels = _T5_SENTINELS if kind == T5 else 0  # not part of the pieces, as above
     highest = max(index for token, index in tokenizer.get_vocab().items() if not (sentinels and token.startswith("<extra_id_")))
-    return Tokenizer(ids, tokenizer.pad_token_id, tokenizer.eos_token_id, highest + 1, text_length(kind, folder), folder)
+    return Tokenizer(kind, ids, tokenizer.pad_token_id, tokenizer.eos_token_id, highest + 1, text_length(kind, folder, length), folder)

@@ -19,12 +19,14 @@ from .. import __version__
 from ..checkpoint.detect import Identity, identify
 from ..checkpoint.files import Header, as_one, bytes_text, find_weights, last_rows, quantisation, read_header
 from ..checkpoint.formats import LayerFormat, stored_formats
-from ..checkpoint.keys import clip_text_manifest, flux_ae_manifest, t5_manifest
+from ..checkpoint.keys import flux_ae_manifest
 from ..checkpoint.load import Comparison, compare
 from ..checkpoint.lora import describe_lora
+from ..encoders.clip import clip_manifest, clip_names, clip_sizes
+from ..encoders.t5 import t5_manifest, t5_names, t5_sizes
 from ..errors import CheckpointError, OpenSoraError
 from ..families.table import codecs_of
-from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, bare_shapes, dim
+from ..shapes import AS_RELEASED, Layout, Manifest, bare_shapes
 from .trial import try_blocks, try_vae
 
 # What a folder needs, by slot.
@@ -198,50 +200,18 @@ def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Man
         return flux_ae_manifest(), flux_ae_manifest(), "F32"
     shapes = _relevant(identity, header)
     if identity.kind == "t5":
-        return t5_manifest(**_t5_sizes(shapes)), t5_manifest(), "F32"
+        return t5_manifest(t5_sizes(shapes)), t5_manifest(), "F32"
     if identity.kind in ("clip_text", "clip_full"):
-        return clip_text_manifest(**_clip_sizes(shapes)), clip_text_manifest(), "F32"
+        return clip_manifest(clip_sizes(shapes)), clip_manifest(), "F32"
     return None, None, ""
 
 
 def _relevant(identity: Identity, header: Header) -> Manifest:
     """The model's own tensors, bare: of T5 the encoder, of CLIP the text part."""
-    shapes = bare_shapes(header.shapes, identity.prefix)
-    if identity.kind == "t5":
-        if "shared.weight" not in shapes and "encoder.embed_tokens.weight" in shapes:
-            shapes["shared.weight"] = shapes["encoder.embed_tokens.weight"]  # one table under two names
-        shapes.pop("encoder.embed_tokens.weight", None)
-        return {key: shape for key, shape in shapes.items() if key.startswith(("encoder.", "shared."))}
-    if identity.kind in ("clip_text", "clip_full"):
-        if "text_model.embeddings.token_embedding.weight" not in shapes:
-            shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}  # transformers 5
-        return {key: shape for key, shape in shapes.items() if key.startswith("text_model.") and not key.endswith("position_ids")}
-    return shapes
-
-
-def _t5_sizes(shapes: Shapes) -> dict[str, int]:
-    layers = {key.split(".")[2] for key in shapes if key.startswith("encoder.block.")}
-    first = "encoder.block.0.layer."
-    return {
-        "width": dim(shapes, "shared.weight", 1, 4096),
-        "mlp": dim(shapes, f"{first}1.DenseReluDense.wi_0.weight", 0, 10240),
-        "inner": dim(shapes, f"{first}0.SelfAttention.q.weight", 0, 4096),
-        "layers": len(layers),
-        "heads": dim(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 1, 64),
-        "vocabulary": dim(shapes, "shared.weight", 0, 32128),
-    }
-
-
-def _clip_sizes(shapes: Shapes) -> dict[str, int]:
-    layers = {key.split(".")[3] for key in shapes if key.startswith("text_model.encoder.layers.")}
-    width = dim(shapes, "text_model.embeddings.token_embedding.weight", 1, 768)
-    return {
-        "width": width,
-        "layers": len(layers),
-        "mlp": dim(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
-        "vocabulary": dim(shapes, "text_model.embeddings.token_embedding.weight", 0, 49408),
-        "positions": dim(shapes, "text_model.embeddings.position_embedding.weight", 0, 77),
-    }
+    names_of = {"t5": t5_names, "clip_text": clip_names, "clip_full": clip_names}.get(identity.kind)
+    if names_of is None:
+        return bare_shapes(header.shapes, identity.prefix)
+    return {name: header.tensors[key].shape for key, name in names_of(header.shapes, identity.prefix).items()}
 
 
 def _compare(found: Manifest, expected: Manifest, form: str | None, layout: Layout = AS_RELEASED) -> Comparison:
@@ -295,7 +265,11 @@ def _check_component(part: Component) -> tuple[bool | None, list[str]]:
     """Whether it passed (None: no part of Open-Sora 2.0) and the lines about it."""
     if part.header is None:
         return False, [part.error, _line("FAIL", "cannot be read")]
-    header, lines = part.header, _describe(part.name, part.header)
+    header = part.header
+    try:
+        lines = _describe(part.name, header)
+    except CheckpointError as error:  # sizes that cannot be
+        return False, [f"{part.name}: {error}", _line("FAIL", "cannot be read")]
     identity = identify(header.shapes)
     own, released, _ = _manifests(identity, header)
     form = quantisation(header)

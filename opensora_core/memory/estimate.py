@@ -209,7 +209,7 @@ class Need:
         if model.stored_text in QUANTISED:
             self.text_precision = model.stored_text
         self.transformer = transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
-        one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_image, model.text.t5_length)
+        one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_image, model.text.length)
         self._beside_transformer = (
             Item("activations of one forward", one, "fused attention, one pass at a time"),
             Item("latents, predictions, prompt", rest),

@@ -4,7 +4,7 @@ Weights come from a file's header, or from a module built on the meta device whe
 modules, run on the meta device under an allocation counter (count.py), so that they follow the code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.detect import Identity, identify, require
+from ..checkpoint.detect import Identity
 from ..checkpoint.files import Header
 from ..checkpoint.formats import stored_formats
-from ..checkpoint.keys import clip_text_manifest, t5_manifest
 from ..checkpoint.load import open_model
 from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
 from ..choices import BF16, FP8, FP32, INT8, QUANTISED, dtype_word, torch_dtype
@@ -23,9 +22,10 @@ from ..codecs.codec import CodecConfig, Encoded
 from ..codecs.hunyuan import layers as vae_layers
 from ..codecs.hunyuan.config import HUNYUAN_VAE
 from ..codecs.tiling import tiled_decode, tiled_encode
-from ..encoders.tokens import T5, find_tokenizer, text_length
-from ..encoders.weights import read_headers
-from ..errors import CheckpointError, OpenSoraError
+from ..encoders.clip import CLIPSizes, clip_network, open_clip
+from ..encoders.t5 import T5Sizes, keep_layers_in, open_t5, quantised_layers, t5_network
+from ..encoders.tokens import find_tokenizer, text_length
+from ..errors import CheckpointError
 from ..families.table import DEFAULT, codec_of, family_of, usual_codec
 from ..family import QUANTISED_GROUPS, Network, NetworkSizes
 from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, Tiling
@@ -35,6 +35,7 @@ from ..sampling.run import Conditions, TextCondition, sample
 from ..sampling.schedule import flow_schedule
 from ..shapes import manifest_of
 from ..text.prompt import T5_LENGTH
+from ..text.recipe import T5
 from .count import AllocationCounter
 from .plan import UnitBytes
 from .stream import module_bytes
@@ -91,18 +92,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class TextSizes:
-    """Sizes of T5 v1.1 and of CLIP's text model, as the tensors say them; the defaults are the released ones."""
+    """Sizes of both text encoders, as the tensors say them, and tokens of a text that T5 reads; the defaults are the released ones."""
 
-    t5_width: int = 4096
-    t5_mlp: int = 10240
-    t5_inner: int = 4096
-    t5_layers: int = 24
-    t5_heads: int = 64
-    t5_vocabulary: int = 32128
-    t5_length: int = T5_LENGTH  # tokens of a text
-    clip_width: int = 768
-    clip_layers: int = 12
-    clip_mlp: int = 3072
+    t5: T5Sizes = T5Sizes()
+    clip: CLIPSizes = CLIPSizes()
+    length: int = T5_LENGTH
 
 
 @dataclass(frozen=True)
@@ -141,9 +135,11 @@ def sizes_of_files(
     if vae is not None:
         found = replace(found, vae=open_model(Path(vae).expanduser(), "vae")[1].config)
     if t5 is not None:
-        found = replace(found, text=_with_t5(found.text, Path(t5)), stored_text=_stored_text(Path(t5)))
+        source, sizes = open_t5(t5)
+        text = replace(found.text, t5=sizes, length=_text_length(source.path))
+        found = replace(found, text=text, stored_text=_stored_text(source.header))
     if clip is not None:
-        found = replace(found, text=_with_clip(found.text, Path(clip)))
+        found = replace(found, text=replace(found.text, clip=open_clip(clip)[1]))
     return found
 
 
@@ -243,55 +239,22 @@ def vae_weights(config: CodecConfig, precision: str) -> int:
 @lru_cache(maxsize=8)
 def text_weights(sizes: TextSizes, precision: str, stored: str) -> tuple[Weights, int]:
     """(T5's weights, bytes of CLIP's); the embedding table and norms of a quantised T5 stay as they are."""
-    manifest = t5_manifest(
-        width=sizes.t5_width,
-        mlp=sizes.t5_mlp,
-        inner=sizes.t5_inner,
-        layers=sizes.t5_layers,
-        heads=sizes.t5_heads,
-        vocabulary=sizes.t5_vocabulary,
-    )
-    blocks, rest = [0] * sizes.t5_layers, 0
-    for key, shape in manifest.items():
-        num_bytes = _stored_bytes(shape, precision, key.endswith(".weight") and len(shape) == 2 and ".block." in key and "bias" not in key)
-        if ".block." in key:
-            blocks[int(key.split(".block.")[1].split(".")[0])] += num_bytes
-        else:
-            rest += num_bytes
-    clip = clip_text_manifest(width=sizes.clip_width, layers=sizes.clip_layers, mlp=sizes.clip_mlp)
-    clip_bytes = sum(_stored_bytes(shape, precision, False) for shape in clip.values())
-    return Weights(UnitBytes(tuple(blocks), rest), precision == stored), clip_bytes
+    t5, clip = t5_network(sizes.t5, _dtype(precision)), clip_network(sizes.clip, _dtype(precision))
+    if precision in QUANTISED:
+        keep_layers_in(t5, dict.fromkeys(quantised_layers(t5), _FORMS[precision]()))
+    return Weights(module_bytes(t5, t5.encoder.block), precision == stored), sum(parameter.nbytes for parameter in clip.parameters())
 
 
 def text_peak(sizes: TextSizes, precision: str) -> int:
-    """Peak of encoding prompt and negative prompt with T5, its result included (CLIP's is a hundredth of it).
-
-    Raises:
-        OpenSoraError: the transformers library is missing.
-    """
-    largest = sizes.t5_mlp * sizes.t5_width * _dtype(precision).itemsize if precision in QUANTISED else 0
+    """Peak of encoding prompt and negative prompt with T5, its result included (CLIP's is a hundredth of it)."""
+    largest = sizes.t5.mlp * sizes.t5.width * _dtype(precision).itemsize if precision in QUANTISED else 0
     return _counted_t5(sizes, _dtype(precision)) + largest  # a quantised layer's weight is brought to bf16 while it works
 
 
 @lru_cache(maxsize=8)
 def _counted_t5(sizes: TextSizes, dtype: torch.dtype) -> int:
-    try:
-        from transformers import T5Config, T5EncoderModel
-    except ImportError as error:
-        raise OpenSoraError("Planning the text encoders needs the library transformers: pip install transformers.") from error
-    config = T5Config(
-        vocab_size=sizes.t5_vocabulary,
-        d_model=sizes.t5_width,
-        d_kv=sizes.t5_inner // sizes.t5_heads,
-        d_ff=sizes.t5_mlp,
-        num_layers=min(_FEW_BLOCKS, sizes.t5_layers),
-        num_heads=sizes.t5_heads,
-        feed_forward_proj="gated-gelu",
-        use_cache=False,
-    )
-    with torch.device("meta"):
-        model = T5EncoderModel(config).to(dtype).requires_grad_(False).train(False)
-    ids = torch.empty(_TEXTS, sizes.t5_length, dtype=torch.int64, device="meta")
+    model = t5_network(replace(sizes.t5, layers=min(_FEW_BLOCKS, sizes.t5.layers)), dtype)
+    ids = torch.empty(_TEXTS, sizes.length, dtype=torch.int64, device="meta")
     with torch.inference_mode(), AllocationCounter() as counter:
         model(input_ids=ids)
     return counter.peak
@@ -390,14 +353,6 @@ def _dtype(precision: str) -> torch.dtype:
     return torch_dtype(precision) or torch.bfloat16
 
 
-def _stored_bytes(shape: tuple[int, ...], precision: str, is_quantised: bool) -> int:
-    num_elements = torch.Size(shape).numel()
-    if not (is_quantised and precision in QUANTISED):
-        return num_elements * _dtype(precision).itemsize
-    stored, scale = _FORMS[precision]().shapes(*shape)
-    return torch.Size(stored).numel() + 4 * torch.Size(scale).numel()
-
-
 def _empty(dtype: torch.dtype, *shape: int, device: str = "meta") -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
 
@@ -416,30 +371,8 @@ def _stored_transformer(header: Header, identity: Identity) -> tuple[str, tuple[
     return names[0], tuple(sorted({group for layer in formats if (group := identity.family.group_of(layer))}))
 
 
-def _stored_text(path: Path) -> str:
-    header = max(read_headers(path), key=lambda header: header.num_bytes)
+def _stored_text(header: Header) -> str:
     return _STORED.get(next(iter(header.dtypes)), FP32)
-
-
-def _text_shapes(path: Path, slot: str) -> dict[str, tuple[int, ...]]:
-    shapes = {key: info.shape for header in read_headers(path.expanduser()) for key, info in header.tensors.items()}
-    prefix = require(identify(shapes), slot, path.name).prefix
-    return {key.removeprefix(prefix).removeprefix("text_model."): shape for key, shape in shapes.items()}
-
-
-def _with_t5(sizes: TextSizes, path: Path) -> TextSizes:
-    shapes = _text_shapes(path, "t5")
-    block = "encoder.block.0.layer."
-    return replace(
-        sizes,
-        t5_width=_first(shapes, "encoder.final_layer_norm.weight", sizes.t5_width),
-        t5_mlp=_first(shapes, f"{block}1.DenseReluDense.wi_0.weight", sizes.t5_mlp),
-        t5_inner=_first(shapes, f"{block}0.SelfAttention.q.weight", sizes.t5_inner),
-        t5_layers=_layers(shapes, "encoder.block."),
-        t5_heads=shapes.get(f"{block}0.SelfAttention.relative_attention_bias.weight", (0, sizes.t5_heads))[1],
-        t5_vocabulary=_first(shapes, "shared.weight", sizes.t5_vocabulary),
-        t5_length=_text_length(path),
-    )
 
 
 def _text_length(path: Path) -> int:
@@ -447,21 +380,3 @@ def _text_length(path: Path) -> int:
         return text_length(T5, find_tokenizer(T5, path))
     except CheckpointError:
         return T5_LENGTH  # planning needs no tokenizer, and one elsewhere is the released one
-
-
-def _with_clip(sizes: TextSizes, path: Path) -> TextSizes:
-    shapes = _text_shapes(path, "clip")
-    return replace(
-        sizes,
-        clip_width=_first(shapes, "final_layer_norm.weight", sizes.clip_width),
-        clip_layers=_layers(shapes, "encoder.layers."),
-        clip_mlp=_first(shapes, "encoder.layers.0.mlp.fc1.bias", sizes.clip_mlp),
-    )
-
-
-def _first(shapes: Mapping[str, tuple[int, ...]], key: str, default: int) -> int:
-    return shapes.get(key, (default,))[0]
-
-
-def _layers(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:
-    return 1 + max((int(key[len(stem) :].split(".")[0]) for key in shapes if key.startswith(stem)), default=0)

@@ -12,7 +12,7 @@ import copy
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,25 +284,36 @@ class EncodedPrompts:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, texts: Iterable[str], encoders: Iterable[str | Path], options: Mapping[str, Hashable], encode: Callable[[], T]) -> T:
-        """What these encoders made of these texts before, else what `encode` gives. Do not write into it.
+    def get(
+        self,
+        texts: Sequence[Hashable],
+        encoders: Iterable[str | Path],
+        options: Mapping[str, Hashable],
+        encode: Callable[[list], Sequence[T]],
+    ) -> list[T]:
+        """What these encoders made of each text before, else what `encode` gives for it. Do not write into it.
 
         Args:
+            texts: each a text, or several that are encoded together.
             encoders: files or folders of the encoders. options: what else changes the encoding (precision, dtype, device).
-            encode: gives tensors, or lists, tuples or dictionaries of them.
+            encode: the texts that are not kept -> tensors for each, or lists, tuples or dictionaries of them.
         """
-        key = (tuple(texts), tuple(identity(path) for path in encoders), tuple(sorted(options.items())))
+        made_by = tuple(identity(path) for path in encoders), tuple(sorted(options.items()))
+        values = {}
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key][0]
-        value = encode()
-        size = sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
-        with self._lock:
-            self._kept[key] = (value, size)
-            while self._kept and self.num_bytes > self.limit_bytes:
-                self._kept.popitem(last=False)
-        return value
+            for text in texts:
+                if (text, made_by) in self._kept:
+                    self._kept.move_to_end((text, made_by))
+                    values[text] = self._kept[text, made_by][0]
+        missing = [text for text in dict.fromkeys(texts) if text not in values]
+        for text, value in zip(missing, encode(missing) if missing else (), strict=True):
+            values[text] = value
+            size = sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+            with self._lock:
+                self._kept[text, made_by] = (value, size)
+                while self._kept and self.num_bytes > self.limit_bytes:
+                    self._kept.popitem(last=False)
+        return [values[text] for text in texts]
 
     def clear(self) -> None:
         with self._lock:

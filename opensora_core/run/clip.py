@@ -8,7 +8,7 @@ from .parts import Networks
 from .request import GenerationRequest
 from .result import GenerationResult, Watchers, timed
 from .sample import sample_latents
-from .text import encode_request
+from .text import encode
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def make_clip(networks: Networks, request: GenerationRequest, watchers: Watchers
         result.notes.append(note)
     with timed(result, "text", device):
         watchers.tell("text", 0, 1)
-        result.prompt = encode_request(networks, request)
+        (result.prompt,) = encode(networks, [request.asked])
         watchers.tell("text", 1, 1)
     with timed(result, "condition", device):
         condition = encode_references(networks, request, watchers.stage("condition"))

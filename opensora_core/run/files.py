@@ -7,13 +7,15 @@ from pathlib import Path
 from ..checkpoint.detect import Identity, identify, require
 from ..checkpoint.files import read_header
 from ..checkpoint.lora import fitting_layers
-from ..encoders.tokens import CLIP, T5, find_tokenizer
-from ..encoders.weights import read_headers
+from ..encoders.clip import open_clip
+from ..encoders.t5 import open_t5
+from ..encoders.tokens import find_tokenizer
 from ..errors import CheckpointError, OpenSoraError
 from ..families.table import codecs_of
 from ..family import Family
 from ..geometry import Grid
 from ..memory.loaded import FileIdentity, identity
+from ..text.recipe import CLIP, T5
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
 SMALL_CLIP = (64, 64, 17)  # (height, width, frames) of the clips that the built-in model was trained on
@@ -26,7 +28,6 @@ _LAYOUT = {
 }
 # What the high-compression variant's own repository calls them; it has no text encoders, so theirs are laid beside it.
 _HIGH_COMPRESSION = {"dit": "Open_Sora_v2_Video_DC_AE.safetensors", "vae": "F32T4C128_AE.safetensors"}
-_FINAL_NORMS = {"t5": "encoder.final_layer_norm.weight", "clip": "text_model.final_layer_norm.weight"}
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,10 @@ def check_encoders(files: ModelFiles, reader: str, widths: tuple[int, int], end:
     Raises:
         CheckpointError: they give other widths.
     """
-    for kind, slot, path, wanted in (("T5", "t5", files.t5, widths[0]), ("CLIP", "clip", files.clip, widths[1])):
-        width = _text_width(slot, path)
-        if width not in (None, wanted):
-            raise CheckpointError(f"The {kind} encoder {path.name} gives {width} features and {reader} reads {wanted}{end}")
+    for kind, path, opened, wanted in ((T5, files.t5, open_t5, widths[0]), (CLIP, files.clip, open_clip, widths[1])):
+        _, sizes = opened(path)
+        if sizes.width != wanted:
+            raise CheckpointError(f"The {kind} encoder {path.name} gives {sizes.width} features and {reader} reads {wanted}{end}")
 
 
 def check_lora(files: ModelFiles, path: str | Path) -> None:
@@ -182,13 +183,6 @@ def check_lora(files: ModelFiles, path: str | Path) -> None:
         raise CheckpointError(f"The LoRA {path} does not exist.")
     identity = _require("transformer", files.dit)
     fitting_layers(identity.row.build(identity.config, device="meta"), path)
-
-
-def _text_width(slot: str, path: Path) -> int | None:
-    """Features of a text encoder, or None where its final norm is missing, which loading will say better."""
-    shapes = {key: info.shape for header in read_headers(path) for key, info in header.tensors.items()}
-    require(identify(shapes), slot, path.name)
-    return next((shape[0] for key, shape in shapes.items() if key.endswith(_FINAL_NORMS[slot])), None)
 
 
 def _require(slot: str, path: Path) -> Identity:

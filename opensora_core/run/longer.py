@@ -15,7 +15,7 @@ from .request import GenerationRequest
 from .result import GenerationResult, Watchers, timed
 from .sample import sample_latents
 from .segments import Continuation, context_of, join, segment_seed
-from .text import encode_requests
+from .text import encode
 
 
 def make_longer(
@@ -33,7 +33,7 @@ def make_longer(
     seed, latents, device = requests[0].seed, latents.float().cpu(), networks.placement.device
     result = GenerationResult(latents=latents, seeds=requests[0].seeds)
     with timed(result, "text", device):
-        prompts = encode_requests(networks, requests, watchers.stage("text"))
+        prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
     with timed(result, "sampling", device):
         for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             request = replace(request, seed=segment_seed(seed, latents.shape[2]), references=going_on(latents, plan))

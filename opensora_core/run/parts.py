@@ -13,7 +13,8 @@ import torch
 
 from ..checkpoint.load import load_transformer, load_vae
 from ..checkpoint.lora import merge_lora
-from ..encoders.load import load_clip, load_t5
+from ..encoders.clip import load_clip
+from ..encoders.t5 import load_t5
 from ..memory.component import Component, Habits, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure

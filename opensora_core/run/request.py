@@ -69,6 +69,11 @@ class SamplingOptions:
         return Guidance(*scales, self.text_oscillation, self.image_oscillation, self.temporal_ramp, self.every_pass)
 
 
+# A prompt to encode: as it was encoded before, or (prompt, negative prompt, the options that hold what is said to the model beside it),
+# options None = it is read as it is, as that of a picture.
+Asked = EncodedPrompt | tuple[str, str, SamplingOptions | None]
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """One call of the pipeline, checked.
@@ -112,6 +117,11 @@ class GenerationRequest:
         self.references.check(self.num_videos, self.latent_extent, self.grid)
         if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
             raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")
+
+    @property
+    def asked(self) -> Asked:
+        """The prompt, for run.text.encode."""
+        return self.prompt if isinstance(self.prompt, EncodedPrompt) else (self.prompt, self.negative_prompt, self.options)
 
     @property
     def cond_type(self) -> str:

@@ -10,6 +10,8 @@ import torch
 from opensora_core.checkpoint import detect, keys
 from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
+from opensora_core.encoders.clip import CLIPSizes, clip_manifest
+from opensora_core.encoders.t5 import T5Sizes, t5_manifest
 from opensora_core.errors import CheckpointError
 from opensora_core.families import table
 from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
@@ -105,8 +107,8 @@ def shapes(*names):
         (lambda: table.manifest(HUNYUAN_VAE), 248, 246_478_803, VAE_ANCHORS),
         (lambda: table.manifest(VIDEO_DC_AE), 339, 459_462_147, DC_AE_ANCHORS),
         (keys.flux_ae_manifest, 244, 83_819_683, {"decoder.up.1.block.0.nin_shortcut.weight": (256, 512, 1, 1)}),
-        (keys.clip_text_manifest, 196, 123_060_480, {"text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768)}),
-        (keys.t5_manifest, 219, 4_762_310_656, {"encoder.block.23.layer.1.DenseReluDense.wo.weight": (4096, 10240)}),
+        (clip_manifest, 196, 123_060_480, {"text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768)}),
+        (t5_manifest, 219, 4_762_310_656, {"encoder.block.23.layer.1.DenseReluDense.wo.weight": (4096, 10240)}),
     ],
 )  # fmt: skip
 def test_manifests_are_the_released_files(manifest, tensors, parameters, anchors):
@@ -205,11 +207,11 @@ def test_other_files_are_known_by_name(kind, names):
 
 
 def test_text_encoders_say_their_size():
-    assert detect.identify(keys.t5_manifest()).title == "a T5 XXL encoder"
-    assert "width 64" in detect.identify(keys.t5_manifest(width=64, mlp=128, inner=64, layers=2, heads=4, vocabulary=100)).title
-    assert detect.identify(keys.clip_text_manifest()).title == "the CLIP-L text encoder"
-    assert detect.identify(keys.clip_text_manifest(width=1280, layers=32, mlp=5120)).title == "the CLIP-G text encoder"
-    new_names = {key.removeprefix("text_model."): shape for key, shape in keys.clip_text_manifest().items()}
+    assert detect.identify(t5_manifest()).title == "a T5 XXL encoder"
+    assert "width 64" in detect.identify(t5_manifest(T5Sizes(width=64, mlp=128, inner=64, layers=2, heads=4, vocabulary=100))).title
+    assert detect.identify(clip_manifest()).title == "the CLIP-L text encoder"
+    assert detect.identify(clip_manifest(CLIPSizes(width=1280, layers=32, mlp=5120))).title == "the CLIP-G text encoder"
+    new_names = {key.removeprefix("text_model."): shape for key, shape in clip_manifest().items()}
     assert detect.identify(new_names).kind == "clip_text"
 
 
@@ -322,8 +324,8 @@ def test_no_mixture_of_damaged_shapes_makes_identify_raise():
         table.manifest(TINY),
         table.manifest(TINY_VAE),
         table.manifest(TINY_DC_AE),
-        keys.t5_manifest(8, 16, 8, 2, 2, 10),
-        keys.clip_text_manifest(8, 1, 16, 10),
+        t5_manifest(T5Sizes(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10)),
+        clip_manifest(CLIPSizes(width=8, layers=1, mlp=16, vocabulary=10)),
     ]
     for _ in range(1000):
         damaged = dict(draw.choice(whole))

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from opensora_core.checkpoint import keys
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
+from opensora_core.encoders.clip import CLIPSizes, clip_manifest
+from opensora_core.encoders.t5 import T5Sizes, t5_manifest
 from opensora_core.errors import CheckpointError
 from opensora_core.families import table
 from opensora_core.inspection.report import check, report
@@ -24,8 +26,8 @@ def head(manifest, count):
         (lambda: table.manifest(OPEN_SORA_2), "BF16", ("the Open-Sora 2.0 transformer", "1,082 tensors, 11,891,390,528 parameters, 23.78 GB, BF16")),
         (lambda: table.manifest(FLUX_DEV), "BF16", ("a Flux.1 transformer (fused", "780 tensors, 11,901,408,320 parameters")),
         (lambda: table.manifest(HUNYUAN_VAE), "BF16", ("the HunyuanVideo VAE", "248 tensors, 246,478,803 parameters, 492.99 MB, BF16")),
-        (keys.t5_manifest, "F32", ("a T5 XXL encoder", "219 tensors", "19.05 GB, F32")),
-        (keys.clip_text_manifest, "F32", ("the CLIP-L text encoder", "196 tensors")),
+        (t5_manifest, "F32", ("a T5 XXL encoder", "219 tensors", "19.05 GB, F32")),
+        (clip_manifest, "F32", ("the CLIP-L text encoder", "196 tensors")),
         (keys.flux_ae_manifest, "F32", ("the Flux.1 picture autoencoder", "244 tensors, 83,819,683 parameters")),
     ],
 )  # fmt: skip
@@ -79,7 +81,7 @@ def test_check_runs_a_small_vae(golden_path):
     ],
 )
 def test_a_quantised_t5_is_called_what_it_is(tmp_path, form, words):
-    sizes = keys.t5_manifest(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10)
+    sizes = t5_manifest(T5Sizes(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10))
     tensors = {key: torch.ones(shape) for key, shape in sizes.items()}
     for block in range(2):
         layer = f"encoder.block.{block}.layer.0.SelfAttention.q"
@@ -153,12 +155,12 @@ def test_a_hub_folder_is_told_part_by_part(golden_path, tmp_path):
         save_file(load_file(golden_path / f"{name}.safetensors"), tmp_path / f"{name}.safetensors")
     save_file({"layer.0.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     assert "lacks the T5 encoder, the CLIP-L text encoder." in report(tmp_path)
-    t5 = keys.t5_manifest(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10)
+    t5 = t5_manifest(T5Sizes(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10))
     for index, part in enumerate((head(t5, 9), dict(list(t5.items())[9:])), 1):
         folder = tmp_path / "google" / "t5-v1_1-xxl"
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({key: torch.ones(shape) for key, shape in part.items()}, folder / f"pytorch_model-0000{index}-of-00002.bin")
-    clip = keys.clip_text_manifest(width=8, layers=1, mlp=16, vocabulary=10) | {"vision_model.embeddings.patch_embedding.weight": (2, 2)}
+    clip = clip_manifest(CLIPSizes(width=8, layers=1, mlp=16, vocabulary=10)) | {"vision_model.embeddings.patch_embedding.weight": (2, 2)}
     (tmp_path / "openai" / "clip-vit-large-patch14").mkdir(parents=True)
     save_file({key: torch.ones(shape) for key, shape in clip.items()}, tmp_path / "openai" / "clip-vit-large-patch14" / "model.safetensors")
     text = report(tmp_path)

@@ -347,8 +347,9 @@ def test_a_kept_prompt_needs_no_encoder(tiny_checkpoint, shared, monkeypatch):
     encodings = []
     monkeypatch.setattr(second._networks.t5, "_read", lambda *args: encodings.append(args) or refuse())
     found = second.encode_prompt("a cat", "blurry")
-    assert vars(found.condition).keys() == vars(expected.condition).keys()
-    assert all(torch.equal(part, vars(expected.condition)[name]) for name, part in vars(found.condition).items())
+    for side, parts in vars(expected.condition).items():
+        again = vars(found.condition)[side]
+        assert again.keys() == parts.keys() and all(torch.equal(part, again[name]) for name, part in parts.items())
     with pytest.raises(AssertionError, match="loaded twice"):
         second.encode_prompt("a dog", "blurry")
     assert len(encodings) == 1
@@ -359,11 +360,12 @@ def test_encoded_prompts_are_bounded_and_known_by_text_encoder_and_options(file,
     other = shutil.copy(file, tmp_path / "other.safetensors")
 
     def encoded(text, path=file, size=100, **options):
-        def encode():
+        def encode(missing):
+            assert missing == [(text, "")]
             calls.append(text)
-            return {"context": [torch.zeros(size)]}
+            return [{"context": [torch.zeros(size)]}]
 
-        return prompts.get((text, ""), (path,), options, encode)
+        return prompts.get([(text, "")], (path,), options, encode)[0]
 
     first = encoded("a")
     assert encoded("a") is first and calls == ["a"]
@@ -379,6 +381,18 @@ def test_encoded_prompts_are_bounded_and_known_by_text_encoder_and_options(file,
     assert prompts.num_bytes == 0
     prompts.clear()
     assert len(prompts) == 0
+
+
+def test_of_several_prompts_those_that_are_not_kept_are_encoded_together(file):
+    prompts, calls = EncodedPrompts(), []
+
+    def encode(missing):
+        calls.append(missing)
+        return [torch.tensor(ord(text)) for text in missing]
+
+    prompts.get(["b"], (file,), {}, encode)
+    found = prompts.get(["a", "b", "c", "a"], (file,), {}, encode)
+    assert calls == [["b"], ["a", "c"]] and [chr(value) for value in found] == ["a", "b", "c", "a"]
 
 
 def test_a_check_is_made_once_for_the_same_files(cache, file):

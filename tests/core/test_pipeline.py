@@ -501,7 +501,8 @@ def test_what_cannot_be_met_is_refused_in_a_sentence_and_no_checkpoint_is_opened
         raise AssertionError("a checkpoint was opened before the request was refused")
 
     monkeypatch.setattr(model_files, "read_header", opened)
-    monkeypatch.setattr(model_files, "read_headers", opened)
+    for name in ("open_t5", "open_clip"):
+        monkeypatch.setattr(model_files, name, opened)
     with pytest.raises(OpenSoraError, match=says) as caught:
         pipe("a cat", **{**SMALL, **change})
     assert "\n" not in str(caught.value)

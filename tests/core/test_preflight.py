@@ -19,7 +19,8 @@ from opensora_core.codecs.hunyuan.config import VAEConfig
 from opensora_core.codecs.hunyuan.model import CausalVAE
 from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.commands.options import DONE, REFUSED
-from opensora_core.encoders.load import load_t5
+from opensora_core.encoders.clip import CLIPSizes
+from opensora_core.encoders.t5 import T5Sizes, load_t5
 from opensora_core.errors import OpenSoraError
 from opensora_core.families import table
 from opensora_core.family import QUANTISED_GROUPS
@@ -266,9 +267,9 @@ def test_sizes_come_from_headers(tiny_checkpoint, tmp_path):
     )
     assert found.transformer == tiny.TRANSFORMER and found.vae == tiny.VAE
     assert (found.stored, found.stored_text) == ("bf16", "fp16")
-    assert (found.text.t5_width, found.text.t5_inner, found.text.t5_mlp, found.text.t5_layers, found.text.t5_heads) == (64, 128, 128, 2, 2)
+    assert found.text.t5 == T5Sizes(width=64, inner=128, mlp=128, layers=2, heads=2)
     clip = sizes_of_files(clip=tiny_checkpoint / "clip_l.safetensors").text
-    assert (clip.clip_width, clip.clip_layers, clip.clip_mlp) == (64, 2, 256)
+    assert clip.clip == CLIPSizes(width=64, layers=2, mlp=256)
     quantize(tiny_checkpoint / "Open_Sora_v2.safetensors", tmp_path / "int8.safetensors", "int8", groups=("attention", "modulation"))
     stored = sizes_of_files(tmp_path / "int8.safetensors")
     assert (stored.stored, stored.groups) == ("int8", ("attention", "modulation"))

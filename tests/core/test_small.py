@@ -77,7 +77,7 @@ def test_on_the_command_line_it_is_the_default(small, tmp_path, monkeypatch, cap
 
 def test_plans_know_its_text_length(small):
     files = ModelFiles.in_folder("small")
-    assert sizes_of_files(t5=files.t5).text.t5_length == 32
+    assert sizes_of_files(t5=files.t5).text.length == 32
 
 
 # The files that are shipped

@@ -1,5 +1,6 @@
 """Prompts, tokens and the two text encoders: equal to the transformers library's on the same files, in every form a file has."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -9,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opensora_core.encoders import tokens
-from opensora_core.encoders.load import TextEncoder, load_clip, load_t5
+from opensora_core.encoders.clip import load_clip
+from opensora_core.encoders.t5 import load_t5
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.memory.footprint import sizes_of_files
-from opensora_core.networks.mmdit.config import OPEN_SORA_2
 from opensora_core.text.prompt import decorate, dropped_sentence, fit_tokens
+from opensora_core.text.recipe import CLIP, OPEN_SORA_2, T5, Said
 
 T5_FOLDER = "google/t5-v1_1-xxl"
 CLIP_FOLDER = "openai/clip-vit-large-patch14"
@@ -127,7 +129,7 @@ def retold(folder, target, **settings):
 def test_t5_reads_as_many_tokens_as_its_tokenizer_says(tiny_checkpoint, tmp_path, said, length, file):
     folder = retold(tiny_checkpoint / T5_FOLDER, tmp_path / "t5_tokenizer", model_max_length=said)
     (folder / ({"spiece.model", "tokenizer.json"} - {file}).pop()).unlink()
-    assert tokens.read_tokenizer(tokens.T5, folder).length == tokens.text_length(tokens.T5, folder) == length
+    assert tokens.read_tokenizer(T5, folder).length == tokens.text_length(T5, folder) == length
 
 
 def test_short_texts(tiny_checkpoint, tmp_path, caplog):
@@ -138,12 +140,12 @@ def test_short_texts(tiny_checkpoint, tmp_path, caplog):
     assert ids[1, :31].tolist() == load_t5(tiny_checkpoint / "t5xxl.safetensors", FP32, "cpu").tokenize(TEXTS)[1, :31].tolist()
     assert "longer than the 32 that T5 reads" in caplog.text
     assert t5.encode(TEXTS[:2]).shape == (2, 32, 64)
-    assert sizes_of_files(t5=tiny_checkpoint / "t5xxl.safetensors").text.t5_length == 512
+    assert sizes_of_files(t5=tiny_checkpoint / "t5xxl.safetensors").text.length == 512
 
 
 def test_sentinels_that_a_tokenizer_does_not_have_are_words(tiny_checkpoint, tmp_path):
     folder = retold(tiny_checkpoint / T5_FOLDER, tmp_path / "t5", extra_ids=0)
-    tokenizer = tokens.read_tokenizer(tokens.T5, folder)
+    tokenizer = tokens.read_tokenizer(T5, folder)
     assert max(tokenizer.ids("<extra_id_3>")) < tokenizer.size
     assert tokenizer.ids("stop</s>here") == [*tokenizer.ids("stop"), *tokenizer.ids("here")]
 
@@ -177,13 +179,35 @@ def test_padding_is_attended(t5):
 
 
 def test_both_as_the_transformer_wants_them(t5, clip):
-    encoder = TextEncoder(t5, clip)
-    context, pooled = encoder.encode(["a cat", ""])
+    context, pooled = (encoder.encode(["a cat", ""]) for encoder in (t5, clip))
     assert context.shape == (2, 512, 64) and pooled.shape == (2, 64)
     assert context.dtype == pooled.dtype == FP32 and not context.requires_grad
     assert torch.equal(context[:1], t5.encode(["a cat"])) and torch.equal(pooled[1:], clip.encode([""]))
-    with pytest.raises(CheckpointError, match="T5 encoder gives 64 features and the transformer reads 4096"):
-        encoder.check(OPEN_SORA_2)
+
+
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_a_recipe_says_how_many_tokens_are_read_and_whether_padding_is_hidden(has_mask, tiny_checkpoint, transformers):
+    """As the earlier models (300 tokens, a mask) and CogVideoX (226, none) read prompts."""
+    recipe = dataclasses.replace(OPEN_SORA_2, encoders=(T5,), length=30, has_mask=has_mask)
+    folder = tiny_checkpoint / T5_FOLDER
+    t5 = load_t5(folder, FP32, "cpu", recipe=recipe)
+    tokenizer = transformers.T5TokenizerFast.from_pretrained(folder, local_files_only=True)
+    model = transformers.T5EncoderModel.from_pretrained(folder, local_files_only=True).float().train(False)
+    texts = ["", "a red cat", "a red cat, " * 90]
+    expected = tokenizer(texts, truncation=True, max_length=30, padding="max_length", return_tensors="pt")
+    ids = t5.tokenize(texts)
+    assert torch.equal(ids, expected["input_ids"])
+    mask = t5.mask(ids)
+    assert torch.equal(mask, expected["attention_mask"]) if has_mask else mask is None
+    with torch.no_grad():
+        states = model(**expected) if has_mask else model(input_ids=ids)
+    assert torch.equal(t5.encode(texts), states.last_hidden_state)
+
+
+def test_the_recipe_of_2_0():
+    assert OPEN_SORA_2.words("raining, sea", Said(24, 4)) == "raining, sea. 24 FPS. 4 motion score."
+    assert OPEN_SORA_2.words("raining, sea", Said()) == "raining, sea."
+    assert (OPEN_SORA_2.encoders, OPEN_SORA_2.length, OPEN_SORA_2.has_mask, OPEN_SORA_2.negative) == ((T5, CLIP), 512, False, "")
 
 
 def test_a_cut_prompt_is_told(t5, clip, caplog):
@@ -484,17 +508,17 @@ def test_tokenizers_of_a_comfyui(bare_home, tiny_checkpoint, tmp_path, monkeypat
 def test_a_comfyui_is_found_at_home_or_around_the_models(place, bare_home, tiny_checkpoint, tmp_path):
     comfyui(tmp_path / place, tiny_checkpoint)
     encoder = bare_home / "text_encoders" / "t5xxl.safetensors"
-    assert tokens.find_tokenizer(tokens.T5, encoder) == tmp_path / place / "comfy" / "text_encoders" / "t5_tokenizer"
-    assert tokens.find_tokenizer(tokens.CLIP, encoder).name == "sd1_tokenizer"
+    assert tokens.find_tokenizer(T5, encoder) == tmp_path / place / "comfy" / "text_encoders" / "t5_tokenizer"
+    assert tokens.find_tokenizer(CLIP, encoder).name == "sd1_tokenizer"
 
 
 def test_a_named_folder_is_the_only_one_searched(tiny_checkpoint, tmp_path):
     encoder = tiny_checkpoint / "t5xxl.safetensors"
-    assert tokens.find_tokenizer(tokens.T5, encoder) == tiny_checkpoint / T5_FOLDER
-    assert tokens.find_tokenizer(tokens.T5, encoder, tiny_checkpoint / T5_FOLDER) == tiny_checkpoint / T5_FOLDER
+    assert tokens.find_tokenizer(T5, encoder) == tiny_checkpoint / T5_FOLDER
+    assert tokens.find_tokenizer(T5, encoder, tiny_checkpoint / T5_FOLDER) == tiny_checkpoint / T5_FOLDER
     for folder in (tmp_path, tiny_checkpoint / CLIP_FOLDER):
         with pytest.raises(CheckpointError, match="There is no T5 tokenizer in"):
-            tokens.find_tokenizer(tokens.T5, encoder, folder)
+            tokens.find_tokenizer(T5, encoder, folder)
 
 
 def test_damaged_or_foreign_tokenizers(tiny_checkpoint, tmp_path, rewritten):

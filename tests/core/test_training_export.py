@@ -10,7 +10,8 @@ from opensora_core.checkpoint.detect import identify
 from opensora_core.checkpoint.files import read_header
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
-from opensora_core.encoders.load import load_clip, load_t5
+from opensora_core.encoders.clip import load_clip
+from opensora_core.encoders.t5 import load_t5
 from training import export, tokenizers
 from training.text import untrained
 from training.transformer import CONFIG
@@ -127,6 +128,6 @@ def test_what_cannot_be_shipped(networks, tmp_path, monkeypatch):
 
 def test_untrained_encoders_fit_the_tokenizers(tmp_path):
     text = untrained(tokenizers.write(tmp_path))
-    context, pooled = text.encode(["a red circle moving up", "A blue square."])
+    context, pooled = (encoder.encode(["a red circle moving up", "A blue square."]) for encoder in text)
     assert context.shape == (2, 32, 64) and pooled.shape == (2, 64)
     text.check(CONFIG)

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from opensora_core.encoders.tokens import CLIP, T5, read_tokenizer
+from opensora_core.encoders.tokens import read_tokenizer
 from opensora_core.evaluation import world
+from opensora_core.text.recipe import CLIP, T5
 from training import tokenizers
 
 

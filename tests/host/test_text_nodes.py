@@ -45,9 +45,9 @@ def test_another_clip_is_one_sentence(server, listen):
     import torch
     from safetensors.torch import save_file
 
-    from opensora_core.checkpoint.keys import clip_text_manifest
+    from opensora_core.encoders.clip import clip_manifest
 
-    zeros = {name: torch.zeros(shape, dtype=torch.float8_e4m3fn) for name, shape in clip_text_manifest().items()}
+    zeros = {name: torch.zeros(shape, dtype=torch.float8_e4m3fn) for name, shape in clip_manifest().items()}
     save_file(zeros, server.base / "models" / "text_encoders" / "clip_l_zeros.safetensors")
     loader = {
         "class_type": "CLIPLoader",

@@ -52,8 +52,8 @@ def test_prompts_are_the_librarys(run_node, pack, name, library, prompt):
     bare = pack("opensora_core.run.request").SamplingOptions(fps=0, motion_score=0)
     expected = library.encode_prompt(text, "", bare).condition
     assert context.shape == (1, 32, 64) and values["pooled_output"].shape == (1, 64)
-    torch.testing.assert_close(context.float(), expected.context, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(values["pooled_output"].float(), expected.pooled, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(context.float(), expected.positive["context"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(values["pooled_output"].float(), expected.positive["y"], rtol=1e-3, atol=1e-3)
     [[stock, _]] = run_node("CLIPTextEncode", clip=clip, text=text)[0]
     assert torch.equal(stock, context)
 

@@ -107,8 +107,8 @@ def test_the_hosts_own_clip_is_exact_through_our_encoder(text, files, clip):
 
 
 def test_released_sizes_need_no_overrides(pack, text):
-    keys, identify = pack("opensora_core.checkpoint.keys"), pack("opensora_core.checkpoint.detect").identify
-    shapes = keys.t5_manifest(), keys.clip_text_manifest()
+    identify = pack("opensora_core.checkpoint.detect").identify
+    shapes = pack("opensora_core.encoders.t5").t5_manifest(), pack("opensora_core.encoders.clip").clip_manifest()
     t5, clip_l = (
         text.EncoderFile("file", identify(each), {name: torch.empty(shape, device="meta") for name, shape in each.items()})
         for each in shapes

@@ -1,0 +1,134 @@
+"""A text encoder's tensors in its file or hub folder: what its sizes are, whether all of them are there, in which form they are stored."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from ..checkpoint.files import Header
+from ..checkpoint.formats import LayerFormat, is_note, stored_formats
+from ..checkpoint.load import compare
+from ..checkpoint.quantised import Float8, precision_format
+from ..errors import CheckpointError
+from ..shapes import Shapes, count, size
+from .tokens import Tokenizer, find_tokenizer, read_tokenizer
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S")
+Where = Mapping[str, tuple[str, int]]  # a size -> the tensor and the axis that it is read from
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+# Parts of whole T5 and CLIP checkpoints that no text encoder needs; saying so would help nobody.
+_UNUSED = ("decoder.", "lm_head.", "vision_model.", "visual_projection.", "text_projection", "logit_scale", "embed_tokens.", "position_ids")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder's weights are.
+
+    Attributes:
+        path: a file, or a folder in the hub's layout.
+        header: of the file, or of all the shards.
+        names: key in the file -> the tensor's name in the released files; of the encoder's tensors only.
+    """
+
+    path: Path
+    header: Header
+    names: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return self.path.name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By released name."""
+        return {name: self.header.tensors[key].shape for key, name in self.names.items() if not is_note(key)}
+
+    def check(self, where: Where) -> None:
+        """Raise a CheckpointError unless the tables are there that sizes are read from, and weights are stored in a form that is read."""
+        shapes = self.shapes
+        for name, _ in where.values():
+            if len(shapes.get(name, ())) != 2:
+                raise CheckpointError(
+                    f"{self.title} lacks the table {name}, from which the encoder's size is read; the file is incomplete or damaged."
+                )
+        tensors = self.header.tensors
+        for key, info in tensors.items():
+            layer, _, leaf = key.rpartition(".")
+            is_int8 = info.dtype == "I8" and not tensors.keys().isdisjoint((f"{layer}.weight_scale", f"{layer}.scale_weight"))
+            if leaf == "weight" and not is_int8 and info.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{key} in {self.header.name} is stored as {info.dtype}: of quantised text encoders only fp8 ones and ComfyUI's int8 ones "
+                    "are read here. Give the fp16, bf16, fp8 or int8 file."
+                )
+
+    def check_whole(self, expected: Shapes) -> None:
+        """Raise a CheckpointError unless every tensor of the encoder is there; what else the file holds is named in a warning."""
+        result = compare(self.shapes, expected)
+        if result.missing:
+            raise CheckpointError(
+                f"{self.title} is incomplete: it lacks {len(result.missing)} of {result.expected} tensors, "
+                f"the first: {', '.join(result.missing[:5])}."
+            )
+        for name, (found, wanted) in result.misshaped.items():
+            raise CheckpointError(
+                f"{self.title} has {len(result.misshaped)} tensors of a wrong shape, the first: {name} {list(found)}, expected {list(wanted)}."
+            )
+        others = [key for key in self.header.tensors if self.names.get(key) not in expected and not is_note(key)]
+        if extra := [key for key in others if not any(part in key for part in _UNUSED)]:
+            logger.warning("%s holds %d tensors that its text encoder does not use: %s", self.title, len(extra), ", ".join(extra[:20]))
+
+    def formats(self, kept: Iterable[str] = (), precision: str | None = None) -> dict[str, LayerFormat]:
+        """The layers whose weight is quantised, by released name.
+
+        Args:
+            kept: linear layers that are to keep their weight in 8 or 4 bits.
+            precision: fp8_e4m3fn, int8 or nf4 for those of them that are not stored in 8 bits; None leaves those plain.
+
+        Raises:
+            CheckpointError: a quantised layer that cannot be read. OpenSoraError: bitsandbytes is needed and missing.
+        """
+        form, kept = precision and precision_format(precision), set(kept)
+        stored, formats = stored_formats(self.header), {}
+        for key, name in self.names.items():
+            layer = name.removesuffix(".weight")
+            found = stored.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
+            if not found and layer in kept and self.header.tensors[key].dtype == "F8_E4M3":
+                found = LayerFormat(Float8(), True)  # plain numbers, without a scale
+            if found or (form and layer in kept):
+                formats[layer] = found or LayerFormat(form, False)
+        return formats
+
+    def converted(self, key: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        """See checkpoint.load.Convert."""
+        return [(self.names[key], tensor)] if key in self.names else []
+
+    def tokenizer(self, kind: str, chosen: str | Path | None, length: int, vocabulary: int) -> Tokenizer:
+        """The tokenizer that belongs to the encoder; errors as find_tokenizer's, and where it has more tokens than the encoder."""
+        tokenizer = read_tokenizer(kind, find_tokenizer(kind, self.path, chosen), length)
+        if tokenizer.size > vocabulary:
+            raise CheckpointError(
+                f"The {kind} tokenizer in {tokenizer.folder} has {tokenizer.size} tokens and {self.title} has {vocabulary}: "
+                "they are not of one model."
+            )
+        return tokenizer
+
+
+def read_sizes(released: S, shapes: Shapes, where: Where, blocks: str) -> S:
+    """An encoder's sizes, as its tensors say them; where one of those is missing, the released size.
+
+    Args:
+        shapes: by released name.
+        blocks: what stands before the index of a layer in its tensors' names.
+
+    Raises:
+        CheckpointError: a size that cannot be.
+    """
+    found = {field: size(shapes, name, axis) for field, (name, axis) in where.items() if name in shapes}
+    return replace(released, **found, layers=count(shapes, blocks))
