@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ...opensora_core.choices import EXACT
 from ...opensora_core.codecs.codec import CodecConfig, Encoded
-from ...opensora_core.codecs.tiling import check_tiling, largest_tile, tiled_decode, tiled_encode
+from ...opensora_core.codecs.tiling import check_tiling, tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid, Tiling
-from ...opensora_core.memory.decode import MARGIN, Ladder, Walk, encode_bytes, tile_decode_bytes
+from ...opensora_core.memory.decode import MARGIN, Ladder, Walk, tile_encode_bytes
 from .out_of_memory import unless_out_of_memory
 from .vae import TileProgress, VAENetwork, check_latent_shape, exact_codec, ram_for_parking, vae_config
 
@@ -49,14 +49,13 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     config = vae_config(vae)
     shape = (1, *check_latent_shape(tuple(samples.shape), config)[1:])  # one video at a time
     dtype_bytes, appetite = comfy.model_management.dtype_size(vae.vae_dtype), _appetite(vae)
-    asked = check_tiling(config.cut(tiling), config.grid)
-    needed = int(appetite * MARGIN * tile_decode_bytes(config, shape, asked, dtype_bytes))
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
 
     def free() -> int:
         return int(vae.patcher.get_free_memory(vae.device) / appetite)
 
     ladder = Ladder(config, shape, dtype_bytes, free, partial(_ram_for_parking, vae))
+    needed = int(appetite * ladder.need(check_tiling(config.cut(tiling), config.grid)))
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
     walk = Walk(ladder.attempts(policy, tiling), report, unless_out_of_memory)
     images = unless_out_of_memory(lambda: walk(partial(_decode, vae, samples)))
     if images is None:
@@ -85,9 +84,8 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     config.grid.check_num_frames(num_frames)
     config.grid.check_size(height, width)
     tiling = check_tiling(config.cut(tiling), config.grid)
-    tile = largest_tile((num_frames, height, width), tiling, False, config.grid)
-    needed = int(_appetite(vae) * MARGIN * encode_bytes(config, tile, comfy.model_management.dtype_size(vae.vae_dtype)))
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+    needed = tile_encode_bytes(config, (num_frames, height, width), tiling, comfy.model_management.dtype_size(vae.vae_dtype))
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=int(_appetite(vae) * MARGIN * needed))
     encoded = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
     short = config.short_tile
     if encoded is None and tiling == config.cut(Tiling(tiling.tile_size, tiling.overlap)) and num_frames > short:
@@ -118,17 +116,17 @@ def encode_pictures(vae, pictures: Tensor) -> Tensor:
 def _decode(vae, samples: Tensor, tiling: Tiling) -> Tensor:
     progress, grid = TileProgress(clips=samples.shape[0]), vae_config(vae).grid
     clips = []
-    with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
+    with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as (_, decode_tile):
         for latents in samples.split(1):
-            pixels = tiled_decode(_on_device(vae, codec.decode), latents, tiling, progress, grid=grid)
+            pixels = tiled_decode(_on_device(vae, decode_tile), latents, tiling, progress, grid=grid)
             clips.append(vae.process_output(pixels)[0].movedim(0, -1))
     return clips[0] if len(clips) == 1 else torch.cat(clips)
 
 
 def _encode(vae, frames: Tensor, tiling: Tiling) -> Encoded:
     pixels = vae.process_input(frames[..., :3].movedim(-1, 0)[None])
-    with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as codec:
-        return tiled_encode(_on_device(vae, codec.encode), pixels, tiling, TileProgress(), grid=vae_config(vae).grid)
+    with comfy.model_management.cuda_device_context(vae.device), exact_codec(vae) as (encode_tile, _):
+        return tiled_encode(_on_device(vae, encode_tile), pixels, tiling, TileProgress(), grid=vae_config(vae).grid)
 
 
 def _on_device(vae, function: Callable) -> Callable:

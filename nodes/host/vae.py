@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import NamedTuple
 
 import comfy.ldm.models.autoencoder
 import comfy.model_management
@@ -29,11 +28,11 @@ from ...opensora_core.choices import EXACT
 from ...opensora_core.codecs.codec import CodecConfig, Encoded
 from ...opensora_core.codecs.hunyuan.config import VAEConfig
 from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
-from ...opensora_core.codecs.tiling import largest_tile, tiled_decode, tiled_encode
+from ...opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.families.table import codec_of
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, TIME_COMPRESSION, Grid, Tiling
-from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes
+from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes
 from ...opensora_core.shapes import bare_shapes
 from . import notice, selftest
 from .out_of_memory import unless_out_of_memory
@@ -45,13 +44,6 @@ _WORDS = {
     CAUSAL: ("the HunyuanVideo VAE", "Open-Sora Empty Latent Video"),
     HIGH_COMPRESSION: ("the Video DC-AE of the high-compression variant", "Open-Sora Empty Latent (High Compression)"),
 }
-
-
-class Halves(NamedTuple):
-    """The reference's VAE function on one tile, whoever owns the weights: both halves as codecs.codec.Codec has them."""
-
-    encode: Callable[[Tensor], Encoded]
-    decode: Callable[..., Tensor]
 
 
 class VAENetwork:
@@ -175,8 +167,8 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         return int(MARGIN * tile_decode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
 
     def _encode_bytes(self, shape, dtype: torch.dtype) -> int:
-        tile = largest_tile(shape, self.config.cut(Tiling()), False, self.config.grid)
-        return int(MARGIN * encode_bytes(self.config, tile, comfy.model_management.dtype_size(dtype)))
+        tiling = self.config.cut(Tiling())
+        return int(MARGIN * tile_encode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
 
 
 class TileProgress:
@@ -259,10 +251,13 @@ def vae_config(vae) -> CodecConfig:
 
 @contextmanager
 def exact_codec(vae):
-    """Give the reference's function of a VAE; a stock VAE is exact inside the block and as it was after it."""
+    """(encode, decode) of one tile as codecs.codec.Codec has them, whoever owns the weights: the reference's function.
+
+    A stock VAE is exact inside the block and as it was after it.
+    """
     network = vae.first_stage_model
     if isinstance(network, VAENetwork):
-        yield Halves(network.encode_tile, network.decode_tile)
+        yield network.encode_tile, network.decode_tile
         return
     halves = (network.encoder, network.decoder)
     before = [(half.carried, half.mid.attn_1.optimized_attention) for half in halves]
@@ -270,7 +265,7 @@ def exact_codec(vae):
         for half in halves:
             half.carried = False  # else the host works in slices of time, with GroupNorm statistics of their own
             half.mid.attn_1.optimized_attention = _frame_causal_attention
-        yield Halves(lambda pixels: Encoded(network.quant_conv(network.encoder(pixels))), network.decode)
+        yield (lambda pixels: Encoded(network.quant_conv(network.encoder(pixels)))), network.decode
     finally:
         for half, (carried, attention) in zip(halves, before, strict=True):
             half.carried, half.mid.attn_1.optimized_attention = carried, attention

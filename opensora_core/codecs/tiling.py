@@ -17,8 +17,9 @@ loses three frames of 52, 76, 100 or 124. Here the tile before, which reaches as
 Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/dc_ae/models/dc_ae.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count, product
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def num_tiles(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid 
     per_clip = 1
     if space and max(height, width) > space.size:
         per_clip = len(range(0, height, space.stride)) * len(range(0, width, space.stride))
-    return per_clip * (len(_time_tiles(frames, time, grid)) if time and _is_long(frames, time) else 1)
+    return per_clip * (len(_time_tiles(frames, time, grid)) if time and frames > time.size else 1)
 
 
 def largest_tile(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid) -> tuple[int, int, int]:
@@ -112,7 +113,7 @@ def tiled_decode(
     _check_rank(latents, "latents")
     total = num_tiles(latents.shape, check_tiling(tiling, grid), True, grid)
     run = (lambda tile: decode(tile, HOME)) if tiling.parked else decode
-    return _tiled(run, latents, _Cut(tiling, True, grid), _Report(total, progress, output_device))
+    return _tiled(_reporting(run, total, progress, output_device), latents, tiling, True, grid)
 
 
 def tiled_encode(
@@ -148,51 +149,42 @@ def tiled_encode(
         kind = replace(encoded, values=None)  # a name for the tile itself would keep it alive
         return encoded.values
 
-    values = _tiled(values_of, pixels, _Cut(tiling, False, grid), _Report(total, progress, output_device))
+    values = _tiled(_reporting(values_of, total, progress, output_device), pixels, tiling, False, grid)
     return replace(kind, values=values)
 
 
-class _Report:
-    """Counts the tiles of one call and carries their results to where they are gathered."""
+def _reporting(
+    function: Callable[[Tensor], Tensor], total: int, progress: Progress | None, device: torch.device | str | None
+) -> Callable[[Tensor], Tensor]:
+    """The function of one tile, its result carried to where tiles are gathered and told of."""
+    done = count(1)
 
-    def __init__(self, total: int, progress: Progress | None, device: torch.device | str | None):
-        self.total, self.progress, self.device = total, progress, device
-        self.done = 0
-
-    def run(self, function: Callable[[Tensor], Tensor], tile: Tensor) -> Tensor:
+    def run(tile: Tensor) -> Tensor:
         result = function(tile)
-        result = result.to(self.device) if self.device is not None else result
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+        result = result.to(device) if device is not None else result
+        if progress is not None:
+            progress(next(done), total)
         return result
 
-
-@dataclass(frozen=True)
-class _Cut:
-    """What is cut, and how."""
-
-    tiling: Tiling
-    latents: bool
-    grid: Grid
+    return run
 
 
-def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, cut: _Cut, report: _Report) -> Tensor:
-    time, space = _axes(cut.tiling, cut.latents, cut.grid)
+def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, latents: bool, grid: Grid) -> Tensor:
+    time, space = _axes(tiling, latents, grid)
     frames = x.shape[2]
-    if time is None or not _is_long(frames, time):
-        return _spatially_tiled(function, x, space, report)
+    if time is None or frames <= time.size:
+        return _spatially_tiled(function, x, space)
     result, tail, written = None, None, 0
-    tiles = _time_tiles(frames, time, cut.grid)
+    tiles = _time_tiles(frames, time, grid)
     for start, stop in tiles:
-        part = _spatially_tiled(function, x[:, :, start:stop], space, report)
+        part = _spatially_tiled(function, x[:, :, start:stop], space)
         if result is None:
-            length = cut.grid.pixel_frames(frames) if cut.latents else -(-frames // TIME_COMPRESSION)
+            length = grid.pixel_frames(frames) if latents else -(-frames // TIME_COMPRESSION)
             result = part.new_empty((*part.shape[:2], length, *part.shape[3:]))
         else:
-            part = part[:, :, cut.grid.lead :]
+            part = part[:, :, grid.lead :]
             _blend(tail, part, time.blend, axis=2)
-        keep = time.keep + (cut.grid.lead if start == 0 else 0)
+        keep = time.keep + (grid.lead if start == 0 else 0)
         kept = part if (start, stop) == tiles[-1] else part[:, :, :keep]
         result[:, :, written : written + kept.shape[2]] = kept
         written += kept.shape[2]
@@ -200,13 +192,13 @@ def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, cut: _Cut, report: _
     return result
 
 
-def _spatially_tiled(function: Callable[[Tensor], Tensor], x: Tensor, space: _Axis | None, report: _Report) -> Tensor:
+def _spatially_tiled(function: Callable[[Tensor], Tensor], x: Tensor, space: _Axis | None) -> Tensor:
     height, width = x.shape[3:]
     if space is None or max(height, width) <= space.size:
-        return report.run(function, x)
+        return function(x)
     result, above, beside = None, {}, None
-    for top, left, tile in _spatial_tiles(x, space):
-        part = report.run(function, tile)
+    for top, left in product(range(0, height, space.stride), range(0, width, space.stride)):
+        part = function(x[..., top : top + space.size, left : left + space.size])
         if result is None:
             result = part.new_empty((*part.shape[:3], *(_scaled(side, space) for side in (height, width))))
         if top:
@@ -219,12 +211,6 @@ def _spatially_tiled(function: Callable[[Tensor], Tensor], x: Tensor, space: _Ax
         # The next row and the next column read no more of this tile than these strips.
         above[left], beside = _tail(part, space.blend, axis=3), _tail(part, space.blend, axis=4)
     return result
-
-
-def _spatial_tiles(x: Tensor, space: _Axis) -> Iterator[tuple[int, int, Tensor]]:
-    for top in range(0, x.shape[3], space.stride):
-        for left in range(0, x.shape[4], space.stride):
-            yield top, left, x[..., top : top + space.size, left : left + space.size]
 
 
 def _blend(before: Tensor, tile: Tensor, extent: int, axis: int) -> None:
@@ -268,10 +254,6 @@ def _axis(tile: int, share: float, compression: int, latents: bool) -> _Axis | N
     if latents:
         return _Axis(size, stride, overlap * compression, stride * compression)
     return _Axis(tile, stride * compression, overlap, stride)
-
-
-def _is_long(frames: int, time: _Axis) -> bool:
-    return frames > time.size
 
 
 def _time_tiles(frames: int, time: _Axis, grid: Grid) -> list[tuple[int, int]]:

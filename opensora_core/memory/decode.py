@@ -15,7 +15,7 @@ from ..codecs.codec import Codec, CodecConfig
 from ..codecs.tiling import HOME, MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, Progress, check_tiling, largest_tile, tiled_decode, tiled_encode
 from ..errors import check_choice
 from ..families.table import codec_of
-from ..geometry import TIME_COMPRESSION, Tiling
+from ..geometry import Tiling
 from .component import Component, Placement
 from .count import AllocationCounter
 from .device import free_bytes, unless_out_of_memory
@@ -39,34 +39,37 @@ def decode_bytes(config: CodecConfig, size: Size, dtype_bytes: int, parked: bool
         parked: count only what is on the device when activations are parked in main memory.
     """
     estimate = codec_of(config).build.decode_bytes
-    if estimate is None:
-        return _counted(config, config.latents.channels, size, dtype_bytes, True)
-    return estimate(config, size, dtype_bytes, parked)
+    return estimate(config, size, dtype_bytes, parked) if estimate else _counted(config, size, dtype_bytes, True)
 
 
 def encode_bytes(config: CodecConfig, size: Size, dtype_bytes: int) -> int:
-    """As decode_bytes, of encoding (frames, height, width) in pixels; what is no whole number of latents counts as the next that is."""
-    estimate = codec_of(config).build.encode_bytes
-    if estimate is not None:
+    """As decode_bytes, of encoding (frames, height, width) in pixels; where no clip can have these, of the next larger."""
+    if estimate := codec_of(config).build.encode_bytes:
         return estimate(config, size, dtype_bytes)
-    frames, *sides = size
-    space = config.grid.space
-    frames = 1 if frames == 1 else -(-frames // TIME_COMPRESSION) * TIME_COMPRESSION
-    return _counted(config, config.in_channels, (frames, *(-(-side // space) * space for side in sides)), dtype_bytes, False)
+    (frames, *sides), grid = size, config.grid
+    if frames > 1:
+        frames += -(frames - grid.lead) % grid.frames.step
+    return _counted(config, (frames, *(-(-side // grid.space) * grid.space for side in sides)), dtype_bytes, False)
+
+
+def _counted(config: CodecConfig, size: Size, dtype_bytes: int, is_decode: bool) -> int:
+    channels = config.latents.channels if is_decode else config.in_channels
+    return counted_peak(config, torch.float32 if dtype_bytes == 4 else torch.bfloat16, (1, channels, *size), is_decode)
 
 
 @lru_cache(maxsize=64)
-def _counted(config: CodecConfig, channels: int, size: Size, dtype_bytes: int, is_decode: bool) -> int:
-    """By running the codec on the meta device, so that the figure follows the code."""
-    codec = _on_meta(config, torch.float32 if dtype_bytes == 4 else torch.bfloat16)
-    x = torch.empty((1, channels, *size), dtype=codec.dtype, device="meta")
+def counted_peak(config: CodecConfig, dtype: torch.dtype, shape: tuple[int, ...], is_decode: bool) -> int:
+    """Peak of one call of a codec, its result included, from running it on the meta device, so that the figure follows the code."""
+    codec = codec_on_meta(config, dtype)
+    x = torch.empty(shape, dtype=dtype, device="meta")
     with torch.inference_mode(), AllocationCounter() as counter:
         (codec.decode if is_decode else codec.encode)(x)
     return counter.peak
 
 
-@lru_cache(maxsize=2)
-def _on_meta(config: CodecConfig, dtype: torch.dtype) -> Codec:
+@lru_cache(maxsize=4)
+def codec_on_meta(config: CodecConfig, dtype: torch.dtype) -> Codec:
+    """A codec of which only shapes count."""
     return codec_of(config).build(config, dtype=dtype, device="meta").requires_grad_(False)
 
 
@@ -74,6 +77,11 @@ def tile_decode_bytes(config: CodecConfig, latent_shape: tuple[int, ...], tiling
     """`decode_bytes` of the largest tile of a clip, for the whole batch: of latents [B, C, t, h, w], or any shape that ends so."""
     batch = latent_shape[0] if len(latent_shape) == 5 else 1
     return batch * decode_bytes(config, largest_tile(latent_shape, tiling, True, config.grid), dtype_bytes, tiling.parked)
+
+
+def tile_encode_bytes(config: CodecConfig, shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
+    """`encode_bytes` of the largest tile of one clip, whose shape ends in frames, height, width."""
+    return encode_bytes(config, largest_tile(shape, tiling, False, config.grid), dtype_bytes)
 
 
 def parking_bytes(config: CodecConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
@@ -131,7 +139,7 @@ class Ladder:
         tried = replace(first.tiling, parked=False)
         for smaller in (self._shorter, self._halved):
             tiling = smaller(tried)
-            if self._need(tiling) < self._need(tried):
+            if self.need(tiling) < self.need(tried):
                 yield Attempt(tiling, f"Ran out of memory ({_words(tried)}); decoding again in {_words(tiling)}. {_NOT_EXACT}")
                 tried = tiling
 
@@ -141,11 +149,11 @@ class Ladder:
             return Attempt(tiling)
         free = self.free()
         if policy != LOW_MEMORY:
-            if free is None or self._need(tiling) <= free:
+            if free is None or self.need(tiling) <= free:
                 return Attempt(tiling)
             why = f"tiles as asked for need {self._gib(tiling)} GiB and {free / GIB:.2f} GiB are free"
             parked = self._parked(tiling)
-            if parked and self._need(parked) <= free:
+            if parked and self.need(parked) <= free:
                 return Attempt(parked, f"{_PARKED} ({self._gib(parked)} GiB of it on the device): {why}.")
             if policy == EXACT:
                 return Attempt(tiling)
@@ -154,7 +162,7 @@ class Ladder:
         if policy == AUTO:
             chosen = self._first_that_fits(chosen, free)
             reason = f"tiles as asked for need {self._gib(tiling)} GiB for {frames} frames and {free / GIB:.2f} GiB are free"
-            doubt = "" if self._need(chosen) <= free else ", which may not fit either"
+            doubt = "" if self.need(chosen) <= free else ", which may not fit either"
         if chosen == tiling:
             return Attempt(tiling, f"Decoding may not fit: {reason}." if doubt else None)
         changes = [f"temporal tiles of {chosen.temporal_tile} frames"] if chosen.temporal_tile != tiling.temporal_tile else []
@@ -184,21 +192,22 @@ class Ladder:
 
     def _first_that_fits(self, tiling: Tiling, free: int) -> Tiling:
         """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
-        if self._need(tiling) <= free:
+        if self.need(tiling) <= free:
             return tiling
         multiple = max(TILE_SIZE_MULTIPLE, self.config.grid.space)
         largest = tiling.tile_size - multiple if tiling.tile_size else Tiling().tile_size
         for size in range(largest, MIN_TILE_SIZE - 1, -multiple):
             tiling = replace(tiling, tile_size=size)
-            if self._need(tiling) <= free:
+            if self.need(tiling) <= free:
                 break
         return tiling
 
-    def _need(self, tiling: Tiling) -> int:
+    def need(self, tiling: Tiling) -> int:
+        """Bytes that decoding takes on the device beside weights and finished frames, with a margin."""
         return int(MARGIN * tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes))
 
     def _gib(self, tiling: Tiling) -> str:
-        return f"{self._need(tiling) / GIB:.2f}"
+        return f"{self.need(tiling) / GIB:.2f}"
 
 
 def _words(tiling: Tiling) -> str:

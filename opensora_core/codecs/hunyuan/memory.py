@@ -19,8 +19,8 @@ def decode_bytes(config: VAEConfig, size: Size, dtype_bytes: int, parked: bool =
         dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
         parked: count only what is on the device when activations are parked in main memory.
     """
-    walk = (_ParkedWalk if parked else _Walk)(config, dtype_bytes)
-    return max(dtype_bytes * max(walk.decode(size)), _merging_bytes(config, dtype_bytes))
+    activations = dtype_bytes * max(_Walk(config, dtype_bytes).decode(size, parked))
+    return max(activations, _merging_bytes(config, dtype_bytes))
 
 
 def encode_bytes(config: VAEConfig, size: Size, dtype_bytes: int) -> int:
@@ -33,17 +33,20 @@ class _Walk:
 
     Attributes:
         wide: fp32 values (normalisation is done in them) as a multiple of one element, 2 for bf16.
+        is_parked: whether whole clips are in main memory by now, so that only parts of them count.
     """
 
     def __init__(self, config: VAEConfig, dtype_bytes: int):
         self.config = config
         self.wide = max(1, 4 // dtype_bytes)
+        self.is_parked = False
 
-    def decode(self, size: Size) -> Iterator[int]:
+    def decode(self, size: Size, parked: bool) -> Iterator[int]:
         config, widths = self.config, self.config.block_out_channels[::-1]
         yield 2 * _elements(config.latent_channels, size)  # post_quant_conv
         yield self.conv(config.latent_channels, widths[0], size, size)
         yield from self.mid(widths[0], size)
+        self.is_parked = parked
         width_in = widths[0]
         for width, step in zip(widths, (*STEPS, None), strict=True):
             for _ in range(config.layers_per_block + 1):
@@ -83,16 +86,19 @@ class _Walk:
         step = _chunk(width_in, size)
         if step >= size[0]:
             return x + self.conv(width_in, width_out, size, size)
-        return x + _elements(width_out, size) + self.normed_chunk(width_in, width_out, size, step)
+        return self.whole(x, _elements(width_out, size)) + self.normed_chunk(width_in, width_out, size, step)
 
     def normed_chunk(self, width_in: int, width_out: int, size: Size, step: int) -> int:
-        """Beside input and output: the statistics' temporaries, or a chunk normalised, padded and convolved."""
+        """Beside input and output: the statistics' temporaries, or a chunk normalised, padded and convolved.
+
+        What is normalised in another type, or comes from main memory, is there twice.
+        """
         group = _elements(width_in, size) // self.config.norm_groups
         frames = (min(size[0], step + KERNEL - 1), *size[1:])
         normalised = _elements(width_in, frames)
-        cast = normalised if self.wide > 1 else 0
+        copy = self.wide > 1 or self.is_parked
         convolved = normalised + _padded(width_in, (step + KERNEL - 1, *size[1:])) + _elements(width_out, (step, *size[1:]))
-        return max(self.wide * group * (2 if self.wide > 1 else 1), self.wide * normalised + cast, convolved)
+        return max(self.wide * group * (1 + copy), (self.wide + copy) * normalised, convolved)
 
     def resnet(self, width_in: int, width_out: int, size: Size) -> int:
         x, h = _elements(width_in, size), _elements(width_out, size)
@@ -100,8 +106,10 @@ class _Walk:
         step = _chunk(width_out, size)
         if step >= size[0]:
             return max(first, x + self.conv(width_out, width_out, size, size))
-        shortcut = _elements(width_out, (step, *size[1:])) if width_in != width_out else 0
-        return max(first, x + h + shortcut + self.normed_chunk(width_out, width_out, size, step))
+        part, out = (_elements(width, (step, *size[1:])) for width in (width_in, width_out))
+        shortcut = out if width_in != width_out else 0
+        second = self.whole(x, h, shortcut) + self.normed_chunk(width_out, width_out, size, step)
+        return max(first, second, part + out + shortcut)
 
     def mid(self, channels: int, size: Size) -> Iterator[int]:
         # The block's input waits in the caller while attention and the second residual block run.
@@ -115,47 +123,11 @@ class _Walk:
         frames = min(size[0], _chunk(channels, size))
         padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
         part = 2 * padded + _elements(channels, (frames, *size[1:]))
-        return _elements(channels, size) + _elements(channels, _up(size, step)) + part + _merged_taps(step) * channels**2
+        return self.whole(_elements(channels, size), _elements(channels, _up(size, step))) + part + _merged_taps(step) * channels**2
 
-
-class _ParkedWalk(_Walk):
-    """The layers of a decode whose clips are in main memory from the middle block on: parts of them are on the device."""
-
-    def __init__(self, config: VAEConfig, dtype_bytes: int):
-        super().__init__(config, dtype_bytes)
-        self.is_parked = False
-
-    def mid(self, channels: int, size: Size) -> Iterator[int]:
-        yield from super().mid(channels, size)
-        self.is_parked = True
-
-    def normed_conv(self, width_in: int, width_out: int, size: Size) -> int:
-        if not self.is_parked or _chunk(width_in, size) >= size[0]:
-            return super().normed_conv(width_in, width_out, size)
-        return self.normed_chunk(width_in, width_out, size, _chunk(width_in, size))
-
-    def normed_chunk(self, width_in: int, width_out: int, size: Size, step: int) -> int:
-        """Also the part as it comes from main memory: while it is normalised, and a group's beside its fp32 copy."""
-        own = super().normed_chunk(width_in, width_out, size, step)
-        if not self.is_parked:
-            return own
-        normalised = _elements(width_in, (min(size[0], step + KERNEL - 1), *size[1:]))
-        group = _elements(width_in, size) // self.config.norm_groups
-        return max(own, 2 * self.wide * group, (1 + self.wide) * normalised)
-
-    def resnet(self, width_in: int, width_out: int, size: Size) -> int:
-        step = _chunk(width_out, size)
-        if not self.is_parked or step >= size[0]:
-            return super().resnet(width_in, width_out, size)
-        out, part = (_elements(width, (step, *size[1:])) for width in (width_out, width_in))
-        added = out + part + (out if width_in != width_out else 0)
-        second = self.normed_chunk(width_out, width_out, size, step)
-        return max(self.normed_conv(width_in, width_out, size), second, added)
-
-    def upsample(self, channels: int, size: Size, step: Size) -> int:
-        frames = min(size[0], _chunk(channels, size))
-        padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
-        return 2 * padded + _elements(channels, (frames, *size[1:])) + _merged_taps(step) * channels**2
+    def whole(self, *elements: int) -> int:
+        """Of clips that are kept whole."""
+        return 0 if self.is_parked else sum(elements)
 
 
 def _elements(channels: int, size: Size) -> int:
