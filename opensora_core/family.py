@@ -78,7 +78,7 @@ class Clip:
     scales: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """A network of which there are files: how one is known, what its sizes are, how it is built. A codec's row is one; what a codec offers, codecs/codec.py says.
 
@@ -124,7 +124,7 @@ class Part:
         return (layout or self.layouts[-1]).manifest(manifest_of(self.build(config, device="meta")))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Family(Part):
     """A model that makes videos or pictures.
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..families.table import DEFAULT, FAMILIES, family_of
+from ..family import Family
+from ..shapes import Shapes
 from .detect import identify
 from .files import find_weights, open_tensors, read_header
 from .quantised import Adapter, is_quantised
@@ -26,33 +30,25 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_PREFIXES = ("base_model.model.", "base_model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
+_PREFIXES = (
+    "lora_unet_",
+    "lora_transformer_",
+    "lycoris_",
+    "base_model.model.",
+    "base_model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "module.",
+    "model.",
+)
 _DOWN = (
-    ".lora_A.default.weight",
-    ".lora_A.weight",
-    ".lora_A",
-    ".lora_down.weight",
-    ".lora.down.weight",
-    "_lora.down.weight",
+    ".lora_A.default.weight", ".lora_A.weight", ".lora_A", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight",
     ".lora_linear_layer.down.weight",
-)
-_UP = (
-    ".lora_B.default.weight",
-    ".lora_B.weight",
-    ".lora_B",
-    ".lora_up.weight",
-    ".lora.up.weight",
-    "_lora.up.weight",
-    ".lora_linear_layer.up.weight",
-)
+)  # fmt: skip
+_UP = tuple(suffix.replace("lora_A", "lora_B").replace("down", "up") for suffix in _DOWN)
 _DORA = (".lora_magnitude_vector.weight", ".lora_magnitude_vector.default.weight", ".lora_magnitude_vector", ".dora_scale")
 
-_DOUBLE = ("_mod.lin", "_attn.q_proj", "_attn.k_proj", "_attn.v_proj", "_attn.proj", "_mlp.0", "_mlp.2")
-_SINGLE = ("q_proj", "k_proj", "v_mlp", "linear2", "modulation.lin")
-_TOP = (
-    "img_in", "txt_in", "cond_in", "time_in.in_layer", "time_in.out_layer", "vector_in.in_layer", "vector_in.out_layer",
-    "final_layer.linear", "final_layer.adaLN_modulation.1",
-)  # fmt: skip
 _FUSED = re.compile(r"(double_blocks|single_blocks).*(qkv|linear1)$|(single_)?transformer_blocks.*(to_q|to_k|to_v|add_q_proj)$")
 
 
@@ -110,7 +106,7 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Mer
     beside the weight and added to the layer's output.
 
     Args:
-        model: MMDiT.
+        model: a transformer.
         path: a LoRA file or a PEFT folder (adapter_config.json and adapter_model.safetensors).
         strength: factor on the change; 0 leaves the model as it is, negative subtracts.
 
@@ -141,29 +137,50 @@ def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
     """Read a LoRA as changes to layers of this model; only the model's shapes are looked at, so it may be on meta.
 
     Raises:
-        CheckpointError: not a LoRA, no layer matches, shapes differ, or weights are in a form that nothing can be added to.
+        CheckpointError: as read_lora and in_model; or weights are in a form that nothing can be added to.
     """
-    name = Path(path).name
-    layers = read_lora(path)
-    modules = dict(model.named_modules())
-    matched = {key: layer for key, layer in layers.items() if hasattr(modules.get(key), "weight")}
-    if not matched:
-        raise CheckpointError(_no_match(name, list(layers)))
-    if unmatched := sorted(layers.keys() - matched.keys()):
-        logger.warning("%s: left out %d of %d layers, which this model lacks: %s", name, len(unmatched), len(layers), ", ".join(unmatched))
-    for key, layer in matched.items():
-        _check_fits(name, key, layer, modules[key])
+    name, modules = Path(path).name, {key: module for key, module in model.named_modules() if getattr(module, "weight", None) is not None}
+    shapes = {key: (m.out_features, m.in_features) if is_quantised(m) else tuple(m.weight.shape) for key, m in modules.items()}
+    matched = in_model(read_lora(path, family_of(model.config)), shapes, name)
+    for key in matched:
+        weight = modules[key].weight
+        if not is_quantised(modules[key]) and (not weight.is_floating_point() or weight.dtype.itemsize < 2):
+            raise CheckpointError(f"{name} cannot be merged into quantised weights ({key} is {weight.dtype}); load the model in bf16.")
     return matched
 
 
-def read_lora(path: str | Path) -> dict[str, LoraLayer]:
+def in_model(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ...] | None], name: str) -> dict[str, LoraLayer]:
+    """The layers that a model has; what it lacks is named in a warning.
+
+    Args:
+        shapes: of the weights of its layers; None where a form of quantisation hides it.
+        name: the LoRA's, for messages.
+
+    Raises:
+        CheckpointError: the model has none of them, or one in another shape.
+    """
+    matched = {key: layer for key, layer in layers.items() if key in shapes}
+    if not matched:
+        raise CheckpointError(f"{name}: none of its {len(layers)} layers is in this model; the first is {next(iter(layers))}.")
+    if lacking := sorted(layers.keys() - matched.keys()):
+        logger.warning("%s: left out %d of %d layers, which this model lacks: %s", name, len(lacking), len(layers), ", ".join(lacking))
+    for key, layer in matched.items():
+        changed, shape = (layer.up.shape[0], layer.down.flatten(1).shape[1]), shapes[key]
+        if shape is not None and (shape != changed or layer.up.shape[1] != layer.rank):
+            raise CheckpointError(
+                f"{name} was trained for another model: {key} changes a weight of {list(changed)}, this model's is {list(shape)}."
+            )
+    return matched
+
+
+def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer]:
     """Read a LoRA file or PEFT folder as changes by layer name ("double_blocks.0.img_attn.q_proj").
 
     alpha comes from the file's own `.alpha` tensors, else from adapter_config.json in the folder, else from
     the file's metadata, else it equals the rank.
 
     Raises:
-        CheckpointError: not a LoRA, or no layer of it belongs to the Open-Sora 2.0 transformer.
+        CheckpointError: not a LoRA, or no layer of it belongs to the family's transformer.
     """
     path = Path(path)
     settings = {}
@@ -181,10 +198,12 @@ def read_lora(path: str | Path) -> dict[str, LoraLayer]:
         raise CheckpointError(f"{path.name} is {found.title}, not a LoRA.")
     with open_tensors(header) as get:
         state = {key: get(key) for key in header.tensors}
-    return parse_lora(state, settings or _metadata_settings(header.metadata), path.name)
+    return parse_lora(state, settings or _metadata_settings(header.metadata), path.name, family)
 
 
-def parse_lora(state: Mapping[str, Tensor], settings: Mapping | None = None, name: str = "This LoRA") -> dict[str, LoraLayer]:
+def parse_lora(
+    state: Mapping[str, Tensor], settings: Mapping | None = None, name: str = "This LoRA", family: Family = DEFAULT
+) -> dict[str, LoraLayer]:
     """Tensors of a LoRA file as changes by layer name.
 
     Args:
@@ -200,7 +219,7 @@ def parse_lora(state: Mapping[str, Tensor], settings: Mapping | None = None, nam
     downs, ups, alphas = (_collect(state, suffixes) for suffixes in (_DOWN, _UP, (".alpha",)))
     layers, foreign = {}, []
     for stem in {**downs, **ups}:
-        layer = _layer_name(stem)
+        layer = _layer_name(stem, family)
         if layer is None:
             foreign.append(stem)
         elif stem not in downs or stem not in ups:
@@ -210,20 +229,21 @@ def parse_lora(state: Mapping[str, Tensor], settings: Mapping | None = None, nam
             if layers[layer].alpha is None:
                 layers[layer] = _with_settings(layer, layers[layer], settings or {})
     if not layers:
-        raise CheckpointError(_no_match(name, list(state)))
+        raise CheckpointError(_no_match(name, list(state), family))
     if foreign:
-        logger.warning("%s: left out %d layers that Open-Sora 2.0 does not have: %s", name, len(foreign), ", ".join(sorted(foreign)))
+        logger.warning("%s: left out %d layers that %s does not have: %s", name, len(foreign), family.title, ", ".join(sorted(foreign)))
     return layers
 
 
-def describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """How many layers of the Open-Sora 2.0 transformer a LoRA changes, and at which ranks, from its shapes alone."""
+def describe_lora(shapes: Shapes) -> str:
+    """How many layers of a video transformer a LoRA changes, and at which ranks, from its shapes alone."""
     downs = _collect(shapes, _DOWN)
-    ranks = sorted({shape[0] for stem, shape in downs.items() if _layer_name(stem) and shape})
-    known = sum(_layer_name(stem) is not None for stem in downs)
-    if not known:
-        return f"none of its {len(downs)} layers is of the Open-Sora 2.0 transformer"
-    return f"{known} of its {len(downs)} layers are of the Open-Sora 2.0 transformer, rank {', '.join(map(str, ranks))}"
+    known = {family: [stem for stem in downs if _layer_name(stem, family)] for family in FAMILIES if family.slot == DEFAULT.slot}
+    family = max(known, key=lambda family: len(known[family]))  # the first of those that have as many
+    if not known[family]:
+        return f"none of its {len(downs)} layers is of {family.title}"
+    ranks = sorted({downs[stem][0] for stem in known[family] if downs[stem]})
+    return f"{len(known[family])} of its {len(downs)} layers are of {family.title}, rank {', '.join(map(str, ranks))}"
 
 
 def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
@@ -247,41 +267,24 @@ def _collect(state: Mapping[str, T], suffixes: tuple[str, ...]) -> dict[str, T]:
     return found
 
 
-def _layer_name(stem: str) -> str | None:
+@cache
+def _layers(family: Family) -> dict[str, str]:
+    """The linear layers of a family's released network, by their names as they are and with underscores for dots."""
+    manifest = family.manifest(family.released)
+    layers = [key.removesuffix(".weight") for key, shape in manifest.items() if key.endswith(".weight") and len(shape) == 2]
+    return {layer.replace(".", "_"): layer for layer in layers} | {layer: layer for layer in layers}
+
+
+def _layer_name(stem: str, family: Family) -> str | None:
     """Layer that a key's stem names, or None.
 
     "base_model.model.single_blocks.3.q_proj", "lora_unet_single_blocks_3_q_proj" -> "single_blocks.3.q_proj".
     """
-    for prefix in ("lora_unet_", "lora_transformer_", "lycoris_"):
-        if stem.startswith(prefix):
-            return _from_underscores(stem[len(prefix) :])
     stripped = True
     while stripped:  # prefixes may be stacked: base_model.model.module.
         stripped = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), "")
         stem = stem[len(stripped) :]
-    return stem if _is_layer(stem) else None
-
-
-def _is_layer(layer: str) -> bool:
-    if layer in _TOP:
-        return True
-    if match := re.fullmatch(r"double_blocks\.\d+\.(?:img|txt)(.+)", layer):
-        return match[1] in _DOUBLE
-    match = re.fullmatch(r"single_blocks\.\d+\.(.+)", layer)
-    return bool(match) and match[1] in _SINGLE
-
-
-def _from_underscores(flat: str) -> str | None:
-    for layer in _TOP:
-        if flat == layer.replace(".", "_"):
-            return layer
-    if match := re.fullmatch(r"double_blocks_(\d+)_(img|txt)(_.+)", flat):
-        tail = next((leaf for leaf in _DOUBLE if leaf.replace(".", "_") == match[3]), None)
-        return tail and f"double_blocks.{match[1]}.{match[2]}{tail}"
-    if match := re.fullmatch(r"single_blocks_(\d+)_(.+)", flat):
-        tail = next((leaf for leaf in _SINGLE if leaf.replace(".", "_") == match[2]), None)
-        return tail and f"single_blocks.{match[1]}.{tail}"
-    return None
+    return _layers(family).get(stem)
 
 
 def _with_settings(layer: str, change: LoraLayer, settings: Mapping) -> LoraLayer:
@@ -317,24 +320,9 @@ def _metadata_settings(metadata: Mapping[str, str]) -> dict:
     return flat
 
 
-def _check_fits(name: str, key: str, layer: LoraLayer, module: nn.Module) -> None:
-    weight, shape = module.weight, tuple(module.weight.shape)
-    if is_quantised(module):
-        shape = (module.out_features, module.in_features)
-    elif not weight.is_floating_point() or weight.dtype.itemsize < 2:
-        raise CheckpointError(f"{name} cannot be merged into quantised weights ({key} is {weight.dtype}); load the model in bf16.")
-    wanted = (layer.up.shape[0], layer.down.flatten(1).shape[1])
-    if shape != wanted or layer.up.shape[1] != layer.rank:
-        raise CheckpointError(
-            f"{name} was trained for another model: {key} changes a weight of {list(wanted)}, this model's is {list(shape)}."
-        )
-
-
-def _no_match(name: str, keys: list[str]) -> str:
+def _no_match(name: str, keys: list[str], family: Family) -> str:
     found = ", ".join(keys[:3]) or "none"
-    layers = [key for key in keys if _FUSED.search(re.sub(r"\.?_?lora.*$|\.alpha$", "", key.replace("lora_unet_", "")))]
-    flux = " It is a LoRA for Flux (fused or diffusers layout), whose layers Open-Sora 2.0 does not have." if layers else ""
-    return (
-        f"{name}: no key matches the Open-Sora 2.0 transformer. Found: {found}. "
-        f"Expected for instance base_model.model.double_blocks.0.img_attn.q_proj.lora_A.weight.{flux}"
-    )
+    of_flux = any(_FUSED.search(re.sub(r"\.?_?lora.*$|\.alpha$", "", key.replace("lora_unet_", ""))) for key in keys)
+    flux = f" It is a LoRA for Flux (fused or diffusers layout), whose layers {family.title} does not have." if of_flux else ""
+    wanted = next(layer for layer in _layers(family).values() if family.group_of(layer) == "attention")
+    return f"{name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{flux}"
