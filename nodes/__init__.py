@@ -6,7 +6,7 @@ from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
 from .host import keep, selftest
-from .host.model import register
+from .host.families import register
 from .latents import OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
 from .long import OpenSoraContinueVideo

@@ -3,14 +3,14 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.networks.mmdit.config import OPEN_SORA_2_DC_AE
+from ..opensora_core.families.table import DEFAULT, FAMILIES
 from .host import clips, inputs
-from .host.model import require_open_sora
+from .host.families import require_open_sora
 
 CUSTOM = "custom"
 GRID = geometry.HIGH_COMPRESSION
+HIGH = next(family for family in FAMILIES if family.grid == GRID)
 OFFERED = ("256px", "768px", CUSTOM)  # what the released model was trained at
 FPS = 24.0  # the rate that the released model was trained to show
 _ONLY_CUSTOM = " Only used when resolution is custom."
@@ -96,7 +96,7 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
             height, width = geometry.CAUSAL.named_size(resolution, aspect_ratio)
         shape = (
             batch_size,
-            HUNYUAN_VAE.latent_channels,
+            DEFAULT.released.in_channels,
             geometry.CAUSAL.latent_frames(num_frames),
             *geometry.CAUSAL.latent_size(height, width),
         )
@@ -157,7 +157,7 @@ class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
 
     @classmethod
     def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, model=None) -> io.NodeOutput:
-        config = OPEN_SORA_2_DC_AE if model is None else require_open_sora(model)
+        config = HIGH.released if model is None else require_open_sora(model)
         if config.grid != GRID:
             raise OpenSoraError(
                 "This MODEL is Open-Sora 2.0, not its high-compression variant; make its clip with Open-Sora Empty Latent Video."

@@ -9,8 +9,8 @@ from ..opensora_core.run.segments import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.text.recipe import OPEN_SORA_2, Said
 from .host import inputs, long, notice, prompts, run
+from .host.families import require_open_sora
 from .host.guider import check_latent
-from .host.model import require_open_sora
 from .host.vae import vae_config
 
 _MAX_SEGMENTS = 1000

@@ -6,7 +6,7 @@ from ..opensora_core import geometry
 from ..opensora_core.choices import AUTO, DEFAULT_BUDGET_GIB, FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
-from .host.model import require_open_sora
+from .host.families import require_open_sora
 
 MODELS = "diffusion_models"
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.networks.mmdit.config import TransformerConfig
+from ...opensora_core.family import NetworkSizes
 from ...opensora_core.sampling.given import ImageCondition, put_back
 from ...opensora_core.sampling.guidance import PICTURES, ReferenceUse
 
@@ -115,7 +115,7 @@ def _bare(values: dict) -> dict:
     return {key: value for key, value in values.items() if key not in _KEYS}
 
 
-def check_conditioning(name: str, conditioning: list, config: TransformerConfig) -> None:
+def check_conditioning(name: str, conditioning: list, config: NetworkSizes) -> None:
     """Raise an OpenSoraError unless every entry holds what T5 and CLIP-L give this transformer."""
     if not conditioning:
         raise OpenSoraError(f"The {name} conditioning is empty; {_ENCODE}.")
@@ -123,7 +123,7 @@ def check_conditioning(name: str, conditioning: list, config: TransformerConfig)
         check_text(context, values.get("pooled_output"), config, name)
 
 
-def check_text(context: Tensor | None, pooled: Tensor | None, config: TransformerConfig, name: str = "given") -> None:
+def check_text(context: Tensor | None, pooled: Tensor | None, config: NetworkSizes, name: str = "given") -> None:
     """Raise an OpenSoraError unless context is [B, tokens, context_in_dim] and pooled [B, vec_in_dim]."""
     if context is None or context.ndim != 3 or context.shape[-1] != config.context_in_dim:
         found = "missing" if context is None else f"{context.shape[-1]} wide"

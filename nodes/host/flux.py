@@ -29,7 +29,7 @@ from ...opensora_core.run.picture import PictureRequest
 from ...opensora_core.sampling import schedule, solvers as solver
 from ...opensora_core.sampling.guidance import Guidance
 from . import notice, prompts, selftest, text
-from .model import is_open_sora, require_open_sora
+from .families import is_open_sora, require_open_sora
 from .vae import vae_config
 
 T = TypeVar("T")

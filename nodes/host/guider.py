@@ -16,7 +16,7 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.sampling.guidance import Guidance, StepGuidance
 from . import notice, selftest
 from .condition import check_conditioning, reference_of, with_reference, without_reference
-from .model import require_open_sora
+from .families import require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
 from .vae import latent_words
 

@@ -7,7 +7,7 @@ import comfy.sd
 
 from ...opensora_core.checkpoint.lora import comfy_keys, in_model, read_lora
 from ...opensora_core.errors import CheckpointError, OpenSoraError
-from .model import require_open_sora
+from .families import require_open_sora
 
 
 def apply_lora(model, path: str, strength: float):

@@ -21,8 +21,8 @@ from ...opensora_core.sampling import run as sampling, schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance, num_forwards
 from ...opensora_core.sampling.process import Flow
 from . import notice
+from .families import require_open_sora
 from .guider import OpenSoraGuider, check_latent
-from .model import require_open_sora
 
 
 @dataclass(frozen=True)

@@ -210,12 +210,17 @@ def require(identity: Identity, slot: str, name: str) -> Identity:
     raise CheckpointError(f"{name} is {identity.title}{place}; Open-Sora 2.0 needs {_SLOTS[slot]} here.")
 
 
+def damaged(kind: str) -> str:
+    """The kind of a file that has the keys of a row's and sizes that cannot be read."""
+    return f"{kind}_damaged"
+
+
 def _sized(row: Part, shapes: Shapes, prefix: str) -> Identity | None:
     """A model of ours; None if it is another row's, which has the same keys."""
     try:
         config = row.config(shapes)
     except CheckpointError as error:
-        return Identity(f"{row.kind}_damaged", f"{row.other or row.title} whose sizes cannot be read: {error}", prefix=prefix)
+        return Identity(damaged(row.kind), f"{row.other or row.title} whose sizes cannot be read: {error}", prefix=prefix)
     if config is None or not row.owns(config):
         return None
     layout, title = row.layout_of(shapes), row.title

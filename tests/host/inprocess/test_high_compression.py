@@ -102,7 +102,7 @@ def test_stock_sampler_takes_an_empty_latent_of_the_other_kind(run_node, model, 
 def test_what_the_host_knows_of_the_model(model, pack):
     latent_format = model.model.latent_format
     assert (latent_format.latent_channels, latent_format.spacial_downscale_ratio, latent_format.scale_factor) == (8, 32, 1.0)
-    assert model.model.memory_usage_factor == 4 * pack("nodes.host.model").OpenSora2.memory_usage_factor
+    assert model.model.memory_usage_factor == 4 * pack("nodes.host.families").ROWS[0].memory_factor
     assert model.model.process_latent_in(torch.ones(1)).item() == 1
 
 

@@ -71,7 +71,7 @@ def scaled(weights):
 
 
 def test_the_stock_loader_gives_the_model(model, pack):
-    assert isinstance(model.model, pack("nodes.host.model").OpenSora2Model)
+    assert isinstance(model.model, pack("nodes.host.families").BesideModel)
     assert model.model.config.hidden_size == 96
     assert model.model.model_type.name == "FLOW"
     assert model.model.latent_format.scale_factor == pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
@@ -249,7 +249,7 @@ def write_path(run_node, name):
 def test_registration_can_be_repeated(pack):
     import comfy.supported_models
 
-    module = pack("nodes.host.model")
+    module = pack("nodes.host.families")
     before = list(comfy.supported_models.models)
     module.register()
     module.register()

@@ -72,7 +72,7 @@ def graph(**loader) -> dict:
 def failing(pack, monkeypatch, where: str, error: BaseException) -> None:
     """From the second call on, the transformer's forward or the VAE's decode raises in the middle of its work."""
     owner, name = {
-        "forward": (pack("nodes.host.model").HostMMDiT, "_velocity"),
+        "forward": (pack("nodes.host.network").HostMMDiT, "_velocity"),
         "decode": (pack("nodes.host.vae").VAENetwork, "decode_tile"),
         "text": (pack("nodes.host.text"), "exact_tokens"),
     }[where]

@@ -1,0 +1,228 @@
+"""Which of the library's models the host knows, and how: a small row for each, from which the host's own classes are built.
+
+`register` adds them to the host's list of known models, so that every stock loader (and everything that takes a MODEL: memory
+management, LoRA, compilation, caching, context windows) works with them. The networks are the core's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.text_encoders.flux
+import comfy.text_encoders.sd3_clip
+import torch
+from torch import Tensor
+
+from ...opensora_core import geometry
+from ...opensora_core.checkpoint import detect
+from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.family import Family, NetworkSizes
+from ...opensora_core.shapes import Manifest, bare_shapes
+from . import selftest
+from .condition import Reference, check_text
+from .network import HostMMDiT
+
+
+class BesideModel(selftest.base(comfy.model_base, "BaseModel")):
+    """The host's model object where given frames travel beside the latents: CLIP pooled as `y`, condition channels in every pass."""
+
+    def __init__(self, row: "HostRow", identity: detect.Identity, model_config, device=None):
+        def build(dtype=None, device=None, operations=None, **detected):
+            # `detected` is what the host's own detector says of these keys; the sizes are read from the tensors instead.
+            return row.network(identity.config, operations, dtype, device)
+
+        super().__init__(model_config, row.model_type, device=device, unet_model=build)
+        self.family, self.config = identity.family, identity.config
+
+    def encode_adm(self, **kwargs):
+        return kwargs.get("pooled_output")
+
+    def extra_conds(self, **kwargs):
+        check_text(kwargs.get("cross_attn"), kwargs.get("pooled_output"), self.config)
+        conds = super().extra_conds(**kwargs)
+        # Not the base class's CONDCrossAttn: it repeats text tokens to batch prompts of unequal length, which changes a joint attention.
+        conds["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
+        return conds
+
+    def concat_cond(self, **kwargs):
+        """[B, 1 + C, T, H, W]: 1 where a latent frame is given, and its latent. Zeros for text to video, so that all passes batch."""
+        noise, device = kwargs["noise"], kwargs["device"]
+        reference = Reference.of(kwargs)
+        if reference is None:
+            shape = (noise.shape[0], 1 + self.config.in_channels, *noise.shape[2:])
+            return torch.zeros(shape, device=device, dtype=noise.dtype)
+        known, latents = reference.fit(tuple(noise.shape))
+        return torch.cat((known, known * self.process_latent_in(latents)), dim=1).to(device)
+
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
+        if cond_key in ("c_crossattn", "y"):
+            return cond_value  # never cut in time, even where a width happens to equal the number of frames
+        return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list))
+
+
+class HighCompressionLatents(selftest.base(comfy.latent_formats, "LatentFormat")):
+    """The Video DC-AE's latents: as they are, 4 frames and 32x32 pixels each, without a preview."""
+
+    latent_dimensions = 3
+    spacial_downscale_ratio = geometry.HIGH_COMPRESSION.space
+    temporal_downscale_ratio = geometry.TIME_COMPRESSION
+
+    latent_channels = 128
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """A model in the host.
+
+    Attributes:
+        kind: of the library's row.
+        name: of the host's class for its files; that of the MODEL has "Model" after it, which people read.
+        model: the host's model object, which says what of a CONDITIONING becomes which input of the network.
+        network: (config, operations, dtype, device) -> the network as the host calls it.
+        latent_format: class of the host, without arguments.
+        memory_factor: what the host multiplies latent pixels by to estimate the activations.
+        shift: of the schedule of stock samplers, until Open-Sora Scheduler sets each clip's own.
+    """
+
+    kind: str
+    name: str
+    model: type
+    network: Callable
+    latent_format: type
+    memory_factor: float
+    shift: float
+    model_type: object = getattr(getattr(comfy.model_base, "ModelType", None), "FLOW", None)
+
+
+_FACTOR = 1.8  # as the host has it for HunyuanVideo: the same width and tokens
+ROWS = (
+    HostRow(
+        kind="open_sora_2",
+        name="OpenSora2",
+        model=BesideModel,
+        network=HostMMDiT,
+        latent_format=selftest.base(comfy.latent_formats, "HunyuanVideo"),
+        memory_factor=_FACTOR,
+        shift=5.73,  # 256px, 129 frames
+    ),
+    HostRow(
+        kind="open_sora_2_dc_ae",
+        name="OpenSora2HighCompression",
+        model=BesideModel,
+        network=HostMMDiT,
+        latent_format=HighCompressionLatents,
+        memory_factor=_FACTOR * geometry.PATCH_SIZE**2,  # the host counts latent pixels, each of which is a token here
+        shift=6.6,  # 768px, 128 frames
+    ),
+)
+
+
+class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
+    """What the host's list of models holds: how a file is told from others, and how it becomes a MODEL. `row` is set by `register`."""
+
+    row: HostRow
+    unet_extra_config = {}
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    vae_key_prefix = ["vae."]
+    text_encoder_key_prefix = ["text_encoders."]
+
+    @classmethod
+    def matches(cls, unet_config, state_dict=None, unet_key_prefix=""):
+        kind = "" if state_dict is None else _identify(state_dict, unet_key_prefix).kind
+        return kind in (cls.row.kind, detect.damaged(cls.row.kind))
+
+    def model_type(self, state_dict, prefix=""):
+        return self.row.model_type
+
+    def inpaint_model(self):
+        return False
+
+    def get_model(self, state_dict, prefix="", device=None):
+        self.identity = detect.require(_identify(state_dict, prefix), "transformer", "This file")
+        # A quantised weight may show half its columns; what is missing is missing all the same.
+        exact = self.quant_config is None and self.custom_operations is None
+        check_whole(bare_shapes(_shapes(state_dict), prefix), self.identity, "This file", exact)
+        self.latent_format.latent_channels = self.identity.config.in_channels
+        return self.model(self.row, self.identity, self, device)
+
+    def process_unet_state_dict(self, state_dict):
+        return converted(state_dict, self.identity)
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        return super().process_unet_state_dict_for_saving(
+            {self.identity.layout.file_name(key): tensor for key, tensor in state_dict.items()}
+        )
+
+    def clip_target(self, state_dict=None):
+        prefix = f"{self.text_encoder_key_prefix[0]}t5xxl.transformer."
+        found = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, prefix)
+        flux = comfy.text_encoders.flux
+        return comfy.supported_models_base.ClipTarget(flux.FluxTokenizer, flux.flux_clip(**found))
+
+
+def _file_class(row: HostRow) -> type:
+    settings = {
+        "row": row,
+        "sampling_settings": {"shift": row.shift},
+        "latent_format": row.latent_format,
+        "memory_usage_factor": row.memory_factor,
+    }
+    return type(row.name, (FileClass,), {**settings, "model": type(f"{row.name}Model", (row.model,), {})})
+
+
+CLASSES = [_file_class(row) for row in ROWS]
+
+
+def register() -> None:
+    """Make the host know the models. First in its list: the host takes the first that matches, and Flux would match too."""
+    models, ours = comfy.supported_models.models, {row.name for row in ROWS}
+    models[:] = [*CLASSES, *(model for model in models if model.__name__ not in ours)]
+
+
+def is_open_sora(model) -> bool:
+    """Whether a MODEL is one of these. By name: a reloaded pack has a second class of the same name."""
+    return type(getattr(model, "model", None)).__name__ in {f"{row.name}Model" for row in ROWS}
+
+
+def family_of(model) -> Family:
+    """The library's row of a MODEL; errors as require_open_sora's."""
+    require_open_sora(model)
+    return model.model.family
+
+
+def require_open_sora(model) -> NetworkSizes:
+    """The sizes of a MODEL's transformer.
+
+    Raises:
+        OpenSoraError: the MODEL is another one.
+    """
+    if is_open_sora(model):
+        return model.model.config
+    found = type(getattr(model, "model", model)).__name__
+    raise OpenSoraError(f"This MODEL is {found}, not Open-Sora 2.0; load Open_Sora_v2.safetensors with Open-Sora Load Model.")
+
+
+def converted(state: dict[str, Tensor], identity: detect.Identity) -> dict[str, Tensor]:
+    """A file's tensors, without prefix, as the module's."""
+    return {name: part for key, tensor in state.items() for name, part in identity.layout.convert(key, tensor, identity.config)}
+
+
+def check_whole(shapes: Manifest, identity: detect.Identity, name: str, exact: bool) -> tuple[str, ...]:
+    """Raise unless every tensor of the model is there; returns those that are not the model's."""
+    result = compare(shapes, identity.manifest(), identity.layout)
+    if result.missing or (exact and result.misshaped):
+        raise CheckpointError(f"{name} is {identity.title} but not whole; {result.sentence()}. Download it again.")
+    return result.extra
+
+
+def _shapes(state: dict[str, Tensor]) -> Manifest:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def _identify(state: dict[str, Tensor], prefix: str) -> detect.Identity:
+    return detect.identify(bare_shapes(_shapes(state), prefix))

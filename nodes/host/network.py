@@ -1,0 +1,44 @@
+"""The library's networks behind the host's calling convention. What is here only translates: the host's calls and its choice of attention."""
+
+import comfy.ldm.modules.attention
+import comfy.patcher_extension
+from torch import Tensor
+
+from ...opensora_core.networks.mmdit.config import TransformerConfig
+from ...opensora_core.networks.mmdit.model import MMDiT
+
+TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
+
+
+def host_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+    """The host's choice of attention kernel. q, k, v: [B, H, L, D] -> [B, L, H * D]."""
+    # By attribute at call time: the host and other packs may replace it.
+    attend = comfy.ldm.modules.attention.optimized_attention
+    return attend(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
+
+
+class HostMMDiT(MMDiT):
+    """The core transformer behind the host's calling convention: condition channels appended to x, sigma times 1000, wrappers."""
+
+    # In place of the core's property: the host's layers have no weight to ask before the file is read.
+    dtype = None
+
+    def __init__(self, config: TransformerConfig, operations, dtype, device):
+        super().__init__(config, operations, host_attention, dtype, device)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, y=None, control=None, transformer_options=None, **unused) -> Tensor:
+        """x: [B, C + C + 1, T, H, W], latents then condition (mask first); timestep: [B], sigma * 1000. Returns [B, C, T, H, W].
+
+        `control` and further keywords are the host's; this model has no use for them.
+        """
+        options = transformer_options if transformer_options is not None else {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
+        # Positional, options last: that is where stock wrappers look for them.
+        return executor.execute(x, timestep, context, y, control, options)
+
+    def _velocity(self, x, timestep, context, y, control, transformer_options):
+        channels = self.config.in_channels
+        latents, cond = x[:, :channels], x[:, channels:]
+        return super().forward(latents, timestep / TIMESTEP_SCALE, context, y, cond, None, transformer_options)
