@@ -182,10 +182,7 @@ class OpenSoraVideoToVideo(io.ComfyNode):
     def execute(cls, positive, negative, vae, latent, video, direction, context, fit=FITS[0], strength=1.0) -> io.NodeOutput:
         count, use, node_id = int(context), ReferenceUse(is_clip=True, strength=strength), cls.hidden.unique_id
         clip_cond_type(direction, count)
-        if not vae_config(vae).grid.is_causal:
-            raise OpenSoraError(
-                "The high-compression variant goes on from no clip: its training knows text and a first frame; use Open-Sora Image to Video."
-            )
+        vae_config(vae).grid.check_goes_on("; use Open-Sora Image to Video")
         shape, given = _check_clip(vae, latent), geometry.CAUSAL.latent_frames(count)
         check_room(given, shape[2], f"the {count} frames of the clip")
         size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION

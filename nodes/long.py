@@ -91,8 +91,7 @@ class OpenSoraContinueVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         config = require_open_sora(model)
-        if not config.grid.is_causal:
-            raise OpenSoraError("The high-compression variant goes on from no clip: its training knows text and a first frame.")
+        config.grid.check_goes_on()
         shape = check_latent(latent["samples"], config)
         _check_vae(vae, shape)
         plan = continuation(shape[2], num_frames or None, context_frames or None)

@@ -42,10 +42,10 @@ class Tiling:
     parked: bool = False
 
 
-def check_largest(name: str, value: int) -> None:
-    """Raise an OpenSoraError if `value` is more than can be asked for. name: one of LARGEST."""
-    if value > LARGEST[name]:
-        raise OpenSoraError(f"{name}={value} is more than can be asked for; use at most {LARGEST[name]}.")
+def check_whole(name: str, value) -> None:
+    """Raise an OpenSoraError unless a value is a whole number."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OpenSoraError(f"{name}={value!r} is not a whole number.")
 
 
 def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
@@ -129,14 +129,14 @@ class Grid:
         return self.space * self.patch
 
     @property
-    def is_causal(self) -> bool:
-        """Whether the first frame has a latent of its own. For what is not rebuilt yet: ask for `lead`, `goes_on` or `frames`."""
-        return bool(self.lead)
-
-    @property
     def lead(self) -> int:
         """Frames, and latent frames, by which a tile in time is longer than its size: see FrameRule."""
         return self.frames.lead
+
+    def check_goes_on(self, advice: str = "") -> None:
+        """Raise an OpenSoraError unless a model of this grid continues clips. advice: what to do instead, "; use ..."."""
+        if not self.goes_on:
+            raise OpenSoraError(f"The high-compression variant goes on from no clip: its training knows text and a first frame{advice}.")
 
     def check_num_frames(self, num_frames: int) -> int:
         """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts."""
@@ -188,6 +188,45 @@ CAUSAL = Grid(SPACE_COMPRESSION, PATCH_SIZE, FrameRule("4k+1", step=4, lead=1, s
 # The variant with the Video DC-AE. 4 frames would be one latent frame, which is a picture and decoded to one frame: so 8 at least.
 _FOURS = "a length of the high-compression variant, whose clips have a multiple of 4 frames (8, 12, ... 128), or 1"
 HIGH_COMPRESSION = Grid(32, 1, FrameRule(_FOURS, step=4, lead=0, shortest_clip=8), 128, goes_on=False)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much there is to make; what a run, a plan and a sentence about either count by.
+
+    Attributes:
+        height, width, num_frames: pixels and frames that the grid has: for Open-Sora 2.0 multiples of 16 and 4k+1.
+        num_steps: from noise to video. num_videos: made at a time.
+        grid: of the model.
+    """
+
+    height: int
+    width: int
+    num_frames: int = CAUSAL.default_frames
+    num_steps: int = 50
+    num_videos: int = 1
+    grid: Grid = CAUSAL
+
+    def __post_init__(self):
+        for name in ("height", "width", "num_frames", "num_steps", "num_videos"):
+            check_whole(name, getattr(self, name))
+        for name, default in (("num_steps", 50), ("num_videos", 1)):
+            if getattr(self, name) < 1:
+                raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
+        self.grid.check_size(self.height, self.width)
+        self.grid.check_num_frames(self.num_frames)
+        for name, most in LARGEST.items():
+            if getattr(self, name) > most:
+                raise OpenSoraError(f"{name}={getattr(self, name)} is more than can be asked for; use at most {most}.")
+
+    @property
+    def latent_extent(self) -> tuple[int, int, int]:
+        """(T, H, W) of a video's latent."""
+        return (self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))
+
+    def latent_shape(self, channels: int) -> tuple[int, int, int, int, int]:
+        """[B, C, T, H, W] of the latents of all videos."""
+        return (self.num_videos, channels, *self.latent_extent)
 
 
 class ScaledCrop(NamedTuple):

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...opensora_core.choices import AUTO
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.flux import num_steps, picture_shift, schedule_name
-from ...opensora_core.geometry import CAUSAL, SPACE_COMPRESSION
+from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, SPACE_COMPRESSION
 from ...opensora_core.run.picture import PictureRequest
 from ...opensora_core.sampling import schedule, solvers as solver
 from ...opensora_core.sampling.guidance import Guidance
@@ -103,7 +103,7 @@ def check_parts(flux_model, flux_vae, clip, model, vae) -> None:
     _named("clip", lambda: text.check_clip(clip))
     video = _named("model", lambda: require_open_sora(model))
     of_vae = _named("vae", lambda: vae_config(vae))
-    if not (video.grid.is_causal and of_vae.grid.is_causal):
+    if HIGH_COMPRESSION in (video.grid, of_vae.grid):
         raise OpenSoraError(
             "model or vae is of the high-compression variant, whose clips have other lengths and sizes; connect Open-Sora Flux Picture to Open-Sora "
             "Image to Video, with a clip from Open-Sora Empty Latent (High Compression)."

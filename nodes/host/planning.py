@@ -37,7 +37,7 @@ def advise(request: Request, path: str) -> Advice:
         OpenSoraError: nothing fits; says what is lacking and the nearest that does.
     """
     model, about = _sizes(Path(path)), ""
-    if not model.transformer.grid.is_causal:
+    if model.transformer.grid != request.grid:
         request, about = _in_its_frames(request, model.transformer.grid)
     plan = preflight(request, model, host_memory())
     if plan.recommended is None:

@@ -4,7 +4,7 @@ import os
 import weakref
 from collections.abc import Hashable, Iterable
 
-from ...opensora_core.memory.loaded import PROMPTS, FileIdentity, identity
+from ...opensora_core.memory.loaded import PROMPTS, FileStamp, stamp
 from . import notice, text
 
 # Of every text encoder that was asked: its files as they were then, and how they were loaded. None where it does not say.
@@ -69,12 +69,12 @@ def _source(loader: tuple | None) -> Hashable:
     """(identities of the files, everything else in words), from the call that would load the CLIP again."""
     if loader is None:
         return None
-    files: list[FileIdentity] = []
+    files: list[FileStamp] = []
     others: list[str] = []
     for argument in loader[1]:
         values = argument if isinstance(argument, list | tuple) else [argument]
         if values and all(isinstance(value, str) and os.path.isfile(value) for value in values):
-            files += [identity(value) for value in values]
+            files += [stamp(value) for value in values]
         else:
             others.append(repr(argument))
     return (tuple(files), tuple(others)) if files else None

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...opensora_core.choices import NF4
 from ...opensora_core.errors import OpenSoraError, check_choice
-from ...opensora_core.memory.loaded import SHARED, Description, identity
+from ...opensora_core.memory.loaded import SHARED, Description, stamp
 from ...opensora_core.memory.plan import at_least
 from . import keep, nf4
 from .model import load_model
@@ -71,7 +71,7 @@ def shared_model(path: str, precision: str):
 
 def shared_text_encoders(t5_path: str, clip_l_path: str, precision: str, device: str):
     """A CLIP over the weights of two files, as text.load_text_encoders gives it."""
-    options = {"with": identity(clip_l_path), "precision": precision, "device": device}
+    options = {"with": stamp(clip_l_path), "precision": precision, "device": device}
     # Its patcher is what is shared: copies with a LoRA are copies of that, and keep it alive when no CLIP object is left.
     patcher = _shared(TEXT_ENCODERS, t5_path, options, lambda: _patcher_of(load_text_encoders(t5_path, clip_l_path, precision, device)))
     clip = copy.copy(patcher.get_attachment(_SHELL))

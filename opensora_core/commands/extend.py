@@ -65,8 +65,7 @@ class Longer:
     """
 
     def __init__(self, options: GenerateOptions, arguments: dict[str, Any], pipe: OpenSoraPipeline, screen: Screen):
-        if not pipe.files.grid.is_causal:
-            raise OpenSoraError("The high-compression variant goes on from no clip: its training knows text and a first frame.")
+        pipe.files.grid.check_goes_on()
         self._pipe, self._screen = pipe, screen
         self._latents = None if options.extend_from is None else _read(options) * pipe.latent_scale
         self._prompts = segment_prompts(options.extend_prompt or options.prompt, options.extend)

@@ -47,7 +47,9 @@ def _plan(options: InspectOptions) -> int:
     budget = {} if options.budget_gib is None else {"budget_gib": options.budget_gib}
     settings = Settings(options.precision, options.offload, decode_policy=options.decode_policy, **budget)
     model = _sizes(options.path)
-    request = Request(height, width, num_frames, options.num_steps, options.cond_type != "t2v", settings, grid=model.transformer.grid)
+    request = Request(
+        height, width, num_frames, options.num_steps, grid=model.transformer.grid, has_given=options.cond_type != "t2v", settings=settings
+    )
     found = preflight(request, model, _memory(options))
     sys.stdout.write(found.report() + "\n")
     return DONE if found.recommended is not None else REFUSED

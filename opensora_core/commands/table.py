@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import OpenSoraError
 from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, unused_path
-from ..memory.loaded import identity
+from ..memory.loaded import stamp
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from ..text.prompt import file_name_part
@@ -156,7 +156,7 @@ def _known(picture: PictureJob, files: dict[str, Any], video_key: str) -> Pictur
 
 def _files(paths: dict[str, Any]) -> dict[str, list[tuple[str, int]]]:
     """Names and sizes of the files that are given."""
-    return {part: [(name, size) for name, size, _ in identity(path).parts] for part, path in paths.items() if path is not None}
+    return {part: [(name, size) for name, size, _ in stamp(path).parts] for part, path in paths.items() if path is not None}
 
 
 def row_options(options: GenerateOptions, row: Row, folder: Path) -> GenerateOptions:

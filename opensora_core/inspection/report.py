@@ -44,7 +44,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Component:
+class FolderPart:
     """One model on disk: a file, or shards read as one. `error` is a sentence, instead of a header, where it cannot be read."""
 
     name: str
@@ -93,7 +93,7 @@ def check(path: str | Path) -> Check:
     return Check("\n".join([*lines, f"verdict: {'PASS' if passed else 'FAIL'}{other}{nothing}"]), passed)
 
 
-def _is_of_another_size(part: Component) -> bool:
+def _is_of_another_size(part: FolderPart) -> bool:
     """Whether it is whole by its own sizes and those are not the released ones."""
     if part.header is None:
         return False
@@ -101,7 +101,7 @@ def _is_of_another_size(part: Component) -> bool:
     return own is not None and own != released
 
 
-def _components(folder: Path) -> Iterator[Component]:
+def _components(folder: Path) -> Iterator[FolderPart]:
     shards: dict[tuple[str, int, str], list[Path]] = {}
     for path in _weight_files(folder, _SEARCH_DEPTH):
         if match := _SHARD.fullmatch(path.name):
@@ -112,17 +112,17 @@ def _components(folder: Path) -> Iterator[Component]:
     for (stem, total, suffix), paths in shards.items():
         name = f"{Path(stem).as_posix()}{suffix} in {total} parts"
         if len(paths) < total:
-            yield Component(name, None, f"{name}: {total - len(paths)} of them are missing; download them.")
+            yield FolderPart(name, None, f"{name}: {total - len(paths)} of them are missing; download them.")
         else:
             yield _component(name, paths)
 
 
-def _component(name: str, paths: list[Path]) -> Component:
+def _component(name: str, paths: list[Path]) -> FolderPart:
     try:
-        return Component(name, as_one(paths[0], [read_header(path) for path in paths]), num_files=len(paths))
+        return FolderPart(name, as_one(paths[0], [read_header(path) for path in paths]), num_files=len(paths))
     except CheckpointError as error:
         sentence = str(error).replace(str(paths[0]), paths[0].name)  # a pasted report shows no folders of its owner
-        return Component(name, None, sentence if sentence.startswith(name) else f"{name}: {sentence}")
+        return FolderPart(name, None, sentence if sentence.startswith(name) else f"{name}: {sentence}")
 
 
 def _weight_files(folder: Path, depth: int) -> Iterator[Path]:
@@ -239,7 +239,7 @@ def _released_text(result: Comparison, header: Header, dtype: str) -> str:
     return f"differs from the released file; {result.sentence()}; {dtype_text}"
 
 
-def _folder_sentence(components: list[Component]) -> str:
+def _folder_sentence(components: list[FolderPart]) -> str:
     found = [identify(part.header.shapes) for part in components if part.header]
     slots = {identity.slot for identity in found}
     if slots == {"lora"}:
@@ -261,7 +261,7 @@ def _versions() -> str:
     )
 
 
-def _check_component(part: Component) -> tuple[bool | None, list[str]]:
+def _check_component(part: FolderPart) -> tuple[bool | None, list[str]]:
     """Whether it passed (None: no part of Open-Sora 2.0) and the lines about it."""
     if part.header is None:
         return False, [part.error, _line("FAIL", "cannot be read")]

@@ -60,11 +60,8 @@ class References:
 
     def check(self, num_videos: int, latent_extent: tuple[int, int, int], grid: Grid = CAUSAL) -> None:
         """Raise an OpenSoraError unless they fit so many videos of latent (T, H, W) and leave a frame to make."""
-        if self.clip is not None and not grid.is_causal:
-            raise OpenSoraError(
-                "The high-compression variant goes on from no clip: its training knows text and a first frame; give a picture, or use "
-                "the Open-Sora 2.0 transformer."
-            )
+        if self.clip is not None:
+            grid.check_goes_on("; give a picture, or use the Open-Sora 2.0 transformer")
         for name, tensor in self.given.items():
             if tensor.ndim == LATENT_RANK and tuple(tensor.shape[3:]) != latent_extent[1:]:
                 found, wanted = (" x ".join(str(grid.space * side) for side in size) for size in (tensor.shape[3:], latent_extent[1:]))

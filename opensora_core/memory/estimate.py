@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..choices import AUTO, BF16, BUDGET, DEFAULT_BUDGET_GIB, FP32, MINIMAL, OFFLOADS, POLICIES, PRECISIONS, QUANTISED, RESIDENT
 from ..errors import OpenSoraError, check_choice
-from ..geometry import CAUSAL, LARGEST, Grid, Tiling, check_largest
+from ..geometry import Tiling, Workload
 from ..sampling.guidance import PICTURES, Guidance, num_forwards
 from .component import plan_within
 from .decode import MARGIN, Ladder, parking_bytes, tile_decode_bytes
@@ -74,42 +74,21 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A video to plan for.
+class Request(Workload):
+    """A video to plan for. has_given: whether pictures or a clip are given; guidance: which passes the steps take; tiling: of encode and decode."""
 
-    Attributes:
-        height, width, num_frames: pixels and frames that the grid has. has_image: whether a first or last picture is given.
-        grid: of the model, see geometry.Grid.
-    """
-
-    height: int
-    width: int
-    num_frames: int = 129
-    num_steps: int = 50
-    has_image: bool = False
+    has_given: bool = False
     settings: Settings = Settings()
     tiling: Tiling = Tiling()
     guidance: Guidance = Guidance()
-    grid: Grid = CAUSAL
-
-    def __post_init__(self):
-        self.grid.check_size(self.height, self.width)
-        self.grid.check_num_frames(self.num_frames)
-        if self.num_steps < 1:
-            raise OpenSoraError(f"num_steps={self.num_steps} makes no video; the default is 50.")
-        for name in LARGEST:
-            check_largest(name, getattr(self, name))
 
     @property
     def forwards(self) -> int:
-        """Transformer rows of a video."""
-        return num_forwards(self.guidance, self.num_steps, self.grid.latent_frames(self.num_frames), PICTURES if self.has_image else None)
-
-    def latent_shape(self, channels: int) -> tuple[int, ...]:
-        return (1, channels, self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))
+        """Passes of the transformer, each guidance pass counted."""
+        return num_forwards(self.guidance, self.num_steps, self.latent_extent[0], PICTURES if self.has_given else None)
 
     def words(self) -> str:
-        kind = "with reference picture" if self.has_image else "text to video"
+        kind = "with reference picture" if self.has_given else "text to video"
         return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {self.num_steps} steps, {kind}: {self.forwards} forwards"
 
 
@@ -173,9 +152,9 @@ class Estimate:
 
 def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Memory) -> Estimate:
     """What a video needs in these settings, whose precision is decided."""
-    need = Need(request, settings, model, memory)
+    need = Stages(request, settings, model, memory)
     decode, tiling, note = need.decode()
-    stages = [need.text(), *([need.image()] if request.has_image else []), need.sampling(), decode]
+    stages = [need.text(), *([need.image()] if request.has_given else []), need.sampling(), decode]
     ram, streamed = need.ram(stages), need.streamed_bytes()
     is_cached = memory.device == "cpu" or streamed == 0 or streamed + need.process_bytes <= memory.ram_free
     notes = [note] if note else []
@@ -194,7 +173,7 @@ def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Me
     return Estimate(settings, tiling, tuple(stages), ram, streamed, is_cached, need.least(stages), tuple(problems), tuple(notes))
 
 
-class Need:
+class Stages:
     """The stages of one video in one choice of settings."""
 
     def __init__(self, request: Request, settings: Settings, model: ModelSizes, memory: Memory):
@@ -209,7 +188,7 @@ class Need:
         if model.stored_text in QUANTISED:
             self.text_precision = model.stored_text
         self.transformer = transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
-        one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_image, model.text.length)
+        one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_given, model.text.length)
         self._beside_transformer = (
             Item("activations of one forward", one, "fused attention, one pass at a time"),
             Item("latents, predictions, prompt", rest),

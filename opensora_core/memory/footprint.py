@@ -182,7 +182,7 @@ def _counted_forward(config: NetworkSizes, precision: str, latent_shape: tuple[i
 
 @lru_cache(maxsize=64)
 def sampling_peak(
-    config: NetworkSizes, precision: str, latent_shape: tuple[int, ...], has_image: bool, text_length: int = T5_LENGTH
+    config: NetworkSizes, precision: str, latent_shape: tuple[int, ...], has_given: bool, text_length: int = T5_LENGTH
 ) -> tuple[int, int]:
     """(one forward's activations, everything else that is alive beside it): latents, predictions, text, reference.
 
@@ -195,7 +195,7 @@ def sampling_peak(
         contexts = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
         pooled = [_empty(torch.float32, batch, config.vec_in_dim) for _ in range(2)]
         text = TextCondition(*({"context": context, "y": y} for context, y in zip(contexts, pooled, strict=True)))
-        told = Conditions(text, _condition(latent_shape) if has_image else None)
+        told = Conditions(text, _condition(latent_shape) if has_given else None)
         network = _Counted(counter, one, _dtype(precision), config)
         sample(family_of(config).sampling, network, latents, flow_schedule(1, 1.0), Guidance(), told)
     return one, counter.peak - one

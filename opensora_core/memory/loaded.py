@@ -32,7 +32,7 @@ _CHECKS = 64
 
 
 @dataclass(frozen=True)
-class FileIdentity:
+class FileStamp:
     """A file or folder as it was when it was asked for. `parts`: (name, size in bytes, time of last change in ns) of every file."""
 
     path: str
@@ -43,7 +43,7 @@ class FileIdentity:
         return Path(self.path).name
 
 
-def identity(path: str | Path) -> FileIdentity:
+def stamp(path: str | Path) -> FileStamp:
     """What a path is now. Links are followed; no file is opened.
 
     Raises:
@@ -58,7 +58,7 @@ def identity(path: str | Path) -> FileIdentity:
         stats = [(file.name, file.stat()) for file in files]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be found ({error.strerror}).") from error
-    return FileIdentity(str(resolved), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    return FileStamp(str(resolved), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Key:
     """What a loaded model is known by. `options`: sorted (name, value) of what changes its weights."""
 
     kind: str
-    file: FileIdentity
+    file: FileStamp
     options: tuple[tuple[str, Hashable], ...]
 
 
@@ -173,14 +173,14 @@ class LoadedModels:
         Raises:
             CheckpointError: there is no such file. Also whatever `load` raises.
         """
-        key = Key(kind, identity(path), tuple(sorted(options.items())))
+        key = Key(kind, stamp(path), tuple(sorted(options.items())))
         with self._gate(key):
             with self._lock:
                 model = self._models.get(key)
             if model is None:
                 model = load()
-                # A file that changed while it was read belongs to neither identity.
-                if identity(path) != key.file:
+                # A file that changed while it was read belongs to neither stamp.
+                if stamp(path) != key.file:
                     return model
             with self._lock:
                 self._forget_replaced(key)
@@ -224,7 +224,7 @@ class LoadedModels:
 
     def checked(self, paths: Iterable[str | Path], check: Callable[[], None]) -> None:
         """Call `check` unless it passed for these very files before: a second pipeline then opens none of them."""
-        key = tuple(identity(path) for path in paths)
+        key = tuple(stamp(path) for path in paths)
         with self._lock:
             if key in self._checked:
                 return
@@ -298,7 +298,7 @@ class EncodedPrompts:
             encoders: files or folders of the encoders. options: what else changes the encoding (precision, dtype, device).
             encode: the texts that are not kept -> tensors for each, or lists, tuples or dictionaries of them.
         """
-        made_by = tuple(identity(path) for path in encoders), tuple(sorted(options.items()))
+        made_by = tuple(stamp(path) for path in encoders), tuple(sorted(options.items()))
         values = {}
         with self._lock:
             for text in texts:

@@ -17,7 +17,7 @@ import torch
 from ..choices import AUTO, BF16, FILE_FORMATS, FP32, QUANTISED
 from ..errors import OpenSoraError
 from .device import free_bytes, total_bytes
-from .estimate import CONTEXT_BYTES, Estimate, Memory, Need, Request, Settings, estimate
+from .estimate import CONTEXT_BYTES, Estimate, Memory, Request, Settings, Stages, estimate
 from .footprint import ModelSizes
 from .plan import at_least, at_most
 
@@ -128,12 +128,12 @@ def _precision(request: Request, model: ModelSizes, memory: Memory) -> str:
 
 
 def _first_that_fits(request: Request, model: ModelSizes, memory: Memory) -> Estimate | None:
-    if Need(request, Settings(BF16), model, memory).beside_transformer > memory.free:
+    if Stages(request, Settings(BF16), model, memory).beside_transformer > memory.free:
         return None  # quantised weights come back to bf16 to work, so that no precision needs less beside them
     for is_kept in (True, False):
         uncached = None
         for settings, file in _candidates(request, model, memory, is_kept):
-            need = Need(request, settings, file, memory)
+            need = Stages(request, settings, file, memory)
             if max(need.sampling().num_bytes, need.text().num_bytes) > memory.free:
                 continue  # without counting a decode, which takes longest
             found = estimate(request, settings, file, memory)
@@ -177,7 +177,7 @@ def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
     settings = [Settings(precision) for precision in dict.fromkeys((precisions[-1], precisions[0]))]
 
     def can_be_sampled(changed: Request) -> list[Settings]:
-        return [one for one in settings if Need(changed, one, model, memory).sampling().num_bytes <= memory.free]
+        return [one for one in settings if Stages(changed, one, model, memory).sampling().num_bytes <= memory.free]
 
     def fits(changed: Request) -> bool:
         return any(estimate(changed, one, model, memory).fits for one in can_be_sampled(changed))

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, OpenSoraError
 from ..families.table import codecs_of
 from ..family import Family
 from ..geometry import Grid
-from ..memory.loaded import FileIdentity, identity
+from ..memory.loaded import FileStamp, stamp
 from ..text.recipe import CLIP, T5
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
@@ -124,11 +124,11 @@ def family_of_file(dit: Path) -> Family:
     Raises:
         CheckpointError: the file is something else.
     """
-    return _family_of_file(identity(dit))
+    return _family_of_file(stamp(dit))
 
 
 @lru_cache(maxsize=32)
-def _family_of_file(dit: FileIdentity) -> Family:
+def _family_of_file(dit: FileStamp) -> Family:
     return _require("transformer", Path(dit.path)).family
 
 

@@ -21,7 +21,7 @@ def encode_references(networks: Networks, request: GenerationRequest, progress: 
     Raises:
         OutOfMemory: the device has no room to encode a picture or clip.
     """
-    if not request.has_reference:
+    if not request.has_given:
         return None
     references = request.references
     generators = _posterior_generators(request)

@@ -34,9 +34,10 @@ class Needs:
         if not self._decides:
             return 0
         sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
-        shape = (request.num_videos, sizes.transformer.in_channels, *request.latent_extent)
-        has_image = request.has_reference
-        return self._with_margin(sum(sampling_peak(sizes.transformer, self._precision(sizes.stored), shape, has_image, sizes.text.length)))
+        shape = request.latent_shape(sizes.transformer.in_channels)
+        return self._with_margin(
+            sum(sampling_peak(sizes.transformer, self._precision(sizes.stored), shape, request.has_given, sizes.text.length))
+        )
 
     def beside_t5(self) -> int:
         """As beside_transformer, of encoding."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..choices import DTYPES, FITS, NOISE_DEVICES, POSTERIORS
 from ..errors import OpenSoraError, check_choice
-from ..geometry import CAUSAL, LARGEST, Grid, check_largest
+from ..geometry import Workload, check_whole
 from ..media.pictures import References
 from ..sampling.guidance import Guidance
 from ..sampling.run import TextCondition
@@ -74,46 +74,29 @@ class SamplingOptions:
 Asked = EncodedPrompt | tuple[str, str, SamplingOptions | None]
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(Workload):
     """One call of the pipeline, checked.
 
     Attributes:
-        height, width, num_frames: pixels and frames that the grid has: multiples of 16 and 4k+1, or of 32 and 4k.
         references: what it begins or ends with.
         seed: of the first video; video k of the batch is the one that seed + k gives alone.
-        grid: of the model, see geometry.Grid.
     """
 
     prompt: str | EncodedPrompt
     negative_prompt: str
-    height: int
-    width: int
-    num_frames: int
-    num_steps: int
     guidance: Guidance
     references: References
     seed: int
-    num_videos: int
     options: SamplingOptions
-    grid: Grid = CAUSAL
 
     def __post_init__(self):
         if not isinstance(self.prompt, (str, EncodedPrompt)):
             raise OpenSoraError(f"A prompt is one text; this is a {type(self.prompt).__name__}. For several, call once for each.")
         if not isinstance(self.negative_prompt, str):
             raise OpenSoraError(f"A negative prompt is one text ('' for none); this is a {type(self.negative_prompt).__name__}.")
-        for name in ("height", "width", "num_frames", "num_steps", "seed", "num_videos"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise OpenSoraError(f"{name}={value!r} is not a whole number.")
-        for name, default in (("num_steps", 50), ("num_videos", 1)):
-            if getattr(self, name) < 1:
-                raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
-        self.grid.check_size(self.height, self.width)
-        self.grid.check_num_frames(self.num_frames)
-        for name in LARGEST:
-            check_largest(name, getattr(self, name))
+        check_whole("seed", self.seed)
+        super().__post_init__()
         self.references.check(self.num_videos, self.latent_extent, self.grid)
         if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
             raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")
@@ -134,14 +117,9 @@ class GenerationRequest:
         return [self.seed + k for k in range(self.num_videos)]
 
     @property
-    def has_reference(self) -> bool:
+    def has_given(self) -> bool:
         """Whether the network reads anything besides noise and prompt."""
         return bool(self.references.given) and self.references.use.strength > 0
-
-    @property
-    def latent_extent(self) -> tuple[int, int, int]:
-        """(T, H, W) of a video's latent; its channels are the model's."""
-        return (self.grid.latent_frames(self.num_frames), *self.grid.latent_size(self.height, self.width))
 
 
 def finite(name: str, value) -> float:

@@ -27,7 +27,7 @@ from opensora_core.family import QUANTISED_GROUPS
 from opensora_core.geometry import Tiling
 from opensora_core.memory import estimate as estimate_module
 from opensora_core.memory.count import AllocationCounter
-from opensora_core.memory.estimate import CONTEXT_BYTES, Memory, Need, Request, Settings, estimate
+from opensora_core.memory.estimate import CONTEXT_BYTES, Memory, Request, Settings, Stages, estimate
 from opensora_core.memory.footprint import (
     ModelSizes,
     _counted_forward,
@@ -203,22 +203,22 @@ def test_every_further_block_needs_what_the_second_does():
     assert peak == forward_peak(deep, "fp32", shape) == forward_peak(SMALL, "fp32", shape)
 
 
-@pytest.mark.parametrize("has_image", [False, True])
-def test_a_sampling_run_takes_what_was_predicted(has_image):
+@pytest.mark.parametrize("has_given", [False, True])
+def test_a_sampling_run_takes_what_was_predicted(has_given):
     model = filled(MMDiT(MEDIUM))
     shape = (1, 16, 3, 16, 16)
 
     def run():
         text = TextCondition(*({"context": torch.zeros(1, 512, 64), "y": torch.zeros(1, 64)} for _ in range(2)))
         condition = None
-        if has_image:
+        if has_given:
             from opensora_core.sampling.given import image_condition
 
             condition = image_condition(shape, torch.zeros(1, 16, 1, 16, 16), None)
         sample(SamplingRecipe(), model, noise(shape, 0), flow_schedule(2, 3.0), Guidance(), Conditions(text, condition))
 
-    one, rest = sampling_peak(MEDIUM, "fp32", shape, has_image)
-    assert sampling_peak(MEDIUM, "fp32", shape, has_image, 32)[0] < one
+    one, rest = sampling_peak(MEDIUM, "fp32", shape, has_given)
+    assert sampling_peak(MEDIUM, "fp32", shape, has_given, 32)[0] < one
     assert counted(run) == pytest.approx(one + rest, rel=0.1)
     assert rest > 3 * 4 * 16 * 3 * 16 * 16  # latents and both predictions at least
 
@@ -337,15 +337,15 @@ def released_file(write_hole, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("has_image", [False, True])
+@pytest.mark.parametrize("has_given", [False, True])
 @pytest.mark.parametrize(("mode", "budget_gib"), [("auto", 8), ("budget", 2), ("budget", 4), ("minimal", 8)])
 @pytest.mark.parametrize("precision", ["fp8_e4m3fn", "int8", "nf4"])
-def test_the_promise_of_quantised_weights_from_a_file_of_the_released_size(released_file, precision, mode, budget_gib, has_image):
+def test_the_promise_of_quantised_weights_from_a_file_of_the_released_size(released_file, precision, mode, budget_gib, has_given):
     """On a machine of 16 GB of RAM, of which nothing else has any; nf4 from the bf16 file, since there are no nf4 files."""
     model = sizes_of_files(released_file(precision))
     assert model.transformer == OPEN_SORA_2 and model.stored == (precision if precision in FORMATS else "bf16")
     for video, gb in ((LOW, 8), (HIGH, 12)):
-        found = preflight(replace(video, has_image=has_image, settings=Settings(precision, mode, budget_gib)), model, card(gb, 16))
+        found = preflight(replace(video, has_given=has_given, settings=Settings(precision, mode, budget_gib)), model, card(gb, 16))
         assert found.fits and found.recommended.fits, found.report()
         assert max(stage.num_bytes for stage in found.asked.stages) <= gb * 1e9
         assert found.asked.ram.num_bytes <= 16 * GIB and found.asked.tiling == Tiling()  # an exact decode, not parked
@@ -381,16 +381,16 @@ def test_the_eight_bit_file_in_16_gb_of_ram(request_, gb):
 
 
 def test_forwards():
-    assert (LOW.forwards, replace(LOW, has_image=True).forwards) == (80, 110)
+    assert (LOW.forwards, replace(LOW, has_given=True).forwards) == (80, 110)
     assert "80 forwards" in preflight(LOW, MODEL, card(80)).report()
-    assert "110 forwards" in preflight(replace(LOW, has_image=True), MODEL, card(80)).report()
+    assert "110 forwards" in preflight(replace(LOW, has_given=True), MODEL, card(80)).report()
 
 
 # What it says
 
 
 def test_stages_are_the_sum_of_what_they_are_made_of():
-    found = preflight(replace(LOW, has_image=True), MODEL, card(24))
+    found = preflight(replace(LOW, has_given=True), MODEL, card(24))
     assert [stage.name for stage in found.asked.stages] == ["text", "image", "sampling", "decode"]
     for stage in found.asked.stages:
         assert stage.num_bytes == sum(item.num_bytes for item in stage.items) > CONTEXT_BYTES
@@ -483,7 +483,7 @@ def test_a_search_runs_few_networks():
 
 @pytest.mark.parametrize("request_", [LOW, HIGH, replace(HIGH, num_frames=1)])
 def test_no_precision_takes_less_beside_the_weights_than_bf16(request_):
-    beside = {precision: Need(request_, Settings(precision), MODEL, card(24)).beside_transformer for precision in PRECISIONS}
+    beside = {precision: Stages(request_, Settings(precision), MODEL, card(24)).beside_transformer for precision in PRECISIONS}
     assert min(beside.values()) == beside["bf16"]
 
 
