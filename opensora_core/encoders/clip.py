@@ -4,23 +4,18 @@ It is read from its own file, from a whole CLIP's, or from a hub folder. Sizes c
 released encoder is: heads of 64, quick GELU, epsilon 1e-5.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.detect import identify, require
-from ..checkpoint.files import read_network
 from ..checkpoint.load import fill
 from ..errors import CheckpointError
 from ..shapes import Manifest, Shapes, manifest_of
 from ..text.prompt import CLIP_LENGTH
 from ..text.recipe import CLIP
-from .source import Source, read_sizes
-from .t5 import ids_device
-from .tokens import Tokenizer, tokenize
+from .source import Encoder, Source, read_sizes
 
 HEAD_DIM = 64
 
@@ -62,10 +57,7 @@ def clip_names(shapes: Shapes, prefix: str) -> dict[str, str]:
 
 def open_clip(path: str | Path) -> tuple[Source, CLIPSizes]:
     """As open_t5, of CLIP's text encoder."""
-    path = Path(path).expanduser()
-    header = read_network(path)
-    shapes = header.shapes
-    source = Source(path, header, clip_names(shapes, require(identify(shapes), "clip", path.name).prefix))
+    source = Source.open(path, "clip", clip_names)
     source.check(WHERE)
     return source, clip_sizes(source.shapes)
 
@@ -93,32 +85,25 @@ def clip_network(sizes: CLIPSizes, dtype: torch.dtype = torch.float32) -> nn.Mod
 
 def clip_manifest(sizes: CLIPSizes = CLIPSizes()) -> Manifest:
     """Shape of every tensor of an encoder, by released name."""
-    return {_LEVEL + name.removeprefix(_LEVEL): shape for name, shape in manifest_of(clip_network(sizes)).items()}
+    return manifest_of(_as_released(clip_network(sizes)))
 
 
-class CLIPEncoder:
-    """CLIP-L's text model: after the final layer norm, the features of the first end-of-text token.
+def _as_released(model: nn.Module) -> nn.ModuleDict:
+    """A clip_network whose parameters are called as in the released files, by any version of transformers."""
+    level = _LEVEL.rstrip(".")
+    return nn.ModuleDict({level: getattr(model, level, model)})
 
-    Attributes: as T5Encoder's; width is 768.
-    """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer):
-        self.model, self.tokenizer = model, tokenizer
-        self.width = model.config.hidden_size
+class CLIPEncoder(Encoder):
+    """CLIP-L's text model: after the final layer norm, the features of the first end-of-text token."""
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """[B] texts -> ids [B, 77], int64."""
-        # Most good prompts are longer than CLIP reads, and T5 reads them whole: not worth a warning.
-        return tokenize(self.tokenizer, texts, logging.INFO)
-
-    @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
         """[B] texts -> [B, width], in the model's dtype, on its device."""
-        ids = self.tokenize(texts).to(ids_device(self.model))
-        hidden = self.model(input_ids=ids).last_hidden_state
+        ids = self.tokenize(texts)
+        hidden = self.last_hidden(ids)
         # Not pooler_output: which token it takes depends on the library's version and a configuration's end-of-text id.
         first_end = (ids == self.tokenizer.end).int().argmax(dim=-1)
-        return hidden[torch.arange(len(ids), device=hidden.device), first_end]
+        return hidden[torch.arange(len(ids)), first_end]
 
 
 def load_clip(path: str | Path, dtype: torch.dtype, device: torch.device | str, tokenizers: str | Path | None = None) -> CLIPEncoder:
@@ -134,12 +119,6 @@ def load_clip(path: str | Path, dtype: torch.dtype, device: torch.device | str, 
     tokenizer = source.tokenizer(CLIP, tokenizers, CLIP_LENGTH, sizes.vocabulary)
     source.check_whole(clip_manifest(sizes))
     model = clip_network(sizes, dtype)
-    inner = getattr(model, _LEVEL.rstrip("."), model)
-
-    def convert(key: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-        return [(name.removeprefix(_LEVEL), value) for name, value in source.converted(key, tensor)]
-
-    formats = {name.removeprefix(_LEVEL): layer_format for name, layer_format in source.formats().items()}
-    fill(inner, source.header, convert, device, formats)
+    (inner,) = fill(_as_released(model), source.header, source.converted, device, source.formats()).values()
     inner.embeddings.position_ids = torch.arange(CLIP_LENGTH, device=device)[None]
     return CLIPEncoder(model, tokenizer)

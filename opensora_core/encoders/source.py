@@ -1,19 +1,22 @@
-"""A text encoder's tensors in its file or hub folder: what its sizes are, whether all of them are there, in which form they are stored."""
+"""What T5 and CLIP have in common: where their tensors are and whether all of them are there, their sizes, and how texts go in."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..checkpoint.files import Header
+from ..checkpoint.detect import identify, require
+from ..checkpoint.files import Header, read_network
 from ..checkpoint.formats import LayerFormat, is_note, stored_formats
 from ..checkpoint.load import compare
 from ..checkpoint.quantised import Float8, precision_format
 from ..errors import CheckpointError
 from ..shapes import Shapes, count, size
+from ..text.recipe import T5
 from .tokens import Tokenizer, find_tokenizer, read_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,22 @@ class Source:
     path: Path
     header: Header
     names: Mapping[str, str]
+
+    @classmethod
+    def open(cls, path: str | Path, slot: str, names_of: Callable[[Shapes, str], Mapping[str, str]]) -> "Source":
+        """An encoder from its header alone.
+
+        Args:
+            slot: see detect.require.
+            names_of: (shapes, what stands before the encoder's keys) -> `names`.
+
+        Raises:
+            CheckpointError: the file is damaged, or something else.
+        """
+        path = Path(path).expanduser()
+        header = read_network(path)
+        shapes = header.shapes
+        return cls(path, header, names_of(shapes, require(identify(shapes), slot, path.name).prefix))
 
     @property
     def title(self) -> str:
@@ -132,3 +151,34 @@ def read_sizes(released: S, shapes: Shapes, where: Where, blocks: str) -> S:
     """
     found = {field: size(shapes, name, axis) for field, (name, axis) in where.items() if name in shapes}
     return replace(released, **found, layers=count(shapes, blocks))
+
+
+class Encoder:
+    """An encoder of the transformers library with its tokenizer.
+
+    Attributes:
+        model: its layers may be moved or replaced.
+        tokenizer: see tokens.py.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """[B] texts -> ids [B, L], int64; L = tokenizer.length. A text that is cut is named in the log."""
+        rows = []
+        for text in texts:
+            ids, note = self.tokenizer.fitted(text)
+            if note:
+                # Most good prompts are longer than CLIP reads, and T5 reads them whole: not worth a warning.
+                logger.log(logging.WARNING if self.tokenizer.kind == T5 else logging.INFO, note)
+            rows.append(ids)
+        return torch.tensor(rows, dtype=torch.int64)
+
+    @torch.no_grad()
+    def last_hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, L] ids -> [B, L, features], in the model's dtype, on its device."""
+        # The layers of a model on meta are brought in by accelerate as they are called, from the CPU on.
+        device = self.model.device if self.model.device.type != "meta" else torch.device("cpu")
+        mask = mask if mask is None else mask.to(device)
+        return self.model(input_ids=ids.to(device), attention_mask=mask).last_hidden_state

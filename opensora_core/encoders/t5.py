@@ -4,7 +4,6 @@ Every file form that people have is read: single safetensors files (fp16, bf16, 
 come from the tensors; what they cannot say is what the released encoder is: gated GELU, epsilon 1e-6.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.detect import identify, require
-from ..checkpoint.files import read_network
 from ..checkpoint.load import fill
 from ..checkpoint.quantised import Format, replace_linears
 from ..errors import CheckpointError
 from ..shapes import Manifest, Shapes, manifest_of
 from ..text.recipe import OPEN_SORA_2, T5, TextRecipe
-from .source import Source, read_sizes
-from .tokens import Tokenizer, tokenize
+from .source import Encoder, Source, read_sizes
+from .tokens import Tokenizer
 
 _BLOCKS = "encoder.block"
 
@@ -81,13 +78,10 @@ def open_t5(path: str | Path) -> tuple[Source, T5Sizes]:
     Raises:
         CheckpointError: the file is damaged, another model, quantised in a way that is not read, or lacks what sizes are read from.
     """
-    path = Path(path).expanduser()
-    header = read_network(path)
-    shapes = header.shapes
-    source = Source(path, header, t5_names(shapes, require(identify(shapes), "t5", path.name).prefix))
+    source = Source.open(path, "t5", t5_names)
     if f"{_FEED_FORWARD}wi.weight" in source.shapes:
         raise CheckpointError(
-            f"{path.name} is a T5 1.0 encoder; Open-Sora 2.0 reads T5 v1.1 XXL, whose feed-forward layers are gated (wi_0, wi_1)."
+            f"{source.title} is a T5 1.0 encoder; Open-Sora 2.0 reads T5 v1.1 XXL, whose feed-forward layers are gated (wi_0, wi_1)."
         )
     source.check(WHERE)
     return source, t5_sizes(source.shapes)
@@ -137,45 +131,27 @@ def keep_layers_in(model: nn.Module, forms: dict[str, Format]) -> None:
         model.get_submodule(name).keep_in(form)
 
 
-class T5Encoder:
-    """T5 v1.1: the last hidden state of every token.
-
-    Attributes:
-        model: transformers' T5EncoderModel; its layers may be moved or replaced.
-        tokenizer: see tokens.py.
-        has_mask: see TextRecipe.
-        width: features per token, 4096 for XXL.
-    """
+class T5Encoder(Encoder):
+    """T5 v1.1: the last hidden state of every token. has_mask: see TextRecipe."""
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, has_mask: bool = False):
-        self.model, self.tokenizer, self.has_mask = model, tokenizer, has_mask
-        self.width = model.config.d_model
+        super().__init__(model, tokenizer)
+        self.has_mask = has_mask
 
     def blocks(self) -> Sequence[nn.Module]:
         """In the order in which they run."""
         return self.model.encoder.block
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """[B] texts -> ids [B, L], int64; L = tokenizer.length. A prompt that is cut is named in a warning."""
-        return tokenize(self.tokenizer, texts, logging.WARNING)
-
     def mask(self, ids: Tensor) -> Tensor | None:
         """[B, L] ids -> int64 [B, L], 1 up to the last end-of-text token and 0 for the padding after it; None where padding is attended."""
         if not self.has_mask:
             return None
-        from_the_end = (ids == self.tokenizer.end).flip(-1).cumsum(-1).flip(-1)
-        return (from_the_end > 0).long()
+        return ((ids == self.tokenizer.end).flip(-1).cumsum(-1).flip(-1) > 0).long()
 
-    @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
         """[B] texts -> [B, L, width], in the model's dtype, on its device."""
-        ids = self.tokenize(texts).to(ids_device(self.model))
-        return self.model(input_ids=ids, attention_mask=self.mask(ids)).last_hidden_state
-
-
-def ids_device(model: nn.Module) -> torch.device:
-    """Where ids are given to a model: its device, or the CPU for one whose layers accelerate brings in as they are called."""
-    return model.device if model.device.type != "meta" else torch.device("cpu")
+        ids = self.tokenize(texts)
+        return self.last_hidden(ids, self.mask(ids))
 
 
 def load_t5(

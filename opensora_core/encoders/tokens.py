@@ -5,21 +5,15 @@ did (transformers 5 needs protobuf for that file); every other form goes through
 """
 
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ..errors import CheckpointError
 from ..text.prompt import CLIP_LENGTH, T5_LENGTH, dropped_sentence, fit_tokens
 from ..text.recipe import CLIP, T5
-
-logger = logging.getLogger(__name__)
 
 # Relative to a folder a person names, or in which an encoder lies: itself, then the layouts people have.
 _FOLDERS = {
@@ -62,17 +56,6 @@ class Tokenizer:
         """A text's ids, padded or cut to `length`, and a sentence if its end was dropped, else ""."""
         ids, dropped = fit_tokens(list(self.ids(text)), self.length, self.pad)
         return ids, dropped_sentence(self.kind, dropped, self.length)
-
-
-def tokenize(tokenizer: Tokenizer, texts: list[str], level: int) -> Tensor:
-    """[B] texts -> ids [B, length], int64. A text that is cut is named in the log, at a level of the logging module."""
-    rows = []
-    for text in texts:
-        row, note = tokenizer.fitted(text)
-        if note:
-            logger.log(level, note)
-        rows.append(row)
-    return torch.tensor(rows, dtype=torch.int64)
 
 
 def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -> Path:

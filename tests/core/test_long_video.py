@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from opensora_core.encoders.t5 import T5Encoder
 from opensora_core.errors import OpenSoraError
 from opensora_core.media import latent_file
 from opensora_core.run import segments as long_video
@@ -255,10 +256,8 @@ def test_every_segment_is_in_safety_before_the_next_begins(pipe, clip_made, tmp_
 
 
 def test_each_segment_may_have_a_prompt_of_its_own(pipe, clip_made, longer, monkeypatch):
-    from opensora_core.run import text
-
-    encoded, real = [], text.encode
-    monkeypatch.setattr(text, "encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
+    encoded, real = [], T5Encoder.encode
+    monkeypatch.setattr(T5Encoder, "encode", lambda self, texts: encoded.append(texts) or real(self, texts))
     result = pipe.extend(clip_made, ["a cat", "a dog", "a dog"], segments=3, **SETTINGS)
     assert [one.split(".")[0] for one, _ in encoded] == ["a cat", "a dog"]
     assert torch.allclose(result.latents[:, :, :8], longer.latents[:, :, :8], atol=1e-5)
