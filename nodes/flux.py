@@ -5,11 +5,12 @@ from comfy_api.latest import io
 from ..opensora_core import geometry
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.flux import GUIDANCE, RESOLUTION, SCHEDULES
+from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.run.picture import MAX_STEPS, PictureRequest
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.sampling.solvers import MAX_SEED
-from ..opensora_core.text.recipe import OPEN_SORA_2, Said
+from ..opensora_core.text.recipe import Said
 from .host import flux, inputs, prompts
 
 SAME_SEED = -1
@@ -230,7 +231,7 @@ class OpenSoraFluxToVideo(io.ComfyNode):
         flux.check_parts(flux_model, flux_vae, clip, model, vae)
         flux.check_video(resolution, aspect_ratio, num_frames, (text_guidance, image_guidance))
         PictureRequest.for_ratio(aspect_ratio, image_resolution, steps=image_steps, guidance=flux_guidance, schedule=flux_schedule)
-        decorated = OPEN_SORA_2.words(prompt, Said(fps, motion_score))
+        decorated = DEFAULT.text.words(prompt, Said(fps, motion_score))
         shown = image_prompt if image_prompt.strip() else prompt
         is_kept = flux.keep_prompts(clip, [shown, decorated, negative_prompt], cls.hidden.unique_id)
         picture = {

@@ -4,10 +4,11 @@ from comfy_api.latest import io
 
 from ..opensora_core.choices import AUTO
 from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
-from ..opensora_core.text.recipe import OPEN_SORA_2, Said
+from ..opensora_core.text.recipe import Said
 from .host import inputs, long, notice, prompts, run
 from .host.families import require_open_sora
 from .host.guider import check_latent
@@ -155,7 +156,7 @@ def _encode(clip, lines: list[str], said: Said, node_id: str | None) -> list:
     """The CONDITIONING of each line."""
     if clip is None:
         raise OpenSoraError("New prompts need a text encoder to read them: connect clip, or leave prompts empty.")
-    return prompts.encode(clip, [OPEN_SORA_2.words(line, said) for line in lines], node_id)
+    return prompts.encode(clip, [DEFAULT.text.words(line, said) for line in lines], node_id)
 
 
 def _check_vae(vae, shape: tuple[int, ...]) -> None:

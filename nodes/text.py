@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..opensora_core.choices import AUTO
-from ..opensora_core.text.recipe import OPEN_SORA_2, Said
+from ..opensora_core.families.table import DEFAULT
+from ..opensora_core.text.recipe import Said
 from .host import inputs, keep, paths, prompts, shared, text
 
 FOLDER = "text_encoders"
@@ -105,6 +106,6 @@ class OpenSoraT5TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded=False) -> io.NodeOutput:
-        decorated = OPEN_SORA_2.words(prompt, Said(fps, motion_score))
+        decorated = DEFAULT.text.words(prompt, Said(fps, motion_score))
         positive, negative = prompts.encode(clip, [decorated, negative_prompt], cls.hidden.unique_id, keep_encoded)
         return io.NodeOutput(positive, negative, decorated)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .geometry import Grid
 from .shapes import AS_RELEASED, Layout, Manifest, Shapes, manifest_of
+from .text.recipe import TextRecipe
 
 QUANTISED_GROUPS = ("attention", "mlp")  # of every family's linear layers, what is quantised where nothing else is asked for
 
@@ -135,6 +136,7 @@ class Family(Part):
         codecs: kinds of codec whose latents it works on, the usual one first.
         grid: how it counts frames, pixels, latents and tokens.
         usual: the released configuration.
+        text: how it reads prompts.
         sampling: how a run of it goes: process, schedule, solvers, given frames, inputs of a pass.
         zero_at_first: weights that are zero before training.
     """
@@ -144,6 +146,7 @@ class Family(Part):
     codecs: tuple[str, ...]
     grid: Grid
     usual: Clip
+    text: TextRecipe
     sampling: "SamplingRecipe"
     zero_at_first: tuple[str, ...] = ()
 

@@ -27,8 +27,9 @@ from ...opensora_core.choices import AUTO, BF16, FILE_FORMATS, FP8, NF4
 from ...opensora_core.encoders import clip as clip_model, t5 as t5_model
 from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tokenizer
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
+from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.shapes import Manifest
-from ...opensora_core.text.recipe import CLIP, OPEN_SORA_2, T5
+from ...opensora_core.text.recipe import CLIP, T5
 from . import nf4
 from .precision import quantise_layers
 
@@ -103,7 +104,7 @@ def exact_tokens(tokenizer, text: str) -> tuple[dict, str]:
 def _hosts(kind: str, tokenizer) -> Tokenizer:
     """One of the host's tokenizers as the library has them."""
     # We say ourselves what was dropped. A CLIP-L with a longer position table is padded to its full length by the host.
-    length = OPEN_SORA_2.length if kind == T5 else tokenizer.max_length
+    length = DEFAULT.text.length if kind == T5 else tokenizer.max_length
     size = (RELEASED_T5 if kind == T5 else RELEASED_CLIP).vocabulary
     return Tokenizer(
         kind,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..checkpoint.load import fill
 from ..checkpoint.quantised import Format, replace_linears
 from ..errors import CheckpointError
+from ..families.table import DEFAULT
 from ..shapes import Manifest, Shapes, manifest_of
-from ..text.recipe import OPEN_SORA_2, T5, TextRecipe
+from ..text.recipe import T5, TextRecipe
 from .source import Encoder, Source, read_sizes
 from .tokens import Tokenizer
 
@@ -160,7 +161,7 @@ def load_t5(
     device: torch.device | str,
     tokenizers: str | Path | None = None,
     precision: str | None = None,
-    recipe: TextRecipe = OPEN_SORA_2,
+    recipe: TextRecipe = DEFAULT.text,
 ) -> T5Encoder:
     """Read a T5 v1.1 encoder. Linear layers that its file stores in 8 bits are kept so, and brought to `dtype` as they are called.
 

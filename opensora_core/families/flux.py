@@ -20,6 +20,8 @@ from ..sampling.given import Given
 from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, Side
 from ..sampling.schedule import flow_shift
+from ..text.prompt import T5_LENGTH
+from ..text.recipe import CLIP, T5, TextRecipe
 
 OPEN_SORA, FLUX = "open-sora", "flux"
 SCHEDULES = (AUTO, OPEN_SORA, FLUX)
@@ -56,6 +58,7 @@ FLUX_1 = Family(
     codecs=("flux_ae",),
     grid=CAUSAL,
     usual=Clip(height=576, width=1024, num_frames=1, fps=24, num_steps=DEV_STEPS, scales=(GUIDANCE,)),
+    text=TextRecipe((T5, CLIP), T5_LENGTH, False, lambda prompt, said: prompt, ""),
     sampling=SamplingRecipe(process=Flow(+1), inputs=_inputs),
 )
 # As fine-tuning to Open-Sora 2.0 begins from it.

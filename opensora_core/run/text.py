@@ -7,7 +7,8 @@ from ..errors import OutOfMemory
 from ..memory.device import unless_out_of_memory
 from ..memory.loaded import PROMPTS
 from ..sampling.run import TextCondition
-from ..text.recipe import OPEN_SORA_2, Said
+from ..text.recipe import Said, TextRecipe
+from .files import family_of_file
 from .parts import Networks
 from .ran_out import encoding_ran_out
 from .request import Asked, EncodedPrompt
@@ -24,7 +25,8 @@ def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lamb
     Raises:
         OutOfMemory: the device has no room for an encoder's work.
     """
-    texts = [_texts(one) for one in asked if not isinstance(one, EncodedPrompt)]
+    recipe = family_of_file(networks.files.dit).text
+    texts = [_texts(recipe, one) for one in asked if not isinstance(one, EncodedPrompt)]
     if networks.keep_encoded:
         encoders = [path for path in (networks.files.t5, networks.files.clip, networks.files.tokenizers) if path is not None]
         kept = PROMPTS.get(texts, encoders, networks.options, lambda missing: [vars(one) for one in _encode(networks, missing, progress)])
@@ -35,9 +37,9 @@ def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lamb
     return [one if isinstance(one, EncodedPrompt) else next(encoded) for one in asked]
 
 
-def _texts(asked: tuple) -> Texts:
+def _texts(recipe: TextRecipe, asked: tuple) -> Texts:
     prompt, negative_prompt, options = asked
-    return prompt if options is None else OPEN_SORA_2.words(prompt, Said(options.fps, options.motion_score)), negative_prompt
+    return prompt if options is None else recipe.words(prompt, Said(options.fps, options.motion_score)), negative_prompt
 
 
 def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> list[TextCondition]:

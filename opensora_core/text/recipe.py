@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .prompt import T5_LENGTH, decorate
-
 T5, CLIP = "T5", "CLIP"
 
 
@@ -38,6 +36,3 @@ class TextRecipe:
     has_mask: bool
     words: Callable[[str, Said], str]
     negative: str | None
-
-
-OPEN_SORA_2 = TextRecipe((T5, CLIP), T5_LENGTH, False, lambda prompt, said: decorate(prompt, said.fps, said.motion_score), "")

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "family": {"geometry", "sampling", "shapes", "text"},
     "families": {"codecs", "errors", "family", "geometry", "networks", "sampling", "shapes", "text"},
     "checkpoint": {"errors", "families", "family", "ops", "shapes"},
-    "encoders": {"checkpoint", "errors", "shapes", "text"},
+    "encoders": {"checkpoint", "families", "errors", "shapes", "text"},
     "memory": {"checkpoint", "codecs", "encoders", "errors", "families", "family", "geometry", "sampling", "shapes", "text"},
     "media": {"errors", "geometry", "sampling"},
     "run": {
@@ -340,6 +340,66 @@ def test_one_version_everywhere():
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{opensora_core.__version__}"' in project
     assert re.search(r'^name = "open-sora"$', project, re.M)
+
+
+# Where a model may be known: elsewhere its row says what is true of it, so that a new model is new files and rows.
+KNOWS_MODELS = (
+    "opensora_core/families/",
+    "opensora_core/networks/",
+    "opensora_core/codecs/",
+    "opensora_core/geometry.py",
+    "nodes/host/families.py",
+)
+# The painter's settings, until it draws as any family does.
+LEFT_OVER_ROWS = {
+    ("opensora_core/run/picture.py", "families.flux"),
+    ("nodes/flux.py", "families.flux"),
+    ("nodes/host/flux.py", "families.flux"),
+}
+
+
+def model_findings(tree: ast.Module, kinds: set[str], sizes: set[str]) -> list[str]:
+    """Where a module branches on a model: its word, its codec's configuration, or how its frames are counted."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in kinds:
+            found.append(f"line {node.lineno}: {node.value!r}")
+        if isinstance(node, ast.Attribute) and node.attr == "is_causal":
+            found.append(f"line {node.lineno}: is_causal")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            names = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            found += [f"line {node.lineno}: isinstance of {name}" for name in sorted(names & sizes)]
+    return found
+
+
+def test_no_room_but_the_families_knows_a_model():
+    from opensora_core.families.table import CODECS, FAMILIES
+
+    rows = (*FAMILIES, *CODECS)
+    kinds, sizes = {row.kind for row in rows}, {type(row.released).__name__ for row in rows}
+    assert len(kinds) == len(rows) and kinds >= {"open_sora_2", "hunyuan_vae"}
+    assert model_findings(ast.parse("isinstance(c, (int, DCAEConfig))\ng.is_causal\nk == 'dc_ae'"), kinds, sizes) != []
+    findings = {}
+    for path in [*python_files(CORE), *python_files(NODES)]:
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(KNOWS_MODELS) and (found := model_findings(parse(path), kinds, sizes)):
+            findings[name] = found
+    assert not findings
+
+
+@pytest.mark.parametrize("path", [*python_files(CORE), *python_files(NODES)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_rows_are_asked_for_through_the_table_and_networks_are_strangers(path):
+    name = path.relative_to(ROOT).as_posix()
+    for target, is_relative in imports(path, ROOT):
+        parts = target.removeprefix("opensora_core.").split(".")
+        if is_relative and parts[0] == "families" and not name.startswith("opensora_core/families/"):
+            row_file = ".".join(parts[:2])
+            assert row_file == "families.table" or (name, row_file) in LEFT_OVER_ROWS, f"{name} imports {target}: ask families.table"
+            assert not (parts[2:] and parts[2].isupper() and parts[2] not in ("FAMILIES", "CODECS", "DEFAULT") and parts[1] == "table"), (
+                target
+            )
+        if is_relative and parts[0] == "networks" and name.startswith("opensora_core/networks/"):
+            assert parts[1] == name.split("/")[2].removesuffix(".py"), f"{name} imports {target}: no network knows another"
 
 
 MAX_FUNCTION_LINES = 65

@@ -13,9 +13,10 @@ from opensora_core.encoders import tokens
 from opensora_core.encoders.clip import load_clip
 from opensora_core.encoders.t5 import load_t5
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.families.table import DEFAULT
 from opensora_core.memory.footprint import sizes_of_files
 from opensora_core.text.prompt import decorate, dropped_sentence, fit_tokens
-from opensora_core.text.recipe import CLIP, OPEN_SORA_2, T5, Said
+from opensora_core.text.recipe import CLIP, T5, Said
 
 T5_FOLDER = "google/t5-v1_1-xxl"
 CLIP_FOLDER = "openai/clip-vit-large-patch14"
@@ -188,7 +189,7 @@ def test_both_as_the_transformer_wants_them(t5, clip):
 @pytest.mark.parametrize("has_mask", [False, True])
 def test_a_recipe_says_how_many_tokens_are_read_and_whether_padding_is_hidden(has_mask, tiny_checkpoint, transformers):
     """As the earlier models (300 tokens, a mask) and CogVideoX (226, none) read prompts."""
-    recipe = dataclasses.replace(OPEN_SORA_2, encoders=(T5,), length=30, has_mask=has_mask)
+    recipe = dataclasses.replace(DEFAULT.text, encoders=(T5,), length=30, has_mask=has_mask)
     folder = tiny_checkpoint / T5_FOLDER
     t5 = load_t5(folder, FP32, "cpu", recipe=recipe)
     tokenizer = transformers.T5TokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -205,9 +206,10 @@ def test_a_recipe_says_how_many_tokens_are_read_and_whether_padding_is_hidden(ha
 
 
 def test_the_recipe_of_2_0():
-    assert OPEN_SORA_2.words("raining, sea", Said(24, 4)) == "raining, sea. 24 FPS. 4 motion score."
-    assert OPEN_SORA_2.words("raining, sea", Said()) == "raining, sea."
-    assert (OPEN_SORA_2.encoders, OPEN_SORA_2.length, OPEN_SORA_2.has_mask, OPEN_SORA_2.negative) == ((T5, CLIP), 512, False, "")
+    assert DEFAULT.text.words("raining, sea", Said(24, 4)) == "raining, sea. 24 FPS. 4 motion score."
+    assert DEFAULT.text.words("raining, sea", Said()) == "raining, sea."
+    text = DEFAULT.text
+    assert (text.encoders, text.length, text.has_mask, text.negative) == ((T5, CLIP), 512, False, "")
 
 
 def test_a_cut_prompt_is_told(t5, clip, caplog):
