@@ -20,7 +20,7 @@ from ..checkpoint.quantised import precision_format
 from ..choices import AUTO, BUDGET, DTYPES, EVERYTHING, MINIMAL, PRECISIONS, QUANTISED, RESIDENT, torch_dtype
 from ..errors import OpenSoraError, check_choice
 from .device import free_bytes
-from .plan import GIB, Plan, UnitBytes, least_bytes, make_plan
+from .plan import Plan, UnitBytes, make_plan, plan_in_mode
 from .stream import BlockStream, module_bytes
 
 logger = logging.getLogger(__name__)
@@ -126,25 +126,12 @@ class Component:
         placement = self._placement
         if beside_bytes is None and placement.mode in (AUTO, BUDGET):
             return make_plan(sizes, MINIMAL)
-        if placement.mode == AUTO:
-            free = free_bytes(placement.device) if placement.device.type == "cuda" else None
-            plan = plan_within(sizes, None if free is None else free - beside_bytes)
-            if plan.streamed:
-                logger.warning("Not all weights fit beside the computation. %s", plan.sentence())
-            return plan
-        least = least_bytes(sizes, BUDGET) / GIB
-        if placement.mode == BUDGET and (self._habits.is_main or placement.budget_gib >= least):
-            return make_plan(sizes, BUDGET, placement.budget_gib)
-        return make_plan(sizes, MINIMAL if placement.mode != RESIDENT else RESIDENT)
-
-
-def plan_within(sizes: UnitBytes, room: int | None) -> Plan:
-    """The plan that copies least and takes at most `room` bytes; if none does, the smallest. None: as much as it likes."""
-    if room is None or sizes.total <= room:
-        return make_plan(sizes, RESIDENT)
-    if least_bytes(sizes, BUDGET) <= room:
-        return make_plan(sizes, BUDGET, room / GIB)
-    return make_plan(sizes, MINIMAL)
+        free = free_bytes(placement.device) if placement.mode == AUTO and placement.device.type == "cuda" else None
+        room = None if free is None else free - beside_bytes
+        plan = plan_in_mode(sizes, placement.mode, placement.budget_gib, room, self._habits.is_main)
+        if placement.mode == AUTO and plan.streamed:
+            logger.warning("Not all weights fit beside the computation. %s", plan.sentence())
+        return plan
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from ..choices import AUTO, BF16, BUDGET, DEFAULT_BUDGET_GIB, FP32, MINIMAL, OFF
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Tiling, Workload
 from ..sampling.guidance import PICTURES, Guidance, num_forwards
-from .component import plan_within
 from .decode import MARGIN, Ladder, parking_bytes, tile_decode_bytes
 from .footprint import (
     ModelSizes,
@@ -23,7 +22,7 @@ from .footprint import (
     transformer_weights,
     vae_weights,
 )
-from .plan import GIB, Plan, at_least, at_most, least_bytes, make_plan
+from .plan import GIB, Plan, at_least, at_most, least_bytes, plan_in_mode
 
 # Assumed, not counted: what libraries take for themselves.
 CONTEXT_BYTES = GIB // 2  # CUDA's context and loaded kernels, outside torch's allocator
@@ -173,12 +172,18 @@ def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Me
     return Estimate(settings, tiling, tuple(stages), ram, streamed, is_cached, need.least(stages), tuple(problems), tuple(notes))
 
 
+def with_margin(num_bytes: int) -> int:
+    """What to leave free on a device for work that was counted to take so many bytes: room for what libraries take for themselves."""
+    return int(MARGIN * num_bytes) + MATRIX_BYTES
+
+
 class Stages:
     """The stages of one video in one choice of settings."""
 
     def __init__(self, request: Request, settings: Settings, model: ModelSizes, memory: Memory):
         self.request, self.settings, self.model, self.memory = request, settings, model, memory
         self.process_bytes = PROCESS_BYTES.get(memory.device, PROCESS_BYTES_CPU)
+        self.context_bytes = CONTEXT_BYTES if memory.device == "cuda" else 0
         self.latent_shape = request.latent_shape(model.transformer.in_channels)
         # The VAE and CLIP are never quantised.
         self.plain = settings.precision if settings.precision not in QUANTISED else BF16
@@ -187,6 +192,7 @@ class Stages:
         self.text_precision = self.plain if is_as_stored else settings.precision
         if model.stored_text in QUANTISED:
             self.text_precision = model.stored_text
+        self.t5, self.clip_bytes = text_weights(model.text, self.text_precision, model.stored_text)
         self.transformer = transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
         one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_given, model.text.length)
         self._beside_transformer = (
@@ -196,6 +202,7 @@ class Stages:
         )
         self.transformer_plan = self._plan(self.transformer, one + rest)
         self.parked_bytes = 0  # in main memory; known after `decode`
+        self.num_values = 3 * request.num_frames * request.height * request.width  # of the finished frames
 
     @property
     def beside_transformer(self) -> int:
@@ -203,13 +210,12 @@ class Stages:
         return sum(item.num_bytes for item in self._beside_transformer)
 
     def text(self) -> Stage:
-        t5, clip_bytes = text_weights(self.model.text, self.text_precision, self.model.stored_text)
         encoding = text_peak(self.model.text, self.text_precision)
-        plan = self._plan(t5, encoding)
+        plan = self._plan(self.t5, encoding)
         items = (
             Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"),
             self._staying(),
-            Item("encoding two prompts", encoding, f"CLIP, {at_least(clip_bytes)} GiB, follows T5"),
+            Item("encoding two prompts", encoding, f"CLIP, {at_least(self.clip_bytes)} GiB, follows T5"),
             *self._libraries(),
         )
         return Stage("text", items)
@@ -239,8 +245,7 @@ class Stages:
         vae, request, staying = self.model.vae, self.request, self._staying()
         weights = vae_weights(vae, self.plain)
         itemsize = 4 if self.plain == FP32 else 2
-        finished = 3 * request.num_frames * request.height * request.width * itemsize
-        free = self.memory.free - staying.num_bytes - weights - finished - self._context()
+        free = self.memory.free - staying.num_bytes - weights - self.num_values * itemsize - self.context_bytes
         ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if self.memory.device != "cpu" else 0
         ladder = Ladder(vae, self.latent_shape, itemsize, lambda: max(0, free), lambda: ram)
         tiling, note = next(ladder.attempts(self.settings.decode_policy, request.tiling))
@@ -260,9 +265,8 @@ class Stages:
 
     def least(self, stages: list[Stage]) -> tuple[tuple[str, int], ...]:
         """The stages with one block of weights at a time."""
-        t5, _ = text_weights(self.model.text, self.text_precision, self.model.stored_text)
         saved = {"sampling": self.transformer_plan.device_bytes - least_bytes(self.transformer.sizes, MINIMAL)}
-        saved["text"] = stages[0].items[0].num_bytes - least_bytes(t5.sizes, MINIMAL) + self._staying().num_bytes
+        saved["text"] = stages[0].items[0].num_bytes - least_bytes(self.t5.sizes, MINIMAL) + self._staying().num_bytes
         saved["image"] = saved["decode"] = self._staying().num_bytes
         return tuple((stage.name, stage.num_bytes - saved[stage.name]) for stage in stages)
 
@@ -272,42 +276,28 @@ class Stages:
 
     def ram(self, stages: list[Stage]) -> Stage:
         """Main memory that must be there. Pages of mapped files are not counted: the system drops them when it needs them."""
-        request = self.request
         process = Item("Python, torch and their libraries", self.process_bytes, "assumed")
-        frames = Item("finished frames", 3 * request.num_frames * request.height * request.width, "8 bits a channel")
+        frames = Item("finished frames", self.num_values, "8 bits a channel")
         if self.memory.device == "cpu":
             largest = max(stages, key=lambda stage: stage.num_bytes)
             return Stage("RAM", (process, Item(f"the stage {largest.name}", largest.num_bytes), frames))
-        t5, _ = text_weights(self.model.text, self.text_precision, self.model.stored_text)
         # What was converted on reading is nobody's file; resident weights are on the device only.
-        networks = (("transformer", self.transformer), ("T5", t5))
-        converted = [
-            (name, weights.sizes.total) for name, weights in networks if not weights.is_mapped and self.settings.offload != RESIDENT
-        ]
-        name, most = max(converted, key=lambda pair: pair[1], default=("", 0))
-        items = (process, Item(f"the {name}'s weights, converted on reading", most), frames)
-        if self.parked_bytes:
-            items += (Item("activations of the decode", self.parked_bytes),)
-        return Stage("RAM", items)
+        networks = {"transformer": self.transformer, "T5": self.t5} if self.settings.offload != RESIDENT else {}
+        converted = {name: weights.sizes.total for name, weights in networks.items() if not weights.is_mapped}
+        name = max(converted, key=converted.get, default="")
+        parked = Item("activations of the decode", self.parked_bytes)
+        return Stage("RAM", (process, Item(f"the {name}'s weights, converted on reading", converted.get(name, 0)), frames, parked))
 
     def _plan(self, weights: Weights, work_bytes: int) -> Plan:
-        """Where weights live, as the pipeline decides it (components.Component, capacity.Needs)."""
-        settings, sizes = self.settings, weights.sizes
-        if settings.offload == AUTO:
-            room = self.memory.free - self._context() - int(MARGIN * work_bytes) - MATRIX_BYTES
-            return plan_within(sizes, room if self.memory.device == "cuda" else None)
-        if settings.offload == BUDGET:
-            if weights is self.transformer or least_bytes(sizes, BUDGET) <= settings.budget_gib * GIB:
-                return make_plan(sizes, BUDGET, settings.budget_gib)  # says what is wrong with a budget
-        return make_plan(sizes, MINIMAL if settings.offload != RESIDENT else RESIDENT)
+        """Where weights live, as the pipeline decides it (memory/component.py)."""
+        settings, memory = self.settings, self.memory
+        room = memory.free - self.context_bytes - with_margin(work_bytes) if memory.device == "cuda" else None
+        return plan_in_mode(weights.sizes, settings.offload, settings.budget_gib, room, is_main=weights is self.transformer)
 
     def _staying(self) -> Item:
         """The transformer during the other stages: it stays on the device only if everything does."""
         is_resident = self.settings.offload == RESIDENT
         return Item("transformer's weights", self.transformer.sizes.total if is_resident else 0, "resident")
-
-    def _context(self) -> int:
-        return CONTEXT_BYTES if self.memory.device == "cuda" else 0
 
     def _libraries(self, convolved: int = 0) -> tuple[Item, ...]:
         """Workspaces of libraries: assumed, since they are not ours to count."""
@@ -315,13 +305,8 @@ class Stages:
             return ()
         share = int((MARGIN - 1) * convolved)
         what = f"convolutions: {MARGIN - 1:.0%} of a tile" if convolved else f"cuBLAS {MATRIX_BYTES // 2**20} MiB"
-        return (
-            Item(
-                "libraries' own, not counted but assumed",
-                self._context() + (share or MATRIX_BYTES),
-                f"CUDA context {at_least(CONTEXT_BYTES)} GiB; {what}",
-            ),
-        )
+        note = f"CUDA context {at_least(CONTEXT_BYTES)} GiB; {what}"
+        return (Item("libraries' own, not counted but assumed", self.context_bytes + (share or MATRIX_BYTES), note),)
 
 
 def _plan_words(plan: Plan) -> str:

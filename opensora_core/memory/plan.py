@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-from ..choices import BUDGET, MINIMAL, RESIDENT
+from ..choices import AUTO, BUDGET, MINIMAL, RESIDENT
 from ..errors import OpenSoraError, check_choice
 
 GIB = 2**30
@@ -106,6 +106,30 @@ def make_plan(sizes: UnitBytes, mode: str, budget_gib: float | None = None, devi
     if mode == MINIMAL:
         return Plan(mode, sizes, tuple(range(len(sizes.blocks))), 1)
     return Plan(mode, sizes)
+
+
+def plan_within(sizes: UnitBytes, room: int | None) -> Plan:
+    """The plan that copies least and takes at most `room` bytes; if none does, the smallest. None: as much as it likes."""
+    if room is None or sizes.total <= room:
+        return make_plan(sizes, RESIDENT)
+    if least_bytes(sizes, BUDGET) <= room:
+        return make_plan(sizes, BUDGET, room / GIB)
+    return make_plan(sizes, MINIMAL)
+
+
+def plan_in_mode(sizes: UnitBytes, offload: str, budget_gib: float | None, room: int | None, is_main: bool) -> Plan:
+    """The plan of an offload mode.
+
+    Args:
+        offload: one of choices.OFFLOADS. budget_gib: for the mode budget.
+        room: bytes that weights can take beside the computation, for the mode auto; None = as many as they like.
+        is_main: of the network that a budget is about, refused if it cannot be kept; another one streams block by block instead.
+    """
+    if offload == AUTO:
+        return plan_within(sizes, room)
+    if offload == BUDGET and (is_main or budget_gib * GIB >= least_bytes(sizes, BUDGET)):
+        return make_plan(sizes, BUDGET, budget_gib)
+    return make_plan(sizes, RESIDENT if offload == RESIDENT else MINIMAL)
 
 
 def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int | None = None) -> int:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from ..choices import AUTO, BUDGET, QUANTISED, RESIDENT, dtype_word
 from ..memory.component import Placement
-from ..memory.decode import MARGIN
 from ..memory.device import free_bytes, total_bytes
-from ..memory.estimate import MATRIX_BYTES
+from ..memory.estimate import with_margin
 from ..memory.footprint import sampling_peak, sizes_of_files, text_peak, transformer_weights
 from ..memory.plan import UnitBytes
 from .files import ModelFiles
@@ -35,7 +34,7 @@ class Needs:
             return 0
         sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
         shape = request.latent_shape(sizes.transformer.in_channels)
-        return self._with_margin(
+        return with_margin(
             sum(sampling_peak(sizes.transformer, self._precision(sizes.stored), shape, request.has_given, sizes.text.length))
         )
 
@@ -44,7 +43,7 @@ class Needs:
         if not self._decides:
             return 0
         sizes = sizes_of_files(t5=self.files.t5)
-        return self._with_margin(text_peak(sizes.text, self._precision(sizes.stored_text)))
+        return with_margin(text_peak(sizes.text, self._precision(sizes.stored_text)))
 
     @property
     def _decides(self) -> bool:
@@ -54,10 +53,6 @@ class Needs:
         if self.quantised or stored in QUANTISED:
             return self.quantised or stored
         return dtype_word(self.placement.dtype)
-
-    @staticmethod
-    def _with_margin(num_bytes: int) -> int:
-        return int(MARGIN * num_bytes) + MATRIX_BYTES
 
 
 def weight_capacity(placement: Placement) -> int | None:

@@ -20,9 +20,8 @@ from ..families.flux import GUIDANCE, RESOLUTION, num_steps, picture_shift, sche
 from ..family import NetworkSizes
 from ..geometry import CAUSAL, SPACE_COMPRESSION, training_size
 from ..memory.component import Component, Habits, Placement
-from ..memory.decode import MARGIN
 from ..memory.device import ran_out, unless_out_of_memory
-from ..memory.estimate import MATRIX_BYTES
+from ..memory.estimate import with_margin
 from ..memory.footprint import forward_peak
 from ..memory.loaded import SHARED, own_structure
 from ..sampling.process import Flow
@@ -171,7 +170,7 @@ class FluxPainter:
             return 0
         precision = self._precision or dtype_word(self._placement.dtype)
         shape = (1, self.config.in_channels, 1, request.height // SPACE_COMPRESSION, request.width // SPACE_COMPRESSION)
-        return int(MARGIN * forward_peak(self.config, precision, shape)) + MATRIX_BYTES
+        return with_margin(forward_peak(self.config, precision, shape))
 
     def _noise(self, request: PictureRequest, seed: int) -> Tensor:
         sides = (side // SPACE_COMPRESSION for side in (request.height, request.width))
