@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import DecodeOutOfMemory, OpenSoraError
+from ..errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from ..media.video import save_video
+from ..memory.device import is_out_of_memory, ran_out
 from ..pipeline import OpenSoraPipeline
 from ..run.request import EncodedPrompt
 from .extend import KeptFile, Longer, Text
 from .ledger import Ledger
-from .output import failure
 from .pictures import PictureJob, draw
 from .progress import Screen
 
@@ -183,10 +183,18 @@ class Jobs:
         sentence = failure(error)
         if sentence is None and self._is_one_request:
             raise error
-        if sentence is None and isinstance(error, OpenSoraError):
-            sentence = str(error)
-        elif sentence is None:  # a defect, which should show where
+        if sentence is None and not isinstance(error, OpenSoraError):  # a defect, which should show where
             self._screen.say(traceback.format_exc())
             sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        kept = self._kept.sentence if self._kept is not None else ""
-        return f"{sentence} {kept}".rstrip()
+        return " ".join(filter(None, [sentence or str(error), self._kept and self._kept.sentence]))
+
+
+def failure(error: Exception) -> str | None:
+    """One sentence for a failure that is the machine's; None for a refusal, and for a defect of ours."""
+    if isinstance(error, OutOfMemory):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the device ran out of memory; try --offload minimal, --decode-policy low_memory, or a smaller or shorter video."
+    if is_out_of_memory(error):
+        return ran_out("the machine", torch.device("cpu"), "try --dtype bf16, --decode-policy low_memory, or a smaller or shorter video")
+    return (str(error).strip().splitlines() or [type(error).__name__])[0] if isinstance(error, OSError) else None

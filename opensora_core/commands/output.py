@@ -1,14 +1,11 @@
-"""What commands write and say: files that can be written, reports, and one sentence for a video that could not be finished."""
+"""What commands write and say: a line for a person, a folder that can be written in, a report."""
 
 import errno
 import json
 import sys
 from pathlib import Path
 
-import torch
-
-from ..errors import OpenSoraError, OutOfMemory, complete_or_absent
-from ..memory.device import is_out_of_memory, ran_out
+from ..errors import OpenSoraError, complete_or_absent
 
 
 def say(line: str) -> None:
@@ -48,18 +45,3 @@ def write_report(path: Path, report: dict) -> None:
     with complete_or_absent(path) as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{path}\n")
-
-
-def failure(error: BaseException) -> str | None:
-    """One sentence for a failure that is the machine's; None for one that is ours, which should show where."""
-    text = str(error).strip().splitlines()
-    if isinstance(error, OutOfMemory):
-        return str(error)
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "the device ran out of memory; try --offload minimal, --decode-policy low_memory, or a smaller or shorter video."
-    if is_out_of_memory(error):
-        advice = "try --dtype bf16, --decode-policy low_memory, or a smaller or shorter video"
-        return ran_out("the machine", torch.device("cpu"), advice)
-    if isinstance(error, OSError):
-        return text[0] if text else type(error).__name__
-    return None

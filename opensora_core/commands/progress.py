@@ -123,39 +123,6 @@ class Screen(logging.Handler):
         self._bar.update()
 
 
-class CountedBar:
-    """One bar over many videos; use as a context, so that an interrupt leaves no half line.
-
-    Args:
-        title: what is being made. num_clips: how many. num_steps: of each; the bar counts these.
-    """
-
-    def __init__(self, title: str, num_clips: int, num_steps: int):
-        self._num_clips, self._num_steps, self._done = num_clips, num_steps, 0
-        self._bar = Bar(total=num_clips * num_steps, desc=title, unit="step", mininterval=0.5)
-
-    def __enter__(self) -> "CountedBar":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._bar.close()
-
-    def step(self, stage: str, done: int, total: int) -> None:
-        """The pipeline's `progress`, of the video being made; only its sampling counts."""
-        if stage == "sampling":
-            self._bar.update(self._done * self._num_steps + done - self._bar.n)
-
-    def note(self, note: str) -> None:
-        """Show what is being done before the next video."""
-        self._bar.set_postfix_str(note)
-
-    def clip(self, note: str) -> None:
-        """A video is done; `note` is shown beside the count."""
-        self._done += 1
-        self._bar.set_postfix_str(f"{self._done} of {self._num_clips} videos, {note}", refresh=False)
-        self._bar.update(self._done * self._num_steps - self._bar.n)
-
-
 def each(title: str, items: Sequence[T]) -> Iterator[T]:
     """The items one after another, under a bar that says how many are done."""
     with Bar(items, desc=title, unit="clip", mininterval=0.5) as bar:

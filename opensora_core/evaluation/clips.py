@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..commands.options import JudgeOptions
-from ..commands.progress import CountedBar
+from ..commands.progress import Bar
 from ..errors import OpenSoraError
 from ..media.video import to_uint8
 from ..pipeline import OpenSoraPipeline
@@ -90,22 +90,28 @@ def check(pipe: OpenSoraPipeline, how: JudgeOptions, job: Job) -> None:
 
 
 def make(pipe: OpenSoraPipeline, how: JudgeOptions, jobs: Sequence[Job], title: str) -> dict[Job, Clip]:
-    """Make and read the videos of `jobs`, with a bar. A job that comes twice is done once."""
-    unique = list(dict.fromkeys(jobs))
+    """Make and read the videos of `jobs`, under a bar of all their steps. A job that comes twice is done once."""
+    unique, steps = list(dict.fromkeys(jobs)), how.num_steps
     made: dict[Job, Clip] = {}
     num_right = 0
-    with CountedBar(title, len(unique), how.num_steps) as bar:
+    with Bar(total=len(unique) * steps, desc=title, unit="step", mininterval=0.5) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "sampling":
+                bar.update(len(made) * steps + done - bar.n)
+
         for start in range(0, len(unique), _ENCODED_AT_A_TIME):
             some = unique[start : start + _ENCODED_AT_A_TIME]
-            bar.note("text")
+            bar.set_postfix_str("text")
             texts = list(dict.fromkeys(job.text for job in some))
             prompts = dict(zip(texts, pipe.encode_prompts(texts), strict=True))
             for job in some:
-                result = pipe(prompts[job.text], progress=bar.step, **arguments(how, job))
+                result = pipe(prompts[job.text], progress=progress, **arguments(how, job))
                 frames = numpy.stack(result.frames[0])
                 made[job] = Clip(job, frames, read(frames))
                 num_right += made[job].verdict.is_right
-                bar.clip(f"{num_right} right")
+                bar.set_postfix_str(f"{len(made)} of {len(unique)} videos, {num_right} right", refresh=False)
+                bar.update(len(made) * steps - bar.n)
     return made
 
 
