@@ -226,7 +226,7 @@ class OpenSoraPipeline:
         Args:
             prompt: of the video; of the picture too, undecorated, unless picture_prompt is another.
             seeds: one for each picture. The reference gives picture and video the same.
-            request: see flux.painter.PictureRequest.for_ratio.
+            request: see run/picture.py, PictureRequest.for_ratio.
             progress: (stage, done, total) for the stages text and picture.
 
         Returns:
@@ -305,16 +305,16 @@ class OpenSoraPipeline:
 
         Args:
             prompt: a text, or what encode_prompt gave (negative_prompt is then not read).
-            height, width: pixels, multiples of 16; see geometry.resolution_size. None: 192 and 336, the built-in model 64.
+            height, width: pixels, multiples of 16; see geometry.Grid.named_size. None: 192 and 336, the built-in model 64.
             num_frames: 4k+1. None: 129, the built-in model 17. The high-compression variant: sides multiples of 32, 4k frames (128).
             guidance_scale, image_guidance_scale: 1 is neutral.
             image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
-            video, direction, context: a clip to go on from, where, and by how many of its frames; see references.read_references.
-            image_strength: 0..1, how closely the video holds to what is given; see guidance.ReferenceUse.
+            video, direction, context: a clip to go on from, where, and by how many of its frames; see media/pictures.py.
+            image_strength: 0..1, how closely the video holds to what is given; see sampling/guidance.py, ReferenceUse.
             seed: 0..2**64-1; None draws one. Video k of the batch is what seed + k gives alone.
             callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents).
             progress: (stage, done, total) for the stages text, condition, sampling and decode.
-            options: what is seldom changed, see request.SamplingOptions.
+            options: what is seldom changed, see SamplingOptions.
             check_only: refuse what cannot be met, and make nothing but the seeds. latents_only: no frames, for `extend` or `decode` to make.
 
         Raises:
@@ -362,13 +362,13 @@ class OpenSoraPipeline:
         options: SamplingOptions | None = None,
         check_only: bool = False,
     ) -> GenerationResult:
-        """Go on from finished videos (segments.py). An experiment: the released weights may never have been trained to.
+        """Go on from finished videos (run/segments.py). An experiment: the released weights may never have been trained to.
 
         Args:
             video: what a call gave, or its `.latents`: [B, C, T, H, W] in the transformer's scale.
             prompts: one for each segment in turn, the last for all that follow; None = the video's own.
             segments: how many to add.
-            num_frames, context_frames: of a segment, and what of it is given; see long_video.continuation.
+            num_frames, context_frames: of a segment, and what of it is given; see run/segments.py, continuation.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
             callback, progress, options, check_only: as for a call; there is no temporal ramp, as in the reference's video to video.

@@ -26,8 +26,8 @@ def run(options: BenchmarkOptions) -> int:
         if getattr(options, name) < least:
             raise OpenSoraError(f"{flag(name)} {getattr(options, name)} is too few; use at least {least}.")
     path = report_path("--benchmark-save-path", options.benchmark_save_path)
-    arguments = call_arguments(options) | {"seed": random_seed() if options.seed is None else options.seed}
     pipe = pipeline(options)
+    arguments = call_arguments(options, pipe.files) | {"seed": random_seed() if options.seed is None else options.seed}
     check_writable(path.parent, path.name)
     warmup = [_measure(pipe, options.prompt, arguments, f"warm-up {k + 1}") for k in range(options.warmup_count)]
     runs = [_measure(pipe, options.prompt, arguments, f"run {k + 1} of {options.eval_count}") for k in range(options.eval_count)]

@@ -1,30 +1,28 @@
 """What the command line says of a video's frames: their size and number, and what they begin or end with."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 from ..choices import BACKWARDS, FITS, FORWARDS
 from ..errors import OpenSoraError
-from ..families.table import FAMILIES
 from ..geometry import Grid, nearest_aspect_ratio
 from ..media.video import is_video, media_size
-from ..run.files import SMALL_CLIP, ModelFiles, family_of_file
+from ..run.files import ModelFiles
 from ..run.request import SamplingOptions
 from ..sampling.given import CONTEXTS
-from .options import ASPECT_OF_REFERENCE, PARTS, RunOptions, SizeOptions
+from .options import ASPECT_OF_REFERENCE, RunOptions, SizeOptions
 from .output import say
 
 PATHS = ("image", "last_image", "video")  # of a call's arguments, those that are paths of files
 
 
-def call_arguments(options: RunOptions) -> dict[str, Any]:
-    """Keywords of a pipeline call, but for prompt, seed and callbacks.
+def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
+    """Keywords of a pipeline call, but for prompt, seed and callbacks. files: of the model that is asked.
 
     Raises:
         OpenSoraError: options that contradict each other. Their values are checked by the pipeline.
     """
-    height, width, num_frames = video_size(options, model_named(options))
+    height, width, num_frames = video_size(options, files.usual_clip, files.grid)
     return {
         "negative_prompt": options.negative_prompt,
         "height": height,
@@ -38,40 +36,18 @@ def call_arguments(options: RunOptions) -> dict[str, Any]:
     }
 
 
-def model_named(options: RunOptions) -> str | None:
-    """The transformer's file, or the model's folder or "small"; None where only other parts are named."""
-    if options.dit is not None or any(getattr(options, part) is not None for part in PARTS):
-        return options.dit
-    return options.model or "small"
-
-
-def usual_clip(model: str | None) -> tuple[tuple[int, int, int], Grid]:
-    """((height, width, frames) where nothing else is asked for, how frames and pixels are counted).
+def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) -> tuple[int, int, int]:
+    """(height, width, frames) that are asked for; that they are possible is checked where they are used.
 
     Args:
-        model: a folder, "small", or a transformer's file. None, and files that cannot be read, which others will say: as the released one.
-    """
-    if model == "small":
-        return SMALL_CLIP, FAMILIES[0].grid
-    family = FAMILIES[0]
-    if model is not None:
-        try:
-            path = Path(model).expanduser()
-            family = family_of_file(path if path.is_file() else ModelFiles.in_folder(path).dit)
-        except OpenSoraError:
-            pass
-    return (family.usual.height, family.usual.width, family.usual.num_frames), family.grid
-
-
-def video_size(options: SizeOptions, model: str | None) -> tuple[int, int, int]:
-    """(height, width, frames) that are asked for; that they are possible is checked where they are used. model: as of usual_clip.
+        usual: of the model, where nothing else is asked for. grid: how it counts.
 
     Raises:
         OpenSoraError: options that contradict each other.
     """
     if options.fps < 1:
         raise OpenSoraError(f"--fps {options.fps} is not a frame rate; the default is 24.")
-    (height, width, num_frames), grid = usual_clip(model)
+    height, width, num_frames = usual
     named, sides = (options.resolution, options.aspect_ratio), (options.height, options.width)
     if None in sides and sides != (None, None):
         raise OpenSoraError("--width and --height are given together, or not at all.")

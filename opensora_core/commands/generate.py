@@ -74,13 +74,13 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
     if count < 1:
         raise OpenSoraError(f"--num-samples {count} makes nothing; use at least 1.")
     check_given(options)
-    arguments = call_arguments(options)
+    pipe = pipeline(options)
+    arguments = call_arguments(options, pipe.files)
     seed = random_seed() if options.seed is None else options.seed
     if not 0 <= seed <= MAX_SEED - count + 1:
         raise OpenSoraError(f"--seed {seed} is out of range; use 0 to {MAX_SEED - count + 1}.")
     if target.path.suffix.lower() == IMAGE_SUFFIX and arguments["num_frames"] > 1:
         raise OpenSoraError(f"{arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder.")
-    pipe = pipeline(options)
     check_writable(target.folder, "" if target.is_folder else target.path.name)
     longer = Longer(options, arguments, pipe, screen) if options.extend is not None else None
     if options.t2i2v:

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OpenSoraError
+from ..families.table import family_of
 from ..inspection.report import check, report
 from ..memory.component import resolve_device
 from ..memory.estimate import Memory, Request, Settings
 from ..memory.footprint import ModelSizes, sizes_of_files
 from ..memory.plan import GIB
 from ..memory.preflight import memory_of, preflight
-from ..run.files import SMALL, ModelFiles
+from ..run.files import SMALL, SMALL_CLIP, ModelFiles, clip_of
 from .frames import video_size
 from .options import DONE, REFUSED, InspectOptions, PlanOptions, changed, flag
 
@@ -43,10 +44,11 @@ def _path(named: str) -> Path:
 def _plan(options: InspectOptions) -> int:
     if options.check:
         raise OpenSoraError("--check and --plan are two questions; ask one at a time.")
-    height, width, num_frames = video_size(options, options.path)
+    model = _sizes(options.path)
+    usual = SMALL_CLIP if options.path == "small" else clip_of(family_of(model.transformer))
+    height, width, num_frames = video_size(options, usual, model.transformer.grid)
     budget = {} if options.budget_gib is None else {"budget_gib": options.budget_gib}
     settings = Settings(options.precision, options.offload, decode_policy=options.decode_policy, **budget)
-    model = _sizes(options.path)
     request = Request(
         height, width, num_frames, options.num_steps, grid=model.transformer.grid, has_given=options.cond_type != "t2v", settings=settings
     )

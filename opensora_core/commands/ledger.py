@@ -46,8 +46,7 @@ class Ledger:
 
     def __init__(self, folder: Path, is_written: bool = True):
         self._folder, self._path, self._is_written = folder, folder / NAME, is_written
-        self._entries: dict[str, Entry] = {}
-        self._entries = self._read()
+        self._entries = self._read() if is_written else {}
 
     def finished(self, key: str) -> Path | None:
         """The video that was made for `key`, if it is still there as it was written."""
@@ -64,7 +63,8 @@ class Ledger:
 
     def add(self, key: str, path: Path, row: int, seed: int, settings: dict[str, Any]) -> None:
         """Record a finished video of the folder. What another run recorded meanwhile is kept."""
-        self._entries = self._read() | {key: Entry(path.name, path.stat().st_size, row, seed, settings)}
+        self._entries = self._read() if self._is_written else self._entries
+        self._entries[key] = Entry(path.name, path.stat().st_size, row, seed, settings)
         if not self._is_written:
             return
         record = {"about": _ABOUT, "format": _FORMAT, "videos": {key: asdict(entry) for key, entry in self._entries.items()}}
@@ -72,8 +72,6 @@ class Ledger:
             partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _read(self) -> dict[str, Entry]:
-        if not self._is_written:
-            return self._entries
         if not self._path.exists():
             return {}
         try:

@@ -146,19 +146,13 @@ class SizeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidanceOptions:
-    """How strongly a video follows what it is given."""
-
-    GROUP: ClassVar = ("sampling",)
-    guidance: float = option(7.5, "X", "how strongly the video follows the prompt; 1 is neutral")
-    guidance_img: float = option(3.0, "X", "how strongly the video follows the pictures or the clip it is given; 1 is neutral")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerOptions(GuidanceOptions):
+class SamplerOptions:
     """How a video is sampled."""
 
+    GROUP: ClassVar = ("sampling",)
     num_steps: int = option(50, "N", _STEPS)
+    guidance: float = option(7.5, "X", "how strongly the video follows the prompt; 1 is neutral")
+    guidance_img: float = option(3.0, "X", "how strongly the video follows the pictures or the clip it is given; 1 is neutral")
     seed: int | None = option(
         None, "N", "what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)"
     )
@@ -299,7 +293,7 @@ class BenchmarkOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions(GuidanceOptions):
+class JudgeOptions(SamplerOptions):
     """What an evaluation judges."""
 
     GROUP: ClassVar = ("what is judged",)

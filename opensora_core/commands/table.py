@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OpenSoraError
+from ..geometry import Grid
 from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, unused_path
 from ..memory.loaded import stamp
 from ..pipeline import OpenSoraPipeline
+from ..run.files import ModelFiles
 from ..run.request import random_seed
 from ..text.prompt import file_name_part
-from .frames import PATHS, call_arguments, clip_length, model_named, usual_clip
+from .frames import PATHS, call_arguments, clip_length
 from .jobs import Job, Jobs
 from .ledger import Ledger, described, keys
 from .model import pipeline
@@ -60,10 +62,10 @@ def run(options: GenerateOptions) -> int:
     if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
         raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
     rows = read_rows(options.csv)
-    if options.num_frames is not None:  # seconds are counted in frames, and said, once and not for each row
-        options = replace(options, num_frames=str(clip_length(options.num_frames, options.fps, usual_clip(model_named(options))[1])))
     pipe = pipeline(options)
     pipe.check_files()
+    if options.num_frames is not None:  # seconds are counted in frames, and said, once and not for each row
+        options = replace(options, num_frames=str(clip_length(options.num_frames, options.fps, pipe.files.grid)))
     if options.t2i2v:
         pipe.load_flux(*flux_files(options))
     jobs = _jobs(rows, options, pipe, folder)
@@ -101,7 +103,7 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
     jobs, wrong = [], []
     for row in rows:
         try:
-            job = _job(row, row_options(options, row, Path(options.csv).expanduser().parent), folder)
+            job = _job(row, row_options(options, row, pipe.files.grid), pipe.files, folder)
             job.check(pipe)
             asked = {"prompt": job.prompt, "seed": job.asked["seed"], **described(job.arguments, PATHS), "model": model}
             if job.picture is not None:
@@ -116,9 +118,9 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
     return [replace(job, key=key, picture=job.picture and _known(job.picture, model | {"flux": flux}, key)) for job, key in known]
 
 
-def _job(row: Row, options: GenerateOptions, folder: Path) -> Job:
+def _job(row: Row, options: GenerateOptions, files: ModelFiles, folder: Path) -> Job:
     """A row's video, which has no key yet. options: what the row says in place of what the command line said."""
-    arguments = call_arguments(options)
+    arguments = call_arguments(options, files)
     seed = random_seed() if options.seed is None else options.seed
     file = folder / f"{row.number:04d}_{file_name_part(options.prompt)}{VIDEO_SUFFIX}"  # 0003_a-red-kite.mp4
     return Job(
@@ -159,11 +161,8 @@ def _files(paths: dict[str, Any]) -> dict[str, list[tuple[str, int]]]:
     return {part: [(name, size) for name, size, _ in stamp(path).parts] for part, path in paths.items() if path is not None}
 
 
-def row_options(options: GenerateOptions, row: Row, folder: Path) -> GenerateOptions:
-    """The command line with what a row says in place of what it said.
-
-    Args:
-        folder: where relative pictures are: beside the table.
+def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptions:
+    """The command line with what a row says in place of what it said. grid: how the model counts frames.
 
     Raises:
         OpenSoraError: what is wrong with a cell, without the row's name.
@@ -175,13 +174,14 @@ def row_options(options: GenerateOptions, row: Row, folder: Path) -> GenerateOpt
         )
     if "prompt" not in row.cells:
         raise OpenSoraError("the prompt is empty.")
+    folder = Path(options.csv).expanduser().parent  # relative pictures are beside the table
     said = {CSV_COLUMNS[column]: _value(column, text, folder) for column, text in row.cells.items()}
     # A size of the row replaces the command line's, in whichever of the two ways it was given there.
     for one, other in ((_NAMED, _SIDES), (_SIDES, _NAMED)):
         if any(name in said for name in one):
             said = dict.fromkeys(other) | said
     if "num_frames" in said:
-        said["num_frames"] = str(clip_length(said["num_frames"], options.fps, usual_clip(model_named(options))[1], is_told=False))
+        said["num_frames"] = str(clip_length(said["num_frames"], options.fps, grid, is_told=False))
     given = replace(options, **said)
     if not given.t2i2v:
         check_given(given)

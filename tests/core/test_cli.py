@@ -18,6 +18,7 @@ from PIL import Image
 from opensora_core.cli import build_parser, main
 from opensora_core.commands import jobs
 from opensora_core.commands.frames import call_arguments
+from opensora_core.commands.model import pipeline
 from opensora_core.commands.options import DONE, INTERRUPTED, REFUSED, SOME_FAILED, GenerateOptions, taken
 from opensora_core.media import video
 from opensora_core.media.latent_file import read_latents
@@ -150,11 +151,12 @@ def test_seconds_are_counted_in_frames_and_said(generate, here, capsys):
 
 
 def arguments_of(*words: str) -> dict:
-    return call_arguments(taken(GenerateOptions, build_parser().parse_args(["generate", "--prompt", "x", *words])))
+    options = taken(GenerateOptions, build_parser().parse_args(["generate", "--prompt", "x", *words]))
+    return call_arguments(options, pipeline(options).files)
 
 
-def test_four_seconds_are_97_frames_and_256px_is_192x336(capsys):
-    found = arguments_of("--num-frames", "4s", "--model", "folder", "--resolution", "256px")
+def test_four_seconds_are_97_frames_and_256px_is_192x336(tiny_checkpoint, capsys):
+    found = arguments_of("--num-frames", "4s", "--model", str(tiny_checkpoint), "--resolution", "256px")
     assert (found["num_frames"], found["height"], found["width"]) == (97, 192, 336)
     assert "4s at 24 FPS: 97 frames" in capsys.readouterr().err
 

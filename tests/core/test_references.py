@@ -9,6 +9,7 @@ from PIL import Image
 
 from opensora_core import cli
 from opensora_core.commands.frames import PATHS, call_arguments
+from opensora_core.commands.model import pipeline
 from opensora_core.commands.options import GenerateOptions, taken
 from opensora_core.errors import OpenSoraError
 from opensora_core.media.pictures import References, read_references
@@ -279,7 +280,8 @@ def test_no_strength_is_text_to_video_and_encodes_nothing(pipe, cat, monkeypatch
 
 
 def settings_of(*words):
-    return call_arguments(taken(GenerateOptions, cli.build_parser().parse_args(["generate", "--prompt", "x", *words])))
+    options = taken(GenerateOptions, cli.build_parser().parse_args(["generate", "--prompt", "x", *words]))
+    return call_arguments(options, pipeline(options).files)
 
 
 @pytest.mark.parametrize(

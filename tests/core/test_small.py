@@ -9,6 +9,7 @@ import torch
 from opensora_core.checkpoint.files import read_header
 from opensora_core.cli import build_parser, main
 from opensora_core.commands.frames import call_arguments
+from opensora_core.commands.model import pipeline
 from opensora_core.commands.options import DONE, GenerateOptions, taken
 from opensora_core.encoders.tokens import read_tokenizer
 from opensora_core.media.video import read_image
@@ -27,14 +28,17 @@ def small(small_checkpoint, monkeypatch):
 
 
 def arguments(*words):
-    found = call_arguments(taken(GenerateOptions, build_parser().parse_args(["generate", "--prompt", "x", *words])))
+    options = taken(GenerateOptions, build_parser().parse_args(["generate", "--prompt", "x", *words]))
+    found = call_arguments(options, pipeline(options).files)
     return found["height"], found["width"], found["num_frames"]
 
 
-def test_what_is_made_where_nothing_is_asked(small):
+def test_what_is_made_where_nothing_is_asked(small, tiny_checkpoint):
+    files = ModelFiles.in_folder(tiny_checkpoint)
+    parts = [str(word) for part in ("dit", "vae", "t5", "clip") for word in (f"--{part}", getattr(files, part))]
     assert arguments() == arguments("--model", "small") == (64, 64, 17)
-    assert arguments("--model", "folder") == (192, 336, 129)
-    assert arguments("--dit", "a", "--vae", "b", "--t5", "c", "--clip", "d") == (192, 336, 129)
+    assert arguments("--model", str(tiny_checkpoint)) == (192, 336, 129)
+    assert arguments(*parts) == (192, 336, 129)
     assert arguments("--num-frames", "5") == (64, 64, 5)
     assert arguments("--resolution", "256px") == (192, 336, 17)
     assert arguments("--width", "96", "--height", "32", "--num-frames", "1s") == (32, 96, 25)
