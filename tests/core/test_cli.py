@@ -128,8 +128,8 @@ def test_what_has_taken_a_name_is_said(generate, here, capsys):
 def test_the_prompt_is_encoded_once_for_all_samples(generate, here, monkeypatch):
     from opensora_core.run import text
 
-    encoded, real = [], text.encode
-    monkeypatch.setattr(text, "encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
+    encoded, real = [], text._encode
+    monkeypatch.setattr(text, "_encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
     assert generate("--num-samples", "2") == DONE
     assert encoded == [("a cat. 24 FPS. 4 motion score.", "")] and len(list(Path("outputs").glob("*.mp4"))) == 2
 
