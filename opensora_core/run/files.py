@@ -82,12 +82,12 @@ class ModelFiles:
     @property
     def usual_clip(self) -> tuple[int, int, int]:
         """(height, width, frames) of a clip where nothing else is asked for."""
-        return SMALL_CLIP if self._is_small else clip_of(_family_of_file(stamp(self.dit)))
+        return SMALL_CLIP if self._is_small else clip_of(family_of_file(self.dit))
 
     @property
     def grid(self) -> Grid:
         """How the transformer counts frames and pixels, from its file's header. Raises a CheckpointError if it is none."""
-        return _family_of_file(stamp(self.dit)).grid
+        return family_of_file(self.dit).grid
 
     def clip_note(self, height: int, width: int, num_frames: int) -> str:
         """What to tell a person who asks the built-in model for what it was not trained on; "" otherwise."""
@@ -120,9 +120,17 @@ def clip_of(family: Family) -> tuple[int, int, int]:
     return family.usual.height, family.usual.width, family.usual.num_frames
 
 
+def family_of_file(dit: Path) -> Family:
+    """The row of a transformer's file. Its header is read once, and again only if the file is replaced.
+
+    Raises:
+        CheckpointError: the file is something else.
+    """
+    return _family_of_file(stamp(dit))
+
+
 @lru_cache(maxsize=32)
 def _family_of_file(dit: FileStamp) -> Family:
-    # The header is read once, and again only if the file is replaced.
     return _require("transformer", Path(dit.path)).family
 
 
