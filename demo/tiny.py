@@ -97,14 +97,14 @@ def vae_weights(generator: torch.Generator, config: VAEConfig = VAE) -> dict[str
 
 def t5_weights(generator: torch.Generator) -> dict[str, Tensor]:
     """fp32. The vocabulary is the released one's, so that official tokenizers fit."""
-    manifest = t5_manifest(T5Sizes(width=64, mlp=128, inner=128, layers=2, heads=2))
+    manifest = t5_manifest(T5Sizes(d_model=64, d_ff=128, num_layers=2, num_heads=2, d_kv=64))
     parts = ("shared", "final", ".q.", ".k.", ".v.", ".o.", "layer.0.layer_norm", "layer.1.layer_norm", "wi_0", "wi_1", ".wo.", "relative")
     return random_weights(_in_order(manifest, parts, late=("relative",)), generator)
 
 
 def clip_weights(generator: torch.Generator) -> dict[str, Tensor]:
     """fp32, with the two tensors that CLIP-L files hold besides the text model."""
-    manifest = clip_manifest(CLIPSizes(width=64, layers=2, mlp=256))
+    manifest = clip_manifest(CLIPSizes(hidden_size=64, num_hidden_layers=2, intermediate_size=256))
     parts = ("token", "position", "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "norm1", "norm2", "final")
     weights = random_weights(_in_order(manifest, parts, late=("norm", "final")), generator)
     return weights | {"text_projection.weight": torch.eye(64), "logit_scale": torch.tensor(4.6055)}

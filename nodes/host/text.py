@@ -9,7 +9,7 @@ model has, brings its tokenizer beside its file, which also says how long a text
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def _hosts(kind: str, tokenizer) -> Tokenizer:
     """One of the host's tokenizers as the library has them."""
     # We say ourselves what was dropped. A CLIP-L with a longer position table is padded to its full length by the host.
     length = DEFAULT.text.length if kind == T5 else tokenizer.max_length
-    size = (RELEASED_T5 if kind == T5 else RELEASED_CLIP).vocabulary
+    size = (RELEASED_T5 if kind == T5 else RELEASED_CLIP).vocab_size
     return Tokenizer(
         kind,
         lambda text: tokenizer.tokenizer(text, verbose=False)["input_ids"],
@@ -161,7 +161,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, de
     t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
     overrides = {**_t5_overrides(t5), **_clip_overrides(clip_l)}
     own = _own_tokenizers(t5, clip_l)
-    table, _ = clip_model.WHERE["vocabulary"]
+    table, _ = clip_model.WHERE["vocab_size"]
     if "l" in own:
         clip_l.state[table] = _released_table(clip_l.state[table], own["l"])
         own["l"] = _released_ids(own["l"])
@@ -217,32 +217,16 @@ def sort_files(first: EncoderFile, second: EncoderFile) -> tuple[EncoderFile, En
 
 def _t5_overrides(t5: EncoderFile) -> dict:
     sizes = _sizes(t5, t5_model.WHERE, t5_model.t5_sizes, t5_model.t5_manifest)
-    if sizes == RELEASED_T5:
-        return {}
-    config = {
-        "d_model": sizes.width,
-        "d_ff": sizes.mlp,
-        "d_kv": sizes.inner // sizes.heads,
-        "num_heads": sizes.heads,
-        "num_layers": sizes.layers,
-        "vocab_size": sizes.vocabulary,
-    }
-    return {"t5xxl_model_config": config}
+    return {} if sizes == RELEASED_T5 else {"t5xxl_model_config": asdict(sizes)}
 
 
 def _clip_overrides(clip_l: EncoderFile) -> dict:
     # The host knows a CLIP file by its second layer.
-    where = {**clip_model.WHERE, "layers": ("text_model.encoder.layers.1.mlp.fc1.weight", 0)}
+    where = {**clip_model.WHERE, "num_hidden_layers": ("text_model.encoder.layers.1.mlp.fc1.weight", 0)}
     sizes = _sizes(clip_l, where, clip_model.clip_sizes, clip_model.clip_manifest)
     if sizes == RELEASED_CLIP:
         return {}
-    config = {
-        "hidden_size": sizes.width,
-        "num_attention_heads": sizes.width // clip_model.HEAD_DIM,
-        "intermediate_size": sizes.mlp,
-        "num_hidden_layers": sizes.layers,
-        "max_position_embeddings": sizes.positions,
-    }
+    config = {**asdict(sizes), "num_attention_heads": sizes.num_attention_heads}
     # The host rebuilds "clip_l_model_config" from "model_config" when it looks for long CLIP-L files, so both carry it.
     return {"clip_l_model_config": config, "model_config": config}
 
@@ -267,8 +251,8 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer
     """
     own = {}
     for name, kind, file, (table, _), released in (
-        ("t5xxl", T5, t5, t5_model.WHERE["vocabulary"], RELEASED_T5.vocabulary),
-        ("l", CLIP, clip_l, clip_model.WHERE["vocabulary"], RELEASED_CLIP.vocabulary),
+        ("t5xxl", T5, t5, t5_model.WHERE["vocab_size"], RELEASED_T5.vocab_size),
+        ("l", CLIP, clip_l, clip_model.WHERE["vocab_size"], RELEASED_CLIP.vocab_size),
     ):
         found = file.shapes[table][0]
         if found == released:
@@ -289,17 +273,17 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer
 
 def _released_ids(tokenizer: Tokenizer) -> Tokenizer:
     """CLIP's tokenizer with the start and end tokens, its two highest, under the released ids, by which the host knows them."""
-    shift = RELEASED_CLIP.vocabulary - 1 - tokenizer.end
+    shift = RELEASED_CLIP.vocab_size - 1 - tokenizer.end
 
     def ids(text: str) -> list[int]:
         return [token + shift if token >= tokenizer.end - 1 else token for token in tokenizer.ids(text)]
 
-    return replace(tokenizer, ids=ids, pad=tokenizer.pad + shift, end=tokenizer.end + shift, size=RELEASED_CLIP.vocabulary)
+    return replace(tokenizer, ids=ids, pad=tokenizer.pad + shift, end=tokenizer.end + shift, size=RELEASED_CLIP.vocab_size)
 
 
 def _released_table(table: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     """CLIP's embedding table with as many rows as the released one, which is what the host makes; see _released_ids."""
-    rows = table.new_zeros(RELEASED_CLIP.vocabulary, table.shape[1])
+    rows = table.new_zeros(RELEASED_CLIP.vocab_size, table.shape[1])
     rows[: tokenizer.end - 1] = table[: tokenizer.end - 1]
     rows[-2:] = table[tokenizer.end - 1 : tokenizer.end + 1]
     return rows

@@ -4,7 +4,7 @@ It is read from its own file, from a whole CLIP's, or from a hub folder. Sizes c
 released encoder is: heads of 64, quick GELU, epsilon 1e-5.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..checkpoint.load import fill
 from ..errors import CheckpointError
-from ..shapes import Manifest, Shapes, manifest_of
+from ..shapes import Manifest, Shapes, count, manifest_of
 from ..text.prompt import CLIP_LENGTH
 from ..text.recipe import CLIP
 from .source import Encoder, Source, read_sizes
 
-HEAD_DIM = 64
+_HEAD_DIM = 64
 
 _LEVEL = "text_model."  # which transformers 5 leaves out of a text model's names, and every other writer puts before them
 _TABLE, _POSITIONS = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
@@ -26,26 +26,30 @@ _OTHERS = {512: "CLIP ViT-B", 1024: "CLIP-H", 1280: "CLIP-G"}
 
 @dataclass(frozen=True)
 class CLIPSizes:
-    """Sizes of a CLIP text encoder; the defaults are CLIP-L's."""
+    """Sizes of a CLIP text encoder, in the words of its config.json; the defaults are CLIP-L's."""
 
-    vocabulary: int = 49408
-    width: int = 768
-    mlp: int = 3072
-    layers: int = 12
-    positions: int = CLIP_LENGTH
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    max_position_embeddings: int = CLIP_LENGTH
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.hidden_size // _HEAD_DIM if self.hidden_size % _HEAD_DIM == 0 else 1
 
 
 WHERE = {
-    "vocabulary": (_LEVEL + _TABLE, 0),
-    "width": (_LEVEL + _TABLE, 1),
-    "positions": (_LEVEL + _POSITIONS, 0),
-    "mlp": (f"{_LEVEL}encoder.layers.0.mlp.fc1.weight", 0),
+    "vocab_size": (_LEVEL + _TABLE, 0),
+    "hidden_size": (_LEVEL + _TABLE, 1),
+    "max_position_embeddings": (_LEVEL + _POSITIONS, 0),
+    "intermediate_size": (f"{_LEVEL}encoder.layers.0.mlp.fc1.weight", 0),
 }
 
 
 def clip_sizes(shapes: Shapes) -> CLIPSizes:
     """Sizes from the shapes of an encoder's tensors, by released name; of a tensor that is missing, CLIP-L's. Errors as t5_sizes'."""
-    return read_sizes(CLIPSizes(), shapes, WHERE, f"{_LEVEL}encoder.layers.")
+    return CLIPSizes(**read_sizes(shapes, WHERE), num_hidden_layers=count(shapes, f"{_LEVEL}encoder.layers."))
 
 
 def clip_names(shapes: Shapes, prefix: str) -> dict[str, str]:
@@ -67,17 +71,13 @@ def clip_network(sizes: CLIPSizes, dtype: torch.dtype = torch.float32) -> nn.Mod
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.width,
-        intermediate_size=sizes.mlp,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.width // HEAD_DIM if sizes.width % HEAD_DIM == 0 else 1,
-        max_position_embeddings=sizes.positions,
+        **asdict(sizes),
+        num_attention_heads=sizes.num_attention_heads,
         hidden_act="quick_gelu",
         layer_norm_eps=1e-5,
-        bos_token_id=sizes.vocabulary - 2,
-        eos_token_id=sizes.vocabulary - 1,
-        pad_token_id=sizes.vocabulary - 1,
+        bos_token_id=sizes.vocab_size - 2,
+        eos_token_id=sizes.vocab_size - 1,
+        pad_token_id=sizes.vocab_size - 1,
     )
     with torch.device("meta"):
         return CLIPTextModel(config).to(dtype).requires_grad_(False).train(False)
@@ -109,14 +109,14 @@ class CLIPEncoder(Encoder):
 def load_clip(path: str | Path, dtype: torch.dtype, device: torch.device | str, tokenizers: str | Path | None = None) -> CLIPEncoder:
     """Read CLIP-L's text encoder. Arguments and errors as load_t5's."""
     source, sizes = open_clip(path)
-    if sizes.width in _OTHERS or sizes.width % HEAD_DIM:
-        found = _OTHERS.get(sizes.width, "a CLIP text encoder")
-        raise CheckpointError(f"{source.title} is {found} (width {sizes.width}); Open-Sora 2.0 reads CLIP-L (width 768).")
-    if sizes.positions != CLIP_LENGTH:
+    if sizes.hidden_size in _OTHERS or sizes.hidden_size % _HEAD_DIM:
+        found = _OTHERS.get(sizes.hidden_size, "a CLIP text encoder")
+        raise CheckpointError(f"{source.title} is {found} (width {sizes.hidden_size}); Open-Sora 2.0 reads CLIP-L (width 768).")
+    if sizes.max_position_embeddings != CLIP_LENGTH:
         raise CheckpointError(
-            f"{source.title} has {sizes.positions} positions, a long-text CLIP; Open-Sora 2.0 reads CLIP-L with {CLIP_LENGTH}."
+            f"{source.title} has {sizes.max_position_embeddings} positions, a long-text CLIP; Open-Sora 2.0 reads CLIP-L with {CLIP_LENGTH}."
         )
-    tokenizer = source.tokenizer(CLIP, tokenizers, CLIP_LENGTH, sizes.vocabulary)
+    tokenizer = source.tokenizer(CLIP, tokenizers, CLIP_LENGTH, sizes.vocab_size)
     source.check_whole(clip_manifest(sizes))
     model = clip_network(sizes, dtype)
     (inner,) = fill(_as_released(model), source.header, source.converted, device, source.formats()).values()

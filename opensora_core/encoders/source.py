@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,12 @@ from ..checkpoint.formats import LayerFormat, is_note, stored_formats
 from ..checkpoint.load import compare
 from ..checkpoint.quantised import Float8, precision_format
 from ..errors import CheckpointError
-from ..shapes import Shapes, count, size
+from ..shapes import Shapes, size
 from ..text.recipe import T5
 from .tokens import Tokenizer, find_tokenizer, read_tokenizer
 
 logger = logging.getLogger(__name__)
 
-S = TypeVar("S")
 Where = Mapping[str, tuple[str, int]]  # a size -> the tensor and the axis that it is read from
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -139,18 +137,16 @@ class Source:
         return tokenizer
 
 
-def read_sizes(released: S, shapes: Shapes, where: Where, blocks: str) -> S:
-    """An encoder's sizes, as its tensors say them; where one of those is missing, the released size.
+def read_sizes(shapes: Shapes, where: Where) -> dict[str, int]:
+    """An encoder's sizes, of those of its tensors that are there.
 
     Args:
         shapes: by released name.
-        blocks: what stands before the index of a layer in its tensors' names.
 
     Raises:
         CheckpointError: a size that cannot be.
     """
-    found = {field: size(shapes, name, axis) for field, (name, axis) in where.items() if name in shapes}
-    return replace(released, **found, layers=count(shapes, blocks))
+    return {field: size(shapes, name, axis) for field, (name, axis) in where.items() if name in shapes}
 
 
 class Encoder:

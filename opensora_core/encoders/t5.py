@@ -5,7 +5,7 @@ come from the tensors; what they cannot say is what the released encoder is: gat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from ..checkpoint.load import fill
 from ..checkpoint.quantised import Format, replace_linears
 from ..errors import CheckpointError
 from ..families.table import DEFAULT
-from ..shapes import Manifest, Shapes, manifest_of
+from ..shapes import Manifest, Shapes, count, manifest_of
 from ..text.recipe import T5, TextRecipe
 from .source import Encoder, Source, read_sizes
 from .tokens import Tokenizer
@@ -29,29 +29,24 @@ _OTHERS = {512: "T5 small", 768: "T5 base", 1024: "T5 large", 2048: "T5 XL (3B)"
 
 @dataclass(frozen=True)
 class T5Sizes:
-    """Sizes of a T5 v1.1 encoder; the defaults are XXL's.
+    """Sizes of a T5 v1.1 encoder, in the words of its config.json; the defaults are XXL's."""
 
-    Attributes:
-        inner: features of all attention heads together.
-        buckets: kinds of distance that attention tells apart.
-    """
-
-    vocabulary: int = 32128
-    width: int = 4096
-    inner: int = 4096
-    heads: int = 64
-    mlp: int = 10240
-    layers: int = 24
-    buckets: int = 32
+    vocab_size: int = 32128
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    relative_attention_num_buckets: int = 32
 
 
 WHERE = {
-    "vocabulary": (_TABLE, 0),
-    "width": (_TABLE, 1),
-    "buckets": (f"{_ATTENTION}relative_attention_bias.weight", 0),
-    "heads": (f"{_ATTENTION}relative_attention_bias.weight", 1),
-    "inner": (f"{_ATTENTION}q.weight", 0),
-    "mlp": (f"{_FEED_FORWARD}wi_0.weight", 0),
+    "vocab_size": (_TABLE, 0),
+    "d_model": (_TABLE, 1),
+    "d_kv": (f"{_ATTENTION}q.weight", 0),  # of all heads together
+    "d_ff": (f"{_FEED_FORWARD}wi_0.weight", 0),
+    "num_heads": (f"{_ATTENTION}relative_attention_bias.weight", 1),
+    "relative_attention_num_buckets": (f"{_ATTENTION}relative_attention_bias.weight", 0),
 }
 
 
@@ -61,10 +56,12 @@ def t5_sizes(shapes: Shapes) -> T5Sizes:
     Raises:
         CheckpointError: sizes that cannot be.
     """
-    sizes = read_sizes(T5Sizes(), shapes, WHERE, f"{_BLOCKS}.")
-    if sizes.inner % sizes.heads:
-        raise CheckpointError(f"The sizes of this T5 encoder cannot be: {sizes.inner} features in {sizes.heads} heads.")
-    return sizes
+    found = read_sizes(shapes, WHERE)
+    heads = found.get("num_heads", T5Sizes.num_heads)
+    inner = found.get("d_kv", T5Sizes.num_heads * T5Sizes.d_kv)
+    if inner % heads:
+        raise CheckpointError(f"The sizes of this T5 encoder cannot be: {inner} features in {heads} heads.")
+    return T5Sizes(**found | {"d_kv": inner // heads, "num_layers": count(shapes, f"{_BLOCKS}.")})
 
 
 def t5_names(shapes: Shapes, prefix: str) -> dict[str, str]:
@@ -92,18 +89,7 @@ def t5_network(sizes: T5Sizes, dtype: torch.dtype = torch.float32) -> nn.Module:
     """transformers' T5EncoderModel on the meta device. In float16 each feed-forward output layer is float32, as there: it overflows."""
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
-        vocab_size=sizes.vocabulary,
-        d_model=sizes.width,
-        d_kv=sizes.inner // sizes.heads,
-        d_ff=sizes.mlp,
-        num_layers=sizes.layers,
-        num_heads=sizes.heads,
-        relative_attention_num_buckets=sizes.buckets,
-        feed_forward_proj="gated-gelu",
-        layer_norm_epsilon=1e-6,
-        use_cache=False,
-    )
+    config = T5Config(**asdict(sizes), feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6, use_cache=False)
     with torch.device("meta"):
         model = T5EncoderModel(config).to(dtype)
     for name, part in model.named_modules():
@@ -177,11 +163,11 @@ def load_t5(
         CheckpointError: the file is damaged, incomplete or another model, or there is no tokenizer.
     """
     source, sizes = open_t5(path)
-    if sizes.width in _OTHERS:
+    if sizes.d_model in _OTHERS:
         raise CheckpointError(
-            f"{source.title} is {_OTHERS[sizes.width]} (width {sizes.width}); Open-Sora 2.0 reads T5 v1.1 XXL (width 4096)."
+            f"{source.title} is {_OTHERS[sizes.d_model]} (width {sizes.d_model}); Open-Sora 2.0 reads T5 v1.1 XXL (width 4096)."
         )
-    tokenizer = source.tokenizer(T5, tokenizers, recipe.length, sizes.vocabulary)
+    tokenizer = source.tokenizer(T5, tokenizers, recipe.length, sizes.vocab_size)
     source.check_whole(t5_manifest(sizes))
     model = t5_network(sizes, dtype)
     kept = quantised_layers(model)

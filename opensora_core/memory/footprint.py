@@ -247,13 +247,13 @@ def text_weights(sizes: TextSizes, precision: str, stored: str) -> tuple[Weights
 
 def text_peak(sizes: TextSizes, precision: str) -> int:
     """Peak of encoding prompt and negative prompt with T5, its result included (CLIP's is a hundredth of it)."""
-    largest = sizes.t5.mlp * sizes.t5.width * _dtype(precision).itemsize if precision in QUANTISED else 0
+    largest = sizes.t5.d_ff * sizes.t5.d_model * _dtype(precision).itemsize if precision in QUANTISED else 0
     return _counted_t5(sizes, _dtype(precision)) + largest  # a quantised layer's weight is brought to bf16 while it works
 
 
 @lru_cache(maxsize=8)
 def _counted_t5(sizes: TextSizes, dtype: torch.dtype) -> int:
-    model = t5_network(replace(sizes.t5, layers=min(_FEW_BLOCKS, sizes.t5.layers)), dtype)
+    model = t5_network(replace(sizes.t5, num_layers=min(_FEW_BLOCKS, sizes.t5.num_layers)), dtype)
     ids = torch.empty(_TEXTS, sizes.length, dtype=torch.int64, device="meta")
     with torch.inference_mode(), AllocationCounter() as counter:
         model(input_ids=ids)

@@ -168,10 +168,10 @@ def check_encoders(files: ModelFiles, reader: str, widths: tuple[int, int], end:
     Raises:
         CheckpointError: they give other widths.
     """
-    for kind, path, opened, wanted in ((T5, files.t5, open_t5, widths[0]), (CLIP, files.clip, open_clip, widths[1])):
-        _, sizes = opened(path)
-        if sizes.width != wanted:
-            raise CheckpointError(f"The {kind} encoder {path.name} gives {sizes.width} features and {reader} reads {wanted}{end}")
+    found = open_t5(files.t5)[1].d_model, open_clip(files.clip)[1].hidden_size
+    for kind, path, width, wanted in zip((T5, CLIP), (files.t5, files.clip), found, widths, strict=True):
+        if width != wanted:
+            raise CheckpointError(f"The {kind} encoder {path.name} gives {width} features and {reader} reads {wanted}{end}")
 
 
 def check_lora(files: ModelFiles, path: str | Path) -> None:

@@ -208,9 +208,14 @@ def test_other_files_are_known_by_name(kind, names):
 
 def test_text_encoders_say_their_size():
     assert detect.identify(t5_manifest()).title == "a T5 XXL encoder"
-    assert "width 64" in detect.identify(t5_manifest(T5Sizes(width=64, mlp=128, inner=64, layers=2, heads=4, vocabulary=100))).title
+    assert (
+        "width 64" in detect.identify(t5_manifest(T5Sizes(d_model=64, d_ff=128, num_layers=2, num_heads=4, vocab_size=100, d_kv=16))).title
+    )
     assert detect.identify(clip_manifest()).title == "the CLIP-L text encoder"
-    assert detect.identify(clip_manifest(CLIPSizes(width=1280, layers=32, mlp=5120))).title == "the CLIP-G text encoder"
+    assert (
+        detect.identify(clip_manifest(CLIPSizes(hidden_size=1280, num_hidden_layers=32, intermediate_size=5120))).title
+        == "the CLIP-G text encoder"
+    )
     new_names = {key.removeprefix("text_model."): shape for key, shape in clip_manifest().items()}
     assert detect.identify(new_names).kind == "clip_text"
 
@@ -324,8 +329,8 @@ def test_no_mixture_of_damaged_shapes_makes_identify_raise():
         table.manifest(TINY),
         table.manifest(TINY_VAE),
         table.manifest(TINY_DC_AE),
-        t5_manifest(T5Sizes(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10)),
-        clip_manifest(CLIPSizes(width=8, layers=1, mlp=16, vocabulary=10)),
+        t5_manifest(T5Sizes(d_model=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=10, d_kv=4)),
+        clip_manifest(CLIPSizes(hidden_size=8, num_hidden_layers=1, intermediate_size=16, vocab_size=10)),
     ]
     for _ in range(1000):
         damaged = dict(draw.choice(whole))

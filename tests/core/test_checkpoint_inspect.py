@@ -81,7 +81,7 @@ def test_check_runs_a_small_vae(golden_path):
     ],
 )
 def test_a_quantised_t5_is_called_what_it_is(tmp_path, form, words):
-    sizes = t5_manifest(T5Sizes(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10))
+    sizes = t5_manifest(T5Sizes(d_model=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=10, d_kv=4))
     tensors = {key: torch.ones(shape) for key, shape in sizes.items()}
     for block in range(2):
         layer = f"encoder.block.{block}.layer.0.SelfAttention.q"
@@ -155,12 +155,14 @@ def test_a_hub_folder_is_told_part_by_part(golden_path, tmp_path):
         save_file(load_file(golden_path / f"{name}.safetensors"), tmp_path / f"{name}.safetensors")
     save_file({"layer.0.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     assert "lacks the T5 encoder, the CLIP-L text encoder." in report(tmp_path)
-    t5 = t5_manifest(T5Sizes(width=8, mlp=16, inner=8, layers=2, heads=2, vocabulary=10))
+    t5 = t5_manifest(T5Sizes(d_model=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=10, d_kv=4))
     for index, part in enumerate((head(t5, 9), dict(list(t5.items())[9:])), 1):
         folder = tmp_path / "google" / "t5-v1_1-xxl"
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({key: torch.ones(shape) for key, shape in part.items()}, folder / f"pytorch_model-0000{index}-of-00002.bin")
-    clip = clip_manifest(CLIPSizes(width=8, layers=1, mlp=16, vocabulary=10)) | {"vision_model.embeddings.patch_embedding.weight": (2, 2)}
+    clip = clip_manifest(CLIPSizes(hidden_size=8, num_hidden_layers=1, intermediate_size=16, vocab_size=10)) | {
+        "vision_model.embeddings.patch_embedding.weight": (2, 2)
+    }
     (tmp_path / "openai" / "clip-vit-large-patch14").mkdir(parents=True)
     save_file({key: torch.ones(shape) for key, shape in clip.items()}, tmp_path / "openai" / "clip-vit-large-patch14" / "model.safetensors")
     text = report(tmp_path)

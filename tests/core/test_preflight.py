@@ -267,9 +267,9 @@ def test_sizes_come_from_headers(tiny_checkpoint, tmp_path):
     )
     assert found.transformer == tiny.TRANSFORMER and found.vae == tiny.VAE
     assert (found.stored, found.stored_text) == ("bf16", "fp16")
-    assert found.text.t5 == T5Sizes(width=64, inner=128, mlp=128, layers=2, heads=2)
+    assert found.text.t5 == T5Sizes(d_model=64, d_ff=128, num_layers=2, num_heads=2, d_kv=64)
     clip = sizes_of_files(clip=tiny_checkpoint / "clip_l.safetensors").text
-    assert clip.clip == CLIPSizes(width=64, layers=2, mlp=256)
+    assert clip.clip == CLIPSizes(hidden_size=64, num_hidden_layers=2, intermediate_size=256)
     quantize(tiny_checkpoint / "Open_Sora_v2.safetensors", tmp_path / "int8.safetensors", "int8", groups=("attention", "modulation"))
     stored = sizes_of_files(tmp_path / "int8.safetensors")
     assert (stored.stored, stored.groups) == ("int8", ("attention", "modulation"))
