@@ -6,6 +6,7 @@ the command does. cli.py builds the parser from them. Nothing heavy is imported,
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import Field, dataclass, field, fields
+from inspect import get_annotations
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
@@ -56,7 +57,7 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     left = {one.name: one for one in fields(options) if one.metadata}
     groups: dict[Any, Any] = {(): parser}
     for base in options.__mro__:
-        for name in base.__dict__.get("__annotations__", ()):
+        for name in get_annotations(base):
             one = left.pop(name, None)
             if one is None:
                 continue

@@ -34,7 +34,7 @@ _CLOSING = {"last": ("last frame", "last"), "loop": ("first and last frame", "bo
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """What an evaluation asks for, the same for every model that is judged."""
 
     parts: tuple[str, ...]
@@ -142,7 +142,7 @@ def closing_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list
     return lines
 
 
-def vae_lines(asked: Asked, pipe: OpenSoraPipeline) -> list[Line]:
+def vae_lines(asked: Questions, pipe: OpenSoraPipeline) -> list[Line]:
     """Fresh clips through the VAE and back."""
     psnrs, verdicts = [], []
     for scene in each("VAE, fresh clips", prompts.fresh_scenes(asked.count, asked.seed)):
@@ -153,7 +153,7 @@ def vae_lines(asked: Asked, pipe: OpenSoraPipeline) -> list[Line]:
     return score.vae_lines("VAE, fresh clips", psnrs, verdicts)
 
 
-def vision_lines(asked: Asked) -> list[Line]:
+def vision_lines(asked: Questions) -> list[Line]:
     """The instrument itself: ground-truth clips, as they are and as a VAE might leave them."""
     verdicts = []
     for scene in each("vision, true clips", prompts.fresh_scenes(asked.count, asked.seed)):
@@ -162,7 +162,7 @@ def vision_lines(asked: Asked) -> list[Line]:
     return score.verdict_lines("computer vision, ground truth", verdicts, score.VISION)
 
 
-def guidance_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
+def guidance_lines(asked: Questions, made: dict[Job, Clip]) -> list[Line]:
     """What guidance does to the held-out prompts."""
     title, held_out = "guidance", prompts.text_cases(HELD_OUT, asked.count, asked.seed)
     clips = [made[Job(case)] for case in held_out]
@@ -183,7 +183,7 @@ def guidance_lines(asked: Asked, made: dict[Job, Clip]) -> list[Line]:
     ]
 
 
-def compare(runs: list[Run], asked: Asked) -> list[Line]:
+def compare(runs: list[Run], asked: Questions) -> list[Line]:
     """How far the clips of two runs are apart, part by part, and whether they are as often right."""
     one, other = runs
     lines = []
@@ -202,7 +202,7 @@ def compare(runs: list[Run], asked: Asked) -> list[Line]:
     return lines
 
 
-def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Asked, label: str) -> Run:
+def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Questions, label: str) -> Run:
     begun, jobs = time.perf_counter(), asked.jobs()
     say(f"videos: {len(set(jobs))}, steps of each: {options.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
     made = make(pipe, options, jobs, label or "evaluate") if jobs else {}
@@ -244,7 +244,7 @@ def _conclusions(run: Run) -> list[str]:
     return ["\n".join(sentences)]
 
 
-def _report(asked: Asked, runs: list[Run], compared: list[Line]) -> dict:
+def _report(asked: Questions, runs: list[Run], compared: list[Line]) -> dict:
     cases = asked.cases()
     return {
         "opensora_core": __version__,
@@ -280,7 +280,7 @@ def _clip_entry(clip: Clip) -> dict:
     }
 
 
-def _asked(options: EvaluateOptions) -> Asked:
+def _asked(options: EvaluateOptions) -> Questions:
     parts = tuple(dict.fromkeys(part.strip() for part in options.parts.split(",") if part.strip()))
     unknown = [part for part in parts if part not in EVALUATION_PARTS]
     if unknown or not parts:
@@ -289,7 +289,7 @@ def _asked(options: EvaluateOptions) -> Asked:
         raise OpenSoraError(f"--num-prompts {options.num_prompts} asks for nothing; use at least 1 (default {score.REQUIRED_PROMPTS}).")
     if not 0 <= options.seed <= MAX_SEED - options.num_prompts + 1:
         raise OpenSoraError(f"--seed {options.seed} is out of range; use 0 to {MAX_SEED - options.num_prompts + 1}.")
-    return Asked(tuple(part for part in EVALUATION_PARTS if part in parts), options.num_prompts, options.seed)
+    return Questions(tuple(part for part in EVALUATION_PARTS if part in parts), options.num_prompts, options.seed)
 
 
 def _words(others: dict) -> str:

@@ -129,6 +129,7 @@ def test_the_prompt_is_encoded_once_for_all_samples(generate, here, monkeypatch)
     from opensora_core.run import text
 
     encoded, real = [], text._encode
+    monkeypatch.setattr(jobs, "ENCODED_TOGETHER", 1)
     monkeypatch.setattr(text, "_encode", lambda networks, texts, progress: encoded.extend(texts) or real(networks, texts, progress))
     assert generate("--num-samples", "2") == DONE
     assert encoded == [("a cat. 24 FPS. 4 motion score.", "")] and len(list(Path("outputs").glob("*.mp4"))) == 2
