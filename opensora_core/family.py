@@ -21,47 +21,36 @@ if TYPE_CHECKING:
     from .sampling.run import SamplingRecipe
 
 
-class Sizes(Protocol):
-    """Sizes of a network or codec, frozen and hashable.
+class NetworkSizes(Protocol):
+    """Sizes of a network that denoises, frozen and hashable.
 
     Attributes:
-        grid: how it counts frames, pixels and latents.
+        in_channels, patch_size: channels of the latents; latent pixels of a token's side.
+        grid: how it counts frames, pixels, latents and tokens.
     """
 
-    @property
-    def grid(self) -> Grid: ...
+    in_channels: int
+    patch_size: int
+    grid: Grid
+
+    def with_blocks(self, most: int) -> "NetworkSizes":
+        """The same with at most so many blocks of each kind; they are alike, so that a few tell what each needs."""
 
     def words(self) -> str:
         """For people: "hidden 3072, 24 heads of 128, 19 double and 38 single blocks"."""
 
 
-class NetworkSizes(Sizes, Protocol):
-    """Sizes of a network that denoises.
+class Network(Protocol):
+    """A network that denoises. It is called as network(x, timestep, **named inputs, transformer_options).
 
     Attributes:
-        in_channels: channels of the latents.
-        patch_size: latent pixels of a token's side.
+        dtype: what it is to be called in.
+        piece_tokens: tokens that a layer takes at a time at most; far above them activations grow as a line.
     """
 
-    in_channels: int
-    patch_size: int
-
-    def with_blocks(self, most: int) -> "NetworkSizes":
-        """The same with at most so many blocks of each kind; they are alike, so that a few tell what each needs."""
-
-
-class Network(Protocol):
-    """A network that denoises. It is called as network(x, timestep, **named inputs, transformer_options)."""
-
     config: NetworkSizes
-
-    @property
-    def dtype(self) -> "torch.dtype":
-        """What it is to be called in."""
-
-    @property
-    def piece_tokens(self) -> int:
-        """Tokens that a layer takes at a time at most; far above them activations grow as a line."""
+    dtype: "torch.dtype"
+    piece_tokens: int
 
     def blocks(self) -> "Sequence[nn.Module]":
         """The large repeated parts in the order in which they run: what is streamed, planned and quantised."""

@@ -77,47 +77,31 @@ class HighCompressionLatents(selftest.base(comfy.latent_formats, "LatentFormat")
 
 @dataclass(frozen=True)
 class HostRow:
-    """A model in the host.
+    """A model in the host."""
 
-    Attributes:
-        kind: of the library's row.
-        name: of the host's class for its files; that of the MODEL has "Model" after it, which people read.
-        model: the host's model object, which says what of a CONDITIONING becomes which input of the network.
-        network: (config, operations, dtype, device) -> the network as the host calls it.
-        latent_format: class of the host, without arguments.
-        memory_factor: what the host multiplies latent pixels by to estimate the activations.
-        shift: of the schedule of stock samplers, until Open-Sora Scheduler sets each clip's own.
-    """
-
-    kind: str
-    name: str
-    model: type
-    network: Callable
+    kind: str  # of the library's row
+    name: str  # of the class for its files; the MODEL's has "Model" after it, which people read
+    model: type  # says what of a CONDITIONING becomes which input of the network
+    network: Callable  # (config, operations, dtype, device) -> the network as the host calls it
     latent_format: type
-    memory_factor: float
-    shift: float
+    memory_factor: float  # what the host multiplies latent pixels by to estimate the activations
+    shift: float = 5.73  # of stock samplers' schedule: 256px, 129 frames; Open-Sora Scheduler sets each clip's own
     model_type: object = getattr(getattr(comfy.model_base, "ModelType", None), "FLOW", None)
 
 
 _FACTOR = 1.8  # as the host has it for HunyuanVideo: the same width and tokens
+_HUNYUAN = selftest.base(comfy.latent_formats, "HunyuanVideo")
 ROWS = (
+    HostRow("open_sora_2", "OpenSora2", BesideModel, HostMMDiT, _HUNYUAN, _FACTOR),
+    # The host counts latent pixels, each of which is a token here.
     HostRow(
-        kind="open_sora_2",
-        name="OpenSora2",
-        model=BesideModel,
-        network=HostMMDiT,
-        latent_format=selftest.base(comfy.latent_formats, "HunyuanVideo"),
-        memory_factor=_FACTOR,
-        shift=5.73,  # 256px, 129 frames
-    ),
-    HostRow(
-        kind="open_sora_2_dc_ae",
-        name="OpenSora2HighCompression",
-        model=BesideModel,
-        network=HostMMDiT,
-        latent_format=HighCompressionLatents,
-        memory_factor=_FACTOR * geometry.PATCH_SIZE**2,  # the host counts latent pixels, each of which is a token here
-        shift=6.6,  # 768px, 128 frames
+        "open_sora_2_dc_ae",
+        "OpenSora2HighCompression",
+        BesideModel,
+        HostMMDiT,
+        HighCompressionLatents,
+        _FACTOR * geometry.PATCH_SIZE**2,
+        6.6,
     ),
 )
 

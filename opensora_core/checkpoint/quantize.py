@@ -229,17 +229,13 @@ def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, 
                 note = torch.frombuffer(bytearray(entry.note, "utf-8"), dtype=torch.uint8)
                 beside = {f"{entry.layer}.weight_scale": scale, f"{entry.layer}.comfy_quant": note}
                 del weight
-            _put(file, entry, data)
-            del data
+            flat = data.contiguous().reshape(-1).view(torch.uint8)
+            assert flat.numel() == entry.num_bytes, entry
+            file.write(flat.numpy())
+            del data, flat
             if progress:
                 progress(done, len(entries), entry.key)
     return errors
-
-
-def _put(file: BinaryIO, entry: _Entry, data: Tensor) -> None:
-    flat = data.contiguous().reshape(-1).view(torch.uint8)
-    assert flat.numel() == entry.num_bytes, entry
-    file.write(flat.numpy())
 
 
 @contextmanager

@@ -10,7 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import torch
@@ -43,6 +45,15 @@ class Check:
     passed: bool
 
 
+class Compared(NamedTuple):
+    """A file against what its own sizes imply and against the released one of its kind, whose dtype is `dtype`."""
+
+    own: Comparison
+    released: Comparison
+    dtype: str
+    is_released_size: bool
+
+
 @dataclass(frozen=True)
 class FolderPart:
     """One model on disk: a file, or shards read as one. `error` is a sentence, instead of a header, where it cannot be read."""
@@ -51,6 +62,36 @@ class FolderPart:
     header: Header | None
     error: str = ""
     num_files: int = 1
+
+    @cached_property
+    def identity(self) -> Identity:
+        return identify(self.header.shapes)
+
+    @cached_property
+    def form(self) -> str | None:
+        """How it is quantised, as its keys look; None if it is not."""
+        return quantisation(self.header)
+
+    @cached_property
+    def formats(self) -> dict[str, LayerFormat] | None:
+        """The quantised layers of a transformer or of T5, empty if there are none; None where the library does not read it."""
+        if self.form is None:
+            return {}
+        is_read = self.identity.kind == "t5" or (self.identity.family is not None and not self.identity.layout.is_recut)
+        try:
+            return stored_formats(self.header, self.identity.prefix) if is_read else None
+        except CheckpointError:
+            return None
+
+    @cached_property
+    def compared(self) -> Compared | None:
+        """None where there is nothing to compare it with. Raises a CheckpointError for a text encoder of sizes that cannot be."""
+        manifests = _manifests(self.identity, self.header)
+        if manifests is None:
+            return None
+        found, own, released, dtype = manifests
+        against = (_compare(found, manifest, self.form, self.identity.layout) for manifest in (own, released))
+        return Compared(*against, dtype, own == released)
 
 
 def report(path: str | Path) -> str:
@@ -64,11 +105,11 @@ def report(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.is_dir():
-        return "\n".join(_describe(path.name, read_header(path)))
+        return "\n".join(_describe(FolderPart(path.name, read_header(path))))
     components = list(_components(path))
     if not components:
         raise CheckpointError(f"{path.resolve().name or path} holds no weights file ({_SEARCH_DEPTH} levels searched).")
-    blocks = [_describe(part.name, part.header) if part.header else [part.error] for part in components]
+    blocks = [_describe(part) if part.header else [part.error] for part in components]
     return "\n\n".join("\n".join(lines) for lines in (*blocks, [_folder_sentence(components)]))
 
 
@@ -94,11 +135,7 @@ def check(path: str | Path) -> Check:
 
 
 def _is_of_another_size(part: FolderPart) -> bool:
-    """Whether it is whole by its own sizes and those are not the released ones."""
-    if part.header is None:
-        return False
-    own, released, _ = _manifests(identify(part.header.shapes), part.header)
-    return own is not None and own != released
+    return part.header is not None and part.compared is not None and not part.compared.is_released_size
 
 
 def _components(folder: Path) -> Iterator[FolderPart]:
@@ -132,51 +169,33 @@ def _weight_files(folder: Path, depth: int) -> Iterator[Path]:
             yield from _weight_files(inner, depth - 1)
 
 
-def _describe(name: str, header: Header) -> list[str]:
-    identity = identify(header.shapes)
+def _describe(part: FolderPart) -> list[str]:
+    header, identity = part.header, part.identity
     place = f", {identity.place}" if identity.place else ""
-    lines = [f"{name}: {identity.title}{place}", _line("size", _size_text(header))]
+    lines = [f"{part.name}: {identity.title}{place}", _line("size", _size_text(header))]
     if identity.prefix:
         lines.append(_line("prefix", f"every key of it begins with {identity.prefix}"))
-    form = quantisation(header)
-    if form:
-        lines.append(_line("quantised", f"{_form_text(form, header, identity)}; {_who_reads(header, identity)}"))
+    if part.form:
+        lines.append(_line("quantised", _form_text(part)))
     if identity.config:
         lines.append(_line("model", identity.config.words()))
     if identity.kind == "lora":
-        lines.append(_line("layers", describe_lora(bare_shapes(header.shapes, ""))))
-    own, released, dtype = _manifests(identity, header)
-    found = _relevant(identity, header)
-    if own:
-        result = _compare(found, own, form, identity.layout)
-        lines.append(_line("complete" if result.complete else "INCOMPLETE", result.sentence()))
-    if released:
-        lines.append(_line("released", _released_text(_compare(found, released, form, identity.layout), header, dtype)))
+        lines.append(_line("layers", describe_lora(header.shapes)))
+    if part.compared:
+        own, released, dtype, _ = part.compared
+        lines.append(_line("complete" if own.complete else "INCOMPLETE", own.sentence()))
+        lines.append(_line("released", _released_text(released, header, dtype)))
     return lines
 
 
-def _formats(header: Header, identity: Identity) -> dict[str, LayerFormat] | None:
-    """How the layers of a transformer or of T5 are quantised, empty if they are not; None where the library does not read it."""
-    if quantisation(header) is None:
-        return {}
-    is_read = identity.kind == "t5" or (identity.family is not None and not identity.layout.is_recut)
-    try:
-        return stored_formats(header, identity.prefix) if is_read else None
-    except CheckpointError:
-        return None
-
-
-def _form_text(form: str, header: Header, identity: Identity) -> str:
-    """How a file is quantised: the formats of its layers where they are known, else what its keys look like."""
-    counts = Counter(layer_format.form.name for layer_format in (_formats(header, identity) or {}).values())
+def _form_text(part: FolderPart) -> str:
+    """How a file is quantised, with the formats of its layers where they are known, and who reads it."""
+    counts = Counter(layer_format.form.name for layer_format in (part.formats or {}).values())
     known = " and ".join(f"{name} in {count} layer{'s' * (count > 1)}" for name, count in counts.items())
-    return f"{form} ({known})" if known else form
-
-
-def _who_reads(header: Header, identity: Identity) -> str:
-    if identity.family is not None or identity.kind == "t5":
-        return "read here and by ComfyUI's loaders" if _formats(header, identity) else "not read here; ComfyUI's loaders may read it"
-    return "ComfyUI's loaders may read it"
+    reader = "ComfyUI's loaders may read it"
+    if part.identity.family is not None or part.identity.kind == "t5":
+        reader = "read here and by ComfyUI's loaders" if part.formats else f"not read here; {reader}"
+    return f"{part.form} ({known}); {reader}" if known else f"{part.form}; {reader}"
 
 
 def _line(label: str, text: str) -> str:
@@ -190,28 +209,19 @@ def _size_text(header: Header) -> str:
     return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {bytes_text(header.num_bytes)}, {dtypes}"
 
 
-def _manifests(identity: Identity, header: Header) -> tuple[Manifest | None, Manifest | None, str]:
-    """What the file's own sizes imply, what the released file of its kind holds, and that file's dtype."""
+def _manifests(identity: Identity, header: Header) -> tuple[Manifest, Manifest, Manifest, str] | None:
+    """The model's own tensors, those that their sizes imply, those of the released file of its kind, and that file's dtype."""
+    found = bare_shapes(header.shapes, identity.prefix)
     if row := identity.row:
-        full = row.released_like(identity.config)
-        own = identity.manifest()
-        return own, own if full == identity.config else row.manifest(full, identity.layout), row.dtype
+        return found, identity.manifest(), row.manifest(row.released_like(identity.config), identity.layout), row.dtype
     if identity.kind == "flux_ae":
-        return flux_ae_manifest(), flux_ae_manifest(), "F32"
-    shapes = _relevant(identity, header)
-    if identity.kind == "t5":
-        return t5_manifest(t5_sizes(shapes)), t5_manifest(), "F32"
-    if identity.kind in ("clip_text", "clip_full"):
-        return clip_manifest(clip_sizes(shapes)), clip_manifest(), "F32"
-    return None, None, ""
-
-
-def _relevant(identity: Identity, header: Header) -> Manifest:
-    """The model's own tensors, bare: of T5 the encoder, of CLIP the text part."""
-    names_of = {"t5": t5_names, "clip_text": clip_names, "clip_full": clip_names}.get(identity.kind)
-    if names_of is None:
-        return bare_shapes(header.shapes, identity.prefix)
-    return {name: header.tensors[key].shape for key, name in names_of(header.shapes, identity.prefix).items()}
+        return found, flux_ae_manifest(), flux_ae_manifest(), "F32"
+    clip = clip_names, clip_sizes, clip_manifest
+    if identity.kind not in (readers := {"t5": (t5_names, t5_sizes, t5_manifest), "clip_text": clip, "clip_full": clip}):
+        return None
+    names, sizes, manifest = readers[identity.kind]
+    found = {name: header.tensors[key].shape for key, name in names(header.shapes, identity.prefix).items()}
+    return found, manifest(sizes(found)), manifest(), "F32"
 
 
 def _compare(found: Manifest, expected: Manifest, form: str | None, layout: Layout = AS_RELEASED) -> Comparison:
@@ -240,7 +250,7 @@ def _released_text(result: Comparison, header: Header, dtype: str) -> str:
 
 
 def _folder_sentence(components: list[FolderPart]) -> str:
-    found = [identify(part.header.shapes) for part in components if part.header]
+    found = [part.identity for part in components if part.header]
     slots = {identity.slot for identity in found}
     if slots == {"lora"}:
         return "This folder is a LoRA."
@@ -265,23 +275,19 @@ def _check_component(part: FolderPart) -> tuple[bool | None, list[str]]:
     """Whether it passed (None: no part of Open-Sora 2.0) and the lines about it."""
     if part.header is None:
         return False, [part.error, _line("FAIL", "cannot be read")]
-    header = part.header
+    header, identity = part.header, part.identity
     try:
-        lines = _describe(part.name, header)
+        lines = _describe(part)
     except CheckpointError as error:  # sizes that cannot be
         return False, [f"{part.name}: {error}", _line("FAIL", "cannot be read")]
-    identity = identify(header.shapes)
-    own, released, _ = _manifests(identity, header)
-    form = quantisation(header)
-    if own is None:
+    if part.compared is None:
         return None, lines
-    found = _relevant(identity, header)
-    if not _compare(found, own, form, identity.layout).complete:
+    own, released, *_ = part.compared
+    if not own.complete:
         return False, [*lines, _line("FAIL", "incomplete")]
-    against = _compare(found, released, form, identity.layout)
-    if against.missing and not against.misshaped:
-        return False, [*lines, _line("FAIL", f"like the released file, but {len(against.missing)} tensors are missing")]
-    if form and _formats(header, identity) is None:
+    if released.missing and not released.misshaped:
+        return False, [*lines, _line("FAIL", f"like the released file, but {len(released.missing)} tensors are missing")]
+    if part.formats is None:
         return True, [*lines, _line("run", "not run: a quantised form that is not read here")]
     zero = identity.family.zero_at_first if identity.family else ()
     if part.num_files == 1 and len(holes := _holes(header, tuple(identity.prefix + key for key in zero))) > 1:
@@ -289,7 +295,7 @@ def _check_component(part: FolderPart) -> tuple[bool | None, list[str]]:
     try:
         trial = try_vae(header) if identity.slot == "vae" else None
         if identity.family is not None:
-            trial = try_blocks(header, identity, _formats(header, identity))
+            trial = try_blocks(header, identity, part.formats)
     except (OpenSoraError, RuntimeError) as error:
         return False, [*lines, _line("FAIL", f"did not run: {error}")]
     if trial is None:
