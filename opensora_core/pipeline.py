@@ -27,8 +27,8 @@ from .run.decode import decode_latents
 from .run.files import ModelFiles, check_encoders, check_lora
 from .run.longer import checked_latents, going_on, make_longer
 from .run.needs import Needs, weight_capacity
-from .run.parts import Networks
-from .run.picture import FluxPainter, Picture, PictureRequest, PictureText
+from .run.parts import Networks, PictureNetworks
+from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
 from .run.segments import continuation, segment_prompts
@@ -58,7 +58,7 @@ class OpenSoraPipeline:
         self.files = files.check_exist()
         torch_dtype, quantised = resolve_precision(torch_dtype, precision)
         self._networks = Networks(self.files, Placement(torch.device("cpu"), torch_dtype), quantised)
-        self._flux: FluxPainter | None = None
+        self._flux: PictureNetworks | None = None
 
     @classmethod
     def from_pretrained(
@@ -203,7 +203,7 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: a file that is something else, or reads other encoders.
         """
-        flux = FluxPainter(dit, vae, self._networks.placement, self._networks.quantised)
+        flux = PictureNetworks(dit, vae, self._networks.placement, self._networks.quantised)
         of_both = "; picture and video are made of one prompt, read by the same encoders."
         check_encoders(self.files, flux.dit.name, (flux.config.context_in_dim, flux.config.vec_in_dim), of_both)
         self._flux = flux
@@ -236,7 +236,7 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: load_flux was not called, a seed out of range, or memory ran out.
         """
-        self._painter()
+        self._drawing()
         self.check_files()
         shown = (prompt if picture_prompt is None else picture_prompt, "", None)
         of_picture, of_video = self.encode_prompts([shown, (prompt, negative_prompt, options or SamplingOptions())], progress)
@@ -248,13 +248,12 @@ class OpenSoraPipeline:
 
         Returns, raises: as draw.
         """
-        painter = self._painter()
-        asked = [Picture(PictureText(**text.condition.positive), request, seed) for text, request, seed in pictures]
+        flux = self._drawing()
         if self.offload != EVERYTHING:
             self._networks.transformer.release()  # one large network in memory at a time
-        return painter.paint(asked, Watchers(progress=progress).stage("picture"))
+        return paint(flux, pictures, Watchers(progress=progress).stage("picture"))
 
-    def _painter(self) -> FluxPainter:
+    def _drawing(self) -> PictureNetworks:
         if self._flux is None:
             raise OpenSoraError("There is no Flux to draw with; call load_flux with its two files first.")
         return self._flux

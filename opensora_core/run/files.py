@@ -6,13 +6,15 @@ from pathlib import Path
 
 from ..checkpoint.detect import Identity, identify, require
 from ..checkpoint.files import read_header
+from ..checkpoint.load import check_keys, open_model
 from ..checkpoint.lora import fitting_layers
+from ..codecs.picture import open_decoder
 from ..encoders.clip import open_clip
 from ..encoders.t5 import open_t5
 from ..encoders.tokens import find_tokenizer
 from ..errors import CheckpointError, OpenSoraError
 from ..families.table import codecs_of
-from ..family import Family
+from ..family import Family, NetworkSizes
 from ..geometry import Grid
 from ..memory.loaded import FileStamp, stamp
 from ..text.recipe import CLIP, T5
@@ -185,6 +187,30 @@ def check_lora(files: ModelFiles, path: str | Path) -> None:
         raise CheckpointError(f"The LoRA {path} does not exist.")
     identity = _require("transformer", files.dit)
     fitting_layers(identity.row.build(identity.config, device="meta"), path)
+
+
+def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
+    """The sizes of a Flux transformer that can draw with this autoencoder, from the files' headers.
+
+    Raises:
+        CheckpointError: one of them is something else, not whole, or they do not belong together.
+    """
+    header, identity = open_model(dit, "flux")
+    config = identity.config
+    if "img_in.weight" in {key[len(identity.prefix) :] for key in header.shapes}:
+        features = header.shapes[f"{identity.prefix}img_in.weight"][1]
+        if features > config.packed_channels:
+            raise CheckpointError(
+                f"{header.name} is a Flux.1 transformer that also reads a picture ({features} features, not {config.packed_channels}), "
+                "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
+            )
+    check_keys(header, identity)
+    _, _, decoder = open_decoder(vae)
+    if decoder.latent_channels != config.in_channels:
+        raise CheckpointError(
+            f"{vae.name} has {decoder.latent_channels} latent channels and {header.name} works on {config.in_channels}; they are not of one model."
+        )
+    return config
 
 
 def _require(slot: str, path: Path) -> Identity:

@@ -6,10 +6,11 @@ Needs are read from the files' headers, capacity from the device itself; no weig
 from dataclasses import dataclass
 
 from ..choices import AUTO, BUDGET, QUANTISED, RESIDENT, dtype_word
+from ..family import NetworkSizes
 from ..memory.component import Placement
 from ..memory.device import free_bytes, total_bytes
 from ..memory.estimate import with_margin
-from ..memory.footprint import sampling_peak, sizes_of_files, text_peak, transformer_weights
+from ..memory.footprint import forward_peak, sampling_peak, sizes_of_files, text_peak, transformer_weights
 from ..memory.plan import UnitBytes
 from .files import ModelFiles
 from .request import GenerationRequest
@@ -30,7 +31,7 @@ class Needs:
 
     def beside_transformer(self, request: GenerationRequest) -> int:
         """What sampling needs beside the weights, where that decides how many of them stay on the device; else 0."""
-        if not self._decides:
+        if not _decides(self.placement):
             return 0
         sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
         shape = request.latent_shape(sizes.transformer.in_channels)
@@ -40,19 +41,25 @@ class Needs:
 
     def beside_t5(self) -> int:
         """As beside_transformer, of encoding."""
-        if not self._decides:
+        if not _decides(self.placement):
             return 0
         sizes = sizes_of_files(t5=self.files.t5)
         return with_margin(text_peak(sizes.text, self._precision(sizes.stored_text)))
 
-    @property
-    def _decides(self) -> bool:
-        return self.placement.mode == AUTO and self.placement.device.type == "cuda"
-
     def _precision(self, stored: str) -> str:
-        if self.quantised or stored in QUANTISED:
-            return self.quantised or stored
-        return dtype_word(self.placement.dtype)
+        return self.quantised or (stored if stored in QUANTISED else dtype_word(self.placement.dtype))
+
+
+def beside_picture(config: NetworkSizes, placement: Placement, quantised: str | None, size: tuple[int, int]) -> int:
+    """As Needs.beside_transformer, of Flux and a picture of (height, width)."""
+    if not _decides(placement):
+        return 0
+    shape = (1, config.in_channels, 1, *config.grid.latent_size(*size))
+    return with_margin(forward_peak(config, quantised or dtype_word(placement.dtype), shape))
+
+
+def _decides(placement: Placement) -> bool:
+    return placement.mode == AUTO and placement.device.type == "cuda"
 
 
 def weight_capacity(placement: Placement) -> int | None:

@@ -1,4 +1,4 @@
-"""The four networks of a model's files as one pipeline uses them: read when they are first needed, changed in no other pipeline.
+"""The networks of a model's files, and of Flux's, as one pipeline uses them: read when they are first needed, changed in no other pipeline.
 
 Where they live between uses is the business of memory/component.py; that two pipelines over the same files and options hold the same
 weights, that of memory/loaded.py.
@@ -13,13 +13,14 @@ import torch
 
 from ..checkpoint.load import load_transformer, load_vae
 from ..checkpoint.lora import merge_lora
+from ..codecs.picture import load_decoder
 from ..encoders.clip import load_clip
 from ..encoders.t5 import load_t5
 from ..memory.component import Component, Habits, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
-from .files import ModelFiles, check_files
+from .files import ModelFiles, check_files, check_picture_files
 from .needs import Needs
 
 
@@ -60,7 +61,7 @@ class Networks:
     @property
     def options(self) -> dict[str, str]:
         """What changes their weights, and so what they compute."""
-        return self._options(self.placement.dtype, self.placement.device)
+        return _options(self.placement.dtype, self.placement.device, self.quantised)
 
     def check_files(self) -> None:
         """Compare the parts by their headers and find the tokenizers, once.
@@ -107,11 +108,46 @@ class Networks:
         return self._read("clip", self.files.clip, partial(load_clip, tokenizers=self.files.tokenizers), dtype, device)
 
     def _read(self, kind: str, path: Path, read: Callable, dtype: torch.dtype, device: torch.device) -> Any:
-        """A network of our own over weights that every pipeline of these files and options shares."""
-        options = self._options(dtype, device)
+        options = _options(dtype, device, self.quantised)
         if kind in ("t5", "clip") and self.files.tokenizers is not None:
             options["tokenizers"] = str(self.files.tokenizers)
-        return own_structure(SHARED.get(kind, path, options, partial(read, path, dtype, device), keep=self.keep_loaded))
+        return _shared(kind, path, options, partial(read, path, dtype, device), self.keep_loaded)
 
-    def _options(self, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
-        return {"dtype": str(dtype).removeprefix("torch."), "device": str(device), "precision": self.quantised or "as stored"}
+
+class PictureNetworks:
+    """Flux.1 from its own files: the transformer that draws a picture, and the decoder of its autoencoder.
+
+    Args:
+        dit: the transformer's file, dev or schnell. vae: the picture autoencoder's.
+        placement: where and how they compute; shared with a pipeline.
+        quantised: as of Networks, or None.
+
+    Raises:
+        CheckpointError: a file that is not there, is something else, or is not whole. No weight is read.
+    """
+
+    def __init__(self, dit: str | Path, vae: str | Path, placement: Placement, quantised: str | None = None):
+        self.dit, self.vae = Path(dit).expanduser(), Path(vae).expanduser()
+        self.config = check_picture_files(self.dit, self.vae)
+        self.placement, self.quantised = placement, quantised
+        read = partial(load_transformer, slot="flux", precision=quantised)
+        habits = Habits(is_main=True, is_kept=False)
+        self.transformer = Component(partial(self._read, "flux", self.dit, read), placement, habits)
+        self.decoder = Component(partial(self._read, "flux_vae", self.vae, load_decoder), placement, Habits(is_kept=False))
+
+    def release(self) -> None:
+        """Give up both networks; the next picture reads them again."""
+        self.transformer.release()
+        self.decoder.release()
+
+    def _read(self, kind: str, path: Path, read: Callable, dtype: torch.dtype, device: torch.device) -> Any:
+        return _shared(kind, path, _options(dtype, device, self.quantised), partial(read, path, dtype, device))
+
+
+def _shared(kind: str, path: Path, options: dict[str, str], read: Callable[[], Any], keep: bool = False) -> Any:
+    """A network of our own over weights that every pipeline of these files and options shares."""
+    return own_structure(SHARED.get(kind, path, options, read, keep=keep))
+
+
+def _options(dtype: torch.dtype, device: torch.device, quantised: str | None) -> dict[str, str]:
+    return {"dtype": str(dtype).removeprefix("torch."), "device": str(device), "precision": quantised or "as stored"}

@@ -1,38 +1,30 @@
-"""The picture that a video begins with, drawn by Flux.1 from its own files as the reference draws it: one pass a step, no negative prompt.
+"""A picture that a video begins with: a clip of one frame, drawn by Flux.1 as the reference draws it, in one pass a step.
 
 Both networks are given up as soon as the last picture is drawn, so that nothing of Flux is in memory when the video's transformer is read.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..checkpoint.load import check_keys, load_transformer, open_model
-from ..choices import AUTO, BUDGET, dtype_word
-from ..codecs.picture import load_decoder, open_decoder
+from ..choices import AUTO
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
 from ..families.flux import GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
-from ..family import NetworkSizes
-from ..geometry import CAUSAL, SPACE_COMPRESSION, training_size
-from ..memory.component import Component, Habits, Placement
-from ..memory.device import ran_out, unless_out_of_memory
-from ..memory.estimate import with_margin
-from ..memory.footprint import forward_peak
-from ..memory.loaded import SHARED, own_structure
-from ..sampling.process import Flow
-from ..sampling.run import run
-from ..sampling.schedule import flow_schedule
-from ..sampling.solvers import MAX_SEED, euler, noise
-
-logger = logging.getLogger(__name__)
+from ..families.table import family_of
+from ..geometry import CAUSAL, training_size
+from ..sampling.guidance import ONE_PASS
+from ..sampling.run import Conditions, StepReport, sample
+from ..sampling.solvers import MAX_SEED, noise
+from .needs import beside_picture
+from .parts import PictureNetworks
+from .ran_out import drawing_ran_out, with_less
+from .request import EncodedPrompt
+from .sample import finished
 
 MAX_STEPS = 1000
-StepProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -67,148 +59,78 @@ class PictureRequest:
         return cls(*training_size(resolution, aspect_ratio), **settings)
 
 
-@dataclass(frozen=True)
-class PictureText:
-    """An encoded prompt, undecorated: T5 hidden states [1, L, 4096] and CLIP's pooled output [1, 768]."""
-
-    context: Tensor
-    y: Tensor
+Asked = tuple[EncodedPrompt, PictureRequest, int]  # what a picture shows, how it is drawn, and the seed of its noise
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture to draw: what it shows, how, and from which noise."""
-
-    text: PictureText
-    request: PictureRequest
-    seed: int
-
-
-class FluxPainter:
-    """Flux from its own files.
+@torch.inference_mode()
+def paint(networks: PictureNetworks, pictures: Sequence[Asked], progress: Callable[[int, int], None] | None = None) -> list[Tensor]:
+    """Draw pictures; either network is read once for all of them.
 
     Args:
-        dit: the transformer's file, dev or schnell. vae: the picture autoencoder's.
-        placement: where and how to compute; shared with a pipeline.
-        precision: a quantised precision of its large layers, or None.
+        pictures: prompts undecorated.
+        progress: called with (steps done, steps of all pictures).
+
+    Returns:
+        [1, H, W, 3] uint8 on the CPU, one for each.
 
     Raises:
-        CheckpointError: a file that is not there, is something else, or is not whole. No weight is read.
+        OpenSoraError: a seed out of range, text of another width, memory that ran out, or values that are not numbers.
     """
+    for prompt, _, seed in pictures:
+        check_seed("seed", seed)
+        check_text(*prompt.condition.positive.values(), networks.config, "use its T5 and CLIP")
+    try:
+        latents = _latents(networks, pictures, progress)
+        networks.transformer.release()
+        with networks.decoder.at_work() as decoder:
+            dtype = decoder.conv_in.weight.dtype
+            return [to_picture(decoder(one.to(networks.placement.device, dtype))) for one in latents]
+    finally:
+        networks.release()
 
-    def __init__(self, dit: str | Path, vae: str | Path, placement: Placement, precision: str | None = None):
-        self.dit, self.vae = Path(dit).expanduser(), Path(vae).expanduser()
-        self.config = check_files(self.dit, self.vae)
-        self._placement, self._precision = placement, precision
-        options = {"precision": precision or "as stored"}
-        read = partial(load_transformer, slot="flux", precision=precision)
-        habits = Habits(is_main=True, is_kept=False)
-        self._transformer = Component(partial(_read_shared, "flux", self.dit, options, read), placement, habits)
-        self._decoder = Component(partial(_read_shared, "flux_vae", self.vae, {}, load_decoder), placement, Habits(is_kept=False))
 
-    @torch.inference_mode()
-    def paint(self, pictures: Sequence[Picture], progress: StepProgress | None = None) -> list[Tensor]:
-        """Draw pictures; either network is read once for all of them.
+def _latents(networks: PictureNetworks, pictures: Sequence[Asked], progress: Callable[[int, int], None] | None) -> list[Tensor]:
+    """[1, C, h, w] of every picture."""
+    placement, (_, largest, _) = networks.placement, max(pictures, key=lambda one: one[1].height * one[1].width)
+    steps = [num_steps(request.steps, networks.config.guidance_embed) for _, request, _ in pictures]
 
-        Args:
-            progress: called with (steps done, steps of all pictures).
+    def report(index: int, now: StepReport) -> None:
+        if progress is not None:
+            progress(sum(steps[:index]) + now.step, sum(steps))
 
-        Returns:
-            [1, H, W, 3] uint8 on the CPU, one for each.
+    def work(transformer) -> list[Tensor]:
+        made = []
+        for index, (prompt, request, seed) in enumerate(pictures):
+            sides = networks.config.grid.latent_size(request.height, request.width)
+            start = noise((1, networks.config.in_channels, 1, *sides), seed).to(placement.device)
+            made.append(draw(transformer, prompt, request, start, partial(report, index)))
+        return made
 
-        Raises:
-            OpenSoraError: a seed out of range, text of another width, or values that are not numbers.
-        """
-        for picture in pictures:
-            check_seed("seed", picture.seed)
-            check_text(picture.text, self.config)
-        try:
-            latents = self._draw(pictures, progress)
-            self._transformer.release()
-            with self._decoder.at_work() as decoder:
-                dtype = decoder.conv_in.weight.dtype
-                return [to_picture(decoder(one.to(self._placement.device, dtype))) for one in latents]
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        """Give up both networks; the next picture reads them again."""
-        self._transformer.release()
-        self._decoder.release()
-
-    def _draw(self, pictures: Sequence[Picture], progress: StepProgress | None) -> list[Tensor]:
-        """Latents of every picture. Where memory runs out it begins again with one block at a time, if the mode leaves that open."""
-        largest = max((picture.request for picture in pictures), key=lambda request: request.height * request.width)
-        steps = [num_steps(picture.request.steps, self.config.guidance_embed) for picture in pictures]
-
-        def report(index: int, step: int, _: int) -> None:
-            if progress is not None:
-                progress(sum(steps[:index]) + step, sum(steps))
-
-        def draw_all(is_last_try: bool) -> list[Tensor]:
-            # No name for the network may outlive this function: it would keep the weights.
-            latents, beside = [], 0 if is_last_try else self._beside(largest)
-            with self._transformer.at_work(beside, is_last_try) as transformer:
-                for index, picture in enumerate(pictures):
-                    start = self._noise(picture.request, picture.seed)
-                    latents.append(draw(transformer, picture.text, picture.request, start, partial(report, index)))
-            return latents
-
-        latents = unless_out_of_memory(lambda: draw_all(False))
-        if latents is None and self._placement.mode in (AUTO, BUDGET):
-            logger.warning("The device ran out of memory while drawing; it begins again with one block of Flux on the device at a time.")
-            latents = unless_out_of_memory(lambda: draw_all(True))
-        if latents is None:
-            self.release()
-            what = f"Drawing a picture of {largest.height}x{largest.width} (height x width)"
-            raise OutOfMemory(ran_out(what, self._placement.device, "use --offload minimal, a quantised --precision or a smaller picture"))
-        return latents
-
-    def _beside(self, request: PictureRequest) -> int:
-        """Bytes that a forward needs beside the weights, where that decides how many of them stay on the device; else 0."""
-        if self._placement.mode != AUTO or self._placement.device.type != "cuda":
-            return 0
-        precision = self._precision or dtype_word(self._placement.dtype)
-        shape = (1, self.config.in_channels, 1, request.height // SPACE_COMPRESSION, request.width // SPACE_COMPRESSION)
-        return with_margin(forward_peak(self.config, precision, shape))
-
-    def _noise(self, request: PictureRequest, seed: int) -> Tensor:
-        sides = (side // SPACE_COMPRESSION for side in (request.height, request.width))
-        return noise((1, self.config.in_channels, 1, *sides), seed).to(self._placement.device)
+    beside_bytes = beside_picture(networks.config, placement, networks.quantised, (largest.height, largest.width))
+    latents, _ = with_less(networks.transformer, placement, work, beside_bytes, ("drawing", "Flux"))
+    if latents is None:
+        networks.release()
+        raise OutOfMemory(drawing_ran_out(largest.height, largest.width, placement.device))
+    return latents
 
 
 def draw(
-    transformer, text: PictureText, request: PictureRequest, start: Tensor, on_step: Callable[[int, int], None] | None = None
+    transformer, prompt: EncodedPrompt, request: PictureRequest, start: Tensor, on_step: Callable[[StepReport], None] | None = None
 ) -> Tensor:
-    """From noise to a picture's latents, by Euler.
+    """From noise to a picture's latents.
 
     Args:
-        transformer: Flux's; its parameters' dtype is the dtype it is called in.
+        transformer: an MMDiT without a condition embedding; its parameters' dtype is the dtype it is called in.
         start: [1, C, 1, h, w]; kept in its own dtype between steps.
-        on_step: called with (steps done, steps).
 
     Returns:
         [1, C, h, w] fp32 on the CPU, in the transformer's scale.
     """
-    config, device, dtype = transformer.config, start.device, transformer.dtype
-    tokens = start.shape[-1] * start.shape[-2] // config.patch_size**2
-    schedule = flow_schedule(
-        num_steps(request.steps, config.guidance_embed), picture_shift(request.schedule, tokens, config.guidance_embed)
-    )
-    context, pooled = text.context.to(device, dtype), text.y.to(device, dtype)
-    guidance = torch.tensor([request.guidance], device=device) if config.guidance_embed else None
-
-    def velocity(x: Tensor, step: int) -> Tensor:
-        return transformer(x.to(dtype), schedule.timesteps[step].to(device).expand(1), context, pooled, None, guidance).to(x.dtype)
-
-    def report(step: int, x: Tensor) -> None:
-        if on_step is not None:
-            on_step(step, schedule.num_steps)
-
-    latents = run(velocity, start, schedule, Flow(+1), euler, on_step=report)
-    if not torch.isfinite(latents).all():
-        raise OpenSoraError(f"Flux gave values that are not numbers (in {dtype}); try fp32, or check the file with inspect.")
-    return latents[:, :, 0].float().cpu()
+    config, recipe = transformer.config, family_of(transformer.config).sampling
+    shift = picture_shift(request.schedule, start.shape[-1] * start.shape[-2] // config.patch_size**2, config.guidance_embed)
+    schedule = recipe.schedule(config, start.shape, num_steps(request.steps, config.guidance_embed), shift)
+    told = Conditions(prompt.condition, numbers={"guidance": request.guidance})
+    return finished(sample(recipe, transformer, start, schedule, ONE_PASS, told, on_step), transformer.dtype, "Flux")[:, :, 0]
 
 
 def to_picture(pixels: Tensor) -> Tensor:
@@ -217,45 +139,17 @@ def to_picture(pixels: Tensor) -> Tensor:
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def check_files(dit: Path, vae: Path) -> NetworkSizes:
-    """The sizes of a Flux transformer that can draw with this autoencoder, from the files' headers.
-
-    Raises:
-        CheckpointError: one of them is something else, not whole, or they do not belong together.
-    """
-    header, identity = open_model(dit, "flux")
-    config = identity.config
-    if "img_in.weight" in {key[len(identity.prefix) :] for key in header.shapes}:
-        features = header.shapes[f"{identity.prefix}img_in.weight"][1]
-        if features > config.packed_channels:
-            raise CheckpointError(
-                f"{header.name} is a Flux.1 transformer that also reads a picture ({features} features, not {config.packed_channels}), "
-                "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
-            )
-    check_keys(header, identity)
-    _, _, decoder = open_decoder(vae)
-    if decoder.latent_channels != config.in_channels:
-        raise CheckpointError(
-            f"{vae.name} has {decoder.latent_channels} latent channels and {header.name} works on {config.in_channels}; they are not of one model."
-        )
-    return config
-
-
 def check_seed(name: str, seed: int) -> None:
     """Raise an OpenSoraError unless noise can be drawn from this seed."""
     if not 0 <= seed <= MAX_SEED:
         raise OpenSoraError(f"{name}={seed} is out of range; use 0 to {MAX_SEED}.")
 
 
-def check_text(text: PictureText, config: NetworkSizes) -> None:
-    """Raise a CheckpointError unless Flux reads text of this width."""
-    found, wanted = (text.context.shape[-1], text.y.shape[-1]), (config.context_in_dim, config.vec_in_dim)
+def check_text(context: Tensor, pooled: Tensor | None, config, advice: str) -> None:
+    """Raise a CheckpointError unless Flux reads text of this width. config: its context_in_dim and vec_in_dim."""
+    found = (context.shape[-1], None if pooled is None else pooled.shape[-1])
+    wanted = (config.context_in_dim, config.vec_in_dim)
     if found != wanted:
         raise CheckpointError(
-            f"The text encoders give {found[0]} and {found[1]} features and this Flux reads {wanted[0]} and {wanted[1]}; use its T5 and CLIP."
+            f"The text encoders give {found[0]} and {found[1]} features and this Flux reads {wanted[0]} and {wanted[1]}; {advice}."
         )
-
-
-def _read_shared(kind: str, path: Path, options: dict, read: Callable, dtype: torch.dtype, device: torch.device):
-    known_by = {**options, "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
-    return own_structure(SHARED.get(kind, path, known_by, partial(read, path, dtype, device)))

@@ -128,6 +128,9 @@ class Guidance:
         return StepGuidance(text, image, ("cond", "uncond", "uncond_image"), has_image)
 
 
+ONE_PASS = Guidance(text=1.0, image=1.0)  # of a network that needs no negative prompt
+
+
 def oscillate(scale: float, step: int) -> float:
     """`scale` during warm-up and on even steps, 1 on odd ones."""
     return scale if step < WARMUP_STEPS or step % 2 == 0 else 1.0

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from demo import tiny_flux
+from opensora_core import pipeline as pipeline_module
 from opensora_core.cli import main
 from opensora_core.commands import jobs
 from opensora_core.commands.options import DONE, REFUSED, SOME_FAILED
 from opensora_core.errors import OpenSoraError
 from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run import parts as networks, picture as painter
-from opensora_core.run.picture import FluxPainter
+from opensora_core.run import parts as networks
 
 SIZE = ["--width", "32", "--height", "32", "--num-frames", "5", "--num-steps", "2", "--device", "cpu"]
 PICTURE = ["--image-resolution", "144px", "--image-steps", "2"]
@@ -42,9 +42,9 @@ def run(tiny_checkpoint, flux, tmp_path, monkeypatch):
 @pytest.fixture
 def drawn(monkeypatch) -> list[list[int]]:
     """The seeds of the pictures of every call of the painter."""
-    calls, real = [], FluxPainter.paint
+    calls, real = [], pipeline_module.paint
     monkeypatch.setattr(
-        FluxPainter, "paint", lambda self, pictures, *rest: calls.append([one.seed for one in pictures]) or real(self, pictures, *rest)
+        pipeline_module, "paint", lambda flux, pictures, *rest: calls.append([seed for *_, seed in pictures]) or real(flux, pictures, *rest)
     )
     return calls
 
@@ -109,21 +109,21 @@ def test_the_prompt_of_a_picture_is_read_as_it_is(run, monkeypatch):
 
 def test_encoders_and_flux_are_read_once_and_the_two_large_networks_are_never_there_together(run, monkeypatch):
     shared, read = LoadedModels(), []
-    for module, names in ((networks, ("transformer", "vae", "t5", "clip")), (painter, ("transformer", "decoder"))):
-        monkeypatch.setattr(module, "SHARED", shared)
-        for name in names:
-            real, label = getattr(module, f"load_{name}"), f"flux {name}" if module is painter else name
+    monkeypatch.setattr(networks, "SHARED", shared)
+    for name in ("transformer", "vae", "t5", "clip", "decoder"):
+        real = getattr(networks, f"load_{name}")
 
-            def watched(*arguments, real=real, label=label, **more):
-                import gc
+        def watched(*arguments, real=real, name=name, **more):
+            import gc
 
-                gc.collect()
-                present = {entry.key.kind for entry in shared.listing()}
-                assert not (label == "flux transformer" and "transformer" in present) and not (label == "transformer" and "flux" in present)
-                read.append(label)
-                return real(*arguments, **more)
+            gc.collect()
+            label = f"flux {name}" if name == "decoder" or more.get("slot") == "flux" else name
+            present = {entry.key.kind for entry in shared.listing()}
+            assert not (label == "flux transformer" and "transformer" in present) and not (label == "transformer" and "flux" in present)
+            read.append(label)
+            return real(*arguments, **more)
 
-            monkeypatch.setattr(module, f"load_{name}", watched)
+        monkeypatch.setattr(networks, f"load_{name}", watched)
     monkeypatch.setattr(jobs, "DRAWN_TOGETHER", 2)
     assert run("prompt,seed\na,1\nb,2\nc,3\n") == DONE
     some = ["t5", "clip", "flux transformer", "flux decoder"]
@@ -163,21 +163,21 @@ def test_rows_without_a_seed_have_pictures_of_their_own(run, drawn):
 
 
 def test_a_picture_that_fails_is_the_failure_of_its_rows_alone(run, monkeypatch, capsys):
-    real = FluxPainter.paint
+    real = pipeline_module.paint
 
-    def fails(self, pictures, *rest):
-        if any(one.seed == 2 for one in pictures):
+    def fails(flux, pictures, *rest):
+        if any(seed == 2 for *_, seed in pictures):
             raise OpenSoraError("Flux gave values that are not numbers.")
-        return real(self, pictures, *rest)
+        return real(flux, pictures, *rest)
 
-    monkeypatch.setattr(FluxPainter, "paint", fails)
+    monkeypatch.setattr(pipeline_module, "paint", fails)
     table = "prompt,seed\na,1\nb,2\nc,3\n"
     assert run(table) == SOME_FAILED
     told = capsys.readouterr()
     assert told.out.split() == ["out/0001_a.mp4", "out/0003_c.mp4"]
     assert told.err.strip().splitlines()[-1] == "  row 2 (line 3): Flux gave values that are not numbers."
     assert "Traceback" not in told.err
-    monkeypatch.setattr(FluxPainter, "paint", real)
+    monkeypatch.setattr(pipeline_module, "paint", real)
     assert run(table) == DONE and capsys.readouterr().out.split() == ["out/0002_b.mp4"]
 
 
@@ -219,8 +219,8 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_read(run, drawn, monkey
         raise AssertionError("a network was read before every row was checked")
 
     Image.new("RGB", (96, 64)).save("red.png")
-    for module, name in ((networks, "load_t5"), (painter, "load_transformer"), (painter, "load_decoder")):
-        monkeypatch.setattr(module, name, read)
+    for name in ("load_t5", "load_transformer", "load_decoder"):
+        monkeypatch.setattr(networks, name, read)
     assert run(table, *arguments) == REFUSED
     assert says in capsys.readouterr().err and not drawn and not Path("out").exists()
 

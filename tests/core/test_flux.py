@@ -14,8 +14,12 @@ from opensora_core.geometry import ASPECT_RATIOS, training_size
 from opensora_core.memory.component import Placement
 from opensora_core.memory.loaded import SHARED
 from opensora_core.networks.mmdit.config import FLUX_DEV
-from opensora_core.run import picture as painting
-from opensora_core.run.picture import FluxPainter, Picture, PictureRequest, PictureText, draw
+from opensora_core.run import parts
+from opensora_core.run.files import check_picture_files
+from opensora_core.run.parts import PictureNetworks
+from opensora_core.run.picture import PictureRequest, draw, paint
+from opensora_core.run.request import EncodedPrompt
+from opensora_core.sampling.run import TextCondition
 from opensora_core.sampling.schedule import sigmas
 
 TOLERANCE = 2e-4
@@ -42,8 +46,8 @@ def schnell(files):
 
 
 @pytest.fixture
-def painter(files):
-    return FluxPainter(*files, Placement(torch.device("cpu"), torch.float32))
+def flux(files):
+    return PictureNetworks(*files, Placement(torch.device("cpu"), torch.float32))
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +55,12 @@ def recorded(golden):
     return golden("flux")
 
 
+def text(context, y):
+    return EncodedPrompt("", TextCondition({"context": context, "y": y}, {"context": context, "y": y}))
+
+
 def text_of(recorded):
-    return PictureText(recorded[0]["context"], recorded[0]["y"])
+    return text(recorded[0]["context"], recorded[0]["y"])
 
 
 def request(recorded, **changes):
@@ -60,21 +68,21 @@ def request(recorded, **changes):
 
 
 def pictures(recorded, *seeds, **changes):
-    return [Picture(text_of(recorded), request(recorded, **changes), seed) for seed in seeds]
+    return [(text_of(recorded), request(recorded, **changes), seed) for seed in seeds]
 
 
-def test_the_picture_is_the_reference_s(painter, recorded):
+def test_the_picture_is_the_reference_s(flux, recorded):
     tensors, metadata = recorded
-    (found,) = painter.paint(pictures(recorded, metadata["settings"]["seed"]))
+    (found,) = paint(flux, pictures(recorded, metadata["settings"]["seed"]))
     expected = (tensors["pixels"][0, :, 0].clamp(-1, 1) + 1) * 127.5
     assert found.shape == (1, 48, 80, 3) and found.dtype == torch.uint8
     assert (found[0].double() - expected.permute(1, 2, 0).double()).abs().max() < 0.51  # rounding to whole levels, nothing else
     assert expected.std() > 20  # the picture is not grey
 
 
-def test_latents_of_the_run(painter, recorded, relative_error):
+def test_latents_of_the_run(flux, recorded, relative_error):
     tensors, metadata = recorded
-    with painter._transformer.at_work() as transformer, torch.no_grad():
+    with flux.transformer.at_work() as transformer, torch.no_grad():
         found = draw(transformer, text_of(recorded), request(recorded), tensors["noise"])
         assert relative_error(found, tensors["latents"][:, :, 0]) < TOLERANCE
         other = draw(transformer, text_of(recorded), request(recorded, guidance=3.0), tensors["noise"])
@@ -118,26 +126,26 @@ def test_dev_and_schnell_have_their_own_steps():
 
 
 def test_schnell_draws_in_four_steps(schnell, files, recorded):
-    painter = FluxPainter(schnell, files[1], Placement(torch.device("cpu"), torch.float32))
+    flux = PictureNetworks(schnell, files[1], Placement(torch.device("cpu"), torch.float32))
     done = []
-    painter.paint([Picture(text_of(recorded), PictureRequest(48, 80), 1)], lambda step, steps: done.append((step, steps)))
+    paint(flux, [(text_of(recorded), PictureRequest(48, 80), 1)], lambda step, steps: done.append((step, steps)))
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_picture_depends_on_its_seed_alone(painter, recorded):
-    one, two = painter.paint(pictures(recorded, 3, 4, steps=2))
-    (again,) = painter.paint(pictures(recorded, 4, steps=2))
+def test_a_picture_depends_on_its_seed_alone(flux, recorded):
+    one, two = paint(flux, pictures(recorded, 3, 4, steps=2))
+    (again,) = paint(flux, pictures(recorded, 4, steps=2))
     assert torch.equal(two, again) and not torch.equal(one, two)
 
 
-def test_pictures_of_other_prompts_sizes_and_steps_are_drawn_together(painter, recorded):
+def test_pictures_of_other_prompts_sizes_and_steps_are_drawn_together(flux, recorded):
     """Each is what it is alone, and progress counts the steps of all."""
-    other = PictureText(recorded[0]["context"].flip(1), recorded[0]["y"].flip(1))
-    asked = [*pictures(recorded, 3, steps=2), Picture(other, PictureRequest(64, 32, steps=3), 4)]
+    other = text(recorded[0]["context"].flip(1), recorded[0]["y"].flip(1))
+    asked = [*pictures(recorded, 3, steps=2), (other, PictureRequest(64, 32, steps=3), 4)]
     done = []
-    together = painter.paint(asked, lambda step, steps: done.append((step, steps)))
+    together = paint(flux, asked, lambda step, steps: done.append((step, steps)))
     assert done == [(step, 5) for step in range(1, 6)] and [tuple(one.shape) for one in together] == [(1, 48, 80, 3), (1, 64, 32, 3)]
-    assert all(torch.equal(one, *painter.paint([alone])) for one, alone in zip(together, asked, strict=True))
+    assert all(torch.equal(one, *paint(flux, [alone])) for one, alone in zip(together, asked, strict=True))
 
 
 def flux_in_memory() -> list[str]:
@@ -148,26 +156,26 @@ def flux_in_memory() -> list[str]:
 def test_nothing_of_flux_is_left_after_the_last_picture(files, recorded, monkeypatch):
     """In no mode, and the transformer is gone before the decoder is read."""
     for mode in ("everything", "auto", "resident", "minimal"):
-        painter = FluxPainter(*files, Placement(torch.device("cpu"), torch.float32, mode))
+        flux = PictureNetworks(*files, Placement(torch.device("cpu"), torch.float32, mode))
         loaded = []
 
         def watched(path, *arguments, read=load_decoder, loaded=loaded):
             loaded.append(flux_in_memory())
             return read(path, *arguments)
 
-        monkeypatch.setattr(painting, "load_decoder", watched)
-        painter = FluxPainter(*files, Placement(torch.device("cpu"), torch.float32, mode))
-        painter.paint(pictures(recorded, 1, steps=1))
+        monkeypatch.setattr(parts, "load_decoder", watched)
+        flux = PictureNetworks(*files, Placement(torch.device("cpu"), torch.float32, mode))
+        paint(flux, pictures(recorded, 1, steps=1))
         assert loaded == [[]], mode
         assert not flux_in_memory(), mode
 
 
-def test_flux_is_given_up_when_a_run_fails(painter, recorded, monkeypatch):
+def test_flux_is_given_up_when_a_run_fails(flux, recorded, monkeypatch):
     def fail(step, steps):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        painter.paint(pictures(recorded, 1), fail)
+        paint(flux, pictures(recorded, 1), fail)
     assert not flux_in_memory()
 
 
@@ -175,19 +183,19 @@ def test_wrong_files_are_named_before_any_weight_is_read(files, tiny_checkpoint,
     placement = Placement(torch.device("cpu"))
     video = tiny_checkpoint / "Open_Sora_v2.safetensors"
     with pytest.raises(CheckpointError, match=r"Open_Sora_v2.safetensors is an Open-Sora 2.0 .*--flux"):
-        FluxPainter(video, files[1], placement)
+        PictureNetworks(video, files[1], placement)
     with pytest.raises(CheckpointError, match=r"hunyuan_vae.safetensors is .*--flux-vae"):
-        FluxPainter(files[0], tiny_checkpoint / "hunyuan_vae.safetensors", placement)
+        PictureNetworks(files[0], tiny_checkpoint / "hunyuan_vae.safetensors", placement)
     with pytest.raises(CheckpointError, match="flux1-dev.safetensors is a Flux.1 transformer"):
-        FluxPainter(files[0], files[0], placement)
+        PictureNetworks(files[0], files[0], placement)
     weights = load_file(files[1])
     weights.pop("decoder.up.1.block.0.conv1.weight")
     save_file(weights, tmp_path / "ae.safetensors")
     with pytest.raises(CheckpointError, match="decoder is not whole.*up.1.block.0.conv1.weight"):
-        FluxPainter(files[0], tmp_path / "ae.safetensors", placement)
+        PictureNetworks(files[0], tmp_path / "ae.safetensors", placement)
     with pytest.raises(CheckpointError, match="16 expected"):
         manifest = {**flux_ae_manifest(), "decoder.conv_in.weight": (512, 4, 3, 3)}
-        FluxPainter(files[0], write_hole(tmp_path / "sd.safetensors", manifest), placement)
+        PictureNetworks(files[0], write_hole(tmp_path / "sd.safetensors", manifest), placement)
 
 
 def test_a_flux_that_reads_a_picture_is_refused(files, tmp_path):
@@ -195,12 +203,12 @@ def test_a_flux_that_reads_a_picture_is_refused(files, tmp_path):
     weights["img_in.weight"] = torch.zeros(weights["img_in.weight"].shape[0], 384)
     save_file(weights, tmp_path / "flux1-fill-dev.safetensors")
     with pytest.raises(CheckpointError, match="also reads a picture .384 features"):
-        FluxPainter(tmp_path / "flux1-fill-dev.safetensors", files[1], Placement(torch.device("cpu")))
+        PictureNetworks(tmp_path / "flux1-fill-dev.safetensors", files[1], Placement(torch.device("cpu")))
 
 
-def test_text_of_another_width_is_refused(painter, recorded):
+def test_text_of_another_width_is_refused(flux, recorded):
     with pytest.raises(CheckpointError, match="give 32 and 64 features and this Flux reads 64 and 64"):
-        painter.paint([Picture(PictureText(torch.zeros(1, 3, 32), torch.zeros(1, 64)), request(recorded), 1)])
+        paint(flux, [(text(torch.zeros(1, 3, 32), torch.zeros(1, 64)), request(recorded), 1)])
 
 
 @pytest.mark.parametrize(
@@ -222,4 +230,4 @@ def test_released_flux_dev_is_read_as_it_is_described(write_hole, tmp_path):
 
     dit = write_hole(tmp_path / "flux1-dev.safetensors", table.manifest(FLUX_DEV))
     vae = write_hole(tmp_path / "ae.safetensors", flux_ae_manifest(), "F32")
-    assert painting.check_files(dit, vae) == FLUX_DEV
+    assert check_picture_files(dit, vae) == FLUX_DEV

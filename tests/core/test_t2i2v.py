@@ -13,7 +13,7 @@ from opensora_core.commands.options import DONE, REFUSED
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run import parts as networks, picture as painter
+from opensora_core.run import parts as networks
 from opensora_core.run.picture import PictureRequest
 from opensora_core.sampling.given import fit_image
 
@@ -40,23 +40,21 @@ def request(**changes):
 def reads(monkeypatch):
     """What is read, in its order, and which models were in memory at that time."""
     shared, found = LoadedModels(), []
-    for module in (networks, painter):  # not what other tests' pipelines still hold
-        monkeypatch.setattr(module, "SHARED", shared)
+    monkeypatch.setattr(networks, "SHARED", shared)  # not what other tests' pipelines still hold
 
-    def watch(module, name, kind):
-        read = getattr(module, name)
+    def watch(name, kind):
+        read = getattr(networks, f"load_{name}")
 
         def watched(*arguments, **keywords):
             gc.collect()
-            found.append((kind, {entry.key.kind for entry in shared.listing()}))
+            found.append((keywords.get("slot", kind), {entry.key.kind for entry in shared.listing()}))
             return read(*arguments, **keywords)
 
-        monkeypatch.setattr(module, name, watched)
+        monkeypatch.setattr(networks, f"load_{name}", watched)
 
-    watch(painter, "load_transformer", "flux")
-    watch(painter, "load_decoder", "flux_vae")
     for name in ("transformer", "t5", "clip", "vae"):
-        watch(networks, f"load_{name}", name)
+        watch(name, name)
+    watch("decoder", "flux_vae")
     return found
 
 

@@ -59,9 +59,10 @@ def test_the_host_s_picture_is_the_library_s(pack, parts, files, conditioning, r
     with torch.inference_mode():
         found = host.paint(model, vae, positive, request, 7, None)
     assert len(forwards) == 4 and float(forwards[0]) == 4.0
-    text = painter.PictureText(positive[0][0], positive[0][1]["pooled_output"])
+    side = {"context": positive[0][0], "y": positive[0][1]["pooled_output"]}
+    text = pack("opensora_core.run.request").EncodedPrompt("", pack("opensora_core.sampling.run").TextCondition(side, side))
     placement = pack("opensora_core.memory.component").Placement(torch.device("cpu"), torch.float32)
-    (expected,) = painter.FluxPainter(*files, placement).paint([painter.Picture(text, request, 7)])
+    (expected,) = painter.paint(pack("opensora_core.run.parts").PictureNetworks(*files, placement), [(text, request, 7)])
     assert found.shape == expected.shape == (1, 64, 96, 3)
     assert expected.float().std() > 10
     assert (found * 255 - expected).abs().max() < 3  # the library rounds to 8 bits; the host may compute in half precision
