@@ -16,7 +16,7 @@ from torch import nn
 
 from ...opensora_core.choices import NF4
 from ...opensora_core.errors import OpenSoraError, check_choice
-from ...opensora_core.memory.loaded import SHARED, Description, stamp
+from ...opensora_core.memory.loaded import SHARED, stamp
 from ...opensora_core.memory.plan import at_least
 from . import keep, nf4
 from .model import load_model
@@ -120,12 +120,14 @@ def unload(kind: str) -> str:
     chosen = [patcher for patcher in _host_patchers() if kind == ALL or _kind(patcher) == kind]
     for patcher in chosen:
         if getattr(patcher.model, "current_patcher", None) is not None:
-            raise OpenSoraError(f"{_name(patcher)} is sampling at this moment and is not unloaded; try again when it is done.")
+            raise OpenSoraError(
+                f"{type(patcher.model).__name__} is sampling at this moment and is not unloaded; try again when it is done."
+            )
     for patcher in chosen:
         comfy.model_management.unload_model_and_clones(patcher, unload_additional_models=False, all_devices=True)
     if not chosen:
         return f"There was {'nothing' if kind == ALL else f'no {kind}'} to unload."
-    return f"Unloaded: {', '.join(_name(patcher) for patcher in chosen)}."
+    return f"Unloaded: {', '.join(type(patcher.model).__name__ for patcher in chosen)}."
 
 
 def report(done: str) -> str:
@@ -135,7 +137,7 @@ def report(done: str) -> str:
 
 
 def _shared(kind: str, path: str, options: dict[str, Hashable], load: Callable):
-    found = SHARED.get(_kind_in_cache(kind), path, options, load, _describe, keep.is_on())
+    found = SHARED.get(_kind_in_cache(kind), path, options, load, lambda thing: int(_patcher(thing).model_size()), keep.is_on())
     keep.yield_to_host()  # with what was loaded just now
     _ours.add(found)
     return found
@@ -165,16 +167,16 @@ def _patcher(thing):
 
 
 def _entry(patcher) -> Entry:
-    found = _describe(patcher)
-    is_kept = any(_patcher(kept).model is patcher.model for kept in SHARED.kept() if hasattr(_patcher(kept), "load_device"))
     return Entry(
-        _kind(patcher), _name(patcher), _files(patcher), found.device, found.num_bytes, int(patcher.loaded_size()), found.precision, is_kept
+        kind=_kind(patcher),
+        name=type(patcher.model).__name__,
+        files=_files(patcher),
+        device=str(patcher.load_device),
+        size=int(patcher.model_size()),
+        on_device=int(patcher.loaded_size()),
+        precision=_precision(patcher.model),
+        is_kept=any(_patcher(kept).model is patcher.model for kept in SHARED.kept() if hasattr(_patcher(kept), "load_device")),
     )
-
-
-def _describe(thing) -> Description:
-    patcher = _patcher(thing)
-    return Description(str(patcher.load_device), _precision(patcher.model), int(patcher.model_size()))
 
 
 def _precision(network: nn.Module) -> str:
@@ -193,10 +195,6 @@ def _kind(patcher) -> str:
     if any(hasattr(patcher.model, name) for name in ("encode_token_weights", "clip_layer")):
         return TEXT_ENCODERS
     return VAE if hasattr(patcher.model, "decode") or hasattr(patcher.model, "decoder") else OTHER
-
-
-def _name(patcher) -> str:
-    return type(patcher.model).__name__
 
 
 def _files(patcher) -> tuple[str, ...]:

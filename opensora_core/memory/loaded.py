@@ -16,17 +16,16 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import CheckpointError, OpenSoraError
+from .plan import GIB
 
 T = TypeVar("T")
 
-GIB = 2**30
-PROMPTS_BYTES = GIB // 4  # about thirty prompts with their negatives
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".json")  # of a folder in the hub's layout
 _CHECKS = 64
 
@@ -70,41 +69,18 @@ class Key:
     options: tuple[tuple[str, Hashable], ...]
 
 
-@dataclass(frozen=True)
-class Description:
-    """Where a model's weights are ("cpu", "cuda:0", or several), in which types, and their bytes, each counted once."""
-
-    device: str
-    precision: str
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A line of the listing. `is_kept`: held here beyond its use elsewhere."""
+class Loaded(NamedTuple):
+    """A line of the listing: what it is known by, bytes of its weights, and whether it is held here beyond its use elsewhere."""
 
     key: Key
-    description: Description
+    num_bytes: int
     is_kept: bool
 
-    def line(self) -> str:
-        """For a person: what, where, in what precision, how large."""
-        options = ", ".join(f"{name} {value}" for name, value in self.key.options)
-        what = self.description
-        kept = ", kept loaded" if self.is_kept else ""
-        return f"{self.key.kind}: {self.key.file.name} ({options or 'as stored'}) on {what.device}, {what.precision}, {what.num_bytes / GIB:.2f} GiB{kept}"
 
-
-def describe_modules(network: Any) -> Description:
-    """Of a module, or of an object whose `.model` is one."""
-    tensors = _tensors(network if isinstance(network, nn.Module) else network.model)
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        name = str(tensor.dtype).removeprefix("torch.")
-        sizes[name] = sizes.get(name, 0) + tensor.nbytes
-    devices = sorted({str(tensor.device) for tensor in tensors}) or ["cpu"]
-    types = sorted(sizes, key=lambda name: -sizes[name]) or ["no weights"]
-    return Description(" and ".join(devices), " and ".join(types), sum(sizes.values()))
+def weight_bytes(network: Any) -> int:
+    """Of a module, or of an object whose `.model` is one; weights in one place count once."""
+    module = network if isinstance(network, nn.Module) else network.model
+    return sum(dict(((tensor.data_ptr(), tensor.nbytes), tensor.nbytes) for tensor in (*module.parameters(), *module.buffers())).values())
 
 
 class LoadedModels:
@@ -117,7 +93,7 @@ class LoadedModels:
     def __init__(self, keep_limit_gib: float = 0.0):
         self._lock = threading.RLock()
         self._models: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
-        self._describe: dict[Key, Callable[[Any], Description]] = {}
+        self._sizes: dict[Key, int] = {}  # bytes
         self._kept: OrderedDict[Key, Any] = OrderedDict()
         self._gates: dict[Key, list] = {}  # [lock, how many want it], of keys that are being loaded
         self._checked: OrderedDict[Hashable, None] = OrderedDict()
@@ -144,7 +120,6 @@ class LoadedModels:
         wanted = frozenset(kinds)
         with self._lock:
             self._keep_limit = int(gib * GIB)
-            self._prune()
             for key, model in list(self._models.items()):
                 if key.kind in wanted and key not in self._kept:
                     self._kept[key] = model
@@ -157,7 +132,7 @@ class LoadedModels:
         path: str | Path,
         options: Mapping[str, Hashable],
         load: Callable[[], T],
-        describe: Callable[[T], Description] = describe_modules,
+        size: Callable[[T], int] = weight_bytes,
         keep: bool = False,
     ) -> T:
         """The model that is loaded already, else load it.
@@ -167,7 +142,7 @@ class LoadedModels:
             options: whatever changes the weights: precision, dtype, device.
             load: makes the object to share: a module, or a host's patcher. It must allow weak references. Of several threads that ask
                 at the same time one calls it and the others wait. If it raises, nothing is remembered.
-            describe: for the listing.
+            size: gives the bytes that the object counts for within the limit.
             keep: hold it within the limit when nobody else does.
 
         Raises:
@@ -185,7 +160,7 @@ class LoadedModels:
             with self._lock:
                 self._forget_replaced(key)
                 self._models[key] = model
-                self._describe[key] = describe
+                self._sizes[key] = size(model)
                 if keep or key in self._kept:
                     self._kept[key] = model
                     self._kept.move_to_end(key)
@@ -195,15 +170,7 @@ class LoadedModels:
     def listing(self) -> list[Loaded]:
         """Everything that is loaded now."""
         with self._lock:
-            self._prune()
-            alive = [(key, model, self._describe[key], key in self._kept) for key, model in list(self._models.items())]
-        return [Loaded(key, describe(model), is_kept) for key, model, describe, is_kept in alive]
-
-    def report(self) -> str:
-        """The listing for a person."""
-        lines = [entry.line() for entry in self.listing()]
-        kept = f"Kept loaded up to {self.keep_limit_gib:g} GiB." if self._keep_limit else "Nothing is kept loaded beyond its use."
-        return "\n".join([*(lines or ["No model is loaded."]), kept])
+            return [Loaded(key, self._sizes[key], key in self._kept) for key in list(self._models)]
 
     def release(self, path: str | Path | None = None) -> None:
         """Keep no longer what was kept of a file, or of all. Whoever uses it still does."""
@@ -255,23 +222,18 @@ class LoadedModels:
             if other.file.path == key.file.path and other.file != key.file:
                 self._kept.pop(other, None)
                 self._models.pop(other, None)
-        self._prune()
-
-    def _prune(self) -> None:
-        for key in self._describe.keys() - set(self._models.keys()):
-            del self._describe[key]
+        for gone in self._sizes.keys() - set(self._models.keys()):
+            del self._sizes[gone]
 
     def _trim(self) -> None:
-        sizes = {key: self._describe[key](model).num_bytes for key, model in self._kept.items()}
-        while sum(sizes.values()) > self._keep_limit:
-            oldest, _ = self._kept.popitem(last=False)
-            del sizes[oldest]
+        while sum(self._sizes[key] for key in self._kept) > self._keep_limit:
+            self._kept.popitem(last=False)
 
 
 class EncodedPrompts:
-    """Encoded prompts, kept in memory up to a limit, the least recently used given up first."""
+    """Encoded prompts, kept in memory up to a limit (by default about thirty with their negatives), the least recently used given up first."""
 
-    def __init__(self, limit_bytes: int = PROMPTS_BYTES):
+    def __init__(self, limit_bytes: int = GIB // 4):
         self._lock = threading.RLock()
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self.limit_bytes = limit_bytes
@@ -350,9 +312,3 @@ def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     for name, part in module._modules.items():
         twin._modules[name] = None if part is None else _twin(part, made)
     return twin
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, those in one place once."""
-    unique = {(tensor.data_ptr(), tensor.nbytes): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return list(unique.values())

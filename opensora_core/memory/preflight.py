@@ -9,6 +9,7 @@ the result: the asked-for or stored precision, bf16, fp8_e4m3fn, int8, nf4 (int8
 one asked for, or auto, which streams as little as the device allows. The decode is exact where that fits.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -95,7 +96,9 @@ def preflight(request: Request, model: ModelSizes, memory: Memory, measured: Seq
         memory: see memory_of.
         measured: forwards timed on this or other machines; only an exact match is used.
     """
-    asked = estimate(request, replace(request.settings, precision=_precision(request, model, memory)), model, memory)
+    asked_for = request.settings.precision
+    precision = _precisions(request, model, memory, True)[0] if asked_for == AUTO else asked_for
+    asked = estimate(request, replace(request.settings, precision=precision), model, memory)
     recommended = asked if asked.fits and asked.is_cached else _first_that_fits(request, model, memory)
     if recommended is None or (asked.fits and not recommended.is_cached):
         recommended = asked if asked.fits else None
@@ -116,15 +119,6 @@ def memory_of(device: str | torch.device) -> Memory:
         free = min(total, (free_bytes(device) or total) + CONTEXT_BYTES)
         return Memory("cuda", torch.cuda.get_device_name(device), free, total, ram_free, ram_total)
     return Memory(device.type, {"cpu": "the CPU"}.get(device.type, device.type), ram_free, ram_total, ram_free, ram_total)
-
-
-def _precision(request: Request, model: ModelSizes, memory: Memory) -> str:
-    """The one asked for, else the quantised one of the file, else what networks compute in on the device."""
-    if request.settings.precision != AUTO:
-        return request.settings.precision
-    if model.stored in QUANTISED:
-        return model.stored
-    return FP32 if memory.device == "cpu" else BF16
 
 
 def _first_that_fits(request: Request, model: ModelSizes, memory: Memory) -> Estimate | None:
@@ -161,11 +155,13 @@ def _candidates(request: Request, model: ModelSizes, memory: Memory, is_kept: bo
 
 
 def _precisions(request: Request, model: ModelSizes, memory: Memory, is_kept: bool) -> list[str]:
+    """In the order of preference; the first is the one asked for, else what the file is quantised to, else what the device computes in."""
+    asked = request.settings.precision
     if model.stored in QUANTISED:
         return [model.stored]  # what was rounded once is not made better or rounded again
-    first = _precision(request, model, memory)
-    if is_kept and request.settings.precision != AUTO:
-        return [first]
+    if is_kept and asked != AUTO:
+        return [asked]
+    first = asked if asked != AUTO else FP32 if memory.device == "cpu" else BF16
     return list(dict.fromkeys((first, BF16, *QUANTISED)))
 
 
@@ -182,12 +178,10 @@ def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
     def fits(changed: Request) -> bool:
         return any(estimate(changed, one, model, memory).fits for one in can_be_sampled(changed))
 
-    def largest(high: int, changed: Callable[[int], Request]) -> int | None:
+    def largest(high: int, changed: Callable[[int], Request]) -> int:
         # Sampling is nearly always what decides, and counted at once; a decode takes a second to count.
-        most = _largest(1, high, lambda n: bool(can_be_sampled(changed(n))))
-        if most is None or fits(changed(most)):
-            return most
-        return _largest(1, most - 1, lambda n: fits(changed(n)))
+        most = _largest(high, lambda n: bool(can_be_sampled(changed(n))))
+        return most if not most or fits(changed(most)) else _largest(most - 1, lambda n: fits(changed(n)))
 
     free, grid, multiple = replace(request, settings=Settings()), request.grid, request.grid.size_multiple
     length = largest(grid.latent_frames(request.num_frames) - 1, lambda n: replace(free, num_frames=grid.pixel_frames(n)))
@@ -206,16 +200,9 @@ def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
     return f"The nearest that does: {' or '.join(ways)}."
 
 
-def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest number from low to high that fits, if what is smaller fits too."""
-    best = None
-    while low <= high:
-        middle = (low + high) // 2
-        if fits(middle):
-            best, low = middle, middle + 1
-        else:
-            high = middle - 1
-    return best
+def _largest(high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to high that fits, if what is smaller fits too; 0 if none does."""
+    return bisect_left(range(1, high + 1), True, key=lambda number: not fits(number))
 
 
 def _seconds(request: Request, chosen: Estimate, memory: Memory, measured: Sequence[MeasuredForward]) -> float | None:

@@ -18,7 +18,7 @@ from opensora_core.checkpoint import files
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.families import table
-from opensora_core.memory.loaded import Description, EncodedPrompts, LoadedModels, own_structure
+from opensora_core.memory.loaded import EncodedPrompts, LoadedModels, own_structure
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run import parts as networks, text
 
@@ -32,8 +32,8 @@ class Model:
         self.mib = mib
 
 
-def describe(model):
-    return Description("cpu", "bf16", model.mib * 2**20)
+def size(model):
+    return model.mib * 2**20
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def shared(monkeypatch):
 
 
 def get(cache, path, load=Model, keep=False, **options):
-    return cache.get("transformer", path, options, load, describe, keep)
+    return cache.get("transformer", path, options, load, size, keep)
 
 
 def refuse():
@@ -72,12 +72,12 @@ def test_the_same_file_with_the_same_options_is_one_object(cache, file, tmp_path
     assert get(cache, str(file), refuse, dtype="bf16") is model
     assert get(cache, tmp_path / "link.safetensors", refuse, dtype="bf16") is model
     assert get(cache, file, dtype="fp32") is not model
-    assert cache.get("lora", file, {"dtype": "bf16"}, Model, describe) is not model
+    assert cache.get("lora", file, {"dtype": "bf16"}, Model, size) is not model
 
 
 def test_it_lives_as_long_as_someone_uses_it(cache, file):
     model = get(cache, file)
-    assert [entry.description.num_bytes for entry in cache.listing()] == [2**20]
+    assert [entry.num_bytes for entry in cache.listing()] == [2**20]
     del model
     gc.collect()
     assert cache.listing() == []
@@ -109,7 +109,7 @@ def test_what_is_loaded_already_is_kept_too_and_given_up_before_what_was(tmp_pat
     for name in "abc":
         (tmp_path / name).write_text(name)
     models = [
-        cache.get(kind, tmp_path / name, {}, Model, describe, kind == "kept") for kind, name in (("kept", "a"), ("t5", "b"), ("vae", "c"))
+        cache.get(kind, tmp_path / name, {}, Model, size, kind == "kept") for kind, name in (("kept", "a"), ("t5", "b"), ("vae", "c"))
     ]
     cache.keep_up_to(2 / 1024, ("kept", "t5"))
     assert cache.kept() == [models[1], models[0]]
@@ -161,7 +161,7 @@ def test_a_failed_load_leaves_nothing(cache, file):
 
     with pytest.raises(CheckpointError, match="damaged"):
         get(cache, file, fail)
-    assert cache.listing() == [] and not cache._gates and not cache._describe
+    assert cache.listing() == [] and not cache._gates and not cache._sizes
     assert isinstance(get(cache, file), Model)
     with pytest.raises(CheckpointError, match="cannot be found"):
         get(cache, file.with_name("absent"), refuse)
@@ -234,15 +234,13 @@ def test_another_file_is_not_held_up_by_one_that_is_loading(cache, tmp_path):
     thread.join(20)
 
 
-def test_the_listing_says_what_where_in_what_precision_and_how_large(cache, file):
+def test_the_listing_says_what_and_how_large(cache, file):
     module = nn.Linear(8, 4, dtype=torch.bfloat16)
     module.again = module.weight  # one weight under two names counts once
     kept = cache.get("transformer", file, {"precision": "as stored"}, lambda: module)
     (entry,) = cache.listing()
-    assert kept is module and entry.description == Description("cpu", "bfloat16", 2 * (32 + 4))
-    assert entry.line() == "transformer: model.safetensors (precision as stored) on cpu, bfloat16, 0.00 GiB"
-    assert cache.report().splitlines() == [entry.line(), "Nothing is kept loaded beyond its use."]
-    assert LoadedModels(2.5).report().splitlines() == ["No model is loaded.", "Kept loaded up to 2.5 GiB."]
+    assert kept is module and entry.num_bytes == 2 * (32 + 4)
+    assert (entry.key.kind, entry.key.file.name, entry.key.options) == ("transformer", "model.safetensors", (("precision", "as stored"),))
 
 
 class OpenCount:
