@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import BACKWARDS, DIRECTIONS, FITS, FORWARDS
+from ..opensora_core.choices import BACKWARDS, DIRECTIONS, FITS
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.geometry import Tiling
 from ..opensora_core.sampling.given import (
@@ -159,16 +159,14 @@ class OpenSoraVideoToVideo(io.ComfyNode):
                     tooltip="The clip to extend: frames, a video, or the LATENT of a finished one, which is not decoded and encoded again. Taken "
                     "frame by frame, at its own rate.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "direction",
-                    options=list(DIRECTIONS),
-                    default=FORWARDS,
+                    DIRECTIONS,
                     tooltip="forwards = the video begins with the clip's last frames; backwards = it ends with the clip's first ones.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "context",
-                    options=[str(count) for count in CONTEXTS],
-                    default=str(CONTEXTS[0]),
+                    [str(count) for count in CONTEXTS],
                     tooltip="How many frames of the clip the video goes on from. More hold it closer, and leave fewer to be made.",
                 ),
                 inputs.fit("clip", advanced=True),

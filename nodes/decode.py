@@ -4,9 +4,8 @@ from comfy_api.latest import io
 
 from ..opensora_core.choices import POSTERIORS
 from ..opensora_core.codecs.tiling import check_tiling
-from ..opensora_core.errors import OpenSoraError, check_choice
+from ..opensora_core.errors import check_choice
 from ..opensora_core.geometry import Tiling
-from ..opensora_core.run.request import SamplingOptions
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
 
 FOLDER = "vae"
@@ -52,13 +51,8 @@ class OpenSoraVAELoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vae_name):
-        # The host runs this node when its VAE is first needed, after sampling. A name that comes over a wire is None here.
-        try:
-            if vae_name is not None:
-                vae_files.check_file(paths.model_file(FOLDER, vae_name))
-        except OpenSoraError as error:
-            return str(error)
-        return True
+        # The host runs this node when its VAE is first needed, after sampling.
+        return inputs.problem(lambda name: vae_files.check_file(paths.model_file(FOLDER, name)), vae_name)
 
     @classmethod
     def fingerprint_inputs(cls, vae_name):
@@ -121,10 +115,9 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
                 inputs.vae(_VAE_TOOLTIP),
                 io.Image.Input("image", tooltip="The frames of one clip: 4k+1 of them (1, 5, 9, …), sides multiples of 16 pixels."),
                 *_tile_inputs(),
-                io.Combo.Input(
+                inputs.choice(
                     "posterior",
-                    options=list(POSTERIORS),
-                    default=SamplingOptions.posterior,
+                    POSTERIORS,
                     advanced=True,
                     tooltip="mode = the most likely latent, the same every time; sample = drawn with the seed, as the reference does.",
                 ),
@@ -151,11 +144,7 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
 def _tiling_problem(tile_size: int | None, temporal_tile: int | None = None) -> str | bool:
     """True if the sizes can be used, else a sentence. One that comes over a wire (None) is checked when the node runs; overlap
     is not asked for, so that the host's own limits for it stay in force."""
-    try:
-        check_tiling(Tiling(tile_size or 0, temporal_tile=temporal_tile or 0))
-    except OpenSoraError as error:
-        return str(error)
-    return True
+    return inputs.problem(check_tiling, Tiling(tile_size or 0, temporal_tile=temporal_tile or 0))
 
 
 def _reporter(node_id: str | None):

@@ -3,7 +3,6 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.flux import GUIDANCE, RESOLUTION, SCHEDULES
 from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.run.picture import MAX_STEPS, PictureRequest
@@ -27,10 +26,9 @@ def _flux_inputs() -> list:
 
 
 def _aspect_ratio_input() -> io.Combo.Input:
-    return io.Combo.Input(
+    return inputs.choice(
         "aspect_ratio",
-        options=list(geometry.ASPECT_RATIOS),
-        default=geometry.ASPECT_RATIOS[0],
+        geometry.ASPECT_RATIOS,
         tooltip="Width : height of the video; the picture is drawn in the nearest size that Open-Sora was trained on.",
     )
 
@@ -57,10 +55,9 @@ def _steps_input(name: str) -> io.Int.Input:
 
 def _schedule_inputs() -> list:
     return [
-        io.Combo.Input(
+        inputs.choice(
             "flux_schedule",
-            options=list(SCHEDULES),
-            default=SCHEDULES[0],
+            SCHEDULES,
             advanced=True,
             tooltip="How the picture's steps are spaced. open-sora = as released with Open-Sora; flux = Flux's own (equal steps for schnell); "
             "auto = open-sora for dev, flux for schnell.",
@@ -161,10 +158,9 @@ class OpenSoraFluxToVideo(io.ComfyNode):
                     default="",
                     tooltip="What the video moves away from; Flux does not read it. Empty is how the model was trained.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "resolution",
-                    options=list(VIDEO_RESOLUTIONS),
-                    default=VIDEO_RESOLUTIONS[0],
+                    VIDEO_RESOLUTIONS,
                     tooltip="Area of the video: those of squares with that side, what Open-Sora was trained at.",
                 ),
                 _aspect_ratio_input(),
@@ -195,12 +191,7 @@ class OpenSoraFluxToVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, num_frames):
-        try:
-            if num_frames is not None:  # over a wire; checked again when it runs
-                flux.check_num_frames(num_frames)
-        except OpenSoraError as error:
-            return str(error)
-        return True
+        return inputs.problem(flux.check_num_frames, num_frames)
 
     @classmethod
     def execute(

@@ -17,10 +17,9 @@ _ONLY_CUSTOM = " Only used when resolution is custom."
 
 
 def _aspect_ratio_input() -> io.Combo.Input:
-    return io.Combo.Input(
+    return inputs.choice(
         "aspect_ratio",
-        options=list(geometry.ASPECT_RATIOS),
-        default=geometry.ASPECT_RATIOS[0],
+        geometry.ASPECT_RATIOS,
         tooltip="Width : height of the picture. Not used when resolution is custom.",
     )
 
@@ -55,10 +54,9 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
             description="An empty clip in one of the sizes Open-Sora 2.0 was made for, or in a size of your own.",
             search_aliases=["open sora size", "open-sora resolution", "empty video latent", "aspect ratio"],
             inputs=[
-                io.Combo.Input(
+                inputs.choice(
                     "resolution",
-                    options=list(OFFERED),
-                    default="256px",
+                    OFFERED,
                     tooltip="Area of the picture: 256px and 768px are the areas of squares with that side. custom uses width and height below.",
                 ),
                 _aspect_ratio_input(),
@@ -125,9 +123,9 @@ class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
             description="An empty clip for the high-compression variant of Open-Sora 2.0, whose VAE is the Video DC-AE: 4k frames, sides multiples of 32.",
             search_aliases=["open sora dc-ae", "video dc-ae size", "high compression latent"],
             inputs=[
-                io.Combo.Input(
+                inputs.choice(
                     "resolution",
-                    options=list(OFFERED),
+                    OFFERED,
                     default="768px",
                     tooltip="Area of the picture: 768px, a square's of that side, is what this variant was released at. custom uses width and height.",
                 ),

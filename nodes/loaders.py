@@ -4,7 +4,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.choices import AUTO, DEFAULT_BUDGET_GIB, OFFLOADS, PRECISIONS
-from .host import keep, lora, notice, paths, shared
+from .host import inputs, keep, lora, notice, paths, shared
 from .host.offload import apply_offload
 
 MODELS, LORAS = "diffusion_models", "loras"
@@ -25,27 +25,20 @@ class OpenSoraModelLoader(io.ComfyNode):
                     options=paths.choices(MODELS),
                     tooltip="The transformer in models/diffusion_models: Open_Sora_v2.safetensors, or a quantised form of it that ComfyUI reads.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "precision",
-                    options=list(PRECISIONS),
-                    default=AUTO,
+                    PRECISIONS,
                     tooltip="How the weights are held. auto = as stored in the file (bf16: 24 GB); fp8_e4m3fn or int8 = 15 GB, slightly less exact; "
                     "fp32 = 48 GB; nf4 = 11.4 GB, less exact, without LoRA, experimental.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "offload",
-                    options=list(OFFLOADS),
-                    default=AUTO,
+                    OFFLOADS,
                     optional=True,
                     tooltip="Where weights are while a video is made. auto = ComfyUI decides (best for most). resident = all in GPU memory, refused if "
                     "they do not fit. budget = at most budget_gib of them. minimal = as few as can be, slowest.",
                 ),
-                io.Float.Input(
-                    "budget_gib",
-                    default=DEFAULT_BUDGET_GIB,
-                    min=0.1,
-                    max=1024.0,
-                    step=0.5,
+                inputs.budget(
                     optional=True,
                     advanced=True,
                     tooltip="GiB of weights in GPU memory at most, where offload is budget; else without effect.",

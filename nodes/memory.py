@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import AUTO, DEFAULT_BUDGET_GIB, FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
+from ..opensora_core.choices import FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
 from .host.families import require_open_sora
@@ -28,19 +28,13 @@ class OpenSoraOffload(io.ComfyNode):
             search_aliases=["open sora offload", "low vram", "block swap", "cpu offload", "out of memory"],
             inputs=[
                 io.Model.Input("model", tooltip="The Open-Sora model, from any loader, with or without LoRA; it is copied, never changed."),
-                io.Combo.Input(
+                inputs.choice(
                     "mode",
-                    options=list(OFFLOADS),
-                    default=AUTO,
+                    OFFLOADS,
                     tooltip="auto = ComfyUI decides (best for most). resident = all weights in GPU memory, refused if they do not fit. "
                     "budget = at most budget_gib of them. minimal = as few as can be, slowest.",
                 ),
-                io.Float.Input(
-                    "budget_gib",
-                    default=DEFAULT_BUDGET_GIB,
-                    min=0.1,
-                    max=1024.0,
-                    step=0.5,
+                inputs.budget(
                     tooltip="GiB of weights in GPU memory at most, in the mode budget only. What a video itself needs comes on top.",
                 ),
             ],
@@ -72,10 +66,9 @@ class OpenSoraQuantize(io.ComfyNode):
                     options=paths.choices(MODELS),
                     tooltip="The bf16 or fp32 transformer in models/diffusion_models, for instance Open_Sora_v2.safetensors.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "format",
-                    options=list(FILE_FORMATS),
-                    default=FILE_FORMATS[0],
+                    FILE_FORMATS,
                     tooltip="fp8_e4m3fn = one scale for each layer; int8 = one for each output of a layer, slightly more exact. Both give a file of 15 GB.",
                 ),
                 io.String.Input(
@@ -115,10 +108,9 @@ class OpenSoraLoadedModels(io.ComfyNode):
                     optional=True,
                     tooltip="Anything; it only makes this node run after the one it comes from. Not connected: at any time.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "unload",
-                    options=list(shared.UNLOAD),
-                    default=shared.NONE,
+                    shared.UNLOAD,
                     tooltip="What to take off the GPU first, through ComfyUI; it comes back when it is needed. none = only look.",
                 ),
                 io.Float.Input(
@@ -166,16 +158,14 @@ class OpenSoraPreflight(io.ComfyNode):
                 io.Combo.Input(
                     "model_name", options=paths.choices(MODELS), tooltip="The transformer in models/diffusion_models that is to make it."
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "precision",
-                    options=list(PRECISIONS),
-                    default=AUTO,
+                    PRECISIONS,
                     tooltip="The precision it is to be loaded in. auto = as stored, or whatever fits if that does not.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "offload",
-                    options=list(OFFLOADS),
-                    default=AUTO,
+                    OFFLOADS,
                     tooltip="The offload mode it is to run in; budget means 8 GiB here. auto = as much in GPU memory as fits.",
                 ),
             ],
@@ -202,5 +192,5 @@ class OpenSoraPreflight(io.ComfyNode):
     @classmethod
     def execute(cls, width, height, num_frames, model_name, precision, offload) -> io.NodeOutput:
         request = Request(height, width, num_frames, settings=Settings(precision, offload))
-        advice = planning.advise(request, paths.model_file(MODELS, model_name))
-        return _shown(advice.report, cls.hidden.unique_id, advice.precision, advice.offload, advice.decode_policy)
+        report, *settings = planning.advise(request, paths.model_file(MODELS, model_name))
+        return _shown(report, cls.hidden.unique_id, *settings)

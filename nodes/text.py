@@ -31,17 +31,15 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
                     options=files,
                     tooltip="The CLIP-L text encoder in models/text_encoders, for instance clip_l.safetensors.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "precision",
-                    options=list(text.PRECISIONS),
-                    default=AUTO,
+                    text.PRECISIONS,
                     tooltip="How the weights are held. auto = as stored in the files; bf16 = 9.5 GB for T5; fp8_e4m3fn or int8 = 4.8 GB, slightly less exact; "
                     "nf4 = 2.9 GB, less exact, experimental.",
                 ),
-                io.Combo.Input(
+                inputs.choice(
                     "device",
-                    options=list(text.DEVICES),
-                    default=AUTO,
+                    text.DEVICES,
                     advanced=True,
                     tooltip="Where prompts are encoded. auto = where ComfyUI would; cpu = keep the GPU's memory free (slow).",
                 ),

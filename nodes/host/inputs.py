@@ -3,10 +3,12 @@
 A node's ids, names, defaults and order are frozen once they have landed: what is said here changes every node that uses it.
 """
 
+from collections.abc import Callable, Sequence
+
 from comfy_api.latest import io
 
 from ...opensora_core import geometry
-from ...opensora_core.choices import DTYPES, FITS, NOISE_DEVICES, POLICIES
+from ...opensora_core.choices import DEFAULT_BUDGET_GIB, DTYPES, FITS, NOISE_DEVICES, POLICIES
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling.guidance import Guidance
@@ -16,6 +18,16 @@ from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
 MAX_STEPS = 1000
 # Of every scale of guidance.
 _SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
+
+
+def choice(name: str, options: Sequence[str], tooltip: str, default: str = "", **place) -> io.Combo.Input:
+    """One of the options, by default the first."""
+    return io.Combo.Input(name, options=list(options), default=default or options[0], tooltip=tooltip, **place)
+
+
+def budget(tooltip: str, **place) -> io.Float.Input:
+    """GiB of weights on the device in the offload mode budget."""
+    return io.Float.Input("budget_gib", default=DEFAULT_BUDGET_GIB, min=0.1, max=1024.0, step=0.5, tooltip=tooltip, **place)
 
 
 def vae(tooltip: str = "The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE.") -> io.Vae.Input:
@@ -86,17 +98,15 @@ def shift(of: str = "clip") -> io.Float.Input:
 def exactness(of: str = "clip") -> list:
     """Where noise is drawn, and how latents are kept between steps."""
     return [
-        io.Combo.Input(
+        choice(
             "noise_device",
-            options=list(NOISE_DEVICES),
-            default=SamplingOptions.noise_device,
+            NOISE_DEVICES,
             advanced=True,
             tooltip="Where noise is drawn. cpu = the same for a seed on every machine; gpu = as the reference does, with bf16 latents.",
         ),
-        io.Combo.Input(
+        choice(
             "latent_dtype",
-            options=list(DTYPES),
-            default=SamplingOptions.latent_dtype,
+            DTYPES,
             advanced=True,
             tooltip=f"How the {of} is kept between steps. fp32 = exact; bf16 = rounded, as the reference does.",
         ),
@@ -126,10 +136,9 @@ def decoration(where: str = "the prompt", **place) -> list:
 
 
 def fit(of: str, **place) -> io.Combo.Input:
-    return io.Combo.Input(
+    return choice(
         "fit",
-        options=list(FITS),
-        default=FITS[0],
+        FITS,
         tooltip=f"How a {of} of another shape is fitted: crop = cover and cut the middle, as in training; pad = black bars; stretch.",
         **place,
     )
@@ -137,10 +146,9 @@ def fit(of: str, **place) -> io.Combo.Input:
 
 def policy(of: str = "clip", lead: str = "") -> io.Combo.Input:
     """Of a decode."""
-    return io.Combo.Input(
+    return choice(
         "policy",
-        options=list(POLICIES),
-        default=POLICIES[0],
+        POLICIES,
         tooltip=f"{lead}auto = whole {of} in time, with its activations in RAM if the GPU has too little memory, else temporal tiles, and "
         "says so; exact = never temporal tiles; low_memory = temporal tiles at once.",
     )
@@ -162,19 +170,23 @@ def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL, of: st
     ]
 
 
-def clip_problem(
-    num_frames: int | None, width: int | None = None, height: int | None = None, grid: geometry.Grid = geometry.CAUSAL
-) -> str | bool:
-    """What a node's validate_inputs answers: True, or the sentence that refuses a length or a size.
+def problem(check: Callable, *values) -> str | bool:
+    """What a node's validate_inputs answers: True, or the sentence with which a check refuses what an input holds.
 
     A value that comes over a wire is None there; the node checks it again when it runs. The host repeats the sentence for every
     name that validate_inputs asks for.
     """
     try:
-        if num_frames is not None:
-            grid.check_num_frames(num_frames)
-        if None not in (width, height):
-            grid.check_size(height, width)
+        if None not in values:
+            check(*values)
     except OpenSoraError as error:
         return str(error)
     return True
+
+
+def clip_problem(
+    num_frames: int | None, width: int | None = None, height: int | None = None, grid: geometry.Grid = geometry.CAUSAL
+) -> str | bool:
+    """`problem` of a length, then of a size."""
+    wrong = problem(grid.check_num_frames, num_frames)
+    return wrong if wrong is not True else problem(grid.check_size, height, width)

@@ -1,7 +1,8 @@
 """What a video needs on this host's device before it is made, and settings for our nodes that fit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.memory_management
 import comfy.model_management
@@ -19,9 +20,8 @@ from ...opensora_core.run import files as model_files
 _NF4 = f"{NF4} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
 
 
-@dataclass(frozen=True)
-class Advice:
-    """For the inputs of our nodes, and a report for a person."""
+class Advice(NamedTuple):
+    """A report for a person, and what our nodes' inputs are best set to."""
 
     report: str
     precision: str
@@ -36,17 +36,14 @@ def advise(request: Request, path: str) -> Advice:
         CheckpointError: the file is damaged or another model.
         OpenSoraError: nothing fits; says what is lacking and the nearest that does.
     """
-    model, about = _sizes(Path(path)), ""
-    if model.transformer.grid != request.grid:
-        request, about = _in_its_frames(request, model.transformer.grid)
-    plan = preflight(request, model, host_memory())
-    if plan.recommended is None:
-        raise OpenSoraError(_cannot(plan))
-    settings = plan.recommended.settings
-    precision, line = _loader_precision(plan)
-    return Advice(
-        "\n".join(filter(None, [about, plan.report(), _about_ram(plan), line])), precision, settings.offload, settings.decode_policy
-    )
+    model = _sizes(Path(path))
+    request, about = _in_its_frames(request, model.transformer.grid)
+    found = preflight(request, model, host_memory())
+    if found.recommended is None:
+        raise OpenSoraError(_cannot(found))
+    precision, line = _loader_precision(found)
+    report = "\n".join(filter(None, [about, found.report(), _about_ram(found), line]))
+    return Advice(report, precision, found.recommended.settings.offload, found.recommended.settings.decode_policy)
 
 
 def _sizes(path: Path) -> ModelSizes:
@@ -58,8 +55,8 @@ def _sizes(path: Path) -> ModelSizes:
 
 
 def _in_its_frames(request: Request, grid: Grid) -> tuple[Request, str]:
-    """The request in frames that the high-compression variant has, where the node's input counts 4k+1; and a line that says so."""
-    frames = 1 if request.num_frames == 1 else grid.frames.nearest(request.num_frames - 1)
+    """The request in frames that the model has, where the node's input counts 4k+1; and a line that says so if they are others."""
+    frames = request.num_frames if grid == request.grid or request.num_frames == 1 else grid.frames.nearest(request.num_frames - 1)
     line = f"The high-compression variant has clips of 4k frames: planned for {frames}." if frames != request.num_frames else ""
     return replace(request, num_frames=frames, grid=grid), line
 
@@ -76,11 +73,11 @@ def host_memory() -> Memory:
     return replace(memory, free=max(0, min(memory.total, free)))
 
 
-def _about_ram(plan: Preflight) -> str:
+def _about_ram(found: Preflight) -> str:
     """What the host takes of RAM where it does not use a file's own pages as weights, as the plan does."""
-    model, precision = plan.model, plan.recommended.settings.precision
+    model, precision = found.model, found.recommended.settings.precision
     weights = transformer_weights(model.transformer, precision, model.stored, model.groups)
-    if plan.memory.device == "cpu" or comfy.memory_management.aimdo_enabled or not weights.is_mapped:
+    if found.memory.device == "cpu" or comfy.memory_management.aimdo_enabled or not weights.is_mapped:
         return ""  # it maps them, or they are counted already
     return (
         f"Without its dynamic VRAM, as it runs here, ComfyUI reads all {at_least(weights.sizes.total)} GiB of the transformer into RAM: "
@@ -88,15 +85,15 @@ def _about_ram(plan: Preflight) -> str:
     )
 
 
-def _loader_precision(plan: Preflight) -> tuple[str, str]:
+def _loader_precision(found: Preflight) -> tuple[str, str]:
     """(precision for Open-Sora Load Model, a line for a person about it)."""
-    wanted = plan.recommended.settings.precision
-    if wanted == plan.model.stored or (plan.recommended is plan.asked and plan.request.settings.precision == AUTO):
+    wanted = found.recommended.settings.precision
+    if wanted == found.model.stored or (found.recommended is found.asked and found.request.settings.precision == AUTO):
         return AUTO, ""  # as stored; a quantised file takes nothing else
     return wanted, _NF4 if wanted == NF4 else ""
 
 
-def _cannot(plan: Preflight) -> str:
-    asked = plan.asked
+def _cannot(found: Preflight) -> str:
+    asked = found.asked
     needs = ", ".join(f"{stage.name} {at_least(stage.num_bytes)}" for stage in asked.stages)
-    return f"{plan.request.words()} does not fit on {plan.memory.name} (GiB needed: {needs}): {' '.join(asked.problems)} {plan.nearest}"
+    return f"{found.request.words()} does not fit on {found.memory.name} (GiB needed: {needs}): {' '.join(asked.problems)} {found.nearest}"
