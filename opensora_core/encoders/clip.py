@@ -116,7 +116,7 @@ def load_clip(path: str | Path, dtype: torch.dtype, device: torch.device | str, 
         raise CheckpointError(
             f"{source.title} has {sizes.max_position_embeddings} positions, a long-text CLIP; Open-Sora 2.0 reads CLIP-L with {CLIP_LENGTH}."
         )
-    tokenizer = source.tokenizer(CLIP, tokenizers, CLIP_LENGTH, sizes.vocab_size)
+    tokenizer = source.tokenizer(CLIP, tokenizers, sizes.vocab_size)
     source.check_whole(clip_manifest(sizes))
     model = clip_network(sizes, dtype)
     (inner,) = fill(_as_released(model), source.header, source.converted, device, source.formats()).values()

@@ -126,9 +126,9 @@ class Source:
         """See checkpoint.load.Convert."""
         return [(self.names[key], tensor)] if key in self.names else []
 
-    def tokenizer(self, kind: str, chosen: str | Path | None, length: int, vocabulary: int) -> Tokenizer:
+    def tokenizer(self, kind: str, chosen: str | Path | None, vocabulary: int) -> Tokenizer:
         """The tokenizer that belongs to the encoder; errors as find_tokenizer's, and where it has more tokens than the encoder."""
-        tokenizer = read_tokenizer(kind, find_tokenizer(kind, self.path, chosen), length)
+        tokenizer = read_tokenizer(kind, find_tokenizer(kind, self.path, chosen))
         if tokenizer.size > vocabulary:
             raise CheckpointError(
                 f"The {kind} tokenizer in {tokenizer.folder} has {tokenizer.size} tokens and {self.title} has {vocabulary}: "

@@ -5,7 +5,7 @@ come from the tensors; what they cannot say is what the released encoder is: gat
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from ..checkpoint.load import fill
 from ..checkpoint.quantised import Format, replace_linears
 from ..errors import CheckpointError
-from ..families.table import DEFAULT
 from ..shapes import Manifest, Shapes, count, manifest_of
 from ..text.recipe import T5, TextRecipe
 from .source import Encoder, Source, read_sizes
-from .tokens import Tokenizer
 
 _BLOCKS = "encoder.block"
 
@@ -119,11 +117,15 @@ def keep_layers_in(model: nn.Module, forms: dict[str, Format]) -> None:
 
 
 class T5Encoder(Encoder):
-    """T5 v1.1: the last hidden state of every token. has_mask: see TextRecipe."""
+    """T5 v1.1: the last hidden state of every token. Without a recipe it reads as many tokens as its tokenizer says, without a mask."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, has_mask: bool = False):
-        super().__init__(model, tokenizer)
-        self.has_mask = has_mask
+    has_mask = False
+
+    def follow(self, recipe: TextRecipe) -> "T5Encoder":
+        """Read prompts as a model does: no more tokens than its recipe says, with its mask."""
+        self.tokenizer = replace(self.tokenizer, length=min(recipe.length, self.tokenizer.length))
+        self.has_mask = recipe.has_mask
+        return self
 
     def blocks(self) -> Sequence[nn.Module]:
         """In the order in which they run."""
@@ -147,7 +149,6 @@ def load_t5(
     device: torch.device | str,
     tokenizers: str | Path | None = None,
     precision: str | None = None,
-    recipe: TextRecipe = DEFAULT.text,
 ) -> T5Encoder:
     """Read a T5 v1.1 encoder. Linear layers that its file stores in 8 bits are kept so, and brought to `dtype` as they are called.
 
@@ -157,7 +158,6 @@ def load_t5(
         device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
         tokenizers: folder of the tokenizer; None = beside the file, in its folder, or in a ComfyUI that is found.
         precision: fp8_e4m3fn, int8 or nf4 to quantise linear layers that are stored plain; see checkpoint/quantised.py.
-        recipe: how many tokens are read, and whether padding is attended.
 
     Raises:
         CheckpointError: the file is damaged, incomplete or another model, or there is no tokenizer.
@@ -167,10 +167,10 @@ def load_t5(
         raise CheckpointError(
             f"{source.title} is {_OTHERS[sizes.d_model]} (width {sizes.d_model}); Open-Sora 2.0 reads T5 v1.1 XXL (width 4096)."
         )
-    tokenizer = source.tokenizer(T5, tokenizers, recipe.length, sizes.vocab_size)
+    tokenizer = source.tokenizer(T5, tokenizers, sizes.vocab_size)
     source.check_whole(t5_manifest(sizes))
     model = t5_network(sizes, dtype)
     kept = quantised_layers(model)
     formats = source.formats(kept, precision)
     keep_layers_in(model, {name: formats[name].form for name in kept if name in formats})
-    return T5Encoder(fill(model, source.header, source.converted, device, formats), tokenizer, recipe.has_mask)
+    return T5Encoder(fill(model, source.header, source.converted, device, formats), tokenizer)

@@ -85,34 +85,31 @@ def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -
     )
 
 
-def read_tokenizer(kind: str, folder: Path, length: int = T5_LENGTH) -> Tokenizer:
+def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
     """Read a tokenizer from a folder that find_tokenizer returned.
-
-    Args:
-        length: tokens of a text that the model was trained with, see text_length.
 
     Raises:
         CheckpointError: its files are damaged.
     """
     try:
         if kind == T5 and (folder / "spiece.model").is_file():
-            return _sentencepiece(folder, length)
-        return _transformers(kind, folder, length)
+            return _sentencepiece(folder)
+        return _transformers(kind, folder)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The {kind} tokenizer in {folder} cannot be read: {error}") from error
 
 
-def text_length(kind: str, folder: Path, length: int = T5_LENGTH) -> int:
-    """How many tokens of a text the encoder of a tokenizer reads: CLIP 77, T5 `length` or what its files say if that is less.
+def text_length(kind: str, folder: Path) -> int:
+    """How many tokens of a text the encoder of a tokenizer reads: CLIP 77, T5 512 or what its files say if that is less.
 
     A model that was trained with shorter texts says so by "model_max_length" in tokenizer_config.json: text tokens are attended
     without a mask, so that more padding would change its pictures.
     """
     if kind == CLIP:
         return CLIP_LENGTH
-    said = _settings(folder).get("model_max_length")
+    length = _settings(folder).get("model_max_length")
     # Libraries write an enormous number where none is known.
-    return said if isinstance(said, int) and 1 < said < length else length
+    return length if isinstance(length, int) and 1 < length < T5_LENGTH else T5_LENGTH
 
 
 def _settings(folder: Path) -> dict:
@@ -149,7 +146,7 @@ def _holds(kind: str, folder: Path) -> bool:
         return False  # absent, or not such a file: the search goes on
 
 
-def _sentencepiece(folder: Path, length: int) -> Tokenizer:
+def _sentencepiece(folder: Path) -> Tokenizer:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
@@ -165,10 +162,10 @@ def _sentencepiece(folder: Path, length: int) -> Tokenizer:
         tokens = [[specials[part]] if part in specials else model.encode(part) for part in parts]
         return [*(token for part in tokens for token in part), model.eos_id()]
 
-    return Tokenizer(T5, ids, model.pad_id(), model.eos_id(), pieces, text_length(T5, folder, length), folder)
+    return Tokenizer(T5, ids, model.pad_id(), model.eos_id(), pieces, text_length(T5, folder), folder)
 
 
-def _transformers(kind: str, folder: Path, length: int) -> Tokenizer:
+def _transformers(kind: str, folder: Path) -> Tokenizer:
     import transformers
 
     # The fast classes give the same ids in transformers 4 and 5, and the host's; version 4's slow CLIP tokenizer reads
@@ -181,4 +178,4 @@ def _transformers(kind: str, folder: Path, length: int) -> Tokenizer:
 
     sentinels = _T5_SENTINELS if kind == T5 else 0  # not part of the pieces, as above
     highest = max(index for token, index in tokenizer.get_vocab().items() if not (sentinels and token.startswith("<extra_id_")))
-    return Tokenizer(kind, ids, tokenizer.pad_token_id, tokenizer.eos_token_id, highest + 1, text_length(kind, folder, length), folder)
+    return Tokenizer(kind, ids, tokenizer.pad_token_id, tokenizer.eos_token_id, highest + 1, text_length(kind, folder), folder)

@@ -20,7 +20,7 @@ from ..memory.component import Component, Habits, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
-from .files import ModelFiles, check_files, check_picture_files
+from .files import ModelFiles, check_files, check_picture_files, family_of_file
 from .needs import Needs
 
 
@@ -102,7 +102,7 @@ class Networks:
 
     def _read_t5(self, dtype: torch.dtype, device: torch.device) -> Any:
         read = partial(load_t5, tokenizers=self.files.tokenizers, precision=self.quantised)
-        return self._read("t5", self.files.t5, read, dtype, device)
+        return self._read("t5", self.files.t5, read, dtype, device).follow(family_of_file(self.files.dit).text)
 
     def _read_clip(self, dtype: torch.dtype, device: torch.device) -> Any:
         return self._read("clip", self.files.clip, partial(load_clip, tokenizers=self.files.tokenizers), dtype, device)

@@ -29,7 +29,8 @@ def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lamb
     texts = [_texts(recipe, one) for one in asked if not isinstance(one, EncodedPrompt)]
     if networks.keep_encoded:
         encoders = [path for path in (networks.files.t5, networks.files.clip, networks.files.tokenizers) if path is not None]
-        kept = PROMPTS.get(texts, encoders, networks.options, lambda missing: [vars(one) for one in _encode(networks, missing, progress)])
+        options = {**networks.options, "tokens": recipe.length, "mask": recipe.has_mask}
+        kept = PROMPTS.get(texts, encoders, options, lambda missing: [vars(one) for one in _encode(networks, missing, progress)])
         conditions = [TextCondition(**parts) for parts in kept]
     else:
         conditions = _encode(networks, texts, progress)

@@ -191,7 +191,7 @@ def test_a_recipe_says_how_many_tokens_are_read_and_whether_padding_is_hidden(ha
     """As the earlier models (300 tokens, a mask) and CogVideoX (226, none) read prompts."""
     recipe = dataclasses.replace(DEFAULT.text, encoders=(T5,), length=30, has_mask=has_mask)
     folder = tiny_checkpoint / T5_FOLDER
-    t5 = load_t5(folder, FP32, "cpu", recipe=recipe)
+    t5 = load_t5(folder, FP32, "cpu").follow(recipe)
     tokenizer = transformers.T5TokenizerFast.from_pretrained(folder, local_files_only=True)
     model = transformers.T5EncoderModel.from_pretrained(folder, local_files_only=True).float().train(False)
     texts = ["", "a red cat", "a red cat, " * 90]
