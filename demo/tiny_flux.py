@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opensora_core.codecs.picture import DECODER, DecoderConfig, PictureDecoder, decoder_manifest
+from opensora_core.codecs.picture import PictureConfig, PictureVAE
 from opensora_core.families import table
 from opensora_core.networks.mmdit.config import FLUX_DEV
 
@@ -23,7 +23,7 @@ from .tiny import random_weights
 TRANSFORMER = replace(
     FLUX_DEV, hidden_size=128, num_heads=1, mlp_hidden_size=512, depth=1, depth_single_blocks=2, context_in_dim=64, vec_in_dim=64
 )
-AUTOENCODER = DecoderConfig(widths=(32, 64, 128, 128))
+AUTOENCODER = PictureConfig(widths=(32, 64, 128, 128), has_encoder=False)
 
 
 def write(directory: str | Path, seed: int = 0, schnell: bool = False) -> tuple[Path, Path]:
@@ -42,16 +42,15 @@ def write(directory: str | Path, seed: int = 0, schnell: bool = False) -> tuple[
 
 def autoencoder_weights(generator: torch.Generator) -> dict[str, Tensor]:
     """fp32, scaled so that noise decodes to clearly visible contrast."""
-    weights = random_weights(decoder_manifest(AUTOENCODER), generator)
+    weights = random_weights(table.manifest(AUTOENCODER), generator)
     with torch.device("meta"):
-        decoder = PictureDecoder(AUTOENCODER)
-    decoder.load_state_dict(weights, assign=True)
+        codec = PictureVAE(AUTOENCODER)
+    codec.load_state_dict(weights, assign=True)
     with torch.no_grad():
-        pixels = decoder(torch.randn(1, 16, 8, 12, generator=generator))
-    weights["conv_out.weight"] *= 0.5 / pixels.std()
-    weights["conv_out.bias"] = (weights["conv_out.bias"] - pixels.mean()) * (0.5 / pixels.std())
-    named = {"encoder.down.0.block.0.conv1.weight": torch.zeros(128, 128, 3, 3)}
-    return {DECODER + name: tensor for name, tensor in weights.items()} | named
+        pixels = codec.decode(AUTOENCODER.latents.to_codec(torch.randn(1, 16, 1, 8, 12, generator=generator)))
+    weights["decoder.conv_out.weight"] *= 0.5 / pixels.std()
+    weights["decoder.conv_out.bias"] = (weights["decoder.conv_out.bias"] - pixels.mean()) * (0.5 / pixels.std())
+    return weights | {"encoder.down.0.block.0.conv1.weight": torch.zeros(128, 128, 3, 3)}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ the reference's function, spatially tiled as the reference ships it, from every 
 made exact only for the length of one of our own calls (`exact_codec`).
 """
 
-import logging
-import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache, partial
@@ -22,22 +20,18 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.checkpoint import detect
-from ...opensora_core.checkpoint.files import quantisation, read_header
-from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.checkpoint.load import check_keys, open_codec
 from ...opensora_core.choices import EXACT
 from ...opensora_core.codecs.codec import CodecConfig, Encoded
 from ...opensora_core.codecs.hunyuan.config import VAEConfig
 from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
 from ...opensora_core.codecs.tiling import tiled_decode, tiled_encode
-from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import codec_of
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, TIME_COMPRESSION, Grid, Tiling
 from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes
-from ...opensora_core.shapes import bare_shapes
 from . import notice, selftest
 from .out_of_memory import unless_out_of_memory
-
-logger = logging.getLogger(__name__)
 
 # Of a variant: the VAE that makes its latents, and the node that makes an empty one.
 _WORDS = {
@@ -190,27 +184,20 @@ class TileProgress:
             self.finished += 1
 
 
-def check_file(path: str) -> tuple[detect.Identity, tuple[str, ...]]:
-    """What a VAE file is, and the tensors in it that its model does not use; by its header alone.
+def check_file(path: str) -> detect.Identity:
+    """What a VAE file is, by its header alone; what it holds besides is named in a warning.
 
     Raises:
         CheckpointError: the file is something else, quantised, damaged or not whole.
     """
-    header = read_header(path)
-    identity = detect.require(detect.identify(header.shapes), "vae", header.name)
-    if form := quantisation(header):
-        raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}); give the bf16 or fp32 file.")
-    comparison = compare(bare_shapes(header.shapes, identity.prefix), identity.manifest())
-    if not comparison.complete:
-        raise CheckpointError(f"{header.name} is {identity.title} but not whole; {comparison.sentence()}. Download it again.")
-    return identity, tuple(comparison.extra)
+    header, identity = open_codec(path, "vae")
+    check_keys(header, identity)
+    return identity
 
 
 def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False) -> OpenSoraVAE:
     """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width; errors as check_file's."""
-    identity, extra = check_file(path)
-    if extra:
-        logger.warning("%s holds %d tensors that its model does not use: %s", os.path.basename(path), len(extra), ", ".join(extra))
+    identity = check_file(path)
     state = comfy.utils.load_torch_file(path)
     state = {key[len(identity.prefix) :]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
     vae = _build(identity.config, state, device or comfy.model_management.vae_device(), disable_dynamic)

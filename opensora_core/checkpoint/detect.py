@@ -72,7 +72,6 @@ _OTHER_FAMILY = "which belongs to that model's own nodes and pipelines"
 _NOT_YET = "which is not supported yet (2.0 is)"
 
 _STDIT3 = "spatial_blocks.0.attn.qkv.weight"
-_PICTURE_VAE = "encoder.down.0.block.0.conv1.weight"
 _VISION = "vision_model.embeddings.patch_embedding.weight"
 
 # Asked in this order, each from top to bottom: where the keys of one are in another's files too, the more particular stands first.
@@ -121,10 +120,8 @@ _OTHER_CODECS = (
     ),
     Signature("wan_vae", "the Wan VAE", _OTHER_FAMILY, ("decoder.middle.0.residual.0.gamma|encoder.down_blocks.0.norm1.gamma",)),
     Signature("ltx_vae", "the LTX-Video VAE", _OTHER_FAMILY, ("decoder.up_blocks.0.res_blocks.0.conv1.conv.weight",)),
-    Signature("sd_vae", "a Stable Diffusion VAE", "which makes single pictures", (_PICTURE_VAE, "quant_conv.weight")),
     Signature(
-        "flux_ae", "the Flux.1 picture autoencoder", "which turns Flux's latents into pictures (--flux-vae on the command line); Stable Diffusion 3's has the same shape",
-        (_PICTURE_VAE, "decoder.conv_in.weight"), "flux_vae",
+        "sd_vae", "a Stable Diffusion VAE", "which makes single pictures", ("encoder.down.0.block.0.conv1.weight", "quant_conv.weight")
     ),
     Signature(
         "picture_vae_diffusers", "a picture VAE in the diffusers layout", "which makes single pictures",

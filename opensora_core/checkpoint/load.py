@@ -6,7 +6,7 @@ no memory beyond the pages that are read. Missing or mis-shaped tensors are an e
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -107,14 +107,37 @@ def load_vae(
     path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", operations=TorchOperations
 ) -> nn.Module:
     """Read a video VAE file; arguments, result and errors as load_transformer's."""
-    header, identity = open_model(path, "vae")
+    header, identity = open_codec(path, "vae")
+    check_keys(header, identity)
+    dtype = working_dtype(header, dtype)
+    return fill(identity.row.build(identity.config, operations, dtype, "meta"), header, identity.convert, device)
+
+
+def open_codec(path: str | Path, slot: str) -> tuple[Header, Identity]:
+    """As open_model, of a file that must not be quantised."""
+    header, identity = open_model(path, slot)
     if form := quantisation(header):
         raise CheckpointError(
             f"{header.name} is {identity.title}, quantised ({form}), which no loader reads; give the bf16, fp16 or fp32 file."
         )
-    check_keys(header, identity)
-    dtype = working_dtype(header, dtype)
-    return fill(identity.row.build(identity.config, operations, dtype, "meta"), header, identity.convert, device)
+    return header, identity
+
+
+def open_decoder(path: str | Path) -> tuple[Header, Identity]:
+    """What load_decoder would read, from the header alone; the identity's config is of the decoder by itself."""
+    header, identity = open_codec(path, "flux_vae")
+    identity = replace(identity, config=replace(identity.config, has_encoder=False))
+    result = compare(bare_shapes(header.shapes, identity.prefix), identity.manifest())
+    if not result.complete:
+        raise CheckpointError(f"{header.name} is {identity.title} but its decoder is not whole; {result.sentence()}. Download it again.")
+    return header, identity
+
+
+def load_decoder(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """Read the decoder of a picture autoencoder's file; arguments, result and errors as load_transformer's."""
+    header, identity = open_decoder(path)
+    model = identity.row.build(identity.config, TorchOperations, working_dtype(header, dtype), "meta")
+    return fill(model, header, identity.convert, device)
 
 
 def fill(

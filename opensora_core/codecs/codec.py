@@ -116,6 +116,7 @@ class Codec(Protocol):
         decode_bytes, encode_bytes: peak of one call's activations in bytes, result included: (config, size, dtype_bytes) -> int, size
             as frames, height, width of the latents or pixels; decode_bytes of a codec that can park also takes parked=True, for what is
             then on the device. None: memory/decode.py counts by running the module on the meta device.
+        straight_from: (config, shape of a tile) -> latent frames from which on the peak of a decode is a line; a codec may go without.
     """
 
     config: CodecConfig

@@ -1,35 +1,76 @@
-"""The decoder of the Flux.1 picture autoencoder, under the key names of its released file (ae.safetensors).
+"""The Flux.1 picture autoencoder, under the key names of its released file (ae.safetensors).
 
-Pictures are [B, 3, H, W] in about -1..1, latents [B, 16, H / 8, W / 8] in the transformer's scale. The encoder, which the file
-holds too, is not needed to draw.
+Frames are [B, 3, T, H, W] in -1..1, latents [B, 16, T, H / 8, W / 8] unscaled; every frame is a picture of its own. To draw, the
+decoder is enough: a file may hold no more, and no more is read.
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.detect import Identity
-from ..checkpoint.files import Header, quantisation
-from ..checkpoint.load import compare, fill, open_model, working_dtype
 from ..errors import CheckpointError
+from ..geometry import CAUSAL, Grid, Tiling
 from ..ops import TorchOperations
-from ..shapes import Manifest, bare_shapes, dim
+from ..shapes import Shapes, count, dim, size
+from .codec import Encoded, Latents, check_video
 
 GROUPS, NORM_EPS = 32, 1e-6  # of every group norm, whatever the widths
-SCALE, SHIFT = 0.3611, 0.1159  # transformer latents = SCALE * (autoencoder latents - SHIFT)
-DECODER = "decoder."
+SCALE, SHIFT = 0.3611, 0.1159
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes. widths: channels of each resolution, the largest picture first; layers: residual blocks of each in the decoder."""
+class PictureConfig:
+    """Sizes. widths: channels of each resolution, the largest picture first; layers: residual blocks of each in the decoder, one fewer in the
+    encoder; has_encoder: whether that is there."""
 
     latent_channels: int = 16
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 3
+    in_channels: int = 3
+    short_tile: int = 0
+    has_encoder: bool = True
+
+    @classmethod
+    def of(cls, shapes: Shapes) -> "PictureConfig":
+        """Sizes from a file's shapes without prefix.
+
+        Raises:
+            CheckpointError: the sizes cannot be read, or are no such autoencoder's.
+        """
+        levels, layers = count(shapes, "decoder.up."), count(shapes, "decoder.up.0.block.")
+        widths = tuple(size(shapes, f"decoder.up.{level}.block.0.conv2.bias") for level in range(levels))
+        channels = dim(shapes, "decoder.conv_in.weight", 1, 0)
+        if (
+            len(widths) != len(FLUX_AE.widths)
+            or channels != FLUX_AE.latent_channels
+            or not layers
+            or any(width % GROUPS for width in widths)
+        ):
+            raise CheckpointError(
+                f"{channels} latent channels ({FLUX_AE.latent_channels} expected) and widths {list(widths)} (four multiples of {GROUPS} expected)."
+            )
+        return cls(channels, widths, layers, has_encoder="encoder.conv_in.weight" in shapes)
+
+    def words(self) -> str:
+        """For people: "widths 128/256/512/512, 3 layers per block, 16 latent channels"."""
+        return f"widths {'/'.join(map(str, self.widths))}, {self.layers} layers per block, {self.latent_channels} latent channels"
+
+    @property
+    def latents(self) -> Latents:
+        return Latents(self.latent_channels, SCALE, SHIFT)
+
+    @property
+    def grid(self) -> Grid:
+        return CAUSAL
+
+    def cut(self, tiling: Tiling) -> Tiling:
+        """See CodecConfig. Frames are independent, so only pictures are tiled."""
+        return tiling
+
+
+FLUX_AE = PictureConfig()
 
 
 class _Seams:
@@ -38,8 +79,9 @@ class _Seams:
     def __init__(self, operations, dtype, device):
         self._operations, self._place = operations, {"dtype": dtype, "device": device}
 
-    def conv(self, in_channels: int, out_channels: int, kernel: int = 3) -> nn.Module:
-        return self._operations.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, **self._place)
+    def conv(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        padding = kernel // 2 if stride == 1 else 0
+        return self._operations.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, **self._place)
 
     def norm(self, channels: int) -> nn.Module:
         return self._operations.GroupNorm(GROUPS, channels, eps=NORM_EPS, **self._place)
@@ -86,105 +128,110 @@ class MidBlock(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class Upsample(nn.Module):
-    """Nearest-neighbour enlargement by 2, then a convolution."""
+class Resample(nn.Module):
+    """A convolution that halves a picture, or one that follows its nearest-neighbour enlargement by 2."""
 
-    def __init__(self, channels: int, seams: _Seams):
+    def __init__(self, channels: int, is_down: bool, seams: _Seams):
         super().__init__()
-        self.conv = seams.conv(channels, channels)
+        self.is_down = is_down
+        self.conv = seams.conv(channels, channels, stride=2 if is_down else 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.is_down else F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class UpBlock(nn.Module):
-    """Residual blocks of one resolution, then the step to the next larger one."""
+class Level(nn.Module):
+    """Residual blocks of one resolution, then the step to the next: "downsample", "upsample" or none."""
 
-    def __init__(self, in_channels: int, out_channels: int, layers: int, has_step: bool, seams: _Seams):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, step: str, seams: _Seams):
         super().__init__()
         inputs = [in_channels] + [out_channels] * (layers - 1)
         self.block = nn.ModuleList([ResnetBlock(width, out_channels, seams) for width in inputs])
-        self.upsample = Upsample(out_channels, seams) if has_step else None
+        if step:
+            self.add_module(step, Resample(out_channels, step == "downsample", seams))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
-        return x if self.upsample is None else self.upsample(x)
+        for step in list(self.children())[1:]:
+            x = step(x)
+        return x
+
+
+class PictureEncoder(nn.Module):
+    """Pictures [N, 3, H, W] to means and log-variances [N, 2 * latent_channels, H / 8, W / 8]."""
+
+    def __init__(self, config: PictureConfig, seams: _Seams):
+        super().__init__()
+        widths = config.widths
+        steps = ["downsample"] * (len(widths) - 1) + [""]
+        self.conv_in = seams.conv(config.in_channels, widths[0])
+        levels = zip((widths[0], *widths[:-1]), widths, steps, strict=True)
+        self.down = nn.ModuleList([Level(width_in, width, config.layers - 1, step, seams) for width_in, width, step in levels])
+        self.mid = MidBlock(widths[-1], seams)
+        self.norm_out = seams.norm(widths[-1])
+        self.conv_out = seams.conv(widths[-1], 2 * config.latent_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
 class PictureDecoder(nn.Module):
-    """From latents to pictures."""
+    """Latents [N, C, h, w] to pictures [N, 3, 8h, 8w]."""
 
-    def __init__(self, config: DecoderConfig = DecoderConfig(), operations=TorchOperations, dtype=None, device=None):
+    def __init__(self, config: PictureConfig, seams: _Seams):
         super().__init__()
-        seams, widths = _Seams(operations, dtype, device), config.widths
-        self.config = config
+        widths = config.widths
+        steps = ["", *["upsample"] * (len(widths) - 1)]
         self.conv_in = seams.conv(config.latent_channels, widths[-1])
         self.mid = MidBlock(widths[-1], seams)
-        inputs = (*widths[1:], widths[-1])
         # `up` counts from the largest picture, which is reached last.
-        self.up = nn.ModuleList(
-            [
-                UpBlock(width_in, width, config.layers, level > 0, seams)
-                for level, (width_in, width) in enumerate(zip(inputs, widths, strict=True))
-            ]
-        )
+        levels = zip((*widths[1:], widths[-1]), widths, steps, strict=True)
+        self.up = nn.ModuleList([Level(width_in, width, config.layers, step, seams) for width_in, width, step in levels])
         self.norm_out = seams.norm(widths[0])
-        self.conv_out = seams.conv(widths[0], 3)
+        self.conv_out = seams.conv(widths[0], config.in_channels)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """[B, C, h, w] in the transformer's scale -> [B, 3, 8h, 8w], about -1..1."""
-        x = self.mid(self.conv_in(latents / SCALE + SHIFT))
-        for block in reversed(self.up):
-            x = block(x)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-def decoder_manifest(config: DecoderConfig) -> Manifest:
-    """Shape of every tensor of the decoder, without the file's "decoder."."""
-    with torch.device("meta"):
-        state = PictureDecoder(config).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+class PictureVAE(nn.Module):
+    """Pictures and latents, both ways where the encoder is there."""
+
+    can_park = False
+    decode_bytes = encode_bytes = None
+
+    def __init__(self, config: PictureConfig = FLUX_AE, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
+        super().__init__()
+        seams = _Seams(operations, dtype, device)
+        self.config = config
+        self.encoder = PictureEncoder(config, seams) if config.has_encoder else None
+        self.decoder = PictureDecoder(config, seams)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.conv_in.weight.device
+
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Mean and log-variance of the latents of pictures [B, 3, T, H, W] in -1..1, sides multiples of 8."""
+        check_video(pixels, self.config.in_channels, "pixels")
+        return Encoded(_by_frames(self.encoder, pixels))
+
+    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
+        """Pictures [B, 3, T, 8h, 8w], about -1..1, of unscaled latents [B, C, T, h, w]."""
+        check_video(latents, self.config.latent_channels, "latents")
+        return _by_frames(self.decoder, latents)
 
 
-def open_decoder(path: str | Path) -> tuple[Header, Identity, DecoderConfig]:
-    """What `load_decoder` would read, from the header alone.
-
-    Raises:
-        CheckpointError: the file is something else, quantised, damaged or not whole.
-    """
-    header, identity = open_model(path, "flux_vae")
-    if form := quantisation(header):
-        raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}); give the bf16 or fp32 file.")
-    identity = replace(identity, prefix=identity.prefix + DECODER)
-    shapes = bare_shapes(header.shapes, identity.prefix)
-    config = _config(shapes, header.name)
-    result = compare(shapes, decoder_manifest(config))
-    if not result.complete:
-        raise CheckpointError(f"{header.name} is {identity.title} but its decoder is not whole; {result.sentence()}. Download it again.")
-    return header, identity, config
-
-
-def load_decoder(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> PictureDecoder:
-    """Read the decoder of a Flux autoencoder file; arguments, result and errors as checkpoint.load.load_transformer's."""
-    header, identity, config = open_decoder(path)
-    dtype = working_dtype(header, dtype)
-    return fill(PictureDecoder(config, dtype=dtype, device="meta"), header, identity.convert, device)
-
-
-def _config(shapes: Manifest, name: str) -> DecoderConfig:
-    levels = len({key.split(".")[1] for key in shapes if key.startswith("up.")})
-    layers = len({key.split(".")[3] for key in shapes if key.startswith("up.0.block.")})
-    widths = tuple(dim(shapes, f"up.{level}.block.0.conv2.bias", 0, 0) for level in range(levels))
-    channels = dim(shapes, "conv_in.weight", 1, 0)
-    if (
-        levels != len(DecoderConfig.widths)
-        or not layers
-        or channels != DecoderConfig.latent_channels
-        or any(not w or w % GROUPS for w in widths)
-    ):
-        raise CheckpointError(
-            f"{name} cannot be the Flux.1 picture autoencoder: {channels} latent channels (16 expected) and widths {list(widths)} "
-            f"(four multiples of {GROUPS} expected)."
-        )
-    return DecoderConfig(channels, widths, layers)
+def _by_frames(half: nn.Module, clip: Tensor) -> Tensor:
+    return half(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clip), -1)).transpose(1, 2)

@@ -80,8 +80,8 @@ def largest_tile(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Gr
     """(frames, height, width) of the largest tile of a tensor of this shape; arguments as for `num_tiles`."""
     frames, height, width = shape[-3:]
     time, space = _axes(tiling, latents, grid)
-    if time:
-        frames = min(frames, time.size + grid.lead)
+    if time and frames > time.size:
+        frames = max(stop - start for start, stop in _time_tiles(frames, time, grid))
     return frames, min(height, space.size if space else height), min(width, space.size if space else width)
 
 

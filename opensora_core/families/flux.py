@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 
 from ..choices import AUTO
+from ..codecs.picture import FLUX_AE, PictureConfig, PictureVAE
 from ..errors import OpenSoraError, check_choice
-from ..family import Clip, Family
+from ..family import Clip, Family, Part
 from ..geometry import CAUSAL
 from ..networks.mmdit.config import FLUX_DEV, TransformerConfig
 from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
@@ -41,6 +42,18 @@ def _inputs(config: TransformerConfig, side: Side, given: Given, numbers: Mappin
     return {**side, "guidance": torch.tensor([numbers["guidance"]], device=side["context"].device)}
 
 
+AUTOENCODER = Part(
+    kind="flux_ae",
+    title="the Flux.1 picture autoencoder",
+    place="which turns Flux's latents into pictures (--flux-vae on the command line); Stable Diffusion 3's has the same shape",
+    slot="flux_vae",
+    keys=("encoder.down.0.block.0.conv1.weight", "decoder.conv_in.weight"),
+    config=PictureConfig.of,
+    released=FLUX_AE,
+    dtype="F32",
+    build=PictureVAE,
+)
+
 FLUX_1 = Family(
     kind="flux_1",
     title="a Flux.1 transformer (fused qkv, no cond_in)",
@@ -55,7 +68,7 @@ FLUX_1 = Family(
     layouts=(FUSED,),
     groups=GROUPS,
     example=example,
-    codecs=("flux_ae",),
+    codecs=(AUTOENCODER.kind,),
     grid=CAUSAL,
     usual=Clip(height=576, width=1024, num_frames=1, fps=24, num_steps=DEV_STEPS, scales=(GUIDANCE,)),
     text=TextRecipe((T5, CLIP), T5_LENGTH, False, lambda prompt, said: prompt, ""),

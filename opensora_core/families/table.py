@@ -6,12 +6,12 @@ from typing import Any
 
 from ..family import Family, Part
 from ..shapes import Layout, Manifest
-from .flux import FLUX_1, FLUX_1_UNFUSED
+from .flux import AUTOENCODER, FLUX_1, FLUX_1_UNFUSED
 from .open_sora_2 import DC_AE, HIGH_COMPRESSION_VARIANT, HUNYUAN, OPEN_SORA
 
 # Where the keys of one are in another's files too, the more particular stands first.
 FAMILIES: tuple[Family, ...] = (OPEN_SORA, HIGH_COMPRESSION_VARIANT, FLUX_1, FLUX_1_UNFUSED)
-CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE)
+CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE, AUTOENCODER)
 
 DEFAULT = OPEN_SORA  # what is planned for where no file is given
 

@@ -21,7 +21,6 @@ from .. import __version__
 from ..checkpoint.detect import Identity, identify
 from ..checkpoint.files import Header, as_one, bytes_text, find_weights, last_rows, quantisation, read_header
 from ..checkpoint.formats import LayerFormat, stored_formats
-from ..checkpoint.keys import flux_ae_manifest
 from ..checkpoint.load import Comparison, compare
 from ..checkpoint.lora import describe_lora
 from ..encoders.clip import clip_manifest, clip_names, clip_sizes
@@ -214,8 +213,6 @@ def _manifests(identity: Identity, header: Header) -> tuple[Manifest, Manifest, 
     found = bare_shapes(header.shapes, identity.prefix)
     if row := identity.row:
         return found, identity.manifest(), row.manifest(row.released_like(identity.config), identity.layout), row.dtype
-    if identity.kind == "flux_ae":
-        return found, flux_ae_manifest(), flux_ae_manifest(), "F32"
     clip = clip_names, clip_sizes, clip_manifest
     if identity.kind not in (readers := {"t5": (t5_names, t5_sizes, t5_manifest), "clip_text": clip, "clip_full": clip}):
         return None

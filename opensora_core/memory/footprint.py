@@ -4,7 +4,6 @@ Weights come from a file's header, or from a module built on the meta device whe
 modules, run on the meta device under an allocation counter (count.py), so that they follow the code.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,16 +18,14 @@ from ..checkpoint.load import open_model
 from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
 from ..choices import BF16, FP8, FP32, INT8, QUANTISED, dtype_word, torch_dtype
 from ..codecs.codec import CodecConfig, Encoded
-from ..codecs.hunyuan import layers as vae_layers
-from ..codecs.hunyuan.config import HUNYUAN_VAE
-from ..codecs.tiling import tiled_decode, tiled_encode
+from ..codecs.tiling import largest_tile, tiled_decode, tiled_encode
 from ..encoders.clip import CLIPSizes, clip_network, open_clip
 from ..encoders.t5 import T5Sizes, keep_layers_in, open_t5, quantised_layers, t5_network
 from ..encoders.tokens import find_tokenizer, text_length
 from ..errors import CheckpointError
 from ..families.table import DEFAULT, codec_of, family_of, usual_codec
 from ..family import QUANTISED_GROUPS, Network, NetworkSizes
-from ..geometry import SPACE_COMPRESSION, TIME_COMPRESSION, Tiling
+from ..geometry import Tiling
 from ..sampling.given import image_condition
 from ..sampling.guidance import Guidance
 from ..sampling.run import Conditions, TextCondition, sample
@@ -37,6 +34,7 @@ from ..shapes import manifest_of
 from ..text.prompt import T5_LENGTH
 from ..text.recipe import T5
 from .count import AllocationCounter
+from .decode import codec_on_meta, counted_peak
 from .plan import UnitBytes
 from .stream import module_bytes
 
@@ -45,7 +43,6 @@ _STORED = {"F32": FP32, "BF16": BF16, "F16": "fp16", "F8_E4M3": FP8, "I8": INT8}
 _TEXTS = 2  # prompt and negative prompt are encoded together
 _FEW_BLOCKS = 2  # of each kind: every block after the second needs what the second does
 _LINEAR_FROM = 2  # of the longest chunks that a layer takes of a sequence
-_CHUNKS = 3  # of the finest layers, from which on a decode is a line
 
 
 class _Shapes:
@@ -207,33 +204,52 @@ def decode_peak(config: CodecConfig, precision: str, latent_shape: tuple[int, ..
 
     The tiling itself is run, around a decoder that only counts.
     """
-    latents = _empty(_dtype(precision), *latent_shape)
+    grid, dtype, tiling = config.grid, _dtype(precision), config.cut(tiling)
+    tile = tile_peak(config, dtype, (*latent_shape[:2], *largest_tile(latent_shape, tiling, True, grid)), True)
 
-    def frames_of(tile: Tensor) -> Tensor:
-        frames, height, width = tile.shape[2:]
-        return tile.new_empty(tile.shape[0], config.in_channels, grid.pixel_frames(frames), grid.space * height, grid.space * width)
+    def decode(part: Tensor) -> Tensor:
+        counter.count_at_most(tile)
+        frames, height, width = part.shape[2:]
+        return part.new_empty(part.shape[0], config.in_channels, grid.pixel_frames(frames), grid.space * height, grid.space * width)
 
-    grid, tiling = config.grid, config.cut(tiling)
-    return _tiled_peak(lambda function: tiled_decode(function, latents, tiling, grid=grid), frames_of, _Tile(config, precision, True))
+    with torch.inference_mode(), AllocationCounter() as counter:
+        tiled_decode(decode, _empty(dtype, *latent_shape), tiling, grid=grid)
+    return tile, max(0, counter.peak - tile)
 
 
 @lru_cache(maxsize=64)
 def encode_peak(config: CodecConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
     """(one tile's activations, everything else) of encoding one picture of this size in pixels."""
-    pixels = _empty(_dtype(precision), 1, config.in_channels, 1, height, width)
+    grid, dtype, shape = config.grid, _dtype(precision), (1, config.in_channels, 1, height, width)
+    tile = tile_peak(config, dtype, (*shape[:2], *largest_tile(shape, tiling, False, grid)), False)
 
-    def moments_of(tile: Tensor) -> Encoded:
-        rows, columns = (side // grid.space for side in tile.shape[3:])
-        return Encoded(tile.new_empty(tile.shape[0], 2 * config.latents.channels, 1, rows, columns))
+    def encode(part: Tensor) -> Encoded:
+        counter.count_at_most(tile)
+        rows, columns = (side // grid.space for side in part.shape[3:])
+        return Encoded(part.new_empty(part.shape[0], 2 * config.latents.channels, 1, rows, columns))
 
-    grid = config.grid
-    return _tiled_peak(lambda function: tiled_encode(function, pixels, tiling, grid=grid), moments_of, _Tile(config, precision, False))
+    with torch.inference_mode(), AllocationCounter() as counter:
+        tiled_encode(encode, _empty(dtype, *shape), tiling, grid=grid)
+    return tile, max(0, counter.peak - tile)
+
+
+def tile_peak(config: CodecConfig, dtype: torch.dtype, shape: tuple[int, ...], is_decode: bool) -> int:
+    """Peak of one call of a codec on a tile [B, C, T, H, W].
+
+    Where the codec says that it is a line, it is taken from two shorter clips; a test compares that with the whole, to the byte.
+    """
+    straight_from = getattr(codec_of(config).build, "straight_from", None)
+    near = straight_from(config, shape) if is_decode and straight_from else shape[2]
+    if shape[2] <= near + 2:
+        return counted_peak(config, dtype, shape, is_decode)
+    first, last = (counted_peak(config, dtype, (*shape[:2], length, *shape[3:]), is_decode) for length in (near, near + 2))
+    return last + (shape[2] - near - 2) * (last - first) // 2
 
 
 @lru_cache(maxsize=8)
 def vae_weights(config: CodecConfig, precision: str) -> int:
     """Bytes of the VAE's weights."""
-    return sum(tensor.nbytes for tensor in _vae(config, precision).state_dict().values())
+    return sum(tensor.nbytes for tensor in codec_on_meta(config, _dtype(precision)).state_dict().values())
 
 
 @lru_cache(maxsize=8)
@@ -272,69 +288,6 @@ class _Counted:
     def __call__(self, x: Tensor, timestep: Tensor, **inputs) -> Tensor:
         self.counter.count_at_most(self.peak)
         return torch.empty_like(x)
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """One call of the VAE."""
-
-    config: CodecConfig
-    precision: str
-    is_decode: bool
-
-    def peak(self, shape: tuple[int, ...]) -> int:
-        """Of a tile [B, C, T, H, W].
-
-        Where the released VAE decodes in chunks of frames, its peak is a line: whole clips, and temporaries of one group of channels
-        or one chunk. There it is taken from two shorter clips; a test compares that with the whole, to the byte.
-        """
-        batch, channels, frames, height, width = shape
-        if not self.is_decode or self.config != HUNYUAN_VAE:
-            return _vae_peak(self, shape)
-        finest = batch * self.config.block_out_channels[0] * SPACE_COMPRESSION**2 * height * width
-        near = 1 + _CHUNKS * max(2, vae_layers.CHUNK_ELEMENTS // finest) // TIME_COMPRESSION
-        far = near + 2
-        if frames <= far:
-            return _vae_peak(self, shape)
-        first, last = (_vae_peak(self, (batch, channels, length, height, width)) for length in (near, far))
-        return last + (frames - far) * (last - first) // 2
-
-
-@lru_cache(maxsize=64)
-def _vae_peak(tile: _Tile, shape: tuple[int, ...]) -> int:
-    model = _vae(tile.config, tile.precision)
-    with torch.inference_mode(), AllocationCounter() as counter:
-        (model.decode if tile.is_decode else model.encode)(_empty(model.dtype, *shape))
-    return counter.peak
-
-
-@lru_cache(maxsize=4)
-def _vae(config: CodecConfig, precision: str) -> torch.nn.Module:
-    """On the meta device."""
-    return codec_of(config).build(config, dtype=_dtype(precision), device="meta").requires_grad_(False)
-
-
-def _tiled_peak(tiled: Callable, result_of: Callable[[Tensor], Tensor | Encoded], tile: _Tile) -> tuple[int, int]:
-    """(largest tile's peak, the rest) of tiled(function): `result_of` makes what the VAE would."""
-
-    class First(Exception):
-        """The first tile, which is the largest: it begins where the clip begins, and ends with it if it is not full."""
-
-    def look(part: Tensor) -> Tensor:
-        raise First(tuple(part.shape))
-
-    try:
-        tiled(look)
-    except First as first:
-        largest = tile.peak(first.args[0])
-
-    def count(part: Tensor) -> Tensor:
-        counter.count_at_most(largest)
-        return result_of(part)
-
-    with torch.inference_mode(), AllocationCounter() as counter:
-        tiled(count)
-    return largest, max(0, counter.peak - largest)
 
 
 def _transformer(config: NetworkSizes, precision: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Network:

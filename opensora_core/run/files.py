@@ -6,9 +6,8 @@ from pathlib import Path
 
 from ..checkpoint.detect import Identity, identify, require
 from ..checkpoint.files import read_header
-from ..checkpoint.load import check_keys, open_model
+from ..checkpoint.load import check_keys, open_decoder, open_model
 from ..checkpoint.lora import fitting_layers
-from ..codecs.picture import open_decoder
 from ..encoders.clip import open_clip
 from ..encoders.t5 import open_t5
 from ..encoders.tokens import find_tokenizer
@@ -205,7 +204,7 @@ def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
                 "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
             )
     check_keys(header, identity)
-    _, _, decoder = open_decoder(vae)
+    decoder = open_decoder(vae)[1].config
     if decoder.latent_channels != config.in_channels:
         raise CheckpointError(
             f"{vae.name} has {decoder.latent_channels} latent channels and {header.name} works on {config.in_channels}; they are not of one model."

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.load import load_transformer, load_vae
+from ..checkpoint.load import load_decoder, load_transformer, load_vae
 from ..checkpoint.lora import merge_lora
-from ..codecs.picture import load_decoder
 from ..encoders.clip import load_clip
 from ..encoders.t5 import load_t5
 from ..memory.component import Component, Habits, Placement

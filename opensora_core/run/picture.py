@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..choices import AUTO
+from ..codecs.codec import Codec
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
 from ..families.flux import GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
 from ..families.table import family_of
@@ -83,8 +84,7 @@ def paint(networks: PictureNetworks, pictures: Sequence[Asked], progress: Callab
         latents = _latents(networks, pictures, progress)
         networks.transformer.release()
         with networks.decoder.at_work() as decoder:
-            dtype = decoder.conv_in.weight.dtype
-            return [to_picture(decoder(one.to(networks.placement.device, dtype))) for one in latents]
+            return [to_picture(decode(decoder, one.to(networks.placement.device, decoder.dtype))) for one in latents]
     finally:
         networks.release()
 
@@ -131,6 +131,11 @@ def draw(
     schedule = recipe.schedule(config, start.shape, num_steps(request.steps, config.guidance_embed), shift)
     told = Conditions(prompt.condition, numbers={"guidance": request.guidance})
     return finished(sample(recipe, transformer, start, schedule, ONE_PASS, told, on_step), transformer.dtype, "Flux")[:, :, 0]
+
+
+def decode(codec: Codec, latents: Tensor) -> Tensor:
+    """A picture [1, 3, H, W], about -1..1, of latents [1, C, h, w] in the transformer's scale."""
+    return codec.decode(codec.config.latents.to_codec(latents)[:, :, None])[:, :, 0]
 
 
 def to_picture(pixels: Tensor) -> Tensor:

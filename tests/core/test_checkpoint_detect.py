@@ -7,9 +7,10 @@ import re
 import pytest
 import torch
 
-from opensora_core.checkpoint import detect, keys
+from opensora_core.checkpoint import detect
 from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
+from opensora_core.codecs.picture import FLUX_AE
 from opensora_core.encoders.clip import CLIPSizes, clip_manifest
 from opensora_core.encoders.t5 import T5Sizes, t5_manifest
 from opensora_core.errors import CheckpointError
@@ -106,7 +107,7 @@ def shapes(*names):
         (lambda: table.manifest(FLUX_DEV), 780, 11_901_408_320, FUSED_ANCHORS),
         (lambda: table.manifest(HUNYUAN_VAE), 248, 246_478_803, VAE_ANCHORS),
         (lambda: table.manifest(VIDEO_DC_AE), 339, 459_462_147, DC_AE_ANCHORS),
-        (keys.flux_ae_manifest, 244, 83_819_683, {"decoder.up.1.block.0.nin_shortcut.weight": (256, 512, 1, 1)}),
+        (lambda: table.manifest(FLUX_AE), 244, 83_819_683, {"decoder.up.1.block.0.nin_shortcut.weight": (256, 512, 1, 1)}),
         (clip_manifest, 196, 123_060_480, {"text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768)}),
         (t5_manifest, 219, 4_762_310_656, {"encoder.block.23.layer.1.DenseReluDense.wo.weight": (4096, 10240)}),
     ],
@@ -187,7 +188,6 @@ def test_a_vae_is_read_from_its_tensors(config, prefix):
         ("wan_vae", ("decoder.middle.0.residual.0.gamma",)),
         ("cogvideox_vae", ("encoder.down_blocks.0.resnets.0.conv1.conv.weight", "decoder.mid_block.resnets.0.norm1.norm_layer.weight")),
         ("sd_vae", ("encoder.down.0.block.0.conv1.weight", "decoder.conv_in.weight", "quant_conv.weight")),
-        ("flux_ae", ("encoder.down.0.block.0.conv1.weight", "decoder.conv_in.weight")),
         ("picture_vae_diffusers", ("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight", "quant_conv.weight")),
         ("umt5", ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight")),
         ("clip_vision", ("vision_model.embeddings.patch_embedding.weight",)),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from opensora_core.checkpoint import keys
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
+from opensora_core.codecs.picture import FLUX_AE
 from opensora_core.encoders.clip import CLIPSizes, clip_manifest
 from opensora_core.encoders.t5 import T5Sizes, t5_manifest
 from opensora_core.errors import CheckpointError
@@ -28,7 +28,7 @@ def head(manifest, count):
         (lambda: table.manifest(HUNYUAN_VAE), "BF16", ("the HunyuanVideo VAE", "248 tensors, 246,478,803 parameters, 492.99 MB, BF16")),
         (t5_manifest, "F32", ("a T5 XXL encoder", "219 tensors", "19.05 GB, F32")),
         (clip_manifest, "F32", ("the CLIP-L text encoder", "196 tensors")),
-        (keys.flux_ae_manifest, "F32", ("the Flux.1 picture autoencoder", "244 tensors, 83,819,683 parameters")),
+        (lambda: table.manifest(FLUX_AE), "F32", ("the Flux.1 picture autoencoder", "244 tensors, 83,819,683 parameters")),
     ],
 )  # fmt: skip
 def test_released_files_are_recognised_as_such(write_hole, tmp_path, manifest, dtype, lines):

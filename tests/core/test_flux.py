@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from opensora_core.checkpoint.keys import flux_ae_manifest
-from opensora_core.codecs.picture import DecoderConfig, decoder_manifest, load_decoder
+from opensora_core.checkpoint.load import load_decoder
+from opensora_core.codecs.picture import FLUX_AE, PictureConfig, PictureVAE
 from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.families import table
 from opensora_core.families.flux import num_steps, picture_shift
 from opensora_core.geometry import ASPECT_RATIOS, training_size
 from opensora_core.memory.component import Placement
@@ -96,7 +97,7 @@ def test_latents_of_the_run(flux, recorded, relative_error):
 def test_decode(files, recorded, relative_error):
     decoder = load_decoder(files[1], torch.float32)
     with torch.no_grad():
-        found = decoder(recorded[0]["latents"][:, :, 0])
+        found = decoder.decode(decoder.config.latents.to_codec(recorded[0]["latents"]))[:, :, 0]
     assert relative_error(found, recorded[0]["pixels"][:, :, 0]) < TOLERANCE
 
 
@@ -110,9 +111,18 @@ def test_sizes_are_the_reference_s_for_every_ratio(recorded):
         training_size("256px", "8:5")
 
 
-def test_the_released_autoencoder_is_what_would_be_built():
-    released = {key.removeprefix("decoder."): shape for key, shape in flux_ae_manifest().items() if key.startswith("decoder.")}
-    assert decoder_manifest(DecoderConfig()) == released
+def test_what_is_encoded_is_what_is_decoded_from():
+    torch.manual_seed(0)
+    vae = PictureVAE(PictureConfig(widths=(32, 32, 64, 64), layers=2)).requires_grad_(False)
+    for parameter in vae.parameters():
+        parameter.normal_(std=0.1)
+    encoded = vae.encode(torch.rand(2, 3, 3, 24, 32) * 2 - 1)
+    latents = encoded.mode()
+    assert latents.shape == (2, 16, 3, 3, 4) and encoded.moments()[1].shape == latents.shape
+    scaled = vae.config.latents.to_model(latents)
+    torch.testing.assert_close(scaled, 0.3611 * (latents - 0.1159))
+    torch.testing.assert_close(vae.config.latents.to_codec(scaled), latents)
+    assert vae.decode(latents).shape == (2, 3, 3, 24, 32)
 
 
 def test_dev_and_schnell_have_their_own_steps():
@@ -194,7 +204,7 @@ def test_wrong_files_are_named_before_any_weight_is_read(files, tiny_checkpoint,
     with pytest.raises(CheckpointError, match="decoder is not whole.*up.1.block.0.conv1.weight"):
         PictureNetworks(files[0], tmp_path / "ae.safetensors", placement)
     with pytest.raises(CheckpointError, match="16 expected"):
-        manifest = {**flux_ae_manifest(), "decoder.conv_in.weight": (512, 4, 3, 3)}
+        manifest = {**table.manifest(FLUX_AE), "decoder.conv_in.weight": (512, 4, 3, 3)}
         PictureNetworks(files[0], write_hole(tmp_path / "sd.safetensors", manifest), placement)
 
 
@@ -229,5 +239,5 @@ def test_released_flux_dev_is_read_as_it_is_described(write_hole, tmp_path):
     from opensora_core.families import table
 
     dit = write_hole(tmp_path / "flux1-dev.safetensors", table.manifest(FLUX_DEV))
-    vae = write_hole(tmp_path / "ae.safetensors", flux_ae_manifest(), "F32")
+    vae = write_hole(tmp_path / "ae.safetensors", table.manifest(FLUX_AE), "F32")
     assert check_picture_files(dit, vae) == FLUX_DEV

@@ -27,12 +27,11 @@ from opensora_core.family import QUANTISED_GROUPS
 from opensora_core.geometry import Tiling
 from opensora_core.memory import estimate as estimate_module
 from opensora_core.memory.count import AllocationCounter
+from opensora_core.memory.decode import counted_peak
 from opensora_core.memory.estimate import CONTEXT_BYTES, Memory, Request, Settings, Stages, estimate
 from opensora_core.memory.footprint import (
     ModelSizes,
     _counted_forward,
-    _Tile,
-    _vae_peak,
     decode_peak,
     encode_peak,
     forward_peak,
@@ -40,6 +39,7 @@ from opensora_core.memory.footprint import (
     sizes_of_files,
     text_peak,
     text_weights,
+    tile_peak,
     transformer_weights,
 )
 from opensora_core.memory.plan import GIB
@@ -185,13 +185,13 @@ def test_a_long_sequence_is_on_the_line_of_two_shorter_ones_to_the_byte(precisio
     ],
 )
 def test_a_long_decode_is_on_the_line_of_two_shorter_ones_to_the_byte(precision, size):
-    tile, shape = _Tile(MODEL.vae, precision, True), (1, 16, *size)
-    assert tile.peak(shape) == _vae_peak(tile, shape)
+    decode = (MODEL.vae, torch_dtype(precision), (1, 16, *size), True)
+    assert tile_peak(*decode) == counted_peak(*decode)
 
 
 def test_a_decode_of_a_minute_is_near_enough_to_the_line():
-    tile, shape = _Tile(MODEL.vae, "bf16", True), (1, 16, 361, 8, 16)
-    assert tile.peak(shape) == pytest.approx(_vae_peak(tile, shape), rel=0.05)
+    decode = (MODEL.vae, torch.bfloat16, (1, 16, 361, 8, 16), True)
+    assert tile_peak(*decode) == pytest.approx(counted_peak(*decode), rel=0.05)
 
 
 def test_every_further_block_needs_what_the_second_does():
@@ -474,11 +474,11 @@ def test_the_nearest_is_found_without_counting_every_decode_on_the_way(monkeypat
 
 
 def test_a_search_runs_few_networks():
-    for count in (_counted_forward, sampling_peak, decode_peak, _vae_peak):
+    for count in (_counted_forward, sampling_peak, decode_peak, counted_peak):
         count.cache_clear()
     assert "The nearest that does: " in preflight(Request(2048, 2048), MODEL, card(24)).nearest
     assert _counted_forward.cache_info().misses <= 2 * 2  # two lengths each: as asked for, and with the smallest weights
-    assert _vae_peak.cache_info().misses <= 2  # however many clips are tried
+    assert counted_peak.cache_info().misses <= 2  # however many clips are tried
 
 
 @pytest.mark.parametrize("request_", [LOW, HIGH, replace(HIGH, num_frames=1)])

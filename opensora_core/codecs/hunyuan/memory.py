@@ -6,8 +6,12 @@ tile's finished frames and the workspace of convolution libraries are not activa
 
 from collections.abc import Iterator
 
-from .config import STEPS, VAEConfig
+from ...geometry import TIME_COMPRESSION
+from . import layers
+from .config import HUNYUAN_VAE, STEPS, VAEConfig
 from .layers import CHUNK_ELEMENTS, KERNEL
+
+_STRAIGHT_CHUNKS = 3
 
 Size = tuple[int, int, int]  # frames, height, width
 
@@ -26,6 +30,15 @@ def decode_bytes(config: VAEConfig, size: Size, dtype_bytes: int, parked: bool =
 def encode_bytes(config: VAEConfig, size: Size, dtype_bytes: int) -> int:
     """Peak of the activations of encoding one tile (or untiled clip) of this size in frames and pixels, in bytes."""
     return dtype_bytes * max(_Walk(config, dtype_bytes).encode(size))
+
+
+def straight_from(config: VAEConfig, shape: tuple[int, ...]) -> int:
+    """Latent frames from which on the peak of decoding tiles of this shape [B, C, T, H, W] grows by as much for each: a few chunks of
+    the finest layers. What is alive is then whole clips, and temporaries of one group of channels or one chunk. Of the released sizes."""
+    if config != HUNYUAN_VAE:
+        return shape[2]
+    finest = shape[0] * config.block_out_channels[0] * config.grid.space**2 * shape[3] * shape[4]
+    return 1 + _STRAIGHT_CHUNKS * max(2, layers.CHUNK_ELEMENTS // finest) // TIME_COMPRESSION
 
 
 class _Walk:

@@ -118,6 +118,7 @@ class CausalVAE(nn.Module):
     can_park = True
     decode_bytes = staticmethod(memory.decode_bytes)
     encode_bytes = staticmethod(memory.encode_bytes)
+    straight_from = staticmethod(memory.straight_from)
 
     def __init__(self, config: VAEConfig, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
         super().__init__()

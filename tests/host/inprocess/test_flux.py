@@ -18,8 +18,8 @@ def files(base, pack):
     small = replace(config.FLUX_DEV, **sizes, vec_in_dim=64)
     dit = base / "models" / "diffusion_models" / "flux1-dev.safetensors"
     save_file(random(pack("opensora_core.families.table").manifest(small)), dit)
-    decoder = autoencoder.decoder_manifest(autoencoder.DecoderConfig(widths=(32, 64, 128, 128), layers=3))
-    weights = {f"decoder.{name}": tensor for name, tensor in random(decoder).items()}
+    decoder = autoencoder.PictureConfig(widths=(32, 64, 128, 128), has_encoder=False)
+    weights = random(pack("opensora_core.families.table").manifest(decoder))
     vae = base / "models" / "vae" / "ae.safetensors"
     save_file(weights | {"encoder.down.0.block.0.conv1.weight": torch.zeros(128, 128, 3, 3)}, vae)
     return dit, vae
