@@ -91,18 +91,10 @@ class HostRow:
 
 _FACTOR = 1.8  # as the host has it for HunyuanVideo: the same width and tokens
 _HUNYUAN = selftest.base(comfy.latent_formats, "HunyuanVideo")
+_DENSE = _FACTOR * geometry.PATCH_SIZE**2  # the host counts latent pixels, each of which is a token here
 ROWS = (
     HostRow("open_sora_2", "OpenSora2", BesideModel, HostMMDiT, _HUNYUAN, _FACTOR),
-    # The host counts latent pixels, each of which is a token here.
-    HostRow(
-        "open_sora_2_dc_ae",
-        "OpenSora2HighCompression",
-        BesideModel,
-        HostMMDiT,
-        HighCompressionLatents,
-        _FACTOR * geometry.PATCH_SIZE**2,
-        6.6,
-    ),
+    HostRow("open_sora_2_dc_ae", "OpenSora2HighCompression", BesideModel, HostMMDiT, HighCompressionLatents, _DENSE),
 )
 
 
