@@ -20,7 +20,7 @@ from torch import Tensor
 from ...opensora_core import geometry
 from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.load import compare
-from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.family import Family, NetworkSizes
 from ...opensora_core.shapes import Manifest, bare_shapes
 from . import selftest
@@ -122,7 +122,8 @@ class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
         self.identity = detect.require(_identify(state_dict, prefix), "transformer", "This file")
         # A quantised weight may show half its columns; what is missing is missing all the same.
         exact = self.quant_config is None and self.custom_operations is None
-        check_whole(bare_shapes(_shapes(state_dict), prefix), self.identity, "This file", exact)
+        found = bare_shapes(_shapes(state_dict), prefix)
+        compare(found, self.identity.manifest(), self.identity.layout).whole(f"This file is {self.identity.title}", exact)
         self.latent_format.latent_channels = self.identity.config.in_channels
         return self.model(self.row, self.identity, self, device)
 
@@ -186,14 +187,6 @@ def require_open_sora(model) -> NetworkSizes:
 def converted(state: dict[str, Tensor], identity: detect.Identity) -> dict[str, Tensor]:
     """A file's tensors, without prefix, as the module's."""
     return {name: part for key, tensor in state.items() for name, part in identity.layout.convert(key, tensor, identity.config)}
-
-
-def check_whole(shapes: Manifest, identity: detect.Identity, name: str, exact: bool) -> tuple[str, ...]:
-    """Raise unless every tensor of the model is there; returns those that are not the model's."""
-    result = compare(shapes, identity.manifest(), identity.layout)
-    if result.missing or (exact and result.misshaped):
-        raise CheckpointError(f"{name} is {identity.title} but not whole; {result.sentence()}. Download it again.")
-    return result.extra
 
 
 def _shapes(state: dict[str, Tensor]) -> Manifest:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ...opensora_core.checkpoint import detect, quantised
 from ...opensora_core.checkpoint.files import Header, quantisation, read_header
+from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantised import Format
 from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.choices import AUTO, DTYPES, INT8, NF4, PRECISIONS, torch_dtype
 from ...opensora_core.errors import CheckpointError, check_choice
 from ...opensora_core.shapes import bare_shapes
 from . import nf4
-from .families import FileClass, check_whole, converted, is_open_sora
+from .families import FileClass, converted, is_open_sora
 from .precision import quantise_state
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
         raise CheckpointError(
             f"{header.name} is stored in float8 already; use it with precision auto, or choose the bf16 file for {precision}."
         )
-    extra = check_whole(bare_shapes(header.shapes, identity.prefix), identity, header.name, exact=form is None)
+    found = compare(bare_shapes(header.shapes, identity.prefix), identity.manifest(), identity.layout)
+    extra = found.whole(f"{header.name} is {identity.title}", exact=form is None)
     if extra and not form:
         logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(extra), ", ".join(extra[:5]))
     return header, identity

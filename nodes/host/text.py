@@ -236,10 +236,8 @@ def _sizes(file: EncoderFile, where: dict, sizes_of: Callable, manifest_of: Call
     if missing := [name for name in dict.fromkeys(name for name, _ in where.values()) if name not in file.state]:
         raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; it is not whole, download it again.")
     sizes = sizes_of(file.shapes)
-    result = compare(file.shapes, manifest_of(sizes))
     # 4-bit layers show half their columns, so a quantised file is only asked for its tensors' names.
-    if result.missing or (result.misshaped and not file.is_quantised):
-        raise CheckpointError(f"{file.name} is {file.identity.title} but not whole; {result.sentence()}. Download it again.")
+    compare(file.shapes, manifest_of(sizes)).whole(f"{file.name} is {file.identity.title}", exact=not file.is_quantised)
     return sizes
 
 

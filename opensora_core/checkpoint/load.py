@@ -46,6 +46,16 @@ class Comparison:
     def same(self) -> bool:
         return self.complete and not self.extra
 
+    def whole(self, what: str, exact: bool = True) -> tuple[str, ...]:
+        """What else the file holds, if all of its model is there; else a CheckpointError.
+
+        Args:
+            what: "<file> is <title>". exact: whether shapes count too; a quantised weight may show half its columns.
+        """
+        if self.missing or (exact and self.misshaped):
+            raise CheckpointError(f"{what} but not whole; {self.sentence()}. Download it again.")
+        return self.extra
+
     def sentence(self) -> str:
         """What differs, the first five keys each way."""
         shown = [f"{key} {list(found)}, expected {list(wanted)}" for key, (found, wanted) in self.misshaped.items()]
@@ -223,12 +233,10 @@ def open_model(path: str | Path, slot: str) -> tuple[Header, Identity]:
 def check_keys(header: Header, identity: Identity) -> None:
     """Raise a CheckpointError unless every tensor of the model is there; what else the file holds is named in a warning."""
     found = {key: shape for key, shape in bare_shapes(header.shapes, identity.prefix).items() if not is_note(key)}
-    result = compare(found, identity.manifest(), identity.layout)
-    if not result.complete:
-        raise CheckpointError(f"{header.name} is {identity.title} but not whole; {result.sentence()}. Download it again.")
-    if not result.extra:
+    extra = compare(found, identity.manifest(), identity.layout).whole(f"{header.name} is {identity.title}")
+    if not extra:
         return
-    other = identify({key: header.tensors[identity.prefix + key].shape for key in result.extra if identity.prefix + key in header.tensors})
+    other = identify({key: found[key] for key in extra if key in found})
     if other.kind != "unknown":
-        raise CheckpointError(f"{header.name} is {identity.title} mixed with {other.title} ({len(result.extra)} tensors); give one model.")
-    logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(result.extra), ", ".join(result.extra))
+        raise CheckpointError(f"{header.name} is {identity.title} mixed with {other.title} ({len(extra)} tensors); give one model.")
+    logger.warning("%s holds %d tensors that its model does not use: %s", header.name, len(extra), ", ".join(extra))

@@ -47,19 +47,6 @@ class Placement:
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
 
-@dataclass(frozen=True)
-class Habits:
-    """How a network lives.
-
-    Attributes:
-        is_main: the one that `resident` and a budget are about.
-        is_kept: False for one that works once a run (a text encoder): outside `everything` it is given up after its work.
-    """
-
-    is_main: bool = False
-    is_kept: bool = True
-
-
 class Component:
     """One network, read at its first use.
 
@@ -67,12 +54,13 @@ class Component:
         read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files. One whose `blocks()` gives its
             blocks in the order in which they run is streamed where it must be.
         placement: shared with the pipeline.
+        is_main: it is the one that `resident` and a budget are about.
+        is_kept: False for one that works once a run (a text encoder): outside `everything` it is given up after its work.
     """
 
-    def __init__(self, read: Callable[[torch.dtype, torch.device], Any], placement: Placement, habits: Habits = Habits()):
-        self._read = read
-        self._placement = placement
-        self._habits = habits
+    def __init__(self, read: Callable[[torch.dtype, torch.device], Any], placement: Placement, is_main: bool = False, is_kept: bool = True):
+        self._read, self._placement = read, placement
+        self._is_main, self._is_kept = is_main, is_kept
         self._network: Any = None
 
     @contextmanager
@@ -90,7 +78,7 @@ class Component:
             with self._visit(network, None if is_last_try else beside_bytes):
                 yield network
         finally:
-            if self._placement.mode != EVERYTHING and not self._habits.is_kept:
+            if self._placement.mode != EVERYTHING and not self._is_kept:
                 self.release()
 
     def release(self) -> None:
@@ -109,7 +97,7 @@ class Component:
     @property
     def _stays(self) -> bool:
         mode = self._placement.mode
-        return mode == EVERYTHING or (mode == RESIDENT and self._habits.is_main)
+        return mode == EVERYTHING or (mode == RESIDENT and self._is_main)
 
     def _visit(self, network: Any, beside_bytes: int | None) -> AbstractContextManager:
         placement, module, blocks = self._placement, _module(network), _blocks(network)
@@ -128,7 +116,7 @@ class Component:
             return make_plan(sizes, MINIMAL)
         free = free_bytes(placement.device) if placement.mode == AUTO and placement.device.type == "cuda" else None
         room = None if free is None else free - beside_bytes
-        plan = plan_in_mode(sizes, placement.mode, placement.budget_gib, room, self._habits.is_main)
+        plan = plan_in_mode(sizes, placement.mode, placement.budget_gib, room, self._is_main)
         if placement.mode == AUTO and plan.streamed:
             logger.warning("Not all weights fit beside the computation. %s", plan.sentence())
         return plan

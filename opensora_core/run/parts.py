@@ -15,7 +15,7 @@ from ..checkpoint.load import load_decoder, load_transformer, load_vae
 from ..checkpoint.lora import merge_lora
 from ..encoders.clip import load_clip
 from ..encoders.t5 import load_t5
-from ..memory.component import Component, Habits, Placement
+from ..memory.component import Component, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
@@ -46,9 +46,9 @@ class Networks:
         self._attention = attention
         self._loras: list[tuple[Path, float]] = []
         self._is_checked = False
-        self.transformer = Component(self._read_transformer, placement, Habits(is_main=True))
-        self.t5 = Component(self._read_t5, placement, Habits(is_kept=False))
-        self.clip = Component(self._read_clip, placement, Habits(is_kept=False))
+        self.transformer = Component(self._read_transformer, placement, is_main=True)
+        self.t5 = Component(self._read_t5, placement, is_kept=False)
+        self.clip = Component(self._read_clip, placement, is_kept=False)
         self.vae = Component(self._read_vae, placement)
         self.video_vae = VideoVAE(self.vae, placement)
 
@@ -130,9 +130,8 @@ class PictureNetworks:
         self.config = check_picture_files(self.dit, self.vae)
         self.placement, self.quantised = placement, quantised
         read = partial(load_transformer, slot="flux", precision=quantised)
-        habits = Habits(is_main=True, is_kept=False)
-        self.transformer = Component(partial(self._read, "flux", self.dit, read), placement, habits)
-        self.decoder = Component(partial(self._read, "flux_vae", self.vae, load_decoder), placement, Habits(is_kept=False))
+        self.transformer = Component(partial(self._read, "flux", self.dit, read), placement, is_main=True, is_kept=False)
+        self.decoder = Component(partial(self._read, "flux_vae", self.vae, load_decoder), placement, is_kept=False)
 
     def release(self) -> None:
         """Give up both networks; the next picture reads them again."""

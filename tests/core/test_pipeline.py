@@ -16,7 +16,7 @@ from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from opensora_core.geometry import Tiling
 from opensora_core.media.pictures import reference_image
 from opensora_core.memory import component as components, decode as video_vae, plan as plan_module
-from opensora_core.memory.component import Component, Habits, Placement, visiting
+from opensora_core.memory.component import Component, Placement, visiting
 from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run import files as model_files, needs as capacity, parts as networks_module, sample as sampling
@@ -297,7 +297,7 @@ def test_text_encoders_are_given_up_after_their_work_unless_all_is_resident(mode
         return read
 
     placement = Placement(torch.device("cpu"), mode=mode)
-    kept, passing = Component(reader(0), placement), Component(reader(1), placement, Habits(is_kept=False))
+    kept, passing = Component(reader(0), placement), Component(reader(1), placement, is_kept=False)
     assert counted == [0, 0]
     for _ in range(2):
         for component in (kept, passing):
