@@ -191,7 +191,7 @@ class OpenSoraFluxToVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, num_frames):
-        return inputs.problem(flux.check_num_frames, num_frames)
+        return inputs.problem(geometry.CAUSAL.check_num_frames, num_frames)
 
     @classmethod
     def execute(

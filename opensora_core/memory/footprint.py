@@ -134,7 +134,7 @@ def sizes_of_files(
     if t5 is not None:
         source, sizes = open_t5(t5)
         text = replace(found.text, t5=sizes, length=_text_length(source.path))
-        found = replace(found, text=text, stored_text=_stored_text(source.header))
+        found = replace(found, text=text, stored_text=_STORED.get(next(iter(source.header.dtypes)), FP32))
     if clip is not None:
         found = replace(found, text=replace(found.text, clip=open_clip(clip)[1]))
     return found
@@ -186,13 +186,13 @@ def sampling_peak(
     The solver itself is run, around a transformer that only counts.
     """
     one = forward_peak(config, precision, latent_shape, text_length)
-    batch = latent_shape[0]
+    batch, channels, _, *sides = latent_shape
     with torch.inference_mode(), AllocationCounter() as counter:
         latents = _empty(torch.float32, *latent_shape)
         contexts = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
         pooled = [_empty(torch.float32, batch, config.vec_in_dim) for _ in range(2)]
         text = TextCondition(*({"context": context, "y": y} for context, y in zip(contexts, pooled, strict=True)))
-        told = Conditions(text, _condition(latent_shape) if has_given else None)
+        told = Conditions(text, image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, *sides)) if has_given else None)
         network = _Counted(counter, one, _dtype(precision), config)
         sample(family_of(config).sampling, network, latents, flow_schedule(1, 1.0), Guidance(), told)
     return one, counter.peak - one
@@ -310,11 +310,6 @@ def _empty(dtype: torch.dtype, *shape: int, device: str = "meta") -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-def _condition(latent_shape: tuple[int, ...]):
-    batch, channels, frames, height, width = latent_shape
-    return image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, height, width), None)
-
-
 def _stored_transformer(header: Header, identity: Identity) -> tuple[str, tuple[str, ...]]:
     """(precision, groups of quantised layers)."""
     formats = stored_formats(header, identity.prefix)
@@ -322,10 +317,6 @@ def _stored_transformer(header: Header, identity: Identity) -> tuple[str, tuple[
     if not names:
         return dtype_word(header.compute_dtype), QUANTISED_GROUPS
     return names[0], tuple(sorted({group for layer in formats if (group := identity.family.group_of(layer))}))
-
-
-def _stored_text(header: Header) -> str:
-    return _STORED.get(next(iter(header.dtypes)), FP32)
 
 
 def _text_length(path: Path) -> int:
