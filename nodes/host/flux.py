@@ -25,11 +25,12 @@ from ...opensora_core.choices import AUTO
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.flux import num_steps, picture_shift, schedule_name
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, SPACE_COMPRESSION
-from ...opensora_core.run.picture import PictureRequest
-from ...opensora_core.sampling import schedule, solvers as solver
+from ...opensora_core.run.picture import PictureRequest, check_text
+from ...opensora_core.sampling import schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance
 from . import notice, prompts, selftest, text
 from .families import is_open_sora, require_open_sora
+from .run import agreeing, walk
 from .vae import vae_config
 
 T = TypeVar("T")
@@ -125,7 +126,8 @@ def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_i
     """
     facts = require_flux(model)
     check_flux_vae(vae)
-    _check_text(positive, facts)
+    for context, values in positive:
+        check_text(context, values.get("pooled_output"), facts, "use T5-XXL and CLIP-L")
     sides = [side // SPACE_COMPRESSION for side in (request.height, request.width)]
     alpha = picture_shift(request.schedule, sides[0] * sides[1] // PATCH**2, facts.guidance_embed)
     steps = num_steps(request.steps, facts.guidance_embed)
@@ -137,16 +139,8 @@ def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_i
     line = f"Picture {request.width}x{request.height}, seed {seed}: {facts.title}, {steps} steps, {own} schedule"
     notice.show(line, node_id, notice.INFO)
     empty = torch.zeros((1, 16, *sides), device=comfy.model_management.intermediate_device())
-    latents = guider.sample(
-        solver.noise(empty.shape, seed),
-        empty,
-        comfy.samplers.sampler_object("euler"),
-        schedule.sigmas(steps, alpha),
-        callback=latent_preview.prepare_callback(patched, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-    return vae.decode(latents.to(comfy.model_management.intermediate_device()))
+    noise, sigmas = solvers.noise(empty.shape, seed), schedule.sigmas(steps, alpha)
+    return vae.decode(walk(guider, noise, empty, sigmas, latent_preview.prepare_callback(patched, steps), seed))
 
 
 def unload(model) -> None:
@@ -220,29 +214,8 @@ def _named(name: str, check: Callable[[], T]) -> T:
         raise OpenSoraError(f"{name}: {error}") from error
 
 
-def _check_text(positive: list, facts: FluxFacts) -> None:
-    for context, values in positive:
-        pooled = values.get("pooled_output")
-        found = (context.shape[-1], None if pooled is None else pooled.shape[-1])
-        if found != (facts.context_in_dim, facts.vec_in_dim):
-            raise OpenSoraError(
-                f"The text encoders give {found[0]} and {found[1]} features and this Flux reads {facts.context_in_dim} and {facts.vec_in_dim}; "
-                "use T5-XXL and CLIP-L."
-            )
-
-
 def _shifted(model, alpha: float):
-    """A copy of the MODEL whose own sampling agrees with the sigmas, for whatever asks it where in the run it is."""
+    """A copy of the MODEL whose own sampling agrees with the sigmas."""
     if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.ModelSamplingFlux):
-        base, settings = comfy.model_sampling.ModelSamplingFlux, {"shift": math.log(alpha)}
-    else:
-        base, settings = comfy.model_sampling.ModelSamplingDiscreteFlow, {"shift": alpha, "multiplier": 1.0}
-
-    class Sampling(base, comfy.model_sampling.CONST):
-        """The host's rectified flow, as its Flux has it."""
-
-    sampling = Sampling(model.model.model_config)
-    sampling.set_parameters(**settings)
-    patched = model.clone()
-    patched.add_object_patch("model_sampling", sampling)
-    return patched
+        return agreeing(model, comfy.model_sampling.ModelSamplingFlux, shift=math.log(alpha))
+    return agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha, multiplier=1.0)

@@ -18,7 +18,7 @@ from ...opensora_core.choices import DTYPES, NOISE_DEVICES, torch_dtype
 from ...opensora_core.errors import check_choice
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import run as sampling, schedule, solvers
-from ...opensora_core.sampling.guidance import Guidance, num_forwards
+from ...opensora_core.sampling.guidance import Guidance, forwards_after
 from ...opensora_core.sampling.process import Flow
 from . import notice
 from .families import require_open_sora
@@ -56,15 +56,24 @@ def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tens
     shape = check_latent(samples, config)
     alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
     sigmas = schedule.sigmas(steps, alpha)
+    return agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha), sigmas
 
-    class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+
+def agreeing(model, base: type, **settings: float) -> Any:
+    """A copy of the MODEL whose own sampling is the rectified flow with these settings, for whatever asks it where in a run it is.
+
+    Args:
+        base: one of the host's ways to shift sigmas, which takes the settings.
+    """
+
+    class Sampling(base, comfy.model_sampling.CONST):
         """The host's rectified flow."""
 
     own = Sampling(model.model.model_config)
-    own.set_parameters(shift=alpha)
+    own.set_parameters(**settings)
     patched = model.clone()
     patched.add_object_patch("model_sampling", own)
-    return patched, sigmas
+    return patched
 
 
 def run(
@@ -105,19 +114,25 @@ def run(
     device = comfy.model_management.get_torch_device() if settings.noise_device == "gpu" else torch.device("cpu")
     dtype = torch_dtype(settings.latent_dtype)
     noise = solvers.noise(shape, settings.seed, device, dtype)
-    finished = guider.sample(
-        noise,
-        samples,
-        _one_loop(dtype),
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=_progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes)),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=settings.seed,
-    )
+    callback = _progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes))
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
-    out["samples"] = finished.to(comfy.model_management.intermediate_device())
+    out["samples"] = walk(guider, noise, samples, sigmas, callback, settings.seed, latent.get("noise_mask"))
     return out
+
+
+def walk(
+    guider,
+    noise: Tensor,
+    samples: Tensor,
+    sigmas: Tensor,
+    callback: Callable,
+    seed: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Finished, unscaled latents of a guider's run by the library's loop, in the dtype of the noise between steps."""
+    show_bar, loop = comfy.utils.PROGRESS_BAR_ENABLED, _one_loop(noise.dtype)
+    finished = guider.sample(noise, samples, loop, sigmas, denoise_mask=mask, callback=callback, disable_pbar=not show_bar, seed=seed)
+    return finished.to(comfy.model_management.intermediate_device())
 
 
 @dataclass(frozen=True)
@@ -135,17 +150,15 @@ class _Shown:
 def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown: _Shown) -> Callable:
     """The host's progress bar and preview, and a line on the node that counts forwards."""
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
+    done = forwards_after(guider.guidance, num_steps, latent_frames, guider.use)
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)
-        done = sum(len(guider.guidance.at_step(i, num_steps, latent_frames, guider.use).passes) for i in range(step + 1))
-        saved = 3 * (step + 1) - done
-        line = f"Step {step + 1} of {num_steps}: {done} forwards, {saved} of {3 * num_steps} saved"
-        shown.show(line, logging.DEBUG)
+        saved = 3 * (step + 1) - done[step]
+        shown.show(f"Step {step + 1} of {num_steps}: {done[step]} forwards, {saved} of {3 * num_steps} saved", logging.DEBUG)
 
-    total = num_forwards(guider.guidance, num_steps, latent_frames, guider.use)
     shown.show(
-        f"{num_steps} step{'s' * (num_steps > 1)}, {total} forwards (three passes at every step would be {3 * num_steps})", logging.INFO
+        f"{num_steps} step{'s' * (num_steps > 1)}, {done[-1]} forwards (three passes at every step would be {3 * num_steps})", logging.INFO
     )
     return callback
 

@@ -1,16 +1,18 @@
 """The stage text: prompts in the words that the model knows, encoded by T5 and CLIP, each encoder read once for all that is asked of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from ..codecs.tiling import Progress
 from ..errors import OutOfMemory
-from ..memory.device import unless_out_of_memory
+from ..memory.component import Component
 from ..memory.loaded import PROMPTS
 from ..sampling.run import TextCondition
 from ..text.recipe import Said, TextRecipe
 from .files import family_of_file
 from .parts import Networks
-from .ran_out import encoding_ran_out
+from .ran_out import encoding_ran_out, with_less
 from .request import Asked, EncodedPrompt
 
 Texts = tuple[str, str]  # a prompt and a negative prompt as the encoders read them
@@ -46,20 +48,24 @@ def _texts(recipe: TextRecipe, asked: tuple) -> Texts:
 def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> list[TextCondition]:
     """Of each pair, on the CPU; one that comes again is encoded once."""
 
-    def work() -> list[TextCondition]:
-        contexts: dict[Texts, Sequence] = {}
-        progress(0, len(texts))
-        with networks.t5.at_work(networks.needs.beside_t5()) as t5:
+    def by(component: Component, beside_bytes: int, told: Callable[[int], None]) -> dict[Texts, Sequence[Tensor]]:
+        def work(encoder) -> dict[Texts, Sequence[Tensor]]:
+            made = {}
             for done, pair in enumerate(texts, 1):
-                if pair not in contexts:
-                    contexts[pair] = t5.encode(list(pair)).float().cpu().split(1)
-                progress(done, len(texts))
-        with networks.clip.at_work() as clip:
-            pooled = {pair: clip.encode(list(pair)).float().cpu().split(1) for pair in contexts}
-        sides = {pair: [{"context": context, "y": y} for context, y in zip(contexts[pair], pooled[pair], strict=True)] for pair in contexts}
-        return [TextCondition(*sides[pair]) for pair in texts]
+                if pair not in made:
+                    made[pair] = encoder.encode(list(pair)).float().cpu().split(1)
+                told(done)
+            return made
 
-    encoded = unless_out_of_memory(work) if texts else []
-    if encoded is None:
-        raise OutOfMemory(encoding_ran_out(networks.placement))
-    return encoded
+        made, _ = with_less(component, networks.placement, work, beside_bytes, ("encoding the prompt", "the text encoder"))
+        if made is None:
+            raise OutOfMemory(encoding_ran_out(networks.placement))
+        return made
+
+    if not texts:
+        return []
+    progress(0, len(texts))
+    contexts = by(networks.t5, networks.needs.beside_t5(), lambda done: progress(done, len(texts)))
+    pooled = by(networks.clip, 0, lambda done: None)
+    sides = {pair: [{"context": context, "y": y} for context, y in zip(contexts[pair], pooled[pair], strict=True)] for pair in contexts}
+    return [TextCondition(*sides[pair]) for pair in texts]

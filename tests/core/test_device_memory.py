@@ -8,13 +8,14 @@ import torch
 
 from opensora_core.cli import main
 from opensora_core.commands.options import SOME_FAILED
+from opensora_core.encoders.t5 import T5Encoder
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from opensora_core.memory import component as components, decode as video_vae, device as device_memory
 from opensora_core.memory.decode import VideoVAE
 from opensora_core.memory.device import free_bytes, is_out_of_memory, ran_out, total_bytes, unless_out_of_memory
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run import ran_out as capacity, sample as sampling, text
+from opensora_core.run import ran_out as capacity, sample as sampling
 
 GIB = 2**30
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2, "seed": 3}
@@ -124,7 +125,7 @@ def test_text_and_pictures_that_no_room_is_left_for(tiny_checkpoint, monkeypatch
             OutOfMemory, match=rf"^Encoding 1 given frame of 32x48 \(height x width\) ran out of memory; {HAS}: use smaller tiles"
         ):
             pipe("a cat", **SMALL, image=torch.zeros(32, 48, 3))
-    monkeypatch.setattr(text, "_encode", no_room)
+    monkeypatch.setattr(T5Encoder, "encode", no_room)
     with pytest.raises(OutOfMemory, match=rf"^Encoding the prompt ran out of memory; {HAS}: use T5 in 8 bits"):
         pipe("another cat", **SMALL)
 
