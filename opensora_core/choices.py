@@ -15,7 +15,7 @@ EVERYTHING = "everything"  # all networks on the device at once: a pipeline whos
 DEFAULT_BUDGET_GIB = 8.0
 
 EXACT, LOW_MEMORY = "exact", "low_memory"
-POLICIES = (AUTO, EXACT, LOW_MEMORY)  # how latents are decoded, see codecs/hunyuan/memory.py
+POLICIES = (AUTO, EXACT, LOW_MEMORY)  # how latents are decoded, see memory/decode.py
 
 ATTENTIONS = ("sdpa", "sliced")
 POSTERIORS = ("mode", "sample")

@@ -33,7 +33,7 @@ class Networks:
 
     Attributes:
         transformer, vae, t5, clip: see components.Component.at_work.
-        video_vae: clips in and out of the VAE, see video_vae.VideoVAE.
+        video_vae: clips in and out of the VAE, see memory/decode.py.
         keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
         keep_encoded: keep encoded prompts, within loaded.PROMPTS.
     """
