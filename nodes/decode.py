@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.choices import POSTERIORS
+from ..opensora_core.choices import POSTERIORS, SAMPLE
 from ..opensora_core.codecs.tiling import check_tiling
 from ..opensora_core.errors import check_choice
 from ..opensora_core.geometry import Tiling
@@ -136,7 +136,7 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
         check_choice("posterior", posterior, POSTERIORS)
-        seed = seed if posterior == "sample" else None
+        seed = seed if posterior == SAMPLE else None
         samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, _reporter(cls.hidden.unique_id))
         return io.NodeOutput({"samples": samples})
 

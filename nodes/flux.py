@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..opensora_core import geometry
 from ..opensora_core.families.flux import GUIDANCE, RESOLUTION, SCHEDULES
 from ..opensora_core.families.table import DEFAULT
-from ..opensora_core.run.picture import MAX_STEPS, PictureRequest
+from ..opensora_core.run.picture import PictureRequest
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.sampling.solvers import MAX_SEED
@@ -48,7 +48,7 @@ def _steps_input(name: str) -> io.Int.Input:
         name,
         default=0,
         min=0,
-        max=MAX_STEPS,
+        max=geometry.LARGEST["num_steps"],
         tooltip="Steps of the picture. 0 = what the model was made for: 50 for Flux dev, as released, 4 for schnell.",
     )
 

@@ -17,10 +17,10 @@ DEFAULT_BUDGET_GIB = 8.0
 EXACT, LOW_MEMORY = "exact", "low_memory"
 POLICIES = (AUTO, EXACT, LOW_MEMORY)  # how latents are decoded, see memory/decode.py
 
-ATTENTIONS = ("sdpa", "sliced")
-POSTERIORS = ("mode", "sample")
-NOISE_DEVICES = ("cpu", "gpu")
-FITS = ("crop", "pad", "stretch")
+SDPA, SLICED = ATTENTIONS = ("sdpa", "sliced")
+MODE, SAMPLE = POSTERIORS = ("mode", "sample")
+CPU, GPU = NOISE_DEVICES = ("cpu", "gpu")
+CROP, PAD, STRETCH = FITS = ("crop", "pad", "stretch")
 FORWARDS, BACKWARDS = DIRECTIONS = ("forwards", "backwards")
 
 # What a video begins or ends with, in the reference's words. `easy`: more of the clip is given.

@@ -15,8 +15,7 @@ from ...opensora_core.sampling.guidance import Guidance
 from ...opensora_core.sampling.solvers import MAX_SEED
 from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
 
-MAX_STEPS = 1000
-# Of every scale of guidance.
+# The range of every guidance scale.
 _SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
 
 
@@ -39,12 +38,12 @@ def text_encoders() -> io.Clip.Input:
 
 
 def seed(tooltip: str) -> io.Int.Input:
-    """Of a run; the host offers to change it after each."""
+    """The seed of a run, which the host offers to change after each."""
     return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
 
 
 def steps(of: str = "Number of steps") -> io.Int.Input:
-    return io.Int.Input("steps", default=50, min=1, max=MAX_STEPS, tooltip=f"{of}. The released default is 50.")
+    return io.Int.Input("steps", default=50, min=1, max=geometry.LARGEST["num_steps"], tooltip=f"{of}. The released default is 50.")
 
 
 def text_guidance(**place) -> io.Float.Input:
@@ -65,7 +64,7 @@ def image_guidance(follows: str, more: str = "", **place) -> io.Float.Input:
 
 
 def oscillation() -> list:
-    """Whether guidance rests on odd steps."""
+    """Two switches: whether text and image guidance fall to 1 on every odd step."""
     return [
         io.Boolean.Input(
             "text_oscillation",
@@ -145,7 +144,7 @@ def fit(of: str, **place) -> io.Combo.Input:
 
 
 def policy(of: str = "clip", lead: str = "") -> io.Combo.Input:
-    """Of a decode."""
+    """How a clip is decoded where memory is short."""
     return choice(
         "policy",
         POLICIES,

@@ -14,7 +14,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...opensora_core.choices import DTYPES, NOISE_DEVICES, torch_dtype
+from ...opensora_core.choices import DTYPES, GPU, NOISE_DEVICES, torch_dtype
 from ...opensora_core.errors import check_choice
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import run as sampling, schedule, solvers
@@ -111,7 +111,7 @@ def run(
     shape = tuple(samples.shape)
     if guider.reference is not None:
         guider.reference.check(shape)
-    device = comfy.model_management.get_torch_device() if settings.noise_device == "gpu" else torch.device("cpu")
+    device = comfy.model_management.get_torch_device() if settings.noise_device == GPU else torch.device("cpu")
     dtype = torch_dtype(settings.latent_dtype)
     noise = solvers.noise(shape, settings.seed, device, dtype)
     callback = _progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes))

@@ -52,7 +52,7 @@ class Entry:
     is_kept: bool = False
 
     def line(self) -> str:
-        """For a person."""
+        """What it is, where and how large, for a person."""
         kept = ", kept loaded" if self.is_kept else ""
         what = ", ".join(self.files) or self.name
         if self.device == "cpu" or not self.on_device:
@@ -162,7 +162,7 @@ def _host_patchers() -> list:
 
 
 def _patcher(thing):
-    """Of a MODEL, CLIP or VAE."""
+    """The host's patcher of a MODEL, CLIP or VAE."""
     return getattr(thing, "patcher", thing)
 
 

@@ -1,6 +1,6 @@
 """The pipeline that the command line's model and machine options ask for."""
 
-from ..choices import BUDGET, DEFAULT_BUDGET_GIB, torch_dtype
+from ..choices import BUDGET, DEFAULT_BUDGET_GIB, SLICED, torch_dtype
 from ..errors import OpenSoraError
 from ..memory.component import resolve_device
 from ..pipeline import OpenSoraPipeline
@@ -32,7 +32,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
         budget_gib = DEFAULT_BUDGET_GIB
     made.enable_offload(options.offload, budget_gib, device)
     made.vae.policy = options.decode_policy
-    if options.attention == "sliced":
+    if options.attention == SLICED:
         made.enable_attention_slicing()
     if options.lora is not None:
         made.load_lora(options.lora, options.lora_strength)

@@ -20,7 +20,7 @@ from ..checkpoint.quantised import precision_format
 from ..choices import AUTO, BUDGET, DTYPES, EVERYTHING, MINIMAL, PRECISIONS, QUANTISED, RESIDENT, torch_dtype
 from ..errors import OpenSoraError, check_choice
 from .device import free_bytes
-from .plan import Plan, UnitBytes, make_plan, plan_in_mode
+from .plan import GIB, Plan, UnitBytes, make_plan, plan_in_mode
 from .stream import BlockStream, module_bytes
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # Layers that read the weights of the layers inside them and so must have all of them at once: codecs/hunyuan/layers.py.
 _WHOLE = ["Encoder", "Decoder", "Upsample"]
 # Page-locked where it cannot be asked how much main memory is free.
-_PINNED_BLINDLY = 4 * 2**30
+_PINNED_BLINDLY = 4 * GIB
 
 
 @dataclass

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..choices import MODE
 from ..codecs.tiling import Progress
 from ..errors import OutOfMemory
 from ..media.pictures import LATENT_RANK
@@ -50,6 +51,6 @@ def _latents(networks: Networks, request: GenerationRequest, given: Tensor, gene
 
 def _posterior_generators(request: GenerationRequest) -> list[torch.Generator | None]:
     """One for each video, so that a batch item is what its seed gives alone; the last frame's noise follows the first's. None for the mode."""
-    if request.options.posterior == "mode":
+    if request.options.posterior == MODE:
         return [None] * request.num_videos
     return [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]

@@ -15,7 +15,7 @@ from ..codecs.codec import Codec
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
 from ..families.flux import GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
 from ..families.table import family_of
-from ..geometry import CAUSAL, training_size
+from ..geometry import CAUSAL, LARGEST, training_size
 from ..sampling.guidance import ONE_PASS
 from ..sampling.run import Conditions, StepReport, sample
 from ..sampling.solvers import MAX_SEED, noise
@@ -24,8 +24,6 @@ from .parts import PictureNetworks
 from .ran_out import drawing_ran_out, with_less
 from .request import EncodedPrompt
 from .sample import finished
-
-MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class PictureRequest:
         CAUSAL.check_size(self.height, self.width)
         num_steps(self.steps, True)
         schedule_name(self.schedule, True)
-        if self.steps > MAX_STEPS:
-            raise OpenSoraError(f"image_steps={self.steps} is more than can be asked for; use at most {MAX_STEPS}.")
+        if self.steps > LARGEST["num_steps"]:
+            raise OpenSoraError(f"image_steps={self.steps} is more than can be asked for; use at most {LARGEST['num_steps']}.")
         if not 0 <= self.guidance <= 100:  # also NaN
             raise OpenSoraError(f"flux_guidance={self.guidance} is not from 0 to 100; the reference uses {GUIDANCE}.")
 

@@ -113,7 +113,7 @@ class GenerationRequest(Workload):
 
     @property
     def seeds(self) -> list[int]:
-        """Of every video."""
+        """The seed of every video of the batch."""
         return [self.seed + k for k in range(self.num_videos)]
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..choices import torch_dtype
+from ..choices import GPU, torch_dtype
 from ..errors import OpenSoraError, OutOfMemory
 from ..families.table import family_of
 from ..sampling.given import ImageCondition
@@ -60,7 +60,7 @@ def finished(latents: Tensor, dtype: torch.dtype, who: str = "The transformer") 
 def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """[B, C, T, H, W] on the device, in the dtype that latents have between steps: of every video what its seed gives alone."""
     options = request.options
-    source = device if options.noise_device == "gpu" else torch.device("cpu")
+    source = device if options.noise_device == GPU else torch.device("cpu")
     return torch.cat([noise(shape, seed, source, torch_dtype(options.latent_dtype)) for seed in request.seeds]).to(device)
 
 

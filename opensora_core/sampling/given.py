@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..choices import COND_TYPES, DIRECTIONS, FITS, FORWARDS
+from ..choices import COND_TYPES, CROP, DIRECTIONS, FITS, FORWARDS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
@@ -186,7 +186,7 @@ def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | Non
     return ImageCondition(mask, latents, use)
 
 
-def fit_image(frames: Tensor, height: int, width: int, fit: str = "crop") -> Tensor:
+def fit_image(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tensor:
     """Bring pictures to the video's size.
 
     Args:
@@ -202,7 +202,7 @@ def fit_image(frames: Tensor, height: int, width: int, fit: str = "crop") -> Ten
     return torch.stack([_fit_one(frame, (height, width), fit, _resize_picture) for frame in frames])
 
 
-def fit_clip(frames: Tensor, height: int, width: int, fit: str = "crop") -> Tensor:
+def fit_clip(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tensor:
     """Bring a clip to the video's size: as fit_image, but bilinear without antialiasing, and unrounded, as the reference does.
 
     Args:
@@ -225,7 +225,7 @@ def _check_frames(frames: Tensor, fit: str) -> None:
 def _fit_one(frame: Tensor, size: tuple[int, int], fit: str, resize: Callable[..., Tensor], down: bool = False) -> Tensor:
     """One frame [H, W, 3] at `size`. down: half a pixel too much on either side is cut by rounding down, not to even."""
     (height, width), source = size, tuple(frame.shape[:2])
-    if fit == "crop":
+    if fit == CROP:
         scaled = resize_crop(source, size)
         resized = resize(frame, scaled.height, scaled.width)
         top, left = ((scaled.height - height) // 2, (scaled.width - width) // 2) if down else (scaled.top, scaled.left)
