@@ -128,6 +128,7 @@ class Family(Part):
         text: how it reads prompts.
         sampling: how a run of it goes: process, schedule, solvers, given frames, inputs of a pass.
         zero_at_first: weights that are zero before training.
+        plain: layers that compute with plain weights even where a file holds them quantised.
     """
 
     groups: Mapping[str, Pattern]
@@ -138,6 +139,7 @@ class Family(Part):
     text: TextRecipe
     sampling: "SamplingRecipe"
     zero_at_first: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
 
     def group_of(self, layer: str) -> str | None:
         """The group that a linear layer belongs to, or None if it is no such layer."""

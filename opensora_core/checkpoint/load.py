@@ -110,7 +110,10 @@ def load_transformer(
     model = identity.row.build(identity.config, QuantisedOperations if formats else operations, attention, dtype, "meta")
     for layer, layer_format in formats.items():
         model.get_submodule(layer).keep_in(layer_format.form)
-    return fill(model, header, identity.convert, device, formats)
+    fill(model, header, identity.convert, device, formats)
+    for layer in formats.keys() & set(identity.family.plain):
+        model.get_submodule(layer).restore(dtype)
+    return model
 
 
 def load_vae(

@@ -217,6 +217,12 @@ class QuantisedOperations(TorchOperations):
             self.weight_scale = nn.Parameter(scale, requires_grad=False)
             self.adapters = nn.ModuleList()
 
+        def restore(self, dtype: torch.dtype) -> None:
+            """Become a plain linear layer again, of the values that the format left."""
+            self.weight = nn.Parameter(self.dequantised(dtype), requires_grad=False)
+            self.form = None
+            del self.weight_scale, self.adapters
+
         def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
             """The weight [out, in] without adapters."""
             if self.form is None:

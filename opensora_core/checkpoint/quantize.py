@@ -229,13 +229,17 @@ def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, 
                 note = torch.frombuffer(bytearray(entry.note, "utf-8"), dtype=torch.uint8)
                 beside = {f"{entry.layer}.weight_scale": scale, f"{entry.layer}.comfy_quant": note}
                 del weight
-            flat = data.contiguous().reshape(-1).view(torch.uint8)
-            assert flat.numel() == entry.num_bytes, entry
-            file.write(flat.numpy())
-            del data, flat
+            _put(file, entry, data)
+            del data
             if progress:
                 progress(done, len(entries), entry.key)
     return errors
+
+
+def _put(file: BinaryIO, entry: _Entry, data: Tensor) -> None:
+    flat = data.contiguous().reshape(-1).view(torch.uint8)
+    assert flat.numel() == entry.num_bytes, entry
+    file.write(flat.numpy())
 
 
 @contextmanager

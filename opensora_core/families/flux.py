@@ -73,6 +73,7 @@ FLUX_1 = Family(
     usual=Clip(height=576, width=1024, num_frames=1, fps=24, num_steps=DEV_STEPS, scales=(GUIDANCE,)),
     text=TextRecipe((T5, CLIP), T5_LENGTH, False, lambda prompt, said: prompt, ""),
     sampling=SamplingRecipe(process=Flow(+1), inputs=_inputs),
+    plain=("img_in",),
 )
 # As fine-tuning to Open-Sora 2.0 begins from it.
 FLUX_1_UNFUSED = replace(

@@ -62,6 +62,7 @@ OPEN_SORA = Family(
     sampling=SamplingRecipe(process=Flow(+1), schedule=shifted_schedule, solvers=("euler",), given=Beside, inputs=beside),
     text=TextRecipe((T5, CLIP), T5_LENGTH, False, lambda prompt, said: decorate(prompt, said.fps, said.motion_score), ""),
     zero_at_first=("cond_in.weight",),
+    plain=("img_in",),
 )
 
 HIGH_COMPRESSION_VARIANT = replace(
