@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...opensora_core.choices import AUTO
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.families.flux import num_steps, picture_shift, schedule_name
+from ...opensora_core.families.flux import FLUX_1, num_steps, picture_shift, schedule_name
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, SPACE_COMPRESSION
 from ...opensora_core.run.picture import PictureRequest, check_text
 from ...opensora_core.sampling import schedule, solvers
@@ -140,7 +140,7 @@ def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_i
     notice.show(line, node_id, notice.INFO)
     empty = torch.zeros((1, 16, *sides), device=comfy.model_management.intermediate_device())
     noise, sigmas = solvers.noise(empty.shape, seed), schedule.sigmas(steps, alpha)
-    return vae.decode(walk(guider, noise, empty, sigmas, latent_preview.prepare_callback(patched, steps), seed))
+    return vae.decode(walk(FLUX_1.sampling, guider, noise, empty, sigmas, latent_preview.prepare_callback(patched, steps), seed))
 
 
 def unload(model) -> None:

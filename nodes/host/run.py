@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ...opensora_core.choices import DTYPES, GPU, NOISE_DEVICES, torch_dtype
 from ...opensora_core.errors import check_choice
+from ...opensora_core.families.table import family_of
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import run as sampling, schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance, forwards_after
-from ...opensora_core.sampling.process import Flow
 from . import notice
 from .families import require_open_sora
 from .guider import OpenSoraGuider, check_latent
@@ -55,7 +55,7 @@ def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tens
     config = require_open_sora(model)
     shape = check_latent(samples, config)
     alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
-    sigmas = schedule.sigmas(steps, alpha)
+    sigmas = family_of(config).sampling.schedule(config, shape, steps, alpha).points
     return agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha), sigmas
 
 
@@ -116,11 +116,13 @@ def run(
     noise = solvers.noise(shape, settings.seed, device, dtype)
     callback = _progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes))
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
-    out["samples"] = walk(guider, noise, samples, sigmas, callback, settings.seed, latent.get("noise_mask"))
+    recipe = family_of(require_open_sora(model)).sampling
+    out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, settings.seed, latent.get("noise_mask"))
     return out
 
 
 def walk(
+    recipe: sampling.SamplingRecipe,
     guider,
     noise: Tensor,
     samples: Tensor,
@@ -130,7 +132,7 @@ def walk(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Finished, unscaled latents of a guider's run by the library's loop, in the dtype of the noise between steps."""
-    show_bar, loop = comfy.utils.PROGRESS_BAR_ENABLED, _one_loop(noise.dtype)
+    show_bar, loop = comfy.utils.PROGRESS_BAR_ENABLED, _one_loop(recipe, noise.dtype, seed)
     finished = guider.sample(noise, samples, loop, sigmas, denoise_mask=mask, callback=callback, disable_pbar=not show_bar, seed=seed)
     return finished.to(comfy.model_management.intermediate_device())
 
@@ -163,12 +165,13 @@ def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown:
     return callback
 
 
-def _one_loop(dtype: torch.dtype) -> comfy.samplers.KSAMPLER:
+def _one_loop(recipe: sampling.SamplingRecipe, dtype: torch.dtype, seed: int) -> comfy.samplers.KSAMPLER:
     """The library's loop as one of the host's samplers, with latents kept in `dtype` between steps."""
+    process, solver = recipe.process, solvers.SOLVERS[recipe.solvers[0]]
 
     def sampler(model, noise: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None) -> Tensor:
         """model: (x, sigma [B]) -> denoised latents in fp32, through guider and hooks."""
-        process, way = Flow(+1), schedule.Schedule(sigmas.cpu(), sigmas[:-1])
+        way = schedule.Schedule(sigmas.cpu(), sigmas[:-1])
 
         def predict(latents: Tensor, step: int) -> Tensor:
             x, sigma = latents.float(), way.timesteps[step]
@@ -178,6 +181,6 @@ def _one_loop(dtype: torch.dtype) -> comfy.samplers.KSAMPLER:
             return process.prediction(x, denoised, sigma).to(dtype)
 
         with comfy.utils.model_trange(way.num_steps, disable=disable) as bar:
-            return sampling.run(predict, noise.to(dtype), way, process, solvers.euler, on_step=lambda *_: bar.update()).float()
+            return sampling.run(predict, noise.to(dtype), way, process, solver([seed]), on_step=lambda *_: bar.update()).float()
 
     return comfy.samplers.KSAMPLER(sampler)
