@@ -14,7 +14,7 @@ from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from opensora_core.codecs.hunyuan.model import CausalVAE
 from opensora_core.geometry import Tiling
 from opensora_core.memory import component as components
-from opensora_core.memory.decode import GIB, Ladder, decode_bytes, parking_bytes, tile_decode_bytes
+from opensora_core.memory.decode import GIB, Ladder, Walk, decode_bytes, parking_bytes, tile_decode_bytes
 from tests.core.test_vae import TINY, AllocationPeak
 
 HOME = torch.device("cpu")
@@ -181,3 +181,49 @@ def test_the_largest_clips_fit_the_promise():
     shape = (1, 16, 33, 72, 128)
     tiling, _ = choose("auto", 3, 14, shape=shape)
     assert tiling.parked and tiling.temporal_tile == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "policy", "ways"),
+    [
+        (HUNYUAN_VAE, "auto", [(256, 0, False), (256, 0, True), (256, 64, False), (112, 64, False)]),
+        (HUNYUAN_VAE, "exact", [(256, 0, False), (256, 0, True)]),
+        (HUNYUAN_VAE, "low_memory", [(256, 64, False), (112, 64, False)]),
+        (VIDEO_DC_AE, "auto", [(256, 32, False), (256, 16, False), (160, 16, False)]),
+        (VIDEO_DC_AE, "exact", [(256, 32, False)]),
+    ],
+    ids=str,
+)
+def test_what_is_tried_in_turn_where_memory_runs_out(config, policy, ways):
+    """Exactly, parked, in temporal tiles, in tiles of half the need: each with a line where it is not what was asked for."""
+    shape = (1, config.latents.channels, 33, 24, 42)
+    attempts = list(Ladder(config, shape, 2, lambda: 2**50, lambda: 2**50).attempts(policy, Tiling()))
+    assert [(tiling.tile_size, tiling.temporal_tile, tiling.parked) for tiling, _ in attempts] == ways
+    assert attempts[0].line is None or policy == "low_memory"
+    assert all("ran out of memory" in line.lower() for _, line in attempts[1:])
+
+
+def test_nothing_is_counted_that_decides_nothing(monkeypatch):
+    def counted(*given):
+        raise AssertionError("memory was counted")
+
+    monkeypatch.setattr("opensora_core.memory.decode.counted_peak", counted)
+    assert list(Ladder(VIDEO_DC_AE, (1, 128, 32, 18, 32), 2, counted, counted).attempts("exact", Tiling())) == [
+        (Tiling(256, 0.25, 32), None)
+    ]
+    assert next(Ladder(HUNYUAN_VAE, SHAPE, 2, lambda: None).attempts("auto", Tiling())) == (Tiling(), None)
+
+
+def test_what_helped_once_stays_for_the_next_part():
+    told, tried = [], []
+    walk = Walk(Ladder(HUNYUAN_VAE, SHAPE, 2, lambda: 2**50).attempts("auto", Tiling()), told.append)
+
+    def run(tiling):
+        tried.append(tiling.temporal_tile)
+        if not tiling.temporal_tile:
+            raise torch.cuda.OutOfMemoryError
+        return tiling.temporal_tile
+
+    assert (walk(run), walk(run), tried, len(told)) == (64, 64, [0, 64, 64], 1)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        walk(lambda tiling: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
