@@ -121,6 +121,17 @@ def test_command_line(tiny_checkpoint, flux, tmp_path, capsys):
     assert (numpy.asarray(Image.open(tmp_path / "picture_seed_3_1.png")) == pictures[0]).all()
 
 
+def test_a_drawn_picture_may_begin_a_longer_video(tiny_checkpoint, flux, tmp_path, reads):
+    from imageio_ffmpeg import count_frames_and_secs
+
+    flags = ["generate", "--t2i2v", "--model", str(tiny_checkpoint), "--flux", str(flux[0]), "--flux-vae", str(flux[1]), "--prompt", PROMPT]
+    longer = ["--extend", "1", "--extend-prompt", "the sea is calm", "--seed", "3", "--out", str(tmp_path)]
+    assert cli.main([*flags, *SMALL, *PICTURE, *longer]) == DONE
+    assert count_frames_and_secs(str(tmp_path / "video_0000.mp4"))[0] == 5 + 4
+    assert {"picture_seed_3.png", "video_0000.latent"} <= {path.name for path in tmp_path.iterdir()}
+    assert [kind for kind, _ in reads].count("t5") == 1  # all three prompts together
+
+
 def test_a_picture_takes_the_nearest_shape_that_its_resolution_has(tiny_checkpoint, flux, tmp_path):
     flags = ["generate", "--t2i2v", "--model", str(tiny_checkpoint), "--flux", str(flux[0]), "--flux-vae", str(flux[1]), "--prompt", PROMPT]
     short = ["--num-frames", "5", "--num-steps", "1", "--image-steps", "1", "--seed", "1", "--out", str(tmp_path)]
