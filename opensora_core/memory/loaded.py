@@ -78,9 +78,9 @@ class Loaded(NamedTuple):
 
 
 def weight_bytes(network: Any) -> int:
-    """Of a module, or of an object whose `.model` is one; weights in one place count once."""
+    """Bytes of the weights of a module, or of an object whose `.model` is one; weights in one place count once."""
     module = network if isinstance(network, nn.Module) else network.model
-    return sum(dict(((tensor.data_ptr(), tensor.nbytes), tensor.nbytes) for tensor in (*module.parameters(), *module.buffers())).values())
+    return sum(size for _, size in {(tensor.data_ptr(), tensor.nbytes) for tensor in (*module.parameters(), *module.buffers())})
 
 
 class LoadedModels:
