@@ -322,6 +322,13 @@ def test_norm_names_go_both_ways():
     assert module_name("img_in.weight") == file_name("img_in.weight") == "img_in.weight"
 
 
+@pytest.mark.parametrize("index", ["9" * 20, "9" * 5000, "1000"])
+def test_a_block_index_that_no_file_of_so_few_tensors_has_is_refused_at_once(index):
+    manifest = table.manifest(TINY) | {f"single_blocks.{index}.linear2.weight": (96, 480)}
+    found = detect.identify(manifest)
+    assert found.config is None and f"begins single_blocks.{index[:20]}" in found.title
+
+
 def test_no_mixture_of_damaged_shapes_makes_identify_raise():
     """A seeded thousand of damaged files: keys lost, scalars, zero and absurd dimensions."""
     draw = random.Random(0)
