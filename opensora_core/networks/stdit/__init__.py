@@ -1,0 +1,1 @@
+"""The STDiT networks of Open-Sora 1.0 to 1.3."""
