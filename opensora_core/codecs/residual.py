@@ -1,0 +1,208 @@
+"""What autoencoders of residual blocks have in common: a convolution, levels of blocks with a step between them, a middle, and back.
+
+Pictures (kl.py) and clips (causal.py) differ in the layers; published files differ in what they call them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..geometry import Tiling
+
+GROUPS, NORM_EPS = 32, 1e-6
+
+
+class Seams:
+    """How layers are made: a namespace of layer classes (ops.py), a dtype and a device."""
+
+    def __init__(self, operations, dtype, device):
+        self.operations, self.place = operations, {"dtype": dtype, "device": device}
+
+    def conv(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        padding = 0 if stride > 1 else kernel // 2
+        return self.operations.Conv2d(in_channels, out_channels, kernel, stride, padding, **self.place)
+
+    def conv3d(self, in_channels: int, out_channels: int, kernel: int = 3, stride=1, bias: bool = True) -> nn.Module:
+        return self.operations.Conv3d(in_channels, out_channels, kernel, stride, bias=bias, **self.place)
+
+    def linear(self, in_features: int, out_features: int) -> nn.Module:
+        return self.operations.Linear(in_features, out_features, **self.place)
+
+    def norm(self, channels: int, eps: float = NORM_EPS) -> nn.Module:
+        return self.operations.GroupNorm(GROUPS, channels, eps=eps, **self.place)
+
+
+def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
+    """The norm's fresh output is overwritten, unless gradients need it."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, added to the input (through a 1x1 convolution where the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: "Layers"):
+        super().__init__()
+        self.norm1, self.conv1 = layers.norm(in_channels), layers.conv(in_channels, out_channels)
+        self.norm2, self.conv2 = layers.norm(out_channels), layers.conv(out_channels, out_channels)
+        self.shortcut = layers.shortcut if in_channels != out_channels else ""
+        if self.shortcut:
+            self.add_module(self.shortcut, layers.conv(in_channels, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(norm_silu(self.norm2, h))
+        return h + (getattr(self, self.shortcut)(x) if self.shortcut else x)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The kinds of layer of one autoencoder.
+
+    Attributes:
+        conv: (channels in, out, kernel 3 or 1). norm, attention: (channels). step: (channels, level, is_down), from a level to the next.
+        shortcut: what files call the convolution beside a block whose width changes. block: the class of blocks.
+    """
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[[int], nn.Module]
+    shortcut: str
+    attention: Callable[[int], nn.Module] | None = None
+    step: Callable[[int, int, bool], nn.Module] | None = None
+    block: type[ResnetBlock] = ResnetBlock
+
+
+@dataclass(frozen=True)
+class Names:
+    """What files call the parts. steps: down and up; middle: its block, attention and block; is_mirrored: levels of a decoder count back."""
+
+    levels: tuple[str, str]
+    blocks: str
+    steps: tuple[str, str]
+    middle: tuple[str, str, str]
+    norm_out: str
+    is_mirrored: bool
+
+
+DIFFUSERS = Names(
+    levels=("down_blocks", "up_blocks"),
+    blocks="resnets",
+    steps=("downsamplers.0", "upsamplers.0"),
+    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+    norm_out="conv_norm_out",
+    is_mirrored=False,
+)
+LATENT_DIFFUSION = Names(
+    levels=("down", "up"),
+    blocks="block",
+    steps=("downsample", "upsample"),
+    middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
+    norm_out="norm_out",
+    is_mirrored=True,
+)
+
+
+@dataclass(frozen=True)
+class ResidualConfig:
+    """Sizes. widths: channels of each level, the largest first; layers: residual blocks of each in the encoder."""
+
+    latent_channels: int
+    widths: tuple[int, ...]
+    layers: int
+    in_channels: int = 3
+    short_tile: int = 0
+
+    def cut(self, tiling: Tiling) -> Tiling:
+        """See CodecConfig: in time these codecs cut for themselves."""
+        return tiling
+
+    def words(self) -> str:
+        """For people: "widths 128, 256, 512, 512"."""
+        return f"widths {', '.join(map(str, self.widths))}"
+
+
+class InPieces(nn.Module):
+    """A codec (codec.py) that takes a clip in pieces: its memory does not grow with the length.
+
+    `encode` takes clips from any device, and their last piece may be shorter; `decode` puts the frames together on its home.
+    Both raise an OpenSoraError for another rank or channel count.
+    """
+
+    can_park = True
+    decode_bytes = encode_bytes = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class Chain(nn.Module):
+    """Layers under the files' names, which run one after another; the last two are a norm, SiLU and a convolution.
+
+    Attributes:
+        order: their names as they run.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+
+    def add(self, path: str, layer: nn.Module):
+        *folders, name = path.split(".")
+        place = self
+        for folder in folders:
+            if folder not in place._modules:
+                place.add_module(folder, nn.Module())
+            place = place._modules[folder]
+        place.add_module(name, layer)
+        self.order.append(path)
+
+    def add_blocks(self, path: str, widths: tuple[int, int], depth: int, layers: Layers):
+        """As many blocks, the first of which goes from one width to the other."""
+        for index in range(depth):
+            self.add(f"{path}.{index}", layers.block(widths[index > 0], widths[1], layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *layers, norm, conv = (self.get_submodule(path) for path in self.order)
+        for layer in layers:
+            x = layer(x)
+        return self.last(norm, conv, x)
+
+    def last(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
+        return conv(norm_silu(norm, x))
+
+
+class Half(Chain):
+    """An encoder, down to twice the latent channels, or a decoder."""
+
+    def __init__(self, config: ResidualConfig, is_decoder: bool, layers: Layers, names: Names):
+        super().__init__()
+        widths, steps = config.widths, range(len(config.widths) - 1)  # steps from the largest level
+        first, last = config.in_channels, 2 * config.latent_channels
+        if is_decoder:
+            widths, steps, first, last = widths[::-1], steps[::-1], config.latent_channels, config.in_channels
+        self.add("conv_in", layers.conv(first, widths[0]))
+        if is_decoder:
+            self._add_middle(widths[0], layers, names)
+        for place, width in enumerate(widths):
+            level = len(widths) - 1 - place if is_decoder and names.is_mirrored else place
+            stem = f"{names.levels[is_decoder]}.{level}"
+            self.add_blocks(f"{stem}.{names.blocks}", (widths[max(0, place - 1)], width), config.layers + is_decoder, layers)
+            if place < len(steps):
+                self.add(f"{stem}.{names.steps[is_decoder]}", layers.step(width, steps[place], not is_decoder))
+        if not is_decoder:
+            self._add_middle(widths[-1], layers, names)
+        self.add(names.norm_out, layers.norm(widths[-1]))
+        self.add("conv_out", layers.conv(widths[-1], last))
+
+    def _add_middle(self, width: int, layers: Layers, names: Names):
+        before, attention, after = names.middle
+        self.add(before, layers.block(width, width, layers))
+        self.add(attention, layers.attention(width))
+        self.add(after, layers.block(width, width, layers))
