@@ -1,0 +1,219 @@
+"""Which frames of Open-Sora 1.1 to 1.3 are given, half given or made: the published mask strategies, how they enter a run, and loops.
+
+Latents are [C, T, H, W] here, of one video. An edit is 0 where a frame is kept, 1 where it is made, between where it is edited.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ..errors import OpenSoraError
+from .given import Given
+from .guidance import PICTURES
+from .process import Process
+from .schedule import Schedule
+
+ALIGN = 5  # latent frames of a piece of 1.2, to which starts are moved
+COND_TYPES = ("v2v_head", "i2v_head", "i2v_tail", "i2v_loop")  # 1.3's
+CONTEXT = 5  # latent frames that a later loop of 1.3 sees
+
+
+@dataclass(frozen=True)
+class MaskGroup:
+    """One group of a mask strategy: where frames of a reference go. Starts below 0 count from the end; all in latent frames."""
+
+    loop: int = 0
+    reference: int = 0
+    reference_start: int = 0
+    target_start: int = 0
+    length: int = 1
+    edit: float = 0.0
+
+
+def parse_mask_strategy(text: str | None) -> list[MaskGroup]:
+    """Groups of "loop,reference,reference start,target start,length,edit;...": what is left out at a group's end is 0,0,0,0,1,0.
+
+    Raises:
+        OpenSoraError: a group of more than six fields, or a field that is no number, is empty or out of range.
+    """
+    return [_group(group) for group in text.split(";")] if text else []
+
+
+def _group(text: str) -> MaskGroup:
+    names, values = [field.name for field in fields(MaskGroup)], text.split(",")
+    if len(values) > len(names):
+        raise OpenSoraError(f"mask_strategy group {text!r} has {len(values)} fields; the most are 6: {','.join(names)}.")
+    read = {}
+    for name, value in zip(names, values, strict=False):
+        try:
+            read[name] = float(value) if name == "edit" else int(value)
+        except ValueError as error:
+            kind = "a number from 0 to 1" if name == "edit" else "a whole number"
+            raise OpenSoraError(f"mask_strategy group {text!r}: {name} is {value!r}; use {kind}.") from error
+    group = MaskGroup(**read)
+    for name, low in (("loop", 0), ("reference", 0), ("length", 1)):
+        if getattr(group, name) < low:
+            raise OpenSoraError(f"mask_strategy group {text!r}: {name} is {getattr(group, name)}; use {low} or more.")
+    if not 0 <= group.edit <= 1:
+        raise OpenSoraError(f"mask_strategy group {text!r}: edit is {group.edit}; use 0 (kept) to 1 (made).")
+    return group
+
+
+def snap(start: int, align: int, length: int) -> int:
+    """A start moved to the nearest multiple of `align` that is one of a whole piece below `length`, else down."""
+    piece = start // align
+    return align * (piece + (start % align > align / 2 and piece < length // align - 1))
+
+
+def place(
+    noise: Tensor,
+    groups: Sequence[MaskGroup],
+    references: Sequence[Tensor],
+    loop: int = 0,
+    align: int | None = ALIGN,
+    repeats_picture: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Lay references into a video's noise.
+
+    Args:
+        noise: [C, T, H, W]. references: [C, t, H, W] each.
+        align: what starts are moved to (1.2), or None (1.1, 1.3).
+        repeats_picture: a reference of one frame fills the whole target length (1.1), and nothing else may be too short.
+
+    Returns:
+        The latents, and the edit of every frame [T].
+
+    Raises:
+        OpenSoraError: a reference that is not there or has another size, or a start outside of either.
+    """
+    x, edit = noise.clone(), torch.ones(noise.shape[1], device=noise.device)
+    for group in groups:
+        if group.loop != loop:
+            continue
+        if group.reference >= len(references):
+            raise OpenSoraError(f"mask_strategy names reference {group.reference}; {len(references)} are given, counted from 0.")
+        given = references[group.reference].to(x)
+        if given.shape[2:] != x.shape[2:] or given.shape[0] != x.shape[0]:
+            raise OpenSoraError(
+                f"Reference {group.reference} is {list(given.shape)} in latents, the video {list(x.shape)}; sizes must agree."
+            )
+        source, target = _start(group, "reference_start", given.shape[1], align), _start(group, "target_start", x.shape[1], align)
+        length = min(group.length, x.shape[1] - target)
+        if repeats_picture and given.shape[1] == 1:
+            given, source = given.expand(-1, length, -1, -1), 0
+        length = min(length, given.shape[1] - source)
+        x[:, target : target + length] = given[:, source : source + length]
+        edit[target : target + length] = group.edit
+    return x, edit
+
+
+def _start(group: MaskGroup, name: str, length: int, align: int | None) -> int:
+    start = getattr(group, name)
+    if not -length <= start < length:
+        raise OpenSoraError(f"mask_strategy: {name} is {start}; the {name.split('_')[0]} has {length} latent frames.")
+    start = start % length
+    return start if align is None else snap(start, align, length)
+
+
+def next_loop(groups: Sequence[MaskGroup], loop: int, num_references: int, context: int, edit: float = 0.0) -> list[MaskGroup]:
+    """The groups with one that begins a loop with the last `context` frames of the reference that was added last, the clip before."""
+    return [*groups, MaskGroup(loop, num_references - 1, -context, 0, context, edit)]
+
+
+class Frames(Given):
+    """Given frames of the rectified flow (1.2, 1.3): one is kept until the noise has fallen to its edit, then made from there on.
+
+    Args:
+        edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in (`place`).
+        draw: noise of the latents' shape for one step; it is called once in every step.
+    """
+
+    use = PICTURES
+
+    def __init__(self, edit: Tensor, placed: Tensor, schedule: Schedule, process: Process, draw: Callable[[], Tensor]):
+        self.edit, self._placed, self._schedule, self._process, self._draw = edit, placed, schedule, process, draw
+        self._was = edit >= 1
+
+    def _active(self, step: int) -> Tensor:
+        return (self.edit * 1000 >= self._schedule.timesteps[step].to(self.edit)) | (self.edit >= 1)
+
+    def before(self, x: Tensor, step: int) -> Tensor:
+        self._kept = x = x if step else self._placed.to(x)
+        active = self._active(step)
+        noised = self._process.noised(x, self._draw().to(x), self._schedule.points[step].to(x))
+        begun, self._was = active & ~self._was, active
+        return torch.where(_wide(begun), noised, x)
+
+    def after(self, x: Tensor, step: int) -> Tensor:
+        return torch.where(_wide(self._active(step)), x, self._kept)
+
+
+class BesideNoise(Given):
+    """1.3's condition types: latents that the network reads beside the noise.
+
+    Args:
+        latents: [B, C, T, H, W]. mask: [B, 1, T, H, W], 1 where they are given.
+        draw: as of Frames, where every step is to begin with the given frames at its own noise (SDEdit); else None.
+    """
+
+    use = PICTURES
+
+    def __init__(self, latents: Tensor, mask: Tensor, schedule: Schedule, process: Process, draw: Callable[[], Tensor] | None = None):
+        self._latents, self._mask = latents * mask, mask
+        self._schedule, self._process, self._draw = schedule, process, draw
+        self.cond = torch.cat((mask, self._latents), dim=1)
+
+    def before(self, x: Tensor, step: int) -> Tensor:
+        if self._draw is None:
+            return x
+        noised = self._process.noised(self._latents.to(x), self._draw().to(x), self._schedule.points[step].to(x))
+        return torch.where(self._mask.to(x.device).bool(), noised, x)
+
+
+def cond_latents(cond_type: str, shape: Sequence[int], references: Sequence[Tensor], context: int = CONTEXT) -> tuple[Tensor, Tensor]:
+    """What a condition type of 1.3 gives a video of one clip.
+
+    Args:
+        shape: [C, T, H, W] of the video. references: [C, t, H, W] each; the second is read for i2v_loop alone.
+        context: latent frames of v2v_head.
+
+    Returns:
+        Latents of the shape, zero where nothing is given, and the mask [1, T, H, W].
+
+    Raises:
+        OpenSoraError: another condition type, or no reference.
+    """
+    if cond_type not in COND_TYPES or not references:
+        raise OpenSoraError(
+            f"cond_type={cond_type!r} with {len(references)} references; use one of {', '.join(COND_TYPES)} and at least one reference."
+        )
+    first, frames = references[0], shape[1]
+    cond, mask = first.new_zeros(tuple(shape)), first.new_zeros(1, *shape[1:])
+    head = {"v2v_head": min(context, frames, first.shape[1]), "i2v_tail": 0}.get(cond_type, 1)
+    cond[:, :head], mask[:, :head] = first[:, :head], 1
+    if cond_type in ("i2v_tail", "i2v_loop"):
+        cond[:, -1] = references[1][:, 0] if cond_type == "i2v_loop" and len(references) > 1 else first[:, -1]
+        mask[:, -1] = 1
+    return cond, mask
+
+
+def cond_of_loop(
+    cond_type: str, before: Tensor, references: Sequence[Tensor], loop: int, num_loops: int, context: int = CONTEXT
+) -> tuple[Tensor, Tensor]:
+    """What a condition type of 1.3 gives the clip after `before` [C, T, H, W]: its last frames, and in the last loop the end that is asked for.
+
+    The reference's script gives i2v_loop's end to every loop after the first, and i2v_tail's never; here the last loop alone has either.
+    """
+    cond, mask = torch.zeros_like(before), before.new_zeros(1, *before.shape[1:])
+    cond[:, :context], mask[:, :context] = before[:, -context:], 1
+    if loop == num_loops - 1 and cond_type in ("i2v_tail", "i2v_loop"):
+        end, where = cond_latents(cond_type, before.shape, references)
+        cond[:, -1], mask[:, -1] = end[:, -1], where[:, -1]
+    return cond, mask
+
+
+def _wide(frames: Tensor) -> Tensor:
+    """[B, T] -> [B, 1, T, 1, 1]."""
+    return frames[:, None, :, None, None]

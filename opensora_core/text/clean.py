@@ -1,0 +1,184 @@
+"""How captions were cleaned for Open-Sora 1.0 to 1.3, and so prompts are too: links, markup, marks and shop talk go, letters are lowered.
+
+The rules are those of DeepFloyd IF and PixArt; HTML and damaged characters are read here by the standard library.
+"""
+
+import html
+import html.entities
+import re
+import unicodedata
+from html.parser import HTMLParser
+
+_ENDINGS = "com|co|ru|net|org|edu|gov|it"
+_FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+_SITE = rf"[a-z0-9.-]+[.](?:{_ENDINGS})[\w/-]*\b/?(?!@)"
+_DASHES = (
+    "\u002d\u058a\u05be\u1400\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
+    "\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+_MARKS = "#®•©™&@·º½¾¿¡§~()[]{}|\\/*"
+
+
+def _rules(*pairs: tuple[str, str]) -> list[tuple[re.Pattern, str]]:
+    return [(re.compile(pattern), by) for pattern, by in pairs]
+
+
+_LINKS = _rules((rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{_SITE})", ""), (rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_SITE})", ""))
+_CHARACTERS = _rules(
+    (r"@\w+\b", ""),  # people
+    ("[\u31c0-\u9fff]+", ""),  # Chinese, Japanese and Korean blocks
+    (f"[{re.escape(_DASHES)}]+", "-"),
+    ("[`´«»“”¨]", '"'),
+    ("[‘’]", "'"),
+    ("&quot;?", ""),
+    ("&amp", ""),
+    (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # addresses of machines
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"\S+\.(?:{_FILES})", ""),
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (f"[{re.escape(_MARKS)}]+", " "),
+    (r"\s+\.\s+", " "),
+)
+_WORDS = _rules(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # article numbers
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{_FILES})(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # sizes; the second letter is Cyrillic
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"']([\w\W]+)[\"']$", r"\1"),
+    (r"^['_,\-:;]", ""),
+    (r"['_,\-:+]$", ""),
+    (r"^\.\S+$", ""),
+)
+_JOINTS = re.compile("[-_]")
+
+
+def clean_caption(text: str) -> str:
+    """A prompt as the released scripts clean it, which do it twice over."""
+    return _clean_once(_clean_once(text))
+
+
+def _clean_once(text: str) -> str:
+    text = _unquote(text).strip().lower().replace("<person>", "person")
+    text = _apply(_CHARACTERS, html_text(_apply(_LINKS, text)))
+    if len(_JOINTS.findall(text)) > 3:  # this-is-my-cute-cat
+        text = _JOINTS.sub(" ", text)
+    text = html.unescape(html.unescape(fix_text(text))).strip()
+    return _apply(_WORDS, text).strip()
+
+
+def _apply(rules: list[tuple[re.Pattern, str]], text: str) -> str:
+    for pattern, by in rules:
+        text = pattern.sub(by, text)
+    return text
+
+
+def _unquote(text: str) -> str:
+    """%20 and + as in an address are spaces, %c3%a9 is é; bytes that are no UTF-8 become U+FFFD."""
+    return re.sub(
+        "(?:%[0-9a-fA-F]{2})+", lambda found: bytes.fromhex(found[0].replace("%", "")).decode("utf-8", "replace"), text.replace("+", " ")
+    )
+
+
+class _Text(HTMLParser):
+    """Collects text outside tags, comments, and elements whose text is not read."""
+
+    HIDDEN = {"script", "style", "template", "rt", "rp"}
+    KEPT = {"pre", "textarea"}  # spaces as they are
+    VOID = set(
+        "area base basefont bgsound br col command embed frame hr image img input isindex keygen link menuitem meta nextid param source spacer "
+        "track wbr".split()
+    )
+
+    def __init__(self):
+        super().__init__(convert_charrefs=False)
+        self.parts, self.piece, self.open = [], "", []
+
+    def flush(self):
+        piece, self.piece = self.piece, ""
+        if piece and not piece.strip("\n\t\x0c\r ") and not self.KEPT & set(self.open):
+            piece = "\n" if "\n" in piece else " "
+        if not self.HIDDEN & set(self.open):
+            self.parts.append(piece)
+
+    def handle_data(self, data):
+        self.piece += data
+
+    def handle_charref(self, name):
+        self.piece += html.unescape(f"&#{name};")
+
+    def handle_entityref(self, name):
+        self.piece += html.entities.html5.get(f"{name};", f"&{name}")
+
+    def handle_starttag(self, tag, attrs):
+        self.flush()
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.flush()
+
+    def handle_endtag(self, tag):
+        self.flush()
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+    def handle_comment(self, data):
+        self.flush()
+
+    handle_decl = handle_pi = handle_comment
+
+    def unknown_decl(self, data):
+        self.flush()
+        if data.upper().startswith("CDATA["):
+            self.parts.append(data[len("CDATA[") :])
+
+
+def html_text(text: str) -> str:
+    """What a page shows of a text with markup."""
+    parser = _Text()
+    parser.feed(text)
+    parser.close()
+    parser.flush()
+    return "".join(parser.parts)
+
+
+_JOINED = {ord(letter): unicodedata.normalize("NFKC", letter) for letter in "ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬆ"} | {0xFB05: "ſt"}
+# One width: full-width letters and half-width Japanese, and the wide space.
+_WIDTHS = {0x3000: " "} | {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)}
+_QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "ʼ": "'"})
+_LINE_ENDS = re.compile("\r\n|[\r\u2028\u2029]")
+# Not shown, and of no meaning in a prompt: control characters but tab, line and form feeds, marks of direction and of annotation.
+_CONTROLS = re.compile("\x1b\\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
+_CONTROLS_AS_WINDOWS = {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
+# UTF-8 that was read as Windows-1252. Small letters leave only â€ and one more: dashes, quotes, dots.
+_MISREAD = re.compile("â€[\x80-\u2122]")
+
+
+def fix_text(text: str) -> str:
+    """Characters in their plain form: what ftfy.fix_text does to text in small letters."""
+    text = _MISREAD.sub(_reread, text.translate(_CONTROLS_AS_WINDOWS)).replace("â€ ", "†")  # a byte 0xa0 that has become a space
+    text = text.translate(_JOINED).translate(_WIDTHS).translate(_QUOTES)
+    return unicodedata.normalize("NFC", _CONTROLS.sub("", _LINE_ENDS.sub("\n", text)))
+
+
+def _reread(found: re.Match) -> str:
+    """Read again; text that cannot be as it is."""
+    try:
+        return found[0].encode("cp1252").decode("utf-8")
+    except UnicodeError:
+        return found[0]
