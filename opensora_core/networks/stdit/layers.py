@@ -243,6 +243,8 @@ class FinalLayer(nn.Module):
 class STDiTBase(nn.Module):
     """What the networks have in common: what goes in, and what comes out."""
 
+    piece_tokens = 1  # layers take all tokens at once
+
     def __init__(self, config: STDiTConfig, seams: Seams):
         super().__init__()
         self.config, self.attention = config, seams.attention
