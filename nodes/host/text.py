@@ -10,6 +10,7 @@ model has, brings its tokenizer beside its file, which also says how long a text
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ class ExactTokenizer:
         self.inner = tokenizer
         self.clip_l = tokenizer.clip_l
         self.t5xxl = tokenizer.t5xxl
-        self.tokenizers = {"l": _hosts(CLIP, self.clip_l), "t5xxl": _hosts(T5, self.t5xxl), **(own or {})}
+        # A CLIP-L with a longer position table is padded to its full length by the host.
+        released = {"l": replace(_hosts(CLIP), length=self.clip_l.max_length), "t5xxl": replace(_hosts(T5), length=DEFAULT.text.length)}
+        self.tokenizers = {**released, **(own or {})}
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
         """What the host's CLIP.tokenize asks for. Options (weights, minimum lengths) belong to other recipes and are ignored."""
@@ -101,20 +104,10 @@ def exact_tokens(tokenizer, text: str) -> tuple[dict, str]:
     return {name: [[(token, 1.0) for token in ids]] for name, (ids, _) in fitted.items()}, fitted["t5xxl"][1]
 
 
-def _hosts(kind: str, tokenizer) -> Tokenizer:
-    """One of the host's tokenizers as the library has them."""
-    # We say ourselves what was dropped. A CLIP-L with a longer position table is padded to its full length by the host.
-    length = DEFAULT.text.length if kind == T5 else tokenizer.max_length
-    size = (RELEASED_T5 if kind == T5 else RELEASED_CLIP).vocab_size
-    return Tokenizer(
-        kind,
-        lambda text: tokenizer.tokenizer(text, verbose=False)["input_ids"],
-        tokenizer.pad_token,
-        tokenizer.end_token,
-        size,
-        length,
-        Path(),
-    )
+@lru_cache(maxsize=2)
+def _hosts(kind: str) -> Tokenizer:
+    """The host's tokenizer files, read as on the command line: the host's own objects differ with the version of transformers."""
+    return read_tokenizer(kind, Path(comfy.sd.__file__).parent / ("text_encoders/t5_tokenizer" if kind == T5 else "sd1_tokenizer"))
 
 
 def encode(clip, text: str) -> tuple[list, str]:

@@ -1,7 +1,7 @@
 """From text to token ids on the command line: where the tokenizer's files are, and reading them.
 
-T5's SentencePiece model is read by the sentencepiece library itself, which is what the reference's slow tokenizer
-did (transformers 5 needs protobuf for that file); every other form goes through transformers. Nothing is downloaded.
+T5's SentencePiece model is read by the sentencepiece library itself, which is what the reference's slow tokenizer did, and its
+tokenizer.json by the tokenizers library: versions of transformers differ in what they make of either. Nothing is downloaded.
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..text.mend import mend
 from ..text.prompt import CLIP_LENGTH, T5_LENGTH, dropped_sentence, fit_tokens
 from ..text.recipe import CLIP, T5
 
@@ -26,6 +27,9 @@ _FILES = {
     CLIP: "vocab.json and merges.txt, or tokenizer.json (of openai/clip-vit-large-patch14)",
 }
 _ALGORITHM = {T5: "Unigram", CLIP: "BPE"}
+
+# What T5's SentencePiece model makes of controls and spaces before it looks: the former are gone, the latter plain.
+_SPACES = dict.fromkeys([*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F]) | dict.fromkeys(map(ord, "\t\n\f\r\x85\xa0"), " ")
 
 _T5_SENTINELS = 100  # <extra_id_0> to <extra_id_99>, where the tokenizer's files say nothing else
 
@@ -92,10 +96,8 @@ def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
         CheckpointError: its files are damaged.
     """
     try:
-        if kind == T5 and (folder / "spiece.model").is_file():
-            return _sentencepiece(folder)
-        return _transformers(kind, folder)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        return _t5(folder) if kind == T5 else _clip(folder)
+    except Exception as error:  # tokenizers documents no exception types; each means the same to a person
         raise CheckpointError(f"The {kind} tokenizer in {folder} cannot be read: {error}") from error
 
 
@@ -146,36 +148,45 @@ def _holds(kind: str, folder: Path) -> bool:
         return False  # absent, or not such a file: the search goes on
 
 
-def _sentencepiece(folder: Path) -> Tokenizer:
-    from sentencepiece import SentencePieceProcessor
+def _t5(folder: Path) -> Tokenizer:
+    """T5's, as the reference's slow tokenizer reads: a special token in a text is itself, and what stands beside it are texts of their own."""
+    if (folder / "spiece.model").is_file():
+        from sentencepiece import SentencePieceProcessor
 
-    model = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    pieces = model.get_piece_size()
+        model = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+        encode, to_id, pieces = model.encode, model.piece_to_id, model.get_piece_size()
+    else:
+        from tokenizers import Tokenizer as Pieces
+
+        model = Pieces.from_file(str(folder / "tokenizer.json"))
+        to_id, pieces = model.token_to_id, sum(not piece.startswith("<extra_id_") for piece in model.get_vocab())
+
+        def encode(text: str) -> list[int]:
+            return model.encode(text.translate(_SPACES).strip(), add_special_tokens=False).ids
+
     sentinels = _settings(folder).get("extra_ids", _T5_SENTINELS)
-    specials = {text: model.piece_to_id(text) for text in ("</s>", "<pad>", "<unk>")}
+    specials = {text: to_id(text) for text in ("</s>", "<pad>", "<unk>")}
     # Sentinels stand after the pieces, counted down: <extra_id_0> is the last.
     specials |= {f"<extra_id_{number}>": pieces + sentinels - 1 - number for number in range(sentinels)}
-    pattern = re.compile("(" + "|".join(map(re.escape, specials)) + ")")
+    pattern, end = re.compile("(" + "|".join(map(re.escape, specials)) + ")"), specials["</s>"]
 
     def ids(text: str) -> list[int]:
         parts = [part for part in pattern.split(text) if part]
-        tokens = [[specials[part]] if part in specials else model.encode(part) for part in parts]
-        return [*(token for part in tokens for token in part), model.eos_id()]
+        tokens = [token for part in parts for token in ([specials[part]] if part in specials else encode(part))]
+        return tokens if tokens[-1:] == [end] else [*tokens, end]
 
-    return Tokenizer(T5, ids, model.pad_id(), model.eos_id(), pieces, text_length(T5, folder), folder)
+    return Tokenizer(T5, ids, specials["<pad>"], end, pieces, text_length(T5, folder), folder)
 
 
-def _transformers(kind: str, folder: Path) -> Tokenizer:
+def _clip(folder: Path) -> Tokenizer:
     import transformers
 
-    # The fast classes give the same ids in transformers 4 and 5, and the host's; version 4's slow CLIP tokenizer reads
-    # typographic quotes and Chinese in other ways, depending on whether ftfy is installed.
-    reader = transformers.T5TokenizerFast if kind == T5 else transformers.CLIPTokenizerFast
-    tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
+    # The fast class gives the same ids in transformers 4 and 5; version 4's slow one reads typographic quotes and Chinese in other
+    # ways, depending on whether ftfy is installed. Here the text is always mended.
+    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
     def ids(text: str) -> list[int]:
-        return tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        return tokenizer(mend(text), truncation=False, verbose=False)["input_ids"]
 
-    sentinels = _T5_SENTINELS if kind == T5 else 0  # not part of the pieces, as above
-    highest = max(index for token, index in tokenizer.get_vocab().items() if not (sentinels and token.startswith("<extra_id_")))
-    return Tokenizer(kind, ids, tokenizer.pad_token_id, tokenizer.eos_token_id, highest + 1, text_length(kind, folder), folder)
+    size = 1 + max(tokenizer.get_vocab().values())
+    return Tokenizer(CLIP, ids, tokenizer.pad_token_id, tokenizer.eos_token_id, size, text_length(CLIP, folder), folder)

@@ -144,6 +144,25 @@ def test_short_texts(tiny_checkpoint, tmp_path, caplog):
     assert sizes_of_files(t5=tiny_checkpoint / "t5xxl.safetensors").text.length == 512
 
 
+@pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json"])
+def test_either_file_of_t5_reads_alike(tiny_checkpoint, tmp_path, file):
+    folder = shutil.copytree(tiny_checkpoint / T5_FOLDER, tmp_path / "t5")
+    (folder / ({"spiece.model", "tokenizer.json"} - {file}).pop()).unlink()
+    piece = tokens.read_tokenizer(T5, folder).ids
+    assert piece("red</s>") == piece("red") and piece("</s>") == piece("") == [1]  # one end
+    assert piece("stop</s>here") == [*piece("stop"), *piece("here")]
+    for control in ("\x01", "\x0b", "\x1b", "\x7f"):
+        assert piece(f"the re{control}d fox{control}") == piece("the red fox")
+    for space in ("\t", "\n", "\r\n", "\x0c", "\u3000", "  "):
+        assert piece(f"{space}the{space}red fox{space}") == piece("the red fox")
+
+
+def test_clip_reads_typography_as_plain_text(clip):
+    assert torch.equal(
+        clip.tokenize(["the circle\u2019s \u201cred\u201d \uff25\uff24\uff27\uff25"]), clip.tokenize(['the circle\'s "red" edge'])
+    )
+
+
 def test_sentinels_that_a_tokenizer_does_not_have_are_words(tiny_checkpoint, tmp_path):
     folder = retold(tiny_checkpoint / T5_FOLDER, tmp_path / "t5", extra_ids=0)
     tokenizer = tokens.read_tokenizer(T5, folder)

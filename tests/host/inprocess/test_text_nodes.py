@@ -89,6 +89,20 @@ def test_tokens_and_values_are_the_librarys(text, clip, reference, prompt):
     assert torch.equal(stock, found) and torch.equal(stock_values["pooled_output"], values["pooled_output"])
 
 
+def test_typography_is_mended_for_clip_and_left_for_t5(text, clip):
+    """The ids are those of the reference's tokenizers on the released files."""
+
+    def ids(prompt, name):
+        row = [token for token, _ in text.exact_tokens(clip.tokenizer, prompt)[0][name][0]]
+        return row[: row.index(row[-1]) if name == "l" else row.index(1) + 1]
+
+    assert ids("the circle\u2019s edge", "l") == [49406, 518, 7117, 568, 5461]
+    assert ids("a \u201cred\u201d circle", "l") == ids('a "red" circle', "l")
+    assert ids("the circle\u2019s edge", "t5xxl") != ids("the circle's edge", "t5xxl")
+    assert ids("red</s>", "t5xxl") == ids("red", "t5xxl") == [1131, 1]
+    assert ids("re\x01d", "t5xxl") == [1131, 1]
+
+
 def test_the_hosts_own_clip_is_exact_through_our_encoder(text, files, clip):
     """A CLIP from the host's loader (DualCLIPLoader type flux calls this) reads "(word:1.3)" as a weight; ours takes it literally."""
     options = {
