@@ -16,8 +16,8 @@ from ..ops import TorchOperations
 from ..shapes import Shapes, count, size
 from .codec import Encoded, Latents, check_video
 from .hunyuan import layers as whole
-from .kl import Resample, by_frames
-from .residual import LATENT_DIFFUSION, Half, InPieces, Layers, ResidualConfig, ResnetBlock, Seams
+from .kl import by_frames
+from .ladder import LATENT_DIFFUSION, Half, InPieces, LadderConfig, Layers, Resample, ResnetBlock, Seams
 
 PIECE, LATENT_PIECE = 17, 5
 UPSAMPLE_EPS = 1e-5
@@ -33,7 +33,7 @@ STD = (
 
 
 @dataclass(frozen=True)
-class CausalConfig(ResidualConfig):
+class CausalConfig(LadderConfig):
     latent_channels: int = 16
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2

@@ -15,7 +15,7 @@ from ..geometry_1x import EVERY_FRAME
 from ..ops import TorchOperations
 from ..shapes import Layout, Shapes, count, size
 from .codec import Encoded, Latents, check_video
-from .residual import DIFFUSERS, Half, InPieces, Layers, ResidualConfig, Seams
+from .ladder import DIFFUSERS, Half, InPieces, LadderConfig, Layers, Resample, Seams
 
 SCALE = 0.18215  # of Stable Diffusion's latents; 1.2 was trained with it on SDXL's too
 FRAMES = 4  # taken at a time
@@ -24,7 +24,7 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 
 
 @dataclass(frozen=True)
-class KLConfig(ResidualConfig):
+class KLConfig(LadderConfig):
     latent_channels: int = 4
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
@@ -59,18 +59,6 @@ class AttentionBlock(nn.Module):
         q, k, v = (layer(h).unsqueeze(1) for layer in (self.to_q, self.to_k, self.to_v))
         h = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
         return x + h.transpose(1, 2).reshape(x.shape)
-
-
-class Resample(nn.Module):
-    """A convolution that halves a picture, or one that follows its enlargement by 2."""
-
-    def __init__(self, channels: int, is_down: bool, seams: Seams):
-        super().__init__()
-        self.is_down = is_down
-        self.conv = seams.conv(channels, channels, stride=2 if is_down else 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.is_down else F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class AutoencoderKL(InPieces):

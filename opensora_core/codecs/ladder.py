@@ -25,7 +25,7 @@ class Seams:
         padding = 0 if stride > 1 else kernel // 2
         return self.operations.Conv2d(in_channels, out_channels, kernel, stride, padding, **self.place)
 
-    def conv3d(self, in_channels: int, out_channels: int, kernel: int, stride=1, bias: bool = True) -> nn.Module:
+    def conv3d(self, in_channels: int, out_channels: int, kernel: int = 3, stride=1, bias: bool = True) -> nn.Module:
         return self.operations.Conv3d(in_channels, out_channels, kernel, stride, bias=bias, **self.place)
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
@@ -35,13 +35,47 @@ class Seams:
         return self.operations.GroupNorm(GROUPS, channels, eps=eps, **self.place)
 
 
+def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
+    """The norm's fresh output is overwritten, unless gradients need it."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, added to the input (through a 1x1 convolution where the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: "Layers"):
+        super().__init__()
+        self.norm1, self.conv1 = layers.norm(in_channels), layers.conv(in_channels, out_channels)
+        self.norm2, self.conv2 = layers.norm(out_channels), layers.conv(out_channels, out_channels)
+        self.shortcut = layers.shortcut if in_channels != out_channels else ""
+        if self.shortcut:
+            self.add_module(self.shortcut, layers.conv(in_channels, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(norm_silu(self.norm2, h))
+        return h + (getattr(self, self.shortcut)(x) if self.shortcut else x)
+
+
+class Resample(nn.Module):
+    """A convolution that halves a picture, or one that follows its nearest-neighbour enlargement by 2."""
+
+    def __init__(self, channels: int, is_down: bool, seams: Seams):
+        super().__init__()
+        self.is_down = is_down
+        self.conv = seams.conv(channels, channels, stride=2 if is_down else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.is_down else F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
 @dataclass(frozen=True)
 class Layers:
     """The kinds of layer of one autoencoder.
 
     Attributes:
         conv: (channels in, out, kernel 3 or 1). norm, attention: (channels). step: (channels, level, is_down), from a level to the next.
-        shortcut: what files call the convolution beside a block whose width changes.
+        shortcut: what files call the convolution beside a block whose width changes. block: the class of blocks.
     """
 
     conv: Callable[..., nn.Module]
@@ -49,6 +83,7 @@ class Layers:
     shortcut: str
     attention: Callable[[int], nn.Module] | None = None
     step: Callable[[int, int, bool], nn.Module] | None = None
+    block: type[ResnetBlock] = ResnetBlock
 
 
 @dataclass(frozen=True)
@@ -119,28 +154,6 @@ class InPieces(nn.Module):
         return next(self.parameters()).device
 
 
-def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
-    """The norm's fresh output is overwritten, unless gradients need it."""
-    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
-
-
-class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, added to the input (through a 1x1 convolution where the width changes)."""
-
-    def __init__(self, in_channels: int, out_channels: int, layers: Layers):
-        super().__init__()
-        self.norm1, self.conv1 = layers.norm(in_channels), layers.conv(in_channels, out_channels)
-        self.norm2, self.conv2 = layers.norm(out_channels), layers.conv(out_channels, out_channels)
-        self.shortcut = layers.shortcut if in_channels != out_channels else ""
-        if self.shortcut:
-            self.add_module(self.shortcut, layers.conv(in_channels, out_channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(norm_silu(self.norm1, x))
-        h = self.conv2(norm_silu(self.norm2, h))
-        return h + (getattr(self, self.shortcut)(x) if self.shortcut else x)
-
-
 class Chain(nn.Module):
     """Layers under the files' names, which run one after another; the last two are a norm, SiLU and a convolution.
 
@@ -165,16 +178,16 @@ class Chain(nn.Module):
     def add_blocks(self, path: str, widths: tuple[int, int], depth: int, layers: Layers):
         """As many blocks, the first of which goes from one width to the other."""
         for index in range(depth):
-            self.add(f"{path}.{index}", ResnetBlock(widths[index > 0], widths[1], layers))
-
-    def walk(self, x: Tensor) -> Tensor:
-        """All but the last convolution."""
-        for path in self.order[:-2]:
-            x = self.get_submodule(path)(x)
-        return norm_silu(self.get_submodule(self.order[-2]), x)
+            self.add(f"{path}.{index}", layers.block(widths[index > 0], widths[1], layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.get_submodule(self.order[-1])(self.walk(x))
+        *layers, norm, conv = (self.get_submodule(path) for path in self.order)
+        for layer in layers:
+            x = layer(x)
+        return self.last(norm, conv, x)
+
+    def last(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
+        return conv(norm_silu(norm, x))
 
 
 class Half(Chain):
@@ -202,6 +215,6 @@ class Half(Chain):
 
     def _add_middle(self, width: int, layers: Layers, names: Names):
         before, attention, after = names.middle
-        self.add(before, ResnetBlock(width, width, layers))
+        self.add(before, layers.block(width, width, layers))
         self.add(attention, layers.attention(width))
-        self.add(after, ResnetBlock(width, width, layers))
+        self.add(after, layers.block(width, width, layers))

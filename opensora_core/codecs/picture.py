@@ -15,7 +15,7 @@ from ..geometry import CAUSAL, Grid
 from ..ops import TorchOperations
 from ..shapes import Shapes, count, dim, size
 from .codec import Encoded, Latents, check_video
-from .ladder import GROUPS, LATENT_DIFFUSION, Half, LadderConfig, Layers, Seams
+from .ladder import GROUPS, LATENT_DIFFUSION, Half, LadderConfig, Layers, Resample, Seams
 
 SCALE, SHIFT = 0.3611, 0.1159
 
@@ -75,18 +75,6 @@ class AttentionBlock(nn.Module):
         q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(h)
-
-
-class Resample(nn.Module):
-    """A convolution that halves a picture, or one that follows its nearest-neighbour enlargement by 2."""
-
-    def __init__(self, channels: int, is_down: bool, seams: Seams):
-        super().__init__()
-        self.is_down = is_down
-        self.conv = seams.conv(channels, channels, stride=2 if is_down else 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.is_down else F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class PictureVAE(nn.Module):

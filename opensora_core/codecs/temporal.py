@@ -19,7 +19,7 @@ from ..shapes import Shapes, bare_shapes, count, size
 from .causal import Block, CausalConv3d
 from .codec import Encoded, Latents, check_video
 from .kl import FRAMES, SCALE, AutoencoderKL, KLConfig
-from .residual import Chain, InPieces, Layers, ResidualConfig, Seams
+from .ladder import Chain, InPieces, LadderConfig, Layers, Seams
 
 PIECE, LATENT_PIECE = 17, 5
 TIME_COMPRESSION = 4
@@ -30,7 +30,7 @@ SPATIAL = "spatial_vae.module."
 
 
 @dataclass(frozen=True)
-class TemporalConfig(ResidualConfig):
+class TemporalConfig(LadderConfig):
     """Sizes of the temporal autoencoder, whose levels are of time; spatial: of the picture autoencoder."""
 
     latent_channels: int = 4
