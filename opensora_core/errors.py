@@ -1,13 +1,10 @@
-"""The errors a person is meant to read, and how a file is written so that an error leaves no half of it.
+"""The errors a person is meant to read.
 
 Every message says what failed, what was given, what is expected and, where there is one, the nearest
 valid value. Anything else that is raised is a defect of ours.
 """
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
 
 class OpenSoraError(ValueError):
@@ -19,29 +16,6 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise OpenSoraError(f"{name}={value!r} is not known; use one of {', '.join(choices)}.")
-
-
-@contextmanager
-def complete_or_absent(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Another name to write to, which becomes `path` if the block succeeds and vanishes if it does not.
-
-    Args:
-        path: it appears, or is replaced, only when the file is complete.
-        partial: the name until then, in the same folder; None = a hidden one of this process, with the same suffix.
-
-    Raises:
-        OSError: as the block raised it; one that names no file, as of a disk that is full, names `path`.
-    """
-    partial = partial or path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class CheckpointError(OpenSoraError):

@@ -21,17 +21,20 @@ from pathlib import Path
 from .errors import OpenSoraError
 
 RENEWED_EVERY, STALE_AFTER = 60.0, 600.0  # seconds
-_SHOWN = 60  # characters of a name in a sentence
+_SHOWN = 120  # characters of a name in a sentence
 # Suffixes of what one run writes beside each other: a video, its picture, its prompt, its latents. They are claimed as one.
 TOGETHER = (".mp4", ".png", ".txt", ".latent")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/?/")
-_PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)\.partial(\.\w+)?")
+_PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)\.partial")
 
 
-def shown(path: Path) -> str:
-    """The name of a file as a sentence has it: without its folders, and cut where it is very long."""
-    name = path.name.encode("utf-8", "replace").decode()
+def shown(path: str | Path) -> str:
+    """A path as a sentence has it: as it was given, or the name alone, cut, where that is long."""
+    text = str(path).encode("utf-8", "replace").decode()
+    if len(text) <= _SHOWN:
+        return text
+    name = Path(text).name
     return name if len(name) <= _SHOWN else f"{name[: _SHOWN // 2]}...{name[-_SHOWN // 4 :]} ({len(name)} characters)"
 
 
@@ -67,6 +70,11 @@ def numbered(path: Path, number: int) -> Path:
 def taken_by(path: Path) -> Path | None:
     """The video, picture, prompt or latents that have a file's name, if any: a run writes more than one of them."""
     return next((file for suffix in (path.suffix, *TOGETHER) if (file := path.with_suffix(suffix)).exists()), None)
+
+
+def unused_path(path: str | Path) -> Path:
+    """`path`, or the first numbered one of it that is not taken."""
+    return next(free for number in count() if not taken_by(free := numbered(Path(path), number)))
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
     An OSError that names no file, as of a disk that is full, names `path`.
     """
-    partial = path.with_name(f".{path.stem[:80]}.{_SYSTEM}-{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.name[:80]}.{_SYSTEM}-{os.getpid()}.partial")  # an ending that no loader lists
     try:
         yield partial
         os.replace(partial, path)
@@ -186,7 +194,7 @@ def sweep(folder: Path) -> list[Path]:
         What was deleted.
     """
     gone = []
-    for file in folder.glob(".*.partial*"):
+    for file in folder.glob(".*.partial"):
         found = _PARTIAL.fullmatch(file.name)
         if found is None:
             continue

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from opensora_core.errors import complete_or_absent
+from opensora_core.names import complete_or_absent
 
 SAVE_EVERY_SECONDS = 120
 

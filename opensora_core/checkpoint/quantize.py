@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..choices import FP8
-from ..errors import CheckpointError, OpenSoraError, complete_or_absent
+from ..errors import CheckpointError, OpenSoraError
 from ..family import QUANTISED_GROUPS
+from ..names import claim, complete_or_absent, sweep
 from .detect import Identity
 from .files import TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
 from .formats import HOST_NAMES
@@ -30,7 +31,6 @@ from .quantised import Float8, Format, Int8, relative_error
 
 FORMATS = {form.name: form for form in (Float8, Int8)}
 
-_SUFFIX = ".part"  # no loader lists files of this name
 _MARGIN_BYTES = 64 << 20  # what a disk should have left
 
 Progress = Callable[[int, int, str], None]
@@ -277,13 +277,17 @@ def _check_space(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def _whole_or_absent(target: Path) -> Iterator[BinaryIO]:
-    """A file to write, called `target` only once it is whole and on disk.
+    """A file to write, called `target` only once it is whole and on disk; what killed runs left is swept, an exception leaves nothing.
 
-    What a killed run left is replaced by the next one; an exception leaves nothing.
+    Raises:
+        OpenSoraError: another process writes it, or it cannot be written.
     """
-    part = target.with_name(target.name + _SUFFIX)
     try:
-        with complete_or_absent(target, part), part.open("wb") as file:
+        sweep(target.parent)
+        claimed = claim(target)
+        if claimed is None:
+            raise OpenSoraError(f"{target.name} is being written by another process; give another name, or wait for it.")
+        with claimed, complete_or_absent(target) as part, part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import DecodeOutOfMemory, OpenSoraError
 from ..media.latent_file import SUFFIX, read_latents, save_latents
-from ..media.video import numbered
+from ..names import numbered
 from ..pipeline import OpenSoraPipeline
 from ..run.request import EncodedPrompt, SamplingOptions
 from ..run.result import GenerationResult

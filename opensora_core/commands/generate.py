@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OpenSoraError
-from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, taken_by, unused_path
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX
+from ..names import taken_by, unused_path
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from ..sampling.solvers import MAX_SEED

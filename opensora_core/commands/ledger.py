@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import OpenSoraError, complete_or_absent
+from ..errors import OpenSoraError
+from ..names import complete_or_absent
 
 NAME = "batch.json"
 _FORMAT = 1

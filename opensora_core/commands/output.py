@@ -5,7 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from ..errors import OpenSoraError, complete_or_absent
+from ..errors import OpenSoraError
+from ..names import complete_or_absent
 
 
 def say(line: str) -> None:

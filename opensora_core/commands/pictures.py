@@ -7,7 +7,8 @@ from typing import Any
 
 from ..errors import OpenSoraError
 from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio, training_ratios
-from ..media.video import save_video, unused_path
+from ..media.video import save_video
+from ..names import unused_path
 from ..pipeline import OpenSoraPipeline
 from ..run.picture import PictureRequest, check_seed
 from ..run.request import EncodedPrompt

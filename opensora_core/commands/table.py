@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import OpenSoraError
 from ..geometry import Grid
-from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, unused_path
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX
 from ..memory.loaded import stamp
+from ..names import unused_path
 from ..pipeline import OpenSoraPipeline
 from ..run.files import ModelFiles
 from ..run.request import random_seed

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import OpenSoraError, complete_or_absent
+from ..errors import OpenSoraError
+from ..names import complete_or_absent
 
 SUFFIX = ".latent"
 _LATENTS, _IS_UNSCALED = "latent_tensor", "latent_format_version_0"

@@ -13,7 +13,8 @@ from ..errors import OpenSoraError
 from ..geometry import CAUSAL, Grid
 from ..sampling.given import CONTEXTS, check_clip_length, check_room, clip_cond_type, nearest_frames
 from ..sampling.guidance import PICTURES, ReferenceUse
-from .video import is_video, read_clip, read_image, rgb_array
+from .stills import read_image, rgb_array
+from .video import is_video, read_clip
 
 LATENT_RANK = 5  # [B, C, T, H, W]: what tells latents from pictures
 

@@ -1,16 +1,27 @@
-"""Files at the two ends: a picture or a clip read for a reference, and frames written as an mp4 (or one as a PNG)."""
+"""Clips as files: read for a reference, and frames written as an mp4 (or one as a PNG).
 
+ffmpeg is given absolute paths, which can only be files, and reads no other file or address than the one it is given.
+"""
+
+import logging
 import math
+import os
+import shutil
 import struct
+import tempfile
 from collections import deque
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy
 import torch
 
-from ..errors import OpenSoraError, complete_or_absent
+from ..errors import OpenSoraError
+from ..names import TOGETHER, complete_or_absent, shown
+from .stills import read_image
+
+logger = logging.getLogger(__name__)
 
 # The reference's quality. The matrix is converted and named, so that no player has to guess it from the height.
 # Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, save_sample (H.264, crf 23).
@@ -19,9 +30,27 @@ _ENCODER = [
     *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
     *("-movflags", "+faststart", "-f", "mp4"),
 ]
-VIDEO_SUFFIX, IMAGE_SUFFIX, PROMPT_SUFFIX = ".mp4", ".png", ".txt"
-_TAKEN = (VIDEO_SUFFIX, IMAGE_SUFFIX, PROMPT_SUFFIX, ".latent")  # a long video's latents may outlive it
-VIDEO_SUFFIXES = (VIDEO_SUFFIX, ".mov", ".mkv", ".webm", ".avi", ".m4v")
+VIDEO_SUFFIX, IMAGE_SUFFIX, PROMPT_SUFFIX, _ = TOGETHER
+VIDEO_SUFFIXES = (VIDEO_SUFFIX, ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".3gp")
+
+# Containers that a clip comes in. Playlists and descriptions of other files, which ffmpeg would follow, are not among them.
+_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,mpegvideo,h264,hevc,ivf"
+_FIRST_BYTES = (
+    (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"FLV", "flv"), (0, b"OggS", "ogg"), (0, b"\x00\x00\x01\xba", "mpeg"),
+    (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x30\x26\xb2\x75", "asf"), (8, b"AVI ", "avi"),
+    *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+)  # fmt: skip
+_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+# High dynamic range, by the word that ffmpeg has for its transfer: brought to SDR with reference white (203 nits) just below white.
+_HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+_TO_SDR = (
+    "zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,tonemap=tonemap=mobius:param=0.9:desat=0,"
+    "zscale=t=bt709:m=bt709:r=tv,format=yuv444p"
+)
+_SQUARE = "scale=w=max(1\\,round(iw*sar)):h=ih,setsar=1"
+# What the reader raises for what is no video.
+_UNREADABLE = (OSError, RuntimeError, KeyError, IndexError, StopIteration, AssertionError)
+_LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 
 
 def to_uint8(frames) -> numpy.ndarray:
@@ -60,64 +89,102 @@ def save_video(frames, path, fps: float = 24, *, prompt: str | None = None) -> P
     Args:
         frames: see to_uint8. Sides must be even for an mp4.
         path: where to write, ending in .mp4 or .png; replaced if it exists. Folders are made.
-        prompt: the prompt as it was encoded, written beside the video as .txt.
+        prompt: the prompt as it was encoded, written beside the video as .txt. Where that fails, the video stands all the same and a
+            warning says so.
 
     Returns:
         The file written: `path`, with the suffix .png if there is one frame.
 
     Raises:
         OpenSoraError: frames, size, frame rate or name that no mp4 can have, or no imageio-ffmpeg.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; says the encoder's own reason.
     """
     pixels = to_uint8(frames)
     path = Path(path)
-    _check_video(pixels, path, fps)
+    _check_video(pixels.shape, path, fps)
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(pixels) == 1:
         path = path.with_suffix(IMAGE_SUFFIX)
         _write_png(pixels[0], path)
     else:
         _write_mp4(pixels, path, fps)
-    if prompt is not None:
-        with complete_or_absent(path.with_suffix(PROMPT_SUFFIX)) as partial:
-            partial.write_text(prompt + "\n", encoding="utf-8")
+    if prompt is not None and (problem := save_prompt(path, prompt)):
+        logger.warning("%s", problem)
     return path
 
 
-def read_image(path) -> torch.Tensor:
-    """Read a picture as it is meant to be seen: turned by its EXIF orientation.
+def save_prompt(video: Path, prompt: str) -> str:
+    """Write a prompt beside its finished video, as .txt. Returns what failed, in a sentence that names the video first; "" if nothing did."""
+    target = video.with_suffix(PROMPT_SUFFIX)
+    try:
+        with complete_or_absent(target) as partial:
+            partial.write_text(prompt + "\n", encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"{video} is finished; its prompt could not be written to {target.name} beside it ({error.strerror or error})."
+    return ""
 
-    Returns:
-        [1, H, W, 3] fp32 in 0..1 on the CPU.
+
+def check_can_be_written(path: Path, frames_shape: tuple[int, int, int], fps: float) -> None:
+    """See that a video will find what it needs at its end: an encoder that runs, a folder and a name to write, and room on the disk.
+
+    Args:
+        path: the file, or another of its folder and of a name as long.
+        frames_shape: frames, height, width.
 
     Raises:
-        OpenSoraError: no such file, a file that is not a picture, or one that is transparent in places.
+        OpenSoraError: says what is missing.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise OpenSoraError(f"The image {path} {what}; give a picture such as a PNG or JPEG file.")
+    shape = (*frames_shape, 3)
+    _check_video(shape, path, fps)
+    frames, height, width = frames_shape
     try:
-        with Image.open(path) as opened:
-            picture = rgb_array(ImageOps.exif_transpose(opened), f"The image {path}")
-    except OpenSoraError:  # a ValueError, but not Pillow's
-        raise
-    except Image.DecompressionBombError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        needed = max(_LEAST_ROOM, frames * height * width // 4)  # two bits a pixel: several times what most videos take
+        if free < needed:
+            raise OpenSoraError(
+                f"{path.parent} has {free / 1e6:.0f} MB left on its disk and a video of {frames} frames of {height}x{width} (height x width) "
+                f"may take {needed / 1e6:.0f} MB; make room, or choose another folder."
+            )
+        trial = path.with_name(f".{path.stem}_9999.{os.getpid()}{VIDEO_SUFFIX}")  # as long a name as a numbered one
+        try:
+            _write_mp4(numpy.zeros((2, 16, 16, 3), numpy.uint8), trial, fps)
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
         raise OpenSoraError(
-            f"{path} has more pixels than a picture is read with here ({2 * Image.MAX_IMAGE_PIXELS:,}); scale it down."
+            f"Nothing can be written to {shown(path)} ({error.strerror or error}); choose another name or folder."
         ) from error
-    except UnidentifiedImageError as error:
-        raise OpenSoraError(f"{path} is not a picture that can be read; give a PNG or JPEG file.") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken data of a known format
-        raise OpenSoraError(f"The image {path} is damaged and cannot be read ({error}).") from error
-    return torch.from_numpy(picture.astype(numpy.float32) / 255).unsqueeze(0)
 
 
 def is_video(path) -> bool:
-    """Whether a file's name says that it is a video."""
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+    """Whether a file holds a video, by its first bytes; one that is not there, or cannot be told so, by its name."""
+    path = Path(path)
+    start = _first_bytes(path)
+    is_picture = start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")) or start[8:12] in (
+        b"WEBP",
+        *_PICTURE_BRANDS,
+    )
+    return not is_picture and (_container(start) is not None or path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _first_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(400)
+    return b""
+
+
+def _container(start: bytes) -> str | None:
+    """What ffmpeg calls the container that begins so; None where it is none of the usual ones."""
+    for at, word, name in _FIRST_BYTES:
+        if start[at:].startswith(word):
+            return name
+    # Packets of an MPEG transport stream, of 188 bytes or, with times, 192: each begins with a G.
+    if any(start[first : first + 1] == start[first + step : first + step + 1] == b"G" for first, step in ((0, 188), (4, 192))):
+        return "mpegts"
+    return None
 
 
 def media_size(path) -> tuple[int, int]:
@@ -132,87 +199,85 @@ def media_size(path) -> tuple[int, int]:
 def read_clip(path, count: int, *, from_end: bool) -> torch.Tensor:
     """Read the first or the last `count` frames of a video at its own frame rate; no more than those are kept.
 
+    Pixels that are not square are made so, by the width; PQ and HLG are brought to standard range.
+
     Returns:
         [count, H, W, 3] uint8 on the CPU; fewer where the video has fewer.
 
     Raises:
         OpenSoraError: no such file, a file that is not a video or is damaged, or no imageio-ffmpeg.
     """
-    try:
-        from imageio_ffmpeg import read_frames
-    except ImportError as error:
-        raise OpenSoraError("Reading a video needs imageio-ffmpeg: pip install imageio-ffmpeg.") from error
     path = Path(path)
     if not path.is_file():
-        raise OpenSoraError(f"The clip {path} does not exist; give a video such as an mp4 file.")
+        raise OpenSoraError(f"The clip {shown(path)} does not exist; give a video such as an mp4 file.")
     kept: deque[bytes] = deque(maxlen=count)
     try:
-        # Every frame once, as the file has them: by default ffmpeg repeats and drops some to even out the rate.
-        with closing(read_frames(str(path), output_params=["-fps_mode", "passthrough"])) as reader:
-            width, height = next(reader)["size"]
+        with _reader(path) as (size, reader):
             for frame in reader:
                 kept.append(frame)
                 if len(kept) == count and not from_end:
                     break
-    except (OSError, RuntimeError, KeyError, StopIteration, AssertionError) as error:  # what the reader raises for what is no video
-        raise OpenSoraError(f"{path} is not a video that can be read; give an mp4 file, or another that ffmpeg knows.") from error
+    except _UNREADABLE as error:
+        raise OpenSoraError(f"{shown(path)} is not a video that can be read; give an mp4 file, or another that ffmpeg knows.") from error
     if not kept:
-        raise OpenSoraError(f"The clip {path} has no frame that can be read; give an mp4 file, or another that ffmpeg knows.")
-    pixels = numpy.frombuffer(b"".join(kept), numpy.uint8).reshape(len(kept), height, width, 3)
-    return torch.from_numpy(pixels.copy())
+        raise OpenSoraError(f"The clip {shown(path)} has no frame that can be read; give an mp4 file, or another that ffmpeg knows.")
+    width, height = size
+    frames = numpy.frombuffer(b"".join(kept), numpy.uint8).reshape(len(kept), height, width, 3)
+    return torch.from_numpy(frames.copy())
 
 
-def rgb_array(picture, name: str) -> numpy.ndarray:
-    """[H, W, 3] uint8 of a PIL image of any mode.
-
-    Args:
-        name: for messages.
-
-    Raises:
-        OpenSoraError: it is transparent in places.
-    """
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit greys: Pillow's own conversion clips them to white
-        grey = numpy.asarray(picture).astype(numpy.float32)
-        grey = (grey / (65535 if picture.mode.startswith("I") else 1)).clip(0, 1)
-        return numpy.repeat((grey * 255).round().astype(numpy.uint8)[:, :, None], 3, axis=2)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        if picture.getextrema()[3][0] < 255:
+@contextmanager
+def _reader(path: Path) -> Iterator[tuple[tuple[int, int], Iterator[bytes]]]:
+    """((width, height), the frames of a clip): square pixels of standard range."""
+    with _unwarned(), closing(_frames(path, _SQUARE)) as reader:
+        about = next(reader)
+        kind = next((_HDR[word] for word in _HDR if word in about["pix_fmt"]), None)
+        if kind is None:
+            yield about["size"], reader
+            return
+    with _unwarned(), closing(_frames(path, f"{_TO_SDR},{_SQUARE}")) as reader:
+        try:
+            about = next(reader)
+        except (OSError, RuntimeError) as error:
             raise OpenSoraError(
-                f"{name} is transparent in places, which no frame of a video is; lay it on a background of your choice and save it without alpha channel."
-            )
-    return numpy.asarray(picture.convert("RGB"))
+                f"{shown(path)} is an HDR video ({kind}), which this ffmpeg cannot bring to standard range (it lacks zscale or tonemap); "
+                "convert it to SDR (BT.709), or use the ffmpeg that comes with imageio-ffmpeg."
+            ) from error
+        yield about["size"], reader
 
 
-def numbered(path: Path, number: int) -> Path:
-    """clip.mp4 -> clip.mp4, clip_1.mp4, clip_2.mp4, ..."""
-    return path if number == 0 else path.with_stem(f"{path.stem}_{number}")
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without imageio-ffmpeg's warning that frames are of another size than the file says: they are made so."""
+    log = logging.getLogger("imageio_ffmpeg")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
-def taken_by(path: Path) -> Path | None:
-    """The video, picture, prompt or latents that have a file's name, if any: a run writes more than one of them."""
-    return next((file for suffix in (path.suffix, *_TAKEN) if (file := path.with_suffix(suffix)).exists()), None)
+def _frames(path: Path, filters: str):
+    """imageio-ffmpeg's reader: first what the file is, then every frame once, as the file has them, whatever its rate is."""
+    container = _container(_first_bytes(path))  # its name says nothing
+    only_this = ["-protocol_whitelist", "file,pipe,fd", "-format_whitelist", _CONTAINERS, *(["-f", container] if container else [])]
+    output = ["-fps_mode", "passthrough", "-vf", filters]
+    return _ffmpeg("Reading a video").read_frames(os.path.abspath(path), input_params=only_this, output_params=output)
 
 
-def unused_path(path) -> Path:
-    """`path`, or the first numbered one of it that is not taken."""
-    path = Path(path)
-    number = 0
-    while taken_by(numbered(path, number)):
-        number += 1
-    return numbered(path, number)
-
-
-def _check_video(pixels: numpy.ndarray, path: Path, fps: float) -> None:
+def _check_video(shape: Sequence[int], path: Path, fps: float) -> None:
     if not (math.isfinite(fps) and 0 < fps <= 1000):
         raise OpenSoraError(f"fps={fps} is not a frame rate; use a number above 0, such as 24.")
     if path.suffix.lower() not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
-        raise OpenSoraError(f"{path.name} does not say what to write; end it in {VIDEO_SUFFIX} (or {IMAGE_SUFFIX} for a single frame).")
-    frames, height, width, _ = pixels.shape
+        raise OpenSoraError(
+            f"{shown(path.name)} does not say what to write; end it in {VIDEO_SUFFIX} (or {IMAGE_SUFFIX} for a single frame)."
+        )
+    frames, height, width, _ = shape
     if frames == 1:
         return
     if path.suffix.lower() == IMAGE_SUFFIX:
-        raise OpenSoraError(f"{frames} frames do not fit in one picture; end {path.name} in {VIDEO_SUFFIX}.")
+        raise OpenSoraError(f"{frames} frames do not fit in one picture; end {shown(path.name)} in {VIDEO_SUFFIX}.")
     if height % 2 or width % 2:
         raise OpenSoraError(f"An H.264 video has even sides; {height}x{width} (height x width) does not.")
 
@@ -225,14 +290,11 @@ def _write_png(pixels: numpy.ndarray, path: Path) -> None:
 
 
 def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float) -> None:
-    try:
-        from imageio_ffmpeg import write_frames
-    except ImportError as error:
-        raise OpenSoraError("Writing an mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg.") from error
+    ffmpeg = _ffmpeg("Writing an mp4")
     _, height, width, _ = pixels.shape
-    with complete_or_absent(path) as partial:
-        writer = write_frames(
-            str(partial),
+    with complete_or_absent(path) as partial, _reported() as reason:
+        writer = ffmpeg.write_frames(
+            os.path.abspath(partial),
             (width, height),
             fps=fps,
             codec="libx264",
@@ -246,12 +308,61 @@ def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float) -> None:
             for frame in pixels:
                 writer.send(numpy.ascontiguousarray(frame))
         except (OSError, RuntimeError) as error:
-            raise OSError(f"{path} could not be written: ffmpeg stopped early ({str(error).splitlines()[0]}).") from error
+            writer.close()
+            raise OSError(f"{path} could not be written: {reason(str(error).splitlines()[0])}.") from error
         finally:
             writer.close()
         # The writer does not tell how the encoder ended (a full disk, say); a finished mp4 has its index.
         if not _has_index(partial):
-            raise OSError(f"{path} could not be written: ffmpeg did not finish the file; is the disk full?")
+            raise OSError(f"{path} could not be written: {reason('ffmpeg did not finish the file; is the disk full')}.")
+
+
+def _ffmpeg(work: str):
+    """The module imageio_ffmpeg, with an ffmpeg that is there.
+
+    Raises:
+        OpenSoraError: either is missing.
+    """
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise OpenSoraError(f"{work} needs imageio-ffmpeg: pip install imageio-ffmpeg.") from error
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise OpenSoraError(
+            f"{work} needs ffmpeg, and imageio-ffmpeg brings none here; install it, or name it in IMAGEIO_FFMPEG_EXE."
+        ) from error
+    if shutil.which(program) is None:
+        raise OpenSoraError(f"{work} needs ffmpeg, and IMAGEIO_FFMPEG_EXE names {program}, which is no program; unset it, or name one.")
+    return imageio_ffmpeg
+
+
+@contextmanager
+def _reported() -> Iterator:
+    """Let an ffmpeg that is started inside write its errors to a file of its own; gives (what else is known) -> its first reason.
+
+    imageio-ffmpeg reads the errors of a reader and not those of a writer, which would go to whoever owns the terminal.
+    """
+    name = "FFREPORT"
+    before = os.environ.get(name)
+    with tempfile.TemporaryDirectory(prefix="open-sora-") as folder:
+        log = Path(folder) / "log"
+        escaped = str(log).replace("\\", "\\\\").replace(":", "\\:")
+        os.environ[name] = f"file={escaped}:level=16"
+
+        def reason(otherwise: str) -> str:
+            lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+            said = [line.partition("] ")[2] for line in lines if line.startswith("[")]  # the others repeat the command
+            return (said or [otherwise])[0].rstrip(".?")
+
+        try:
+            yield reason
+        finally:
+            if before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
 
 
 def _has_index(path: Path) -> bool:

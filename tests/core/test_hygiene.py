@@ -31,6 +31,7 @@ HOST_MODULES = {
 MAY_IMPORT = {
     "choices": set(),
     "errors": set(),
+    "names": {"errors"},
     "geometry": {"errors"},
     "geometry_1x": {"errors", "geometry"},
     "shapes": {"errors"},
@@ -41,11 +42,12 @@ MAY_IMPORT = {
     "sampling": {"errors", "geometry"},
     "family": {"geometry", "sampling", "shapes", "text"},
     "families": {"codecs", "errors", "family", "geometry", "networks", "sampling", "shapes", "text"},
-    "checkpoint": {"errors", "families", "family", "ops", "shapes"},
+    "checkpoint": {"names", "errors", "families", "family", "ops", "shapes"},
     "encoders": {"checkpoint", "families", "errors", "shapes", "text"},
-    "memory": {"checkpoint", "codecs", "encoders", "errors", "families", "family", "geometry", "sampling", "shapes", "text"},
-    "media": {"errors", "geometry", "sampling"},
+    "memory": {"names", "checkpoint", "codecs", "encoders", "errors", "families", "family", "geometry", "sampling", "shapes", "text"},
+    "media": {"names", "errors", "geometry", "sampling"},
     "run": {
+        "names",
         "checkpoint",
         "codecs",
         "encoders",
@@ -60,7 +62,7 @@ MAY_IMPORT = {
         "shapes",
         "text",
     },  # fmt: skip
-    "pipeline": {"errors", "geometry", "media", "memory", "ops", "run", "sampling"},
+    "pipeline": {"names", "errors", "geometry", "media", "memory", "ops", "run", "sampling"},
     "inspection": {"checkpoint", "encoders", "errors", "families", "family", "ops", "shapes"},
 }
 EDGE_ROOMS = {"cli", "commands", "evaluation", "__main__", "__init__"}  # they put the rooms together and may import any

@@ -116,11 +116,11 @@ def test_a_record_is_changed_by_one_process_at_a_time(tmp_path):
 
 def test_the_next_run_sweeps_what_no_living_process_owns(tmp_path):
     dead = run("import os; print(os.getpid())")
-    ours = tmp_path / f".clip.{names._SYSTEM}-{os.getpid()}.partial.mp4"
-    theirs = tmp_path / f".clip.{names._SYSTEM}-{dead}.partial.mp4"
+    ours = tmp_path / f".clip.{names._SYSTEM}-{os.getpid()}.partial"
+    theirs = tmp_path / f".clip.{names._SYSTEM}-{dead}.partial"
     elsewhere = tmp_path / ".clip.00000000-1.partial"
-    old = tmp_path / ".old.00000000-1.partial.latent"
-    named = tmp_path / ".notes.partial.txt"
+    old = tmp_path / ".old.latent.00000000-1.partial"
+    named = tmp_path / ".notes.partial"
     for file in (ours, theirs, elsewhere, old, named):
         file.touch()
     os.utime(old, (1, 1))
@@ -142,4 +142,15 @@ def test_odd_names_are_plain_files(name):
 
 
 def test_a_long_name_is_said_short():
-    assert names.shown(Path("/a/b") / ("x" * 300 + ".mp4")) == f"{'x' * 30}...{'x' * 11}.mp4 (304 characters)"
+    assert names.shown("clips/a.mp4") == "clips/a.mp4"
+    assert names.shown(Path("/" + "a" * 200) / "b.mp4") == "b.mp4"
+    assert names.shown(Path("/a/b") / ("x" * 300 + ".mp4")) == f"{'x' * 60}...{'x' * 26}.mp4 (304 characters)"
+
+
+def test_unused_path_skips_every_file_of_a_taken_name(tmp_path):
+    out = tmp_path / "clip.mp4"
+    assert names.unused_path(out) == out
+    out.touch()
+    (tmp_path / "clip_1.png").touch()
+    (tmp_path / "clip_2.txt").touch()
+    assert names.unused_path(out) == tmp_path / "clip_3.mp4"

@@ -425,7 +425,7 @@ def test_wrong_sources_are_refused(source, tmp_path, written, tiny_checkpoint):
     for path, sentence in cases:
         with pytest.raises(CheckpointError, match=sentence):
             quantize(path, target)
-    assert not target.exists() and not list(tmp_path.glob("*.part"))
+    assert not target.exists() and not list(tmp_path.glob(".*"))
 
 
 def test_a_full_disk_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
@@ -484,13 +484,14 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_the_next_one_succeeds(
     assert run.stdout.readline().strip() == "halfway"
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert leftovers(tmp_path) == ["out.safetensors.part"]  # no loader lists it
+    (left,) = leftovers(tmp_path)
+    assert left.startswith(".out.safetensors.") and left.endswith(".partial")  # no loader lists it
     with pytest.raises(CheckpointError, match="is truncated"):
-        load_transformer(tmp_path / "out.safetensors.part")
-    (tmp_path / "out.safetensors.part").rename(tmp_path / "renamed.safetensors")  # a person might
+        load_transformer(tmp_path / left)
+    (tmp_path / left).rename(tmp_path / "renamed.safetensors")  # a person might
     with pytest.raises(CheckpointError, match="is truncated"):
         load_transformer(tmp_path / "renamed.safetensors")
-    (tmp_path / "renamed.safetensors").rename(tmp_path / "out.safetensors.part")
+    (tmp_path / "renamed.safetensors").rename(tmp_path / left)
     quantize(source, target, "int8")
     assert leftovers(tmp_path) == ["out.safetensors"]
     load_transformer(target)
