@@ -7,12 +7,13 @@ bytes, not from its suffix.
 import difflib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+SAFE_TORCH = (2, 10)  # up to 2.5 weights_only ran code (CVE-2025-32434), up to 2.9 it could be made to (CVE-2026-24747)
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 _BITS = {
@@ -261,13 +263,13 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
         text = file.read(header_bytes)
     try:
         entries = json.loads(text)
-        metadata = entries.pop("__metadata__", None) or {}
+        metadata = {str(key): str(value) for key, value in (entries.pop("__metadata__", None) or {}).items()}
         data = 8 + header_bytes
+        spans = {key: _whole_numbers(entry["data_offsets"], 2) for key, entry in entries.items()}
         tensors = {
-            key: TensorInfo(tuple(entry["shape"]), entry["dtype"], data + entry["data_offsets"][1]) for key, entry in entries.items()
+            key: TensorInfo(_whole_numbers(entry["shape"]), str(entry["dtype"]), data + spans[key][1]) for key, entry in entries.items()
         }
-        spans = {key: tuple(entry["data_offsets"]) for key, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"The header of {path.name} is damaged; download it again.") from error
     _check_spans(path.name, tensors, spans)
     expected = max((info.end for info in tensors.values()), default=data)
@@ -276,7 +278,19 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
         raise CheckpointError(f"{path.name} is truncated: {missing}; download it again.")
     if num_bytes > expected:
         raise CheckpointError(f"{path.name} has {num_bytes - expected:,} bytes more than its header describes; download it again.")
+    try:
+        with safe_open(path, framework="pt", device="cpu"):  # refuses gaps, overlaps and whatever else the format forbids
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"The header of {path.name} is damaged ({error}); download it again.") from error
     return Header(path, "safetensors", tensors, metadata, num_bytes)
+
+
+def _whole_numbers(values: Any, count: int | None = None) -> tuple[int, ...]:
+    """A list of JSON's as whole numbers. Raises a ValueError where it holds anything else, or another count of them."""
+    if not isinstance(values, list) or any(type(value) is not int for value in values) or len(values) != (count or len(values)):
+        raise ValueError("not whole numbers")
+    return tuple(values)
 
 
 def _check_spans(name: str, tensors: dict[str, TensorInfo], spans: dict[str, tuple[int, int]]) -> None:
@@ -297,7 +311,17 @@ def _torch_header(path: Path, num_bytes: int) -> Header:
     return Header(path, "torch", tensors, {}, num_bytes)
 
 
-def _torch_state(path: Path) -> dict:
+def _torch_state(path: Path) -> dict[str, Any]:
+    """The named tensors of a torch file, and what else it names.
+
+    Raises:
+        CheckpointError: no such file, code in it, or a torch whose guard against code in such files is known to leak.
+    """
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
+        raise CheckpointError(
+            f"{path.name} is a torch file, in which code can hide; it is read with torch {'.'.join(map(str, SAFE_TORCH))} or newer, and this is "
+            f"{torch.__version__}. Update torch, or give the model as safetensors."
+        )
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -307,15 +331,14 @@ def _torch_state(path: Path) -> dict:
             state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6 cannot be mapped
     except Exception as error:  # torch.load documents no exception types; each of them means the same to a person
         raise CheckpointError(f"{path.name} cannot be read as a torch weights file: it is damaged or holds more than tensors.") from error
-    # Training tools wrap the weights: {"ema": ...}, {"state_dict": ...}.
-    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
-        inner = next((state[key] for key in ("ema", "state_dict", "model", "module") if isinstance(state.get(key), dict)), None)
-        if inner is None:
-            break
-        state = inner
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+    # Training tools wrap the weights: {"ema": ...}, {"state_dict": ...}; each is looked into once, since one may hold itself.
+    seen: set[int] = set()
+    while isinstance(state, dict) and id(state) not in seen and not any(isinstance(value, Tensor) for value in state.values()):
+        seen.add(id(state))
+        state = next((state[key] for key in ("ema", "state_dict", "model", "module") if isinstance(state.get(key), dict)), None)
+    if not isinstance(state, dict) or not any(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f"{path.name} is a torch file without named tensors.")
-    return state
+    return {key: value for key, value in state.items() if isinstance(key, str)}
 
 
 def _metadata_formats(text: str) -> str:
