@@ -58,7 +58,7 @@ def latent_flow_shift(latent_shape, patch_size: int = PATCH_SIZE) -> float:
 
 
 def sigmas(num_steps: int, alpha: float) -> Tensor:
-    """num_steps + 1 sigmas from 1 to exactly 0, fp32: alpha * t / (1 + (alpha - 1) * t) of equally spaced t.
+    """num_steps + 1 sigmas from exactly 1 to exactly 0, fp32: alpha * t / (1 + (alpha - 1) * t) of equally spaced t.
 
     Raises:
         OpenSoraError: fewer than one step, or a shift that is not a positive, finite number.
@@ -68,4 +68,6 @@ def sigmas(num_steps: int, alpha: float) -> Tensor:
     if not (math.isfinite(alpha) and alpha > 0):
         raise OpenSoraError(f"shift={alpha} is not a positive, finite number; use 0 in the interface for the shift from size and length.")
     t = torch.linspace(1, 0, num_steps + 1)
-    return alpha * t / (1 + (alpha - 1) * t)
+    points = alpha * t / (1 + (alpha - 1) * t)
+    points[0], points[-1] = 1, 0  # set, not computed: rounding leaves one shift in twelve a little above or below
+    return points
