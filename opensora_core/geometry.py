@@ -274,8 +274,8 @@ def resize_crop(source: tuple[int, int], target: tuple[int, int]) -> ScaledCrop:
 
 def _num_pixels(resolution: str) -> int:
     digits = resolution.removesuffix("px").removesuffix("p")
-    if digits == resolution or not digits.isdigit() or int(digits) < 64:
-        raise OpenSoraError(f"resolution={resolution!r} is not known; use one of {', '.join(RESOLUTIONS)}.")
+    if resolution not in RESOLUTIONS:
+        raise OpenSoraError(f"resolution={resolution[:40]!r} is not known; use one of {', '.join(RESOLUTIONS)}, or a width and a height.")
     side = int(digits)
     return side * side if resolution.endswith("px") else int(side * side / 9 * 16)
 

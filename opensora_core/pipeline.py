@@ -415,6 +415,20 @@ class OpenSoraPipeline:
         """
         return decode_latents(self._networks, latents, Watchers(progress=progress).stage("decode"))[0]
 
+    def frames_of(self, latents: Tensor) -> tuple[int, int, int]:
+        """(frames, height, width) of the video that latents [B, C, T, H, W] decode to.
+
+        Raises:
+            OpenSoraError: they are of another model than this one's VAE.
+        """
+        vae = sizes_of_files(vae=self.files.vae).vae
+        if latents.shape[1] != vae.latents.channels:
+            raise OpenSoraError(
+                f"These latents have {latents.shape[1]} channels, this model's have {vae.latents.channels}; they are of another model."
+            )
+        frames, rows, columns = latents.shape[2:]
+        return vae.grid.pixel_frames(frames), vae.grid.space * rows, vae.grid.space * columns
+
     def check_files(self) -> None:
         """Compare the parts by their headers and find the tokenizers, once; every call does so first.
 

@@ -1,14 +1,15 @@
 """`generate --extend`: a video made longer by segments, and the .latent file that holds what is finished of it."""
 
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import DecodeOutOfMemory, OpenSoraError
+from ..errors import OpenSoraError
 from ..media.latent_file import SUFFIX, read_latents, save_latents
-from ..names import numbered
+from ..names import claim_unused
 from ..pipeline import OpenSoraPipeline
 from ..run.request import EncodedPrompt, SamplingOptions
 from ..run.result import GenerationResult
@@ -36,14 +37,17 @@ class KeptFile:
         save_latents(self.path, latents / self._scale)
         self._num_segments = num_segments
 
-    def keep_of(self, error: DecodeOutOfMemory) -> str:
-        """Write what could not be decoded, if it is not kept yet, and say where it is."""
+    def keep_of(self, latents: Tensor) -> str:
+        """Write what could not be decoded, or not written, if it is not kept yet, and say where it is and what goes on from it."""
         if self.sentence:
             return self.sentence
-        number = 0
-        while (path := numbered(self.video, number).with_suffix(SUFFIX)).exists():
-            number += 1
-        return f"They are in {save_latents(path, error.latents / self._scale)}, which ComfyUI's Load Latent reads too."
+        path = self.path  # of a name that is this run's own
+        try:
+            save_latents(path, latents / self._scale)
+        except OSError:
+            with claim_unused(Path(tempfile.gettempdir()) / path.name) as elsewhere:
+                path = save_latents(elsewhere.path, latents / self._scale)
+        return f"They are in {path}, which ComfyUI's Load Latent reads too; `generate --decode {path}` makes the video of them."
 
     @property
     def sentence(self) -> str:

@@ -69,14 +69,14 @@ def clip_length(text: str, fps: int, grid: Grid, is_told: bool = True) -> int:
     Raises:
         OpenSoraError: neither of the two.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?s", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?s", text.strip())
     if match:
         frames = grid.frames_for_seconds(float(match[1]), fps)
         if is_told:
             say(f"{text} at {fps} FPS: {frames} frames")
         return frames
-    if not re.fullmatch(r"[+-]?\d+", text.strip()):
-        raise OpenSoraError(f"The length {text!r} is neither a number of frames (129) nor seconds (4s).")
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+        raise OpenSoraError(f"The length {text[:40]!r} is neither a number of frames (129) nor seconds (4s).")
     return int(text)
 
 

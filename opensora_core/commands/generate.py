@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OpenSoraError
-from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX
-from ..names import taken_by, unused_path
+from ..media.latent_file import read_latents
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, check_can_be_written, save_video
+from ..names import Claim, check_name, claim_unused, taken_by
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from ..sampling.solvers import MAX_SEED
@@ -31,6 +32,8 @@ def run(options: GenerateOptions) -> int:
         raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; it does not go with --csv.")
     if options.csv is not None:
         return table.run(options)
+    if options.decode is not None:
+        return _decode(options)
     if extending and options.extend is None:
         raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
     screen, target = Screen(), Target(options.out)
@@ -47,7 +50,7 @@ class Target:
     """The file or the folder to write to. Raises an OpenSoraError for a file of another kind."""
 
     def __init__(self, out: str):
-        self.path, self._is_told = Path(out).expanduser(), False
+        self.path, self._is_told = check_name(out, "--out"), False
         self.is_folder = self.path.is_dir() or not self.path.suffix
         self.folder = self.path if self.is_folder else self.path.parent
         if not self.is_folder and self.path.suffix.lower() not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
@@ -55,18 +58,40 @@ class Target:
                 f"--out {out} ends in {self.path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame)."
             )
 
-    def free(self) -> Path:
-        """A name that nothing has: the next video_0000.mp4 of a folder; clip.mp4, clip_1.mp4, ... of a file."""
-        if not self.is_folder:
-            path = unused_path(self.path)
-            if path != self.path and not self._is_told:
-                say(f"{taken_by(self.path).name} is there already; writing {path.name}")
-            self._is_told = True
-            return path
-        number = 0
-        while unused_path(path := self.folder / f"video_{number:04d}{VIDEO_SUFFIX}") != path:
-            number += 1
-        return path
+    def free(self) -> Claim:
+        """A name that nothing has: the next video_0000.mp4 of a folder; clip.mp4, clip_1.mp4, ... of a file. It is held until it is released."""
+        if self.is_folder:
+            return claim_unused(self.folder, lambda number: self.folder / f"video_{number:04d}{VIDEO_SUFFIX}")
+        made = claim_unused(self.path)
+        if made.path != self.path and not self._is_told:
+            what = taken_by(self.path)
+            say(
+                f"{what.name} is there already; writing {made.path.name}"
+                if what
+                else f"{self.path.name} is being made; writing {made.path.name}"
+            )
+        self._is_told = True
+        return made
+
+    def some_file(self) -> Path:
+        """A file like those that will be written."""
+        return self.folder / f"video_0000{VIDEO_SUFFIX}" if self.is_folder else self.path
+
+
+def _decode(options: GenerateOptions) -> int:
+    """Write the videos of finished latents, for which nothing is sampled."""
+    target, pipe = Target(options.out), pipeline(options)
+    latents = read_latents(check_name(options.decode, "--decode"))
+    check_writable(target.folder, "" if target.is_folder else target.path.name)
+    frames, height, width = pipe.frames_of(latents)
+    check_can_be_written(target.some_file(), (frames, height, width), options.fps)
+    with Screen() as screen:
+        with screen.stages(f"{frames} frames of {width}x{height}") as bars:
+            videos = pipe.decode(latents * pipe.latent_scale, bars.progress)
+        for video in videos:
+            with target.free() as claimed:
+                screen.finished(str(save_video(video, claimed.path, options.fps)))
+    return DONE
 
 
 def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[list[Job], OpenSoraPipeline]:
@@ -83,6 +108,7 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
     if target.path.suffix.lower() == IMAGE_SUFFIX and arguments["num_frames"] > 1:
         raise OpenSoraError(f"{arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder.")
     check_writable(target.folder, "" if target.is_folder else target.path.name)
+    check_can_be_written(target.some_file(), (arguments["num_frames"], arguments["height"], arguments["width"]), options.fps)
     longer = Longer(options, arguments, pipe, screen) if options.extend is not None else None
     if options.t2i2v:
         pipe.load_flux(*flux_files(options))

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
-from ..media.video import save_video
+from ..media.video import save_prompt, save_video
 from ..memory.device import is_out_of_memory, ran_out
+from ..names import Claim
 from ..pipeline import OpenSoraPipeline
 from ..run.request import EncodedPrompt
+from ..run.result import GenerationResult
 from .extend import KeptFile, Longer, Text
 from .ledger import Ledger
 from .pictures import PictureJob, draw
@@ -36,7 +38,7 @@ class Job:
     Attributes:
         name: for messages, such as "row 3 (line 4)". title: of its bars.
         arguments: keywords of the pipeline's call, but for prompt, seed and callbacks. fps: of the file.
-        place: gives the file to write, once the video begins; nothing is overwritten.
+        place: claims the file to write, once the video begins; nothing is overwritten.
         key: what the ledger knows it by. number: its row, for people. asked: all that was asked for, in JSON's terms; a seed that was not
             given is None.
         picture: that Flux draws for it, its first frame. longer: what is added to it.
@@ -48,7 +50,7 @@ class Job:
     seed: int
     arguments: dict[str, Any]
     fps: int
-    place: Callable[[], Path]
+    place: Callable[[], Claim]
     key: str
     number: int = 0
     asked: dict[str, Any] = field(default_factory=dict)
@@ -105,9 +107,7 @@ class Jobs:
         for job in jobs:
             if job.name not in self.failed:
                 self._screen.at_work = job.name
-                path = self._try([job], partial(self._make, job))
-                if path is not None:
-                    self._screen.finished(str(path))
+                self._try([job], partial(self._make, job))
 
     def _encode(self, jobs: list[Job], pictures: list[PictureJob]) -> None:
         """Encode what is not encoded yet; what is not needed any more is forgotten."""
@@ -141,25 +141,41 @@ class Jobs:
                 its = [job for job in jobs if job.picture is not None and job.picture.key == picture.key]
                 self._try(its, partial(draw, self._pipe, self._ledger, self._screen, [picture], self._encoded))
 
-    def _make(self, job: Job) -> Path:
-        self._kept = KeptFile(job.place(), self._pipe.latent_scale)
-        folder = self._kept.video.parent
-        if shutil.disk_usage(folder).free < _LEAST_ROOM:
-            raise OSError(f"the disk of {folder} is full.")
-        seed, arguments = job.seed, job.arguments
-        if job.picture is not None:
-            arguments = arguments | {"image": self._ledger.finished(job.picture.key)}
-            if job.asked["seed"] is None and job.picture.asked["seed"] is None:
-                seed = self._ledger.seed(job.picture.key)  # a picture of an earlier try, and its video, have one seed
+    def _make(self, job: Job) -> None:
+        """Make a video under a name that is this run's alone until it is there, say where it is, then write what lies beside it."""
+        with job.place() as claimed:
+            self._kept = KeptFile(claimed.path, self._pipe.latent_scale)
+            folder = claimed.path.parent
+            if shutil.disk_usage(folder).free < _LEAST_ROOM:
+                raise OSError(f"the disk of {folder} is full.")
+            seed, arguments = job.seed, job.arguments
+            if job.picture is not None:
+                arguments = arguments | {"image": self._ledger.finished(job.picture.key)}
+                if job.asked["seed"] is None and job.picture.asked["seed"] is None:
+                    seed = self._ledger.seed(job.picture.key)  # a picture of an earlier try, and its video, have one seed
+            result = self._sampled(job, seed, arguments)
+            try:
+                path = save_video(result.frames[0], claimed.path, job.fps)
+            except (OSError, OpenSoraError) as error:
+                raise OSError(f"{error} {self._kept.keep_of(result.latents)}") from error
+            self._screen.finished(str(path))
+            self._write_beside(job, path, result.prompt.text, seed)
+
+    def _sampled(self, job: Job, seed: int, arguments: dict[str, Any]) -> GenerationResult:
         if job.longer is not None:
-            result = job.longer.make(self._encoded, job.text, seed, arguments, self._kept)
-        else:
-            where = f"on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}"
-            with self._screen.stages(f"{job.title}, seed {seed}, {where}") as bars:
-                result = self._pipe(self._encoded[job.text], seed=seed, callback=bars.step, progress=bars.progress, **arguments)
-        path = save_video(result.frames[0], self._kept.video, job.fps, prompt=result.prompt.text)
-        self._ledger.add(job.key, path, job.number, seed, job.asked)
-        return path
+            return job.longer.make(self._encoded, job.text, seed, arguments, self._kept)
+        where = f"on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}"
+        with self._screen.stages(f"{job.title}, seed {seed}, {where}") as bars:
+            return self._pipe(self._encoded[job.text], seed=seed, callback=bars.step, progress=bars.progress, **arguments)
+
+    def _write_beside(self, job: Job, path: Path, text: str, seed: int) -> None:
+        """The prompt, and the video's line in the ledger. A video that is finished stands, whatever becomes of these."""
+        if problem := save_prompt(path, text):
+            self._screen.say(problem)
+        try:
+            self._ledger.add(job.key, path, job.number, seed, job.asked)
+        except OSError as error:
+            self._screen.say(f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again.")
 
     def _try(self, jobs: list[Job], work: Callable[[], T]) -> T | None:
         """What `work` gives, or None where it failed: then these jobs have, and the others go on."""
@@ -179,7 +195,7 @@ class Jobs:
     def _sentence(self, error: Exception) -> str:
         """Why, and where what is finished is; a refusal or a defect is raised again where all jobs are one request."""
         if isinstance(error, DecodeOutOfMemory):
-            return f"{error} {self._kept.keep_of(error)}"
+            return f"{error} {self._kept.keep_of(error.latents)}"
         sentence = failure(error)
         if sentence is None and self._is_one_request:
             raise error

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OpenSoraError
-from ..names import complete_or_absent
+from ..names import complete_or_absent, one_at_a_time
 
 NAME = "batch.json"
 _FORMAT = 1
+MOST_BYTES = 256 * 2**20  # of a record
 _ABOUT = (
     "Videos that generate --csv has finished in this folder, and pictures that it drew for them. A row that is found here is skipped; delete its video "
     "to have it made anew."
@@ -33,6 +34,12 @@ class Entry:
     row: int
     seed: int
     settings: dict[str, Any]
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a record that was read holds what one does: numbers, and the name of a file, not a way to one elsewhere."""
+        numbers = all(type(number) is int for number in (self.bytes, self.row, self.seed))
+        return numbers and isinstance(self.file, str) and Path(self.file).name == self.file and isinstance(self.settings, dict)
 
 
 class Ledger:
@@ -64,25 +71,29 @@ class Ledger:
 
     def add(self, key: str, path: Path, row: int, seed: int, settings: dict[str, Any]) -> None:
         """Record a finished video of the folder. What another run recorded meanwhile is kept."""
-        self._entries = self._read() if self._is_written else self._entries
-        self._entries[key] = Entry(path.name, path.stat().st_size, row, seed, settings)
+        entry = Entry(path.name, path.stat().st_size, row, seed, settings)
         if not self._is_written:
+            self._entries[key] = entry
             return
-        record = {"about": _ABOUT, "format": _FORMAT, "videos": {key: asdict(entry) for key, entry in self._entries.items()}}
-        with complete_or_absent(self._path) as partial:
-            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with one_at_a_time(self._path):
+            self._entries = self._read() | {key: entry}
+            record = {"about": _ABOUT, "format": _FORMAT, "videos": {key: asdict(entry) for key, entry in self._entries.items()}}
+            with complete_or_absent(self._path) as partial:
+                partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _read(self) -> dict[str, Entry]:
         if not self._path.exists():
             return {}
         try:
+            if self._path.stat().st_size > MOST_BYTES:
+                raise ValueError("too large")
             record = json.loads(self._path.read_text(encoding="utf-8"))
             if record["format"] != _FORMAT:
                 raise OpenSoraError(f"{self._path} was written by another version of this program; give --out another folder.")
             entries = {key: Entry(**entry) for key, entry in record["videos"].items()}
-            if any(Path(entry.file).name != entry.file for entry in entries.values()):
-                raise ValueError("a path")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if not all(entry.is_possible for entry in entries.values()):
+                raise ValueError("not what was written")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, OpenSoraError):
                 raise
             raise OpenSoraError(

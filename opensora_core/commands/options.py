@@ -276,6 +276,12 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
         "an empty cell is what this command line says. Goes on where it stopped when it is given again",
         "source",
     )
+    decode: str | None = option(
+        None,
+        "FILE",
+        "in place of --prompt, a .latent file that is finished, such as a run leaves where memory or disk ran out: its video",
+        "source",
+    )
     num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...")
     out: str = option(
         "outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead"

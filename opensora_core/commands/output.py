@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import OpenSoraError
-from ..names import complete_or_absent
+from ..names import check_name, complete_or_absent, shown, sweep
 
 
 def say(line: str) -> None:
@@ -15,7 +15,7 @@ def say(line: str) -> None:
 
 
 def check_writable(folder: Path, name: str = "") -> None:
-    """Make a folder to write in.
+    """Make a folder to write in, and take away what killed runs left there unfinished.
 
     Args:
         name: of the file that will be written, if it is known: its numbered and unfinished forms must be possible too.
@@ -28,14 +28,15 @@ def check_writable(folder: Path, name: str = "") -> None:
         probe = folder / f".{Path(name).stem}_9999.{id(folder)}.partial{Path(name).suffix}"
         probe.touch()
         probe.unlink()
+        sweep(folder)
     except OSError as error:
         other = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another folder"
-        raise OpenSoraError(f"Nothing can be written to {folder / name} ({error.strerror}); choose {other}.") from error
+        raise OpenSoraError(f"Nothing can be written to {shown(folder / name)} ({error.strerror}); choose {other}.") from error
 
 
 def report_path(flag: str, given: str) -> Path:
     """Where a JSON report goes. Raises an OpenSoraError for a folder."""
-    path = Path(given).expanduser()
+    path = check_name(given, flag)
     if path.is_dir():
         raise OpenSoraError(f"{flag} {path} is a folder; give the report's file name.")
     return path

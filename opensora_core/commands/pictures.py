@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import OpenSoraError
 from ..geometry import ASPECT_RATIOS, nearest_aspect_ratio, training_ratios
 from ..media.video import save_video
-from ..names import unused_path
+from ..names import claim_unused
 from ..pipeline import OpenSoraPipeline
 from ..run.picture import PictureRequest, check_seed
 from ..run.request import EncodedPrompt
@@ -60,7 +60,8 @@ def draw(
     with screen.stages(f"picture{'s' * (len(pictures) > 1)} of {names}, by Flux") as bars:
         drawn = pipe.paint(asked, bars.progress)
     for one, picture in zip(pictures, drawn, strict=True):
-        path = save_video(picture, unused_path(one.file))
+        with claim_unused(one.file) as claimed:
+            path = save_video(picture, claimed.path)
         ledger.add(one.key, path, one.number, one.seed, one.asked)
         screen.say(f"picture of {one.name}: {path}")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import OpenSoraError
 from ..geometry import Grid
-from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX
+from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, check_can_be_written
 from ..memory.loaded import stamp
-from ..names import unused_path
+from ..names import check_name, claim_unused, shown
 from ..pipeline import OpenSoraPipeline
 from ..run.files import ModelFiles
 from ..run.request import random_seed
@@ -25,6 +25,7 @@ from .output import check_writable, say
 from .pictures import PictureJob, check_given, flux_files, picture_job
 from .progress import Screen
 
+MOST_BYTES = 64 * 2**20  # of a table
 _NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
 _FILES = ("image", "end_image")
 _OF_A_PICTURE = ("image_seed", "image_prompt")
@@ -59,7 +60,7 @@ def run(options: GenerateOptions) -> int:
     check_given(options)
     if options.num_samples != 1:
         raise OpenSoraError(f"--num-samples {options.num_samples} does not go with --csv; give the table a row for each video.")
-    folder = Path(options.out).expanduser()
+    folder = check_name(options.out, "--out")
     if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
         raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
     rows = read_rows(options.csv)
@@ -71,6 +72,9 @@ def run(options: GenerateOptions) -> int:
         pipe.load_flux(*flux_files(options))
     jobs = _jobs(rows, options, pipe, folder)
     check_writable(folder)
+    largest = max((job.arguments for job in jobs), key=lambda size: size["num_frames"] * size["height"] * size["width"])
+    shape = largest["num_frames"], largest["height"], largest["width"]
+    check_can_be_written(folder / f"0000_{'x' * 40}{VIDEO_SUFFIX}", shape, options.fps)
     ledger = Ledger(folder)
     waiting = [job for job in jobs if ledger.finished(job.key) is None]
     if len(waiting) < len(jobs):
@@ -131,7 +135,7 @@ def _job(row: Row, options: GenerateOptions, files: ModelFiles, folder: Path) ->
         seed=seed,
         arguments=arguments,
         fps=options.fps,
-        place=lambda: unused_path(file),
+        place=lambda: claim_unused(file),
         key="",
         number=row.number,
         asked={"seed": options.seed},
@@ -230,12 +234,18 @@ def _text(path: Path) -> str:
     if path.is_dir():
         raise OpenSoraError(f"--csv {path} is a folder; give a CSV file.")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)  # of a device there may be no end
+        if len(content) > MOST_BYTES:
+            raise OpenSoraError(f"--csv {shown(path)} holds more than {MOST_BYTES >> 20} MiB; split the table.")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save it as CSV in UTF-8.") from error
-    except OSError as error:
-        raise OpenSoraError(f"--csv {path} cannot be read ({error.strerror}).") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, OpenSoraError):
+            raise
+        raise OpenSoraError(f"--csv {shown(path)} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if "\0" in text:
         raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save it as CSV in UTF-8.")
     return text
