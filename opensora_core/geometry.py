@@ -5,6 +5,7 @@ say `latent_`. Aspect ratios are "width:height", as in Open-Sora 2.0.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -274,7 +275,7 @@ def resize_crop(source: tuple[int, int], target: tuple[int, int]) -> ScaledCrop:
 
 def _num_pixels(resolution: str) -> int:
     digits = resolution.removesuffix("px").removesuffix("p")
-    if resolution not in RESOLUTIONS:
+    if digits == resolution or not re.fullmatch(r"[0-9]{2,5}", digits) or int(digits) < 64:
         raise OpenSoraError(f"resolution={resolution[:40]!r} is not known; use one of {', '.join(RESOLUTIONS)}, or a width and a height.")
     side = int(digits)
     return side * side if resolution.endswith("px") else int(side * side / 9 * 16)

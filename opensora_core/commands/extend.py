@@ -37,11 +37,15 @@ class KeptFile:
         save_latents(self.path, latents / self._scale)
         self._num_segments = num_segments
 
-    def keep_of(self, latents: Tensor) -> str:
-        """Write what could not be decoded, or not written, if it is not kept yet, and say where it is and what goes on from it."""
+    def keep_of(self, latents: Tensor, suffix: str = "") -> str:
+        """Write what could not be decoded, or not written, if it is not kept yet, and say where it is and what goes on from it.
+
+        Args:
+            suffix: of its name, so that the next try can have the video's.
+        """
         if self.sentence:
             return self.sentence
-        path = self.path  # of a name that is this run's own
+        path = self.path.with_stem(self.path.stem + suffix)  # of a name that is this run's own
         try:
             save_latents(path, latents / self._scale)
         except OSError:

@@ -156,10 +156,12 @@ class Jobs:
             result = self._sampled(job, seed, arguments)
             try:
                 path = save_video(result.frames[0], claimed.path, job.fps)
-            except (OSError, OpenSoraError) as error:
-                raise OSError(f"{error} {self._kept.keep_of(result.latents)}") from error
+            except OSError as error:
+                raise OSError(f"{error} {self._kept.keep_of(result.latents, '_finished')}") from error
+            problems = self._written_beside(job, path, result.prompt.text, seed)
             self._screen.finished(str(path))
-            self._write_beside(job, path, result.prompt.text, seed)
+            for problem in filter(None, problems):
+                self._screen.say(problem)
 
     def _sampled(self, job: Job, seed: int, arguments: dict[str, Any]) -> GenerationResult:
         if job.longer is not None:
@@ -168,14 +170,14 @@ class Jobs:
         with self._screen.stages(f"{job.title}, seed {seed}, {where}") as bars:
             return self._pipe(self._encoded[job.text], seed=seed, callback=bars.step, progress=bars.progress, **arguments)
 
-    def _write_beside(self, job: Job, path: Path, text: str, seed: int) -> None:
-        """The prompt, and the video's line in the ledger. A video that is finished stands, whatever becomes of these."""
-        if problem := save_prompt(path, text):
-            self._screen.say(problem)
+    def _written_beside(self, job: Job, path: Path, text: str, seed: int) -> tuple[str, str]:
+        """Write the prompt, and the video's line in the ledger; what failed of them. A finished video stands, whatever becomes of these."""
+        of_prompt = save_prompt(path, text)
         try:
             self._ledger.add(job.key, path, job.number, seed, job.asked)
         except OSError as error:
-            self._screen.say(f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again.")
+            return of_prompt, f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again."
+        return of_prompt, ""
 
     def _try(self, jobs: list[Job], work: Callable[[], T]) -> T | None:
         """What `work` gives, or None where it failed: then these jobs have, and the others go on."""
