@@ -69,7 +69,7 @@ def clip_length(text: str, fps: int, grid: Grid, is_told: bool = True) -> int:
     Raises:
         OpenSoraError: neither of the two.
     """
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?s", text.strip())
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?s", text.strip())
     if match:
         frames = grid.frames_for_seconds(float(match[1]), fps)
         if is_told:

@@ -108,7 +108,6 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
     if target.path.suffix.lower() == IMAGE_SUFFIX and arguments["num_frames"] > 1:
         raise OpenSoraError(f"{arguments['num_frames']} frames do not fit in one picture; end --out in {VIDEO_SUFFIX}, or give a folder.")
     check_writable(target.folder, "" if target.is_folder else target.path.name)
-    check_can_be_written(target.some_file(), (arguments["num_frames"], arguments["height"], arguments["width"]), options.fps)
     longer = Longer(options, arguments, pipe, screen) if options.extend is not None else None
     if options.t2i2v:
         pipe.load_flux(*flux_files(options))
@@ -136,4 +135,5 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
             )
         )
     jobs[0].check(pipe)
+    check_can_be_written(target.some_file(), (arguments["num_frames"], arguments["height"], arguments["width"]), options.fps)
     return jobs, pipe

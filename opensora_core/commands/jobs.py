@@ -183,6 +183,8 @@ class Jobs:
         """What `work` gives, or None where it failed: then these jobs have, and the others go on."""
         try:
             return work()
+        except BrokenPipeError:  # whoever read the paths is gone
+            raise
         except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
             sentence = self._sentence(error)
         except KeyboardInterrupt:

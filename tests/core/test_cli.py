@@ -483,3 +483,63 @@ def test_help_answers_without_torch():
     code = "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None\nfrom opensora_core.cli import main\nmain(['generate', '--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--num-frames" in done.stdout
+
+
+def test_two_commands_into_one_folder_keep_all_their_videos(small_checkpoint, tmp_path):
+    """Started together: every video that is named is there, and no two of them are one."""
+    command = [sys.executable, "-m", "opensora_core", "generate", "--model", str(small_checkpoint), "--prompt", "a", "--num-samples", "3"]
+    short = ["--num-frames", "5", "--num-steps", "1", "--width", "32", "--height", "32", "--out", str(tmp_path / "new")]
+    runs = [
+        subprocess.Popen([*command, *short, "--seed", str(10 * number)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for number in (1, 2)
+    ]
+    named = [line for run in runs for line in run.communicate()[0].split()]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert len(set(named)) == len(named) == 6 and all(Path(name).is_file() for name in named)
+    assert {path.suffix for path in (tmp_path / "new").iterdir()} == {".mp4", ".txt"}
+
+
+def test_what_the_end_needs_is_missed_before_a_weight_is_read(small_checkpoint, here, monkeypatch, capsys):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    monkeypatch.setattr("opensora_core.run.text.encode", lambda *arguments: pytest.fail("a network was read"))
+    Path("videos.csv").write_text("prompt\na\n")
+    for asked in (["--prompt", "a"], ["--csv", "videos.csv"]):
+        assert main(["generate", "--model", str(small_checkpoint), *asked, "--out", "videos"]) == REFUSED
+        assert "IMAGEIO_FFMPEG_EXE names /nowhere/ffmpeg" in capsys.readouterr().err
+
+
+def test_latents_of_a_video_that_cannot_be_written_are_kept_and_made_a_video(small_checkpoint, here, monkeypatch, capsys):
+    from opensora_core.commands import jobs
+
+    def full(*arguments, **named):
+        raise OSError("still.mp4 could not be written: No space left on device.")
+
+    command = [
+        "generate",
+        "--model",
+        str(small_checkpoint),
+        "--num-frames",
+        "5",
+        "--num-steps",
+        "1",
+        "--width",
+        "32",
+        "--height",
+        "32",
+        "--seed",
+        "3",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "save_video", full)
+        assert main([*command, "--prompt", "a", "--out", "still.mp4"]) == SOME_FAILED
+    told = capsys.readouterr().err
+    assert "No space left on device" in told and "`generate --decode still_finished.latent`" in told
+    assert main([*command, "--prompt", "a", "--out", "direct.mp4"]) == DONE
+    assert main(["generate", "--model", str(small_checkpoint), "--decode", "still_finished.latent", "--out", "still.mp4"]) == DONE
+    assert Path("still.mp4").read_bytes() == Path("direct.mp4").read_bytes()
+
+
+def test_a_whole_video_is_named_though_its_prompt_finds_no_room(small_checkpoint, here, capsys):
+    Path("still.txt").mkdir()
+    short = ["--num-frames", "5", "--num-steps", "1", "--width", "32", "--height", "32"]
+    assert main(["generate", "--model", str(small_checkpoint), "--prompt", "a", *short, "--out", "still.mp4"]) == DONE
+    assert Path(capsys.readouterr().out.strip()).is_file()
