@@ -18,6 +18,7 @@ from ..opensora_core.sampling.given import (
 from ..opensora_core.sampling.guidance import ReferenceUse
 from .host import clips, inputs, notice, references
 from .host.condition import with_condition
+from .host.node import Node
 from .host.vae import check_latent_shape, vae_config
 
 _STRENGTH_TOOLTIP = (
@@ -47,7 +48,7 @@ def _outputs(what: str) -> list:
     ]
 
 
-class OpenSoraImageToVideo(io.ComfyNode):
+class OpenSoraImageToVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -140,7 +141,7 @@ def _check_clip(vae, latent: dict) -> tuple[int, ...]:
     return shape
 
 
-class OpenSoraVideoToVideo(io.ComfyNode):
+class OpenSoraVideoToVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

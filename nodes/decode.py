@@ -7,6 +7,7 @@ from ..opensora_core.codecs.tiling import check_tiling
 from ..opensora_core.errors import check_choice
 from ..opensora_core.geometry import Tiling
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
+from .host.node import Node
 
 FOLDER = "vae"
 
@@ -30,7 +31,7 @@ def _tile_inputs() -> list:
     ]
 
 
-class OpenSoraVAELoader(io.ComfyNode):
+class OpenSoraVAELoader(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -50,9 +51,9 @@ class OpenSoraVAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vae_name):
+    def validate_inputs(cls, vae_name=None):
         # The host runs this node when its VAE is first needed, after sampling.
-        return inputs.problem(lambda name: vae_files.check_file(paths.model_file(FOLDER, name)), vae_name)
+        return inputs.problems(vae_name=inputs.problem(lambda name: vae_files.check_file(paths.model_file(FOLDER, name)), vae_name))
 
     @classmethod
     def fingerprint_inputs(cls, vae_name):
@@ -63,7 +64,7 @@ class OpenSoraVAELoader(io.ComfyNode):
         return io.NodeOutput(shared.shared_vae(paths.model_file(FOLDER, vae_name)))
 
 
-class OpenSoraTiledVAEDecode(io.ComfyNode):
+class OpenSoraTiledVAEDecode(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -92,8 +93,8 @@ class OpenSoraTiledVAEDecode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tile_size, temporal_tile):
-        return _tiling_problem(tile_size, temporal_tile)
+    def validate_inputs(cls, tile_size=None, temporal_tile=None):
+        return _tiling_problems(tile_size=tile_size, temporal_tile=temporal_tile)
 
     @classmethod
     def execute(cls, vae, latent, tile_size, overlap, temporal_tile, policy) -> io.NodeOutput:
@@ -102,7 +103,7 @@ class OpenSoraTiledVAEDecode(io.ComfyNode):
         return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, report))
 
 
-class OpenSoraTiledVAEEncode(io.ComfyNode):
+class OpenSoraTiledVAEEncode(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -130,8 +131,8 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tile_size):
-        return _tiling_problem(tile_size)
+    def validate_inputs(cls, tile_size=None):
+        return _tiling_problems(tile_size=tile_size)
 
     @classmethod
     def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
@@ -141,10 +142,10 @@ class OpenSoraTiledVAEEncode(io.ComfyNode):
         return io.NodeOutput({"samples": samples})
 
 
-def _tiling_problem(tile_size: int | None, temporal_tile: int | None = None) -> str | bool:
-    """True if the sizes can be used, else a sentence. One that comes over a wire (None) is checked when the node runs; overlap
-    is not asked for, so that the host's own limits for it stay in force."""
-    return inputs.problem(check_tiling, Tiling(tile_size or 0, temporal_tile=temporal_tile or 0))
+def _tiling_problems(**sizes: int | None) -> dict[str, str]:
+    """What is wrong with each size of a tile, taken alone."""
+    alone = {"tile_size": 0, "temporal_tile": 0}
+    return inputs.problems(**{name: inputs.problem(check_tiling, Tiling(**{**alone, name: size or 0})) for name, size in sizes.items()})
 
 
 def _reporter(node_id: str | None):

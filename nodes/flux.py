@@ -11,6 +11,7 @@ from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.sampling.solvers import MAX_SEED
 from ..opensora_core.text.recipe import Said
 from .host import flux, inputs, prompts
+from .host.node import Node
 
 SAME_SEED = -1
 VIDEO_RESOLUTIONS = ("256px", "768px")
@@ -74,7 +75,7 @@ def _schedule_inputs() -> list:
     ]
 
 
-class OpenSoraFluxPicture(io.ComfyNode):
+class OpenSoraFluxPicture(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -131,7 +132,7 @@ class OpenSoraFluxPicture(io.ComfyNode):
                 flux.unload(flux_model)
 
 
-class OpenSoraFluxToVideo(io.ComfyNode):
+class OpenSoraFluxToVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -190,8 +191,8 @@ class OpenSoraFluxToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, num_frames):
-        return inputs.problem(geometry.CAUSAL.check_num_frames, num_frames)
+    def validate_inputs(cls, num_frames=None):
+        return inputs.problems(num_frames=inputs.problem(geometry.CAUSAL.check_num_frames, num_frames))
 
     @classmethod
     def execute(

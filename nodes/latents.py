@@ -7,6 +7,7 @@ from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT, FAMILIES
 from .host import clips, inputs
 from .host.families import require_open_sora
+from .host.node import Node, shown
 
 CUSTOM = "custom"
 GRID = geometry.HIGH_COMPRESSION
@@ -39,12 +40,17 @@ def _outputs(shape: str) -> list:
     ]
 
 
-def _clip_problem(resolution: str | None, num_frames: int | None, size: tuple[int | None, int | None], grid: geometry.Grid) -> str | bool:
-    """As inputs.clip_problem; size: (width, height), asked about where they are used."""
-    return inputs.clip_problem(num_frames, *(size if resolution == CUSTOM else ()), grid=grid)
+def _clip_problems(
+    resolution: str | None, num_frames: int | None, size: tuple[int | None, int | None], grid: geometry.Grid
+) -> dict[str, str]:
+    """What is wrong with a clip; size: (height, width), asked about where they are used."""
+    if resolution not in (None, *OFFERED):
+        return {"resolution": f"resolution={shown(resolution)} is not one of {', '.join(OFFERED)}."}
+    of_size = inputs.size_problems(*size, grid) if resolution == CUSTOM else {}
+    return inputs.problems(num_frames=inputs.problem(grid.check_num_frames, num_frames), **of_size)
 
 
-class OpenSoraEmptyLatentVideo(io.ComfyNode):
+class OpenSoraEmptyLatentVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -81,10 +87,8 @@ class OpenSoraEmptyLatentVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, resolution, num_frames, width, height):
-        if resolution not in (None, *OFFERED):
-            return f"resolution={resolution!r} is not one of {', '.join(OFFERED)}."
-        return _clip_problem(resolution, num_frames, (width, height), geometry.CAUSAL)
+    def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None):
+        return _clip_problems(resolution, num_frames, (height, width), geometry.CAUSAL)
 
     @classmethod
     def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, image=None) -> io.NodeOutput:
@@ -113,7 +117,7 @@ def _shape_of(image, resolution: str) -> str:
     return geometry.nearest_aspect_ratio(*image.shape[1:3])
 
 
-class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
+class OpenSoraEmptyLatentHighCompression(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -150,8 +154,8 @@ class OpenSoraEmptyLatentHighCompression(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, resolution, num_frames, width, height):
-        return _clip_problem(resolution, num_frames, (width, height), GRID)
+    def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None):
+        return _clip_problems(resolution, num_frames, (height, width), GRID)
 
     @classmethod
     def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, model=None) -> io.NodeOutput:

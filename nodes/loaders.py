@@ -5,12 +5,13 @@ from comfy_api.latest import io
 
 from ..opensora_core.choices import AUTO, DEFAULT_BUDGET_GIB, OFFLOADS, PRECISIONS
 from .host import inputs, keep, lora, notice, paths, shared
+from .host.node import Node
 from .host.offload import apply_offload
 
 MODELS, LORAS = "diffusion_models", "loras"
 
 
-class OpenSoraModelLoader(io.ComfyNode):
+class OpenSoraModelLoader(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -65,7 +66,7 @@ class OpenSoraModelLoader(io.ComfyNode):
         return io.NodeOutput(loaded)
 
 
-class OpenSoraLoraLoader(io.ComfyNode):
+class OpenSoraLoraLoader(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

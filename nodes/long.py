@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..opensora_core import geometry
 from ..opensora_core.choices import AUTO
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT
@@ -12,13 +13,14 @@ from ..opensora_core.text.recipe import Said
 from .host import inputs, long, notice, prompts, run
 from .host.families import require_open_sora
 from .host.guider import check_latent
+from .host.node import Node
 from .host.vae import vae_config
 
 _MAX_SEGMENTS = 1000
 _MAX_FRAMES = 1025
 
 
-class OpenSoraContinueVideo(io.ComfyNode):
+class OpenSoraContinueVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -59,9 +61,9 @@ class OpenSoraContinueVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, num_frames, context_frames):
-        problems = (inputs.clip_problem(count or None) for count in (num_frames, context_frames))  # 0 = by itself
-        return next((problem for problem in problems if problem is not True), True)
+    def validate_inputs(cls, num_frames=None, context_frames=None):
+        counts = {"num_frames": num_frames, "context_frames": context_frames}  # 0 = by itself
+        return inputs.problems(**{name: inputs.problem(geometry.CAUSAL.check_num_frames, count or None) for name, count in counts.items()})
 
     @classmethod
     def execute(

@@ -7,6 +7,7 @@ from ..opensora_core.choices import FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
 from .host.families import require_open_sora
+from .host.node import Node
 
 MODELS = "diffusion_models"
 
@@ -17,7 +18,7 @@ def _shown(report: str, node_id: str | None, *others) -> io.NodeOutput:
     return io.NodeOutput(report, *others, ui=ui.PreviewText(report))
 
 
-class OpenSoraOffload(io.ComfyNode):
+class OpenSoraOffload(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -50,7 +51,7 @@ class OpenSoraOffload(io.ComfyNode):
         return io.NodeOutput(model)
 
 
-class OpenSoraQuantize(io.ComfyNode):
+class OpenSoraQuantize(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -92,7 +93,7 @@ class OpenSoraQuantize(io.ComfyNode):
         return _shown(report, cls.hidden.unique_id)
 
 
-class OpenSoraLoadedModels(io.ComfyNode):
+class OpenSoraLoadedModels(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -140,7 +141,7 @@ class OpenSoraLoadedModels(io.ComfyNode):
         return _shown(shared.report(done), cls.hidden.unique_id)
 
 
-class OpenSoraPreflight(io.ComfyNode):
+class OpenSoraPreflight(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -181,8 +182,9 @@ class OpenSoraPreflight(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width, height, num_frames):
-        return inputs.clip_problem(num_frames, width, height)
+    def validate_inputs(cls, width=None, height=None, num_frames=None):
+        of_size = inputs.size_problems(height, width, geometry.CAUSAL)
+        return inputs.problems(num_frames=inputs.problem(geometry.CAUSAL.check_num_frames, num_frames), **of_size)
 
     @classmethod
     def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload):

@@ -4,12 +4,13 @@ from comfy_api.latest import io
 
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.text.prompt import file_name_part
+from .host.node import Node
 
 COMMENT = "#"
 _MOST = 9999
 
 
-class OpenSoraPromptList(io.ComfyNode):
+class OpenSoraPromptList(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, run
+from .host.node import Node
 
 
 def _guidance_inputs() -> list:
@@ -28,7 +29,7 @@ def _conditioning_inputs() -> list:
     ]
 
 
-class OpenSoraScheduler(io.ComfyNode):
+class OpenSoraScheduler(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -56,7 +57,7 @@ class OpenSoraScheduler(io.ComfyNode):
         return io.NodeOutput(*run.shifted(model, latent["samples"], steps, shift))
 
 
-class OpenSoraGuider(io.ComfyNode):
+class OpenSoraGuider(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -91,7 +92,7 @@ class OpenSoraGuider(io.ComfyNode):
         return io.NodeOutput(guider.OpenSoraGuider(model, positive, negative, guidance))
 
 
-class OpenSoraRectifiedFlowSampler(io.ComfyNode):
+class OpenSoraRectifiedFlowSampler(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -4,9 +4,10 @@ from comfy_api.latest import io
 
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.media.contact_sheet import contact_sheet
+from .host.node import Node
 
 
-class OpenSoraContactSheet(io.ComfyNode):
+class OpenSoraContactSheet(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -6,11 +6,12 @@ from ..opensora_core.choices import AUTO
 from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.text.recipe import Said
 from .host import inputs, keep, paths, prompts, shared, text
+from .host.node import Node
 
 FOLDER = "text_encoders"
 
 
-class OpenSoraTextEncoderLoader(io.ComfyNode):
+class OpenSoraTextEncoderLoader(Node):
     @classmethod
     def define_schema(cls):
         files = paths.choices(FOLDER)
@@ -60,7 +61,7 @@ class OpenSoraTextEncoderLoader(io.ComfyNode):
         return io.NodeOutput(clip)
 
 
-class OpenSoraT5TextEncode(io.ComfyNode):
+class OpenSoraT5TextEncode(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

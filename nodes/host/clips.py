@@ -1,5 +1,6 @@
 """Clips through any Open-Sora VAE: encode and decode in tiles, within the host's memory, with progress and one fallback."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +14,7 @@ from ...opensora_core.codecs.tiling import check_tiling, tiled_decode, tiled_enc
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid, Tiling
 from ...opensora_core.memory.decode import MARGIN, Ladder, Walk, tile_encode_bytes
+from ...opensora_core.memory.plan import at_least, at_most
 from .out_of_memory import unless_out_of_memory
 from .vae import TileProgress, VAENetwork, check_latent_shape, exact_codec, ram_for_parking, vae_config
 
@@ -24,8 +26,18 @@ HOST_APPETITE = 2.0
 
 
 def empty(shape: tuple[int, int, int, int, int], grid: Grid = CAUSAL) -> dict:
-    """A LATENT of zeros, [videos, channels, latent frames, latent height, latent width], where the host keeps what passes between nodes."""
-    samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+    """A LATENT of zeros, [videos, channels, latent frames, latent height, latent width], where the host keeps what passes between nodes.
+
+    Raises:
+        OpenSoraError: it would take more than the machine has.
+    """
+    device = comfy.model_management.intermediate_device()
+    needed, total = math.prod(shape) * torch.float32.itemsize, int(comfy.model_management.get_total_memory(device))
+    if needed > total:
+        raise OpenSoraError(
+            f"A latent of {list(shape)} takes {at_least(needed)} GiB, and {device} has {at_most(total)}: make fewer or shorter videos, or smaller ones."
+        )
+    samples = torch.zeros(shape, device=device)
     # The host's own empty latents say how many pixels a latent pixel stands for, too.
     return {"samples": samples, "downscale_ratio_spacial": grid.space}
 

@@ -169,23 +169,23 @@ def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL, of: st
     ]
 
 
-def problem(check: Callable, *values) -> str | bool:
-    """What a node's validate_inputs answers: True, or the sentence with which a check refuses what an input holds.
-
-    A value that comes over a wire is None there; the node checks it again when it runs. The host repeats the sentence for every
-    name that validate_inputs asks for.
-    """
+def problem(check: Callable, *values) -> str:
+    """The sentence with which a check refuses what inputs hold; "" where it does not, or where a value comes over a wire (None): the
+    node checks it again when it runs."""
     try:
         if None not in values:
             check(*values)
     except OpenSoraError as error:
         return str(error)
-    return True
+    return ""
 
 
-def clip_problem(
-    num_frames: int | None, width: int | None = None, height: int | None = None, grid: geometry.Grid = geometry.CAUSAL
-) -> str | bool:
-    """`problem` of a length, then of a size."""
-    wrong = problem(grid.check_num_frames, num_frames)
-    return wrong if wrong is not True else problem(grid.check_size, height, width)
+def problems(**found: str) -> dict[str, str]:
+    """What a node's validate_inputs answers: the sentences by their inputs."""
+    return {name: sentence for name, sentence in found.items() if sentence}
+
+
+def size_problems(height: int | None, width: int | None, grid: geometry.Grid) -> dict[str, str]:
+    """`problems` of a size, under the side that is wrong."""
+    sentence = problem(grid.check_size, height, width)
+    return problems(**{"height" if problem(grid.check_size, height, grid.size_multiple) else "width": sentence})

@@ -113,7 +113,7 @@ def run(
         guider.reference.check(shape)
     device = comfy.model_management.get_torch_device() if settings.noise_device == GPU else torch.device("cpu")
     dtype = torch_dtype(settings.latent_dtype)
-    noise = solvers.noise(shape, settings.seed, device, dtype)
+    noise = solvers.noise(shape, settings.seed, device, dtype, comfy.model_management.throw_exception_if_processing_interrupted)
     callback = _progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes))
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     recipe = family_of(require_open_sora(model)).sampling

@@ -1,5 +1,6 @@
 """Solvers: one step of a run, from a network's prediction to the next latents; and the noise that a run begins with."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,19 +11,31 @@ from .process import Process
 from .schedule import Schedule
 
 MAX_SEED = 2**64 - 1
+_PIECE = 2**22  # values of noise drawn at a time, a multiple of 16
 Solver = Callable[[Process, Tensor, int, Tensor, Schedule], Tensor]
 
 
-def noise(shape, seed: int, device="cpu", dtype=torch.float32) -> Tensor:
+def noise(shape, seed: int, device="cpu", dtype=torch.float32, on_piece: Callable[[], None] | None = None) -> Tensor:
     """Standard normal noise from a fresh generator of `device`: on the CPU, the same for a seed on every machine.
+
+    Args:
+        on_piece: called again and again while a CPU draws, which takes seconds for each gigabyte; raising from it stops that.
 
     Raises:
         OpenSoraError: a seed outside 0..2**64-1.
     """
     if not 0 <= seed <= MAX_SEED:
         raise OpenSoraError(f"seed={seed} is out of range; use 0 to {MAX_SEED}.")
-    generator = torch.Generator(device=device).manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype)
+    generator, count = torch.Generator(device=device).manual_seed(seed), math.prod(shape)
+    if on_piece is None or generator.device.type != "cpu" or count <= 2 * _PIECE:
+        return torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype)
+    drawn = torch.empty(count, dtype=dtype)
+    # A CPU draws in groups of 16, the last group anew: pieces of whole groups, none of them shorter than one, are the same numbers.
+    ends = [*range(_PIECE, count - _PIECE + 1, _PIECE), count]
+    for start, end in zip([0, *ends], ends, strict=False):
+        on_piece()
+        drawn[start:end].normal_(generator=generator)
+    return drawn.reshape(tuple(shape))
 
 
 def euler(process: Process, x: Tensor, step: int, prediction: Tensor, schedule: Schedule) -> Tensor:

@@ -292,3 +292,12 @@ class TestFitImage:
     def test_wrong_rank(self):
         with pytest.raises(OpenSoraError, match="frames, height, width, 3"):
             conditioning.fit_image(torch.zeros(10, 40, 3), 16, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [2049, 2048 + 15, 2048 + 16, 3 * 1024, 3 * 1024 + 1, 4095])
+def test_noise_in_pieces_is_the_same(count, dtype, monkeypatch):
+    monkeypatch.setattr(solver, "_PIECE", 1024)
+    pieces = []
+    found = solver.noise((1, count), 7, dtype=dtype, on_piece=lambda: pieces.append(1))
+    assert torch.equal(found, solver.noise((1, count), 7, dtype=dtype)) and len(pieces) > 1

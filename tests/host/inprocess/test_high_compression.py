@@ -154,7 +154,7 @@ def test_the_node_offers_the_released_sizes(run_node, pack):
     node = pack("nodes.latents").OpenSoraEmptyLatentHighCompression
     assert node.validate_inputs("768px", 126, 1024, 576).endswith("use 124 or 128.")
     assert "nearest is 64x96" in node.validate_inputs("custom", 128, 80, 64)
-    assert node.validate_inputs("768px", 128, 1, 1) is True
+    assert node.validate_inputs("768px", 128, 100, 100) is True  # not used
 
 
 def test_preflight_plans_the_frames_that_the_variant_has(run_node):
