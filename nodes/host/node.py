@@ -54,10 +54,14 @@ def wrong_value(item: io.Input, value) -> str:
 
 def shown(value) -> str:
     """A value as a sentence has it, cut where it is long."""
-    if isinstance(value, int) and abs(value) >= 10**_LONGEST_NUMBER:
+    if _is_endless(value):
         return f"a number of more than {_LONGEST_NUMBER} digits"  # Python itself refuses to write the longest
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _is_endless(value) -> bool:
+    return isinstance(value, int) and abs(value) >= 10**_LONGEST_NUMBER
 
 
 def _wrong_number(item, value) -> str:
@@ -124,8 +128,8 @@ def _validated(own: Callable) -> Callable:
     def validate_inputs(cls, *args, **given):
         given = {**_named(signature, cls, args), **given}
         wrong = _wrong_values(cls, given)
-        # A rule may count on limits; of what is no number it may say more.
-        wrong |= own(cls, **{name: None if name in wrong and isinstance(value, numbers.Real) else value for name, value in given.items()})
+        # A rule says more than a limit; it is not asked about numbers that cannot be written.
+        wrong |= own(cls, **{name: None if _is_endless(value) else value for name, value in given.items()})
         return _Refusals(wrong, list(given)) if wrong else True
 
     validate_inputs.__signature__ = signature  # by which the host knows what to ask for
