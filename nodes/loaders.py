@@ -90,6 +90,7 @@ class OpenSoraLoraLoader(Node):
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the LoRA.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -98,4 +99,6 @@ class OpenSoraLoraLoader(Node):
 
     @classmethod
     def execute(cls, model, lora_name, strength=1.0) -> io.NodeOutput:
-        return io.NodeOutput(lora.apply_lora(model, paths.model_file(LORAS, lora_name), strength))
+        patched, line = lora.apply_lora(model, paths.model_file(LORAS, lora_name), strength)
+        notice.show(line, cls.hidden.unique_id, notice.INFO)
+        return io.NodeOutput(patched)

@@ -49,6 +49,7 @@ class OpenSoraPipeline:
         vae: `.enable_tiling(tile_size, tile_overlap)`, `.policy` (auto, exact, low_memory).
         keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
         keep_encoded: keep encoded prompts, so that the same prompt does not need the encoders again.
+        lora_notes: for people, how many of how many layers each LoRA changes.
 
     Raises:
         OpenSoraError: a part is not there, or the settings contradict each other.
@@ -59,6 +60,7 @@ class OpenSoraPipeline:
         torch_dtype, quantised = resolve_precision(torch_dtype, precision)
         self._networks = Networks(self.files, Placement(torch.device("cpu"), torch_dtype), quantised)
         self._flux: PictureNetworks | None = None
+        self.lora_notes: list[str] = []
 
     @classmethod
     def from_pretrained(
@@ -190,7 +192,7 @@ class OpenSoraPipeline:
             OpenSoraError: not a finite strength, or no LoRA for this model.
         """
         strength = finite("strength", strength)
-        check_lora(self.files, path)
+        self.lora_notes.append(check_lora(self.files, path))
         self._networks.add_lora(Path(path), strength)
         return self
 

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import comfy.sd
 
-from ...opensora_core.checkpoint.lora import comfy_keys, in_model, read_lora
+from ...opensora_core.checkpoint.lora import changed_words, comfy_keys, in_model, read_lora
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from .families import require_open_sora
 
 
 def apply_lora(model, path: str, strength: float):
-    """A copy of the MODEL with a LoRA on it.
+    """A copy of the MODEL with a LoRA on it, and a line for people: how many of how many layers it changes.
 
     Args:
         strength: factor on the change; 0 returns the model as it is.
 
     Raises:
-        CheckpointError: not a LoRA, or no layer of it is this model's.
+        CheckpointError: not a LoRA, or one that was made for another model.
         OpenSoraError: another MODEL, or a strength that is not a finite number.
     """
     require_open_sora(model)
@@ -26,10 +26,12 @@ def apply_lora(model, path: str, strength: float):
     layers, name = read_lora(path, model.model.family), Path(path).name
     # Compared here: the host would pass over what does not fit with a line in the log. Weights that it quantised do not say their shape.
     weights = {key.removesuffix(".weight"): weight for key, weight in model.model.diffusion_model.state_dict().items()}
-    in_model(layers, {key: tuple(weight.shape) if weight.is_floating_point() else None for key, weight in weights.items()}, name)
+    shapes = {key: tuple(weight.shape) if weight.is_floating_point() else None for key, weight in weights.items()}
+    in_model(layers, shapes, name)
+    line = f"{name} {changed_words(layers, shapes)}"
     if strength == 0:
-        return model
+        return model, f"{line} at a strength of 0: not at all"
     patched, _ = comfy.sd.load_lora_for_models(model, None, comfy_keys(layers), strength, 0)
     if len(patched.patches) == 0:
         raise CheckpointError(f"ComfyUI applied nothing of {name}; update ComfyUI and this pack.")
-    return patched
+    return patched, line

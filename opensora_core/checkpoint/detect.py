@@ -152,7 +152,9 @@ _AFTER_CODECS = (
 
 _LORA_MARKS = (
     ".lora_A", ".lora_B", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "_lora.down.", "_lora.up.", ".lora_linear_layer.",
+    ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".lora_magnitude_vector", ".dora_scale",
 )  # fmt: skip
+_LORA_ENDS = (".diff", ".diff_b", ".a1.weight", ".lora_embedding_A")  # the third is a GLoRA's; whole words, since they are short
 
 _IN_ORDER = (*_OTHER_NETWORKS, *FAMILIES, *_OTHER_CODECS, *CODECS, *_AFTER_CODECS)
 
@@ -178,7 +180,7 @@ def identify(shapes: Shapes) -> Identity:
     Returns:
         An Identity; kind "unknown" where no table line fits. Never raises.
     """
-    if any(mark in key for key in shapes for mark in _LORA_MARKS):
+    if any(mark in key for key in shapes for mark in _LORA_MARKS) or any(key.endswith(_LORA_ENDS) for key in shapes):
         return Identity("lora", "a LoRA", "which is applied to a loaded model (models/loras in ComfyUI)", slot="lora")
     for one in _IN_ORDER:
         for prefix in _PREFIXES:

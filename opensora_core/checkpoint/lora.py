@@ -2,10 +2,10 @@
 
 Read: PEFT (`base_model.model.<layer>.lora_A.weight`, the reference's own), kohya
 (`lora_unet_<layer with underscores>.lora_down.weight` with `.alpha`), and bare, `transformer.` or
-`diffusion_model.` prefixed ones. A layer's change is strength * alpha / rank * B @ A.
+`diffusion_model.` prefixed ones; under the same stems LyCORIS's LoHa and LoKr, whole differences (`.diff`) and differences of biases
+(`.diff_b`, `.lora_B.bias`). A LoRA's change is strength * alpha / rank * B @ A. Every key of a file is used, named or refused.
 """
 
-import json
 import logging
 import math
 import re
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,13 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..families.table import DEFAULT, FAMILIES, family_of
 from ..family import Family
+from ..readers import json_object, read_json
 from ..shapes import Shapes
 from .detect import identify
 from .files import find_weights, open_tensors, read_header
 from .quantised import Adapter, is_quantised
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _PREFIXES = (
     "lora_unet_",
@@ -47,36 +45,93 @@ _DOWN = (
     ".lora_linear_layer.down.weight",
 )  # fmt: skip
 _UP = tuple(suffix.replace("lora_A", "lora_B").replace("down", "up") for suffix in _DOWN)
+_HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_KRON = ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
+# What the keys of a layer end in, by ComfyUI's words for its tensors. "up_bias" is PEFT's, which is scaled as the matrices are.
+_PARTS = {
+    "lora_down.weight": _DOWN,
+    "lora_up.weight": _UP,
+    "lora_mid.weight": (".lora_mid.weight",),
+    "up_bias": (".lora_B.bias", ".lora_B.default.bias", ".lora_up.bias", ".lora.up.bias"),
+    **{part: (f".{part}",) for part in (*_HADA, *_KRON, "diff", "diff_b", "alpha")},
+}
+# The ways to say how a weight changes: a file says one of them of a layer.
+_FORMS = {"LoRA": ("lora_down.weight", "lora_up.weight", "lora_mid.weight"), "LoHa": _HADA, "LoKr": _KRON, "difference": ("diff",)}
 _DORA = (".lora_magnitude_vector.weight", ".lora_magnitude_vector.default.weight", ".lora_magnitude_vector", ".dora_scale")
+_TEXT_ENCODERS = re.compile(r"(lora_te\d?_|te\d?\.|text_encoders?(_\d)?\.|text_model\.|conditioner\.|cond_stage_model\.)")
+_BY_COMFYUI = "ComfyUI's own LoRA loader (LoraLoaderModelOnly) reads more kinds"
 
-_FUSED = re.compile(r"(double_blocks|single_blocks).*(qkv|linear1)$|(single_)?transformer_blocks.*(to_q|to_k|to_v|add_q_proj)$")
+# Models whose LoRAs are tried on ours, by their layers (dots as underscores) and by what trainers write into a file's header.
+_OTHERS = (
+    ("HunyuanVideo", r"token_refiner|_mlp_fc[12]$|_mod_linear$|_modulation_linear$", r"hunyuan|framepack"),
+    ("Chroma", r"distilled_guidance_layer", r"chroma"),
+    ("LTX-Video", r"transformer_blocks_\d+_attn2_", r"ltx"),
+    ("CogVideoX", r"transformer_blocks_\d+_attn1_", r"cogvideo"),
+    ("Stable Diffusion 3", r"joint_blocks_", r"sd3|stable-diffusion-3"),
+    ("Stable Diffusion", r"(down|up|input|output|mid|middle)_blocks?_", r"sd_|sdxl|sd1|sd2|stable-diffusion"),
+    ("Wan", r"^blocks_\d+_(self_attn|cross_attn|ffn)_", r"\bwan"),
+    ("Mochi", r"^blocks_\d+_attn_(qkv|proj)_[xy]$", r"mochi"),
+    ("Qwen-Image", r"transformer_blocks_\d+_(img|txt)_mlp_net", r"qwen"),
+    (
+        "Flux (fused or diffusers layout)",
+        r"(double_blocks|single_blocks).*(qkv|linear1)$|single_transformer_blocks|transformer_blocks.*(to_q|to_k|to_v|add_[qkv]_proj)$",
+        r"flux",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """One layer's change.
+    """What a file changes of one layer: its weight, its bias or both.
 
     Attributes:
-        down: A, [rank, in_features].
-        up: B, [out_features, rank].
-        alpha: the change is alpha / rank * up @ down; None means alpha = rank.
+        parts: tensors by ComfyUI's words. lora_down.weight [rank, in] and lora_up.weight [out, rank]; or hada_w1_a [out, rank],
+            hada_w1_b [rank, in], hada_w2_a and hada_w2_b likewise; or lokr_w1 and lokr_w2 or two factors of either; or diff, as the weight
+            is. diff_b: the change of the bias.
+        alpha: the weight's change is multiplied by alpha / rank; None means alpha = rank. A difference is not multiplied.
     """
 
-    down: Tensor
-    up: Tensor
+    parts: Mapping[str, Tensor]
     alpha: float | None = None
 
     @property
-    def rank(self) -> int:
-        return self.down.shape[0]
+    def form(self) -> str:
+        """Which of _FORMS says how the weight changes; "" where only the bias does."""
+        return next((form for form, parts in _FORMS.items() if not self.parts.keys().isdisjoint(parts)), "")
+
+    @property
+    def rank(self) -> int | None:
+        """None where the change has none: of a difference, and of a LoKr of two whole matrices."""
+        factors = (self.parts.get(part) for part in ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"))
+        return next((factor.shape[0] for factor in factors if factor is not None), None)
 
     @property
     def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        return 1.0 if self.alpha is None or self.rank is None else self.alpha / self.rank
 
-    def delta(self) -> Tensor:
-        """[out_features, in_features] in fp32 at strength 1."""
-        return self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1))
+    def delta(self) -> Tensor | None:
+        """[out_features, in_features] in fp32 at strength 1, a difference as it is; None where only the bias changes."""
+        part = {name: tensor.float() for name, tensor in self.parts.items()}
+
+        def matrix(name: str) -> Tensor:
+            return part[name].flatten(1) if name in part else part[f"{name}_a"].flatten(1) @ part[f"{name}_b"].flatten(1)
+
+        if self.form == "LoRA":
+            return self.scale * (matrix("lora_up.weight") @ matrix("lora_down.weight"))
+        if self.form == "LoHa":
+            return self.scale * (matrix("hada_w1") * matrix("hada_w2"))
+        if self.form == "LoKr":
+            return self.scale * torch.kron(matrix("lokr_w1"), matrix("lokr_w2"))
+        return part.get("diff")
+
+    def shape(self) -> tuple[int, ...] | None:
+        """Of delta(), which is not computed.
+
+        Raises:
+            RuntimeError, IndexError, KeyError, ZeroDivisionError: the parts do not fit each other.
+        """
+        delta = LoraLayer({name: tensor.to("meta") for name, tensor in self.parts.items()}, self.alpha).delta()
+        return None if delta is None else tuple(delta.shape)
 
 
 @dataclass(frozen=True)
@@ -84,17 +139,20 @@ class MergedLora:
     """What a merge changed. `restore` puts it back, bit for bit; undo several merges last first.
 
     Attributes:
-        originals: weights that were replaced, by layer.
+        originals: weights that were replaced, by layer. biases: likewise.
         adapters: what was laid beside quantised weights, by layer.
     """
 
     model: nn.Module
     originals: Mapping[str, nn.Parameter]
     adapters: Mapping[str, Adapter]
+    biases: Mapping[str, nn.Parameter]
 
     def restore(self) -> None:
         for name, original in self.originals.items():
             self.model.get_submodule(name).weight = original
+        for name, original in self.biases.items():
+            self.model.get_submodule(name).bias = original
         for name, adapter in self.adapters.items():
             self.model.get_submodule(name).drop(adapter)
 
@@ -114,23 +172,32 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Mer
         What was replaced, to restore it. Memory-mapped originals cost nothing to keep.
 
     Raises:
-        CheckpointError: no layer matches, shapes differ, or weights are in a form that nothing can be added to.
+        CheckpointError: it is of another model, shapes differ, or weights are in a form that nothing can be added to.
     """
     if not math.isfinite(strength):
         raise CheckpointError(f"strength={strength} is not a number a LoRA can be applied with; 1 is the file's own.")
     matched, modules = fitting_layers(model, path), dict(model.named_modules())
-    originals, adapters = {}, {}
+    originals, biases, adapters = {}, {}, {}
     for key, layer in matched.items():
-        module, weight = modules[key], modules[key].weight
+        module = modules[key]
+        if "diff_b" in layer.parts:
+            biases[key] = module.bias
+            module.bias = _added(module.bias, layer.parts["diff_b"].float(), strength)
+        if not layer.form:
+            continue
         if is_quantised(module):
-            down, up = (part.flatten(1).to(weight.device, torch.float32) for part in (layer.down, layer.up))
+            down, up = (layer.parts[part].flatten(1).to(module.weight.device, torch.float32) for part in _FORMS["LoRA"][:2])
             adapters[key] = Adapter(down.to(module.bias.dtype), (strength * layer.scale * up).to(module.bias.dtype))
             module.adapters.append(adapters[key])
             continue
-        originals[key] = weight
-        delta = layer.delta().to(weight.device)
-        module.weight = nn.Parameter((weight.detach().float() + strength * delta).to(weight.dtype), requires_grad=False)
-    return MergedLora(model, originals, adapters)
+        originals[key] = module.weight
+        module.weight = _added(module.weight, layer.delta(), strength)
+    return MergedLora(model, originals, adapters, biases)
+
+
+def _added(parameter: nn.Parameter, delta: Tensor, strength: float) -> nn.Parameter:
+    delta = delta.to(parameter.device).view(parameter.shape)
+    return nn.Parameter((parameter.detach().float() + strength * delta).to(parameter.dtype), requires_grad=False)
 
 
 def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
@@ -140,37 +207,61 @@ def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
         CheckpointError: as read_lora and in_model; or weights are in a form that nothing can be added to.
     """
     name, modules = Path(path).name, {key: module for key, module in model.named_modules() if getattr(module, "weight", None) is not None}
-    shapes = {key: (m.out_features, m.in_features) if is_quantised(m) else tuple(m.weight.shape) for key, m in modules.items()}
-    matched = in_model(read_lora(path, family_of(model.config)), shapes, name)
-    for key in matched:
+    matched = in_model(read_lora(path, family_of(model.config)), shapes_of(model), name)
+    for key, layer in matched.items():
         weight = modules[key].weight
-        if not is_quantised(modules[key]) and (not weight.is_floating_point() or weight.dtype.itemsize < 2):
+        if is_quantised(modules[key]):
+            if layer.form not in ("LoRA", ""):
+                raise CheckpointError(
+                    f"{name} is a {layer.form}, which cannot be laid beside quantised weights ({key}); load the model in bf16."
+                )
+        elif not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise CheckpointError(f"{name} cannot be merged into quantised weights ({key} is {weight.dtype}); load the model in bf16.")
     return matched
 
 
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's weights by layer, and of its biases by name, as in_model takes them."""
+    modules = {key: module for key, module in model.named_modules() if getattr(module, "weight", None) is not None}
+    shapes = {key: (m.out_features, m.in_features) if is_quantised(m) else tuple(m.weight.shape) for key, m in modules.items()}
+    return shapes | {f"{key}.bias": tuple(m.bias.shape) for key, m in modules.items() if getattr(m, "bias", None) is not None}
+
+
 def in_model(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ...] | None], name: str) -> dict[str, LoraLayer]:
-    """The layers that a model has; what it lacks is named in a warning.
+    """The layers, all of which the model has.
 
     Args:
-        shapes: of the weights of its layers; None where a form of quantisation hides it.
+        shapes: of the weights of its layers, and of its biases as "<layer>.bias"; None where a form of quantisation hides it.
         name: the LoRA's, for messages.
 
     Raises:
-        CheckpointError: the model has none of them, or one in another shape.
+        CheckpointError: the model lacks some of them, or has one in another shape: it was made for another model.
     """
-    matched = {key: layer for key, layer in layers.items() if key in shapes}
-    if not matched:
-        raise CheckpointError(f"{name}: none of its {len(layers)} layers is in this model; the first is {next(iter(layers))}.")
-    if lacking := sorted(layers.keys() - matched.keys()):
-        logger.warning("%s: left out %d of %d layers, which this model lacks: %s", name, len(lacking), len(layers), ", ".join(lacking))
-    for key, layer in matched.items():
-        changed, shape = (layer.up.shape[0], layer.down.flatten(1).shape[1]), shapes[key]
-        if shape is not None and (shape != changed or layer.up.shape[1] != layer.rank):
-            raise CheckpointError(
-                f"{name} was trained for another model: {key} changes a weight of {list(changed)}, this model's is {list(shape)}."
-            )
-    return matched
+    lacking = [key for key in layers if key not in shapes]
+    if len(lacking) == len(layers):
+        raise CheckpointError(f"{name}: none of its {len(layers)} layers is in this model; the first is {lacking[0]}.")
+    if lacking:
+        raise CheckpointError(
+            f"{name} was trained for another model: {len(lacking)} of its {len(layers)} layers are not in this one, the first is {lacking[0]}."
+        )
+    for key, layer in layers.items():
+        changes = [("weight", layer.shape(), shapes[key])] if layer.form else []
+        if "diff_b" in layer.parts:
+            if f"{key}.bias" not in shapes:
+                raise CheckpointError(f"{name} was trained for another model: it changes the bias of {key}, which has none in this one.")
+            changes.append(("bias", tuple(layer.parts["diff_b"].shape), shapes[f"{key}.bias"]))
+        for what, changed, shape in changes:
+            if shape is not None and shape != changed:
+                raise CheckpointError(
+                    f"{name} was trained for another model: {key} changes a {what} of {list(changed)}, this model's is {list(shape)}."
+                )
+    return dict(layers)
+
+
+def changed_words(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ...] | None]) -> str:
+    """For people: "changes 304 of the model's 462 layers". shapes: as in_model's."""
+    linear = [key for key, shape in shapes.items() if not key.endswith(".bias") and (shape is None or len(shape) == 2)]
+    return f"changes {len(layers)} of the model's {len(linear)} layers"
 
 
 def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer]:
@@ -180,7 +271,7 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
     the file's metadata, else it equals the rank.
 
     Raises:
-        CheckpointError: not a LoRA, or no layer of it belongs to the family's transformer.
+        CheckpointError: not a LoRA, one of another model, or one that says what is not read.
     """
     path = Path(path)
     settings = {}
@@ -196,6 +287,8 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
     found = identify(header.shapes)
     if found.kind != "lora":
         raise CheckpointError(f"{path.name} is {found.title}, not a LoRA.")
+    if other := _said_to_be_of(header.metadata, family):
+        raise CheckpointError(f"{path.name} is a LoRA for {other}, and this model is {family.title}; use one that was trained for it.")
     with open_tensors(header) as get:
         state = {key: get(key) for key in header.tensors}
     return parse_lora(state, settings or _metadata_settings(header.metadata), path.name, family)
@@ -204,7 +297,7 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
 def parse_lora(
     state: Mapping[str, Tensor], settings: Mapping | None = None, name: str = "This LoRA", family: Family = DEFAULT
 ) -> dict[str, LoraLayer]:
-    """Tensors of a LoRA file as changes by layer name.
+    """Tensors of a LoRA file as changes by layer name. What changes a text encoder is named in a warning and left out.
 
     Args:
         state: the file's tensors by key, in any of the forms above.
@@ -212,38 +305,101 @@ def parse_lora(
         name: for messages.
 
     Raises:
-        CheckpointError: no pair of tensors belongs to a layer of the transformer, or it is a DoRA.
+        CheckpointError: it changes layers that the transformer lacks, or in a way that is not read; it is not whole, or a DoRA.
     """
     if dora := next((key for key in state if key.endswith(_DORA)), None):
-        raise CheckpointError(f"{name} is a DoRA ({dora} scales directions), which is not supported; use a plain LoRA.")
-    downs, ups, alphas = (_collect(state, suffixes) for suffixes in (_DOWN, _UP, (".alpha",)))
-    layers, foreign = {}, []
-    for stem in {**downs, **ups}:
-        layer = _layer_name(stem, family)
-        if layer is None:
-            foreign.append(stem)
-        elif stem not in downs or stem not in ups:
-            raise CheckpointError(f"{name} is incomplete: {stem} has only one of its two matrices; download it again.")
-        else:
-            layers[layer] = LoraLayer(downs[stem], ups[stem], float(alphas[stem]) if stem in alphas else None)
-            if layers[layer].alpha is None:
-                layers[layer] = _with_settings(layer, layers[layer], settings or {})
-    if not layers:
+        raise CheckpointError(
+            f"{name} is a DoRA ({dora} scales directions), which is not supported here; use a plain LoRA. {_BY_COMFYUI}, DoRAs included."
+        )
+    found, foreign, unread = _by_layer(state, family)
+    if not found:
         raise CheckpointError(_no_match(name, list(state), family))
-    if foreign:
-        logger.warning("%s: left out %d layers that %s does not have: %s", name, len(foreign), family.title, ", ".join(sorted(foreign)))
-    return layers
+    of_text = [key for key in (*foreign, *unread) if _TEXT_ENCODERS.match(key)]
+    if of_text:
+        logger.warning("%s: left out what it changes of text encoders, which are used as they are: %s", name, ", ".join(sorted(of_text)))
+    if lacking := [stem for stem in foreign if stem not in of_text]:
+        other = _layers_are_of(lacking)
+        raise CheckpointError(
+            f"{name} is a LoRA for {other or 'another model'}: {len(lacking)} of its {len(found) + len(lacking)} layers are not in "
+            f"{family.title}, the first is {lacking[0]}."
+        )
+    if unknown := [key for key in unread if key not in of_text]:
+        raise CheckpointError(
+            f"{name} holds {len(unknown)} tensors that are not read here, without which it would not do what it was trained for; the first is "
+            f"{unknown[0]}. {_BY_COMFYUI}."
+        )
+    return {layer: _layer(layer, parts, name, settings or {}) for layer, parts in found.items()}
 
 
-def describe_lora(shapes: Shapes) -> str:
-    """How many layers of a video transformer a LoRA changes, and at which ranks, from its shapes alone."""
-    downs = _collect(shapes, _DOWN)
-    known = {family: [stem for stem in downs if _layer_name(stem, family)] for family in FAMILIES if family.slot == DEFAULT.slot}
-    family = max(known, key=lambda family: len(known[family]))  # the first of those that have as many
-    if not known[family]:
-        return f"none of its {len(downs)} layers is of {family.title}"
-    ranks = sorted({downs[stem][0] for stem in known[family] if downs[stem]})
-    return f"{len(known[family])} of its {len(downs)} layers are of {family.title}, rank {', '.join(map(str, ranks))}"
+def _by_layer(state: Mapping[str, object], family: Family) -> tuple[dict[str, dict[str, object]], list[str], list[str]]:
+    """({layer: {part: what the state has of it}}, stems that are no layer of the family's, keys that end in nothing known)."""
+    found: dict[str, dict[str, object]] = {}
+    foreign, unread = {}, []
+    for key, value in state.items():
+        stem, part = _stem_and_part(key)
+        if not part:
+            unread.append(key)
+        elif layer := _layer_name(stem, family):
+            found.setdefault(layer, {})[part] = value
+        else:
+            foreign[stem] = None
+    return found, list(foreign), unread
+
+
+def _stem_and_part(key: str) -> tuple[str, str]:
+    for part, suffixes in _PARTS.items():
+        if suffix := next((suffix for suffix in suffixes if key.endswith(suffix)), None):
+            return key[: -len(suffix)], part
+    return key, ""
+
+
+def _layer(name: str, parts: Mapping[str, Tensor], file: str, settings: Mapping) -> LoraLayer:
+    """The change of one layer, checked for itself.
+
+    Raises:
+        CheckpointError: its tensors are not all there, do not fit each other, or say two things.
+    """
+    parts = dict(parts)
+    alpha, mid, up_bias = (parts.pop(part, None) for part in ("alpha", "lora_mid.weight", "up_bias"))
+    forms = [form for form, of_form in _FORMS.items() if not parts.keys().isdisjoint(of_form)]
+    if len(forms) > 1:
+        raise CheckpointError(f"{file} says twice how {name} changes ({' and '.join(forms)}); it is damaged.")
+    if forms == ["LoRA"] and len(parts.keys() & set(_FORMS["LoRA"])) < 2:
+        raise CheckpointError(f"{file} is incomplete: {name} has only one of its two matrices; download it again.")
+    try:
+        if mid is not None:
+            parts["lora_down.weight"] = mid.float().flatten(1) @ parts["lora_down.weight"].float().flatten(1)
+        layer = LoraLayer(parts, None if alpha is None else float(alpha))
+        layer = layer if alpha is not None else _with_settings(name, layer, settings)
+        if up_bias is not None:
+            layer = replace(layer, parts={**parts, "diff_b": parts.get("diff_b", 0) + layer.scale * up_bias.float()})
+        layer.shape()
+        is_sound = math.isfinite(layer.scale) and (layer.form or "diff_b" in layer.parts)
+    except (RuntimeError, IndexError, KeyError, ZeroDivisionError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        is_sound = False
+    if not is_sound:
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
+        raise CheckpointError(f"{file} is damaged or incomplete: the tensors of {name} do not fit each other ({shapes or 'alpha alone'}).")
+    return layer
+
+
+def describe_lora(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> str:
+    """How many layers of a video transformer a LoRA changes, at which ranks, and of which model it is, from its header alone."""
+    known = {family: _by_layer(shapes, family) for family in FAMILIES if family.slot == DEFAULT.slot}
+    family = max(known, key=lambda family: len(known[family][0]))  # the first of those that have as many
+    found, foreign, unread = known[family]
+    other = _said_to_be_of(metadata or {}, family) or _layers_are_of(foreign)
+    of_other = f"; it is a LoRA for {other}" if other else ""
+    total = len(found) + len(foreign)
+    if not found:
+        return f"none of its {total} layers is of {family.title}{of_other}"
+    ranks = sorted({parts["lora_down.weight"][0] for parts in found.values() if parts.get("lora_down.weight")})
+    kinds = [form for form, of_form in _FORMS.items() if any(not parts.keys().isdisjoint(of_form) for parts in found.values())]
+    how = ", ".join([*([f"rank {', '.join(map(str, ranks))}"] if ranks else []), *(kind for kind in kinds if kind != "LoRA")])
+    more = f"; {len(unread)} tensors that are not read here, the first is {unread[0]}" if unread else ""
+    return f"{len(found)} of its {total} layers are of {family.title}{f', {how}' if how else ''}{of_other}{more}"
 
 
 def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
@@ -251,28 +407,25 @@ def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for layer, change in layers.items():
         stem = f"diffusion_model.{layer}"
-        renamed[f"{stem}.lora_down.weight"] = change.down
-        renamed[f"{stem}.lora_up.weight"] = change.up
+        renamed |= {f"{stem}.{part}": tensor for part, tensor in change.parts.items()}
         if change.alpha is not None:
             renamed[f"{stem}.alpha"] = torch.tensor(float(change.alpha))
     return renamed
 
 
-def _collect(state: Mapping[str, T], suffixes: tuple[str, ...]) -> dict[str, T]:
-    found = {}
-    for key, tensor in state.items():
-        suffix = next((suffix for suffix in suffixes if key.endswith(suffix)), None)
-        if suffix:
-            found[key[: -len(suffix)]] = tensor
-    return found
-
-
 @cache
 def _layers(family: Family) -> dict[str, str]:
-    """The linear layers of a family's released network, by their names as they are and with underscores for dots."""
-    manifest = family.manifest(family.released)
-    layers = [key.removesuffix(".weight") for key, shape in manifest.items() if key.endswith(".weight") and len(shape) == 2]
+    """The layers with a weight of a family's released network, by their names as they are and with underscores for dots."""
+    layers = [re.sub(r"\.(weight|scale)$", "", key) for key in family.manifest(family.released) if key.endswith((".weight", ".scale"))]
     return {layer.replace(".", "_"): layer for layer in layers} | {layer: layer for layer in layers}
+
+
+def _bare(stem: str) -> str:
+    stripped = True
+    while stripped:  # prefixes may be stacked: base_model.model.module.
+        stripped = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), "")
+        stem = stem[len(stripped) :]
+    return stem
 
 
 def _layer_name(stem: str, family: Family) -> str | None:
@@ -280,49 +433,75 @@ def _layer_name(stem: str, family: Family) -> str | None:
 
     "base_model.model.single_blocks.3.q_proj", "lora_unet_single_blocks_3_q_proj" -> "single_blocks.3.q_proj".
     """
-    stripped = True
-    while stripped:  # prefixes may be stacked: base_model.model.module.
-        stripped = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), "")
-        stem = stem[len(stripped) :]
-    return _layers(family).get(stem)
+    return _layers(family).get(_bare(stem))
 
 
-def _with_settings(layer: str, change: LoraLayer, settings: Mapping) -> LoraLayer:
+def _layers_are_of(stems: list[str]) -> str | None:
+    """For people: the model that has such layers, which ours lacks."""
+    names = [_bare(stem).replace(".", "_") for stem in stems]
+    if known := next((title for title, layers, _ in _OTHERS if any(re.search(layers, name) for name in names)), None):
+        return known
+    return next((family.title for family in FAMILIES if any(name in _layers(family) for name in names)), None)
+
+
+def _said_to_be_of(metadata: Mapping[str, str], family: Family) -> str | None:
+    """For people: another model, if the file's header says that it was trained for one."""
+    for key in ("modelspec.architecture", "ss_base_model_version"):
+        said = metadata.get(key, "").lower()
+        if re.search(r"open-?_?sora", said):
+            continue
+        if title := next((title for title, _, words in _OTHERS if re.search(words, said)), None):
+            return f"{title.split(' (')[0]} ({key} says {metadata[key][:60]})"
+    return None
+
+
+def _with_settings(name: str, layer: LoraLayer, settings: Mapping) -> LoraLayer:
     """PEFT's alpha: of the longest pattern that names the layer, else lora_alpha; rank-stabilised if it says so."""
-    patterns = {key: value for key, value in (settings.get("alpha_pattern") or {}).items() if layer == key or layer.endswith(f".{key}")}
-    alpha = patterns[max(patterns, key=len)] if patterns else settings.get("lora_alpha")
-    if alpha is None:
-        return change
+    patterns = settings.get("alpha_pattern") or {}
+    named = [key for key in patterns if name == key or name.endswith(f".{key}")]
+    alpha = patterns[max(named, key=len)] if named else settings.get("lora_alpha", settings.get("alpha"))
+    if alpha is None or layer.form in ("difference", ""):
+        return layer
+    if layer.rank is None:  # PEFT scales a LoKr of whole matrices too; LyCORIS and ComfyUI do not
+        return replace(
+            layer, parts={**layer.parts, "lokr_w1": layer.parts["lokr_w1"].float() * (float(alpha) / float(settings.get("r", alpha)))}
+        )
     if settings.get("use_rslora"):
-        alpha = alpha * math.sqrt(change.rank)  # alpha / sqrt(rank), written as alpha' / rank
-    return replace(change, alpha=float(alpha))
+        alpha = alpha * math.sqrt(layer.rank)  # alpha / sqrt(rank), written as alpha' / rank
+    return replace(layer, alpha=float(alpha))
 
 
 def _adapter_settings(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} beside the LoRA is not readable JSON; download it again.") from error
-    return settings if isinstance(settings, dict) else {}
+    return _checked_settings(read_json(path), path.name) if path.is_file() else {}
+
+
+def _checked_settings(settings: dict, name: str) -> dict:
+    """Raise a CheckpointError unless what is read of adapter_config.json is of its types."""
+    patterns = settings.get("alpha_pattern") or {}
+    values = [*patterns.values()] if isinstance(patterns, dict) else ["not a table"]
+    values += [settings[key] for key in ("lora_alpha", "alpha", "r") if settings.get(key) is not None]
+    if any(type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e12 for value in values):
+        raise CheckpointError(f"{name} beside the LoRA gives a lora_alpha, alpha_pattern or r that is no number; download it again.")
+    return settings
 
 
 def _metadata_settings(metadata: Mapping[str, str]) -> dict:
     """lora_alpha from a safetensors header: plain, or in the JSON that diffusers stores."""
     try:
-        adapter = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        adapter = json_object(metadata.get("lora_adapter_metadata", "{}"), "The LoRA's metadata")
         flat = {key.removeprefix("transformer."): value for key, value in adapter.items()}
         if "lora_alpha" in metadata:
             flat["lora_alpha"] = float(metadata["lora_alpha"])
-    except (ValueError, AttributeError):
+        return _checked_settings(flat, "The metadata")
+    except ValueError:
         return {}
-    return flat
 
 
 def _no_match(name: str, keys: list[str], family: Family) -> str:
     found = ", ".join(keys[:3]) or "none"
-    of_flux = any(_FUSED.search(re.sub(r"\.?_?lora.*$|\.alpha$", "", key.replace("lora_unet_", ""))) for key in keys)
-    flux = f" It is a LoRA for Flux (fused or diffusers layout), whose layers {family.title} does not have." if of_flux else ""
+    other = _layers_are_of([_stem_and_part(key)[0] for key in keys])
+    of_other = f" It is a LoRA for {other}, whose layers {family.title} does not have." if other else ""
     wanted = next(layer for layer in _layers(family).values() if family.group_of(layer) == "attention")
-    return f"{name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{flux}"
+    return (
+        f"{name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{of_other}"
+    )

@@ -5,6 +5,7 @@ from ..errors import OpenSoraError
 from ..memory.component import resolve_device
 from ..pipeline import OpenSoraPipeline
 from .options import PARTS, EvaluateOptions, RunOptions
+from .output import say
 
 
 def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
@@ -36,4 +37,5 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
         made.enable_attention_slicing()
     if options.lora is not None:
         made.load_lora(options.lora, options.lora_strength)
+        say(f"{made.lora_notes[-1]} (strength {options.lora_strength:g})")
     return made

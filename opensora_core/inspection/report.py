@@ -179,7 +179,7 @@ def _describe(part: FolderPart) -> list[str]:
     if identity.config:
         lines.append(_line("model", identity.config.words()))
     if identity.kind == "lora":
-        lines.append(_line("layers", describe_lora(header.shapes)))
+        lines.append(_line("layers", describe_lora(header.shapes, header.metadata)))
     if part.compared:
         own, released, dtype, _ = part.compared
         lines.append(_line("complete" if own.complete else "INCOMPLETE", own.sentence()))

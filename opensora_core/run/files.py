@@ -7,7 +7,7 @@ from pathlib import Path
 from ..checkpoint.detect import Identity, identify, require
 from ..checkpoint.files import read_header
 from ..checkpoint.load import check_keys, open_decoder, open_model
-from ..checkpoint.lora import fitting_layers
+from ..checkpoint.lora import changed_words, fitting_layers, shapes_of
 from ..encoders.clip import open_clip
 from ..encoders.t5 import open_t5
 from ..encoders.tokens import find_tokenizer
@@ -175,8 +175,11 @@ def check_encoders(files: ModelFiles, reader: str, widths: tuple[int, int], end:
             raise CheckpointError(f"The {kind} encoder {path.name} gives {width} features and {reader} reads {wanted}{end}")
 
 
-def check_lora(files: ModelFiles, path: str | Path) -> None:
+def check_lora(files: ModelFiles, path: str | Path) -> str:
     """Compare a LoRA with the transformer's sizes; no weight of the transformer is read.
+
+    Returns:
+        For people: how many of how many layers it changes.
 
     Raises:
         CheckpointError: not a LoRA, or one of another model.
@@ -185,7 +188,8 @@ def check_lora(files: ModelFiles, path: str | Path) -> None:
     if not path.exists():
         raise CheckpointError(f"The LoRA {path} does not exist.")
     identity = _require("transformer", files.dit)
-    fitting_layers(identity.row.build(identity.config, device="meta"), path)
+    model = identity.row.build(identity.config, device="meta")
+    return f"{path.name} {changed_words(fitting_layers(model, path), shapes_of(model))}"
 
 
 def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:

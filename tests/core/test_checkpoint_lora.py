@@ -159,15 +159,179 @@ def test_a_file_that_is_no_lora_is_named(golden_path, model, tmp_path):
         read_lora(tmp_path)
 
 
-def test_partial_matches_warn_and_apply(model, pairs, tmp_path, caplog):
-    extra = {"single_blocks.99.q_proj": (torch.zeros(RANK, 96), torch.zeros(96, RANK))}
-    state = written(pairs | extra, "peft")
+def test_what_a_file_changes_of_text_encoders_is_named_and_the_rest_applied(model, pairs, tmp_path, caplog):
+    state = written(pairs, "peft")
     state |= {"lora_te1_x.lora_down.weight": torch.zeros(4, 4), "lora_te1_x.lora_up.weight": torch.zeros(4, 4)}
     save_file(state, tmp_path / "l.safetensors")
     with caplog.at_level(logging.WARNING):
         merged = merge_lora(model, tmp_path / "l.safetensors")
     assert set(merged.originals) == set(LAYERS)
-    assert "lora_te1_x" in caplog.text and "single_blocks.99.q_proj" in caplog.text
+    assert "lora_te1_x" in caplog.text
+
+
+def test_layers_beyond_the_models_blocks_are_refused(model, pairs, tmp_path):
+    extra = {"single_blocks.37.q_proj": (torch.zeros(RANK, 96), torch.zeros(96, RANK))}
+    save_file(written(pairs | extra, "peft"), tmp_path / "l.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"another model: 1 of its 5 layers are not in this one, the first is single_blocks\.37\.q_proj"
+    ):
+        merge_lora(model, tmp_path / "l.safetensors")
+
+
+def kohya_flux():
+    """Every layer that trainers of Flux change, 304 of them, in kohya's names; 228 of them are 2.0's too."""
+    double = [f"double_blocks_{block}_{part}" for block in range(19) for part in (
+        "img_attn_qkv", "img_attn_proj", "img_mlp_0", "img_mlp_2", "img_mod_lin", "txt_attn_qkv", "txt_attn_proj", "txt_mlp_0", "txt_mlp_2", "txt_mod_lin",
+    )]  # fmt: skip
+    single = [f"single_blocks_{block}_{part}" for block in range(38) for part in ("linear1", "linear2", "modulation_lin")]
+    return {
+        f"lora_unet_{layer}.{half}.weight": torch.zeros(1, 1) for layer in double + single for half in ("lora_down", "lora_up")
+    }  # fmt: skip
+
+
+def test_a_flux_lora_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"LoRA for Flux .*: 76 of its 304 layers are not in the Open-Sora 2.0 transformer"):
+        parse_lora(kohya_flux())
+
+
+@pytest.mark.parametrize(
+    ("layer", "title"),
+    [
+        ("lora_unet_double_blocks_0_img_mlp_fc1", "HunyuanVideo"), ("diffusion_model.txt_in.individual_token_refiner.blocks.0.mlp.fc1", "HunyuanVideo"),
+        ("lora_unet_blocks_3_self_attn_q", "Wan"), ("lora_unet_input_blocks_1_1_proj_in", "Stable Diffusion"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv", "Stable Diffusion 3"), ("transformer.transformer_blocks.0.attn2.to_q", "LTX-Video"),
+        ("transformer.transformer_blocks.0.attn1.to_q", "CogVideoX"), ("transformer.single_transformer_blocks.0.attn.to_q", "Flux"),
+        ("lora_unet_distilled_guidance_layer_layers_0_in_layer", "Chroma"), ("something.else", "another model"),
+    ],
+)  # fmt: skip
+def test_layers_of_another_model_beside_ours_are_refused_by_its_name(pairs, layer, title):
+    other = {f"{layer}.lora_down.weight": torch.zeros(4, 9), f"{layer}.lora_up.weight": torch.zeros(9, 4)}
+    with pytest.raises(CheckpointError, match=f"is a LoRA for {title}.*1 of its 5 layers"):
+        parse_lora(written(pairs, "peft") | other)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"modelspec.architecture": "flux-1-dev/lora"}, {"ss_base_model_version": "flux1"}, {"modelspec.architecture": "hunyuan-video/lora"},
+        {"ss_base_model_version": "sdxl_base_v1-0"}, {"modelspec.architecture": "wan2.1/lora"},
+    ],
+)  # fmt: skip
+def test_a_file_that_says_it_is_of_another_model_is_refused(pairs, tmp_path, metadata):
+    save_file(written(pairs, "kohya"), tmp_path / "l.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=r"l\.safetensors is a LoRA for (Flux|HunyuanVideo|Stable Diffusion|Wan) \("):
+        read_lora(tmp_path / "l.safetensors")
+    save_file(written(pairs, "kohya"), tmp_path / "l.safetensors", {"modelspec.architecture": "open-sora-2/lora"})
+    assert len(read_lora(tmp_path / "l.safetensors")) == len(LAYERS)
+
+
+LAYER = "double_blocks.0.img_attn.q_proj"  # 96 x 96 in the golden model
+
+
+def noise(*shape, seed=3):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def other_forms():
+    """(tensors of a file, change of LAYER's weight, change of its bias) of each form beside a plain pair, by the forms' own definitions."""
+    down, up, mid, bias = noise(4, 96), noise(96, 4, seed=4), noise(4, 4, seed=5), noise(96, seed=6)
+    pair = {"lora_down.weight": down, "lora_up.weight": up}
+    a1, b1, a2, b2 = noise(96, 4), noise(4, 96, seed=4), noise(96, 4, seed=5), noise(4, 96, seed=6)
+    w1, w2 = noise(8, 8), noise(12, 12, seed=4)
+    w2_a, w2_b = noise(12, 2, seed=5), noise(2, 12, seed=6)
+    full = noise(96, 96)
+    two = torch.tensor(2.0)
+    return {
+        "diff_b": (pair | {"diff_b": bias}, up @ down, bias),
+        "bias alone": ({"diff_b": bias}, None, bias),
+        "mid": (pair | {"lora_mid.weight": mid, "alpha": two}, 2 / 4 * up @ mid @ down, None),
+        "peft bias": ({"lora_A.weight": down, "lora_B.weight": up, "lora_B.bias": bias, "alpha": two}, 2 / 4 * up @ down, 2 / 4 * bias),
+        "diff": ({"diff": full, "diff_b": bias}, full, bias),
+        "loha": ({"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2, "alpha": two}, 2 / 4 * (a1 @ b1) * (a2 @ b2), None),
+        "lokr": ({"lokr_w1": w1, "lokr_w2": w2, "alpha": two}, torch.kron(w1, w2), None),
+        "lokr of factors": ({"lokr_w1": w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b, "alpha": two}, 2 / 2 * torch.kron(w1, w2_a @ w2_b), None),
+    }
+
+
+@pytest.mark.parametrize("form", other_forms())
+@pytest.mark.parametrize("stem", [f"diffusion_model.{LAYER}", f"lora_unet_{LAYER.replace('.', '_')}"])
+def test_other_forms_are_applied_and_taken_off(model, tmp_path, form, stem):
+    tensors, weight, bias = other_forms()[form]
+    save_file({f"{stem}.{part}": tensor for part, tensor in tensors.items()}, tmp_path / "l.safetensors")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    merged = merge_lora(model, tmp_path / "l.safetensors", 0.7)
+    for name, parameter in model.named_parameters():
+        change = {f"{LAYER}.weight": weight, f"{LAYER}.bias": bias}.get(name)
+        torch.testing.assert_close(parameter, before[name] if change is None else before[name] + 0.7 * change, rtol=1e-5, atol=1e-5)
+    merged.restore()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_difference_of_a_norm_is_applied(model, tmp_path):
+    name = "double_blocks.0.img_attn.norm.query_norm"
+    change, before = noise(*model.get_submodule(name).weight.shape), model.get_submodule(name).weight.clone()
+    save_file({f"diffusion_model.{name}.diff": change}, tmp_path / "l.safetensors")
+    merge_lora(model, tmp_path / "l.safetensors", 0.5)
+    torch.testing.assert_close(model.get_submodule(name).weight, before + 0.5 * change)
+
+
+@pytest.mark.parametrize("form", ["diff_b", "loha", "lokr of factors", "diff", "mid"])
+def test_other_forms_reach_comfyui_under_its_names(form):
+    tensors = other_forms()[form][0]
+    renamed = comfy_keys(parse_lora({f"lora_unet_{LAYER.replace('.', '_')}.{part}": tensor for part, tensor in tensors.items()}))
+    assert set(renamed) == {f"diffusion_model.{LAYER}.{part}" for part in tensors if part != "lora_mid.weight"}
+
+
+@pytest.mark.parametrize(
+    "key", [f"{LAYER}.oft_blocks", f"{LAYER}.a1.weight", f"{LAYER}.set_weight", f"{LAYER}.hada_t1", f"base_model.model.{LAYER}.weight", "step"]
+)  # fmt: skip
+def test_a_key_that_is_not_read_is_refused_by_name_and_says_which_loader_does(pairs, key):
+    with pytest.raises(CheckpointError, match=rf"1 tensors that are not read here.*{key}.*LoraLoaderModelOnly"):
+        parse_lora(written(pairs, "peft") | {key: torch.ones(3)})
+
+
+@pytest.mark.parametrize("key", ["oft_blocks", "hada_w1_a", "lokr_w1", "diff", "diff_b", "lora_magnitude_vector"])
+def test_no_kind_of_lora_is_called_no_lora(tmp_path, key):
+    save_file({f"diffusion_model.{LAYER}.{key}": torch.ones(96)}, tmp_path / "l.safetensors")
+    try:
+        read_lora(tmp_path / "l.safetensors")
+    except CheckpointError as error:
+        assert "not a LoRA" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"lora_down.weight": torch.ones(4), "lora_up.weight": torch.ones(4)},
+        {"lora_down.weight": torch.tensor(1.0), "lora_up.weight": torch.ones(96, 4)},
+        {"lora_down.weight": torch.ones(0, 96), "lora_up.weight": torch.ones(96, 0), "alpha": torch.tensor(1.0)},
+        {"lora_down.weight": torch.ones(4, 96), "lora_up.weight": torch.ones(96, 5)},
+        {"lora_down.weight": torch.ones(4, 96), "lora_up.weight": torch.ones(96, 4), "alpha": torch.ones(2)},
+        {"lora_down.weight": torch.ones(4, 96), "lora_up.weight": torch.ones(96, 4), "alpha": torch.tensor(float("nan"))},
+        {"lora_down.weight": torch.ones(4, 96), "lora_up.weight": torch.ones(96, 4), "diff": torch.ones(96, 96)},
+        {"hada_w1_a": torch.ones(96, 4), "hada_w1_b": torch.ones(4, 96)},
+        {"lokr_w1": torch.ones(8, 8)},
+        {"alpha": torch.tensor(4.0)},
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_each_other_are_one_sentence(tensors):
+    with pytest.raises(CheckpointError, match=r"do not fit each other|says twice|no key matches") as caught:
+        parse_lora({f"diffusion_model.{LAYER}.{part}": tensor for part, tensor in tensors.items()})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"lora_alpha": "four"}', '{"lora_alpha": [4]}', '{"alpha_pattern": 4}', '{"alpha_pattern": {"q_proj": null}}', '{"lora_alpha": NaN}',
+        "[]", "[" * 100_000, '{"lora_alpha": ' + "9" * 5000 + "}", "\ud800",
+    ],
+)  # fmt: skip
+def test_settings_of_another_type_are_one_sentence(pairs, tmp_path, text):
+    save_file(written(pairs, "peft"), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+        read_lora(tmp_path)
 
 
 def test_shapes_of_another_model_are_refused_before_anything_changes(model, pairs, tmp_path):

@@ -1,0 +1,73 @@
+"""Small files that others wrote, read within bounds: a regular file, no larger than its kind ever is, text that is text, JSON that is an object.
+
+Weights have a reader of their own (checkpoint/files.py), and so have clips and pictures (media/).
+"""
+
+import json
+import stat
+from pathlib import Path
+
+from .errors import CheckpointError, OpenSoraError
+
+MAX_TEXT_BYTES = 64 << 20  # tokenizer.json of a large vocabulary has 20 MB; nothing else comes near
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def kind_of(path: Path) -> str | None:
+    """What a path is if it is no regular file: "a folder", "a device", "a pipe"; None of a file and of what is not there.
+
+    A device or a pipe may never end, so that it must not be opened to find out.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # a NUL in it
+        return None
+    return next((words for is_one, words in _KINDS if is_one(mode)), None)
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        OpenSoraError: it is no regular file, larger than `limit` bytes, or not UTF-8.
+        OSError: it is not there or cannot be read.
+    """
+    if kind := kind_of(path):
+        raise OpenSoraError(f"{path.name} is {kind}; give a file.")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OpenSoraError(f"{path.name} has more than {limit:,} bytes, which no such file has; give another.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OpenSoraError(f"{path.name} is not text in UTF-8 (byte {error.start}).") from error
+
+
+def read_json(path: Path, limit: int = MAX_TEXT_BYTES) -> dict:
+    """The object that a JSON file holds. Raises a CheckpointError for anything else in it, and for a file that cannot be read."""
+    try:
+        return json_object(read_text(path, limit), path.name)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}).") from error
+    except CheckpointError:
+        raise
+    except OpenSoraError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def json_object(text: str | bytes, name: str) -> dict:
+    """The object that a text of JSON is. Raises a CheckpointError, which calls it `name`, for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise CheckpointError(f"{name} is not readable JSON; download it again.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{name} holds {type(found).__name__} where an object of names and values is expected; download it again.")
+    return found
