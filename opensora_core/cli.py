@@ -4,15 +4,26 @@ Exit codes: 0 done, 1 some videos failed, 2 bad arguments or files, 130 interrup
 """
 
 import argparse
+import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from . import __version__
 from .commands import options as asked
 from .commands.options import INTERRUPTED, REFUSED, SOME_FAILED
 from .errors import OpenSoraError, OutOfMemory
+from .memory.limits import limits
 
 _ENDS = "Exit codes: 0 done, 1 some videos failed, 2 bad arguments or files, 130 interrupted. Paths of what is made go to standard output, the rest to standard error."
+LEAST_BYTES = 800 << 20  # of main memory that libraries take before anything is done
+NO_ROOM = (
+    "there is not enough memory for this process to begin: the libraries alone take about 800 MB. Give it more (ulimit -v, a container's "
+    "memory), or close other programs."
+)
 _COMMANDS = {
     "generate": (asked.GenerateOptions, "make videos"),
     "benchmark": (asked.BenchmarkOptions, "measure time and memory"),
@@ -31,6 +42,33 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code. `--help` and refused arguments raise SystemExit, as argparse does."""
+    with interrupts_are_kept():
+        return _main(arguments)
+
+
+@contextmanager
+def interrupts_are_kept() -> Iterator[None]:
+    """Let Ctrl-C end what it meets even where Python swallows it: what forks run (the encoder is forked) cannot raise, and says so to a hook."""
+    usual = sys.unraisablehook
+
+    def again(unraisable) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            usual(unraisable)
+            return
+        # Not from in here, which cannot raise either.
+        timer = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+    if hasattr(signal, "pthread_kill"):
+        sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         args = build_parser().parse_args(arguments)
         return run(args.command, asked.taken(args.options, args))
@@ -49,7 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.stderr.write("error: standard output is closed\n")
         return SOME_FAILED
+    except (MemoryError, ImportError) as error:  # a library that does not fit is one that cannot be imported
+        if isinstance(error, ImportError) and not any(words in str(error) for words in ("failed to map", "annot allocate memory")):
+            raise
+        sys.stderr.write(f"error: {NO_ROOM}\n")
+        return REFUSED
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            sys.stderr.write(f"error: {NO_ROOM}\n")
+            return REFUSED
         if error.filename is None:
             raise
         sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
@@ -80,6 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(command: str, options) -> int:
     """Run a command, which is imported only now: `--help` answers without torch."""
+    if any(limit.free < LEAST_BYTES for limit in limits()):  # libraries that run out while they begin end the process themselves
+        raise OpenSoraError(NO_ROOM)
     if command == "generate":
         from .commands import generate as module
     elif command == "benchmark":

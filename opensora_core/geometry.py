@@ -29,11 +29,15 @@ ASPECT_RATIOS = (
 RESOLUTIONS = ("256px", "360p", "480p", "512px", "720p", "768px", "1024px", "1080px", "1080p")
 
 
+WHOLE_CLIP = -1  # of a temporal tile
+
+
 @dataclass(frozen=True)
 class Tiling:
-    """Overlapping tiles. Sizes in pixels and frames; overlap as a share of a tile. 0 = not tiled along that axis.
+    """Overlapping tiles. Sizes in pixels and frames; overlap as a share of a tile. A tile_size of 0 = not tiled in space.
 
     Attributes:
+        temporal_tile: 0 = as the codec was used by its makers (the whole clip at once, the Video DC-AE 32 frames); WHOLE_CLIP = not tiled.
         parked: decode with activations in main memory, parts of them at a time on the device (codecs/hunyuan/layers.py): the same frames.
     """
 

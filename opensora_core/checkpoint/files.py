@@ -20,11 +20,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..names import shown
+from ..readers import json_object, kind_of, read_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 SAFE_TORCH = (2, 10)  # up to 2.5 weights_only ran code (CVE-2025-32434), up to 2.9 it could be made to (CVE-2026-24747)
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
+_MOST_SHARDS = 1000
 _BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
@@ -37,7 +40,9 @@ TORCH_NAMES = {
 TORCH_DTYPES = {name: dtype for dtype, name in TORCH_NAMES.items()}
 
 # A network's file in its folder on the hub, in the order in which they are preferred; its shards have an index beside them.
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
+_INDEX = ".index.json"
+SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.\w+)")  # model-00001-of-00002.safetensors
 
 _NOT_WEIGHTS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull, or download it again)"),
@@ -140,20 +145,57 @@ def read_header(path: str | Path) -> Header:
 
 
 def read_network(path: str | Path) -> Header:
-    """The header of a network: of its file, or of its folder in the hub's layout, whose shards are read as one file.
+    """The header of a network: of its file, or of its shards read as one file.
+
+    Args:
+        path: a file; or of a network in several files their folder, their index (.index.json) or any one of them.
 
     Raises:
         CheckpointError: nothing is there, a shard is missing, or a file is damaged.
     """
     path = Path(path).expanduser()
+    files = network_files(path)
+    return as_one(path, [read_header(file) for file in files])
+
+
+def network_files(path: Path) -> list[Path]:
+    """The files of a network, arguments and errors as read_network's; a path that is none stays, for read_header to say what it is."""
     if not path.is_dir():
-        return read_header(path)
+        if path.name.endswith(_INDEX) and path.is_file():
+            return _shards(path)
+        return _beside(path)
     for name in _WHOLE:
         if (path / name).is_file():
-            return read_header(path / name)
-        if (index := path / f"{name}.index.json").is_file():
-            return as_one(path, [read_header(file) for file in _shards(index)])
-    raise CheckpointError(f"{path} holds no weights; {' or '.join(_WHOLE)} is expected, whole or in shards with their index.")
+            return [path / name]
+        if (index := path / f"{name}{_INDEX}").is_file():
+            return _shards(index)
+    indexes, weights = sorted(path.glob(f"*{_INDEX}")), find_weights(path)
+    if len(indexes) == 1:
+        return _shards(indexes[0])
+    if len({SHARD.sub(r"\1\3\4", file.name) for file in weights}) == 1:
+        return _beside(weights[0])
+    inside = ", ".join(file.name for file in weights[:5]) or "no weights file"
+    raise CheckpointError(
+        f"{path} holds no weights; {' or '.join(_WHOLE)} is expected, whole or in shards with their index. Inside it: {inside}."
+    )
+
+
+def _beside(path: Path) -> list[Path]:
+    """A file, or all the shards where it is one of several."""
+    match = SHARD.fullmatch(path.name)
+    if match is None or not path.is_file() or int(match[3]) < 2:
+        return [path]
+    stem, number, total, suffix = match.groups()
+    if (index := path.with_name(f"{stem}{suffix}{_INDEX}")).is_file():
+        return _shards(index)
+    if not 1 <= int(number) <= int(total) <= _MOST_SHARDS:
+        raise CheckpointError(f"{path.name} cannot be part {int(number)} of {int(total)}; check its name.")
+    files = [path.with_name(f"{stem}-{part:05d}-of-{total}{suffix}") for part in range(1, int(total) + 1)]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(
+            f"{path.name} is part {int(number)} of {int(total)}, and {len(missing)} of the others are not beside it, the first is {missing[0]}."
+        )
+    return files
 
 
 def as_one(path: Path, parts: list[Header]) -> Header:
@@ -232,20 +274,27 @@ def find_weights(folder: Path) -> list[Path]:
 def _check_exists(path: Path) -> None:
     if path.is_dir():
         inside = ", ".join(file.name for file in find_weights(path)) or "no weights file"
-        raise CheckpointError(f"{path} is a folder; give a file. Inside it: {inside}.")
+        raise CheckpointError(f"{shown(path)} is a folder; give a file. Inside it: {inside}.")
     if path.is_file():
         return
+    if kind := kind_of(path):
+        raise CheckpointError(f"{shown(path)} is {kind}, not a file.")
     near = []
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [file.name for file in find_weights(path.parent)], n=1, cutoff=0.5)
-    raise CheckpointError(f"{path} does not exist." + (f" Did you mean {near[0]}?" if near else ""))
+    raise CheckpointError(f"{shown(path)} does not exist." + (f" Did you mean {near[0]}?" if near else ""))
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"The index {index} cannot be read: {error}") from error
+    """The files that an index names, which lie beside it.
+
+    Raises:
+        CheckpointError: it is no index, names a file elsewhere, or one of them is not there.
+    """
+    table = read_json(index).get("weight_map")
+    names = sorted(set(table.values())) if isinstance(table, dict) and all(isinstance(name, str) for name in table.values()) else []
+    if not names or any(Path(name).name != name or "\0" in name or "\\" in name for name in names):
+        raise CheckpointError(f"The index {index.name} cannot be read: its weight_map must name files beside it.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index.parent} lacks {len(missing)} of its {len(names)} weight files, the first: {missing[0]}.")
@@ -343,7 +392,7 @@ def _torch_state(path: Path) -> dict[str, Any]:
 
 def _metadata_formats(text: str) -> str:
     try:
-        formats = {str(layer.get("format")) for layer in json.loads(text)["layers"].values()}
+        formats = {str(layer.get("format")) for layer in json_object(text, "The note")["layers"].values()}
     except (ValueError, KeyError, TypeError, AttributeError):
         formats = set()
     return f"ComfyUI quantised layers ({', '.join(sorted(formats))})" if formats else "ComfyUI quantised layers"

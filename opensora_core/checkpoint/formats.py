@@ -5,7 +5,6 @@ ComfyUI's format: `<layer>.weight` in float8 or int8, `<layer>.weight_scale` in 
 `<layer>.scale_weight`, is read too.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..readers import json_object
 from .files import Header, open_tensors, quantisation
 from .quantised import Float8, Float8E5M2, Format, Int8
 
@@ -85,7 +85,7 @@ def _notes(header: Header, prefix: str) -> dict[str, dict]:
     """{layer as in the file: what its note says}."""
     try:
         texts = [part.metadata.get("_quantization_metadata", "{}") for part in header.parts or (header,)]
-        notes = {layer: note for text in texts for layer, note in json.loads(text).get("layers", {}).items()}
+        notes = {layer: note for text in texts for layer, note in json_object(text, header.name).get("layers", {}).items()}
         notes = {layer if f"{layer}.weight" in header.tensors else prefix + layer: dict(note) for layer, note in notes.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"The header of {header.name} says in an unreadable way how it is quantised; download it again.") from error
@@ -105,12 +105,12 @@ def _notes(header: Header, prefix: str) -> dict[str, dict]:
 
 def _read_note(name: str, key: str, tensor: Tensor) -> dict:
     try:
-        note = json.loads(bytes(tensor.to(torch.uint8).tolist()))
-    except ValueError as error:
+        note = json_object(bytes(tensor.to(torch.uint8).flatten().tolist()), key)
+    except (ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{key} in {name} should say how its layer is quantised and cannot be read; download the file again."
         ) from error
-    return note if isinstance(note, dict) else {}
+    return note
 
 
 def _layer_format(header: Header, layer: str, note: dict) -> LayerFormat:

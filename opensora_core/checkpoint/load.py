@@ -17,7 +17,7 @@ from ..family import Network
 from ..ops import TorchOperations, attention as torch_attention
 from ..shapes import AS_RELEASED, Layout, Manifest, bare_shapes
 from .detect import Identity, identify, require
-from .files import Header, open_tensors, quantisation, read_header
+from .files import Header, open_tensors, quantisation, read_header, read_network
 from .formats import LayerFormat, is_note, stored_formats
 from .quantised import QuantisedOperations, precision_format
 
@@ -229,7 +229,7 @@ def working_dtype(header: Header, dtype: torch.dtype | None) -> torch.dtype:
 
 def open_model(path: str | Path, slot: str) -> tuple[Header, Identity]:
     """A file's header and what it is, which must fit the slot; errors as read_header's and require's."""
-    header = read_header(path)
+    header = read_network(path)
     return header, require(identify(header.shapes), slot, header.name)
 
 

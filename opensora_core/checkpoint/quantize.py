@@ -11,7 +11,7 @@ import shutil
 import statistics
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -245,6 +245,12 @@ def _put(file: BinaryIO, entry: _Entry, data: Tensor) -> None:
 @contextmanager
 def _reader(header: Header) -> Iterator[Callable[[str], Tensor]]:
     """A function from key to tensor that leaves nothing of the file in this process."""
+    if header.parts:
+        with ExitStack() as stack:
+            readers = [(part, stack.enter_context(_reader(part))) for part in header.parts]
+            getters = {key: read for part, read in readers for key in part.tensors}
+            yield lambda key: getters[key](key)
+        return
     if header.format != "safetensors":
         with open_tensors(header) as get:
             yield get

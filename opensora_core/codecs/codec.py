@@ -103,7 +103,7 @@ class CodecConfig(Protocol):
     short_tile: int
 
     def cut(self, tiling: Tiling) -> Tiling:
-        """`tiling` with what it leaves to the codec (a temporal tile of 0, for instance) filled in; Tiling() is how it was used."""
+        """`tiling` with what it leaves to the codec (a temporal tile of 0) filled in; WHOLE_CLIP stays. Tiling() is how it was used."""
         ...
 
 
@@ -116,6 +116,8 @@ class Codec(Protocol):
         decode_bytes, encode_bytes: peak of one call's activations in bytes, result included: (config, size, dtype_bytes) -> int, size
             as frames, height, width of the latents or pixels; decode_bytes of a codec that can park also takes parked=True, for what is
             then on the device. None: memory/decode.py counts by running the module on the meta device.
+        decode_bytes_at_most: where decode_bytes is None, a bound from above of the peak, (config, size, dtype_bytes), by which most decodes are
+            known to fit without being counted; a codec may go without.
         straight_from: (config, shape of a tile) -> latent frames from which on the peak of a decode is a line; a codec may go without.
     """
 

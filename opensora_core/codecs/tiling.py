@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..geometry import CAUSAL, TIME_COMPRESSION, Grid, Tiling
+from ..geometry import CAUSAL, TIME_COMPRESSION, WHOLE_CLIP, Grid, Tiling
 from .codec import Encoded
 
 MIN_TILE_SIZE = 64  # pixels
@@ -52,10 +52,11 @@ def check_tiling(tiling: Tiling, grid: Grid = CAUSAL) -> Tiling:
 
     Raises:
         OpenSoraError: a tile size that is not 0 or a multiple of 16 (of the grid's latent pixels) from 64 pixels, a temporal
-            tile that is not 0 or a multiple of 4 from 8 frames, or an overlap outside 0..0.5.
+            tile that is not 0, WHOLE_CLIP or a multiple of 4 from 8 frames, or an overlap outside 0..0.5.
     """
     _check_multiple("tile_size", tiling.tile_size, max(TILE_SIZE_MULTIPLE, grid.space), MIN_TILE_SIZE, "pixels")
-    _check_multiple("temporal_tile", tiling.temporal_tile, TIME_COMPRESSION, MIN_TEMPORAL_TILE, "frames")
+    if tiling.temporal_tile != WHOLE_CLIP:
+        _check_multiple("temporal_tile", tiling.temporal_tile, TIME_COMPRESSION, MIN_TEMPORAL_TILE, "frames")
     if not 0 <= tiling.overlap <= MAX_OVERLAP:  # also false for NaN
         raise OpenSoraError(f"overlap={tiling.overlap} is not a share of a tile between 0 and {MAX_OVERLAP}; the reference uses 0.25.")
     return tiling
@@ -246,7 +247,7 @@ def _axes(tiling: Tiling, latents: bool, grid: Grid) -> tuple[_Axis | None, _Axi
 
 
 def _axis(tile: int, share: float, compression: int, latents: bool) -> _Axis | None:
-    if tile == 0:
+    if tile in (0, WHOLE_CLIP):
         return None
     size = tile // compression
     overlap = int(size * share + 1e-9)  # 0.3 * 40 is 12, also in binary

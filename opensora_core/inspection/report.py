@@ -6,7 +6,6 @@ file and touches only the tensors it runs: about 1 GB of the 24 GB transformer.
 """
 
 import platform
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import torch
 
 from .. import __version__
 from ..checkpoint.detect import Identity, identify
-from ..checkpoint.files import Header, as_one, bytes_text, find_weights, last_rows, quantisation, read_header
+from ..checkpoint.files import SHARD, Header, as_one, bytes_text, find_weights, last_rows, network_files, quantisation, read_header
 from ..checkpoint.formats import LayerFormat, stored_formats
 from ..checkpoint.load import Comparison, compare
 from ..checkpoint.lora import describe_lora
@@ -32,7 +31,6 @@ from .trial import try_blocks, try_vae
 
 # What a folder needs, by slot.
 _NEEDED = {"transformer": "the transformer", "vae": "the video VAE", "t5": "the T5 encoder", "clip": "the CLIP-L text encoder"}
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _SEARCH_DEPTH = 3  # a hub folder keeps its encoders at <owner>/<name>/
 
 
@@ -104,7 +102,7 @@ def report(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.is_dir():
-        return "\n".join(_describe(FolderPart(path.name, read_header(path))))
+        return "\n".join(_describe(_network(path)))
     components = list(_components(path))
     if not components:
         raise CheckpointError(f"{path.resolve().name or path} holds no weights file ({_SEARCH_DEPTH} levels searched).")
@@ -119,7 +117,7 @@ def check(path: str | Path) -> Check:
     does not use are named and left alone.
     """
     path = Path(path)
-    components = list(_components(path)) if path.is_dir() else [_component(path.name, [path])]
+    components = list(_components(path)) if path.is_dir() else [_one(path)]
     lines, verdicts = [_versions()], []
     for part in components:
         passed, text = _check_component(part)
@@ -140,7 +138,7 @@ def _is_of_another_size(part: FolderPart) -> bool:
 def _components(folder: Path) -> Iterator[FolderPart]:
     shards: dict[tuple[str, int, str], list[Path]] = {}
     for path in _weight_files(folder, _SEARCH_DEPTH):
-        if match := _SHARD.fullmatch(path.name):
+        if match := SHARD.fullmatch(path.name):
             stem, _, total, suffix = match.groups()
             shards.setdefault((str(path.parent.relative_to(folder) / stem), int(total), suffix), []).append(path)
             continue
@@ -151,6 +149,23 @@ def _components(folder: Path) -> Iterator[FolderPart]:
             yield FolderPart(name, None, f"{name}: {total - len(paths)} of them are missing; download them.")
         else:
             yield _component(name, paths)
+
+
+def _network(path: Path) -> FolderPart:
+    """A file, or the network that it is a part or the index of."""
+    files = network_files(path)
+    if len(files) == 1:
+        return FolderPart(path.name, read_header(files[0]))
+    match = SHARD.fullmatch(path.name)
+    what = f"part {int(match[2])} of {int(match[3])}" if match else f"the index of {len(files)} parts"
+    return FolderPart(f"{path.name} ({what})", as_one(path, [read_header(file) for file in files]), num_files=len(files))
+
+
+def _one(path: Path) -> FolderPart:
+    try:
+        return _network(path)
+    except CheckpointError:
+        return _component(path.name, [path])
 
 
 def _component(name: str, paths: list[Path]) -> FolderPart:

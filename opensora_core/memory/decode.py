@@ -15,7 +15,7 @@ from ..codecs.codec import Codec, CodecConfig
 from ..codecs.tiling import HOME, MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, Progress, check_tiling, largest_tile, tiled_decode, tiled_encode
 from ..errors import check_choice
 from ..families.table import codec_of
-from ..geometry import Tiling
+from ..geometry import WHOLE_CLIP, Tiling
 from .component import Component, Placement
 from .count import AllocationCounter
 from .device import free_bytes, unless_out_of_memory
@@ -149,7 +149,7 @@ class Ladder:
             return Attempt(tiling)
         free = self.free()
         if policy != LOW_MEMORY:
-            if free is None or self.need(tiling) <= free:
+            if free is None or self._surely_fits(tiling, free) or self.need(tiling) <= free:
                 return Attempt(tiling)
             why = f"tiles as asked for need {self._gib(tiling)} GiB and {free / GIB:.2f} GiB are free"
             parked = self._parked(tiling)
@@ -183,7 +183,7 @@ class Ladder:
     def _shorter(self, tiling: Tiling) -> Tiling:
         """In temporal tiles. Those that were asked for stay as they are; a clip no longer than one has nothing to cut."""
         config = self.config
-        is_asked_for = tiling.temporal_tile != config.cut(Tiling()).temporal_tile
+        is_asked_for = tiling.temporal_tile not in (WHOLE_CLIP, config.cut(Tiling()).temporal_tile)
         is_short = config.grid.pixel_frames(self.latent_shape[-3]) <= config.short_tile
         return tiling if is_asked_for or is_short else replace(tiling, temporal_tile=config.short_tile)
 
@@ -202,6 +202,15 @@ class Ladder:
                 break
         return tiling
 
+    def _surely_fits(self, tiling: Tiling, free: int) -> bool:
+        """Whether a bound from above says so, where what a tile needs would have to be counted on a second module."""
+        at_most = getattr(codec_of(self.config).build, "decode_bytes_at_most", None)
+        if at_most is None:
+            return False
+        batch = self.latent_shape[0] if len(self.latent_shape) == 5 else 1
+        tile = largest_tile(self.latent_shape, tiling, True, self.config.grid)
+        return MARGIN * batch * at_most(self.config, tile, self.dtype_bytes) <= free
+
     def need(self, tiling: Tiling) -> int:
         """Bytes that decoding takes on the device beside weights and finished frames, with a margin."""
         return int(MARGIN * tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes))
@@ -212,7 +221,7 @@ class Ladder:
 
 def _words(tiling: Tiling) -> str:
     space = f"tiles of {tiling.tile_size} pixels" if tiling.tile_size else "no spatial tiles"
-    return f"{space}, {f'{tiling.temporal_tile} frames at a time' if tiling.temporal_tile else 'the whole clip in time'}"
+    return f"{space}, {f'{tiling.temporal_tile} frames at a time' if tiling.temporal_tile > 0 else 'the whole clip in time'}"
 
 
 class Walk:
@@ -272,15 +281,19 @@ class VideoVAE:
         check_choice("policy", policy, POLICIES)
         self._policy = policy
 
-    def enable_tiling(self, tile_size: int = 256, tile_overlap: float = 0.25) -> None:
-        """Choose the spatial tiles of encode and decode: pixels of a side, and the share of it that neighbours have in common.
+    def enable_tiling(self, tile_size: int = 256, tile_overlap: float = 0.25, temporal_tile: int | None = None) -> None:
+        """Choose the tiles of encode and decode: pixels of a side, and the share of it that neighbours have in common.
 
         The defaults are what the released model was used with; other sizes give slightly other pictures.
+
+        Args:
+            temporal_tile: frames; 0 = as the released model was used, geometry.WHOLE_CLIP (-1) = the whole clip at once, None = as before.
 
         Raises:
             OpenSoraError: a size or an overlap that tiles cannot have.
         """
-        self.tiling = check_tiling(Tiling(tile_size, tile_overlap, self.tiling.temporal_tile))
+        frames = self.tiling.temporal_tile if temporal_tile is None else temporal_tile
+        self.tiling = check_tiling(Tiling(tile_size, tile_overlap, frames))
 
     def encode(self, images: Tensor, generators: list[torch.Generator | None], progress: Progress | None = None) -> Tensor:
         """Latents of a clip (a picture is one of one frame).

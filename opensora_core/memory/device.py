@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from .limits import limits
 from .plan import at_most
 
 T = TypeVar("T")
@@ -17,27 +18,22 @@ _SAID = ("out of memory", "can't allocate memory", "not enough memory", "status_
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that a device has left, or None where it cannot be asked."""
+    """Memory that a device has left, or None where it cannot be asked. Of main memory, what this process may still take of it."""
     if device.type == "cuda":
         # What torch holds in reserve without using it is free for us too.
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
     if device.type == "cpu":
         available = _meminfo("MemAvailable")
-        if available is not None:
-            return available
-        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return _least("free", _pages("SC_AVPHYS_PAGES") if available is None else available)
     return None
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """All memory of a device, or None where it cannot be asked."""
+    """All memory of a device, or None where it cannot be asked. Of main memory, what this process may have of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _meminfo("MemTotal") if device.type == "cpu" else None
+    return _least("total", _machine_bytes()) if device.type == "cpu" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -72,7 +68,26 @@ def ran_out(work: str, device: torch.device, advice: str) -> str:
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    machine, allowed = _machine_bytes(), total_bytes(device)
+    return "this process, which may not have all of the machine," if machine and allowed and allowed < machine else "this machine"
+
+
+def _machine_bytes() -> int | None:
+    pages = _pages("SC_PHYS_PAGES")
+    return _meminfo("MemTotal") if pages is None else pages
+
+
+def _least(what: str, of_machine: int | None) -> int | None:
+    """The least of what the machine has and what each limit of this process leaves."""
+    return min((bytes_ for bytes_ in (of_machine, *(getattr(limit, what) for limit in limits())) if bytes_ is not None), default=None)
+
+
+def _pages(name: str) -> int | None:
+    if not hasattr(os, "sysconf") or name not in os.sysconf_names:
+        return None
+    return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _meminfo(name: str) -> int | None:

@@ -319,7 +319,7 @@ def _tiling_words(tiling: Tiling, request: Request) -> str:
     space = f"{tiling.tile_size} pixels" if tiling.tile_size else "whole pictures"
     if tiling.parked:
         space += ", activations in main memory"
-    if tiling.temporal_tile and tiling.temporal_tile < request.num_frames:
+    if 0 < tiling.temporal_tile < request.num_frames:
         return f"{space}, {tiling.temporal_tile} frames at a time"
     exact = ": exact" if (tiling.tile_size, tiling.overlap) == (Tiling().tile_size, Tiling().overlap) else ""
     return f"{space}, all {request.num_frames} frames{exact}"

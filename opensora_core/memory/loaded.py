@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..checkpoint.files import network_files
 from ..errors import CheckpointError, OpenSoraError
 from .plan import GIB
 
@@ -53,7 +54,7 @@ def stamp(path: str | Path) -> FileStamp:
         if resolved.is_dir():
             files = sorted(file for file in resolved.iterdir() if file.suffix in _WEIGHT_SUFFIXES and file.is_file())
         else:
-            files = [resolved]
+            files = [file.resolve() for file in network_files(Path(path).expanduser())]
         stats = [(file.name, file.stat()) for file in files]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be found ({error.strerror}).") from error

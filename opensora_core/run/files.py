@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..checkpoint.detect import Identity, identify, require
-from ..checkpoint.files import read_header
+from ..checkpoint.files import read_network
 from ..checkpoint.load import check_keys, open_decoder, open_model
 from ..checkpoint.lora import changed_words, fitting_layers, shapes_of
 from ..encoders.clip import open_clip
@@ -71,14 +71,14 @@ class ModelFiles:
             )
             raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
         layout = _LAYOUT
-        if (folder / _HIGH_COMPRESSION["dit"]).exists() and not (folder / _LAYOUT["dit"]).exists():
+        if _in(folder, _HIGH_COMPRESSION["dit"]).exists() and not _in(folder, _LAYOUT["dit"]).exists():
             layout = {**_LAYOUT, **_HIGH_COMPRESSION}
-        missing = [name for name in layout.values() if not (folder / name).exists()]
+        missing = [name for name in layout.values() if not _in(folder, name).exists()]
         if missing:
             raise OpenSoraError(
                 f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
             )
-        return cls(**{part: folder / name for part, name in layout.items()}, tokenizers=tokenizers and Path(tokenizers))
+        return cls(**{part: _in(folder, name) for part, name in layout.items()}, tokenizers=tokenizers and Path(tokenizers))
 
     @property
     def usual_clip(self) -> tuple[int, int, int]:
@@ -114,6 +114,12 @@ class ModelFiles:
             if path is not None and not path.exists():
                 raise OpenSoraError(f"--{part.name}: {path} does not exist.")
         return self
+
+
+def _in(folder: Path, name: str) -> Path:
+    """A part of a model's folder: the file, or the index of its shards where it is in several."""
+    index = folder / f"{name}.index.json"
+    return index if index.is_file() and not (folder / name).exists() else folder / name
 
 
 def clip_of(family: Family) -> tuple[int, int, int]:
@@ -217,5 +223,5 @@ def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
 
 
 def _require(slot: str, path: Path) -> Identity:
-    header = read_header(path)
+    header = read_network(path)
     return require(identify(header.shapes), slot, header.name)

@@ -11,10 +11,11 @@ from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import main
 from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE
 from opensora_core.codecs.dc_ae.layers import linear_attention
+from opensora_core.codecs.dc_ae.model import VideoDCAE
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from opensora_core.codecs.tiling import num_tiles, tiled_decode
 from opensora_core.errors import CheckpointError, OpenSoraError
-from opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, Tiling
+from opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, WHOLE_CLIP, Tiling
 from opensora_core.inspection.report import check
 from opensora_core.memory.count import AllocationCounter
 from opensora_core.memory.decode import Ladder, decode_bytes, encode_bytes
@@ -79,6 +80,42 @@ def test_a_tile_as_large_as_the_clip_changes_nothing_and_no_overlap_loses_nothin
         whole = vae.decode(latents)
         assert torch.equal(tiled_decode(vae.decode, latents, Tiling(256, 0.25, 32), grid=HIGH_COMPRESSION), whole)
         assert tiled_decode(vae.decode, latents, Tiling(64, 0.0, 8), grid=HIGH_COMPRESSION).shape == whole.shape
+
+
+def test_a_whole_clip_past_the_codecs_own_tile_can_be_asked_for(vae):
+    latents = torch.randn(1, 8, 10, 1, 1, generator=torch.Generator().manual_seed(0))  # 40 frames
+    assert vae.config.cut(Tiling(temporal_tile=WHOLE_CLIP)).temporal_tile == WHOLE_CLIP and vae.config.cut(Tiling()).temporal_tile == 32
+    with torch.no_grad():
+        whole = vae.decode(latents)
+        found = tiled_decode(vae.decode, latents, vae.config.cut(Tiling(temporal_tile=WHOLE_CLIP)), grid=HIGH_COMPRESSION)
+        assert torch.equal(found, whole)
+        assert not torch.equal(tiled_decode(vae.decode, latents, vae.config.cut(Tiling()), grid=HIGH_COMPRESSION), whole)
+    first = next(Ladder(vae.config, tuple(latents.shape), 4, lambda: 2**40).attempts("auto", Tiling(temporal_tile=WHOLE_CLIP)))
+    assert (first.tiling.temporal_tile, first.line) == (WHOLE_CLIP, None)
+    shorter = next(Ladder(vae.config, tuple(latents.shape), 4, lambda: 1).attempts("auto", Tiling(temporal_tile=WHOLE_CLIP))).tiling
+    assert shorter.temporal_tile == vae.config.short_tile
+
+
+def test_the_pipelines_vae_takes_the_word(folder):
+    vae = OpenSoraPipeline.from_pretrained(folder).vae
+    vae.enable_tiling(temporal_tile=WHOLE_CLIP)
+    assert vae.tiling == Tiling(256, 0.25, WHOLE_CLIP)
+    vae.enable_tiling(128)
+    assert vae.tiling == Tiling(128, 0.25, WHOLE_CLIP)
+    with pytest.raises(OpenSoraError, match="temporal_tile=-2"):
+        vae.enable_tiling(temporal_tile=-2)
+
+
+def test_what_surely_fits_is_not_counted(monkeypatch):
+    monkeypatch.setattr("opensora_core.memory.decode.codec_on_meta", lambda *asked: pytest.fail("a second module was built"))
+    ladder = Ladder(VIDEO_DC_AE, (1, 128, 9, 3, 5), 4, lambda: 2**45)
+    assert next(ladder.attempts("auto", Tiling())) == (Tiling(256, 0.25, 32), None)
+
+
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 2, 3), (9, 1, 1)])
+@pytest.mark.parametrize("dtype_bytes", [2, 4])
+def test_the_bound_is_above_what_is_counted(vae, size, dtype_bytes):
+    assert VideoDCAE.decode_bytes_at_most(vae.config, size, dtype_bytes) > decode_bytes(vae.config, size, dtype_bytes)
 
 
 def test_the_future_is_seen(vae):

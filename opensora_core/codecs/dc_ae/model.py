@@ -100,6 +100,13 @@ class VideoDCAE(nn.Module):
     can_park = False
     decode_bytes = encode_bytes = None
 
+    @staticmethod
+    def decode_bytes_at_most(config: DCAEConfig, size: tuple[int, int, int], dtype_bytes: int) -> int:
+        """A bound of the peak of decoding latents of (frames, height, width): ten times the values of the largest stage."""
+        frames, height, width = size
+        pixels = TIME_COMPRESSION * frames * config.grid.space**2 * height * width
+        return int(10 * dtype_bytes * pixels * max(channels / 4**stage for stage, channels in enumerate(config.widths)))
+
     def __init__(self, config: DCAEConfig, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
         super().__init__()
         if problem := config.problem():
