@@ -13,6 +13,7 @@ from ..opensora_core.text.recipe import Said
 from .host import inputs, long, notice, prompts, run
 from .host.families import require_open_sora
 from .host.guider import check_latent
+from .host.kept import OutputFile
 from .host.node import Node
 from .host.vae import vae_config
 
@@ -102,7 +103,7 @@ class OpenSoraContinueVideo(Node):
         # No temporal ramp: the reference has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
         settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype)
-        file = long.OutputFile(filename_prefix)
+        file = OutputFile(filename_prefix)
         # All prompts before the first segment: the text encoders are then not needed again.
         positives = _encode(clip, lines, Said(fps, motion_score), node_id) if prompts.strip() else [positive] * segments
         finished = long.go_on(model, latent, long.Segments(plan, positives, negative, guidance, settings), file, node_id)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -15,8 +16,10 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid, Tiling
 from ...opensora_core.memory.decode import MARGIN, Ladder, Walk, tile_encode_bytes
 from ...opensora_core.memory.plan import at_least, at_most
+from ...opensora_core.run.finite import again_words, is_finite, not_numbers, one_colour
+from . import kept
 from .out_of_memory import unless_out_of_memory
-from .vae import TileProgress, VAENetwork, check_latent_shape, exact_codec, ram_for_parking, vae_config
+from .vae import TileProgress, VAENetwork, check_latent_shape, exact_codec, in_float32, narrow_words, ram_for_parking, vae_config
 
 Report = Callable[[str], None]
 
@@ -42,7 +45,7 @@ def empty(shape: tuple[int, int, int, int, int], grid: Grid = CAUSAL) -> dict:
     return {"samples": samples, "downscale_ratio_spacial": grid.space}
 
 
-def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) -> Tensor:
+def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report, is_kept: bool = False) -> Tensor:
     """Decode a LATENT's videos, one after the other.
 
     Args:
@@ -50,14 +53,39 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
         samples: [B, C, t, h, w], unscaled VAE latents.
         tiling: what it leaves to the VAE (config.cut) is filled in.
         policy: auto, exact or low_memory (CONTRACT: "Decode policy").
-        report: takes one line for people whenever the result is not the whole-clip function that was asked for.
+        report: takes one line for people whenever the result is not the whole-clip function that was asked for, or shows nothing.
+        is_kept: the latents are in a file already.
 
     Returns:
         [B * T, H, W, 3] in 0..1 on the host's intermediate device, as stock VAEDecode gives it.
 
     Raises:
-        OpenSoraError: another rank or VAE, or not enough memory for policy exact.
+        OpenSoraError: another rank or VAE, not enough memory for policy exact, or frames that are not numbers in fp32 either.
     """
+    check_latent_shape(tuple(samples.shape), vae_config(vae))
+    if not is_finite(samples):
+        raise OpenSoraError("The LATENT to decode holds values that are not numbers (NaN or infinite); look at the sampler that made it.")
+    images, used = _once_more_in_float32("Decoding", vae, report, lambda vae: _decode_all(vae, samples, tiling, policy, report))
+    if images is None:
+        where = "" if is_kept else kept.keep(samples, "finished")
+        raise OpenSoraError(f"{not_numbers('Decoding', used.vae_dtype, narrow_words(used))} {where}".strip())
+    for video in images.split(len(images) // samples.shape[0]):
+        if line := one_colour(video):
+            report(line)
+    return images
+
+
+def _once_more_in_float32(stage: str, vae, report: Report, work: Callable[[Any], Tensor | None]) -> tuple[Tensor | None, Any]:
+    """(what `work` makes with a VAE, or None where it is not finite in fp32 either; the VAE that it was made with)."""
+    made = work(vae)
+    if made is None and (wider := in_float32(vae)) is not None:
+        report(again_words(stage, vae.vae_dtype))
+        return work(wider), wider
+    return made, vae
+
+
+def _decode_all(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) -> Tensor | None:
+    """The frames, or None if any of them is not finite."""
     config = vae_config(vae)
     shape = (1, *check_latent_shape(tuple(samples.shape), config)[1:])  # one video at a time
     dtype_bytes, appetite = comfy.model_management.dtype_size(vae.vae_dtype), _appetite(vae)
@@ -72,7 +100,7 @@ def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report) ->
     images = unless_out_of_memory(lambda: walk(partial(_decode, vae, samples)))
     if images is None:
         raise OpenSoraError(_too_large(config, shape, needed, policy))
-    return images
+    return images if is_finite(images) else None
 
 
 def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report) -> Tensor:
@@ -89,12 +117,23 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     Raises:
         OpenSoraError: another rank, frame count, size or VAE.
     """
+    vae_config(vae)
+    latents, used = _once_more_in_float32("Encoding", vae, report, lambda vae: _encode_all(vae, frames, tiling, seed, report))
+    if latents is None:
+        raise OpenSoraError(not_numbers("Encoding", used.vae_dtype, narrow_words(used)))
+    return latents
+
+
+def _encode_all(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report) -> Tensor | None:
+    """The latents, or None if any value of them is not finite."""
     config = vae_config(vae)
     if frames.ndim != 4 or frames.shape[-1] < 3 or 0 in frames.shape:
         raise OpenSoraError(f"A clip is an IMAGE batch [frames, height, width, 3]; this one is {list(frames.shape)}.")
     num_frames, height, width = frames.shape[:3]
     config.grid.check_num_frames(num_frames)
     config.grid.check_size(height, width)
+    if not is_finite(frames):
+        raise OpenSoraError("The frames to encode hold values that are not numbers (NaN or infinite); look at what made them.")
     tiling = check_tiling(config.cut(tiling), config.grid)
     needed = tile_encode_bytes(config, (num_frames, height, width), tiling, comfy.model_management.dtype_size(vae.vae_dtype))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=int(_appetite(vae) * MARGIN * needed))
@@ -110,7 +149,7 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     encoded = encoded.to("cpu")
     # A CPU generator: the same seed gives the same latent on every card.
     latents = encoded.mode() if seed is None else encoded.sample(torch.Generator("cpu").manual_seed(seed))
-    return latents.to(vae.output_device)
+    return latents.to(vae.output_device) if is_finite(latents) else None
 
 
 def encode_pictures(vae, pictures: Tensor) -> Tensor:

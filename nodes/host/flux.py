@@ -25,10 +25,11 @@ from ...opensora_core.choices import AUTO
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.flux import FLUX_1, num_steps, picture_shift, schedule_name
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, SPACE_COMPRESSION
+from ...opensora_core.run.finite import is_finite, not_numbers, one_colour
 from ...opensora_core.run.picture import PictureRequest, check_text
 from ...opensora_core.sampling import schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance
-from . import notice, prompts, selftest, text
+from . import kept, notice, prompts, selftest, text
 from .families import is_open_sora, require_open_sora
 from .run import agreeing, walk
 from .vae import vae_config
@@ -140,7 +141,20 @@ def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_i
     notice.show(line, node_id, notice.INFO)
     empty = torch.zeros((1, 16, *sides), device=comfy.model_management.intermediate_device())
     noise, sigmas = solvers.noise(empty.shape, seed), schedule.sigmas(steps, alpha)
-    return vae.decode(walk(FLUX_1.sampling, guider, noise, empty, sigmas, latent_preview.prepare_callback(patched, steps), seed))
+    latents = walk(FLUX_1.sampling, guider, noise, empty, sigmas, latent_preview.prepare_callback(patched, steps), seed)
+    if not is_finite(latents):
+        why = f"the Flux file or a LoRA on it, the encoded prompt, or a node that patches the model{_fp16_words(model.model.get_dtype_inference())}"
+        raise OpenSoraError(not_numbers("Drawing the picture", model.model.get_dtype_inference(), why))
+    picture = vae.decode(latents)
+    if not is_finite(picture):
+        why = f"Flux's VAE{_fp16_words(vae.vae_dtype)}"
+        raise OpenSoraError(f"{not_numbers('Decoding the picture', vae.vae_dtype, why)} {kept.keep(latents, 'finished')}")
+    notice.show(one_colour(picture), node_id)
+    return picture
+
+
+def _fp16_words(dtype: torch.dtype) -> str:
+    return ", or fp16, which is too narrow (start ComfyUI without its options for fp16)" if dtype == torch.float16 else ""
 
 
 def unload(model) -> None:

@@ -13,8 +13,9 @@ import comfy.samplers
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.run.finite import is_finite, not_numbers
 from ...opensora_core.sampling.guidance import Guidance, StepGuidance
-from . import notice, selftest
+from . import finite, kept, notice, selftest
 from .condition import check_conditioning, reference_of, with_reference, without_reference
 from .families import require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
@@ -68,11 +69,28 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         model, conds = self.inner_model, self._conds_of(now, options)
         # Used outside `sample`, as by a test of one evaluation, there is no run to remember for.
         fallback = options.get(RUN_KEY) or Fallback(self.report)
-        predictions = fallback.predict(
-            lambda arranged: _predict(model, arranged, x, timestep, options),
-            conds, self.model_patcher, getattr(self, "loaded_models", []), options,
-        )  # fmt: skip
-        third = predictions[2] if len(conds) > 2 else None
+
+        def predict() -> list[Tensor]:
+            return fallback.predict(
+                lambda arranged: _predict(model, arranged, x, timestep, options),
+                conds, self.model_patcher, getattr(self, "loaded_models", []), options,
+            )  # fmt: skip
+
+        given = predict()
+        if not all(map(is_finite, given)) and is_finite(x) and fallback.wider(model).on():
+            self.report("The network gave values that are not numbers in float16; from here on it computes in bfloat16.")
+            given = predict()
+        guided = self._guided(given, conds, x, timestep, options, now)
+        if not is_finite(guided):
+            step, num_steps = step_index(timestep, options["transformer_options"]["sample_sigmas"])
+            why = finite.cause(self.model_patcher, x, conds, given, options)
+            sentence = not_numbers(f"Sampling, step {step + 1} of {num_steps},", model.get_dtype_inference(), why)
+            raise OpenSoraError(f"{sentence} {kept.keep(model.process_latent_out(x), 'as they were before that step')}")
+        return guided
+
+    def _guided(self, predictions: list, conds: list, x: Tensor, timestep: Tensor, options: dict, now: StepGuidance) -> Tensor:
+        """The passes combined, with the host's hooks on the way."""
+        model, third = self.inner_model, predictions[2] if len(conds) > 2 else None
         for hook in options.get("sampler_pre_cfg_function", []):
             predictions = hook(
                 {
@@ -116,6 +134,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         try:
             yield
         finally:
+            fallback.end()
             self.model_options = options
             for name in set(vars(self)) - names:
                 delattr(self, name)

@@ -1,23 +1,20 @@
 """A long video in the host: segments sampled one after another, each safe in the output folder before the next begins."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import folder_paths
 import node_helpers
 import torch
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Tiling
-from ...opensora_core.media import latent_file
 from ...opensora_core.run.segments import Continuation, context_of, decode_windows, join, segment_seed
 from ...opensora_core.sampling.guidance import Guidance
 from . import clips, notice, run
 from .condition import LATENT_KEY, MASK_KEY
+from .kept import OutputFile
 
 
 @dataclass(frozen=True)
@@ -35,52 +32,6 @@ class Segments:
     negative: list
     guidance: Guidance
     settings: run.RunSettings
-
-
-class OutputFile:
-    """The .latent file of one run in the output folder: the whole video so far, replaced as it grows.
-
-    Args:
-        prefix: as the host's own save nodes take it, folders included.
-
-    Raises:
-        OpenSoraError: a prefix that leads out of the output folder, or a folder that cannot be made.
-    """
-
-    def __init__(self, prefix: str):
-        output = folder_paths.get_output_directory()
-        # Asked before the host is, whose answer to a way out is an exception of no kind.
-        target = os.path.realpath(os.path.join(output, os.path.normpath(prefix)))
-        if not prefix.strip() or os.path.commonpath([os.path.realpath(output), os.path.dirname(target)]) != os.path.realpath(output):
-            raise OpenSoraError(f"filename_prefix={prefix!r} leads out of the output folder; use a name such as latents/open-sora-long.")
-        try:
-            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
-        except OSError as error:
-            raise OpenSoraError(f"Nothing can be written to {prefix!r} in the output folder ({error.strerror}).") from error
-        file = f"{name}_{counter:05}_{latent_file.SUFFIX}"
-        self.path = Path(folder) / file
-        self.label = f"output/{Path(subfolder).as_posix()}/{file}" if subfolder else f"output/{file}"
-        self.num_segments = 0
-
-    def keep(self, latents: Tensor) -> None:
-        """Write the video with one more finished segment."""
-        about = {
-            "made_by": "OpenSoraContinueVideo",
-            "segments_added": str(self.num_segments + 1),
-            "frames": str(CAUSAL.pixel_frames(latents.shape[2])),
-        }
-        try:
-            latent_file.save_latents(self.path, latents, about)
-        except OSError as error:
-            raise OpenSoraError(f"{self.label} could not be written ({error}); make room, or choose another filename_prefix.") from error
-        self.num_segments += 1
-
-    @property
-    def sentence(self) -> str:
-        """Where finished work is; "" before there is any."""
-        if not self.num_segments:
-            return ""
-        return f"The video with {self.num_segments} finished segment{'s' * (self.num_segments > 1)} is in {self.label}."
 
 
 def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: str | None) -> dict:
@@ -117,7 +68,7 @@ def decode(vae, samples: Tensor, plan: Continuation, policy: str, report: Callab
     frames = CAUSAL.pixel_frames(samples.shape[2])
     images, done = None, 0
     for video in samples.split(1):
-        for piece in decode_windows(video, plan, lambda part: clips.decode(vae, part, Tiling(), policy, report)):
+        for piece in decode_windows(video, plan, lambda part: clips.decode(vae, part, Tiling(), policy, report, is_kept=True)):
             if images is None:
                 images = piece.new_empty((samples.shape[0] * frames, *piece.shape[1:]))
             images[done : done + piece.shape[0]] = piece

@@ -6,6 +6,7 @@ for; and it lets NaN through. So each limit holds here once more. An input with 
 
 import functools
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from ...opensora_core.errors import OpenSoraError
 
 _SHOWN = 60  # characters of a value in a sentence
 _LONGEST_NUMBER = 40  # digits
+_OUT_OF_RANGE = {"seed": "is out of range; use {0} to {1}", "steps": "makes no video; use {0} to {1}"}  # where there are better words
 
 
 class Node(io.ComfyNode):
@@ -68,8 +70,11 @@ def _wrong_number(item, value) -> str:
     is_whole = isinstance(item, io.Int.Input)
     if not isinstance(value, numbers.Integral if is_whole else numbers.Real) or isinstance(value, bool):
         return f"{item.id}={shown(value)} is not a {'whole ' * is_whole}number."
-    if not item.min <= value <= item.max:  # also false for NaN
-        return f"{item.id}={shown(value)} is not between {item.min} and {item.max}."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{item.id}={value} is not a finite number; use {item.min} to {item.max}."
+    if not item.min <= value <= item.max:
+        wrong = _OUT_OF_RANGE.get(item.id, "is not between {0} and {1}").format(item.min, item.max)
+        return f"{item.id}={shown(value)} {wrong}."
     return ""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...opensora_core.choices import RESIDENT
 from ...opensora_core.memory.plan import at_most
 from . import offload, selftest
+from .finite import Wider
 
 RUN_KEY = "open_sora_out_of_memory"  # in the model options of one run
 
@@ -48,6 +49,7 @@ class Fallback:
         self._report = report
         self.is_one_by_one = False
         self.is_streaming = False
+        self._wider: Wider | None = None
 
     def predict(self, passes: Callable[[list], list[Tensor]], conds: list, patcher, beside: list, options: dict) -> list[Tensor]:
         """One evaluation, tried again with less memory as long as there is a way.
@@ -69,6 +71,16 @@ class Fallback:
             comfy.model_management.throw_exception_if_processing_interrupted()
             step_down()
         return passes(self._arranged(conds))
+
+    def wider(self, model) -> Wider:
+        """The way of this run from fp16 to what reaches further, which it keeps to its end."""
+        self._wider = self._wider or Wider(model)
+        return self._wider
+
+    def end(self) -> None:
+        """The network is as it was before the run."""
+        if self._wider is not None:
+            self._wider.off()
 
     def failure(self, shape: tuple[int, ...], patcher) -> str:
         """What to say of a run that failed all the same. shape: [B, C, T, H, W] of its latents. Call it with the failed run's tensors gone."""

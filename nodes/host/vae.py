@@ -6,6 +6,7 @@ the reference's function, spatially tiled as the reference ships it, from every 
 made exact only for the length of one of our own calls (`exact_codec`).
 """
 
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache, partial
@@ -30,7 +31,8 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import codec_of
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, TIME_COMPRESSION, Grid, Tiling
 from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes
-from . import notice, selftest
+from ...opensora_core.run.finite import again_words, is_finite, not_numbers
+from . import kept, notice, selftest
 from .out_of_memory import unless_out_of_memory
 
 # Of a variant: the VAE that makes its latents, and the node that makes an empty one.
@@ -134,7 +136,13 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
     def decode(self, samples_in, vae_options=None):
         """The host's; it asks for what an exact decode takes, and the network makes do with what is there then."""
         free = partial(self.patcher.get_free_memory, self.device)
-        return super().decode(samples_in, {**(vae_options or {}), "free_bytes": free})
+        images = super().decode(samples_in, {**(vae_options or {}), "free_bytes": free})
+        if is_finite(images) or not is_finite(samples_in):
+            return images
+        if (wider := in_float32(self)) is None:
+            raise OpenSoraError(f"{not_numbers('Decoding', self.vae_dtype, narrow_words(self))} {kept.keep(samples_in, 'finished')}")
+        notice.show(again_words("Decoding", self.vae_dtype), notice.executing_node())
+        return wider.decode(samples_in, vae_options)
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of the reference's."""
@@ -195,12 +203,12 @@ def check_file(path: str) -> detect.Identity:
     return identity
 
 
-def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False) -> OpenSoraVAE:
-    """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width; errors as check_file's."""
+def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False, dtype: torch.dtype | None = None) -> OpenSoraVAE:
+    """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width; errors as check_file's. dtype: None = the host's choice."""
     identity = check_file(path)
     state = comfy.utils.load_torch_file(path)
     state = {key[len(identity.prefix) :]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
-    vae = _build(identity.config, state, device or comfy.model_management.vae_device(), disable_dynamic)
+    vae = _build(identity.config, state, device or comfy.model_management.vae_device(), disable_dynamic, dtype)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, device))
     return vae
 
@@ -208,6 +216,25 @@ def load_vae(path: str, device: torch.device | None = None, disable_dynamic: boo
 def load_vae_patcher(path: str, device: torch.device | None = None, disable_dynamic: bool = False):
     """The patcher of a fresh copy, for the host's multi-GPU clones."""
     return load_vae(path, device, disable_dynamic).patcher
+
+
+def in_float32(vae) -> OpenSoraVAE | None:
+    """The VAE of the same file in fp32; None where it computes so already, or does not say which file it is from."""
+    loader = None if vae.vae_dtype == torch.float32 else vae.patcher.cached_patcher_init
+    path = loader[1][0] if loader else None
+    if not isinstance(path, str) or not os.path.isfile(path):
+        return None
+    try:
+        return load_vae(path, vae.device, dtype=torch.float32)
+    except OpenSoraError:  # a checkpoint with more in it than the VAE
+        return None
+
+
+def narrow_words(vae) -> str:
+    """What to say of the likely cause where a VAE's answer is not made of numbers."""
+    if vae.vae_dtype == torch.float16:
+        return "fp16, which is too narrow for this VAE (start ComfyUI without --fp16-vae), or a damaged file"
+    return "a damaged VAE file (python -m opensora_core inspect FILE looks at it)"
 
 
 def ram_for_parking(device: torch.device) -> int:
@@ -273,9 +300,9 @@ def latent_words(grid: Grid, channels: int) -> str:
     return f"[videos, {channels}, latent frames, height / {grid.space}, width / {grid.space}], as {_WORDS[grid][1]} makes it"
 
 
-def _build(config: CodecConfig, state: dict, device: torch.device, disable_dynamic: bool) -> OpenSoraVAE:
+def _build(config: CodecConfig, state: dict, device: torch.device, disable_dynamic: bool, dtype: torch.dtype | None = None) -> OpenSoraVAE:
     management = comfy.model_management
-    dtype = management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32])
+    dtype = dtype or management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32])
     network = _network_class(codec_of(config).build)(config, operations=comfy.ops.disable_weight_init, dtype=dtype).train(False)
     management.archive_model_dtypes(network)
     # By attribute: the host swaps CoreModelPatcher for its dynamic one at start.
