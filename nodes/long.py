@@ -103,14 +103,14 @@ class OpenSoraContinueVideo(Node):
         # No temporal ramp: the reference has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
         settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype)
-        file = OutputFile(filename_prefix)
-        # All prompts before the first segment: the text encoders are then not needed again.
-        positives = _encode(clip, lines, Said(fps, motion_score), node_id) if prompts.strip() else [positive] * segments
-        finished = long.go_on(model, latent, long.Segments(plan, positives, negative, guidance, settings), file, node_id)
-        try:
-            images = long.decode(vae, finished["samples"], plan, policy, lambda line: notice.show(line, node_id))
-        except OpenSoraError as error:
-            raise OpenSoraError(f"{error} {file.sentence}") from error
+        with OutputFile(filename_prefix) as file:
+            # All prompts before the first segment: the text encoders are then not needed again.
+            positives = _encode(clip, lines, Said(fps, motion_score), node_id) if prompts.strip() else [positive] * segments
+            finished = long.go_on(model, latent, long.Segments(plan, positives, negative, guidance, settings), file, node_id)
+            try:
+                images = long.decode(vae, finished["samples"], plan, policy, lambda line: notice.show(line, node_id))
+            except OpenSoraError as error:
+                raise OpenSoraError(f"{error} {file.sentence}") from error
         return io.NodeOutput(finished, images, str(file.path))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.checkpoint import detect, quantised
-from ...opensora_core.checkpoint.files import Header, quantisation, read_header
+from ...opensora_core.checkpoint.files import Header, quantisation, read_network
 from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantised import Format
 from ...opensora_core.checkpoint.quantize import FORMATS
@@ -18,6 +18,7 @@ from ...opensora_core.errors import CheckpointError, check_choice
 from ...opensora_core.shapes import bare_shapes
 from . import nf4
 from .families import FileClass, converted, is_open_sora
+from .paths import load_tensors
 from .precision import quantise_state
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def load_model(path: str, precision: str = AUTO, disable_dynamic: bool = False):
     """
     header, identity = _check_file(path, precision)
     form = _form(precision, header)
-    state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+    state, metadata = load_tensors(path)
     if form or identity.prefix not in _HOST_PREFIXES:
         cut = len(identity.prefix)
         state = {key[cut:]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
@@ -76,7 +77,7 @@ def _working_dtype(state: dict[str, Tensor]) -> torch.dtype:
 
 def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
     check_choice("precision", precision, PRECISIONS)
-    header = read_header(path)
+    header = read_network(path)
     identity = detect.require(detect.identify(header.shapes), "transformer", header.name)
     form = quantisation(header)
     if form and precision != AUTO:

@@ -1,11 +1,14 @@
 """Files by the names that nodes show: from the host's model folders, or the small model that comes with the pack. Nowhere else."""
 
-import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import comfy.utils
 import folder_paths
+from torch import Tensor
 
+from ...opensora_core.checkpoint.files import network_files
 from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.names import check_name, shown
 from ...opensora_core.run import files as model_files
 
 SMALL = "small (built in)"
@@ -37,13 +40,26 @@ def model_file(folder: str, name: str, part: str | None = None) -> str:
         return str(small)
     if name == SMALL and (part or folder) in _SMALL_FILES:
         raise CheckpointError(f"The built-in model is not in this copy of the pack ({small.name} is missing); install it again.")
-    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
-    if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts) if isinstance(name, str) else ()
+    if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
         raise CheckpointError(f"{name!r} is not inside models/{folder}; put the file there and choose it from the list.")
-    path = folder_paths.get_full_path(folder, name)
+    path = folder_paths.get_full_path(folder, name) if name.isprintable() else None
     if path is None:
-        raise CheckpointError(f"{name} is not in models/{folder} (any more); put it there, press R to refresh, and choose it again.")
+        raise CheckpointError(f"{shown(name)} is not in models/{folder} (any more); put it there, press R to refresh, and choose it again.")
     return path
+
+
+def load_tensors(path: str | Path, **options) -> tuple[dict[str, Tensor], dict | None]:
+    """(tensors by key, metadata) of a network by the host's own reader: of its file, or of all its shards where it is one of several.
+
+    Raises:
+        CheckpointError: a shard is missing.
+    """
+    state, metadata = {}, None
+    for file in network_files(Path(path)):
+        part, metadata = comfy.utils.load_torch_file(str(file), return_metadata=True, **options)
+        state.update(part)
+    return state, metadata
 
 
 def new_file(folder: str, name: str) -> Path:
@@ -55,6 +71,7 @@ def new_file(folder: str, name: str) -> Path:
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if not name.strip() or parts != (name, name) or name.startswith(".") or not name.isprintable():
         raise OpenSoraError(f"{name!r} is not a file name; give one without folders, such as Open_Sora_v2_fp8.safetensors.")
+    check_name(name, "file_name")
     if not PurePosixPath(name).suffix:
         name += ".safetensors"
     if folder_paths.get_full_path(folder, name) is not None:
@@ -67,8 +84,8 @@ def new_file(folder: str, name: str) -> Path:
     return target / name
 
 
-def stamp(folder: str, name: str, part: str | None = None) -> tuple[str, int, int]:
-    """What changes when a file is replaced by another of the same name: path, modification time, size. Arguments as model_file's."""
-    path = model_file(folder, name, part)
-    stat = os.stat(path)
-    return path, stat.st_mtime_ns, stat.st_size
+def stamp(folder: str, name: str, part: str | None = None) -> tuple[str | int, ...]:
+    """What changes when a file, or one of its shards, is replaced by another of the same name: path, modification time, size of each.
+    Arguments as model_file's."""
+    files = network_files(Path(model_file(folder, name, part)))
+    return tuple(fact for file in files for fact in (str(file), file.stat().st_mtime_ns, file.stat().st_size))

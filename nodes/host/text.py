@@ -21,7 +21,7 @@ import comfy.utils
 import torch
 
 from ...opensora_core.checkpoint import detect, quantised
-from ...opensora_core.checkpoint.files import read_header
+from ...opensora_core.checkpoint.files import read_network
 from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.choices import AUTO, BF16, FILE_FORMATS, FP8, NF4
@@ -32,6 +32,7 @@ from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.shapes import Manifest
 from ...opensora_core.text.recipe import CLIP, T5
 from . import nf4
+from .paths import load_tensors
 from .precision import quantise_layers
 
 PRECISIONS = (AUTO, BF16, *FILE_FORMATS, NF4)
@@ -186,8 +187,8 @@ def load_text_encoders_patcher(t5_path: str, clip_l_path: str, precision: str, d
 
 def read_encoder(path: str) -> EncoderFile:
     """Map a file's tensors and say what they are. Keys lose their prefix; older 8-bit layouts become the host's present one."""
-    name = read_header(path).name  # says in a sentence what is wrong with a truncated or damaged file
-    state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    name = read_network(path).name  # says in a sentence what is wrong with a truncated or damaged file
+    state, metadata = load_tensors(path, safe_load=True)
     state, _ = comfy.utils.convert_old_quants(state, model_prefix="", metadata=metadata)
     identity = detect.identify({key: tuple(tensor.shape) for key, tensor in state.items()})
     prefix = identity.prefix

@@ -34,6 +34,7 @@ from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_by
 from ...opensora_core.run.finite import again_words, is_finite, not_numbers
 from . import kept, notice, selftest
 from .out_of_memory import unless_out_of_memory
+from .paths import load_tensors
 
 # Of a variant: the VAE that makes its latents, and the node that makes an empty one.
 _WORDS = {
@@ -206,7 +207,7 @@ def check_file(path: str) -> detect.Identity:
 def load_vae(path: str, device: torch.device | None = None, disable_dynamic: bool = False, dtype: torch.dtype | None = None) -> OpenSoraVAE:
     """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width; errors as check_file's. dtype: None = the host's choice."""
     identity = check_file(path)
-    state = comfy.utils.load_torch_file(path)
+    state, _ = load_tensors(path)
     state = {key[len(identity.prefix) :]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
     vae = _build(identity.config, state, device or comfy.model_management.vae_device(), disable_dynamic, dtype)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, device))

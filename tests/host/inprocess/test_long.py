@@ -183,3 +183,19 @@ def test_what_does_not_fit_is_refused_before_the_model_is_used(go_on, pack, monk
     monkeypatch.setattr(pack("nodes.host.run"), "run", lambda *arguments, **named: pytest.fail("sampled"))
     with pytest.raises(pack("opensora_core.errors").OpenSoraError, match=words):
         go_on(**changes)
+
+
+def test_two_runs_at_once_get_names_of_their_own(pack, base):
+    kept = pack("nodes.host.kept")
+    with kept.OutputFile("latents/both") as first, kept.OutputFile("latents/both") as second:
+        assert first.path != second.path
+        for number, file in enumerate((first, second)):
+            file.keep(torch.full(SHAPE, float(number)))
+    assert load_file(first.path)["latent_tensor"].max() == 0 and load_file(second.path)["latent_tensor"].min() == 1
+    assert not list((base / "output/latents").glob("*.claim"))
+
+
+@pytest.mark.parametrize("name", ["con", "latents/nul.x", "http://somewhere/x"])
+def test_names_that_no_file_has_are_refused(name, go_on, pack):
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="device|address"):
+        go_on(filename_prefix=name)
