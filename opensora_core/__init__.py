@@ -13,6 +13,7 @@ __all__ = [
     "OutOfMemory",
     "SamplingOptions",
     "__version__",
+    "open_vae",
     "save_video",
 ]
 
@@ -31,6 +32,10 @@ def __getattr__(name: str):
         from .run.request import SamplingOptions
 
         return SamplingOptions
+    if name == "open_vae":
+        from .run.vae import open_vae
+
+        return open_vae
     if name == "save_video":
         from .media.video import save_video
 

@@ -17,6 +17,7 @@ from .commands import options as asked
 from .commands.options import INTERRUPTED, REFUSED, SOME_FAILED
 from .errors import OpenSoraError, OutOfMemory
 from .memory.limits import limits
+from .names import shown
 
 _ENDS = "Exit codes: 0 done, 1 some videos failed, 2 bad arguments or files, 130 interrupted. Paths of what is made go to standard output, the rest to standard error."
 LEAST_BYTES = 800 << 20  # of main memory that libraries take before anything is done
@@ -98,7 +99,7 @@ def _main(arguments: list[str] | None) -> int:
             return REFUSED
         if error.filename is None:
             raise
-        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
+        sys.stderr.write(f"error: {shown(error.filename)}: {error.strerror}\n")
         return REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

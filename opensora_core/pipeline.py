@@ -301,6 +301,7 @@ class OpenSoraPipeline:
         options: SamplingOptions | None = None,
         check_only: bool = False,
         latents_only: bool = False,
+        noise: Tensor | None = None,
     ) -> GenerationResult:
         """Make videos.
 
@@ -312,31 +313,30 @@ class OpenSoraPipeline:
             image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
             video, direction, context: a clip to go on from, where, and by how many of its frames; see media/pictures.py.
             image_strength: 0..1, how closely the video holds to what is given; see sampling/guidance.py, ReferenceUse.
-            seed: 0..2**64-1; None draws one. Video k of the batch is what seed + k gives alone.
-            callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents).
-            progress: (stage, done, total) for the stages text, condition, sampling and decode.
+            seed: 0..2**64-1; None draws one. Video k of the batch is what seed + k gives alone. noise: [B, C, T, H, W], in place of theirs.
+            callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents). progress: (stage, done, total).
             options: what is seldom changed, see SamplingOptions.
             check_only: refuse what cannot be met, and make nothing but the seeds. latents_only: no frames, for `extend` or `decode` to make.
 
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
-        options, usual = options or SamplingOptions(), self.files.usual_clip
+        options, asked = options or SamplingOptions(), {"height": height, "width": width, "num_frames": num_frames}
+        size = {name: usual if asked[name] is None else asked[name] for name, usual in zip(asked, self.files.usual_clip, strict=True)}
+        strength = finite("image_strength", image_strength)
+        given = read_references(image, last_image, video, direction=direction, context=context, strength=strength)
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            height=usual[0] if height is None else height,
-            width=usual[1] if width is None else width,
-            num_frames=usual[2] if num_frames is None else num_frames,
+            **size,
             num_steps=num_inference_steps,
             guidance=options.guidance(guidance_scale, image_guidance_scale),
-            references=read_references(
-                image, last_image, video, direction=direction, context=context, strength=finite("image_strength", image_strength)
-            ),
+            references=given,
             seed=random_seed() if seed is None else seed,
             num_videos=num_videos_per_prompt,
             options=options,
             grid=self.files.grid,
+            noise=noise,
         )
         self._check(request)
         if check_only:
@@ -443,5 +443,9 @@ class OpenSoraPipeline:
         """What the files decide of a request."""
         self.check_files()
         request.references.check(request.num_videos, request.latent_extent, self.files.grid)
-        if any(given.ndim == LATENT_RANK for given in request.references.given.values()):
-            request.references.check_channels(sizes_of_files(self.files.dit).transformer.in_channels)
+        has_latents = any(given.ndim == LATENT_RANK for given in request.references.given.values())
+        if has_latents or request.noise is not None:
+            channels = sizes_of_files(self.files.dit).transformer.in_channels
+            request.check_noise(channels)
+            if has_latents:
+                request.references.check_channels(channels)

@@ -117,10 +117,14 @@ def load_transformer(
 
 
 def load_vae(
-    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", operations=TorchOperations
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations=TorchOperations,
+    slot: str = "vae",
 ) -> nn.Module:
-    """Read a video VAE file; arguments, result and errors as load_transformer's."""
-    header, identity = open_codec(path, "vae")
+    """Read a VAE file, both halves; arguments, result and errors as load_transformer's. slot: "flux_vae" for a picture autoencoder's."""
+    header, identity = open_codec(path, slot)
     check_keys(header, identity)
     dtype = working_dtype(header, dtype)
     return fill(identity.row.build(identity.config, operations, dtype, "meta"), header, identity.convert, device)

@@ -68,14 +68,23 @@ class Encoded:
         """The most likely latents [B, C, t, h, w], unscaled: the posterior's mean, or the latents where there is none."""
         return self.values.chunk(2, dim=1)[0] if self.has_moments else self.values
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | Tensor | None = None) -> Tensor:
         """Latents [B, C, t, h, w] drawn from the posterior: mean + std * noise; the latents where there is none.
 
-        The noise is drawn on the generator's device (the values' without one), in the values' type.
+        Args:
+            generator: what the noise is drawn from, on its device (the values' without one), in the values' type; or the noise itself,
+                of the latents' shape or one that is repeated to it.
+
+        Raises:
+            OpenSoraError: noise of a shape that the latents do not have.
         """
         if not self.has_moments:
             return self.values
         mean, logvar = self.moments()
+        if isinstance(generator, Tensor):
+            if generator.ndim != mean.ndim or any(have not in (1, want) for have, want in zip(generator.shape, mean.shape, strict=True)):
+                raise OpenSoraError(f"The posterior's noise has shape {list(generator.shape)}; its latents have {list(mean.shape)}.")
+            return mean + torch.exp(0.5 * logvar) * generator.to(mean)
         source = generator.device if generator is not None else mean.device
         noise = torch.randn(mean.shape, generator=generator, device=source, dtype=mean.dtype).to(mean.device)
         return mean + torch.exp(0.5 * logvar) * noise

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL, Grid
 from ..ops import TorchOperations
 from ..shapes import Shapes, count, dim, size
@@ -106,7 +106,13 @@ class PictureVAE(nn.Module):
         return self.decoder.conv_in.weight.device
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Mean and log-variance of the latents of pictures [B, 3, T, H, W] in -1..1, sides multiples of 8."""
+        """Mean and log-variance of the latents of pictures [B, 3, T, H, W] in -1..1, sides multiples of 8.
+
+        Raises:
+            OpenSoraError: another shape, or a file that held the decoder alone.
+        """
+        if self.encoder is None:
+            raise OpenSoraError("This autoencoder's file holds its decoder alone; pictures are encoded with the whole one, ae.safetensors.")
         check_video(pixels, self.config.in_channels, "pixels")
         return Encoded(_by_frames(self.encoder, pixels))
 

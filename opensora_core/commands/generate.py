@@ -132,6 +132,7 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
                 asked={"seed": seed + index},
                 picture=picture,
                 longer=longer,
+                has_latents=options.save_latents,
             )
         )
     jobs[0].check(pipe)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
+from ..media.latent_file import SUFFIX, save_latents
 from ..media.video import save_prompt, save_video
 from ..memory.device import is_out_of_memory, ran_out
 from ..names import Claim
@@ -42,6 +43,7 @@ class Job:
         key: what the ledger knows it by. number: its row, for people. asked: all that was asked for, in JSON's terms; a seed that was not
             given is None.
         picture: that Flux draws for it, its first frame. longer: what is added to it.
+        has_latents: whether its latents are written beside it.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Job:
     asked: dict[str, Any] = field(default_factory=dict)
     picture: PictureJob | None = None
     longer: Longer | None = None
+    has_latents: bool = False
 
     @property
     def text(self) -> Text:
@@ -158,7 +161,7 @@ class Jobs:
                 path = save_video(result.frames[0], claimed.path, job.fps)
             except OSError as error:
                 raise OSError(f"{error} {self._kept.keep_of(result.latents, '_finished')}") from error
-            problems = self._written_beside(job, path, result.prompt.text, seed)
+            problems = [*self._written_beside(job, path, result.prompt.text, seed), self._latents_beside(job, path, result.latents)]
             self._screen.finished(str(path))
             for problem in filter(None, problems):
                 self._screen.say(problem)
@@ -178,6 +181,15 @@ class Jobs:
         except OSError as error:
             return of_prompt, f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again."
         return of_prompt, ""
+
+    def _latents_beside(self, job: Job, path: Path, latents: torch.Tensor) -> str:
+        """Write a video's latents if that was asked for; what failed, "" if nothing did."""
+        try:
+            if job.has_latents:
+                save_latents(path.with_suffix(SUFFIX), latents / self._pipe.latent_scale)
+        except OSError as error:
+            return f"{path} is finished; its latents could not be written beside it ({error.strerror or error})."
+        return ""
 
     def _try(self, jobs: list[Job], work: Callable[[], T]) -> T | None:
         """What `work` gives, or None where it failed: then these jobs have, and the others go on."""

@@ -286,6 +286,9 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
     out: str = option(
         "outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead"
     )
+    save_latents: bool = option(
+        False, None, "also write the finished latents beside each video, as .latent, for --decode and --extend-from"
+    )
     t2i2v: bool = option(False, None, "draw the first frame; its picture is written beside the video")
 
 

@@ -13,6 +13,7 @@ from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, check_can_be_written
 from ..memory.loaded import stamp
 from ..names import check_name, claim_unused, shown
 from ..pipeline import OpenSoraPipeline
+from ..readers import kind_of
 from ..run.files import ModelFiles
 from ..run.request import random_seed
 from ..text.prompt import file_name_part
@@ -139,6 +140,7 @@ def _job(row: Row, options: GenerateOptions, files: ModelFiles, folder: Path) ->
         key="",
         number=row.number,
         asked={"seed": options.seed},
+        has_latents=options.save_latents,
         picture=_picture(row, options, arguments, seed, folder) if options.t2i2v else None,
     )
 
@@ -231,11 +233,11 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _text(path: Path) -> str:
-    if path.is_dir():
-        raise OpenSoraError(f"--csv {path} is a folder; give a CSV file.")
+    if kind := kind_of(path):  # of a device or a pipe there may be no end
+        raise OpenSoraError(f"--csv {shown(path)} is {kind}; give a CSV file.")
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)  # of a device there may be no end
+            content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise OpenSoraError(f"--csv {shown(path)} holds more than {MOST_BYTES >> 20} MiB; split the table.")
         text = content.decode("utf-8-sig")

@@ -1,7 +1,7 @@
 """The VAE as a pipeline uses it, and the ladder that every decode walks, here and in the host: what a tile needs, what is tried in turn."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -295,12 +295,15 @@ class VideoVAE:
         frames = self.tiling.temporal_tile if temporal_tile is None else temporal_tile
         self.tiling = check_tiling(Tiling(tile_size, tile_overlap, frames))
 
-    def encode(self, images: Tensor, generators: list[torch.Generator | None], progress: Progress | None = None) -> Tensor:
+    def encode(
+        self, images: Tensor, generators: Sequence[torch.Generator | Tensor | None] = (None,), progress: Progress | None = None
+    ) -> Tensor:
         """Latents of a clip (a picture is one of one frame).
 
         Args:
             images: [T, H, W, 3] fp32 in 0..1.
-            generators: one for each latent wanted: None for the posterior's mode, or what to sample it with.
+            generators: one for each latent wanted: None for the posterior's mode, or what to sample it with: a generator, or the noise
+                itself, [1, C, t, h, w].
 
         Returns:
             [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
@@ -312,6 +315,16 @@ class VideoVAE:
             encoded = tiled_encode(vae.encode, pixels, config.cut(self.tiling), progress, grid=config.grid).to(torch.float32)
         latents = [encoded.mode() if generator is None else encoded.sample(generator) for generator in generators]
         return config.latents.to_model(torch.cat(latents))
+
+    def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
+        """Frames [B, T, H, W, 3] fp32 in 0..1 on the CPU, of latents [B, C, t, h, w] in the transformer's scale, as `encode` gives them.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: the device has no room in any way that the policy permits.
+        """
+        with torch.inference_mode(), self.decoder((1, *latents.shape[1:]), lambda line: None) as decode:
+            videos = [decode(video, progress).float().cpu() for video in latents.split(1)]
+        return ((torch.cat(videos) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
 
     @contextmanager
     def decoder(self, latent_shape: tuple[int, ...], tell: Callable[[str], None]) -> Iterator[Callable[[Tensor, Progress | None], Tensor]]:

@@ -4,6 +4,9 @@ import math
 import random
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ..choices import DTYPES, FITS, NOISE_DEVICES, POSTERIORS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Workload, check_whole
@@ -81,6 +84,7 @@ class GenerationRequest(Workload):
     Attributes:
         references: what it begins or ends with.
         seed: of the first video; video k of the batch is the one that seed + k gives alone.
+        noise: [B, C, T, H, W] to begin from, in place of what the seeds give; None = theirs.
     """
 
     prompt: str | EncodedPrompt
@@ -89,6 +93,7 @@ class GenerationRequest(Workload):
     references: References
     seed: int
     options: SamplingOptions
+    noise: Tensor | None = None
 
     def __post_init__(self):
         if not isinstance(self.prompt, (str, EncodedPrompt)):
@@ -100,6 +105,19 @@ class GenerationRequest(Workload):
         self.references.check(self.num_videos, self.latent_extent, self.grid)
         if not (0 <= self.seed and self.seed + self.num_videos - 1 <= MAX_SEED):
             raise OpenSoraError(f"seed={self.seed} is out of range; use 0 to {MAX_SEED - self.num_videos + 1}.")
+
+    def check_noise(self, channels: int) -> None:
+        """Raise an OpenSoraError unless the noise, if any is given, is that of latents of this request. channels: of the latents."""
+        if self.noise is None:
+            return
+        wanted = [self.num_videos, channels, *self.latent_extent]
+        if not isinstance(self.noise, Tensor) or not self.noise.is_floating_point() or list(self.noise.shape) != wanted:
+            found = list(self.noise.shape) if isinstance(self.noise, Tensor) else type(self.noise).__name__
+            raise OpenSoraError(
+                f"noise is {found}; for this request it is a tensor of floats {wanted}: videos, channels, latent frames, height, width."
+            )
+        if not torch.isfinite(self.noise).all():
+            raise OpenSoraError("noise holds values that are not numbers (NaN or infinite).")
 
     @property
     def asked(self) -> Asked:

@@ -58,8 +58,10 @@ def finished(latents: Tensor, dtype: torch.dtype, who: str = "The transformer") 
 
 
 def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """[B, C, T, H, W] on the device, in the dtype that latents have between steps: of every video what its seed gives alone."""
+    """[B, C, T, H, W] on the device, in the dtype that latents have between steps: what was given, or of every video what its seed gives alone."""
     options = request.options
+    if request.noise is not None:
+        return request.noise.to(device, torch_dtype(options.latent_dtype))
     source = device if options.noise_device == GPU else torch.device("cpu")
     return torch.cat([noise(shape, seed, source, torch_dtype(options.latent_dtype)) for seed in request.seeds]).to(device)
 
