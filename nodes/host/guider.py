@@ -7,6 +7,7 @@ caches GUIDER objects and uses them again.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 import comfy.model_management
 import comfy.samplers
@@ -139,13 +140,25 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             for name in set(vars(self)) - names:
                 delattr(self, name)
 
+    def forwards_after(self, num_steps: int, latent_frames: int) -> list[int]:
+        """Transformer rows per batch item up to the end of each step."""
+        steps = [self.guidance.at_step(step, num_steps, latent_frames, self.use).passes for step in range(num_steps)]
+        negative = reads_negative(self.model_options)
+        return list(accumulate(len(passes) + (negative and "uncond" not in passes) for passes in steps))
+
     def _conds_of(self, now: StepGuidance, options: dict) -> list:
         """The passes in the host's order: positive, negative (None: not run), and without reference if it is needed."""
-        uncond = "uncond" in now.passes or options.get("disable_cfg1_optimization", False)
+        uncond = "uncond" in now.passes or reads_negative(options)
         is_free = self.reference is not None and not now.reads_reference
         positive, negative = (COND_FREE, UNCOND_IMAGE) if is_free else ("positive", "negative")
         conds = [self.conds[positive], self.conds[negative] if uncond else None]
         return [*conds, self.conds[UNCOND_IMAGE]] if "uncond_image" in now.passes else conds
+
+
+def reads_negative(options: dict) -> bool:
+    """Whether a MODEL's options ask for the negative pass at steps of scale 1 too: by the host's own word, or by a function that combines
+    the passes (PerpNeg, APG, TCFG, FreSca). Such a one would find zeros in its place, which the host has at scale 1 alone, of a whole run."""
+    return any(options.get(name) for name in ("disable_cfg1_optimization", "sampler_cfg_function", "sampler_pre_cfg_function"))
 
 
 def step_index(sigma: Tensor, sample_sigmas: Tensor) -> tuple[int, int]:

@@ -26,6 +26,9 @@ class HostMMDiT(MMDiT):
     def __init__(self, config: TransformerConfig, operations, dtype, device):
         super().__init__(config, operations, host_attention, dtype, device)
         self.dtype = dtype
+        # What the host's own networks of this kind say of themselves, and its nodes ask (RenormCFG for in_channels): of the latents.
+        self.in_channels = self.out_channels = config.in_channels
+        self.patch_size, self.hidden_size, self.num_heads = [1, config.patch_size, config.patch_size], config.hidden_size, config.num_heads
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, y=None, control=None, transformer_options=None, **unused) -> Tensor:
         """x: [B, C + C + 1, T, H, W], latents then condition (mask first); timestep: [B], sigma * 1000. Returns [B, C, T, H, W].

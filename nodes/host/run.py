@@ -19,7 +19,7 @@ from ...opensora_core.errors import check_choice
 from ...opensora_core.families.table import family_of
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import run as sampling, schedule, solvers
-from ...opensora_core.sampling.guidance import Guidance, forwards_after
+from ...opensora_core.sampling.guidance import Guidance
 from . import notice
 from .families import require_open_sora
 from .guider import OpenSoraGuider, check_latent
@@ -152,7 +152,7 @@ class _Shown:
 def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown: _Shown) -> Callable:
     """The host's progress bar and preview, and a line on the node that counts forwards."""
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
-    done = forwards_after(guider.guidance, num_steps, latent_frames, guider.use)
+    done = guider.forwards_after(num_steps, latent_frames)
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)

@@ -251,6 +251,20 @@ def test_a_hook_that_needs_the_negative_pass_gets_it(run_node, model, count, con
     assert sum(rows) == 24
 
 
+def test_perp_neg_finds_the_negative_pass_at_every_step(run_node, model, count, conditioning):
+    """Where the empty prompt is the negative one, nothing of that is perpendicular to itself: plain guidance. With zeros in place of the
+    negative pass, at the odd steps after the tenth, whose text scale is 1, all of it would be, and the video black."""
+    negative = conditioning(2)
+    (perp,) = run_node("PerpNeg", model=model, empty_conditioning=negative, neg_scale=1.0)
+    found = sample_in_host(run_node, perp, conditioning(1), negative, 14)
+    plain = sample_in_host(run_node, model, conditioning(1), negative, 14)
+    assert (found - plain).abs().max() < 1e-3 * plain.abs().max()
+    counted, rows = count(model)
+    (perp,) = run_node("PerpNeg", model=counted, empty_conditioning=negative, neg_scale=1.0)
+    sample_in_host(run_node, perp, conditioning(1), negative, 12)
+    assert sum(rows) == 3 * 12
+
+
 def test_a_replaced_cfg_function_is_used(run_node, model, conditioning):
     hooked = model.clone()
     hooked.set_model_sampler_cfg_function(lambda args: args["cond"])  # guidance switched off
