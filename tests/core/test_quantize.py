@@ -484,8 +484,8 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_the_next_one_succeeds(
     assert run.stdout.readline().strip() == "halfway"
     run.send_signal(signal.SIGKILL)
     run.wait()
-    (left,) = leftovers(tmp_path)
-    assert left.startswith(".out.safetensors.") and left.endswith(".partial")  # no loader lists it
+    left, claim = leftovers(tmp_path)
+    assert claim == "out.safetensors.claim" and left.startswith(".out.safetensors.") and left.endswith(".partial")  # no loader lists it
     with pytest.raises(CheckpointError, match="is truncated"):
         load_transformer(tmp_path / left)
     (tmp_path / left).rename(tmp_path / "renamed.safetensors")  # a person might
