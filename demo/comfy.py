@@ -20,6 +20,7 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parents[1]
 PACK_FOLDER = "open-sora"  # the name under custom_nodes, as the registry would install it
 VIRTUAL_NODES = {"Note", "MarkdownNote"}  # exist on the canvas only
+INSIDE_IN, INSIDE_OUT = -10, -20  # the ids that a subgraph gives its own inputs and outputs
 MUTED = 2  # a node's mode in a workflow file: never run
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
@@ -207,22 +208,46 @@ def _free_port() -> int:
 
 
 def to_api(workflow: dict, object_info: dict, with_muted: bool = False) -> dict:
-    """A workflow file (UI form, flat) as the graph that POST /prompt takes.
+    """A workflow file (UI form) as the graph that POST /prompt takes; what stands inside a node "14" has ids such as "14:3".
 
     Args:
         workflow: the parsed file.
         object_info: the host's description of the nodes it uses.
         with_muted: muted nodes too, as once a person un-mutes them. Only nodes that nothing is connected behind are muted in our files.
     """
-    links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
+    inside = {one["id"]: one for one in workflow.get("definitions", {}).get("subgraphs", [])}
+    links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
     graph = {}
+
+    def source(number: int, slot: int) -> list:
+        """Where a link from an output on the canvas really begins."""
+        one = inside.get(by_id[number]["type"])
+        if one is None:
+            return [str(number), slot]
+        link = next(link for link in one["links"] if link["target_id"] == INSIDE_OUT and link["target_slot"] == slot)
+        return [f"{number}:{link['origin_id']}", link["origin_slot"]]
+
+    def take(node: dict, name: str, linked: dict) -> None:
+        inputs = dict(named_values(node, object_info[node["type"]])) | linked
+        graph[name] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", node["type"])}}
+
+    by_id = {node["id"]: node for node in workflow["nodes"]}
     for node in workflow["nodes"]:
         if node["type"] in VIRTUAL_NODES or (node.get("mode") == MUTED and not with_muted):
             continue
-        linked = {slot["name"]: links[slot["link"]] for slot in node.get("inputs", []) if slot.get("link") is not None}
-        inputs = dict(named_values(node, object_info[node["type"]]))
-        inputs |= {name: list(source) for name, source in linked.items()}
-        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", node["type"])}}
+        linked = {slot["name"]: source(*links[slot["link"]]) for slot in node.get("inputs", []) if slot.get("link") is not None}
+        one = inside.get(node["type"])
+        if one is None:
+            take(node, str(node["id"]), linked)
+            continue
+        given = [linked.get(slot["name"], node.get("widgets_values_named", {}).get(slot["name"])) for slot in one["inputs"]]
+        begins = {link["id"]: (link["origin_id"], link["origin_slot"]) for link in one["links"]}
+        for part in one["nodes"]:
+            arriving = {slot["name"]: begins[slot["link"]] for slot in part.get("inputs", []) if slot.get("link") is not None}
+            values = {
+                name: given[slot] if number == INSIDE_IN else [f"{node['id']}:{number}", slot] for name, (number, slot) in arriving.items()
+            }
+            take(part, f"{node['id']}:{part['id']}", values)
     return graph
 
 

@@ -11,10 +11,7 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Sidebar.Location": "left",
+    "Comfy.TutorialCompleted": True,  # all else as a new user finds it
 }
 
 
@@ -35,13 +32,13 @@ def missing() -> str | None:
 
 
 def build(url: str, jobs: list[dict]) -> dict:
-    """name -> workflow in the front-end's own form, for graphs in API form with a layout."""
+    """name -> {workflow, blueprint}: graphs in API form with a layout, in the front-end's own form; blueprint is None where no part is `whole`."""
     return _ask(url, {"build": jobs})
 
 
-def blueprints(url: str, jobs: list[dict]) -> dict:
-    """name -> blueprint file, for jobs of `build` that also say which nodes are `inside`, and what is seen on the one node they become."""
-    return _ask(url, {"blueprint": jobs})
+def look(url: str, jobs: list[dict], locale: str = "en-US") -> dict:
+    """name -> what a person sees of a workflow file that is opened as a template (front_end.mjs, look), and what `then` gave."""
+    return _ask(url, {"look": jobs, "locale": locale})
 
 
 def check(url: str, jobs: list[dict]) -> dict:
@@ -51,7 +48,7 @@ def check(url: str, jobs: list[dict]) -> dict:
 
 def _ask(url: str, request: dict) -> dict:
     text = json.dumps(request | {"settings": SETTINGS})
-    done = subprocess.run(["node", str(SCRIPT), url], input=text, capture_output=True, text=True, env=_environment(), timeout=300)
+    done = subprocess.run(["node", str(SCRIPT), url], input=text, capture_output=True, text=True, env=_environment(), timeout=900)
     if done.returncode:
         raise RuntimeError(f"The front-end could not be driven:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Fills the lists of inputs and outputs in the help pages, and the READMEs' tables of nodes, from the recorded schemas and the translations.
+"""Fills the lists of inputs and outputs in the help pages, and docs/NODES.md's table of nodes, from the recorded schemas and the translations.
 
     python -m demo.help_pages [--check]
 
@@ -37,7 +37,7 @@ WORDS = {
         "what": "作用",
     },
 }
-READMES = {"en": "README.md", "zh": "README.zh.md"}
+LISTS = {"en": "docs/NODES.md", "zh": "docs/NODES.zh.md"}
 
 
 def texts(language: str) -> dict:
@@ -82,12 +82,12 @@ def outputs_list(info: dict, words: dict, text: dict) -> str:
 
 
 def nodes_table(nodes: dict, language: str) -> str:
-    """A README's list of nodes."""
+    """The list of nodes in docs/NODES.md."""
     words, translated = WORDS[language], texts(language)
     rows = [f"| {words['node']} | {words['what']} |", "|---|---|"]
     for name in nodes:
         if name.startswith("OpenSora"):
-            page = page_path(name, language).relative_to(comfy.PACK).as_posix()
+            page = "../" + page_path(name, language).relative_to(comfy.PACK).as_posix()
             rows.append(f"| [{translated[name]['display_name']}]({page}) | {translated[name]['description']} |")
     return "\n".join(rows)
 
@@ -111,7 +111,7 @@ def pages() -> dict[Path, str]:
                 path = page_path(name, language)
                 text = between(path.read_text(encoding="utf-8"), "inputs", inputs_list(info, words, translated[name]))
                 made[path] = between(text, "outputs", outputs_list(info, words, translated[name]))
-        readme = comfy.PACK / READMES[language]
+        readme = comfy.PACK / LISTS[language]
         made[readme] = between(readme.read_text(encoding="utf-8"), "nodes", nodes_table(nodes, language))
     return made
 

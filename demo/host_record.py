@@ -21,7 +21,8 @@ STOCK_NODES = (
     "BasicGuider", "BasicScheduler", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo",
     "EmptyImage", "EmptySD3LatentImage", "FluxGuidance", "ImageCompositeMasked", "KSampler", "KSamplerSelect",
     "LatentFromBatch", "LatentUpscale", "LoadImage", "LoadVideo",
-    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "PrimitiveStringMultiline", "RandomNoise", "SamplerCustomAdvanced", "SaveVideo",
+    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "PrimitiveString", "PrimitiveStringMultiline", "RandomNoise",
+    "RepeatImageBatch", "SamplerCustomAdvanced", "SaveVideo",
     "SplitSigmas", "UNETLoader", "VAEDecode", "VAELoader",
 )  # fmt: skip
 # Files of the released names and no content, so that lists of files read the same on every machine.
@@ -30,7 +31,7 @@ STAND_INS = {
     "models/text_encoders": ("clip_l.safetensors", "t5xxl_fp16.safetensors"),
     "models/vae": ("F32T4C128_AE.safetensors", "ae.safetensors", "hunyuan_vae.safetensors"),
     "models/loras": ("lora.safetensors",),
-    "input": ("example.png", "example.mp4"),
+    "input": ("example.png",),
 }
 KEPT = ("input", "input_order", "output", "output_is_list", "output_name", "output_tooltips", "display_name", "description", "category",
         "output_node", "search_aliases", "experimental", "deprecated")  # fmt: skip

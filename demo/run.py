@@ -46,7 +46,7 @@ WISHES = (
     Wish("picture-of-green-square-left", Combination("square", "green", "gray", "left"), has_picture=True),
 )
 # workflows/ that use the built-in model, and what their prompts ask for (tests/browser/build_workflows.py).
-WORKFLOWS = {"open-sora-small-text-to-video": WISHES[0], "open-sora-small-image-to-video": WISHES[3]}
+WORKFLOWS = {"01 Text to video, no download": WISHES[0], "02 Image to video, no download": WISHES[3]}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
-from .host import keep, selftest
+from .host import keep, route, selftest
 from .host.families import register
 from .latents import OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
@@ -51,6 +51,7 @@ class OpenSoraExtension(ComfyExtension):
         if not self.problem:
             register()
             keep.listen()
+            route.listen()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [selftest.refusing(node, self.problem) for node in NODES] if self.problem else list(NODES)

@@ -56,7 +56,17 @@ class OpenSoraImageToVideo(Node):
             display_name="Open-Sora Image to Video",
             category="Open-Sora/conditioning",
             description="Gives the video its first frame, its last frame, or both. Each picture is encoded on its own, as the model was trained.",
-            search_aliases=["open sora i2v", "image to video", "first frame", "last frame", "start image", "loop"],
+            search_aliases=[
+                "open sora i2v",
+                "image to video",
+                "first frame",
+                "last frame",
+                "start image",
+                "loop",
+                "start frame",
+                "图生视频",
+                "首尾帧",
+            ],
             inputs=[
                 *_given_inputs("The clip to make, at least 5 frames; it says how large the pictures must be."),
                 io.Image.Input(
@@ -150,7 +160,7 @@ class OpenSoraVideoToVideo(Node):
             category="Open-Sora/conditioning",
             description="Extends a clip forwards, its last frames beginning the new video, or backwards, its first frames ending it. Experimental: the "
             "released model may never have been trained to go on from a clip.",
-            search_aliases=["open sora v2v", "video to video", "extend video", "continue video", "clip"],
+            search_aliases=["open sora v2v", "video to video", "extend video", "continue video", "clip", "视频续写", "图生视频"],
             is_experimental=True,
             inputs=[
                 *_given_inputs("The video to make, with the frames of the clip in it: at least 37 frames, or 69 with context 65."),

@@ -140,7 +140,7 @@ class OpenSoraFluxToVideo(Node):
             display_name="Open-Sora Flux to Video",
             category="Open-Sora/flux",
             description="Prompt in, picture and video out: Flux draws the first frame and Open-Sora moves it, the way Open-Sora 2.0 is best used.",
-            search_aliases=["open sora flux", "t2i2v", "text to image to video", "flux video"],
+            search_aliases=["open sora flux", "t2i2v", "text to image to video", "flux video", "text to video", "文生视频"],
             enable_expand=True,
             inputs=[
                 *_flux_inputs(),
@@ -181,6 +181,7 @@ class OpenSoraFluxToVideo(Node):
                 inputs.text_guidance(advanced=True),
                 inputs.image_guidance("the video follows the picture", advanced=True),
                 *_picture_inputs(),
+                inputs.length(),
             ],
             outputs=[
                 io.Image.Output(display_name="video frames", tooltip="The frames of the video, the first of them the picture."),
@@ -191,8 +192,8 @@ class OpenSoraFluxToVideo(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, num_frames=None):
-        return inputs.problems(num_frames=inputs.problem(geometry.CAUSAL.check_num_frames, num_frames))
+    def validate_inputs(cls, num_frames=None, length=None):
+        return inputs.length_problems(length, num_frames, geometry.CAUSAL)
 
     @classmethod
     def execute(
@@ -219,7 +220,9 @@ class OpenSoraFluxToVideo(Node):
         image_seed=SAME_SEED,
         image_resolution=RESOLUTION,
         image_prompt="",
+        length="",
     ) -> io.NodeOutput:
+        num_frames = inputs.frames_of(length, num_frames)
         flux.check_parts(flux_model, flux_vae, clip, model, vae)
         flux.check_video(resolution, aspect_ratio, num_frames, (text_guidance, image_guidance))
         PictureRequest.for_ratio(aspect_ratio, image_resolution, steps=image_steps, guidance=flux_guidance, schedule=flux_schedule)

@@ -41,13 +41,13 @@ def _outputs(shape: str) -> list:
 
 
 def _clip_problems(
-    resolution: str | None, num_frames: int | None, size: tuple[int | None, int | None], grid: geometry.Grid
+    resolution: str | None, length: tuple[str | None, int | None], size: tuple[int | None, int | None], grid: geometry.Grid
 ) -> dict[str, str]:
-    """What is wrong with a clip; size: (height, width), asked about where they are used."""
+    """What is wrong with a clip; length: (length, num_frames); size: (height, width), asked about where they are used."""
     if resolution not in (None, *OFFERED):
         return {"resolution": f"resolution={shown(resolution)} is not one of {', '.join(OFFERED)}."}
     of_size = inputs.size_problems(*size, grid) if resolution == CUSTOM else {}
-    return inputs.problems(num_frames=inputs.problem(grid.check_num_frames, num_frames), **of_size)
+    return inputs.length_problems(*length, grid) | of_size
 
 
 class OpenSoraEmptyLatentVideo(Node):
@@ -58,7 +58,19 @@ class OpenSoraEmptyLatentVideo(Node):
             display_name="Open-Sora Empty Latent Video",
             category="Open-Sora/latents",
             description="An empty clip in one of the sizes Open-Sora 2.0 was made for, or in a size of your own.",
-            search_aliases=["open sora size", "open-sora resolution", "empty video latent", "aspect ratio"],
+            search_aliases=[
+                "open sora size",
+                "open-sora resolution",
+                "empty video latent",
+                "aspect ratio",
+                "seconds",
+                "length",
+                "duration",
+                "text to video",
+                "时长",
+                "尺寸",
+                "文生视频",
+            ],
             inputs=[
                 inputs.choice(
                     "resolution",
@@ -82,16 +94,18 @@ class OpenSoraEmptyLatentVideo(Node):
                     tooltip="A picture, or frames of a clip, whose shape the video takes: the nearest of the aspect ratios, in place of the one chosen "
                     "above. Its pixels are not used. Not with resolution custom.",
                 ),
+                inputs.length(),
             ],
             outputs=_outputs("[videos, 16, latent frames, height / 8, width / 8]"),
         )
 
     @classmethod
-    def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None):
-        return _clip_problems(resolution, num_frames, (height, width), geometry.CAUSAL)
+    def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None, length=None):
+        return _clip_problems(resolution, (length, num_frames), (height, width), geometry.CAUSAL)
 
     @classmethod
-    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, image=None) -> io.NodeOutput:
+    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, image=None, length="") -> io.NodeOutput:
+        num_frames = inputs.frames_of(length, num_frames)
         if image is not None:
             aspect_ratio = _shape_of(image, resolution)
         if resolution != CUSTOM:
@@ -125,7 +139,7 @@ class OpenSoraEmptyLatentHighCompression(Node):
             display_name="Open-Sora Empty Latent (High Compression)",
             category="Open-Sora/latents",
             description="An empty clip for the high-compression variant of Open-Sora 2.0, whose VAE is the Video DC-AE: 4k frames, sides multiples of 32.",
-            search_aliases=["open sora dc-ae", "video dc-ae size", "high compression latent"],
+            search_aliases=["open sora dc-ae", "video dc-ae size", "high compression latent", "seconds", "length", "时长"],
             inputs=[
                 inputs.choice(
                     "resolution",
@@ -149,16 +163,18 @@ class OpenSoraEmptyLatentHighCompression(Node):
                     optional=True,
                     tooltip="The model the clip is for, if its latents have another number of channels than the released 128. Not needed otherwise.",
                 ),
+                inputs.length(),
             ],
             outputs=_outputs("[videos, 128, frames / 4, height / 32, width / 32]"),
         )
 
     @classmethod
-    def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None):
-        return _clip_problems(resolution, num_frames, (height, width), GRID)
+    def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None, length=None):
+        return _clip_problems(resolution, (length, num_frames), (height, width), GRID)
 
     @classmethod
-    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, model=None) -> io.NodeOutput:
+    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, model=None, length="") -> io.NodeOutput:
+        num_frames = inputs.frames_of(length, num_frames, GRID)
         config = HIGH.released if model is None else require_open_sora(model)
         if config.grid != GRID:
             raise OpenSoraError(

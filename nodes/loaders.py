@@ -19,7 +19,7 @@ class OpenSoraModelLoader(Node):
             display_name="Open-Sora Load Model",
             category="Open-Sora/loaders",
             description="Loads the Open-Sora 2.0 video transformer and says in a sentence what is wrong when a file is something else.",
-            search_aliases=["open sora model", "opensora", "unet loader", "load diffusion model", "video model"],
+            search_aliases=["open sora model", "opensora", "unet loader", "load diffusion model", "video model", "加载模型"],
             inputs=[
                 io.Combo.Input(
                     "model_name",

@@ -30,7 +30,16 @@ class OpenSoraContinueVideo(Node):
             category="Open-Sora/sampling",
             description="Goes on from a finished video by any number of segments, each from the last latents of the one before, and saves every "
             "finished segment. Experimental: the released model may never have been trained to go on from a clip.",
-            search_aliases=["open sora long video", "extend video", "continue", "go on", "longer video", "video to video"],
+            search_aliases=[
+                "open sora long video",
+                "extend video",
+                "continue",
+                "go on",
+                "longer video",
+                "video to video",
+                "长视频",
+                "视频延长",
+            ],
             is_experimental=True,
             inputs=[
                 io.Model.Input("model", tooltip="The Open-Sora model."),
@@ -52,6 +61,7 @@ class OpenSoraContinueVideo(Node):
                 inputs.shift("segment"),
                 *inputs.exactness("segment"),
                 *_prompt_inputs(),
+                inputs.length("a segment"),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The whole video, given part included; it can be gone on from again."),
@@ -62,9 +72,9 @@ class OpenSoraContinueVideo(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, num_frames=None, context_frames=None):
-        counts = {"num_frames": num_frames, "context_frames": context_frames}  # 0 = by itself
-        return inputs.problems(**{name: inputs.problem(geometry.CAUSAL.check_num_frames, count or None) for name, count in counts.items()})
+    def validate_inputs(cls, num_frames=None, context_frames=None, length=None):
+        of_context = inputs.problems(context_frames=inputs.problem(geometry.CAUSAL.check_num_frames, context_frames or None))
+        return inputs.length_problems(length, num_frames or None, geometry.CAUSAL) | of_context  # 0 = by itself
 
     @classmethod
     def execute(
@@ -92,13 +102,14 @@ class OpenSoraContinueVideo(Node):
         prompts="",
         motion_score=SamplingOptions.motion_score,
         fps=SamplingOptions.fps,
+        length="",
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         config = require_open_sora(model)
         config.grid.check_goes_on()
         shape = check_latent(latent["samples"], config)
         _check_vae(vae, shape)
-        plan = continuation(shape[2], num_frames or None, context_frames or None)
+        plan = continuation(shape[2], inputs.frames_of(length, num_frames) or None, context_frames or None)
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
         # No temporal ramp: the reference has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)

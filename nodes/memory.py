@@ -149,7 +149,7 @@ class OpenSoraPreflight(Node):
             display_name="Open-Sora Preflight",
             category="Open-Sora/memory",
             description="Says before a run what a video needs, stage by stage, recommends settings that fit, and stops the run if nothing does.",
-            search_aliases=["open sora memory estimate", "will it fit", "vram estimate", "out of memory", "plan"],
+            search_aliases=["open sora memory estimate", "will it fit", "vram estimate", "out of memory", "plan", "显存"],
             is_output_node=True,
             inputs=[
                 *inputs.sides(336, 192, of=" of the video"),
@@ -169,6 +169,7 @@ class OpenSoraPreflight(Node):
                     OFFLOADS,
                     tooltip="The offload mode it is to run in; budget means 8 GiB here. auto = as much in GPU memory as fits.",
                 ),
+                inputs.length(),
             ],
             outputs=[
                 io.String.Output(
@@ -182,17 +183,17 @@ class OpenSoraPreflight(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, num_frames=None):
-        of_size = inputs.size_problems(height, width, geometry.CAUSAL)
-        return inputs.problems(num_frames=inputs.problem(geometry.CAUSAL.check_num_frames, num_frames), **of_size)
+    def validate_inputs(cls, width=None, height=None, num_frames=None, length=None):
+        return inputs.length_problems(length, num_frames, geometry.CAUSAL) | inputs.size_problems(height, width, geometry.CAUSAL)
 
     @classmethod
-    def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload):
+    def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload, length=""):
         # Not what is free at the moment: everything after this node would run again each time.
-        return [*paths.stamp(MODELS, model_name), width, height, num_frames, precision, offload]
+        return [*paths.stamp(MODELS, model_name), width, height, num_frames, precision, offload, length]
 
     @classmethod
-    def execute(cls, width, height, num_frames, model_name, precision, offload) -> io.NodeOutput:
-        request = Request(height, width, num_frames, settings=Settings(precision, offload))
-        report, *settings = planning.advise(request, paths.model_file(MODELS, model_name))
-        return _shown(report, cls.hidden.unique_id, *settings)
+    def execute(cls, width, height, num_frames, model_name, precision, offload, length="") -> io.NodeOutput:
+        request = Request(height, width, inputs.frames_of(length, num_frames), settings=Settings(precision, offload))
+        report, *settings, plan = planning.advise(request, paths.model_file(MODELS, model_name))
+        notice.show(plan["verdict"], cls.hidden.unique_id, notice.INFO)
+        return io.NodeOutput(report, *settings, ui={"text": (report,), "open_sora_plan": [plan]})

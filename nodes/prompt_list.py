@@ -18,7 +18,7 @@ class OpenSoraPromptList(Node):
             display_name="Open-Sora Prompt List",
             category="Open-Sora/conditioning",
             description="One prompt per line: the nodes behind it run once for each line, with each model loaded once, and every video gets its own file.",
-            search_aliases=["open sora batch", "prompts from lines", "prompt iterator", "many prompts", "csv"],
+            search_aliases=["open sora batch", "prompts from lines", "prompt iterator", "many prompts", "csv", "批量"],
             inputs=[
                 io.String.Input(
                     "prompts",

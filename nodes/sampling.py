@@ -100,7 +100,16 @@ class OpenSoraRectifiedFlowSampler(Node):
             display_name="Open-Sora Sampler",
             category="Open-Sora/sampling",
             description="A whole run in one node: noise, schedule, guidance and Euler steps as Open-Sora 2.0 was released.",
-            search_aliases=["open sora sampler", "ksampler", "rectified flow", "text to video", "image to video"],
+            search_aliases=[
+                "open sora sampler",
+                "ksampler",
+                "rectified flow",
+                "text to video",
+                "image to video",
+                "文生视频",
+                "图生视频",
+                "采样器",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The Open-Sora model."),
                 *_conditioning_inputs(),

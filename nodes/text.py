@@ -20,7 +20,7 @@ class OpenSoraTextEncoderLoader(Node):
             display_name="Open-Sora Load Text Encoders",
             category="Open-Sora/loaders",
             description="Loads T5-XXL and CLIP-L, the files that Flux uses, so that Open-Sora reads prompts exactly as it was trained to.",
-            search_aliases=["open sora clip", "t5 loader", "dual clip loader", "text encoder"],
+            search_aliases=["open sora clip", "t5 loader", "dual clip loader", "text encoder", "文本编码器"],
             inputs=[
                 io.Combo.Input(
                     "t5_name",
@@ -69,7 +69,15 @@ class OpenSoraT5TextEncode(Node):
             display_name="Open-Sora Text Encode",
             category="Open-Sora/conditioning",
             description="Encodes a prompt and a negative prompt as Open-Sora 2.0 does: 512 T5 tokens, CLIP-L pooled, and sentences for frame rate and motion.",
-            search_aliases=["open sora prompt", "clip text encode", "t5 text encode", "motion score"],
+            search_aliases=[
+                "open sora prompt",
+                "clip text encode",
+                "t5 text encode",
+                "motion score",
+                "text to video",
+                "提示词",
+                "文生视频",
+            ],
             inputs=[
                 inputs.text_encoders(),
                 io.String.Input(

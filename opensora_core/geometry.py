@@ -165,6 +165,19 @@ class Grid:
             raise OpenSoraError(f"A length of {seconds} s at {fps} FPS is not a clip; both must be positive numbers.")
         return self.frames.nearest(seconds * fps)
 
+    def length(self, text: str, fps: float) -> int:
+        """Frames that "129" or "4s" asks for; seconds are rounded to the nearest count that there is.
+
+        Raises:
+            OpenSoraError: neither of the two.
+        """
+        match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?s", text.strip())
+        if match:
+            return self.frames_for_seconds(float(match[1]), fps)
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+            raise OpenSoraError(f"The length {text[:40]!r} is neither a number of frames (129) nor seconds (4s).")
+        return int(text)
+
     def check_size(self, height: int, width: int, multiple: int = 0) -> tuple[int, int]:
         """Return (height, width) if a video can have it, else raise an OpenSoraError that names the nearest.
 

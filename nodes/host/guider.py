@@ -16,7 +16,7 @@ from torch import Tensor
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.finite import is_finite, not_numbers
 from ...opensora_core.sampling.guidance import Guidance, StepGuidance
-from . import finite, kept, notice, selftest
+from . import finite, kept, notice, preview, selftest
 from .condition import check_conditioning, reference_of, with_reference, without_reference
 from .families import require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
@@ -117,6 +117,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         if self.reference is not None:
             self.reference.check(tuple(latent_image.shape))
         fallback, run = Fallback(self.report), super().sample
+        callback = preview.watching(self.model_patcher, callback)
         with self._for_one_run(fallback):
             samples = unless_out_of_memory(lambda: run(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed))
         if samples is None:

@@ -169,6 +169,29 @@ def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL, of: st
     ]
 
 
+def length(of: str = "the video", unset: str = "num_frames") -> io.String.Input:
+    """How long a video is, in frames or in seconds; `frames_of` reads it."""
+    return io.String.Input(
+        "length",
+        default="",
+        optional=True,
+        tooltip=f"Length of {of} in seconds (5s, at 24 frames a second, to the nearest that there is) or in frames (129). Empty = {unset}.",
+    )
+
+
+def frames_of(length: str | None, num_frames: int | None, grid: geometry.Grid = geometry.CAUSAL) -> int | None:
+    """The count of frames that a node is asked for: `length` where something is written there, else num_frames.
+
+    Raises:
+        OpenSoraError: what is written is no length, or one that the grid has not.
+    """
+    if not (length or "").strip():
+        return num_frames
+    frames = grid.length(length, SamplingOptions.fps)
+    grid.check_num_frames(frames)
+    return frames
+
+
 def problem(check: Callable, *values) -> str:
     """The sentence with which a check refuses what inputs hold; "" where it does not, or where a value comes over a wire (None): the
     node checks it again when it runs."""
@@ -189,3 +212,10 @@ def size_problems(height: int | None, width: int | None, grid: geometry.Grid) ->
     """`problems` of a size, under the side that is wrong."""
     sentence = problem(grid.check_size, height, width)
     return problems(**{"height" if problem(grid.check_size, height, grid.size_multiple) else "width": sentence})
+
+
+def length_problems(length: str | None, num_frames: int | None, grid: geometry.Grid) -> dict[str, str]:
+    """`problems` of a length: what is written holds before the count."""
+    if length is not None and length.strip():
+        return problems(length=problem(frames_of, length, 0, grid))
+    return problems(num_frames=problem(grid.check_num_frames, num_frames))

@@ -56,7 +56,7 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
         settings = replace(segments.settings, seed=segment_seed(segments.settings.seed, samples.shape[2]))
         clip = {**out, **clips.empty(shape)}
         with _naming(file, node_id):
-            made = run.run(model, conditionings, clip, segments.guidance, settings, node_id, f"Segment {index + 1} of {total}")
+            made = run.run(model, conditionings, clip, segments.guidance, settings, node_id, f"{index + 1}/{total}:")
             samples = join(samples, made["samples"], plan)
             file.keep(samples)
         notice.show(file.sentence, node_id, notice.INFO)

@@ -1,14 +1,18 @@
 """A line that a person sees: on the node while it runs, and in the log."""
 
+import json
 import logging
+from pathlib import Path
 
 import comfy_execution.progress
 import comfy_execution.utils
+import folder_paths
 from server import PromptServer
 
 logger = logging.getLogger(__name__)
 
 INFO = logging.INFO
+_language: list[str] = []
 
 
 def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
@@ -23,8 +27,37 @@ def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
     logger.log(level, "Open-Sora: %s", text)
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id:
-        # A node that another one stands for is not on the canvas; what it says is shown on that one.
-        server.send_progress_text(text, comfy_execution.progress.get_progress_state().dynprompt.get_display_node_id(node_id))
+        _send(server, text, shown_on(node_id))
+
+
+def shown_on(node_id: str) -> str:
+    """The node on a canvas that a running one is seen on: a node that another one stands for is not on the canvas itself."""
+    return comfy_execution.progress.get_progress_state().dynprompt.get_display_node_id(node_id)
+
+
+def _send(server, text: str, node_id: str) -> None:
+    """To a node, and to those on whose inside it lies ("14:6" is inside "14"): whichever of them a person looks at."""
+    parts = node_id.split(":")
+    for depth in range(len(parts), 0, -1):
+        server.send_progress_text(text, ":".join(parts[:depth]))
+
+
+def language() -> str:
+    """The language of the front-end: as the last page said that opened, else as its user chose it, else English."""
+    return _language[-1] if _language else _chosen_language()
+
+
+def speak(locale: str) -> None:
+    """Note the language of a page that has opened."""
+    _language[:] = [locale]
+
+
+def _chosen_language() -> str:
+    try:
+        settings = Path(folder_paths.get_user_directory(), "default", "comfy.settings.json").read_text(encoding="utf-8")
+        return str(json.loads(settings).get("Comfy.Locale", "en"))
+    except (OSError, ValueError, AttributeError):
+        return "en"
 
 
 def executing_node() -> str | None:

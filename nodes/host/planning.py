@@ -16,6 +16,7 @@ from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transf
 from ...opensora_core.memory.plan import at_least
 from ...opensora_core.memory.preflight import Preflight, memory_of, preflight
 from ...opensora_core.run import files as model_files
+from . import notice
 
 _NF4 = f"{NF4} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
 
@@ -27,6 +28,7 @@ class Advice(NamedTuple):
     precision: str
     offload: str
     decode_policy: str
+    plan: dict  # for web/js: {verdict, card in GiB, stages: [[name, GiB]]}
 
 
 def advise(request: Request, path: str) -> Advice:
@@ -42,8 +44,21 @@ def advise(request: Request, path: str) -> Advice:
     if found.recommended is None:
         raise OpenSoraError(_cannot(found))
     precision, line = _loader_precision(found)
-    report = "\n".join(filter(None, [about, found.report(), _about_ram(found), line]))
-    return Advice(report, precision, found.recommended.settings.offload, found.recommended.settings.decode_policy)
+    plan = _plan(found)
+    report = "\n".join(filter(None, [plan["verdict"], about, found.report(), _about_ram(found), line]))
+    return Advice(report, precision, found.recommended.settings.offload, found.recommended.settings.decode_policy, plan)
+
+
+def _plan(found: Preflight) -> dict:
+    """What fits, in a line that comes first, and its stages against the card."""
+    stages = [[stage.name, stage.num_bytes / 2**30] for stage in found.recommended.stages]
+    card, (name, most) = found.memory.total / 2**30, max(stages, key=lambda stage: stage[1])
+    is_asked = found.recommended is found.asked
+    if notice.language().startswith("zh"):
+        verdict = f"{'放得下' if is_asked else '换设置后放得下'}:{most:.1f} / {card:.0f} GiB,在 {name} 阶段"
+    else:
+        verdict = f"{'Fits' if is_asked else 'Fits with other settings'}: {most:.1f} of {card:.0f} GiB, in {name}"
+    return {"verdict": verdict, "card": card, "stages": stages}
 
 
 def _sizes(path: Path) -> ModelSizes:

@@ -1,8 +1,9 @@
 """One whole sampling run through the host's machinery: noise, schedule, guider, Euler, progress."""
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -139,28 +140,56 @@ def walk(
 
 @dataclass(frozen=True)
 class _Shown:
-    """Lines of one run on its node: each begins with the title and ends with the last of the notes."""
+    """Lines of one run on its node: of 40 characters at most, so that none breaks inside a word; the last of the notes stands below."""
 
     node_id: str | None
     title: str
     notes: list[str]
+    began: float = field(default_factory=time.monotonic)
 
     def show(self, line: str, level: int) -> None:
-        notice.show(". ".join([*filter(None, [self.title]), line, *self.notes[-1:]]), self.node_id, level)
+        first = " ".join(filter(None, [self.title, line]))
+        notice.show("\n".join([first, *self.notes[-1:]]), self.node_id, level)
+
+
+def step_words(step: int, num_steps: int, seconds: float, passes: tuple[int, int]) -> str:
+    """Where a run is, for a person.
+
+    Args:
+        step: how many steps are done. seconds: they took. passes: done, and of the whole run.
+    """
+    is_chinese, (done, total) = notice.language().startswith("zh"), passes
+    if step == num_steps:
+        saved = 3 * num_steps - total
+        return f"{_time(seconds)}完成,省去 {saved} 遍" if is_chinese else f"Done in {_time(seconds)}, {saved} passes saved"
+    left = _time(seconds / step * (num_steps - step))
+    return (
+        f"第 {step}/{num_steps} 步,剩{left},{done}/{total} 遍"
+        if is_chinese
+        else f"Step {step}/{num_steps}, {left} left, {done}/{total} passes"
+    )
+
+
+def _time(seconds: float) -> str:
+    units = ((" 秒", " 分钟", " 小时") if notice.language().startswith("zh") else (" s", " min", " h"))  # fmt: skip
+    size, unit = next(
+        ((seconds / size, unit) for size, unit in zip((3600, 60), (units[2], units[1]), strict=True) if seconds >= 1.5 * size),
+        (seconds, units[0]),
+    )
+    return f"{size:.0f}{unit}"
 
 
 def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown: _Shown) -> Callable:
-    """The host's progress bar and preview, and a line on the node that counts forwards."""
+    """The host's progress bar and preview, and a line on the node that says how far it is."""
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
     done = guider.forwards_after(num_steps, latent_frames)
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)
-        saved = 3 * (step + 1) - done[step]
-        shown.show(f"Step {step + 1} of {num_steps}: {done[step]} forwards, {saved} of {3 * num_steps} saved", logging.DEBUG)
+        shown.show(step_words(step + 1, num_steps, time.monotonic() - shown.began, (done[step], done[-1])), logging.DEBUG)
 
-    shown.show(
-        f"{num_steps} step{'s' * (num_steps > 1)}, {done[-1]} forwards (three passes at every step would be {3 * num_steps})", logging.INFO
+    logging.getLogger(__name__).info(
+        "Open-Sora: %d steps, %d forwards (three passes at every step would be %d)", num_steps, done[-1], 3 * num_steps
     )
     return callback
 

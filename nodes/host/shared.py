@@ -132,8 +132,17 @@ def unload(kind: str) -> str:
 
 def report(done: str) -> str:
     """The listing for a person, after the sentence of what was done."""
-    lines = [entry.line() for entry in listing()] or ["No model is loaded."]
-    return "\n".join([*filter(None, [done]), *lines])
+    entries = listing()
+    held = {
+        where: sum(size(entry) for entry in entries)
+        for where, size in (("GPU", lambda one: one.on_device if one.device != "cpu" else 0), ("all", lambda one: one.size))
+    }
+    verdict = (
+        f"{len(entries)} loaded: {_gib(held['GPU'])} on the GPU, {_gib(held['all'] - held['GPU'])} in RAM"
+        if entries
+        else "No model is loaded."
+    )
+    return "\n".join([verdict, *filter(None, [done]), *(entry.line() for entry in entries)])
 
 
 def _shared(kind: str, path: str, options: dict[str, Hashable], load: Callable):

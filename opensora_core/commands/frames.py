@@ -1,6 +1,5 @@
 """What the command line says of a video's frames: their size and number, and what they begin or end with."""
 
-import re
 from typing import Any
 
 from ..choices import BACKWARDS, FITS, FORWARDS
@@ -69,15 +68,10 @@ def clip_length(text: str, fps: int, grid: Grid, is_told: bool = True) -> int:
     Raises:
         OpenSoraError: neither of the two.
     """
-    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?s", text.strip())
-    if match:
-        frames = grid.frames_for_seconds(float(match[1]), fps)
-        if is_told:
-            say(f"{text} at {fps} FPS: {frames} frames")
-        return frames
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
-        raise OpenSoraError(f"The length {text[:40]!r} is neither a number of frames (129) nor seconds (4s).")
-    return int(text)
+    frames = grid.length(text, fps)
+    if is_told and text.strip().endswith("s"):
+        say(f"{text} at {fps} FPS: {frames} frames")
+    return frames
 
 
 def _aspect_ratio(options: SizeOptions) -> str | None:

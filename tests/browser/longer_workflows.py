@@ -1,26 +1,5 @@
-"""The workflows of longer videos and of drafts: graphs in API form, their notes and layout, for build_workflows.py."""
+"""The workflows of longer videos and of drafts: graphs in API form, for build_workflows.py."""
 
-CONTINUE_NOTE = """## A longer video, 256px
-
-The first clip is made as usual; **Open-Sora Continue Video** goes on from its last latents, one segment for each line of `prompts`: 129, then 225, then \
-321 frames. Empty `prompts` keep the first prompt.
-
-- Every finished segment is in the output folder (`latents/open-sora-long_…latent`) before the next begins.
-- To go on later: move that file to the input folder, **Load Latent** in place of the sampler, `num_frames` 129.
-- Experimental: whether the released model was trained to go on from a clip is not known.
-"""
-DRAFT_NOTE = """## Draft, then promote
-
-1. **Run.** Four drafts at 256px, 15 steps, appear side by side, each with its number.
-2. **Choose**: write the number into `batch_index` of *Get Latent From Batch*.
-3. **Un-mute** *Save the promoted video* (select it, Ctrl+M) and run again. The drafts are not made again.
-
-The draft is enlarged, put back to the noise of `step` in *SplitSigmas*, and finished at 768px from there: an earlier `step` (25) changes more of the draft, \
-a later one (35) keeps more.
-
-- The same seed at another size is another video; it is the draft itself that is carried over.
-- Another way: the draft's first frame, enlarged by any upscaler, as the `start_image` of an image to video at 768px.
-"""
 LATER_PROMPTS = (
     "The kite dips behind a dune and rises again, the sun half below the sea, the sky turning from orange to violet.\n"
     "Night falls over the beach. The kite is a small dark shape before the first stars, and the waves shine under the moon."
@@ -87,26 +66,3 @@ def promotion(model: list, positive: list, negative: list, vae: list, drafts: li
         },
         "38": {"class_type": "OpenSoraTiledVAEDecode", "inputs": {"vae": vae, "latent": ["37", 0]}},
     }
-
-
-def jobs(job, text_to_video) -> list[dict]:
-    """Requests to the front-end. job, text_to_video: build_workflows'."""
-    columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6"], ["10"], ["8", "9"]]
-    longer = job("open-sora-2-continue-video-256px", continued(text_to_video("256px")), CONTINUE_NOTE, columns)
-    columns = [["about", "files"], ["1", "2", "3"], ["4", "5"], ["6"], ["7", "20", "8", "9"], ["30", "31", "32"], ["33", "34", "35", "36"],
-               ["37"], ["38", "39", "40"]]  # fmt: skip
-    drafts = job("open-sora-2-draft-then-promote", draft_then_promote(text_to_video("256px")), DRAFT_NOTE, columns)
-    drafts["widgets"]["39"] = {"fps": 24}
-    groups = {"Files": columns[1], "Drafts, 256px": sum(columns[2:5], []), "The chosen one, 768px": sum(columns[5:], [])}
-    return [longer, {**drafts, "muted": ["40"], "groups": groups}]
-
-
-def blueprints(job, text_to_video) -> list[dict]:
-    """As jobs, of the parts that become one node."""
-    columns = [["30", "31", "32"], ["33", "34", "35", "36"], ["37", "38"]]
-    whole = job("Open-Sora 2 Promote Draft", draft_then_promote(text_to_video("256px")), "", columns)
-    part = {
-        "inside": list(PROMOTION), "title": "Open-Sora 2 Promote Draft", "description": PROMOTION_TEXT, "promoted": PROMOTION_WIDGETS,
-        "inputs": {"samples": "drafts"}, "outputs": ["images"],
-    }  # fmt: skip
-    return [{**whole, **part, "picture": None}]

@@ -30,6 +30,5 @@ def test_blueprint_is_listed_and_opens_cleanly(path, opened):
     assert path.stem in listed
     assert (said["missing"], said["errors"]) == ([], [])
     (node,) = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-    promoted = [name for _, name in node["properties"]["proxyWidgets"]]
-    # A seed's own control beside it may be seen too.
+    promoted = [slot["name"] for slot in node["inputs"] if "widget" in slot]
     assert [name for name, _ in said["widgets"][str(node["id"])] if name in promoted] == promoted

@@ -21,10 +21,9 @@ def test_a_plan_is_wired_to_the_loaders_widgets(tmp_path):
         pytest.skip(f"tests/browser did not run: {lacking or 'no ComfyUI found'} (README.md, Tests)")
     host_record.lay_out_stand_ins(tmp_path)
     stamp = {"cnr_id": "open-sora", "version": "0.0.0", "host_version": "0.0.0", "ours": []}
-    job = {"name": "plan", "api": GRAPH, "columns": [["1", "2"], ["3", "4"]], "notes": {}, "widgets": {}, "models": {}, "stamp": stamp,
-           "picture": str(tmp_path / "plan.jpg")}  # fmt: skip
+    job = {"name": "plan", "api": GRAPH, "columns": [["1", "2"], ["3", "4"]], "notes": {}, "widgets": {}, "models": {}, "stamp": stamp}  # fmt: skip
     with comfy.Server(installation, tmp_path) as server:
-        workflow = front_end.build(server.url, [job])["plan"]
+        workflow = front_end.build(server.url, [job])["plan"]["workflow"]
         said = front_end.check(server.url, [{"name": "plan", "workflow": workflow}])["plan"]
     assert (said["missing"], said["broken"], said["errors"]) == ([], [], [])
     assert {key: (node["class_type"], node["inputs"]) for key, node in said["api"].items()} == {

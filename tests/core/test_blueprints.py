@@ -42,17 +42,12 @@ def problems(blueprint: dict, nodes: dict) -> list[str]:
         if target and target["inputs"][one["target_slot"]]["link"] != one["id"]:
             found.append(f"link {one['id']} does not arrive")
     found += [f"{slot['name']} of the node is connected" for slot in node["inputs"] if slot["link"] is not None]
-    seen = [(slot["name"], slot["type"]) for slot in node["inputs"] if "widget" not in slot]
-    if seen != [(slot["name"], slot["type"]) for slot in graph["inputs"]][: len(seen)]:
+    if [(slot["name"], slot["type"]) for slot in node["inputs"]] != [(slot["name"], slot["type"]) for slot in graph["inputs"]]:
         found.append("the node's inputs are not the subgraph's")
-    for number, name in node["properties"]["proxyWidgets"]:
-        widgets = (
-            [widget for widget, _ in comfy.named_values(inside[int(number)], nodes[inside[int(number)]["type"]])]
-            if int(number) in inside
-            else []
-        )
-        if name not in widgets:
-            found.append(f"no widget {name} in node {number}")
+    begins = {link["id"]: link["origin_slot"] for link in graph["links"] if link["origin_id"] == INSIDE_IN}
+    for slot in graph["inputs"]:
+        if not any(begins.get(number) is not None for number in slot["linkIds"]):
+            found.append(f"{slot['name']} leads nowhere")
     return found
 
 
@@ -66,17 +61,18 @@ def test_blueprint_is_whole(path, nodes):
     assert len(graph["extra"]["BlueprintDescription"]) > 40
 
 
-def test_a_draft_can_be_promoted_and_a_prompt_become_picture_and_video_by_one_node():
-    assert {"Open-Sora 2 Promote Draft", "Open-Sora 2 Flux to Video"} <= {path.stem for path in BLUEPRINTS}
+def test_a_prompt_a_picture_two_pictures_a_clip_and_a_draft_become_a_video_by_one_node():
+    names = ("Text to Video", "Image to Video", "First and Last Frame", "Extend Video", "Long Video", "2 Promote Draft", "2 Flux to Video")
+    assert {f"Open-Sora {name}" for name in names} <= {path.stem for path in BLUEPRINTS}
 
 
 @pytest.fixture(scope="module")
-def described(nodes) -> dict[str, dict]:
-    """title -> the request to the front-end that the blueprint's file is made from (tests/browser/build_workflows.py)."""
+def described(nodes) -> dict:
+    """blueprint -> the row that its file is made from (tests/browser/templates.py)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(comfy.PACK / "tests" / "browser"))
-        asked = runpy.run_path(str(comfy.PACK / "tests" / "browser" / "build_workflows.py"))["blueprint_jobs"]()
-    return {one["title"]: one for one in asked}
+        rows = runpy.run_path(str(comfy.PACK / "tests" / "browser" / "templates.py"))
+        return {one.blueprint: one for one in (*rows["all_of"](), *rows["parts"]()) if one.blueprint}
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda p: p.stem)
@@ -84,16 +80,17 @@ def test_blueprint_is_what_its_description_makes(path, nodes, described):
     """Nodes inside, their values, and what is seen on the one node: nothing was put into the file by hand."""
     (node,), (graph,) = load(path)["nodes"], load(path)["definitions"]["subgraphs"]
     asked = described[path.stem]
-    assert node["properties"]["proxyWidgets"] == [list(widget) for widget in asked["promoted"]]
-    assert {str(part["id"]): part["type"] for part in graph["nodes"]} == {
-        number: asked["api"][number]["class_type"] for number in asked["inside"]
-    }
+    seen = [slot["name"] for slot in node["inputs"] if "widget" in slot]
+    assert seen == [one[-1] for one in asked.seen]
+    inside = [number for column in asked.columns for number in column]
+    assert {str(part["id"]): part["type"] for part in graph["nodes"]} == {number: asked.graph[number]["class_type"] for number in inside}
     for part in graph["nodes"]:
         values = dict(comfy.named_values(part, nodes[part["type"]]))
-        given = {name: value for name, value in asked["api"][str(part["id"])]["inputs"].items() if not isinstance(value, list)}
+        given = {name: value for name, value in asked.graph[str(part["id"])]["inputs"].items() if not isinstance(value, list)}
         assert {name: values[name] for name in given} == given
-    assert [slot.get("label", slot["name"]) for slot in graph["outputs"]] == asked["outputs"]
-    assert {slot["name"]: slot["label"] for slot in graph["inputs"] if "label" in slot} == asked["inputs"]
+    assert [slot.get("label", slot["name"]) for slot in graph["outputs"]] == list(asked.outputs)
+    assert {slot["name"]: slot["label"] for slot in graph["inputs"] if "label" in slot and slot["label"] != slot["name"]} == asked.inputs
+    assert graph["extra"]["BlueprintSearchAliases"] and any(not alias.isascii() for alias in graph["extra"]["BlueprintSearchAliases"])
 
 
 def test_every_blueprint_is_described(described):
@@ -113,7 +110,7 @@ def lose(blueprint):
 
 
 def hide(blueprint):
-    blueprint["nodes"][0]["properties"]["proxyWidgets"].append(["30", "no_such_widget"])
+    blueprint["nodes"][0]["inputs"].pop()
 
 
 @pytest.mark.parametrize("damage", [cut, rename, lose, hide], ids=lambda f: f.__name__)

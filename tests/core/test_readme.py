@@ -1,4 +1,4 @@
-"""Every command and example of README.md is run as written, on the small random checkpoint and a short clip."""
+"""Every command and example of README.md and docs/COMMAND_LINE.md is run as written, on the small random checkpoint and a short clip."""
 
 import re
 import shlex
@@ -13,12 +13,18 @@ from opensora_core.media.video import save_video
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
+PAGES = {"README.md": "docs/COMMAND_LINE.md", "README.zh.md": "docs/COMMAND_LINE.zh.md"}  # what a README leads on to
 SHORT = ["--num-frames", "5", "--num-steps", "1"]  # appended: the last of two equal options holds
 SHORT_BENCHMARK = [*SHORT, "--warmup-count", "0", "--eval-count", "1"]
 
 
 def blocks(name: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+    return re.findall(rf"```{language}\n(.*?)```", whole(name), re.S)
+
+
+def whole(name: str) -> str:
+    """A README and the page of the command line."""
+    return "\n".join((ROOT / page).read_text(encoding="utf-8") for page in (name, PAGES[name]))
 
 
 def commands(name: str) -> list[list[str]]:
@@ -136,7 +142,7 @@ def test_the_demo_counts_what_is_right(monkeypatch, tmp_path, capfd):
 
 
 def test_links_between_our_own_pages_lead_somewhere():
-    for name in (*READMES, *(str(path.relative_to(ROOT)) for path in (ROOT / "web" / "docs").rglob("*.md"))):
+    for name in (*READMES, *PAGES.values(), "docs/NODES.md", "docs/NODES.zh.md", "CHANGELOG.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "web" / "docs").rglob("*.md"))):
         page = ROOT / name
         if page.is_file():
             for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text(encoding="utf-8")):
@@ -148,7 +154,7 @@ def test_both_readmes_show_the_same_examples_in_as_many_sections():
         examples = [blocks(name, language) for name in READMES]
         assert examples[0] == examples[1] and len(examples[0]) == 1
     assert commands(READMES[0]) == commands(READMES[1])
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in READMES]
+    texts = [whole(name) for name in READMES]
     levels = [re.findall(r"^(#+) ", text, re.M) for text in texts]
     rows = [text.count("\n|") for text in texts]
     options = [set(re.findall(r"`(--[a-z0-9-]+)", text)) for text in texts]

@@ -1,0 +1,148 @@
+"""The whole clip, moving, while it is sampled: a small animated picture for web/js, made beside the run and at next to no cost of it.
+
+The host's own preview shows the first latent frame and stays. Colours are the host's factors for a model's latents, the built-in model's own
+(fitted on its clips by benchmarks/latent_colours.py), or none: grey, rather than false colours.
+"""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ...opensora_core.run import files as model_files
+from . import notice
+
+EVENT = "open_sora.preview"
+SHARE = 1 / 50  # of the run's time that previews may take, at most
+SIDE, MILLISECONDS = 256, 125
+FIRST_COST = 0.02  # seconds that the first one is taken to cost
+
+_told_off = False
+
+
+def watching(model, callback: Callable | None) -> Callable | None:
+    """The callback of a sampling run, which shows the clip as well as doing what it did.
+
+    Args:
+        model: the run's MODEL (a patcher).
+        callback: (step, denoised [B, C, T, h, w] in the model's scale, x, number of steps), or None.
+    """
+    server, node_id = getattr(PromptServer, "instance", None), notice.executing_node()
+    if server is None or node_id is None:
+        return callback
+    if args.preview_method == LatentPreviewMethod.NoPreviews:
+        _tell_where(server, node_id)
+        return callback
+    show = Preview(colours(model), lambda picture, step, steps: _send(server, node_id, image=picture, step=step, steps=steps))
+
+    def both(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
+        if callback is not None:
+            callback(step, denoised, x, steps)
+        show.offer(denoised, step + 1, steps)
+
+    return both
+
+
+class Preview:
+    """Makes pictures of clips that are offered, on a thread of its own, never two at once, within SHARE of the time that has passed.
+
+    Args:
+        colours: (factors [3, C], bias [3]), or None for grey.
+        send: takes (WebP, step, number of steps), on that thread.
+    """
+
+    def __init__(self, colours: tuple[Tensor, Tensor] | None, send: Callable):
+        self.colours, self.send = colours, send
+        self.began, self.spent, self.last = time.monotonic(), 0.0, FIRST_COST
+        self.at_work: threading.Thread | None = None
+
+    def offer(self, denoised: Tensor, step: int, steps: int) -> None:
+        """A clip [B, C, T, h, w], of which the first is shown if there is time for it."""
+        allowed = SHARE * (time.monotonic() - self.began)
+        is_busy = self.at_work is not None and self.at_work.is_alive()
+        if is_busy or denoised.ndim != 5 or self.spent + self.last > allowed:
+            return
+        self.at_work = threading.Thread(target=self._make, args=(denoised[:1], step, steps), name="open-sora-preview", daemon=True)
+        self.at_work.start()
+
+    def _make(self, denoised: Tensor, step: int, steps: int) -> None:
+        began = time.monotonic()
+        try:
+            with torch.inference_mode():
+                picture = moving_picture(frames_of(denoised, self.colours))
+            self.send(picture, step, steps)
+        except (RuntimeError, OSError, ValueError, TypeError) as error:  # a preview never ends a run
+            notice.logger.debug("Open-Sora: no preview: %s", error)
+        self.last = time.monotonic() - began
+        self.spent += self.last
+
+
+def frames_of(latents: Tensor, colours: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Latents [1, C, T, h, w] as pictures [T, h, w, 3], uint8 on the CPU."""
+    x = latents[0].movedim(0, -1).float()
+    if colours is None:
+        grey = x.mean(-1, keepdim=True)
+        grey = (grey - grey.mean()) / (4 * grey.std() + 1e-6) + 0.5
+        return (grey.clamp(0, 1) * 255).to("cpu", torch.uint8).expand(*x.shape[:-1], 3)
+    factors, bias = (part.to(x) for part in colours)
+    return ((torch.nn.functional.linear(x, factors, bias) + 1) * 127.5).clamp(0, 255).to("cpu", torch.uint8)
+
+
+def moving_picture(frames: Tensor) -> bytes:
+    """An animated WebP of frames [T, h, w, 3], enlarged until the longer side is SIDE."""
+    height, width = frames.shape[1:3]
+    scale = SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pictures = [Image.fromarray(frame.numpy()).resize(size, Image.Resampling.BILINEAR) for frame in frames.contiguous()]
+    file = io.BytesIO()
+    pictures[0].save(file, "WEBP", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0, quality=60, method=0)
+    return file.getvalue()
+
+
+def colours(model) -> tuple[Tensor, Tensor] | None:
+    """(factors [3, C], bias [3]) that make -1..1 of a MODEL's latents; None where nobody knows them."""
+    form = model.model.latent_format
+    factors, bias = getattr(form, "latent_rgb_factors", None), getattr(form, "latent_rgb_factors_bias", None)
+    if is_built_in(model):
+        factors, bias = _built_in_colours()
+    if factors is None or getattr(form, "latent_rgb_factors_reshape", None) is not None:
+        return None
+    factors = torch.tensor(factors, dtype=torch.float32).T
+    return factors, torch.zeros(3) if bias is None else torch.tensor(bias, dtype=torch.float32)
+
+
+def is_built_in(model) -> bool:
+    """Whether a MODEL's weights are the built-in model's."""
+    made = getattr(model, "cached_patcher_init", None)
+    return bool(made and made[1] and str(made[1][0]) == str(model_files.SMALL / "Open_Sora_v2.safetensors"))
+
+
+@cache
+def _built_in_colours() -> tuple[list, list]:
+    file: Path = model_files.SMALL / "latent_colours.json"
+    held = json.loads(file.read_text(encoding="utf-8"))
+    return held["factors"], held["bias"]
+
+
+def _tell_where(server, node_id: str) -> None:
+    """Say once, while the host runs, where previews are switched on."""
+    global _told_off
+    if not _told_off:
+        _told_off = True
+        _send(server, node_id, off=True)
+        notice.logger.info("Open-Sora: no preview while sampling; switch it on in Settings, Comfy, Execution, Live preview method: auto.")
+
+
+def _send(server, node_id: str, image: bytes = b"", **more) -> None:
+    picture = f"data:image/webp;base64,{base64.b64encode(image).decode()}" if image else ""
+    server.send_sync(EVENT, {"node": notice.shown_on(node_id), "image": picture, **more}, server.client_id)

@@ -1,0 +1,76 @@
+"""The pack's one route on the host's server, POST /open_sora/text: what its page asks while a person types. Nothing goes out."""
+
+from functools import cache
+from pathlib import Path
+
+import comfy.text_encoders.flux
+from aiohttp import web
+from server import PromptServer
+
+from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tokenizer
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.families.table import DEFAULT
+from ...opensora_core.geometry import resolution_size
+from ...opensora_core.text.recipe import CLIP, T5, Said
+from . import notice, paths, text
+
+PATH = "/open_sora/text"
+_LONGEST = 20_000  # characters of a prompt that are counted
+
+
+def listen() -> None:
+    """Answer at PATH, once."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None or any(getattr(route, "path", "") == PATH for route in server.routes):
+        return
+
+    @server.routes.post(PATH)
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(reply(await request.json()))
+        except (OpenSoraError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return web.json_response({"error": str(error)[:200]}, status=400)
+
+
+def reply(asked: dict) -> dict:
+    """What is said to a page.
+
+    Args:
+        asked: {locale}, the language of a page that has opened; {size: [resolution, aspect ratio, multiple]}, answered by
+            {size: [width, height]}; or {prompt, motion_score, fps, loaders: [T5's file, CLIP's]}, by {text, t5, clip, dropped}: the prompt as it is
+            read, [tokens, most] of each encoder, and the end of the prompt that T5 would not read.
+    """
+    if "locale" in asked:
+        notice.speak(str(asked["locale"])[:20])
+        return {}
+    if "size" in asked:
+        resolution, ratio, multiple = asked["size"]
+        height, width = resolution_size(str(resolution), str(ratio), int(multiple or 16))
+        return {"size": [width, height]}
+    prompt, names = str(asked["prompt"])[:_LONGEST], list(asked.get("loaders", ["", ""]))
+    said = Said(int(asked.get("fps") or 0), int(asked.get("motion_score") or 0))
+    words = DEFAULT.text.words(prompt, said)
+    t5, clip = (_tokenizer(kind, name == paths.SMALL) for kind, name in zip((T5, CLIP), names, strict=True))
+    counts = {name: [len(one.ids(words)), one.length] for name, one in (("t5", t5), ("clip", clip))}
+    return {"text": words, **counts, "dropped": _dropped(t5, words)}
+
+
+def _dropped(t5: Tokenizer, words: str) -> str:
+    """The words at the end that do not fit, "" where all do."""
+    if len(t5.ids(words)) <= t5.length:
+        return ""
+    parts = words.split(" ")
+    fits, too_many = 0, len(parts)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if len(t5.ids(" ".join(parts[:middle]))) <= t5.length else (fits, middle)
+    return " ".join(parts[fits:])[-80:]
+
+
+@cache
+def _tokenizer(kind: str, is_small: bool) -> Tokenizer:
+    """The built-in model's, or the host's own."""
+    if is_small:
+        file = Path(paths.model_file("text_encoders", paths.SMALL, kind.lower()))
+        return read_tokenizer(kind, find_tokenizer(kind, file, file.parent))
+    return text.ExactTokenizer(comfy.text_encoders.flux.FluxTokenizer()).tokenizers["t5xxl" if kind == T5 else "l"]

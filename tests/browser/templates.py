@@ -1,0 +1,371 @@
+"""The workflows that people open, one row each: a graph, what of it becomes one node, what is said beside it, in which order.
+
+A file's name is the sentence that the template browser shows. Every row that is not `open` puts three boxes on the canvas: a note, one node
+that shows what a person changes, and Save Video; the stages stand inside that node in groups.
+"""
+
+from dataclasses import dataclass, field
+
+import flux_workflows as flux
+import graphs
+import high_compression_workflows as high
+import longer_workflows as longer
+import reference_workflows as reference
+
+from demo import run
+
+HUB = "https://huggingface.co/hpcai-tech/Open-Sora-v2"
+HIGH_HUB = "https://huggingface.co/hpcai-tech/Open-Sora-v2-Video-DC-AE"
+ENCODERS = "https://huggingface.co/comfyanonymous/flux_text_encoders"
+# file -> (folder under models, size, repository, address)
+FILES = {
+    "Open_Sora_v2.safetensors": ("diffusion_models", "23.8 GB", f"{HUB}/resolve/main/Open_Sora_v2.safetensors"),
+    "hunyuan_vae.safetensors": ("vae", "493 MB", f"{HUB}/resolve/main/hunyuan_vae.safetensors"),
+    "t5xxl_fp16.safetensors": ("text_encoders", "9.8 GB", f"{ENCODERS}/resolve/main/t5xxl_fp16.safetensors"),
+    "clip_l.safetensors": ("text_encoders", "246 MB", f"{ENCODERS}/resolve/main/clip_l.safetensors"),
+    high.DIT: ("diffusion_models", "23.8 GB", f"{HIGH_HUB}/resolve/main/{high.DIT}"),
+    high.VAE: ("vae", "0.9 GB", f"{HIGH_HUB}/resolve/main/{high.VAE}"),
+    "flux1-dev.safetensors": (
+        "diffusion_models", "23.8 GB", "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors",
+    ),
+    "ae.safetensors": (
+        "vae", "335 MB", "https://huggingface.co/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/ae.safetensors",
+    ),
+}  # fmt: skip
+DERIVED = "its card says Apache-2.0; perhaps a derivative of FLUX.1-dev, which is non-commercial"
+LICENCES = {
+    "Open_Sora_v2.safetensors": (f"Model: {DERIVED}.", "模型:卡片写 Apache-2.0,可能是非商用的 FLUX.1-dev 的衍生品。"),
+    high.DIT: (f"Model: {DERIVED}. VAE: see its card.", "模型:卡片写 Apache-2.0,可能是非商用的 FLUX.1-dev 的衍生品;VAE 见其卡片。"),
+    "hunyuan_vae.safetensors": (
+        "VAE: Tencent Hunyuan Community, not for the European Union, the United Kingdom and South Korea.",
+        "VAE:腾讯混元社区许可,不适用于欧盟、英国和韩国。",
+    ),
+    "flux1-dev.safetensors": ("Flux.1 dev: non-commercial; schnell: Apache-2.0.", "Flux.1 dev:非商用;schnell:Apache-2.0。"),
+}
+RELEASED = ("Open_Sora_v2.safetensors", "t5xxl_fp16.safetensors", "clip_l.safetensors", "hunyuan_vae.safetensors")
+NO_FILES = (
+    "**Nothing to download.** *small (built in)* comes with the pack, in every loader.",
+    "**无需下载。** 每个加载节点里的 *small (built in)* 随本插件提供。",
+)
+FILE_WIDGETS = (("1", "model_name"), ("2", "t5_name"), ("2", "clip_l_name"), ("3", "vae_name"))
+TEXT_WIDGETS = (
+    ("4", "prompt"), ("4", "negative_prompt"), ("5", "resolution"), ("5", "aspect_ratio"), ("5", "length"), ("4", "motion_score"),
+    ("6", "seed"), ("6", "steps"),
+)  # fmt: skip
+SMALL_WIDGETS = (("4", "prompt"), ("5", "length"), ("4", "motion_score"), ("6", "seed"), ("6", "steps"))
+MAKE, RESULT, LOAD = "2 What to make 要做什么", "3 Result 结果", "1 Files 文件"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A workflow file.
+
+    Attributes:
+        parts: group title -> columns of node ids, from left to right: the stages.
+        seen: (node, widget[, name]) of what is shown on the one node; empty = the stages stand on the canvas.
+        said: what the note says, in English and in Chinese.
+        needs: names of FILES.
+        outside: columns of what stays on the canvas behind the one node.
+        blueprint: the name of a blueprint that is the one node alone. is_part: no template, the blueprint alone.
+    """
+
+    name: str
+    graph: dict
+    parts: dict[str, list[list[str]]]
+    seen: tuple = ()
+    said: tuple[str, str] = ("", "")
+    needs: tuple[str, ...] = RELEASED
+    title: str = "Open-Sora Text to Video"
+    outputs: tuple[str, ...] = ("video",)
+    outside: tuple[tuple[str, ...], ...] = (("9",),)
+    muted: tuple[str, ...] = ()
+    blueprint: str = ""
+    describes: str = ""
+    aliases: tuple[str, ...] = ()
+    app: bool = False
+    is_part: bool = False
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[list[str]]:
+        inner = [column for columns in self.parts.values() for column in columns]
+        return inner if self.seen else [[*inner[0], *(["about"] if self.note else [])], *inner[1:]]
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        return {title: sum(columns, []) for title, columns in self.parts.items()} if self.seen else {}
+
+    @property
+    def note(self) -> str:
+        if self.is_part:
+            return ""
+        tree = [f"- {folder}\n{rows}" for folder in dict.fromkeys(FILES[name][0] for name in self.needs) if (rows := self._rows(folder))]
+        files = "\n".join(["**ComfyUI/models**", *tree]) if tree else ""
+        english, chinese = (" ".join(LICENCES[name][at] for name in self.needs if name in LICENCES) for at in (0, 1))
+        about = (f"{english} A reading, not advice.", f"{chinese}仅为阅读所得,并非建议。") if tree else NO_FILES
+        return "\n\n".join(filter(None, [self.said[0], files, about[0], "---", self.said[1], about[1]])) + "\n"
+
+    def _rows(self, folder: str) -> str:
+        rows = [f"  - [{name}]({FILES[name][2]}), {FILES[name][1]}" for name in self.needs if FILES[name][0] == folder]
+        return "\n".join(rows)
+
+    @property
+    def note_height(self) -> int:
+        return 420 if self.needs else 300
+
+    @property
+    def models(self) -> dict[str, list[dict]]:
+        """By loader, where the front-end may fetch its files."""
+        found = {}
+        for number, node in self.graph.items():
+            named = [value for value in node["inputs"].values() if isinstance(value, str) and value in FILES]
+            if named and "Loader" in node["class_type"]:
+                found[number] = [{"name": name, "url": FILES[name][2], "directory": FILES[name][0]} for name in named]
+        return found
+
+    @property
+    def whole(self) -> dict | None:
+        if not self.seen:
+            return None
+        return {
+            "inside": [number for column in self.columns for number in column],
+            "title": self.title,
+            "description": self.describes or self.said[0].split("\n")[0],
+            "aliases": list(self.aliases),
+            "promoted": [list(one) for one in self.seen],
+            "inputs": self.inputs,
+            "outputs": list(self.outputs),
+            "canvas": [] if self.is_part else [["about"], ["whole"], *map(list, self.outside)],
+            "shown": [number for column in self.outside for number in column],
+            "app": self.app,
+        }
+
+
+def _text(graph: dict, **more) -> dict:
+    """The stages of text to video."""
+    return {"graph": graph, "parts": {LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["6"], ["7", "8"]]}, **more}
+
+
+def _image(graph: dict, pictures: tuple[str, ...] = ("10",), **more) -> dict:
+    """The stages of a video that begins with something that is given."""
+    parts = {LOAD: [["1", "2", "3"]], MAKE: [[*pictures], ["4", "5"], ["11"]], RESULT: [["6"], ["7", "8"]]}
+    return {"graph": graph, "parts": parts, "title": "Open-Sora Image to Video", **more}
+
+
+TEXT_ALIASES = ("text to video", "t2v", "文生视频", "文本生成视频")
+IMAGE_ALIASES = ("image to video", "i2v", "图生视频", "图片生成视频")
+_SIZES = "129 frames at 24 FPS are 5.4 seconds; *length* takes seconds (5s) too."
+_SIZES_ZH = "129 帧、24 FPS 为 5.4 秒;*length* 也可写秒数(5s)。"
+
+
+def all_of() -> list[Template]:
+    """Every template, in the order of the browser."""
+    text, image = graphs.text_to_video, graphs.image_to_video
+    small_text, small_image = run.WORKFLOWS.values()
+    seen, picture = (*TEXT_WIDGETS, *FILE_WIDGETS), (("10", "image", "picture"), *TEXT_WIDGETS, *FILE_WIDGETS)
+    high_files = (high.DIT, *RELEASED[1:3], high.VAE)
+    flux_files = (*RELEASED, "flux1-dev.safetensors", "ae.safetensors")
+    made = [
+        Template(
+            "01 Text to video, no download", **_text(graphs.with_the_built_in_model(text("256px"), small_text)), seen=SMALL_WIDGETS, needs=(),
+            said=(
+                "Press **Run**: 17 frames of 64 x 64 in seconds, on a processor too.\n\nThe built-in model knows one small world: *a* red, green, blue, "
+                "yellow, purple or white *circle, square or triangle moving* left, right, up or down *on a* black, gray, white or blue *background*.",
+                "点击**运行**:几秒钟生成 17 帧 64 x 64 的视频,CPU 也可以。\n\n内置模型只认识一个小世界:彩色的圆、方块或三角形在纯色背景上移动(提示词用英文)。",
+            ),
+        ),
+        Template(
+            "02 Image to video, no download", **_image(graphs.picture_to_video_built_in(small_image), ("10", "12", "13")), needs=(),
+            seen=(*SMALL_WIDGETS[:1], ("10", "color", "background colour"), ("12", "color", "square's colour"), *SMALL_WIDGETS[1:]),
+            said=(
+                "Press **Run**: stock nodes inside draw a coloured square, 64 x 64, and the built-in model moves it.\n\nChange the direction in the prompt, "
+                "or picture and prompt together.",
+                "点击**运行**:内部的标准节点画一个彩色方块(64 x 64),内置模型让它移动。\n\n可改提示词里的方向,或同时改图片和提示词。",
+            ),
+        ),
+        Template(
+            "03 Text to video, 256px", **_text(text("256px")), seen=seen, blueprint="Open-Sora Text to Video", aliases=TEXT_ALIASES,
+            describes="Text to video with Open-Sora 2.0 in one node: loaders, prompt, size, sampling and decode.",
+            said=(
+                f"A prompt becomes a video of 336 x 192: the quickest way to try one. {_SIZES}\n\nOne flowing description of subject, movement, place, light and "
+                "camera works best. 50 steps take 80 forwards.",
+                f"由提示词生成 336 x 192 的视频,最快的试验方式。{_SIZES_ZH}\n\n用一段连贯的话描述主体、动作、地点、光线和镜头。",
+            ),
+        ),
+        Template(
+            "04 Image to video, 256px", **_image(image("256px")), seen=picture, blueprint="Open-Sora Image to Video", aliases=IMAGE_ALIASES,
+            describes="Image to video with Open-Sora 2.0 in one node: the picture becomes the first frame.",
+            said=(
+                f"Your picture becomes the first frame and is kept as it is. {_SIZES}\n\nDescribe what moves, not only what is seen.",
+                f"图片成为第一帧,保持原样。{_SIZES_ZH}\n\n请描述会动的内容,而不只是画面。",
+            ),
+        ),
+        Template(
+            "05 Text to video, 768px", **_text(text("768px")), seen=seen,
+            said=(
+                "A video of 1024 x 576: each forward works on nine times the tokens of 256px. Find prompt and seed there first.\n\nMemory is short? Open the "
+                "node: decode *policy* low_memory, or an fp8 file.",
+                "1024 x 576 的视频:计算量约为 256px 的九倍,请先在 256px 找到提示词和种子。\n\n显存不足:进入节点,将解码 *policy* 设为 low_memory,或用 fp8 文件。",
+            ),
+        ),
+        Template(
+            "06 Image to video, 768px", **_image(image("768px")), seen=picture,
+            said=(
+                "Your picture becomes the first frame of a video of 1024 x 576. Try picture, prompt and seed at 256px first.",
+                "图片成为 1024 x 576 视频的第一帧。请先在 256px 试好图片、提示词和种子。",
+            ),
+        ),
+        Template(
+            "07 Flux picture to video", graph=flux.in_one_node(text("256px")), title="Open-Sora Flux to Video", needs=flux_files,
+            parts={LOAD: [["20", "21"], ["1", "2", "3"]], MAKE: [["10"]], RESULT: [["8"]]},
+            seen=(
+                *((("10", name)) for name in ("prompt", "resolution", "aspect_ratio", "length", "seed", "image_seed", "steps", "image_steps")),
+                ("20", "unet_name", "flux model"), ("21", "vae_name", "flux vae"), *FILE_WIDGETS,
+            ),
+            said=(
+                "Flux draws the first frame, Open-Sora moves it: how Open-Sora 2.0 is best used.\n\n*image_seed* keeps a picture that you like while *seed* makes "
+                "new videos of it (-1: the same as seed). Flux schnell works as well.",
+                "Flux 画第一帧,Open-Sora 让它动起来:这是 Open-Sora 2.0 的最佳用法。\n\n*image_seed* 固定喜欢的图片,*seed* 换新视频(-1:与 seed 相同)。",
+            ),
+        ),
+        Template(
+            "08 First and last frame", **_image(reference.between_pictures(text("256px")), ("10", "12")) | {"title": "Open-Sora First and Last Frame"},
+            blueprint="Open-Sora First and Last Frame", aliases=("first and last frame", "first last frame", "loop", "首尾帧", "循环视频"),
+            describes="A video between two pictures with Open-Sora 2.0 in one node; the same picture twice makes a loop.",
+            seen=(("10", "image", "first frame"), ("12", "image", "last frame"), *TEXT_WIDGETS[:2], *TEXT_WIDGETS[2:3], *TEXT_WIDGETS[4:], *FILE_WIDGETS),
+            said=(
+                "The video begins and ends with your pictures; the same one twice makes a loop. It takes the first picture's shape.",
+                "视频以两张图片开始和结束;同一张用两次即为循环。画面形状取自第一张。",
+            ),
+        ),
+        Template(
+            "09 Extend a video", **_image(reference.extended_clip(text("256px")), ("12", "10")) | {"title": "Open-Sora Extend Video"},
+            blueprint="Open-Sora Extend Video", aliases=("extend video", "video to video", "continue", "视频续写", "视频延长"),
+            describes="Goes on from a clip with Open-Sora 2.0 in one node: its last 33 frames begin a new video.",
+            seen=(("12", "image", "picture"), ("11", "direction"), *TEXT_WIDGETS, *FILE_WIDGETS),
+            said=(
+                "The last 33 frames of a clip begin a new video. Here the clip is a picture held for 33 frames: open the node and put *Load Video* in place of "
+                "*Clip*.\n\nExperimental: the model may not have been trained for it.",
+                "以一段视频的最后 33 帧开始新视频。这里的片段是一张静止图片:进入节点,用 *Load Video* 替换 *Clip*。\n\n实验性功能。",
+            ),
+        ),
+        Template(
+            "10 Long video", graph=longer.continued(text("256px")), title="Open-Sora Long Video", blueprint="Open-Sora Long Video",
+            aliases=("long video", "extend", "continue video", "长视频"),
+            describes="A longer video with Open-Sora 2.0 in one node, segment by segment, with a prompt for each.",
+            parts={LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["6"], ["10"], ["8"]]},
+            seen=(*TEXT_WIDGETS[:1], ("10", "prompts", "later prompts"), *TEXT_WIDGETS[2:5], ("10", "segments"), *TEXT_WIDGETS[6:], *FILE_WIDGETS),
+            said=(
+                "A first clip, then one segment more for each line of *later prompts*: 129, 225, 321 frames. Every finished segment is kept in the output folder.\n\n"
+                "Experimental: the model may not have been trained for it.",
+                "先生成第一段,再按 *later prompts* 每行续一段:129、225、321 帧。每段完成后都会保存。\n\n实验性功能。",
+            ),
+        ),
+        Template(
+            "11 A video for each line", graph=graphs.a_video_for_each_line(), title="Open-Sora Prompt List to Video", outputs=("video", "file name"),
+            parts={LOAD: [["1", "2", "3"]], MAKE: [["10"], ["4", "5"]], RESULT: [["6"], ["7", "8"]]},
+            seen=(("10", "prompts"), *TEXT_WIDGETS[2:], *FILE_WIDGETS),
+            said=(
+                "One prompt per line; each becomes a file of its own. A line that begins with # is left out.\n\nThe videos of one run are in RAM until the last is done.",
+                "每行一个提示词,各自成为一个文件;以 # 开头的行会跳过。\n\n同一次运行的视频在全部完成前都在内存中。",
+            ),
+        ),
+        Template(
+            "12 Drafts, then promote one", graph=longer.draft_then_promote(text("256px")), title="Open-Sora Drafts and Promotion",
+            outputs=("drafts", "promoted video"), outside=(("9", "40"),), muted=("40",),
+            parts={LOAD: [["1", "2", "3"]], "2 Drafts 草稿": [["4", "5"], ["6"], ["7", "20", "8"]],
+                   "3 The chosen one 选中的一个": [["30", "31", "32"], ["33", "34", "35", "36"], ["37"], ["38", "39"]]},
+            seen=(*TEXT_WIDGETS[:1], ("5", "batch_size", "drafts"), ("5", "aspect_ratio"), ("5", "length"), ("6", "seed"), ("6", "steps"),
+                  ("30", "batch_index", "chosen draft"), ("33", "step", "keep until step"), *FILE_WIDGETS),
+            said=(
+                "1. **Run**: four drafts side by side, numbered.\n2. Write the number into *chosen draft*.\n3. Un-mute *Save the promoted video* (Ctrl+M) and run "
+                "again: that draft is finished at 768px.\n\nAn earlier *keep until step* changes more.",
+                "1. **运行**:四个带编号的草稿。\n2. 把编号写入 *chosen draft*。\n3. 取消静音 *Save the promoted video*(Ctrl+M)再运行:该草稿以 768px 完成。",
+            ),
+        ),
+        Template(
+            "13 Low VRAM, planned before the run", graph=graphs.planned_before_the_run(), title="Open-Sora Text to Video, planned",
+            parts={LOAD: [["11"], ["5"], ["10"], ["1", "2", "3"]], MAKE: [["4"]], RESULT: [["6"], ["7", "8"]]},
+            seen=(*TEXT_WIDGETS[:4], ("11", "value", "length"), *TEXT_WIDGETS[5:], ("10", "model_name", "planned model"), *FILE_WIDGETS),
+            said=(
+                "*Open-Sora Preflight* counts what this video needs on your card and sets precision, offload and decode by it; what does not fit at all is said "
+                "before anything is loaded.\n\n*planned model* and *model_name* name the same file.",
+                "*Open-Sora Preflight* 先计算显存需求,并据此设置精度、卸载和解码;放不下时在加载之前就会说明。\n\n*planned model* 与 *model_name* 请选同一文件。",
+            ),
+        ),
+        Template(
+            "14 High compression, text to video", **_text(high.high_compression(text("768px"), "open-sora-high-compression")), seen=seen, needs=high_files,
+            said=(
+                "The variant with the Video DC-AE: a quarter of the tokens, faster and less good. 128 frames of 1024 x 576; lengths are multiples of 4, sides "
+                "multiples of 32.",
+                "高压缩版(Video DC-AE):标记数约四分之一,更快但质量较低。长度为 4 的倍数,边长为 32 的倍数。",
+            ),
+        ),
+        Template(
+            "15 High compression, image to video", **_image(high.high_compression(image("768px"), "open-sora-high-compression-i2v")), seen=picture,
+            needs=high_files,
+            said=(
+                "The picture becomes the first latent, four frames, of 128 frames of 1024 x 576. Lengths are multiples of 4, sides multiples of 32.",
+                "图片成为第一个潜变量(四帧)。长度为 4 的倍数,边长为 32 的倍数。",
+            ),
+        ),
+        Template(
+            "16 The stages, shown openly", graph=graphs.text_to_video_in_parts(), seen=(),
+            parts={LOAD: [["1", "2", "3"]], MAKE: [["4", "5", "12"]], RESULT: [["10", "11", "13"], ["6", "7", "8", "9"]]},
+            said=(
+                "Text to video in parts, so that any of them can be exchanged: a LoRA or patch behind the loader, another sampler, other sigmas.",
+                "分步的文生视频:加载器之后可接 LoRA 或补丁,也可换采样器或 sigmas。",
+            ),
+        ),
+        Template(
+            "17 Flux to video in parts", graph=flux.in_parts(text("256px")), title="Open-Sora Flux to Video in Parts", needs=flux_files,
+            outputs=("video",),
+            parts={LOAD: [["20", "21", "1", "2", "3"]], "2 Picture: Flux 图片": [["33", "22", "23", "24", "29"], ["25", "26", "27", "28", "30"], ["31", "32"]],
+                   "3 Video: Open-Sora 视频": [["4", "5"], ["11", "6"], ["7", "8"]]},
+            seen=(("33", "value", "prompt"), ("5", "resolution"), ("5", "aspect_ratio"), ("5", "length"), ("27", "noise_seed", "picture seed"),
+                  ("6", "seed", "video seed"), ("6", "steps"), ("20", "unet_name", "flux model"), ("21", "vae_name", "flux vae"), *FILE_WIDGETS),
+            said=(
+                "As 07, of ComfyUI's own Flux nodes: open the node to put another image model, an upscaler or a ControlNet before *start_image*.",
+                "同 07,使用 ComfyUI 自带的 Flux 节点:进入节点即可换图像模型,或接放大、ControlNet。",
+            ),
+        ),
+    ]  # fmt: skip
+    return [*made, *_apps(made)]
+
+
+APPS = {"03": "Text to video", "04": "Image to video", "07": "Flux picture to video", "10": "Long video", "11": "A video for each line"}
+
+
+def _apps(made: list[Template]) -> list[Template]:
+    """The same as forms with a large player (the front-end's App mode)."""
+    from dataclasses import replace
+
+    by_number = {one.name[:2]: one for one in made}
+    return [
+        replace(
+            by_number[number],
+            name=f"{20 + at} App, {title[0].lower()}{title[1:]}",
+            app=True,
+            blueprint="",
+            seen=by_number[number].seen[: -len(FILE_WIDGETS)],
+        )
+        for at, (number, title) in enumerate(APPS.items())
+    ]
+
+
+def parts() -> list[Template]:
+    """Parts of graphs that are blueprints and no template of their own."""
+    promotion = longer.draft_then_promote(graphs.text_to_video("256px"))
+    return [
+        Template(
+            "Open-Sora 2 Promote Draft", promotion, {RESULT: [["30", "31", "32"], ["33", "34", "35", "36"], ["37", "38"]]}, longer.PROMOTION_WIDGETS,
+            title="Open-Sora 2 Promote Draft", describes=longer.PROMOTION_TEXT, outputs=("images",), inputs={"samples": "drafts"},
+            blueprint="Open-Sora 2 Promote Draft", is_part=True, aliases=("promote draft", "upscale video", "草稿"),
+        ),
+        Template(
+            "Open-Sora 2 Flux to Video", flux.in_parts(graphs.text_to_video("256px")), {RESULT: [list(column) for column in flux.CHAIN]}, flux.CHAIN_WIDGETS,
+            title="Open-Sora 2 Flux to Video", describes=flux.CHAIN_TEXT, outputs=("picture", "fps", "video frames"),
+            inputs={"model": "flux_model", "vae": "flux_vae", "model_1": "model", "vae_1": "vae"},
+            blueprint="Open-Sora 2 Flux to Video", is_part=True, aliases=("flux to video", "t2i2v", *TEXT_ALIASES),
+        ),
+    ]  # fmt: skip
