@@ -43,7 +43,7 @@ class OpenSoraVAELoader(Node):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=paths.choices(FOLDER),
+                    options=paths.choices(FOLDER, "vae"),
                     tooltip="The video VAE in models/vae: hunyuan_vae.safetensors from the Open-Sora repository.",
                 )
             ],

@@ -23,7 +23,7 @@ class OpenSoraModelLoader(Node):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=paths.choices(MODELS),
+                    options=paths.choices(MODELS, "transformer"),
                     tooltip="The transformer in models/diffusion_models: Open_Sora_v2.safetensors, or a quantised form of it that ComfyUI reads.",
                 ),
                 inputs.choice(

@@ -64,7 +64,7 @@ class OpenSoraQuantize(Node):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=paths.choices(MODELS),
+                    options=paths.choices(MODELS, "transformer"),
                     tooltip="The bf16 or fp32 transformer in models/diffusion_models, for instance Open_Sora_v2.safetensors.",
                 ),
                 inputs.choice(
@@ -157,7 +157,9 @@ class OpenSoraPreflight(Node):
                     "num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4, tooltip="Frames of the video, 4k+1."
                 ),
                 io.Combo.Input(
-                    "model_name", options=paths.choices(MODELS), tooltip="The transformer in models/diffusion_models that is to make it."
+                    "model_name",
+                    options=paths.choices(MODELS, "transformer"),
+                    tooltip="The transformer in models/diffusion_models that is to make it.",
                 ),
                 inputs.choice(
                     "precision",

@@ -14,7 +14,6 @@ FOLDER = "text_encoders"
 class OpenSoraTextEncoderLoader(Node):
     @classmethod
     def define_schema(cls):
-        files = paths.choices(FOLDER)
         return io.Schema(
             node_id="OpenSoraTextEncoderLoader",
             display_name="Open-Sora Load Text Encoders",
@@ -24,12 +23,12 @@ class OpenSoraTextEncoderLoader(Node):
             inputs=[
                 io.Combo.Input(
                     "t5_name",
-                    options=files,
+                    options=paths.choices(FOLDER, "t5"),
                     tooltip="The T5 v1.1 XXL encoder in models/text_encoders, for instance t5xxl_fp16.safetensors.",
                 ),
                 io.Combo.Input(
                     "clip_l_name",
-                    options=files,
+                    options=paths.choices(FOLDER, "clip"),
                     tooltip="The CLIP-L text encoder in models/text_encoders, for instance clip_l.safetensors.",
                 ),
                 inputs.choice(

@@ -36,3 +36,8 @@ class OutOfMemory(OpenSoraError, MemoryError):
 
 class DecodeOutOfMemory(OutOfMemory):
     """Memory ran out while finished latents were decoded; they are not lost."""
+
+
+# What a person reads before a sentence, where a program prints a class with its module: the product, not our folders.
+for _error in (OpenSoraError, CheckpointError, OutOfMemory, DecodeOutOfMemory):
+    _error.__module__ = "Open-Sora"

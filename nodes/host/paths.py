@@ -1,12 +1,15 @@
 """Files by the names that nodes show: from the host's model folders, or the small model that comes with the pack. Nowhere else."""
 
+import os
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import comfy.utils
 import folder_paths
 from torch import Tensor
 
-from ...opensora_core.checkpoint.files import network_files
+from ...opensora_core.checkpoint import detect
+from ...opensora_core.checkpoint.files import network_files, read_header
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.names import check_name, shown
 from ...opensora_core.run import files as model_files
@@ -21,9 +24,35 @@ _SMALL_FILES = {
 }
 
 
-def choices(folder: str) -> list[str]:
-    """Names to choose from: the files of a model folder, and the small model."""
-    return [*folder_paths.get_filename_list(folder), SMALL]
+def choices(folder: str, slot: str) -> list[str]:
+    """Names to choose from: the files of a model folder, and the small model. What a new node begins with is first: a file that really is
+    what the slot needs, as the reader of its header says; where there is none, the small model.
+
+    Args:
+        slot: as detect.require's: "transformer", "vae", "t5" or "clip".
+    """
+    names = folder_paths.get_filename_list(folder)
+    best = next((name for name in names if _slot(folder_paths.get_full_path(folder, name)) == slot), None)
+    return [best, *(name for name in names if name != best), SMALL] if best else [SMALL, *names]
+
+
+def _slot(path: str | None) -> str:
+    """What a file can be, "" for nothing of ours; its header is read once for each size and time it has."""
+    try:
+        stat = os.stat(path or "")
+        return _slot_of(path, stat.st_size, stat.st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _slot_of(path: str, size: int, time: int) -> str:
+    if not path.endswith((".safetensors", ".sft")) or not size:
+        return ""
+    try:
+        return detect.identify(read_header(path).shapes).slot
+    except OpenSoraError:
+        return ""
 
 
 def model_file(folder: str, name: str, part: str | None = None) -> str:

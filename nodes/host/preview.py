@@ -4,7 +4,6 @@ The host's own preview shows the first latent frame and stays. Colours are the h
 (fitted on its clips by benchmarks/latent_colours.py), or none: grey, rather than false colours.
 """
 
-import base64
 import io
 import json
 import threading
@@ -144,5 +143,5 @@ def _tell_where(server, node_id: str) -> None:
 
 
 def _send(server, node_id: str, image: bytes = b"", **more) -> None:
-    picture = f"data:image/webp;base64,{base64.b64encode(image).decode()}" if image else ""
-    server.send_sync(EVENT, {"node": notice.shown_on(node_id), "image": picture, **more}, server.client_id)
+    # A character for each byte: what the host sends is JSON.
+    server.send_sync(EVENT, {"node": notice.shown_on(node_id), "image": image.decode("latin-1"), **more}, server.client_id)

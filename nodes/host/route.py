@@ -4,8 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import comfy.text_encoders.flux
-from aiohttp import web
-from server import PromptServer
+from server import PromptServer, web
 
 from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tokenizer
 from ...opensora_core.errors import OpenSoraError

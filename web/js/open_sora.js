@@ -72,7 +72,9 @@ const showPreview = quietly(({ detail }) => {
       if (node.widgets?.find((one) => one.name === PANEL)?.element.tagName === 'DIV') remove(node, PANEL)
       const element = panel(node, PANEL, 'img', 200)
       Object.assign(element.style, { width: '100%', height: '200px', objectFit: 'contain' })
-      element.src = detail.image
+      const before = element.src
+      element.src = URL.createObjectURL(new Blob([Uint8Array.from(detail.image, (c) => c.charCodeAt(0))], { type: 'image/webp' }))
+      if (before) URL.revokeObjectURL(before)
       element.alt = `${detail.step}/${detail.steps}`
     }
     moving.add(node)
