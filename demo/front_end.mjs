@@ -46,7 +46,8 @@ async function build({ name, api, columns, groups, notes, widgets, models, stamp
         if (!notes[id]) {
           const text = node.widgets?.filter((w) => w.options?.multiline || w.type === 'customtext').length ?? 0
           const preview = ['LoadImage', 'SaveVideo'].includes(node.type) ? 220 : node.type === 'OpenSoraRectifiedFlowSampler' ? 120 : 0
-          node.size = [width, node.computeSize()[1] + text * 60 + preview]
+          const told = node.widgets?.some((w) => w.name === 'length') || node.type === 'OpenSoraT5TextEncode' ? 34 : 0 // web/js/open_sora.js
+          node.size = [width, node.computeSize()[1] + text * 60 + preview + told]
         }
         y += node.size[1] + gap.y + LiteGraph.NODE_TITLE_HEIGHT
       }
@@ -161,6 +162,7 @@ async function open() {
   await page.evaluate(async (body) => {
     for (const [id, value] of Object.entries(body)) await app.extensionManager.setting.set(id, value)
   }, request.settings ?? {})
+  await page.keyboard.press('Escape') // a new user's first page begins with the template browser
   return page
 }
 

@@ -142,7 +142,14 @@ def test_the_demo_counts_what_is_right(monkeypatch, tmp_path, capfd):
 
 
 def test_links_between_our_own_pages_lead_somewhere():
-    for name in (*READMES, *PAGES.values(), "docs/NODES.md", "docs/NODES.zh.md", "CHANGELOG.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "web" / "docs").rglob("*.md"))):
+    for name in (
+        *READMES,
+        *PAGES.values(),
+        "docs/NODES.md",
+        "docs/NODES.zh.md",
+        "CHANGELOG.md",
+        *(str(path.relative_to(ROOT)) for path in (ROOT / "web" / "docs").rglob("*.md")),
+    ):
         page = ROOT / name
         if page.is_file():
             for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text(encoding="utf-8")):

@@ -33,11 +33,13 @@ function nodesOf(id) {
 
 function remove(node, name) {
   for (const widget of (node.widgets ?? []).filter((one) => one.name === name)) {
+    const height = widget.openSoraHeight
     if (node.removeWidget) node.removeWidget(widget)
     else {
       widget.onRemove?.()
       node.widgets.splice(node.widgets.indexOf(widget), 1)
     }
+    if (height) node.setSize([node.size[0], Math.max(height, node.computeSize()[1])])
   }
 }
 
@@ -49,8 +51,9 @@ function panel(node, name, tag, height) {
     const least = () => height
     widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, getMinHeight: least, getMaxHeight: least, getValue: () => '', setValue: () => {} })
     widget.serialize = false
-    const [width, fits] = [node.size[0], node.computeSize()[1]]
-    if (node.size[1] < fits) node.setSize([width, fits])
+    const [width, was] = node.size
+    widget.openSoraHeight = was
+    node.setSize([width, Math.max(node.computeSize()[1], was + height + 12)])
   }
   return widget.element
 }
@@ -70,7 +73,7 @@ const showPreview = quietly(({ detail }) => {
       )
     } else {
       if (node.widgets?.find((one) => one.name === PANEL)?.element.tagName === 'DIV') remove(node, PANEL)
-      const element = panel(node, PANEL, 'img', 200)
+      const element = panel(node, PANEL, 'img', 210)
       Object.assign(element.style, { width: '100%', height: '200px', objectFit: 'contain' })
       const before = element.src
       element.src = URL.createObjectURL(new Blob([Uint8Array.from(detail.image, (c) => c.charCodeAt(0))], { type: 'image/webp' }))

@@ -1,0 +1,37 @@
+"""The whole clip moves while it is sampled, in the right colours, and the page's route answers; over HTTP and the host's websocket."""
+
+import io
+import json
+
+from PIL import Image
+
+from demo import comfy
+
+
+def test_a_red_circle_on_blue_is_red_on_blue_and_moves(server, listen):
+    path = comfy.PACK / "workflows" / "01 Text to video, no download.json"
+    graph = comfy.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"))
+    sent = []
+    events = listen(graph, on_message=lambda kind, data: sent.append(data) if kind == "open_sora.preview" else None)
+    assert events.error is None and sent, "a run of some seconds has time for a preview"
+    sampler = next(number for number, node in graph.items() if node["class_type"] == "OpenSoraRectifiedFlowSampler")
+    assert {one["node"] for one in sent} == {sampler}
+    with Image.open(io.BytesIO(sent[-1]["image"].encode("latin-1"))) as picture:
+        assert (picture.format, picture.n_frames) == ("WEBP", 5)
+        red, _, blue = picture.convert("RGB").getpixel((8, 8))
+        assert blue > red + 40, "the background"
+        pixels = picture.convert("RGB").getdata()
+    assert max(r - b for r, _, b in pixels) > 40, "the circle"
+    shown = [line for node, line in events.texts if node == sampler.split(":")[0]]
+    assert any(line.startswith("Done in") for line in shown), "the node that it stands in says so too"
+
+
+def test_the_route_counts_tokens_and_gives_the_text_as_it_is_read(server):
+    asked = {"prompt": "a red circle", "motion_score": 4, "fps": 24, "loaders": ["small (built in)", "small (built in)"]}
+    said = server.post("/open_sora/text", asked)
+    assert said["text"] == "a red circle 24 FPS. 4 motion score." and said["dropped"] == ""
+    assert 0 < said["t5"][0] <= said["t5"][1] and 0 < said["clip"][0] <= said["clip"][1]
+    long = server.post("/open_sora/text", {**asked, "loaders": ["", ""], "prompt": "waves roll in, " * 400})
+    assert long["t5"][0] > long["t5"][1] == 512 and long["dropped"].endswith("4 motion score.")
+    assert server.post("/open_sora/text", {"size": ["256px", "16:9", 16]}) == {"size": [336, 192]}
+    assert server.post("/open_sora/text", {"locale": "en"}) == {}
