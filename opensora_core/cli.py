@@ -43,6 +43,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code. `--help` and refused arguments raise SystemExit, as argparse does."""
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):  # names of any bytes are names
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
     with interrupts_are_kept():
         return _main(arguments)
 

@@ -91,7 +91,7 @@ class OpenSoraPipeline:
     ) -> "OpenSoraPipeline":
         """A pipeline over single files (or hub folders, for the text encoders)."""
         parts = {"dit": dit, "vae": vae, "t5": t5, "clip": clip, "tokenizers": tokenizers}
-        files = ModelFiles(**{name: path and Path(path).expanduser() for name, path in parts.items()})
+        files = ModelFiles(**{name: None if path is None else Path(path).expanduser() for name, path in parts.items()})
         return cls(files, torch_dtype, precision)
 
     @property

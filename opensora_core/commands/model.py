@@ -19,7 +19,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     missing = [f"--{part}" for part, path in parts.items() if path is None]
     how = {"torch_dtype": dtype, "precision": options.precision, "tokenizers": options.tokenizers}
     if len(missing) == len(PARTS):
-        made = OpenSoraPipeline.from_pretrained(options.model or "small", **how)
+        made = OpenSoraPipeline.from_pretrained("small" if options.model is None else options.model, **how)
     elif options.model is not None:
         raise OpenSoraError("Give either --model or the four parts --dit, --vae, --t5 and --clip, not both.")
     elif missing:

@@ -26,6 +26,7 @@ from .output import check_writable, say
 from .pictures import PictureJob, check_given, flux_files, picture_job
 from .progress import Screen
 
+_SHOWN = 60  # characters of a cell in a sentence
 MOST_BYTES = 64 * 2**20  # of a table
 _NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
 _FILES = ("image", "end_image")
@@ -201,9 +202,11 @@ def _value(column: str, text: str, folder: Path) -> str | int:
     if column not in _NUMBERS:
         return text
     try:
+        if not text.isascii():  # digits of other scripts are numbers to Python
+            raise ValueError
         return int(text)
     except ValueError as error:
-        raise OpenSoraError(f"{column} {text!r} is not a whole number.") from error
+        raise OpenSoraError(f"{column} {text[:_SHOWN]!r} is not a whole number.") from error
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -224,7 +227,7 @@ def read_rows(path: str | Path) -> list[Row]:
             continue
         values = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
         if "" in values:
-            raise OpenSoraError(f"{Path(path).name}, line {line}: {values['']!r} stands in a column without a name; {_EXPECTED}")
+            raise OpenSoraError(f"{Path(path).name}, line {line}: {values[''][:_SHOWN]!r} stands in a column without a name; {_EXPECTED}")
         num_extra = sum(bool(cell.strip()) for cell in cells[len(header) :])
         rows.append(Row(len(rows) + 1, line, values, num_extra))
     if header is None or not rows:
@@ -274,10 +277,12 @@ def _header(cells: list[str], name: str) -> list[str]:
     for given, column in zip(cells, columns, strict=True):
         if column and column not in CSV_COLUMNS:
             if len(columns) == 1 and (";" in column or "\t" in given):
-                raise OpenSoraError(f"{name}: cells are separated by commas, and the header {given!r} has none; save it with commas.")
+                raise OpenSoraError(
+                    f"{name}: cells are separated by commas, and the header {given[:_SHOWN]!r} has none; save it with commas."
+                )
             near = difflib.get_close_matches(column, CSV_COLUMNS, n=1, cutoff=0.4)
             raise OpenSoraError(
-                f"{name} has a column {given.strip()!r}; " + (f"did you mean {near[0]!r}? {_EXPECTED}" if near else _EXPECTED)
+                f"{name} has a column {given.strip()[:_SHOWN]!r}; " + (f"did you mean {near[0]!r}? {_EXPECTED}" if near else _EXPECTED)
             )
         if column and columns.count(column) > 1:
             raise OpenSoraError(f"{name} has two columns {column!r}; leave one.")

@@ -4,7 +4,6 @@ T5's SentencePiece model is read by the sentencepiece library itself, which is w
 tokenizer.json by the tokenizers library: versions of transformers differ in what they make of either. Nothing is downloaded.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..readers import read_json
 from ..text.mend import mend
 from ..text.prompt import CLIP_LENGTH, T5_LENGTH, dropped_sentence, fit_tokens
 from ..text.recipe import CLIP, T5
@@ -31,6 +31,7 @@ _ALGORITHM = {T5: "Unigram", CLIP: "BPE"}
 # What T5's SentencePiece model makes of controls and spaces before it looks: the former are gone, the latter plain.
 _SPACES = dict.fromkeys([*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F]) | dict.fromkeys(map(ord, "\t\n\f\r\x85\xa0"), " ")
 
+_MOST_SENTINELS = 10_000
 _T5_SENTINELS = 100  # <extra_id_0> to <extra_id_99>, where the tokenizer's files say nothing else
 
 
@@ -119,10 +120,7 @@ def _settings(folder: Path) -> dict:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path.name} holds no settings")
-    return settings
+    return read_json(path)
 
 
 def _comfyui_roots(encoder: Path) -> Iterator[Path]:
@@ -142,9 +140,8 @@ def _holds(kind: str, folder: Path) -> bool:
     if kind == CLIP and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return True
     try:
-        with open(folder / "tokenizer.json", encoding="utf-8") as file:
-            return json.load(file)["model"]["type"] == _ALGORITHM[kind]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(folder / "tokenizer.json")["model"]["type"] == _ALGORITHM[kind]
+    except (ValueError, KeyError, TypeError):
         return False  # absent, or not such a file: the search goes on
 
 
@@ -165,6 +162,8 @@ def _t5(folder: Path) -> Tokenizer:
             return model.encode(text.translate(_SPACES).strip(), add_special_tokens=False).ids
 
     sentinels = _settings(folder).get("extra_ids", _T5_SENTINELS)
+    if type(sentinels) is not int or not 0 <= sentinels <= _MOST_SENTINELS:
+        raise CheckpointError(f"tokenizer_config.json gives extra_ids={str(sentinels)[:40]}, which is no number of sentinels")
     specials = {text: to_id(text) for text in ("</s>", "<pad>", "<unk>")}
     # Sentinels stand after the pieces, counted down: <extra_id_0> is the last.
     specials |= {f"<extra_id_{number}>": pieces + sentinels - 1 - number for number in range(sentinels)}

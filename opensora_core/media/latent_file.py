@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..names import complete_or_absent
+from ..names import complete_or_absent, shown
+from ..readers import kind_of
 
 SUFFIX = ".latent"
 _LATENTS, _IS_UNSCALED = "latent_tensor", "latent_format_version_0"
@@ -50,16 +51,22 @@ def read_latents(path: str | Path) -> Tensor:
         OpenSoraError: no such file, or not the latents of a video.
     """
     path = Path(path)
+    if kind := kind_of(path):
+        raise OpenSoraError(f"{shown(path)} is {kind}; give a {SUFFIX} file.")
     if not path.is_file():
-        raise OpenSoraError(f"There is no file {path}; give a {SUFFIX} file, as --extend and ComfyUI's Save Latent write them.")
+        raise OpenSoraError(f"There is no file {shown(path)}; give a {SUFFIX} file, as --extend and ComfyUI's Save Latent write them.")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise OpenSoraError(f"{path.name} cannot be read as latents ({error}); give a {SUFFIX} file.") from error
     latents = tensors.get(_LATENTS)
-    if latents is None or latents.ndim != 5 or 0 in latents.shape:
+    if latents is None or latents.ndim != 5 or 0 in latents.shape or not latents.is_floating_point():
         found = f"latents of {list(latents.shape)}" if latents is not None else f"{len(tensors)} tensors, none named {_LATENTS}"
         raise OpenSoraError(f"{path.name} holds {found}; the latents of a video are [videos, channels, latent frames, height, width].")
     if _IS_UNSCALED not in tensors:
         raise OpenSoraError(f"{path.name} is of an old form whose scale is another model's; save the latents again.")
+    if not torch.isfinite(latents).all():
+        raise OpenSoraError(
+            f"{path.name} holds values that are not numbers (NaN or infinite); it is damaged, or the run that made it failed."
+        )
     return latents.float()

@@ -78,7 +78,9 @@ class ModelFiles:
             raise OpenSoraError(
                 f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
             )
-        return cls(**{part: _in(folder, name) for part, name in layout.items()}, tokenizers=tokenizers and Path(tokenizers))
+        return cls(
+            **{part: _in(folder, name) for part, name in layout.items()}, tokenizers=None if tokenizers is None else Path(tokenizers)
+        )
 
     @property
     def usual_clip(self) -> tuple[int, int, int]:

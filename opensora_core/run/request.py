@@ -14,7 +14,7 @@ from ..media.pictures import References
 from ..sampling.guidance import Guidance
 from ..sampling.run import TextCondition
 from ..sampling.solvers import MAX_SEED
-from ..text.prompt import decorate
+from ..text.prompt import check_text, decorate
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ class GenerationRequest(Workload):
             raise OpenSoraError(f"A prompt is one text; this is a {type(self.prompt).__name__}. For several, call once for each.")
         if not isinstance(self.negative_prompt, str):
             raise OpenSoraError(f"A negative prompt is one text ('' for none); this is a {type(self.negative_prompt).__name__}.")
+        if isinstance(self.prompt, str):
+            check_text(self.prompt)
+        check_text(self.negative_prompt, "The negative prompt")
         check_whole("seed", self.seed)
         super().__post_init__()
         self.references.check(self.num_videos, self.latent_extent, self.grid)

@@ -9,6 +9,7 @@ from ..errors import OutOfMemory
 from ..memory.component import Component
 from ..memory.loaded import PROMPTS
 from ..sampling.run import TextCondition
+from ..text.prompt import check_text
 from ..text.recipe import Said, TextRecipe
 from .files import family_of_file
 from .parts import Networks
@@ -42,6 +43,7 @@ def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lamb
 
 def _texts(recipe: TextRecipe, asked: tuple) -> Texts:
     prompt, negative_prompt, options = asked
+    check_text(prompt), check_text(negative_prompt, "The negative prompt")
     return prompt if options is None else recipe.words(prompt, Said(options.fps, options.motion_score)), negative_prompt
 
 

@@ -17,6 +17,18 @@ MOTION_SCORE_RANGE = (1, 15)
 _ENDS_WITH_FPS = re.compile(r"\d+ FPS\.$")
 
 
+def check_text(text: str, what: str = "The prompt") -> str:
+    """Return a text if it is one that a text encoder can read.
+
+    Raises:
+        OpenSoraError: it holds a NUL, or half of a character (a lone surrogate), as of bytes that are no UTF-8.
+    """
+    bad = next((place for place, letter in enumerate(text) if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
+    if bad is not None:
+        raise OpenSoraError(f"{what} is not text: its character {bad + 1} is {ascii(text[bad])}; write it again.")
+    return text
+
+
 def decorate(prompt: str, fps: int | None = 24, motion_score: int | None = 4) -> str:
     """A positive video prompt as Open-Sora 2.0 was used with it: "a cat" -> "a cat. 24 FPS. 4 motion score."
 

@@ -1,0 +1,86 @@
+"""A little of benchmarks/campaign.py, and the particular inputs that once reached a person as a trace."""
+
+import os
+import random
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import campaign
+from opensora_core.cli import main
+from opensora_core.run.files import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_hundred_damaged_files_are_one_sentence_each_and_nothing_runs(tmp_path):
+    figures = campaign.try_damaged(tmp_path, 40, random.Random(3))
+    assert figures["faults"] == []
+    assert sum(codes.get("2", 0) for codes in figures["exit_codes"].values()) > 120
+
+
+def test_the_canary_would_sing(tmp_path):
+    torch.save({"a": campaign.Canary(str(tmp_path / "executed"))}, tmp_path / "a.pt")
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
+def test_after_kills_nothing_looks_whole_that_is_not(tmp_path):
+    assert campaign.try_kills(tmp_path, 4, random.Random(5))["faults"] == []
+
+
+PARTS = {
+    "dit": SMALL / "Open_Sora_v2.safetensors",
+    "vae": SMALL / "hunyuan_vae.safetensors",
+    "t5": SMALL / "google/t5-v1_1-xxl",
+    "clip": SMALL / "openai/clip-vit-large-patch14",
+}
+GENERATE = ["generate", "--prompt", "a", "--num-frames", "2"]  # 2 is no length, so that nothing is made
+PATHS = {
+    "model": lambda path: [*GENERATE, f"--model={path}"],
+    "tokenizers": lambda path: [*GENERATE, f"--tokenizers={path}"],
+    "lora": lambda path: [*GENERATE, f"--lora={path}"],
+    "ref": lambda path: ["generate", "--prompt", "a", f"--ref={path}"],
+    "ref_end": lambda path: ["generate", "--prompt", "a", f"--ref-end={path}"],
+    "extend_from": lambda path: ["generate", "--prompt", "a", "--extend", "1", f"--extend-from={path}"],
+    "csv": lambda path: ["generate", f"--csv={path}"],
+    "decode": lambda path: ["generate", f"--decode={path}"],
+    "inspect": lambda path: ["inspect", path],
+    "quantize": lambda path: ["quantize", path, "q.safetensors"],
+    **{
+        part: lambda path, part=part: [*GENERATE, *(f"--{other}={path if other == part else file}" for other, file in PARTS.items())]
+        for part in PARTS
+    },
+}
+
+
+@pytest.mark.parametrize("given", ["/dev/zero", "/dev/null", "fifo", "a\0b", "a\udcffb", "a\ud800b", "x" * 5000, "", "nothing here"])
+def test_no_path_that_is_no_file_hangs_or_reaches_a_person_as_a_trace(tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    if given.startswith("/dev") and not (os.path.exists(given) and stat.S_ISCHR(os.stat(given).st_mode)):
+        pytest.skip("there are no such devices here")
+    for name, asked in PATHS.items():
+        if name == "model" and given == "":
+            continue
+        assert main([*asked(given)]) == 2, name
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and len(said) < 1500, (name, said)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b", "\udcff"])
+@pytest.mark.parametrize(
+    "option", ["--prompt", "--negative-prompt", "--extend-prompt", "--resolution", "--aspect-ratio", "--num-frames", "--device", "--out"]
+)
+def test_text_that_is_no_text_is_one_sentence(tmp_path, monkeypatch, capsys, option, text):
+    monkeypatch.chdir(tmp_path)
+    if option == "--out" and text != "a\0b" and os.name == "posix":
+        pytest.skip("a name of any bytes is a name")
+    extra = ["--extend", "1"] if option == "--extend-prompt" else []
+    prompt = [] if option == "--prompt" else ["--prompt", "a"]
+    assert main(["generate", *prompt, f"{option}={text}", *extra]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1, said
