@@ -1,0 +1,111 @@
+"""Sizes of a CogVideoX transformer, read from a checkpoint's tensor shapes, and those of the released ones."""
+
+import math
+from dataclasses import dataclass, replace
+
+from ...errors import CheckpointError
+from ...geometry import SPACE_COMPRESSION, FrameRule, Grid
+from ...shapes import Shapes, count, dim, size
+
+BASE_GRID = 13, 30, 45  # tokens (time, height, width) of the 1.0 models' 49 frames at 480x720
+SINCOS_HEADS = 30  # the 2B's; shapes hold no other trace of which positions a model computes
+TEXT_TOKENS = 226
+
+
+@dataclass(frozen=True)
+class CogVideoXConfig:
+    """Sizes.
+
+    Attributes:
+        in_channels: channels of the latents.
+        takes_picture: whether the latents of a picture go in beside them (the I2V models).
+        patch: latent (frames, rows, columns) of a token: 1, 2, 2 in 1.0; 2, 2, 2 in 1.5.
+        time_embed_dim, ofs_embed_dim: of the embedded timestep, and of the constant beside it in 1.5-5B-I2V (0: none).
+        table_rows: text tokens and positions of the 5B-I2V's learned table (0: none).
+    """
+
+    in_channels: int
+    takes_picture: bool
+    patch: tuple[int, int, int]
+    hidden_size: int
+    head_dim: int
+    mlp_hidden_size: int
+    num_layers: int
+    context_in_dim: int
+    time_embed_dim: int
+    ofs_embed_dim: int = 0
+    table_rows: int = 0
+
+    @classmethod
+    def of(cls, shapes: Shapes) -> "CogVideoXConfig":
+        """Sizes from shapes without prefix, under the diffusers layout's keys (layout.py brings others there).
+
+        Raises:
+            CheckpointError: a tensor the sizes are read from is missing, or the channels are those of another project's model.
+        """
+        is_flat = len(shapes.get("patch_embed.proj.weight", ())) == 2  # 1.5 has a linear layer where 1.0 has a convolution
+        patch = (2 if is_flat else 1, 2, 2)
+        channels = size(shapes, "proj_out.bias") // math.prod(patch)
+        taken = size(shapes, "patch_embed.proj.weight", 1) // (math.prod(patch) if is_flat else 1)
+        if taken not in (channels, 2 * channels):
+            raise CheckpointError(
+                f"This CogVideoX transformer has {taken} input channels, as other projects' models have (Fun, Control, VOID); those that "
+                f"are read here have {channels} (text to video) or {2 * channels} (picture to video)."
+            )
+        return cls(
+            in_channels=channels,
+            takes_picture=taken > channels,
+            patch=patch,
+            hidden_size=size(shapes, "patch_embed.proj.bias"),
+            head_dim=size(shapes, "transformer_blocks.0.attn1.norm_q.weight"),
+            mlp_hidden_size=size(shapes, "transformer_blocks.0.ff.net.0.proj.bias"),
+            num_layers=count(shapes, "transformer_blocks."),
+            context_in_dim=size(shapes, "patch_embed.text_proj.weight", 1),
+            time_embed_dim=size(shapes, "time_embedding.linear_1.bias"),
+            ofs_embed_dim=dim(shapes, "ofs_embedding.linear_1.bias", 0, 0),
+            table_rows=dim(shapes, "patch_embed.pos_embedding", 1, 0),
+        )
+
+    def with_blocks(self, most: int) -> "CogVideoXConfig":
+        """The same with at most so many blocks."""
+        return replace(self, num_layers=min(most, self.num_layers))
+
+    def words(self) -> str:
+        """For people: "hidden 3072, 48 heads of 64, 42 blocks"."""
+        return f"hidden {self.hidden_size}, {self.num_heads} heads of {self.head_dim}, {self.num_layers} blocks"
+
+    @property
+    def patch_size(self) -> int:
+        return self.patch[1]
+
+    @property
+    def grid(self) -> Grid:
+        return GRID_1_0 if self.patch[0] == 1 else GRID_1_5
+
+    @property
+    def num_heads(self) -> int:
+        return self.hidden_size // self.head_dim
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether attention turns queries and keys by their position; the 2B adds a table to its tokens instead."""
+        return self.num_heads != SINCOS_HEADS
+
+
+GRID_1_0 = Grid(SPACE_COMPRESSION, 2, FrameRule("8k+1", step=8, lead=1, shortest_clip=9), 49)
+GRID_1_5 = Grid(SPACE_COMPRESSION, 2, FrameRule("16k+1", step=16, lead=1, shortest_clip=17), 81)
+COGVIDEOX_2B = CogVideoXConfig(
+    in_channels=16,
+    takes_picture=False,
+    patch=(1, 2, 2),
+    hidden_size=1920,
+    head_dim=64,
+    mlp_hidden_size=7680,
+    num_layers=30,
+    context_in_dim=4096,
+    time_embed_dim=512,
+)
+COGVIDEOX_5B = replace(COGVIDEOX_2B, hidden_size=3072, mlp_hidden_size=12288, num_layers=42)
+COGVIDEOX_5B_I2V = replace(COGVIDEOX_5B, takes_picture=True, table_rows=TEXT_TOKENS + math.prod(BASE_GRID))
+COGVIDEOX_1_5_5B = replace(COGVIDEOX_5B, patch=(2, 2, 2))
+COGVIDEOX_1_5_5B_I2V = replace(COGVIDEOX_1_5_5B, takes_picture=True, ofs_embed_dim=512)

@@ -1,0 +1,272 @@
+"""The CogVideoX transformer: assembly, blocks and forward.
+
+Text and video tokens attend together; each block modulates the two with numbers of their own. Parameter names are the keys of the
+published diffusers layout; layout.py says which others there are and how they are brought into it at load.
+
+Source: huggingface/diffusers@58eb52c0 models/transformers/cogvideox_transformer_3d.py. For clips of another length than the learned
+positions' that takes computed ones; here the first of the learned ones are taken, as in zai-org/CogVideo@e519eced sat/dit_video_concat.py.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import OpenSoraError
+from ...ops import TorchOperations, attention as torch_attention
+from .config import BASE_GRID, CogVideoXConfig
+from .positions import CHUNK_ELEMENTS, THETA, rotary_table, rotate, sincos_tables
+
+OFS = 2.0  # the 1.5-5B-I2V's second "timestep", the same in every run
+BLOCK_EPS, HEAD_EPS = 1e-5, 1e-6
+
+
+class Seams:
+    """How layers are made: a namespace of layer classes (ops.py), an attention, a dtype and a device."""
+
+    def __init__(self, operations, attention, dtype, device):
+        self.operations, self.attention, self.place = operations, attention, {"dtype": dtype, "device": device}
+
+    def linear(self, in_features: int, out_features: int) -> nn.Module:
+        return self.operations.Linear(in_features, out_features, **self.place)
+
+    def norm(self, dim: int, eps: float = BLOCK_EPS) -> nn.Module:
+        return self.operations.LayerNorm(dim, eps=eps, **self.place)
+
+
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """`dim`/2 cosines, then `dim`/2 sines. t: [B] -> [B, dim] fp32."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(THETA) / half))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def modulate(x: Tensor, num_txt: int, txt: tuple[Tensor, Tensor], video: tuple[Tensor, Tensor]) -> Tensor:
+    """x * (1 + scale) + shift, text and video tokens each with its own (shift, scale). x is the caller's own and is overwritten."""
+    for part, (shift, scale) in ((x[:, :num_txt], txt), (x[:, num_txt:], video)):
+        part.mul_(1 + scale).add_(shift)
+    return x
+
+
+def gated(x: Tensor, change: Tensor, num_txt: int, txt_gate: Tensor, gate: Tensor) -> Tensor:
+    """x + gate * change, text and video tokens each with its own gate. The change is the caller's own and is overwritten."""
+    change[:, :num_txt].mul_(txt_gate)
+    change[:, num_txt:].mul_(gate)
+    return change.add_(x)
+
+
+class PatchEmbed(nn.Module):
+    """Latents and text features as tokens, and the learned positions where a model has them."""
+
+    def __init__(self, config: CogVideoXConfig, seams: Seams):
+        super().__init__()
+        self.patch, taken = config.patch, config.in_channels * (1 + config.takes_picture)
+        if self.patch[0] == 1:
+            self.proj = seams.operations.Conv2d(taken, config.hidden_size, config.patch_size, stride=config.patch_size, **seams.place)
+        else:
+            self.proj = seams.linear(taken * math.prod(self.patch), config.hidden_size)
+        self.text_proj = seams.linear(config.context_in_dim, config.hidden_size)
+        table = torch.empty(1, config.table_rows, config.hidden_size, **seams.place)
+        self.pos_embedding = nn.Parameter(table) if config.table_rows else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, T' * H' * W', D], in the order t, h, w. A token's features are (c, t, h, w)."""
+        if self.patch[0] == 1:
+            tokens = self.proj(x.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)
+            return tokens.reshape(x.shape[0], -1, tokens.shape[-1])
+        time, rows, columns = self.patch
+        parts = x.unflatten(4, (-1, columns)).unflatten(3, (-1, rows)).unflatten(2, (-1, time))
+        return self.proj(parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3))
+
+
+class Embedding(nn.Module):
+    def __init__(self, in_dim: int, dim: int, seams: Seams):
+        super().__init__()
+        self.linear_1, self.linear_2 = seams.linear(in_dim, dim), seams.linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class AdaptiveNorm(nn.Module):
+    """A layer norm, and the numbers that its output is modulated with."""
+
+    def __init__(self, dim: int, time_embed_dim: int, count: int, seams: Seams):
+        super().__init__()
+        self.count = count
+        self.linear = seams.linear(time_embed_dim, count * dim)
+        self.norm = seams.norm(dim)
+
+    def numbers(self, vec: Tensor) -> tuple[Tensor, ...]:
+        """`count` of [B, 1, D]: shift, scale (and gate) of the video tokens, then of the text tokens."""
+        return self.linear(F.silu(vec))[:, None].chunk(self.count, dim=-1)
+
+
+class Attention(nn.Module):
+    """Over text and video tokens together; only video tokens are turned by their position."""
+
+    def __init__(self, dim: int, head_dim: int, seams: Seams):
+        super().__init__()
+        self.head_dim, self.attend = head_dim, seams.attention
+        self.to_q, self.to_k, self.to_v = (seams.linear(dim, dim) for _ in range(3))
+        self.norm_q, self.norm_k = (seams.norm(head_dim, HEAD_EPS) for _ in range(2))
+        self.to_out = nn.ModuleList([seams.linear(dim, dim)])
+
+    def forward(self, x: Tensor, pe: Tensor | None, num_txt: int, options: dict) -> Tensor:
+        # One after another: a projection is let go once it is normalised.
+        q, k = (norm(layer(x).unflatten(-1, (-1, self.head_dim))) for norm, layer in ((self.norm_q, self.to_q), (self.norm_k, self.to_k)))
+        if pe is not None:
+            rotate(q[:, num_txt:], pe)
+            rotate(k[:, num_txt:], pe)
+        v = self.to_v(x).unflatten(-1, (-1, self.head_dim))
+        return self.to_out[0](self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), options))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, hidden: int, seams: Seams):
+        super().__init__()
+        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": seams.linear(dim, hidden)}), "2": seams.linear(hidden, dim)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net["0"]["proj"](x)
+        # The widest tensor of a block: in place, unless gradients need it as it was.
+        x = F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(x, approximate="tanh")
+        return self.net["2"](x)
+
+
+class Block(nn.Module):
+    def __init__(self, config: CogVideoXConfig, seams: Seams):
+        super().__init__()
+        dim = config.hidden_size
+        self.norm1 = AdaptiveNorm(dim, config.time_embed_dim, 6, seams)
+        self.attn1 = Attention(dim, config.head_dim, seams)
+        self.norm2 = AdaptiveNorm(dim, config.time_embed_dim, 6, seams)
+        self.ff = FeedForward(dim, config.mlp_hidden_size, seams)
+
+    def forward(self, x: Tensor, vec: Tensor, pe: Tensor | None, num_txt: int, transformer_options: dict) -> Tensor:
+        """x: [B, L, D], text tokens first; vec: [B, time_embed_dim]; pe: rotary_table's, or None."""
+        for norm, layer in ((self.norm1, lambda h: self.attn1(h, pe, num_txt, transformer_options)), (self.norm2, self.ff)):
+            shift, scale, gate, txt_shift, txt_scale, txt_gate = norm.numbers(vec)
+            h = modulate(norm.norm(x), num_txt, (txt_shift, txt_scale), (shift, scale))
+            x = gated(x, layer(h), num_txt, txt_gate, gate)
+        return x
+
+
+class CogVideoX(nn.Module):
+    """v of a noisy video latent, given text and, for the I2V models, a picture.
+
+    Args:
+        config: sizes.
+        operations: namespace with Linear, LayerNorm and Conv2d.
+        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
+    """
+
+    def __init__(self, config: CogVideoXConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
+        super().__init__()
+        self.config = config
+        seams, dim, ofs = Seams(operations, attention, dtype, device), config.hidden_size, config.ofs_embed_dim
+        self.patch_embed = PatchEmbed(config, seams)
+        self.time_embedding = Embedding(dim, config.time_embed_dim, seams)
+        self.ofs_embedding = Embedding(ofs, ofs, seams) if ofs else None
+        self.transformer_blocks = nn.ModuleList([Block(config, seams) for _ in range(config.num_layers)])
+        self.norm_final = seams.norm(dim)
+        self.norm_out = AdaptiveNorm(dim, config.time_embed_dim, 2, seams)
+        self.proj_out = seams.linear(dim, config.in_channels * math.prod(config.patch))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype to call the model in: that of its unquantised input layer."""
+        return self.patch_embed.proj.weight.dtype
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens that a layer takes at a time at most (positions.py); far above them a forward's activations grow as a line."""
+        return -(-CHUNK_ELEMENTS // self.config.hidden_size)
+
+    def blocks(self) -> list[nn.Module]:
+        """In the order in which they run."""
+        return list(self.transformer_blocks)
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, context: Tensor, cond: Tensor | None = None, transformer_options: dict | None = None
+    ) -> Tensor:
+        """One prediction.
+
+        Args:
+            x: noisy latents [B, C, T, H, W]; T, H and W multiples of the patch.
+            timestep: [B], of training: 0 (clean) to 999 (noise).
+            context: T5 hidden states [B, L, context_in_dim]; every token is attended, padding too.
+            cond: latents of the given picture in the first frame and zeros in the others, [B, C, T, H, W]; for the I2V models alone.
+            transformer_options: the host's, for the attention; blocks are labelled in it.
+
+        Returns:
+            [B, C, T, H, W], sqrt(a) * noise - sqrt(1 - a) * clean, where a is the share of the clean latents in x squared.
+
+        Raises:
+            OpenSoraError: latents of a size, or a picture, that the model cannot have.
+        """
+        options, size, patch = dict(transformer_options or {}), x.shape[2:], self.config.patch
+        self._check(x, cond)
+        grid = tuple(side // step for side, step in zip(size, patch, strict=True))
+        vec = self.time_embedding(sinusoid(timestep, self.config.hidden_size).to(x.dtype))
+        if self.ofs_embedding is not None:
+            vec = vec + self.ofs_embedding(sinusoid(timestep.new_full((1,), OFS), self.config.ofs_embed_dim).to(x.dtype))
+        num_txt, video = context.shape[1], self.patch_embed(x if cond is None else torch.cat((x, cond), dim=1))
+        h = torch.cat((self.patch_embed.text_proj(context), video), dim=1)
+        del video
+        self._add_positions(h, num_txt, grid)
+        pe = rotary_table(self.config, grid, h.device) if self.config.is_rotary else None
+        options.update(total_blocks=len(self.transformer_blocks), block_type="double", img_slice=[num_txt, h.shape[1]])
+        for index, block in enumerate(self.transformer_blocks):
+            options["block_index"] = index
+            h = block(h, vec, pe, num_txt, options)
+        numbers = self.norm_out.numbers(vec)
+        h = modulate(self.norm_out.norm(self.norm_final(h[:, num_txt:])), 0, numbers, numbers)
+        parts = self.proj_out(h).reshape(h.shape[0], *grid, -1, *patch)
+        return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(x.shape)
+
+    def _add_positions(self, h: Tensor, num_txt: int, grid: tuple[int, int, int]) -> None:
+        """Add the learned table, or the one that the 2B computes, to the tokens, in place. Only the learned one has rows for text."""
+        table = self.patch_embed.pos_embedding
+        if table is not None:
+            table = table.to(h.device, h.dtype)
+            rows = table.shape[1] - math.prod(BASE_GRID)
+            h[:, : min(num_txt, rows)] += table[:, : min(num_txt, rows)]
+            h[:, num_txt:] += table[:, rows : rows + math.prod(grid)]
+        elif not self.config.is_rotary:
+            video, first = h[:, num_txt:].unflatten(1, grid), 0
+            for part in sincos_tables(grid, self.config.hidden_size):
+                video[..., first : first + part.shape[-1]] += part.to(h.dtype).to(h.device)
+                first += part.shape[-1]
+
+    def _check(self, x: Tensor, cond: Tensor | None) -> None:
+        config, (frames, height, width) = self.config, x.shape[2:]
+        if x.shape[1] != config.in_channels or any(side % step for side, step in zip(x.shape[2:], config.patch, strict=True)):
+            raise OpenSoraError(
+                f"Latents of shape {list(x.shape)} do not fit this CogVideoX model; expected are {config.in_channels} channels and frames, "
+                f"height and width that are multiples of {', '.join(map(str, config.patch))}."
+            )
+        if (cond is not None) != config.takes_picture:
+            lacks = "makes a video from a picture, and none was given; give one, or a text-to-video model"
+            has = "makes videos from text alone, and a picture was given; give an I2V model, or no picture"
+            raise OpenSoraError(f"This CogVideoX model {lacks if config.takes_picture else has}.")
+        most, rows, columns = (side * step for side, step in zip(BASE_GRID, config.patch, strict=True))
+        if config.table_rows and ((height, width) != (rows, columns) or frames > most):
+            raise OpenSoraError(
+                f"CogVideoX 5B-I2V has learned positions for up to {most} latent frames of {rows}x{columns} (49 frames at 480x720, height x "
+                f"width); {frames} of {height}x{width} were given."
+            )
+
+
+def example(
+    config: CogVideoXConfig, latent_shape: tuple[int, ...], text_length: int, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Inputs of CogVideoX.forward by name, for a latent [B, C, T, H, W]; only timestep is set."""
+    inputs = {
+        "x": torch.empty(latent_shape, dtype=dtype, device=device),
+        "timestep": torch.full((latent_shape[0],), 500.0, device=device),
+        "context": torch.empty(latent_shape[0], text_length, config.context_in_dim, dtype=dtype, device=device),
+    }
+    return inputs | ({"cond": torch.empty(latent_shape, dtype=dtype, device=device)} if config.takes_picture else {})
