@@ -1,0 +1,452 @@
+"""The causal 3D VAE of all CogVideoX models, under the keys of the published diffusers layout.
+
+Frames are [B, 3, T, H, W] in -1..1, latents [B, 16, (T - 1) / 4 + 1, H / 8, W / 8], unscaled. A clip goes through in chunks of 8 frames
+or 2 latents, the first with what remains. A convolution sees the last two frames of the chunk before; group norms see their own chunk
+alone, so the chunks are part of the function, and cutting them otherwise gives another picture.
+
+Within a chunk everything is done a few frames at a time: normalised and enlarged copies never exist for a whole chunk, and the second
+convolution of a residual block writes over its input. With a `home`, what must exist for a whole chunk is kept there, in main memory.
+The result is the same to rounding.
+
+Source: huggingface/diffusers@58eb52c0 models/autoencoders/autoencoder_kl_cogvideox.py, models/upsampling.py, models/downsampling.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, OpenSoraError
+from ..geometry import CAUSAL, SPACE_COMPRESSION, FrameRule, Grid, Tiling
+from ..ops import TorchOperations
+from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, count, size
+from .codec import Encoded, Latents, check_video
+
+NORM_EPS = 1e-6
+LEVELS = 4
+TIME_STEPS = 2  # the first steps of the encoder, and of the decoder, change the number of frames
+CHUNK_FRAMES, CHUNK_LATENTS = 8, 2
+# Elements worked on at once: on a CPU about what a cache holds, elsewhere enough to fill the device.
+PART_ELEMENTS_CPU, PART_ELEMENTS = 2**22, 2**25
+
+Part = Callable[[int, int], Tensor]  # (first frame, past the last) of a chunk -> those frames, on the device
+
+
+@dataclass(frozen=True)
+class CogVideoXVAEConfig:
+    """Sizes.
+
+    Attributes:
+        block_out_channels: the encoder's, full size first.
+        layers_per_block: of the encoder; the decoder has one more.
+        scale: model latents = scale * VAE latents: 0.7 for the 5B models, 1.15258426 for the 2B; the file is the same.
+    """
+
+    latent_channels: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    in_channels: int = 3
+    scale: float = 0.7
+
+    @classmethod
+    def of(cls, shapes: Shapes) -> "CogVideoXVAEConfig":
+        """Sizes from a file's shapes without prefix, in the published layout or SAT's.
+
+        Raises:
+            CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
+        """
+        shapes = {name: shape for key, shape in shapes.items() for name, _ in convert(key, None)}
+        levels = range(count(shapes, "encoder.down_blocks."))
+        config = cls(
+            latent_channels=size(shapes, "encoder.conv_out.conv.bias") // 2,
+            block_out_channels=tuple(size(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.conv.bias") for level in levels),
+            layers_per_block=count(shapes, "encoder.down_blocks.0.resnets."),
+            in_channels=size(shapes, "encoder.conv_in.conv.weight", 1),
+        )
+        widths, groups = config.block_out_channels, config.norm_groups
+        if len(widths) != LEVELS or not groups or any(width % groups for width in widths):
+            raise CheckpointError(
+                f"The widths of this VAE cannot be: {list(widths)}; four multiples of a quarter of the narrowest are expected."
+            )
+        return config
+
+    def words(self) -> str:
+        """For people: "widths 128/256/256/512, 3 layers per block, 16 latent channels"."""
+        widths = "/".join(map(str, self.block_out_channels))
+        return f"widths {widths}, {self.layers_per_block} layers per block, {self.latent_channels} latent channels"
+
+    @property
+    def norm_groups(self) -> int:
+        """Groups of four channels at the narrowest width: 128 -> 32, the released value."""
+        return min(self.block_out_channels, default=0) // 4
+
+    @property
+    def grid(self) -> Grid:
+        return GRID
+
+    @property
+    def latents(self) -> Latents:
+        return Latents(self.latent_channels, self.scale)
+
+    @property
+    def short_tile(self) -> int:
+        """Longer than any clip: a clip goes through in chunks as it is, and tiles in time would save nothing."""
+        return 1024
+
+    def cut(self, tiling: Tiling) -> Tiling:
+        """See CodecConfig. A clip is taken whole; only smaller tiles than the usual ones are taken as asked for."""
+        return replace(tiling, tile_size=0 if tiling.tile_size == Tiling.tile_size else tiling.tile_size, temporal_tile=0)
+
+
+GRID = Grid(SPACE_COMPRESSION, 2, FrameRule("8k+1", step=8, lead=1, shortest_clip=9), 49)
+COGVIDEOX_VAE = CogVideoXVAEConfig(latent_channels=16, block_out_channels=(128, 256, 256, 512), layers_per_block=3)
+
+# SAT's names of what the published layout calls otherwise; its decoder counts levels from full size.
+_SAT_NAMES = [("mid.block_1.", "mid_block.resnets.0."), ("mid.block_2.", "mid_block.resnets.1."), ("nin_shortcut.", "conv_shortcut.")]
+for _way, _levels in (("down", range(LEVELS)), ("up", range(LEVELS)[::-1])):
+    for _level, _block in enumerate(_levels):
+        _SAT_NAMES += [(f".{_way}.{_level}.block.", f".{_way}_blocks.{_block}.resnets.")]
+        _SAT_NAMES += [(f".{_way}.{_level}.{_way}sample.", f".{_way}_blocks.{_block}.{_way}samplers.0.")]
+
+
+def convert(key: str, tensor: Tensor, config: CogVideoXVAEConfig | None = None) -> list[tuple[str, Tensor]]:
+    """One tensor of a file, SAT's or the published layout's, as (name in the module, tensor) pairs; none for the training's own."""
+    for sat, published in _SAT_NAMES:
+        key = key.replace(sat, published)
+    return [] if key.startswith("loss.") else [(key, tensor)]
+
+
+def _sat_manifest(module: Manifest) -> Manifest:
+    found = {}
+    for key, shape in module.items():
+        for sat, published in _SAT_NAMES:
+            key = key.replace(published, sat)
+        found[key] = shape
+    return found
+
+
+SAT = Layout(mark="encoder.down.0.block.0.conv1.conv.weight", words=" in SAT's layout", convert=convert, manifest=_sat_manifest)
+LAYOUTS = (SAT, AS_RELEASED)
+
+
+def chunks(length: int, size: int) -> list[tuple[int, int]]:
+    """(first, past the last) of the pieces a clip is cut into: 13 latents in twos are 0-3, 3-5, ... 11-13."""
+    rest = length % size
+    starts = [0, *range(size + rest, length, size)]
+    return list(zip(starts, [*starts[1:], length], strict=True))
+
+
+class _Clip:
+    """One clip on its way through.
+
+    Attributes:
+        device: where layers work. home: where whole chunks are kept between them: the device, or main memory.
+        past: the last two frames that each convolution has read of the chunk before.
+        latents: of the chunk, for the decoder's norms; None while encoding.
+    """
+
+    def __init__(self, device: torch.device, home: torch.device | None):
+        self.device, self.home = device, home or device
+        self.past: dict[nn.Module, Tensor] = {}
+        self.latents: Tensor | None = None
+
+    def step(self, x: Tensor) -> int:
+        """Frames of a chunk that are worked on at once."""
+        limit = PART_ELEMENTS_CPU if self.device.type == "cpu" else PART_ELEMENTS
+        return max(1, min(x.shape[2], limit * x.shape[2] // max(1, x.numel())))
+
+    def part(self, x: Tensor) -> Part:
+        """The frames of a chunk as they are."""
+        return lambda start, stop: x[:, :, start:stop].to(self.device)
+
+    def room(self, like: Tensor, frames: int) -> Tensor:
+        """Where a chunk of this many frames is kept. like: any number of its frames."""
+        return like.new_empty((*like.shape[:2], frames, *like.shape[3:]), device=self.home)
+
+
+class _Seams:
+    """How layers are made: a namespace of layer classes (ops.py), a dtype and a device."""
+
+    def __init__(self, config: CogVideoXVAEConfig, operations, dtype, device):
+        self.groups, self.z_channels = config.norm_groups, config.latent_channels
+        self.operations, self.place = operations, {"dtype": dtype, "device": device}
+
+    def conv3d(self, in_channels: int, out_channels: int, kernel: int) -> nn.Module:
+        return self.operations.Conv3d(in_channels, out_channels, kernel, padding=(0, kernel // 2, kernel // 2), **self.place)
+
+    def conv2d(self, channels: int, stride: int) -> nn.Module:
+        return self.operations.Conv2d(channels, channels, 3, stride=stride, padding=2 - stride, **self.place)
+
+    def norm(self, channels: int, is_spatial: bool) -> nn.Module:
+        norm = self.operations.GroupNorm(self.groups, channels, eps=NORM_EPS, **self.place)
+        return SpatialNorm(norm, channels, self) if is_spatial else norm
+
+
+class CausalConv3d(nn.Module):
+    """A convolution whose output frame t reads input frames t - 2 .. t."""
+
+    def __init__(self, in_channels: int, out_channels: int, seams: _Seams):
+        super().__init__()
+        self.conv = seams.conv3d(in_channels, out_channels, 3)
+
+    def forward(self, x: Tensor, clip: _Clip, prepare: Part | None = None, beside: Part | None = None, out: Tensor | None = None) -> Tensor:
+        """Convolve a chunk. Before its first frame stand the last two of the chunk before, or its own first frame twice.
+
+        Args:
+            prepare: gives the frames that are convolved, of x's shape; without it x's own.
+            beside: gives frames that are added to the output's.
+            out: where the output goes; x itself may be given, as no frame is read again.
+        """
+        frames, step, prepare = x.shape[2], clip.step(x), prepare or clip.part(x)
+        window = None
+        for start in range(0, frames, step):
+            stop = min(start + step, frames)
+            if window is None:
+                window = x.new_empty((*x.shape[:2], step + 2, *x.shape[3:]), device=clip.device)
+                window[:, :, 2:] = prepare(start, stop)
+                past = clip.past.pop(self, None)
+                window[:, :, :2] = window[:, :, 2:3] if past is None else past
+                del past
+            else:
+                window[:, :, :2] = window[:, :, -2:].clone()
+                window = window[:, :, : 2 + stop - start]
+                window[:, :, 2:] = prepare(start, stop)
+            result = self.conv(window)
+            if beside is not None:
+                result += beside(start, stop)
+            out = clip.room(result, frames) if out is None else out
+            out[:, :, start:stop] = result
+            del result
+        clip.past[self] = window[:, :, -2:].to(clip.home, copy=True)
+        return out
+
+
+class SpatialNorm(nn.Module):
+    """A group norm, times and plus what two convolutions of the chunk's latents say of each place."""
+
+    def __init__(self, norm: nn.Module, channels: int, seams: _Seams):
+        super().__init__()
+        self.norm_layer = norm
+        self.conv_y, self.conv_b = (nn.ModuleDict({"conv": seams.conv3d(seams.z_channels, channels, 1)}) for _ in range(2))
+
+
+def normalised(norm: nn.Module, x: Tensor, clip: _Clip) -> Part:
+    """silu(norm(...)) of a chunk's frames, by the statistics of the whole chunk.
+
+    The latents' part is computed at their own size and laid over the larger frames: a 1x1x1 convolution of an enlarged tensor is the
+    enlarged result. Frame by frame as nearest neighbours, but that the first of an odd number has the first latent to itself.
+    """
+    group_norm, wide = getattr(norm, "norm_layer", norm), torch.promote_types(x.dtype, torch.float32)
+    means, scales = [], []
+    for group in x.chunk(group_norm.num_groups, dim=1):
+        variance, mean = torch.var_mean(group.to(clip.device, wide), (1, 2, 3, 4), correction=0, keepdim=True)
+        means.append(mean.expand(-1, group.shape[1], -1, -1, -1))
+        scales.append(torch.rsqrt(variance + group_norm.eps).expand(-1, group.shape[1], -1, -1, -1))
+    # The host may keep parameters elsewhere or in another type.
+    weight, bias = (p.to(clip.device, wide).view(1, -1, 1, 1, 1) for p in (group_norm.weight, group_norm.bias))
+    scale = torch.cat(scales, 1) * weight
+    shift = bias - torch.cat(means, 1) * scale
+    z, frames = clip.latents, x.shape[2]
+    if z is not None:
+        factor, offset = norm.conv_y["conv"](z)[..., :, None, :, None], norm.conv_b["conv"](z)[..., :, None, :, None]
+        odd = int(frames > 1 and frames % 2)
+        latent = [0] * odd + [odd + i * (z.shape[2] - odd) // (frames - odd) for i in range(frames - odd)]
+
+    def prepare(start: int, stop: int) -> Tensor:
+        part = (x[:, :, start:stop].to(clip.device) * scale).add_(shift)
+        if z is not None:
+            blocks = part.unflatten(4, (z.shape[4], -1)).unflatten(3, (z.shape[3], -1))
+            for frame, index in enumerate(latent[start:stop]):
+                blocks[:, :, frame].mul_(factor[:, :, index]).add_(offset[:, :, index])
+        return F.silu(part, inplace=True)
+
+    return prepare
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, added to the input (through a 1x1x1 convolution where the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, is_spatial: bool, seams: _Seams):
+        super().__init__()
+        self.norm1, self.norm2 = seams.norm(in_channels, is_spatial), seams.norm(out_channels, is_spatial)
+        self.conv1 = CausalConv3d(in_channels, out_channels, seams)
+        self.conv2 = CausalConv3d(out_channels, out_channels, seams)
+        self.conv_shortcut = seams.conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, clip: _Clip) -> Tensor:
+        own, shortcut = clip.part(x), self.conv_shortcut
+        h = self.conv1(x, clip, normalised(self.norm1, x, clip))
+        beside = own if shortcut is None else lambda start, stop: shortcut(own(start, stop))
+        return self.conv2(h, clip, normalised(self.norm2, h, clip), beside, out=h)
+
+
+class Step(nn.Module):
+    """From one resolution to the next, frame by frame with a 2D convolution.
+
+    Down: means of two frames where time is halved, then every second pixel. Up: nearest neighbours, where time is doubled two frames of
+    each, which are convolved once. Of an odd number of frames the first stands for itself.
+    """
+
+    def __init__(self, channels: int, is_up: bool, changes_time: bool, seams: _Seams):
+        super().__init__()
+        self.is_up, self.changes_time, self.conv = is_up, changes_time, seams.conv2d(channels, 1 if is_up else 2)
+
+    def forward(self, x: Tensor, clip: _Clip) -> Tensor:
+        frames, out = x.shape[2], None
+        odd = frames % 2
+        few = (frames if self.is_up else (frames + odd) // 2) if self.changes_time else frames
+        many = 2 * few - odd if self.changes_time else frames
+        for index in range(few):
+            one = slice(index, index + 1)
+            pair = slice(max(0, 2 * index - odd), 2 * index + 2 - odd) if self.changes_time else one
+            frame = x[:, :, one if self.is_up else pair].to(clip.device).mean(2)
+            frame = F.interpolate(frame, scale_factor=2.0) if self.is_up else F.pad(frame, (0, 1, 0, 1))
+            result = self.conv(frame)[:, :, None]
+            out = clip.room(result, many if self.is_up else few) if out is None else out
+            out[:, :, pair if self.is_up else one] = result
+        return out
+
+
+class Half(nn.Module):
+    """The encoder or the decoder: names under the keys, and the run through them."""
+
+    def __init__(self, config: CogVideoXVAEConfig, is_decoder: bool, seams: _Seams):
+        super().__init__()
+        widths = config.block_out_channels[:: -1 if is_decoder else 1]
+        ends = (config.latent_channels, config.in_channels) if is_decoder else (config.in_channels, 2 * config.latent_channels)
+        layers = config.layers_per_block + is_decoder
+        self.conv_in = CausalConv3d(ends[0], widths[0], seams)
+        middle = widths[0] if is_decoder else widths[-1]
+        mid = [ResnetBlock(middle, middle, is_decoder, seams) for _ in range(2)]
+        self.mid_block = nn.ModuleDict({"resnets": nn.ModuleList(mid)})
+        blocks, width_in = [], widths[0]
+        for level, width in enumerate(widths):
+            inputs = [width_in] + [width] * (layers - 1)
+            steps = [Step(width, is_decoder, level < TIME_STEPS, seams)] if level < LEVELS - 1 else []
+            resnets = nn.ModuleList([ResnetBlock(each, width, is_decoder, seams) for each in inputs])
+            blocks.append(nn.ModuleDict({"resnets": resnets, "upsamplers" if is_decoder else "downsamplers": nn.ModuleList(steps)}))
+            width_in = width
+        setattr(self, "up_blocks" if is_decoder else "down_blocks", nn.ModuleList(blocks))
+        self.norm_out = seams.norm(widths[-1], is_decoder)
+        self.conv_out = CausalConv3d(widths[-1], ends[1], seams)
+        self.is_decoder = is_decoder
+
+    def forward(self, x: Tensor, clip: _Clip) -> Tensor:
+        """One chunk."""
+        clip.latents = x if self.is_decoder else None
+        sides = [self.mid_block, *self.up_blocks] if self.is_decoder else [*self.down_blocks, self.mid_block]
+        x = self.conv_in(x, clip)
+        # Layer by layer: a caller that waits for a block keeps the block's input alive.
+        for layer in (layer for side in sides for layers in side.values() for layer in layers):
+            x = layer(x, clip)
+        return self.conv_out(x, clip, normalised(self.norm_out, x, clip))
+
+
+def _peak(config: CogVideoXVAEConfig, is_decoder: bool, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:
+    """Bytes alive at most, which is where frames have full size: in the first chunk, which is the longest, when its last convolutions
+    run, or later in the first block, whose input is the widest, when every convolution remembers the chunk before. size: of pixels."""
+    (length, height, width), widths, layers = size, config.block_out_channels, config.layers_per_block + is_decoder
+    area, wide = height * width, max(1, 4 // dtype_bytes)
+    width_in, width_out = (widths[1], widths[0]) if is_decoder else (widths[0], widths[0])
+    step = max(1, min(length, PART_ELEMENTS // (width_in * area)))
+    group = wide * width_in // config.norm_groups
+    # A window of what is convolved, and beside it either its new part, normalised in fp32, or the result with what is added to it.
+    work = width_in * (step + 2) + max((wide + parked) * width_in * step, 2 * width_out * step)
+    first = chunks(length, CHUNK_FRAMES)[0][1]
+    if parked:
+        return dtype_bytes * area * max(work, 2 * group * first)
+    # The last two frames of every convolution's input: of each level, and of the wider ones that lead into it in the decoder.
+    past = 2 * sum(2 * layers * width // 4**level for level, width in enumerate(widths)) + 2 * (width_in - width_out) + 2 * width_out
+    chunk = width_in + width_out
+    later = min(CHUNK_FRAMES, length - first)
+    peak = max(chunk * first, 2 * width_out * first + past, (chunk * later + past) * (later > 0)) + max(work, group * first)
+    return dtype_bytes * area * (peak + (config.in_channels * length if is_decoder else 0))
+
+
+class CogVideoXVAE(nn.Module):
+    """The whole VAE; tiling.py splits what is larger than one tile.
+
+    Args:
+        config: widths and depths.
+        operations: namespace of Conv2d, Conv3d and GroupNorm.
+        dtype, device: of the parameters, which are left uninitialised.
+    """
+
+    can_park = True
+
+    @staticmethod
+    def decode_bytes(config: CogVideoXVAEConfig, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:
+        """See Codec."""
+        frames, *sides = size
+        return _peak(config, True, (GRID.pixel_frames(frames), *(SPACE_COMPRESSION * side for side in sides)), dtype_bytes, parked)
+
+    @staticmethod
+    def encode_bytes(config: CogVideoXVAEConfig, size: tuple[int, int, int], dtype_bytes: int) -> int:
+        """See Codec."""
+        return _peak(config, False, size, dtype_bytes)
+
+    def __init__(self, config: CogVideoXVAEConfig, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
+        super().__init__()
+        self.config = config
+        seams = _Seams(config, operations, dtype, device)
+        self.encoder, self.decoder = (Half(config, is_decoder, seams) for is_decoder in (False, True))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters, and of the tensors to give to `encode` and `decode`."""
+        return self.encoder.conv_in.conv.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.conv_in.conv.weight.device
+
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Latents of a clip, as a posterior.
+
+        Args:
+            pixels: [B, 3, T, H, W], -1..1, `self.dtype`; T = 4k + 1, sides multiples of 8.
+
+        Returns:
+            Moments [B, 2 * latent_channels, (T - 1) / 4 + 1, H / 8, W / 8].
+
+        Raises:
+            OpenSoraError: another rank, channel count, frame count or size.
+        """
+        check_video(pixels, self.config.in_channels, "pixels")
+        frames = CAUSAL.latent_frames(pixels.shape[2])
+        GRID.check_size(*pixels.shape[3:], multiple=SPACE_COMPRESSION)
+        return Encoded(_in_chunks(self.encoder, pixels, CHUNK_FRAMES, frames))
+
+    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
+        """Frames of a clip.
+
+        Args:
+            latents: [B, latent_channels, t, h, w], unscaled, `self.dtype`; t odd, as of every clip the model makes.
+            home: where chunks and what convolutions remember are parked between layers, a few frames at a time being on the latents'
+                device; None for all of them there. It makes no difference to the frames.
+
+        Returns:
+            [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w], about -1..1, not clamped; at home, if one is given.
+
+        Raises:
+            OpenSoraError: another rank, channel count or length.
+        """
+        check_video(latents, self.config.latent_channels, "latents")
+        frames = latents.shape[2]
+        if frames % 2 == 0:
+            raise OpenSoraError(
+                f"Latents of {frames} frames are no CogVideoX clip, which has an odd number; give {frames - 1} or {frames + 1}."
+            )
+        return _in_chunks(self.decoder, latents, CHUNK_LATENTS, GRID.pixel_frames(frames), home)
+
+
+def _in_chunks(half: Half, x: Tensor, size: int, frames: int, home: torch.device | None = None) -> Tensor:
+    clip, out, done = _Clip(x.device, home), None, 0
+    for start, stop in chunks(x.shape[2], size):
+        part = half(x[:, :, start:stop], clip)
+        out = clip.room(part, frames) if out is None else out
+        out[:, :, done : done + part.shape[2]] = part
+        done += part.shape[2]
+    return out
