@@ -21,6 +21,13 @@ SDPA, SLICED = ATTENTIONS = ("sdpa", "sliced")
 MODE, SAMPLE = POSTERIORS = ("mode", "sample")
 CPU, GPU = NOISE_DEVICES = ("cpu", "gpu")
 CROP, PAD, STRETCH = FITS = ("crop", "pad", "stretch")
+SOLVERS = (AUTO, "euler", "ddim", "dpm")  # auto: the model's own
+CONSTANT, RELEASED, BY_INDEX = "constant", "released", "by index"  # how guidance goes over the steps, see sampling/guidance.py
+CURVES = (AUTO, CONSTANT, RELEASED, BY_INDEX)
+DIFFUSERS = "diffusers"  # as that library computes it, where the authors' own code, or the mathematics, says otherwise
+CONDITION_SCALES = (AUTO, "1.0", DIFFUSERS)  # what a CogVideoX model's picture is multiplied by
+ENCODED, ZERO = "encoded", "zero"
+UNCONDITIONALS = (AUTO, ENCODED, ZERO)  # what the unconditional pass reads: the negative prompt, or nothing at all
 FORWARDS, BACKWARDS = DIRECTIONS = ("forwards", "backwards")
 
 # What a video begins or ends with, in the reference's words. `easy`: more of the clip is given.

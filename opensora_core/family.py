@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from re import Pattern
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .errors import OpenSoraError
 from .geometry import Grid
 from .shapes import AS_RELEASED, Layout, Manifest, Shapes, manifest_of
 from .text.recipe import TextRecipe
@@ -129,6 +130,12 @@ class Family(Part):
         sampling: how a run of it goes: process, schedule, solvers, given frames, inputs of a pass.
         zero_at_first: weights that are zero before training.
         plain: layers that compute with plain weights even where a file holds them quantised.
+        latent_scale: what the codec's latents are multiplied by for this network, where the codec's file does not tell; 0 = it does.
+        takes, needs: what may, and what must, be given besides a prompt, by the names that OpenSoraPipeline has for it.
+        longer: what a video is gone on from: its last "latents", the "picture" of its last frame, or nothing ("").
+        suits: (height, width, frames) -> what to tell a person who asks for what it was not trained on; "" otherwise. Raises an
+            OpenSoraError for what it cannot make.
+        lora_key: a key of a LoRA file as checkpoint/lora.py reads it.
     """
 
     groups: Mapping[str, Pattern]
@@ -140,6 +147,29 @@ class Family(Part):
     sampling: "SamplingRecipe"
     zero_at_first: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
+    latent_scale: float = 0.0
+    takes: tuple[str, ...] = ("image", "last_image", "video")
+    needs: tuple[str, ...] = ()
+    longer: str = "latents"
+    suits: Callable[[int, int, int], str] = lambda height, width, num_frames: ""
+    lora_key: Callable[[str], str] = lambda key: key
+
+    def check_given(self, given: Iterable[str]) -> None:
+        """Raise an OpenSoraError unless the model can make use of all that is given, by name, and lacks nothing."""
+        given, alone = tuple(given), "a prompt alone" if not self.takes else f"a prompt and {' or '.join(self.takes)}"
+        for name in given:
+            if name not in self.takes:
+                raise OpenSoraError(f"This model is {self.title}, which makes videos of {alone}; leave out {name}, or use another model.")
+        for name in self.needs:
+            if name not in given:
+                raise OpenSoraError(f"This model is {self.title}, which makes videos of a picture; give it one ({name}).")
+
+    def check_longer(self) -> None:
+        """Raise an OpenSoraError unless videos of this model can be gone on from."""
+        if not self.longer:
+            raise OpenSoraError(
+                f"This model is {self.title}, which goes on from no video: it reads text alone; use a picture-to-video model."
+            )
 
     def group_of(self, layer: str) -> str | None:
         """The group that a linear layer belongs to, or None if it is no such layer."""

@@ -75,15 +75,19 @@ class FrameRule:
         step: by how many frames they go up.
         lead: 1 where the first frame has a latent frame of its own, so that a tile in time begins with one too; else 0.
         shortest_clip: frames of the shortest clip that is no picture, which is 1 frame.
+        longest: frames of the longest that the model can make; 0 = as long as memory takes.
     """
 
     words: str
     step: int
     lead: int
     shortest_clip: int
+    longest: int = 0
 
     def check(self, num_frames: int) -> int:
         """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts."""
+        if self.longest and num_frames > self.longest:
+            raise OpenSoraError(f"num_frames={num_frames} is longer than this model can make; use at most {self.longest}.")
         if num_frames == 1 or (num_frames >= self.shortest_clip and (num_frames - self.lead) % self.step == 0):
             return num_frames
         if num_frames < self.lead:
@@ -102,7 +106,8 @@ class FrameRule:
 
     def nearest(self, num_frames: float) -> int:
         """The nearest count; a picture only where clips grow from one."""
-        return max(self._shortest, round((num_frames - self.lead) / self.step) * self.step + self.lead)
+        near = max(self._shortest, round((num_frames - self.lead) / self.step) * self.step + self.lead)
+        return min(near, self.longest or near)
 
     @property
     def _shortest(self) -> int:
@@ -114,11 +119,13 @@ class Grid:
     """How an autoencoder and the transformer on its latents count frames, pixels, latents and tokens.
 
     Attributes:
-        space: pixels per latent pixel. patch: latent pixels per token side.
+        space: pixels per latent pixel. patch: latent pixels per token side; patch_time: latent frames per token. A clip whose latent
+            frames are no whole tokens is made with as many more in front, which are dropped when it is done (`lead_in`).
         frames: which counts of frames a clip can have, and how many latent frames they are.
         default_frames: length of a clip where none is asked for, the released configuration's.
         goes_on: whether a model of this grid can continue a clip.
         size_table: (resolution, aspect ratio, multiple) -> (height, width), the model's named sizes.
+        size_names, ratios: the resolutions and ratios that it knows, the usual ones first.
     """
 
     space: int
@@ -127,6 +134,13 @@ class Grid:
     default_frames: int
     goes_on: bool = True
     size_table: Callable[[str, str, int], tuple[int, int]] = resolution_size
+    size_names: tuple[str, ...] = ("256px", *(name for name in RESOLUTIONS if name != "256px"))
+    ratios: tuple[str, ...] = ASPECT_RATIOS
+    patch_time: int = 1
+
+    def lead_in(self, latent_length: int) -> int:
+        """Latent frames that are made in front of a clip and dropped."""
+        return -latent_length % self.patch_time
 
     @property
     def size_multiple(self) -> int:

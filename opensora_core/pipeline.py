@@ -207,7 +207,7 @@ class OpenSoraPipeline:
         """
         flux = PictureNetworks(dit, vae, self._networks.placement, self._networks.quantised)
         of_both = "; picture and video are made of one prompt, read by the same encoders."
-        check_encoders(self.files, flux.dit.name, (flux.config.context_in_dim, flux.config.vec_in_dim), of_both)
+        check_encoders(self.files, flux.dit.name, flux.config, of_both)
         self._flux = flux
         return self
 

@@ -86,10 +86,6 @@ _OTHER_NETWORKS = (
         "flux_diffusers", "a Flux.1 transformer in the diffusers layout", "which diffusers' FluxPipeline loads",
         ("transformer_blocks.0.norm1_context.linear.weight", "single_transformer_blocks.0.proj_mlp.weight", "context_embedder.weight"),
     ),
-    Signature(
-        "cogvideox", "a CogVideoX transformer", _OTHER_FAMILY,
-        ("patch_embed.text_proj.weight|mixins.patch_embed.proj.weight",),
-    ),
     Signature("mochi", "a Mochi transformer", _OTHER_FAMILY, ("t5_y_embedder.to_q.weight|time_embed.pooler.to_kv.weight",)),
     Signature("wan", "a Wan transformer", _OTHER_FAMILY, ("head.modulation|condition_embedder.time_proj.weight", "patch_embedding.weight")),
     Signature(
@@ -104,7 +100,6 @@ _OTHER_NETWORKS = (
     Signature("sd_unet", "a Stable Diffusion checkpoint", _OTHER_FAMILY, ("input_blocks.0.0.weight",)),
 )  # fmt: skip
 _OTHER_CODECS = (
-    Signature("cogvideox_vae", "the CogVideoX VAE", _OTHER_FAMILY, ("decoder.mid_block.resnets.0.norm1.norm_layer.weight",)),
     Signature("open_sora_1_3_vae", "the Open-Sora 1.3 VAE", _NOT_YET, ("decoder.up.2.upsample.conv3d.conv1.conv.weight",)),
     Signature(
         "open_sora_1_2_vae", "the Open-Sora 1.2 VAE", _NOT_YET,
@@ -219,7 +214,9 @@ def _sized(row: Part, shapes: Shapes, prefix: str) -> Identity | None:
     try:
         config = row.config(shapes)
     except CheckpointError as error:
-        return Identity(damaged(row.kind), f"{row.other or row.title} whose sizes cannot be read: {error}", prefix=prefix)
+        return Identity(
+            damaged(row.kind), f"{row.other or row.title} whose sizes cannot be read: {error}", prefix=prefix, layout=row.layout_of(shapes)
+        )
     if config is None or not row.owns(config):
         return None
     layout, title = row.layout_of(shapes), row.title

@@ -336,7 +336,7 @@ def _by_layer(state: Mapping[str, object], family: Family) -> tuple[dict[str, di
     found: dict[str, dict[str, object]] = {}
     foreign, unread = {}, []
     for key, value in state.items():
-        stem, part = _stem_and_part(key)
+        stem, part = _stem_and_part(family.lora_key(key))
         if not part:
             unread.append(key)
         elif layer := _layer_name(stem, family):

@@ -375,6 +375,7 @@ class CogVideoXVAE(nn.Module):
     """
 
     can_park = True
+    straight_from = staticmethod(lambda config, shape: 5)  # latent frames: the chunks that come later need no more
 
     @staticmethod
     def decode_bytes(config: CogVideoXVAEConfig, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:

@@ -6,12 +6,13 @@ from typing import Any
 
 from ..family import Family, Part
 from ..shapes import Layout, Manifest
+from . import cogvideox
 from .flux import AUTOENCODER, FLUX_1, FLUX_1_UNFUSED
 from .open_sora_2 import DC_AE, HIGH_COMPRESSION_VARIANT, HUNYUAN, OPEN_SORA
 
 # Where the keys of one are in another's files too, the more particular stands first.
-FAMILIES: tuple[Family, ...] = (OPEN_SORA, HIGH_COMPRESSION_VARIANT, FLUX_1, FLUX_1_UNFUSED)
-CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE, AUTOENCODER)
+FAMILIES: tuple[Family, ...] = (OPEN_SORA, HIGH_COMPRESSION_VARIANT, FLUX_1, FLUX_1_UNFUSED, *cogvideox.ROWS)
+CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE, AUTOENCODER, cogvideox.VAE)
 
 DEFAULT = OPEN_SORA  # what is planned for where no file is given
 
@@ -33,7 +34,13 @@ def codecs_of(family: Family) -> list[Part]:
 
 def usual_codec(config: Any) -> Any:
     """The released sizes of the codec whose latents a network of these sizes works on, with as many channels as it reads."""
-    return replace(codecs_of(family_of(config))[0].released, latent_channels=config.in_channels)
+    family = family_of(config)
+    return codec_for(family, replace(codecs_of(family)[0].released, latent_channels=config.in_channels))
+
+
+def codec_for(family: Family, config: Any) -> Any:
+    """A codec's sizes as a family's network was trained on its latents, where the codec's file does not tell."""
+    return replace(config, scale=family.latent_scale) if family.latent_scale else config
 
 
 def manifest(config: Any, layout: Layout | None = None) -> Manifest:

@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..choices import FORWARDS
+from ..choices import BACKWARDS, FORWARDS
 from ..errors import OpenSoraError
 from ..geometry import CAUSAL, Grid
 from ..sampling.given import CONTEXTS, check_clip_length, check_room, clip_cond_type, nearest_frames
@@ -61,7 +61,7 @@ class References:
 
     def check(self, num_videos: int, latent_extent: tuple[int, int, int], grid: Grid = CAUSAL) -> None:
         """Raise an OpenSoraError unless they fit so many videos of latent (T, H, W) and leave a frame to make."""
-        if self.clip is not None:
+        if self.clip is not None and not self.use.is_whole:
             grid.check_goes_on("; give a picture, or use the Open-Sora 2.0 transformer")
         for name, tensor in self.given.items():
             if tensor.ndim == LATENT_RANK and tuple(tensor.shape[3:]) != latent_extent[1:]:
@@ -73,6 +73,8 @@ class References:
                 raise OpenSoraError(
                     f"{name} holds the latents of {tensor.shape[0]} videos for a batch of {num_videos}; give 1 or {num_videos}."
                 )
+        if self.use.is_whole:
+            return
         what = "the frames of the clip" if self.clip is not None else f"the picture{'s' * (len(self.given) > 1)} given"
         check_room(sum(map(_latent_length, self.given.values())), latent_extent[0], what, grid)
 
@@ -84,7 +86,14 @@ class References:
 
 
 def read_references(
-    image=None, last_image=None, video=None, *, direction: str = FORWARDS, context: int = CONTEXTS[0], strength: float = 1.0
+    image=None,
+    last_image=None,
+    video=None,
+    *,
+    direction: str = FORWARDS,
+    context: int = CONTEXTS[0],
+    strength: float = 1.0,
+    whole: int = 0,
 ) -> References:
     """Read what is given.
 
@@ -96,11 +105,12 @@ def read_references(
         direction: forwards: the video begins with the clip's last frames; backwards: it ends with the clip's first ones.
         context: how many frames of the clip: 33, or 65 (v2v_*_easy); of latents any 4k+1, such as 5 for two latent frames.
         strength: see guidance.ReferenceUse.
+        whole: frames of a clip that is made over: its first ones, whatever direction and context say; 0 = a clip is gone on from.
 
     Raises:
         OpenSoraError: something that is none of these, a clip shorter than the context, or settings for nothing that is given.
     """
-    use = ReferenceUse(is_clip=video is not None, strength=strength)
+    use = ReferenceUse(is_clip=video is not None, strength=strength, is_whole=bool(whole and video is not None))
     first, last = reference_image("image", image), reference_image("last_image", last_image)
     if video is None:
         if direction != FORWARDS:
@@ -110,7 +120,8 @@ def read_references(
         return References(first, last, use=use)
     if first is not None or last is not None:
         raise OpenSoraError("A video to go on from is given alone; leave out image and last_image, or the video.")
-    return References(clip=_reference_clip(video, direction, context), direction=direction, use=use)
+    clip = _reference_clip(video, BACKWARDS if whole else direction, whole or context, bool(whole))
+    return References(clip=clip, direction=FORWARDS if whole else direction, use=use)
 
 
 def reference_image(name: str, image) -> Tensor | None:
@@ -146,12 +157,13 @@ def reference_image(name: str, image) -> Tensor | None:
     return image.float() / 255 if image.dtype == torch.uint8 else image.float()
 
 
-def _reference_clip(video, direction: str, context: int) -> Tensor:
+def _reference_clip(video, direction: str, context: int, is_whole: bool) -> Tensor:
     """The part of a clip that the new video touches, as References.clip."""
     if isinstance(video, (Tensor, numpy.ndarray)) and video.ndim == LATENT_RANK:
         latents = _latents("video", torch.as_tensor(video).detach().cpu(), CAUSAL.latent_frames(context))
         return nearest_frames(latents.transpose(0, 2), direction, CAUSAL.latent_frames(context)).transpose(0, 2)
-    clip_cond_type(direction, context)  # raises for what has no mode
+    if not is_whole:
+        clip_cond_type(direction, context)  # raises for what has no mode
     if isinstance(video, (str, Path)):
         frames = read_clip(video, context, from_end=direction == FORWARDS)
         check_clip_length(f"The clip {video}", len(frames), context)

@@ -12,7 +12,7 @@ from ..encoders.clip import open_clip
 from ..encoders.t5 import open_t5
 from ..encoders.tokens import find_tokenizer
 from ..errors import CheckpointError, OpenSoraError
-from ..families.table import codecs_of
+from ..families.table import codecs_of, family_of
 from ..family import Family, NetworkSizes
 from ..geometry import Grid
 from ..memory.loaded import FileStamp, stamp
@@ -27,6 +27,7 @@ _LAYOUT = {
     "t5": "google/t5-v1_1-xxl",
     "clip": "openai/clip-vit-large-patch14",
 }
+_DIFFUSERS = {"dit": "transformer", "vae": "vae", "t5": "text_encoder"}  # of a model that reads no CLIP
 # What the high-compression variant's own repository calls them; it has no text encoders, so theirs are laid beside it.
 _HIGH_COMPRESSION = {"dit": "Open_Sora_v2_Video_DC_AE.safetensors", "vae": "F32T4C128_AE.safetensors"}
 
@@ -36,21 +37,22 @@ class ModelFiles:
     """Where a model's parts are.
 
     Attributes:
-        dit, vae: weights files. t5, clip: files or hub folders.
+        dit, vae: weights files, or folders of them. t5, clip: files or hub folders; clip is None where the model reads none.
         tokenizers: a folder to look for both tokenizers in; None = beside the encoders.
     """
 
     dit: Path
     vae: Path
     t5: Path
-    clip: Path
+    clip: Path | None
     tokenizers: Path | None = None
 
     @classmethod
     def in_folder(cls, folder: str | Path, tokenizers: str | Path | None = None) -> "ModelFiles":
         """The files of a folder in the layout of the hub repository hpcai-tech/Open-Sora-v2, or of "small", the built-in model.
 
-        Without that model's transformer, those of the high-compression variant (hpcai-tech/Open-Sora-v2-Video-DC-AE) are taken.
+        Without that model's transformer, those of the high-compression variant (hpcai-tech/Open-Sora-v2-Video-DC-AE) are taken. A folder in
+        the layout of the diffusers library, as CogVideoX is published, is known by its folder of the transformer.
 
         Raises:
             OpenSoraError: no such folder, or a part is missing in it.
@@ -71,16 +73,18 @@ class ModelFiles:
             )
             raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
         layout = _LAYOUT
-        if _in(folder, _HIGH_COMPRESSION["dit"]).exists() and not _in(folder, _LAYOUT["dit"]).exists():
+        if (folder / "transformer").is_dir():
+            own, layout = folder / "tokenizer", _DIFFUSERS
+            tokenizers = tokenizers or (own if own.is_dir() else None)
+        elif _in(folder, _HIGH_COMPRESSION["dit"]).exists() and not _in(folder, _LAYOUT["dit"]).exists():
             layout = {**_LAYOUT, **_HIGH_COMPRESSION}
         missing = [name for name in layout.values() if not _in(folder, name).exists()]
         if missing:
             raise OpenSoraError(
                 f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
             )
-        return cls(
-            **{part: _in(folder, name) for part, name in layout.items()}, tokenizers=None if tokenizers is None else Path(tokenizers)
-        )
+        paths = {"clip": None, **{part: _in(folder, name) for part, name in layout.items()}}
+        return cls(**paths, tokenizers=None if tokenizers is None else Path(tokenizers))
 
     @property
     def usual_clip(self) -> tuple[int, int, int]:
@@ -93,8 +97,10 @@ class ModelFiles:
         return family_of_file(self.dit).grid
 
     def clip_note(self, height: int, width: int, num_frames: int) -> str:
-        """What to tell a person who asks the built-in model for what it was not trained on; "" otherwise."""
-        if not self._is_small or (height, width, num_frames) == SMALL_CLIP:
+        """What to tell a person who asks for what the model was not trained on; "" otherwise. Raises an OpenSoraError for what it cannot make."""
+        if not self._is_small:
+            return family_of_file(self.dit).suits(height, width, num_frames)
+        if (height, width, num_frames) == SMALL_CLIP:
             return ""
         return (
             f"The built-in model was trained on clips of {SMALL_CLIP[1]}x{SMALL_CLIP[0]} pixels and {SMALL_CLIP[2]} frames; "
@@ -162,23 +168,28 @@ def check_files(files: ModelFiles) -> None:
             f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
             "give the VAE the transformer was trained with."
         )
-    check_encoders(files, files.dit.name, (transformer.context_in_dim, transformer.vec_in_dim), ": they are not of one model.")
+    check_encoders(files, files.dit.name, transformer, ": they are not of one model.")
     find_tokenizer(T5, files.t5, files.tokenizers)
-    find_tokenizer(CLIP, files.clip, files.tokenizers)
+    if CLIP in model.family.text.encoders:
+        find_tokenizer(CLIP, files.clip, files.tokenizers)
 
 
-def check_encoders(files: ModelFiles, reader: str, widths: tuple[int, int], end: str) -> None:
+def check_encoders(files: ModelFiles, reader: str, sizes: NetworkSizes, end: str) -> None:
     """Compare the text encoders with what reads them; no weight is read.
 
     Args:
-        reader: the name of the file that reads them. widths: features of T5 and CLIP that it reads.
+        reader: the name of the file that reads them. sizes: of its network: context_in_dim and, where CLIP is read, vec_in_dim.
         end: of the sentence where they differ.
 
     Raises:
         CheckpointError: they give other widths.
     """
-    found = open_t5(files.t5)[1].d_model, open_clip(files.clip)[1].hidden_size
-    for kind, path, width, wanted in zip((T5, CLIP), (files.t5, files.clip), found, widths, strict=True):
+    found = [(T5, files.t5, open_t5(files.t5)[1].d_model, sizes.context_in_dim)]
+    if CLIP in family_of(sizes).text.encoders:
+        if files.clip is None:
+            raise CheckpointError(f"{reader} reads CLIP-L beside T5; give its file too (--clip).")
+        found.append((CLIP, files.clip, open_clip(files.clip)[1].hidden_size, sizes.vec_in_dim))
+    for kind, path, width, wanted in found:
         if width != wanted:
             raise CheckpointError(f"The {kind} encoder {path.name} gives {width} features and {reader} reads {wanted}{end}")
 

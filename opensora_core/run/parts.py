@@ -15,6 +15,7 @@ from ..checkpoint.load import load_decoder, load_transformer, load_vae
 from ..checkpoint.lora import merge_lora
 from ..encoders.clip import load_clip
 from ..encoders.t5 import load_t5
+from ..families.table import codec_for
 from ..memory.component import Component, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
@@ -97,7 +98,9 @@ class Networks:
         return model
 
     def _read_vae(self, dtype: torch.dtype, device: torch.device) -> Any:
-        return self._read("vae", self.files.vae, load_vae, dtype, device)
+        vae = self._read("vae", self.files.vae, load_vae, dtype, device)
+        vae.config = codec_for(family_of_file(self.files.dit), vae.config)
+        return vae
 
     def _read_t5(self, dtype: torch.dtype, device: torch.device) -> Any:
         read = partial(load_t5, tokenizers=self.files.tokenizers, precision=self.quantised)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..choices import DTYPES, FITS, NOISE_DEVICES, POSTERIORS
+from ..choices import AUTO, CONDITION_SCALES, CURVES, DIFFUSERS, DTYPES, FITS, NOISE_DEVICES, POSTERIORS, SOLVERS, UNCONDITIONALS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Workload, check_whole
 from ..media.pictures import References
@@ -30,6 +30,19 @@ class EncodedPrompt:
     condition: TextCondition
 
 
+_WORDS = {
+    "fit": FITS,
+    "posterior": POSTERIORS,
+    "noise_device": NOISE_DEVICES,
+    "latent_dtype": DTYPES,
+    "solver": SOLVERS,
+    "guidance_curve": CURVES,
+    "condition_scale": CONDITION_SCALES,
+    "unconditional": UNCONDITIONALS,
+    "parity": ("", DIFFUSERS),
+}
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """Settings that are seldom changed; the defaults are the released configuration's, but for fp32 latents and CPU noise.
@@ -44,6 +57,11 @@ class SamplingOptions:
         posterior: the VAE's mode, or a sample drawn with the seed.
         noise_device: cpu (the same noise for a seed on every machine) or gpu (where the model works).
         latent_dtype: fp32 or bf16, of the noise and of the latents between steps.
+        solver: euler, ddim or dpm; auto is the model's own.
+        guidance_curve: constant, released or by index, see sampling/guidance.py; auto is what the model and solver were released with.
+        condition_scale: what a picture's latents are multiplied by for CogVideoX, 1.0 or diffusers; auto is the model's own.
+        unconditional: what the unconditional pass reads: encoded (the negative prompt) or zero (nothing); auto is encoded.
+        parity: "diffusers": schedules and scales as that library has them, where they differ.
         every_pass: run all three guidance passes at every step, also those of no weight; slower, the same video.
     """
 
@@ -58,10 +76,15 @@ class SamplingOptions:
     noise_device: str = NOISE_DEVICES[0]
     latent_dtype: str = DTYPES[0]
     every_pass: bool = False
+    solver: str = AUTO
+    guidance_curve: str = AUTO
+    condition_scale: str = AUTO
+    unconditional: str = AUTO
+    parity: str = ""
 
     def __post_init__(self):
         decorate("", self.fps, self.motion_score)  # raises for a number outside its range
-        for name, choices in (("fit", FITS), ("posterior", POSTERIORS), ("noise_device", NOISE_DEVICES), ("latent_dtype", DTYPES)):
+        for name, choices in _WORDS.items():
             check_choice(name, getattr(self, name), choices)
         if finite("shift", self.shift) < 0:
             raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")
@@ -69,7 +92,8 @@ class SamplingOptions:
     def guidance(self, guidance_scale: float, image_guidance_scale: float) -> Guidance:
         """Guidance of a whole run with these scales; 1 is neutral."""
         scales = finite("guidance_scale", guidance_scale), finite("image_guidance_scale", image_guidance_scale)
-        return Guidance(*scales, self.text_oscillation, self.image_oscillation, self.temporal_ramp, self.every_pass)
+        flags = self.text_oscillation, self.image_oscillation, self.temporal_ramp, self.every_pass
+        return Guidance(*scales, *flags, curve=self.guidance_curve)
 
 
 # A prompt to encode: as it was encoded before, or (prompt, negative prompt, the options that hold what is said to the model beside it),

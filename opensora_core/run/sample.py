@@ -10,7 +10,6 @@ from ..errors import OpenSoraError, OutOfMemory
 from ..families.table import family_of
 from ..sampling.given import ImageCondition
 from ..sampling.run import Conditions, StepReport, TextCondition, sample
-from ..sampling.solvers import noise
 from .parts import Networks
 from .ran_out import sampling_ran_out, with_less
 from .request import EncodedPrompt, GenerationRequest
@@ -36,12 +35,19 @@ def sample_latents(
     placement = networks.placement
 
     def work(transformer) -> Tensor:
-        recipe, shape = family_of(transformer.config).sampling, (1, transformer.config.in_channels, *request.latent_extent)
-        schedule = recipe.schedule(transformer.config, shape, request.num_steps, request.options.shift)
-        told = Conditions(_repeated(prompt.condition, request.num_videos), condition)
-        start = _noise(request, shape, placement.device)
-        latents = sample(recipe, transformer, start, schedule, request.guidance, told, on_step, request.seeds)
-        return finished(latents, placement.dtype)
+        options, config = request.options, transformer.config
+        recipe = family_of(config).sampling.chosen(options.solver, bool(options.parity))
+        frames, *size = request.latent_extent
+        lead = config.grid.lead_in(frames)
+        shape = (1, config.in_channels, lead + frames, *size)
+        schedule = recipe.schedule(config, shape, request.num_steps, options.shift)
+        if condition is not None:
+            schedule = recipe.cut(schedule, condition.use)
+        told = Conditions(_repeated(prompt.condition, request.num_videos), condition, {"condition_scale": options.condition_scale})
+        start = _noise(request, shape, placement.device, recipe.noise)
+        guidance = recipe.guidance(request.guidance, recipe.solvers[0])
+        latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)
+        return finished(latents[:, :, lead:], placement.dtype)
 
     beside_bytes = networks.needs.beside_transformer(request)
     latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"))
@@ -57,7 +63,7 @@ def finished(latents: Tensor, dtype: torch.dtype, who: str = "The transformer") 
     return latents.float().cpu()
 
 
-def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.device, noise: Callable[..., Tensor]) -> Tensor:
     """[B, C, T, H, W] on the device, in the dtype that latents have between steps: what was given, or of every video what its seed gives alone."""
     options = request.options
     if request.noise is not None:

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from ..choices import ZERO
 from ..codecs.tiling import Progress
-from ..errors import OutOfMemory
+from ..errors import OpenSoraError, OutOfMemory
 from ..memory.component import Component
 from ..memory.loaded import PROMPTS
 from ..sampling.run import TextCondition
 from ..text.prompt import check_text
-from ..text.recipe import Said, TextRecipe
+from ..text.recipe import CLIP, Said, TextRecipe
 from .files import family_of_file
 from .parts import Networks
 from .ran_out import encoding_ran_out, with_less
 from .request import Asked, EncodedPrompt
 
-Texts = tuple[str, str]  # a prompt and a negative prompt as the encoders read them
+Texts = tuple[str, str | None]  # a prompt and a negative prompt as the encoders read them; None = zeros in its place
 
 
 def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lambda done, total: None) -> list[EncodedPrompt]:
@@ -44,7 +46,11 @@ def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lamb
 def _texts(recipe: TextRecipe, asked: tuple) -> Texts:
     prompt, negative_prompt, options = asked
     check_text(prompt), check_text(negative_prompt, "The negative prompt")
-    return prompt if options is None else recipe.words(prompt, Said(options.fps, options.motion_score)), negative_prompt
+    if options is None:
+        return prompt, negative_prompt
+    if options.unconditional == ZERO and negative_prompt:
+        raise OpenSoraError("With unconditional zero there is no negative prompt; leave it out, or use encoded.")
+    return recipe.words(prompt, Said(options.fps, options.motion_score)), None if options.unconditional == ZERO else negative_prompt
 
 
 def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> list[TextCondition]:
@@ -55,7 +61,9 @@ def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> l
             made = {}
             for done, pair in enumerate(texts, 1):
                 if pair not in made:
-                    made[pair] = encoder.encode(list(pair)).float().cpu().split(1)
+                    made[pair] = encoder.encode([text for text in pair if text is not None]).float().cpu().split(1)
+                    if pair[1] is None:
+                        made[pair] += (torch.zeros_like(made[pair][0]),)
                 told(done)
             return made
 
@@ -67,7 +75,7 @@ def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> l
     if not texts:
         return []
     progress(0, len(texts))
-    contexts = by(networks.t5, networks.needs.beside_t5(), lambda done: progress(done, len(texts)))
-    pooled = by(networks.clip, 0, lambda done: None)
-    sides = {pair: [{"context": context, "y": y} for context, y in zip(contexts[pair], pooled[pair], strict=True)] for pair in contexts}
-    return [TextCondition(*sides[pair]) for pair in texts]
+    named = {"context": by(networks.t5, networks.needs.beside_t5(), lambda done: progress(done, len(texts)))}
+    if CLIP in family_of_file(networks.files.dit).text.encoders:
+        named["y"] = by(networks.clip, 0, lambda done: None)
+    return [TextCondition(*({name: made[pair][side] for name, made in named.items()} for side in (0, 1))) for pair in texts]

@@ -24,6 +24,7 @@ from ..choices import COND_TYPES, CROP, DIRECTIONS, FITS, FORWARDS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
+from .process import Process
 from .schedule import Schedule
 
 # Latent frames given at the head and at the tail of a clip, for a causal VAE.
@@ -91,6 +92,36 @@ class Beside(Given):
 
     def finish(self, x: Tensor) -> Tensor:
         return put_back(x, self._condition.mask, self._condition.latents) if self.use.is_restored else x
+
+
+class FirstFrame(Given):
+    """A first picture that the network reads beside the noise, zeros in the other frames; nothing is put back at the end.
+
+    Args:
+        x: the latents of the run, which may be longer than what the condition was laid out for. dtype: not made use of; `cond` is fp32.
+    """
+
+    def __init__(self, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
+        self.use = condition.use
+        behind = x.shape[2] - condition.latents.shape[2]
+        self.cond = F.pad(condition.mask * condition.latents, (0, 0, 0, 0, 0, behind)).to(x.device, torch.float32)
+
+
+class MadeOver(Given):
+    """A whole clip that is made over: the run begins with it, under as much noise as there is at the first point of its schedule.
+
+    Args:
+        process: of the model. x: noise; where it is longer than the clip, the clip's first frame stands before it too.
+    """
+
+    def __init__(self, process: Process, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
+        clean = condition.latents.to(x)
+        lead = x.shape[2] - clean.shape[2]
+        clean = torch.cat((clean[:, :, :1].expand(-1, -1, lead, -1, -1), clean), dim=2)
+        self._start = process.noised(clean, x, schedule.points[0].item())
+
+    def before(self, x: Tensor, step: int) -> Tensor:
+        return x if step else self._start
 
 
 def put_back(x: Tensor, mask: Tensor, latents: Tensor) -> Tensor:
@@ -170,7 +201,8 @@ def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | Non
     mask = like.new_zeros(batch, 1, frames, height, width)
     latents = like.new_zeros(batch, channels, frames, height, width)
     given = sum(reference.shape[2] for reference in (head, tail) if reference is not None and reference.ndim == 5)
-    check_room(given, frames)
+    if not use.is_whole:
+        check_room(given, frames)
     for name, reference in (("first", head), ("last", tail)):
         if reference is None:
             continue

@@ -15,7 +15,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..errors import OpenSoraError
+from ..choices import AUTO, BY_INDEX, CONSTANT, CURVES
+from ..errors import OpenSoraError, check_choice
 
 WARMUP_STEPS = 10  # steps before oscillation begins, whatever the number of steps
 
@@ -31,10 +32,12 @@ class ReferenceUse:
             noisiest), whose passes read it. Later steps are text to video, so that the video may move away from what the
             first ones laid out; the network sees only what it was trained on, a whole reference or none. 1: every step, the
             reference exactly. Below 1 the given frames are not put back at the end; 0 is text to video, number for number.
+        is_whole: the reference is a whole clip, which is made over in the last 1 - strength of the steps.
     """
 
     is_clip: bool = False
     strength: float = 1.0
+    is_whole: bool = False
 
     def __post_init__(self):
         if not 0 <= self.strength <= 1:
@@ -95,6 +98,7 @@ class Guidance:
     """Settings of a whole run; the defaults are the released configuration's.
 
     every_pass: run all three at every step, also those of no weight, as the reference does; for comparison.
+    curve: how the text scale goes over the steps, see curved_scale; auto is constant, unless the model knows better.
     """
 
     text: float = 7.5
@@ -103,8 +107,10 @@ class Guidance:
     image_oscillation: bool = True
     temporal_ramp: bool = True
     every_pass: bool = False
+    curve: str = AUTO
 
     def __post_init__(self):
+        check_choice("guidance_curve", self.curve, CURVES)
         for name in ("text", "image"):
             value, default = getattr(self, name), getattr(type(self), name)
             if not math.isfinite(value):
@@ -112,15 +118,18 @@ class Guidance:
             if value < 0:
                 raise OpenSoraError(f"{name}_guidance={value} is negative; use 0 or more: 1 is neutral, the default is {default}.")
 
-    def at_step(self, step: int, num_steps: int, latent_frames: int, use: ReferenceUse | None) -> StepGuidance:
+    def at_step(self, step: int, num_steps: int, latent_frames: int, use: ReferenceUse | None, timestep: float = 0.0) -> StepGuidance:
         """Guidance of step 0..num_steps-1.
 
         Args:
             latent_frames: T of the latent; the length of the temporal ramp.
             use: how the run uses what it is given; None = nothing is given, and the image scale has no effect.
+            timestep: what the network is told, of which the released curve is a function.
         """
         has_image = use is not None and step < use.num_steps(num_steps)
         text = oscillate(self.text, step) if self.text_oscillation else self.text
+        if self.curve not in (AUTO, CONSTANT):
+            text = curved_scale(text, step if self.curve == BY_INDEX else num_steps - timestep, num_steps)
         image: float | Tensor = oscillate(self.image, step) if self.image_oscillation else self.image
         if not self.every_pass and (not has_image or image == 1.0):
             return StepGuidance(text, 1.0, ("cond",) if text == 1.0 else ("cond", "uncond"), has_image)
@@ -135,6 +144,18 @@ ONE_PASS = Guidance(text=1.0, image=1.0)  # of a network that needs no negative 
 def oscillate(scale: float, step: int) -> float:
     """`scale` during warm-up and on even steps, 1 on odd ones."""
     return scale if step < WARMUP_STEPS or step % 2 == 0 else 1.0
+
+
+def curved_scale(scale: float, place: float, num_steps: int) -> float:
+    """CogVideoX's dynamic guidance: 1 + scale * (1 - cos(pi * (place / N)**5)) / 2.
+
+    Args:
+        place: N minus the timestep of training, as the published code has it: irregular, since that runs to 999. With the number of the
+            step, which the formula means, it is a ramp from 1 to nearly 1 + scale.
+
+    Source: huggingface/diffusers@58eb52c0 pipelines/cogvideo/pipeline_cogvideox.py.
+    """
+    return 1 + scale * (1 - math.cos(math.pi * (place / num_steps) ** 5)) / 2
 
 
 def temporal_ramp(image_scale: float, step: int, num_steps: int, latent_frames: int) -> Tensor:

@@ -1,16 +1,18 @@
 """The one loop from noise to latents, and the guided prediction that the library gives it. The host's sampler node runs the same loop."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ..choices import AUTO
+from ..errors import OpenSoraError
 from .given import NOTHING, Beside, Given, ImageCondition
-from .guidance import Guidance
+from .guidance import Guidance, ReferenceUse
 from .process import Flow, Process
 from .schedule import Schedule, shifted_schedule
-from .solvers import SOLVERS, Solver
+from .solvers import SOLVERS, Solver, noise
 
 Side = dict[str, Tensor]
 
@@ -29,12 +31,12 @@ class Conditions:
 
     Attributes:
         text, condition: on any device; moved once to that of the latents.
-        numbers: what some networks read besides, such as fps, or guidance of a distilled one.
+        numbers: what some networks read besides, such as fps, or guidance of a distilled one; or a word of choices.py.
     """
 
     text: TextCondition
     condition: ImageCondition | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class SamplingRecipe:
         solvers: names in SOLVERS that it can be sampled with, its own first.
         given: (condition, noise, schedule, network's dtype) -> how given frames enter.
         inputs: (config, text of a side, given or NOTHING, numbers) -> what forward takes by name in one pass.
+        guidance: (guidance asked for, solver) -> the one of this model, without what it does not know.
+        noise: (shape of one video, seed, device, dtype) -> what its run begins with.
+        cut: (schedule, use of what is given) -> the part of it that is run.
+        makes_over: whether a clip that is given is made over as a whole, rather than gone on from.
+        as_diffusers: the same as that library computes it, where it differs.
     """
 
     process: Process = Flow(+1)
@@ -70,6 +77,27 @@ class SamplingRecipe:
     solvers: tuple[str, ...] = ("euler",)
     given: Callable[[ImageCondition, Tensor, Schedule, torch.dtype], Given] = Beside
     inputs: Callable[..., Side] = beside
+    guidance: Callable[[Guidance, str], Guidance] = lambda guidance, solver: guidance
+    noise: Callable[..., Tensor] = noise
+    cut: Callable[[Schedule, ReferenceUse], Schedule] = lambda schedule, use: schedule
+    makes_over: bool = False
+    as_diffusers: "SamplingRecipe | None" = None
+
+    def chosen(self, solver: str = AUTO, parity: bool = False) -> "SamplingRecipe":
+        """The recipe of a run: its first solver is the one that is used.
+
+        Args:
+            solver: a name, or auto. parity: as diffusers computes it.
+
+        Raises:
+            OpenSoraError: the model is not sampled with this solver.
+        """
+        recipe = self.as_diffusers if parity and self.as_diffusers else self
+        if solver == AUTO:
+            return recipe
+        if solver not in self.solvers:
+            raise OpenSoraError(f"solver={solver!r} is not one that this model is sampled with; use {' or '.join(self.solvers)}, or auto.")
+        return replace(recipe, solvers=(solver,))
 
 
 def run(
@@ -126,7 +154,7 @@ def sample(
 
     def predict(x: Tensor, step: int) -> Tensor:
         nonlocal done
-        now = guidance.at_step(step, schedule.num_steps, x.shape[2], given.use)
+        now = guidance.at_step(step, schedule.num_steps, x.shape[2], given.use, schedule.timesteps[step].item())
         timestep = schedule.timesteps[step].to(device).expand(x.shape[0])
         network_input = x.to(dtype)
         predictions = {name: network(network_input, timestep, **inputs[now.reads(name)]).to(x.dtype) for name in now.passes}

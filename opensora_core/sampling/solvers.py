@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import OpenSoraError
 from .process import Process
 from .schedule import Schedule
+from .v_prediction import ddim, dpm
 
 MAX_SEED = 2**64 - 1
 _PIECE = 2**22  # values of noise drawn at a time, a multiple of 16
@@ -46,5 +47,11 @@ def euler(process: Process, x: Tensor, step: int, prediction: Tensor, schedule: 
     return x + (there - here) * process.slope(x, prediction, here)
 
 
+def clip_noise(shape, seed: int, device="cpu", dtype=torch.float32) -> Tensor:
+    """`noise` of one clip [1, C, T, H, W] in the order of models that keep latents as [1, T, C, H, W]: the same numbers in other places."""
+    one, channels, frames, *size = shape
+    return noise((one, frames, channels, *size), seed, device, dtype).transpose(1, 2).contiguous()
+
+
 # name -> what makes the solver of one run, of the videos' seeds: a solver that adds noise or remembers earlier steps is new for each run.
-SOLVERS: dict[str, Callable[[Sequence[int]], Solver]] = {"euler": lambda seeds: euler}
+SOLVERS: dict[str, Callable[[Sequence[int]], Solver]] = {"euler": lambda seeds: euler, "ddim": lambda seeds: ddim, "dpm": dpm}

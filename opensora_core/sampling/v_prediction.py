@@ -1,4 +1,4 @@
-"""CogVideoX's diffusion: its process, its steps, the two solvers it was published with, and its dynamic guidance.
+"""CogVideoX's diffusion: its process, its steps and the two solvers it was published with.
 
 A point is an angle: x = cos(angle) * clean + sin(angle) * noise, from pi/2 (noise) to 0 (clean). The network predicts v = dx / dangle =
 cos(angle) * noise - sin(angle) * clean, so that x and v turn as one picture and its partner at a right angle. cos(angle)**2 is what
@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import OpenSoraError, check_choice
+from ..errors import OpenSoraError
 from .process import Point, Process
 from .schedule import Schedule
 
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012  # first and last, linear in their roots
-DYNAMIC = ("off", "released", "step")
 
 
 @dataclass(frozen=True)
@@ -143,25 +142,6 @@ def dpm(seeds: Sequence[int]) -> DPM:
 
     solver = DPM(first)
     return solver
-
-
-def dynamic_scale(scale: float, step: int, schedule: Schedule, dynamic: str = "off") -> float:
-    """The guidance scale of a step.
-
-    Args:
-        dynamic: "off": `scale`. "released": 1 + scale * (1 - cos(pi * ((N - t) / N)**5)) / 2 with t the timestep of training, as the
-            published code computes it: irregular, since t runs to 999. "step": with the number of the step in place of N - t, which
-            the formula means: a ramp from 1 to nearly 1 + scale.
-
-    Raises:
-        OpenSoraError: another word.
-    """
-    check_choice("dynamic guidance", dynamic, DYNAMIC)
-    if dynamic == "off":
-        return scale
-    count = schedule.num_steps
-    position = step if dynamic == "step" else count - schedule.timesteps[step].item()
-    return 1 + scale * (1 - math.cos(math.pi * (position / count) ** 5)) / 2
 
 
 def _ends(schedule: Schedule, step: int) -> tuple[float, float]:

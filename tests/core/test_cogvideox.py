@@ -17,6 +17,7 @@ from opensora_core.memory.count import AllocationCounter
 from opensora_core.networks.cogvideox import config as configs, layout, positions
 from opensora_core.networks.cogvideox.model import CogVideoX, example
 from opensora_core.sampling import v_prediction as sampling
+from opensora_core.sampling.guidance import Guidance
 from opensora_core.sampling.run import run
 from opensora_core.shapes import manifest_of
 from tests.golden.formula import fill, numbers, sample
@@ -276,11 +277,15 @@ def test_dpm_draws_on_from_the_seed():
 
 def test_dynamic_guidance_of_the_released_code_and_of_its_formula():
     schedule = sampling.v_schedule(50, 1.0)
-    scales = [sampling.dynamic_scale(6, step, schedule, "released") for step in range(50)]
-    assert scales[:10] == pytest.approx([2.2915, 2.5435, 6.9744, 6.4204, 2.7881, 4.2719, 1.0376, 4.1704, 1.6180, 6.9831], abs=1e-4)
-    by_step = [sampling.dynamic_scale(6, step, schedule, "step") for step in (20, 25, 34, 44, 49)]
-    assert by_step == pytest.approx([1.0016, 1.0144, 1.3076, 4.2610, 6.8644], abs=1e-4)
-    assert sampling.dynamic_scale(6, 30, schedule) == 6
+    scales = {
+        curve: [Guidance(6, 1, False, curve=curve).at_step(step, 50, 1, None, schedule.timesteps[step].item()).text for step in range(50)]
+        for curve in ("auto", "constant", "released", "by index")
+    }
+    assert scales["auto"] == scales["constant"] == [6] * 50
+    assert scales["released"][:10] == pytest.approx(
+        [2.2915, 2.5435, 6.9744, 6.4204, 2.7881, 4.2719, 1.0376, 4.1704, 1.6180, 6.9831], abs=1e-4
+    )
+    assert [scales["by index"][step] for step in (20, 25, 34, 44, 49)] == pytest.approx([1.0016, 1.0144, 1.3076, 4.2610, 6.8644], abs=1e-4)
 
 
 def test_a_video_made_over_keeps_the_last_steps():
@@ -341,7 +346,8 @@ def test_a_whole_run(vae, golden, relative_error, name):
     schedule = sampling.v_schedule(said["steps"], said["shift"], parity=True)
 
     def predict(x, step):
-        scale = sampling.dynamic_scale(6.0, step, schedule, "released" if said["dynamic"] else "off")
+        guidance = Guidance(6.0, 1.0, False, curve="released" if said["dynamic"] else "constant")
+        scale = guidance.at_step(step, said["steps"], frames, None, schedule.timesteps[step].item()).text
         v, u = (model(x, schedule.timesteps[step].expand(1), context, cond) for context in (prompt, negative))
         return u + scale * (v - u)
 

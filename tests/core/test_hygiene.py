@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "networks": {"errors", "geometry", "geometry_1x", "ops", "shapes"},
     "codecs": {"errors", "geometry", "geometry_1x", "ops", "shapes"},
     "sampling": {"errors", "geometry"},
-    "family": {"geometry", "sampling", "shapes", "text"},
+    "family": {"errors", "geometry", "sampling", "shapes", "text"},
     "families": {"codecs", "errors", "family", "geometry", "networks", "sampling", "shapes", "text"},
     "checkpoint": {"readers", "names", "errors", "families", "family", "ops", "shapes"},
     "encoders": {"readers", "checkpoint", "families", "errors", "shapes", "text"},

@@ -8,6 +8,7 @@ positions' that takes computed ones; here the first of the learned ones are take
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -109,19 +110,19 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, head_dim: int, seams: Seams):
         super().__init__()
-        self.head_dim, self.attend = head_dim, seams.attention
+        self.head_dim = head_dim
         self.to_q, self.to_k, self.to_v = (seams.linear(dim, dim) for _ in range(3))
         self.norm_q, self.norm_k = (seams.norm(head_dim, HEAD_EPS) for _ in range(2))
         self.to_out = nn.ModuleList([seams.linear(dim, dim)])
 
-    def forward(self, x: Tensor, pe: Tensor | None, num_txt: int, options: dict) -> Tensor:
+    def forward(self, x: Tensor, pe: Tensor | None, num_txt: int, attend: Callable[..., Tensor]) -> Tensor:
         # One after another: a projection is let go once it is normalised.
         q, k = (norm(layer(x).unflatten(-1, (-1, self.head_dim))) for norm, layer in ((self.norm_q, self.to_q), (self.norm_k, self.to_k)))
         if pe is not None:
             rotate(q[:, num_txt:], pe)
             rotate(k[:, num_txt:], pe)
         v = self.to_v(x).unflatten(-1, (-1, self.head_dim))
-        return self.to_out[0](self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), options))
+        return self.to_out[0](attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)))
 
 
 class FeedForward(nn.Module):
@@ -139,7 +140,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: CogVideoXConfig, seams: Seams):
         super().__init__()
-        dim = config.hidden_size
+        dim, self.attention = config.hidden_size, seams.attention
         self.norm1 = AdaptiveNorm(dim, config.time_embed_dim, 6, seams)
         self.attn1 = Attention(dim, config.head_dim, seams)
         self.norm2 = AdaptiveNorm(dim, config.time_embed_dim, 6, seams)
@@ -147,7 +148,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor | None, num_txt: int, transformer_options: dict) -> Tensor:
         """x: [B, L, D], text tokens first; vec: [B, time_embed_dim]; pe: rotary_table's, or None."""
-        for norm, layer in ((self.norm1, lambda h: self.attn1(h, pe, num_txt, transformer_options)), (self.norm2, self.ff)):
+
+        def attend(*qkv: Tensor) -> Tensor:
+            return self.attention(*qkv, transformer_options)
+
+        for norm, layer in ((self.norm1, lambda h: self.attn1(h, pe, num_txt, attend)), (self.norm2, self.ff)):
             shift, scale, gate, txt_shift, txt_scale, txt_gate = norm.numbers(vec)
             h = modulate(norm.norm(x), num_txt, (txt_shift, txt_scale), (shift, scale))
             x = gated(x, layer(h), num_txt, txt_gate, gate)
