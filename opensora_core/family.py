@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from .sampling.guidance import ReferenceUse
     from .sampling.run import SamplingRecipe
 
 
@@ -154,7 +155,7 @@ class Family(Part):
     suits: Callable[[int, int, int], str] = lambda height, width, num_frames: ""
     lora_key: Callable[[str], str] = lambda key: key
 
-    def check_given(self, given: Iterable[str]) -> None:
+    def check_given(self, given: Iterable[str], use: "ReferenceUse") -> None:
         """Raise an OpenSoraError unless the model can make use of all that is given, by name, and lacks nothing."""
         given, alone = tuple(given), "a prompt alone" if not self.takes else f"a prompt and {' or '.join(self.takes)}"
         for name in given:
@@ -163,6 +164,12 @@ class Family(Part):
         for name in self.needs:
             if name not in given:
                 raise OpenSoraError(f"This model is {self.title}, which makes videos of a picture; give it one ({name}).")
+            if use.strength < 1:
+                raise OpenSoraError(f"This model is {self.title}, which sees its picture at every step; leave the strength at 1.")
+        if given and use.is_whole and use.strength == 1:
+            raise OpenSoraError(
+                f"This model is {self.title}, which makes a clip over; use a strength below 1, such as the published 0.2 (1 is the clip as it is)."
+            )
 
     def check_longer(self) -> None:
         """Raise an OpenSoraError unless videos of this model can be gone on from."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .choices import AUTO, BUDGET, EVERYTHING, FORWARDS, MINIMAL, OFFLOADS
 from .errors import OpenSoraError, check_choice
-from .geometry import CAUSAL
 from .media.pictures import LATENT_RANK, read_references
 from .memory.component import Placement, resolve_device, resolve_precision
 from .memory.decode import VideoVAE
@@ -31,13 +30,14 @@ from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
-from .run.segments import continuation, segment_prompts
+from .run.segments import Continuation, continuation, from_picture, segment_prompts
 from .run.text import encode
 from .sampling.given import CONTEXTS
+from .sampling.guidance import Guidance
 
 
 class OpenSoraPipeline:
-    """Open-Sora 2.0 from its files. Networks are read when they are first needed; pipelines over the same files share them.
+    """Open-Sora, or CogVideoX, from its files. Networks are read when they are first needed; pipelines over the same files share them.
 
     Args:
         files: where the parts are.
@@ -71,7 +71,7 @@ class OpenSoraPipeline:
         precision: str = AUTO,
         tokenizers: str | Path | None = None,
     ) -> "OpenSoraPipeline":
-        """A pipeline over a folder in the layout of hpcai-tech/Open-Sora-v2, or over "small", the built-in model.
+        """A pipeline over a folder as the model is published (hpcai-tech/Open-Sora-v2, or in diffusers' layout), or over "small", the built-in one.
 
         Nothing is downloaded. tokenizers: a folder to look for both in, if not beside the encoders.
         """
@@ -84,12 +84,12 @@ class OpenSoraPipeline:
         dit: str | Path,
         vae: str | Path,
         t5: str | Path,
-        clip: str | Path,
+        clip: str | Path | None = None,
         tokenizers: str | Path | None = None,
         torch_dtype: torch.dtype | None = None,
         precision: str = AUTO,
     ) -> "OpenSoraPipeline":
-        """A pipeline over single files (or hub folders, for the text encoders)."""
+        """A pipeline over single files (or hub folders, for the text encoders). clip: for models that read CLIP beside T5."""
         parts = {"dit": dit, "vae": vae, "t5": t5, "clip": clip, "tokenizers": tokenizers}
         files = ModelFiles(**{name: None if path is None else Path(path).expanduser() for name, path in parts.items()})
         return cls(files, torch_dtype, precision)
@@ -123,7 +123,7 @@ class OpenSoraPipeline:
     @property
     def latent_scale(self) -> float:
         """What latents are multiplied by between the VAE and the transformer, from the VAE's header."""
-        return sizes_of_files(vae=self.files.vae).vae.latents.scale
+        return sizes_of_files(self.files.dit, self.files.vae).vae.latents.scale
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip of so many frames. Raises an OpenSoraError for counts that no clip has."""
@@ -285,9 +285,9 @@ class OpenSoraPipeline:
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        image_guidance_scale: float = 3.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         image=None,
         last_image=None,
         video=None,
@@ -295,6 +295,7 @@ class OpenSoraPipeline:
         context: int = CONTEXTS[0],
         image_strength: float = 1.0,
         seed: int | None = None,
+        generator: torch.Generator | None = None,
         num_videos_per_prompt: int = 1,
         callback: StepCallback | None = None,
         progress: StageProgress | None = None,
@@ -307,13 +308,13 @@ class OpenSoraPipeline:
 
         Args:
             prompt: a text, or what encode_prompt gave (negative_prompt is then not read).
-            height, width: pixels, multiples of 16; see geometry.Grid.named_size. None: 192 and 336, the built-in model 64.
-            num_frames: 4k+1. None: 129, the built-in model 17. The high-compression variant: sides multiples of 32, 4k frames (128).
-            guidance_scale, image_guidance_scale: 1 is neutral.
+            height, width: pixels, multiples of 16; see geometry.Grid.named_size. None: 192 and 336, the built-in model 64; else the model's own.
+            num_frames: 4k+1; None: 129, the built-in model 17. High compression: sides multiples of 32, 4k (128). CogVideoX: 8k+1, 1.5 16k+1.
+            num_inference_steps, guidance_scale, image_guidance_scale: None: the model's own, 50, 7.5 and 3; scales of 1 are neutral.
             image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
-            video, direction, context: a clip to go on from, where, and by how many of its frames; see media/pictures.py.
+            video, direction, context: a clip to go on from, where, and by how many frames (media/pictures.py); CogVideoX makes it over instead.
             image_strength: 0..1, how closely the video holds to what is given; see sampling/guidance.py, ReferenceUse.
-            seed: 0..2**64-1; None draws one. Video k of the batch is what seed + k gives alone. noise: [B, C, T, H, W], in place of theirs.
+            seed: 0..2**64-1; None draws one, or a generator's. Video k is what seed + k gives alone. noise: [B, C, T, H, W], in place of theirs.
             callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents). progress: (stage, done, total).
             options: what is seldom changed, see SamplingOptions.
             check_only: refuse what cannot be met, and make nothing but the seeds. latents_only: no frames, for `extend` or `decode` to make.
@@ -321,18 +322,17 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
-        options, asked = options or SamplingOptions(), {"height": height, "width": width, "num_frames": num_frames}
-        size = {name: usual if asked[name] is None else asked[name] for name, usual in zip(asked, self.files.usual_clip, strict=True)}
-        strength = finite("image_strength", image_strength)
-        given = read_references(image, last_image, video, direction=direction, context=context, strength=strength)
+        options, usual = options or SamplingOptions(), self.files.usual
+        asked = {"height": height, "width": width, "num_frames": num_frames, "num_steps": num_inference_steps}
+        size = {name: getattr(usual, name) if value is None else value for name, value in asked.items()}
+        how = {"direction": direction, "context": context, "strength": finite("image_strength", image_strength)}
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
             **size,
-            num_steps=num_inference_steps,
-            guidance=options.guidance(guidance_scale, image_guidance_scale),
-            references=given,
-            seed=random_seed() if seed is None else seed,
+            guidance=self._guidance(options, guidance_scale, image_guidance_scale),
+            references=read_references(image, last_image, video, **how, whole=self._whole(size["num_frames"])),
+            seed=_seed(seed, generator),
             num_videos=num_videos_per_prompt,
             options=options,
             grid=self.files.grid,
@@ -353,9 +353,9 @@ class OpenSoraPipeline:
         negative_prompt: str = "",
         num_frames: int | None = None,
         context_frames: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        image_guidance_scale: float = 3.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         seed: int | None = None,
         on_segment: SegmentCallback | None = None,
         callback: StepCallback | None = None,
@@ -380,24 +380,26 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
+        self.files.family.check_longer()
+        grid, usual, options = self.files.grid, self.files.usual, options or SamplingOptions()
         video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)
         latents = checked_latents(video.latents)
         batch, _, length, height, width = latents.shape
-        plan = continuation(length, num_frames, context_frames)
+        plan = self.continuation(length, num_frames, context_frames)
         texts = segment_prompts(video.prompt if prompts is None else prompts, segments)
-        options = options or SamplingOptions()
         request = GenerationRequest(
             prompt=texts[0],
             negative_prompt=negative_prompt,
-            height=height * CAUSAL.space,
-            width=width * CAUSAL.space,
-            num_frames=CAUSAL.pixel_frames(plan.segment),
-            num_steps=num_inference_steps,
-            guidance=options.guidance(guidance_scale, image_guidance_scale),
-            references=going_on(latents, plan),
+            height=height * grid.space,
+            width=width * grid.space,
+            num_frames=grid.pixel_frames(plan.segment),
+            num_steps=usual.num_steps if num_inference_steps is None else num_inference_steps,
+            guidance=self._guidance(options, guidance_scale, image_guidance_scale),
+            references=going_on(latents, plan, self.files.family.longer == "picture"),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),
             num_videos=batch,
             options=options,
+            grid=grid,
         )
         self._check(request)
         if check_only:
@@ -431,6 +433,12 @@ class OpenSoraPipeline:
         frames, rows, columns = latents.shape[2:]
         return vae.grid.pixel_frames(frames), vae.grid.space * rows, vae.grid.space * columns
 
+    def continuation(self, video_length: int, num_frames: int | None = None, context_frames: int | None = None) -> Continuation:
+        """How a video of so many latent frames goes on; see run/segments.py. Raises an OpenSoraError for what cannot be."""
+        if self.files.family.longer == "picture":
+            return from_picture(video_length, num_frames, context_frames, self.files.grid)
+        return continuation(video_length, num_frames, context_frames)
+
     def check_files(self) -> None:
         """Compare the parts by their headers and find the tokenizers, once; every call does so first.
 
@@ -439,9 +447,21 @@ class OpenSoraPipeline:
         """
         self._networks.check_files()
 
+    def _whole(self, num_frames: int) -> int:
+        """Frames of a clip that this model makes over; 0 for one that goes on from clips."""
+        return num_frames if self.files.family.sampling.makes_over else 0
+
+    def _guidance(self, options: SamplingOptions, text: float | None, image: float | None) -> Guidance:
+        scales = (*self.files.usual.scales, 1.0)
+        return options.guidance(scales[0] if text is None else text, scales[1] if image is None else image)
+
     def _check(self, request: GenerationRequest) -> None:
         """What the files decide of a request."""
         self.check_files()
+        family, references = self.files.family, request.references
+        family.check_given(references.given, references.use)
+        self.files.clip_note(request.height, request.width, request.num_frames)
+        family.sampling.chosen(request.options.solver)
         request.references.check(request.num_videos, request.latent_extent, self.files.grid)
         has_latents = any(given.ndim == LATENT_RANK for given in request.references.given.values())
         if has_latents or request.noise is not None:
@@ -449,3 +469,12 @@ class OpenSoraPipeline:
             request.check_noise(channels)
             if has_latents:
                 request.references.check_channels(channels)
+
+
+def _seed(seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed that is given, by itself or in a generator; else one that is drawn."""
+    if None not in (seed, generator):
+        raise OpenSoraError("A seed and a generator are both given; leave one of them out.")
+    if generator is not None:
+        return generator.initial_seed()
+    return random_seed() if seed is None else seed

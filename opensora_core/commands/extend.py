@@ -13,7 +13,7 @@ from ..names import claim_unused
 from ..pipeline import OpenSoraPipeline
 from ..run.request import EncodedPrompt, SamplingOptions
 from ..run.result import GenerationResult
-from ..run.segments import continuation, segment_prompts
+from ..run.segments import segment_prompts
 from .options import GenerateOptions, SizeOptions, flag
 from .progress import Screen
 
@@ -74,6 +74,7 @@ class Longer:
 
     def __init__(self, options: GenerateOptions, arguments: dict[str, Any], pipe: OpenSoraPipeline, screen: Screen):
         pipe.files.grid.check_goes_on()
+        pipe.files.family.check_longer()
         self._pipe, self._screen = pipe, screen
         self._latents = None if options.extend_from is None else _read(options) * pipe.latent_scale
         self._prompts = segment_prompts(options.extend_prompt or options.prompt, options.extend)
@@ -82,7 +83,7 @@ class Longer:
             for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options")
         } | {"num_frames": options.extend_frames, "context_frames": options.extend_context, "segments": options.extend}
         length = pipe.latent_frames(arguments["num_frames"]) if self._latents is None else self._latents.shape[2]
-        continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made
+        pipe.continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made
         if self._latents is not None:
             pipe.extend(self._latents, self._prompts, check_only=True, **self._arguments)
 
@@ -111,7 +112,7 @@ class Longer:
 
 def _read(options: GenerateOptions) -> Tensor:
     # What a file of latents decides, so that it cannot be asked for beside one.
-    names = [*(field.name for field in fields(SizeOptions) if field.default is None), "cond_type", "ref", "ref_end"]
+    names = [*(field.name for field in fields(SizeOptions) if field.default is None and field.name != "fps"), "cond_type", "ref", "ref_end"]
     given = [name for name in names if getattr(options, name) is not None]
     if given:
         raise OpenSoraError(f"{flag(given[0])} is of a first clip; with --extend-from the file is what is gone on from.")

@@ -12,6 +12,7 @@ from ..sampling.given import CONTEXTS
 from .options import ASPECT_OF_REFERENCE, RunOptions, SizeOptions
 from .output import say
 
+_OF_SAMPLING = ("fps", "motion_score", "fit", "solver", "guidance_curve", "condition_scale", "unconditional", "parity")
 PATHS = ("image", "last_image", "video")  # of a call's arguments, those that are paths of files
 
 
@@ -31,7 +32,7 @@ def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
         "guidance_scale": options.guidance,
         "image_guidance_scale": options.guidance_img,
         **_references(options),
-        "options": SamplingOptions(fps=options.fps, motion_score=options.motion_score, fit=options.fit),
+        "options": SamplingOptions(**{name: getattr(options, name) for name in _OF_SAMPLING}),
     }
 
 
@@ -55,7 +56,7 @@ def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) ->
     if sides != (None, None):
         height, width = sides
     elif named != (None, None):
-        height, width = grid.named_size(options.resolution or "256px", _aspect_ratio(options) or "16:9")
+        height, width = grid.named_size(options.resolution or grid.size_names[0], _aspect_ratio(options) or grid.ratios[0])
     return height, width, num_frames if options.num_frames is None else clip_length(options.num_frames, options.fps, grid)
 
 

@@ -15,7 +15,7 @@ from .extend import Longer
 from .frames import call_arguments
 from .jobs import Job, Jobs
 from .ledger import Ledger
-from .model import pipeline
+from .model import pipeline, with_usual
 from .options import DONE, SOME_FAILED, ExtendOptions, GenerateOptions, changed
 from .output import check_writable, say
 from .pictures import check_given, flux_files, picture_job
@@ -101,6 +101,7 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
         raise OpenSoraError(f"--num-samples {count} makes nothing; use at least 1.")
     check_given(options)
     pipe = pipeline(options)
+    options = with_usual(options, pipe.files.usual)
     arguments = call_arguments(options, pipe.files)
     seed = random_seed() if options.seed is None else options.seed
     if not 0 <= seed <= MAX_SEED - count + 1:

@@ -13,7 +13,9 @@ from ..memory.footprint import ModelSizes, sizes_of_files
 from ..memory.plan import GIB
 from ..memory.preflight import memory_of, preflight
 from ..run.files import SMALL, SMALL_CLIP, ModelFiles, clip_of
+from ..sampling.guidance import Guidance
 from .frames import video_size
+from .model import with_usual
 from .options import DONE, REFUSED, InspectOptions, PlanOptions, changed, flag
 
 
@@ -45,13 +47,16 @@ def _plan(options: InspectOptions) -> int:
     if options.check:
         raise OpenSoraError("--check and --plan are two questions; ask one at a time.")
     model = _sizes(options.path)
-    usual = SMALL_CLIP if options.path == "small" else clip_of(family_of(model.transformer))
+    family = family_of(model.transformer)
+    options = with_usual(options, family.usual)
+    usual = SMALL_CLIP if options.path == "small" else clip_of(family)
     height, width, num_frames = video_size(options, usual, model.transformer.grid)
     budget = {} if options.budget_gib is None else {"budget_gib": options.budget_gib}
     settings = Settings(options.precision, options.offload, decode_policy=options.decode_policy, **budget)
-    request = Request(
-        height, width, num_frames, options.num_steps, grid=model.transformer.grid, has_given=options.cond_type != "t2v", settings=settings
-    )
+    how = family.sampling.guidance(Guidance(*family.usual.scales), family.sampling.solvers[0])
+    has_given = options.cond_type != "t2v" or bool(family.needs)
+    about = {"grid": model.transformer.grid, "has_given": has_given, "settings": settings, "guidance": how}
+    request = Request(height, width, num_frames, options.num_steps, **about)
     found = preflight(request, model, _memory(options))
     sys.stdout.write(found.report() + "\n")
     return DONE if found.recommended is not None else REFUSED

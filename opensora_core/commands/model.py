@@ -1,11 +1,23 @@
 """The pipeline that the command line's model and machine options ask for."""
 
+from dataclasses import replace
+from typing import TypeVar
+
 from ..choices import BUDGET, DEFAULT_BUDGET_GIB, SLICED, torch_dtype
 from ..errors import OpenSoraError
+from ..family import Clip
 from ..memory.component import resolve_device
 from ..pipeline import OpenSoraPipeline
 from .options import PARTS, EvaluateOptions, RunOptions
 from .output import say
+
+T = TypeVar("T")
+
+
+def with_usual(options: T, usual: Clip) -> T:
+    """The same with a model's own numbers where a person said none."""
+    own = {"fps": int(usual.fps), "num_steps": usual.num_steps, "guidance": usual.scales[0], "guidance_img": (*usual.scales, 1.0)[1]}
+    return replace(options, **{name: value for name, value in own.items() if getattr(options, name, value) is None})
 
 
 def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
@@ -16,14 +28,16 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     """
     device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
     parts = {part: getattr(options, part) for part in PARTS}
-    missing = [f"--{part}" for part, path in parts.items() if path is None]
+    missing = [f"--{part}" for part, path in parts.items() if path is None and part != "clip"]
     how = {"torch_dtype": dtype, "precision": options.precision, "tokenizers": options.tokenizers}
-    if len(missing) == len(PARTS):
+    if all(path is None for path in parts.values()):
         made = OpenSoraPipeline.from_pretrained("small" if options.model is None else options.model, **how)
     elif options.model is not None:
         raise OpenSoraError("Give either --model or the four parts --dit, --vae, --t5 and --clip, not both.")
     elif missing:
-        raise OpenSoraError(f"A model of single files needs all four parts; {' and '.join(missing)} not given.")
+        raise OpenSoraError(
+            f"A model of single files needs all four parts (three where CLIP is not read); {' and '.join(missing)} not given."
+        )
     else:
         made = OpenSoraPipeline.from_files(**parts, **how)
     if options.lora is None and options.lora_strength != 1:

@@ -10,7 +10,22 @@ from inspect import get_annotations
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
-from ..choices import ATTENTIONS, AUTO, COND_TYPES, DTYPES, FILE_FORMATS, FITS, OFFLOADS, POLICIES, PRECISIONS
+from ..choices import (
+    ATTENTIONS,
+    AUTO,
+    COND_TYPES,
+    CONDITION_SCALES,
+    CURVES,
+    DIFFUSERS,
+    DTYPES,
+    FILE_FORMATS,
+    FITS,
+    OFFLOADS,
+    POLICIES,
+    PRECISIONS,
+    SOLVERS,
+    UNCONDITIONALS,
+)
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
@@ -119,7 +134,7 @@ class ModelOptions:
     dit: str | None = option(None, "PATH", "the transformer's file")
     vae: str | None = option(None, "PATH", "the VAE's file")
     t5: str | None = option(None, "PATH", "T5's file or folder")
-    clip: str | None = option(None, "PATH", "CLIP's file or folder")
+    clip: str | None = option(None, "PATH", "CLIP's file or folder, where the model reads it")
     tokenizers: str | None = option(None, "DIR", "where both tokenizers are (default: beside the encoders, else a ComfyUI's)")
     lora: str | None = option(None, "PATH", "a LoRA file or PEFT folder for the transformer")
     lora_strength: float = option(1.0, "X", "factor on the LoRA's change")
@@ -143,7 +158,9 @@ class SizeOptions:
     num_frames: str | None = option(
         None, "N|Ns", "length: frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)"
     )
-    fps: int = option(24, "N", "frames per second of the file, also said in the prompt")
+    fps: int | None = option(
+        None, "N", "frames per second of the file, also said in the prompt where the model reads it (default 24, or the model's own)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +168,15 @@ class SamplerOptions:
     """How a video is sampled."""
 
     GROUP: ClassVar = ("sampling",)
-    num_steps: int = option(50, "N", _STEPS)
-    guidance: float = option(7.5, "X", "how strongly the video follows the prompt; 1 is neutral")
-    guidance_img: float = option(3.0, "X", "how strongly the video follows the pictures or the clip it is given; 1 is neutral")
+    num_steps: int | None = option(None, "N", f"{_STEPS} (default 50, or the model's own)")
+    guidance: float | None = option(
+        None, "X", "how strongly the video follows the prompt; 1 is neutral (default 7.5, or the model's own, 6 for CogVideoX)"
+    )
+    guidance_img: float | None = option(
+        None,
+        "X",
+        "how strongly the video follows the pictures or the clip it is given; 1 is neutral (default 3; CogVideoX reads none)",
+    )
     seed: int | None = option(
         None, "N", "what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)"
     )
@@ -215,6 +238,26 @@ class VideoOptions(SizeOptions):
         "X",
         "how closely the video holds to --ref and --ref-end, 0 to 1: the share of the steps, from the first, that see them (default 1, exactly)",
     )
+    solver: str = option(
+        AUTO,
+        SOLVERS,
+        "how steps are taken: euler for Open-Sora; dpm or ddim for CogVideoX (default auto: what the model was released with)",
+    )
+    guidance_curve: str = option(
+        AUTO,
+        CURVES,
+        "how --guidance goes over the steps of CogVideoX: the same at all; as the released code computes it; or the ramp that its formula means "
+        "(default auto: released with dpm, else constant)",
+    )
+    condition_scale: str = option(
+        AUTO,
+        CONDITION_SCALES,
+        "what CogVideoX's picture is multiplied by: 1.0 as the authors' code has it for 1.5, or as diffusers does (default auto: the model's own)",
+    )
+    unconditional: str = option(
+        AUTO, UNCONDITIONALS, "what the pass without the prompt reads: --negative-prompt, encoded, or nothing (default auto: encoded)"
+    )
+    parity: str = option("", ("", DIFFUSERS), "compute schedules and scales as diffusers does where it differs (default: not)")
     fit: str = option(
         FITS[0],
         FITS,
@@ -333,7 +376,7 @@ class PlanOptions(MemoryOptions, SizeOptions):
     """The video that `inspect --plan` is about, and the machine."""
 
     GROUP: ClassVar = ("plan", "what a video needs; all that follows goes with --plan")
-    num_steps: int = option(50, "N", _STEPS)
+    num_steps: int | None = option(None, "N", f"{_STEPS} (default 50, or the model's own)")
     cond_type: str = option(COND_TYPES[0], COND_TYPES, "what is given besides the prompt, as of generate")
     gpu_gib: float | None = option(None, "N", "plan for a CUDA card with this much free instead of this machine's")
     ram_gib: float | None = option(None, "N", "plan for this much free main memory instead of this machine's")

@@ -20,7 +20,7 @@ from ..text.prompt import file_name_part
 from .frames import PATHS, call_arguments, clip_length
 from .jobs import Job, Jobs
 from .ledger import Ledger, described, keys
-from .model import pipeline
+from .model import pipeline, with_usual
 from .options import CSV_COLUMNS, DONE, SOME_FAILED, GenerateOptions
 from .output import check_writable, say
 from .pictures import PictureJob, check_given, flux_files, picture_job
@@ -67,6 +67,7 @@ def run(options: GenerateOptions) -> int:
         raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
     rows = read_rows(options.csv)
     pipe = pipeline(options)
+    options = with_usual(options, pipe.files.usual)
     pipe.check_files()
     if options.num_frames is not None:  # seconds are counted in frames, and said, once and not for each row
         options = replace(options, num_frames=str(clip_length(options.num_frames, options.fps, pipe.files.grid)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..commands.model import pipeline
+from ..commands.model import pipeline, with_usual
 from ..commands.options import DONE, EVALUATION_PARTS, PARTS, EvaluateOptions
 from ..commands.output import check_writable, report_path, say, write_report
 from ..commands.progress import each
@@ -93,6 +93,7 @@ def run(options: EvaluateOptions) -> int:
     out = None if options.out is None else report_path("--out", options.out)
     variants = [("", options)] + ([(_words(options.against), second_run(options))] if options.against else [])
     pipes = [pipeline(variant) for _, variant in variants]
+    variants = [(words, with_usual(variant, pipe.files.usual)) for (words, variant), pipe in zip(variants, pipes, strict=True)]
     jobs = asked.jobs()
     for pipe, (_, variant) in zip(pipes, variants, strict=True):
         if jobs:

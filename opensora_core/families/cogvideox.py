@@ -89,8 +89,6 @@ def _recipe(takes_picture: bool, solvers: tuple[str, ...]) -> SamplingRecipe:
 
 
 def _cut(schedule: Schedule, use: ReferenceUse) -> Schedule:
-    if use.strength == 1:
-        raise OpenSoraError("A clip that is made over is held to in part; use a strength below 1, such as the published 0.2.")
     return last_steps(schedule, round(1 - use.strength, 6))
 
 

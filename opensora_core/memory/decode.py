@@ -158,7 +158,10 @@ class Ladder:
             if policy == EXACT:
                 return Attempt(tiling)
         frames, doubt = self.config.grid.pixel_frames(self.latent_shape[-3]), ""
-        chosen, reason = self._shorter(tiling), f"a tile of the whole clip ({frames} frames) needs {self._gib(tiling)} GiB"
+        chosen = self._shorter(tiling)
+        if policy == LOW_MEMORY and not tiling.tile_size and self._largest_tile < Tiling.tile_size:
+            chosen = replace(chosen, tile_size=self._largest_tile)
+        reason = f"a tile of the whole clip ({frames} frames) needs {self._gib(tiling)} GiB"
         if policy == AUTO:
             chosen = self._first_that_fits(chosen, free)
             reason = f"tiles as asked for need {self._gib(tiling)} GiB for {frames} frames and {free / GIB:.2f} GiB are free"
@@ -168,6 +171,11 @@ class Ladder:
         changes = [f"temporal tiles of {chosen.temporal_tile} frames"] if chosen.temporal_tile != tiling.temporal_tile else []
         changes += [f"spatial tiles of {chosen.tile_size} pixels"] if chosen.tile_size != tiling.tile_size else []
         return Attempt(chosen, f"Decoding in {' and '.join(changes)} ({self._gib(chosen)} GiB{doubt}): {reason}. {_NOT_EXACT}")
+
+    @property
+    def _largest_tile(self) -> int:
+        """Pixels of a side, where there was no tile; a codec that is used without takes the usual size for none."""
+        return Tiling.tile_size - (0 if self.config.cut(Tiling()).tile_size else TILE_SIZE_MULTIPLE)
 
     def _parked(self, tiling: Tiling) -> Tiling | None:
         """The same tiles with activations in main memory; None if there is no room, or if they are there already."""
@@ -195,7 +203,7 @@ class Ladder:
         if self.need(tiling) <= free:
             return tiling
         multiple = max(TILE_SIZE_MULTIPLE, self.config.grid.space)
-        largest = tiling.tile_size - multiple if tiling.tile_size else Tiling().tile_size
+        largest = tiling.tile_size - multiple if tiling.tile_size else self._largest_tile
         for size in range(largest, MIN_TILE_SIZE - 1, -multiple):
             tiling = replace(tiling, tile_size=size)
             if self.need(tiling) <= free:
@@ -267,7 +275,7 @@ class VideoVAE:
     """
 
     def __init__(self, component: Component, placement: Placement):
-        self.tiling = Tiling()
+        self.tiling, self._is_tiling = Tiling(), False
         self._policy = AUTO
         self._component = component
         self._placement = placement
@@ -293,7 +301,16 @@ class VideoVAE:
             OpenSoraError: a size or an overlap that tiles cannot have.
         """
         frames = self.tiling.temporal_tile if temporal_tile is None else temporal_tile
-        self.tiling = check_tiling(Tiling(tile_size, tile_overlap, frames))
+        self.tiling, self._is_tiling = check_tiling(Tiling(tile_size, tile_overlap, frames)), True
+
+    def enable_slicing(self) -> None:
+        """Nothing to do: the videos of a batch are decoded one after another as it is."""
+
+    def _asked(self, config: CodecConfig) -> Tiling:
+        """The tiles of a decode. A codec that works on whole pictures where nobody asks for tiles, does in the next smaller ones."""
+        if self._is_tiling and self.tiling.tile_size and not config.cut(self.tiling).tile_size:
+            return replace(self.tiling, tile_size=self.tiling.tile_size - TILE_SIZE_MULTIPLE)
+        return self.tiling
 
     def encode(
         self, images: Tensor, generators: Sequence[torch.Generator | Tensor | None] = (None,), progress: Progress | None = None
@@ -347,7 +364,7 @@ class VideoVAE:
             config = vae.config
             free, ram = partial(_free_for_tiles, latent_shape, config, placement), partial(_ram_for_parking, placement)
             ladder = Ladder(config, latent_shape, placement.dtype.itemsize, free, ram)
-            walk = Walk(ladder.attempts(self.policy, self.tiling), say)
+            walk = Walk(ladder.attempts(self.policy, self._asked(config)), say)
 
             def decode(latents: Tensor, progress: Progress | None, tiling: Tiling) -> Tensor:
                 latents = config.latents.to_codec(latents.to(placement.device).float()).to(placement.dtype)

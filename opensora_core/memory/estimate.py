@@ -215,7 +215,7 @@ class Stages:
         items = (
             Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"),
             self._staying(),
-            Item("encoding two prompts", encoding, f"CLIP, {at_least(self.clip_bytes)} GiB, follows T5"),
+            Item("encoding two prompts", encoding, f"CLIP, {at_least(self.clip_bytes)} GiB, follows T5" if self.clip_bytes else ""),
             *self._libraries(),
         )
         return Stage("text", items)

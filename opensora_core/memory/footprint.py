@@ -23,7 +23,7 @@ from ..encoders.clip import CLIPSizes, clip_network, open_clip
 from ..encoders.t5 import T5Sizes, keep_layers_in, open_t5, quantised_layers, t5_network
 from ..encoders.tokens import find_tokenizer, text_length
 from ..errors import CheckpointError
-from ..families.table import DEFAULT, codec_of, family_of, usual_codec
+from ..families.table import DEFAULT, codec_for, codec_of, family_of, usual_codec
 from ..family import QUANTISED_GROUPS, Network, NetworkSizes
 from ..geometry import Tiling
 from ..sampling.given import image_condition
@@ -32,7 +32,7 @@ from ..sampling.run import Conditions, TextCondition, sample
 from ..sampling.schedule import flow_schedule
 from ..shapes import manifest_of
 from ..text.prompt import T5_LENGTH
-from ..text.recipe import T5
+from ..text.recipe import CLIP, T5
 from .count import AllocationCounter
 from .decode import codec_on_meta, counted_peak
 from .plan import UnitBytes
@@ -89,10 +89,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class TextSizes:
-    """Sizes of both text encoders, as the tensors say them, and tokens of a text that T5 reads; the defaults are the released ones."""
+    """Sizes of both text encoders as the tensors say them (clip None where a model reads none), and tokens of a text that T5 reads."""
 
     t5: T5Sizes = T5Sizes()
-    clip: CLIPSizes = CLIPSizes()
+    clip: CLIPSizes | None = CLIPSizes()
     length: int = T5_LENGTH
 
 
@@ -128,12 +128,15 @@ def sizes_of_files(
     if dit is not None:
         header, identity = open_model(Path(dit).expanduser(), "transformer")
         config, (stored, groups) = identity.config, _stored_transformer(header, identity)
-        found = replace(found, transformer=config, vae=usual_codec(config), stored=stored, groups=groups, name=header.name)
+        recipe = family_of(config).text
+        text = TextSizes(clip=found.text.clip if CLIP in recipe.encoders else None, length=recipe.length)
+        found = replace(found, transformer=config, vae=usual_codec(config), text=text, stored=stored, groups=groups, name=header.name)
     if vae is not None:
-        found = replace(found, vae=open_model(Path(vae).expanduser(), "vae")[1].config)
+        codec = open_model(Path(vae).expanduser(), "vae")[1].config
+        found = replace(found, vae=codec if dit is None else codec_for(family_of(found.transformer), codec))
     if t5 is not None:
         source, sizes = open_t5(t5)
-        text = replace(found.text, t5=sizes, length=_text_length(source.path))
+        text = replace(found.text, t5=sizes, length=min(found.text.length, _text_length(source.path)))
         found = replace(found, text=text, stored_text=_STORED.get(next(iter(source.header.dtypes)), FP32))
     if clip is not None:
         found = replace(found, text=replace(found.text, clip=open_clip(clip)[1]))
@@ -158,12 +161,14 @@ def forward_peak(config: NetworkSizes, precision: str, latent_shape: tuple[int, 
         text_length: tokens of T5's.
     """
     batch, channels, *extent = latent_shape
-    side = config.patch_size
-    tokens = torch.Size(extent).numel() // side**2
+    side, time = config.patch_size, config.grid.patch_time
+    extent[0] += config.grid.lead_in(extent[0])
+    tokens = torch.Size(extent).numel() // (side**2 * time)
     unit = _LINEAR_FROM * max(CHUNK_ROWS, _transformer(config.with_blocks(1), precision).piece_tokens)
     if tokens <= 3 * unit:
-        return _counted_forward(config, precision, latent_shape, text_length)
-    near, far = (_counted_forward(config, precision, (batch, channels, length, side, side), text_length) for length in (unit, 2 * unit))
+        return _counted_forward(config, precision, (batch, channels, *extent), text_length)
+    strips = ((batch, channels, time * length, side, side) for length in (unit, 2 * unit))
+    near, far = (_counted_forward(config, precision, strip, text_length) for strip in strips)
     return far + (tokens - 2 * unit) * (far - near) // unit
 
 
@@ -187,14 +192,18 @@ def sampling_peak(
     """
     one = forward_peak(config, precision, latent_shape, text_length)
     batch, channels, _, *sides = latent_shape
+    family = family_of(config)
+    recipe, has_given = family.sampling, has_given or bool(family.needs)
     with torch.inference_mode(), AllocationCounter() as counter:
         latents = _empty(torch.float32, *latent_shape)
         contexts = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]
-        pooled = [_empty(torch.float32, batch, config.vec_in_dim) for _ in range(2)]
-        text = TextCondition(*({"context": context, "y": y} for context, y in zip(contexts, pooled, strict=True)))
+        sides_of_text = [{"context": context} for context in contexts]
+        if CLIP in family.text.encoders:
+            sides_of_text = [{**side, "y": _empty(torch.float32, batch, config.vec_in_dim)} for side in sides_of_text]
+        text = TextCondition(*sides_of_text)
         told = Conditions(text, image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, *sides)) if has_given else None)
         network = _Counted(counter, one, _dtype(precision), config)
-        sample(family_of(config).sampling, network, latents, flow_schedule(1, 1.0), Guidance(), told)
+        sample(recipe, network, latents, flow_schedule(1, 1.0), recipe.guidance(Guidance(), recipe.solvers[0]), told, seeds=range(batch))
     return one, counter.peak - one
 
 
@@ -255,10 +264,11 @@ def vae_weights(config: CodecConfig, precision: str) -> int:
 @lru_cache(maxsize=8)
 def text_weights(sizes: TextSizes, precision: str, stored: str) -> tuple[Weights, int]:
     """(T5's weights, bytes of CLIP's); the embedding table and norms of a quantised T5 stay as they are."""
-    t5, clip = t5_network(sizes.t5, _dtype(precision)), clip_network(sizes.clip, _dtype(precision))
+    t5 = t5_network(sizes.t5, _dtype(precision))
+    clip = () if sizes.clip is None else clip_network(sizes.clip, _dtype(precision)).parameters()
     if precision in QUANTISED:
         keep_layers_in(t5, dict.fromkeys(quantised_layers(t5), _FORMS[precision]()))
-    return Weights(module_bytes(t5, t5.encoder.block), precision == stored), sum(parameter.nbytes for parameter in clip.parameters())
+    return Weights(module_bytes(t5, t5.encoder.block), precision == stored), sum(parameter.nbytes for parameter in clip)
 
 
 def text_peak(sizes: TextSizes, precision: str) -> int:

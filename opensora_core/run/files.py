@@ -1,6 +1,6 @@
 """Which files hold a model's parts, and whether they are there and belong together. No weight is read here."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..encoders.t5 import open_t5
 from ..encoders.tokens import find_tokenizer
 from ..errors import CheckpointError, OpenSoraError
 from ..families.table import codecs_of, family_of
-from ..family import Family, NetworkSizes
+from ..family import Clip, Family, NetworkSizes
 from ..geometry import Grid
 from ..memory.loaded import FileStamp, stamp
 from ..text.recipe import CLIP, T5
@@ -90,6 +90,17 @@ class ModelFiles:
     def usual_clip(self) -> tuple[int, int, int]:
         """(height, width, frames) of a clip where nothing else is asked for."""
         return SMALL_CLIP if self._is_small else clip_of(family_of_file(self.dit))
+
+    @property
+    def family(self) -> Family:
+        """The row of the transformer. Raises a CheckpointError if it is none."""
+        return family_of_file(self.dit)
+
+    @property
+    def usual(self) -> Clip:
+        """What the model is asked for where a person says nothing."""
+        height, width, num_frames = self.usual_clip
+        return replace(self.family.usual, height=height, width=width, num_frames=num_frames)
 
     @property
     def grid(self) -> Grid:

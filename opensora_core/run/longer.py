@@ -36,9 +36,10 @@ def make_longer(
         prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
     with timed(result, "sampling", device):
         for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
-            request = replace(request, seed=segment_seed(seed, latents.shape[2]), references=going_on(latents, plan))
+            request = replace(request, seed=segment_seed(seed, latents.shape[2]))
             watchers.tell("sampling", index * request.num_steps, len(requests) * request.num_steps)
             try:
+                request = replace(request, references=_given(networks, latents, plan))
                 condition = encode_references(networks, request, lambda done, total: None)
                 made, notes = sample_latents(networks, request, prompt, condition, watchers.steps(result, index, len(requests)))
             except OutOfMemory as error:
@@ -53,9 +54,19 @@ def make_longer(
     return result
 
 
-def going_on(latents: Tensor, plan: Continuation) -> References:
-    """The end of videos, given to their next segment as it is."""
-    return References(clip=context_of(latents, plan), use=ReferenceUse(is_clip=True))
+def going_on(latents: Tensor, plan: Continuation, is_picture: bool = False) -> References:
+    """The end of videos, given to their next segment as it is. is_picture: it is the picture of one frame."""
+    context = context_of(latents, plan)
+    return References(first=context) if is_picture else References(clip=context, use=ReferenceUse(is_clip=True))
+
+
+def _given(networks: Networks, latents: Tensor, plan: Continuation) -> References:
+    """What the next segment begins with; the last frame of a video is decoded and encoded again, as a picture is."""
+    if networks.files.family.longer != "picture":
+        return going_on(latents, plan)
+    videos, _ = decode_latents(networks, latents[:, :, -plan.segment :], lambda done, total: None)
+    pictures = [torch.from_numpy(frames[-1])[None].float() / 255 for frames in videos]
+    return going_on(torch.cat([networks.video_vae.encode(picture, [None]) for picture in pictures]).cpu(), plan, True)
 
 
 def checked_latents(latents: Tensor | None) -> Tensor:

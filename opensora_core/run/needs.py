@@ -43,7 +43,7 @@ class Needs:
         """As beside_transformer, of encoding."""
         if not _decides(self.placement):
             return 0
-        sizes = sizes_of_files(t5=self.files.t5)
+        sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
         return with_margin(text_peak(sizes.text, self._precision(sizes.stored_text)))
 
     def _precision(self, stored: str) -> str:

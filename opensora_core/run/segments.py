@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from ..geometry import CAUSAL, MAX_TEXT_FRAMES, TIME_COMPRESSION
+from ..geometry import CAUSAL, MAX_TEXT_FRAMES, TIME_COMPRESSION, Grid
 
 # Latent frames that one window of a decode has in common with the one before, where segments share fewer: the first of a
 # window is dropped, and something must be left to fade over.
@@ -79,6 +79,20 @@ def continuation(video_length: int, num_frames: int | None = None, context_frame
             f"use at most {CAUSAL.pixel_frames(video_length)}."
         )
     return Continuation(segment, context)
+
+
+def from_picture(video_length: int, num_frames: int | None, context_frames: int | None, grid: Grid) -> Continuation:
+    """How a video goes on whose segments begin with a picture, the last frame; arguments and errors as continuation's.
+
+    num_frames: None = as long as the video, at most the model's usual length.
+    """
+    if context_frames not in (None, 1):
+        raise OpenSoraError(f"This model goes on from the last frame alone; a context of {context_frames} frames cannot be given to it.")
+    usual = grid.latent_frames(grid.default_frames)
+    segment = min(video_length, usual) if num_frames is None else grid.latent_frames(num_frames)
+    if segment < 2:
+        raise OpenSoraError(f"A segment of 1 frame has no room for what comes next; use num_frames of {grid.frames.shortest_clip} or more.")
+    return Continuation(segment, 1)
 
 
 def segment_prompts(prompts, segments: int) -> list:
