@@ -147,7 +147,7 @@ _AFTER_CODECS = (
 
 _LORA_MARKS = (
     ".lora_A", ".lora_B", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "_lora.down.", "_lora.up.", ".lora_linear_layer.",
-    ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".lora_magnitude_vector", ".dora_scale",
+    ".matrix_A.", ".matrix_B.", ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".lora_magnitude_vector", ".dora_scale",
 )  # fmt: skip
 _LORA_ENDS = (".diff", ".diff_b", ".a1.weight", ".lora_embedding_A")  # the third is a GLoRA's; whole words, since they are short
 

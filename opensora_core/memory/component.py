@@ -26,7 +26,7 @@ from .stream import BlockStream, module_bytes
 logger = logging.getLogger(__name__)
 
 # Layers that read the weights of the layers inside them and so must have all of them at once: codecs/hunyuan/layers.py.
-_WHOLE = ["Encoder", "Decoder", "Upsample"]
+_WHOLE = ["Encoder", "Decoder", "Upsample", "Half"]
 # Page-locked where it cannot be asked how much main memory is free.
 _PINNED_BLINDLY = 4 * GIB
 

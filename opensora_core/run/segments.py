@@ -34,10 +34,12 @@ class Continuation:
     Attributes:
         segment: of a segment, what it is given included.
         context: that each is given.
+        shared: that one window of a decode has in common with the one before, where segments share fewer.
     """
 
     segment: int
     context: int
+    shared: int = _LEAST_SHARED
 
     @property
     def added(self) -> int:
@@ -92,7 +94,7 @@ def from_picture(video_length: int, num_frames: int | None, context_frames: int 
     segment = min(video_length, usual) if num_frames is None else grid.latent_frames(num_frames)
     if segment < 2:
         raise OpenSoraError(f"A segment of 1 frame has no room for what comes next; use num_frames of {grid.frames.shortest_clip} or more.")
-    return Continuation(segment, 1)
+    return Continuation(segment, 1, shared=3)  # its windows, as its clips, have an odd number of latent frames
 
 
 def segment_prompts(prompts, segments: int) -> list:
@@ -139,8 +141,8 @@ def windows(length: int, plan: Continuation) -> list[tuple[int, int]]:
 
     All are of one length where the video is as long; the last reaches back further than the others where it has to.
     """
-    size = max(plan.segment, plan.added + _LEAST_SHARED)
-    stride = size - max(plan.context, _LEAST_SHARED)
+    size = max(plan.segment, plan.added + plan.shared)
+    stride = size - max(plan.context, plan.shared)
     if length <= size:
         return [(0, length)]
     stops = [*range(size, length, stride), length]
@@ -170,7 +172,7 @@ def decode_windows(latents: Tensor, plan: Continuation, decode: Callable[[Tensor
         keep = 0
         if number + 1 < len(parts):
             shared = stop - parts[number + 1][0]
-            keep = TIME_COMPRESSION * (min(shared, max(plan.context, _LEAST_SHARED)) - 1)
+            keep = TIME_COMPRESSION * (min(shared, max(plan.context, plan.shared)) - 1)
             held = frames[frames.shape[0] - keep :].clone()
         yield frames[: frames.shape[0] - keep]
 
