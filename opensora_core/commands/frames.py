@@ -9,6 +9,7 @@ from ..media.video import is_video, media_size
 from ..run.files import ModelFiles
 from ..run.request import SamplingOptions
 from ..sampling.given import CONTEXTS
+from .model import with_usual
 from .options import ASPECT_OF_REFERENCE, RunOptions, SizeOptions
 from .output import say
 
@@ -22,6 +23,7 @@ def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
     Raises:
         OpenSoraError: options that contradict each other. Their values are checked by the pipeline.
     """
+    options = with_usual(options, files.usual)
     height, width, num_frames = video_size(options, files.usual_clip, files.grid)
     return {
         "negative_prompt": options.negative_prompt,

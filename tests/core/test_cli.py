@@ -18,8 +18,9 @@ from PIL import Image
 from opensora_core.cli import build_parser, main
 from opensora_core.commands import jobs
 from opensora_core.commands.frames import call_arguments
-from opensora_core.commands.model import pipeline
+from opensora_core.commands.model import pipeline, with_usual
 from opensora_core.commands.options import DONE, INTERRUPTED, REFUSED, SOME_FAILED, GenerateOptions, taken
+from opensora_core.families.table import DEFAULT
 from opensora_core.media import video
 from opensora_core.media.latent_file import read_latents
 from opensora_core.memory import decode as video_vae
@@ -468,7 +469,8 @@ def test_help_lists_the_contract_s_flags(command, capsys):
 
 
 def test_defaults_are_the_contract_s():
-    args = vars(build_parser().parse_args(["generate", "--prompt", "x"]))
+    options = taken(GenerateOptions, build_parser().parse_args(["generate", "--prompt", "x"]))
+    args = vars(with_usual(options, DEFAULT.usual))
     assert {name: args[name] for name in DEFAULTS} == DEFAULTS
 
 
