@@ -10,11 +10,13 @@ from .host.families import register
 from .latents import OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
 from .long import OpenSoraContinueVideo
+from .masks import OpenSoraMaskStrategy
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
 from .prompt_list import OpenSoraPromptList
 from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .sheet import OpenSoraContactSheet
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
+from .usual import OpenSoraDefaults, OpenSoraEmptyLatent
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraModelLoader,
@@ -40,6 +42,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraFluxPicture,
     OpenSoraFluxToVideo,
     OpenSoraEmptyLatentHighCompression,
+    OpenSoraEmptyLatent,
+    OpenSoraDefaults,
+    OpenSoraMaskStrategy,
 )
 
 

@@ -192,15 +192,17 @@ class OpenSoraVideoToVideo(Node):
         count, use, node_id = int(context), ReferenceUse(is_clip=True, strength=strength), cls.hidden.unique_id
         clip_cond_type(direction, count)
         vae_config(vae).grid.check_goes_on("; use Open-Sora Image to Video")
-        shape, given = _check_clip(vae, latent), geometry.CAUSAL.latent_frames(count)
-        check_room(given, shape[2], f"the {count} frames of the clip")
+        grid = vae_config(vae).grid
+        count = grid.frames.nearest(count)  # of the counts that a clip can have
+        shape, given = _check_clip(vae, latent), grid.latent_frames(count)
+        check_room(given, shape[2], f"the {count} frames of the clip", grid)
         size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION
 
         def report(line: str) -> None:
             notice.show(line, node_id)
 
         if isinstance(video, dict):
-            latents = _part_of_latents(references.check_latents("video", video, shape), direction, count)
+            latents = _part_of_latents(references.check_latents("video", video, shape, grid=grid), direction, count, grid)
         else:
             frames = references.clip_frames("video", video, direction, count, report)
             if strength > 0:
@@ -212,12 +214,12 @@ class OpenSoraVideoToVideo(Node):
         return io.NodeOutput(positive, negative, latent)
 
 
-def _part_of_latents(samples, direction: str, context: int):
+def _part_of_latents(samples, direction: str, context: int, grid: geometry.Grid):
     """The latent frames of a finished clip [B, C, T, H, W] that the new video touches."""
-    given = geometry.CAUSAL.latent_frames(context)
+    given = grid.latent_frames(context)
     if samples.shape[2] < given:
         raise OpenSoraError(
-            f"video has {geometry.CAUSAL.pixel_frames(samples.shape[2])} frames; going on from it takes {context}: use a longer clip"
-            f"{f', or context {CONTEXTS[0]}' * (samples.shape[2] >= geometry.CAUSAL.latent_frames(CONTEXTS[0]))}."
+            f"video has {grid.pixel_frames(samples.shape[2])} frames; going on from it takes {context}: use a longer clip"
+            f"{f', or context {CONTEXTS[0]}' * (samples.shape[2] >= grid.latent_frames(grid.frames.nearest(CONTEXTS[0])))}."
         )
     return nearest_frames(samples.movedim(2, 0), direction, given).movedim(0, 2)

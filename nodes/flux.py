@@ -9,6 +9,7 @@ from ..opensora_core.run.picture import PictureRequest
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.sampling.solvers import MAX_SEED
+from ..opensora_core.text.prompt import MOTION_SCORE
 from ..opensora_core.text.recipe import Said
 from .host import flux, inputs, prompts
 from .host.node import Node
@@ -213,7 +214,7 @@ class OpenSoraFluxToVideo(Node):
         image_steps,
         flux_schedule=SCHEDULES[0],
         flux_guidance=GUIDANCE,
-        motion_score=SamplingOptions.motion_score,
+        motion_score=MOTION_SCORE,
         fps=SamplingOptions.fps,
         text_guidance=Guidance.text,
         image_guidance=Guidance.image,

@@ -9,6 +9,7 @@ from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import continuation, segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
+from ..opensora_core.text.prompt import MOTION_SCORE
 from ..opensora_core.text.recipe import Said
 from .host import inputs, long, notice, prompts, run
 from .host.families import require_open_sora
@@ -100,7 +101,7 @@ class OpenSoraContinueVideo(Node):
         latent_dtype=SamplingOptions.latent_dtype,
         clip=None,
         prompts="",
-        motion_score=SamplingOptions.motion_score,
+        motion_score=MOTION_SCORE,
         fps=SamplingOptions.fps,
         length="",
     ) -> io.NodeOutput:

@@ -4,11 +4,21 @@ from comfy_api.latest import io
 
 from ..opensora_core.choices import AUTO
 from ..opensora_core.families.table import DEFAULT
-from ..opensora_core.text.recipe import Said
+from ..opensora_core.text.prompt import MOTION_SCORE
+from ..opensora_core.text.prompt_1x import CAMERA_MOTIONS
+from ..opensora_core.text.recipe import TextRecipe, Unread
 from .host import inputs, keep, paths, prompts, shared, text
+from .host.condition import FPS_KEY, NULL_KEY, marked
+from .host.families import family_of
 from .host.node import Node
 
 FOLDER = "text_encoders"
+T5_ALONE = "none (T5 alone)"
+
+
+def _with_none(files: list[str]) -> list[str]:
+    """The files, none, and the small model last."""
+    return [*files[:-1], T5_ALONE, files[-1]]
 
 
 class OpenSoraTextEncoderLoader(Node):
@@ -28,8 +38,9 @@ class OpenSoraTextEncoderLoader(Node):
                 ),
                 io.Combo.Input(
                     "clip_l_name",
-                    options=paths.choices(FOLDER, "clip"),
-                    tooltip="The CLIP-L text encoder in models/text_encoders, for instance clip_l.safetensors.",
+                    options=_with_none(paths.choices(FOLDER, "clip")),
+                    tooltip="The CLIP-L text encoder in models/text_encoders, for instance clip_l.safetensors; none (T5 alone) for models that "
+                    "read no CLIP, such as Open-Sora 1.2.",
                 ),
                 inputs.choice(
                     "precision",
@@ -49,11 +60,13 @@ class OpenSoraTextEncoderLoader(Node):
 
     @classmethod
     def fingerprint_inputs(cls, t5_name, clip_l_name, precision, device):
-        return [*paths.stamp(FOLDER, t5_name, paths.T5), *paths.stamp(FOLDER, clip_l_name, paths.CLIP), precision, device]
+        clip_l = [T5_ALONE] if clip_l_name == T5_ALONE else paths.stamp(FOLDER, clip_l_name, paths.CLIP)
+        return [*paths.stamp(FOLDER, t5_name, paths.T5), *clip_l, precision, device]
 
     @classmethod
     def execute(cls, t5_name, clip_l_name, precision, device=AUTO) -> io.NodeOutput:
-        files = [paths.model_file(FOLDER, name, part) for name, part in ((t5_name, paths.T5), (clip_l_name, paths.CLIP))]
+        named = ((t5_name, paths.T5), (clip_l_name, paths.CLIP))
+        files = [None if name == T5_ALONE else paths.model_file(FOLDER, name, part) for name, part in named]
         clip = shared.shared_text_encoders(*files, precision, device)
         prompts.note_source(clip)
         keep.watch(clip)
@@ -101,6 +114,26 @@ class OpenSoraT5TextEncode(Node):
                     tooltip="On = keep what these prompts became (8 MB each, 256 MiB in all) until ComfyUI ends, so that using one again needs no text "
                     "encoder. Off = ComfyUI's own caching only.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that is to read the prompt; it says with how many tokens, and in which words scores are told. None = Open-Sora 2.0.",
+                ),
+                io.Float.Input(
+                    "aesthetic_score",
+                    default=-1.0,
+                    min=-1.0,
+                    max=10.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="How good the video looks, said to Open-Sora 1.2 and 1.3: 0 to 10. -1 = the model's own way (6.5 for 1.2); 0 leaves it out.",
+                ),
+                io.String.Input(
+                    "camera_motion",
+                    default="",
+                    optional=True,
+                    tooltip=f"Said to Open-Sora 1.2 and 1.3: {', '.join(CAMERA_MOTIONS)}. Empty leaves it out.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The encoded prompt."),
@@ -111,7 +144,24 @@ class OpenSoraT5TextEncode(Node):
         )
 
     @classmethod
-    def execute(cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded=False) -> io.NodeOutput:
-        decorated = DEFAULT.text.words(prompt, Said(fps, motion_score))
-        positive, negative = prompts.encode(clip, [decorated, negative_prompt], cls.hidden.unique_id, keep_encoded)
+    def execute(
+        cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded=False, model=None, aesthetic_score=-1.0, camera_motion=""
+    ) -> io.NodeOutput:
+        family = DEFAULT if model is None else family_of(model)
+        # 2.0's own score is the node's default, and stands for every other model's own way.
+        score = None if family is not DEFAULT and motion_score == MOTION_SCORE else motion_score
+        scores = {"motion_score": score, "aesthetic_score": None if aesthetic_score < 0 else aesthetic_score}
+        decorated = family.text.words(prompt, family.text.said(fps=fps, camera_motion=camera_motion, **scores))
+        negative = family.text.clean(negative_prompt) or family.text.negative
+        positive, negative = _both(clip, decorated, negative, family.text, cls.hidden.unique_id, keep_encoded)
+        if family is not DEFAULT:
+            positive, negative = (marked(side, **{FPS_KEY: fps}) for side in (positive, negative))
         return io.NodeOutput(positive, negative, decorated)
+
+
+def _both(clip, prompt: str, negative: str | Unread, recipe: TextRecipe, node_id: str | None, keep: bool) -> list[list]:
+    """CONDITIONING of a prompt and of what stands against it."""
+    if negative is not Unread.NULL_CAPTION:
+        return prompts.encode(clip, [prompt, negative], node_id, keep, recipe)
+    (positive,) = prompts.encode(clip, [prompt], node_id, keep, recipe)
+    return [positive, marked(positive, **{NULL_KEY: True})]

@@ -79,6 +79,7 @@ class Part:
         title: for people, of the released sizes; fits after "is".
         other: the title of other sizes, to which they are added; "" where the title says enough.
         place: for people, "which ...": where the file belongs.
+        repositories: names under which it is published, of hub repositories or of single files.
         slot: which file of a model's folder it is: "transformer", "vae", "flux", the painter's ("flux_vae"); "" if it is only known by sight.
         keys: tensors that every file of it has ("a|b" is either), whatever the prefix.
         config: sizes from shapes without prefix; None for another model's file that has the same keys.
@@ -100,6 +101,7 @@ class Part:
     released: Any
     also_released: tuple[Any, ...] = ()
     dtype: str = "BF16"
+    repositories: tuple[str, ...] = ()
     build: Callable[..., Any]
     layouts: tuple[Layout, ...] = (AS_RELEASED,)
 
@@ -132,8 +134,10 @@ class Family(Part):
         zero_at_first: weights that are zero before training.
         plain: layers that compute with plain weights even where a file holds them quantised.
         latent_scale: what the codec's latents are multiplied by for this network, where the codec's file does not tell; 0 = it does.
+        is_straight: whether what a forward needs is a line in its tokens, above some thousands, whatever their extent.
         takes, needs: what may, and what must, be given besides a prompt, by the names that OpenSoraPipeline has for it.
-        longer: what a video is gone on from: its last "latents", the "picture" of its last frame, or nothing ("").
+        longer: what a video is gone on from: its last "latents", the same decoded and encoded again (a "clip"), the "picture" of its last
+            frame, or nothing ("").
         suits: (height, width, frames) -> what to tell a person who asks for what it was not trained on; "" otherwise. Raises an
             OpenSoraError for what it cannot make.
         lora_key: a key of a LoRA file as checkpoint/lora.py reads it.
@@ -149,6 +153,7 @@ class Family(Part):
     zero_at_first: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
     latent_scale: float = 0.0
+    is_straight: bool = True
     takes: tuple[str, ...] = ("image", "last_image", "video")
     needs: tuple[str, ...] = ()
     longer: str = "latents"

@@ -125,6 +125,7 @@ class Grid:
         default_frames: length of a clip where none is asked for, the released configuration's.
         goes_on: whether a model of this grid can continue a clip.
         size_table: (resolution, aspect ratio, multiple) -> (height, width), the model's named sizes.
+        piece: latent frames of a piece that the codec decodes by itself, so that its videos may be of any length; 0 = a clip is decoded whole.
         size_names, ratios: the resolutions and ratios that it knows, the usual ones first.
     """
 
@@ -137,6 +138,7 @@ class Grid:
     size_names: tuple[str, ...] = ("256px", *(name for name in RESOLUTIONS if name != "256px"))
     ratios: tuple[str, ...] = ASPECT_RATIOS
     patch_time: int = 1
+    piece: int = 0
 
     def lead_in(self, latent_length: int) -> int:
         """Latent frames that are made in front of a clip and dropped."""
@@ -191,6 +193,10 @@ class Grid:
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
             raise OpenSoraError(f"The length {text[:40]!r} is neither a number of frames (129) nor seconds (4s).")
         return int(text)
+
+    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size that pictures are brought to for a video of this size."""
+        return height, width
 
     def check_size(self, height: int, width: int, multiple: int = 0) -> tuple[int, int]:
         """Return (height, width) if a video can have it, else raise an OpenSoraError that names the nearest.

@@ -4,7 +4,7 @@ Ratios are "width:height" here as everywhere; the guides of 1.x write height:wid
 opensora/datasets/aspect.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from .errors import OpenSoraError
@@ -137,6 +137,17 @@ class AnySize(Grid):
             raise OpenSoraError(f"height={height}, width={width} is too small; the least is {least}x{least} (height x width).")
         return height, width
 
+    def length(self, text: str, fps: float) -> int:
+        """As Grid's; a length that the guides name is as long as they have it."""
+        named = named_length(text.strip(), self) if self.piece > 1 else None
+        return super().length(text, fps) if named is None else named
+
+    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+        """1.3's encoder gives a side of 8k+1 pixels k latent ones, where a video of that size has k+1."""
+        if not self.rounds_up:
+            return height, width
+        return tuple(side + 7 if side % self.space == 1 else side for side in (height, width))
+
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         self.check_size(height, width)
         add = self.space - 1 if self.rounds_up else 0
@@ -148,12 +159,25 @@ def named_length(name: str, grid: Grid) -> int | None:
     return grid.pixel_frames(grid.frames.latent_frames(LENGTHS[name])) if name in LENGTHS else None
 
 
+def _grid(frames: FrameRule, default_frames: int, names: tuple[str, ...], usual: tuple[str, ...], **own) -> AnySize:
+    return AnySize(
+        8,
+        2,
+        frames,
+        default_frames,
+        size_table=partial(named_size, names),
+        size_names=(*usual, *(name for name in names if name not in usual)),
+        ratios=_FOR_PEOPLE,
+        **own,
+    )
+
+
+_FOR_PEOPLE = ("16:9", *(ratio for ratio in _RATIOS if ratio != "16:9"))
+_EACH = EveryFrame("a count of frames", step=1, lead=0, shortest_clip=2)
 # 1.0: the two sizes that it was trained at.
-FIXED = AnySize(8, 2, EveryFrame("a count of frames", step=1, lead=0, shortest_clip=2), 16, size_table=partial(named_size, ("256", "512")))
-EVERY_FRAME = replace(FIXED, size_table=partial(named_size, RESOLUTIONS_1_1))
-PIECES = AnySize(
-    8, 2, Pieces("a multiple of 17, nor 1", step=17, lead=0, shortest_clip=17), 102, size_table=partial(named_size, RESOLUTIONS)
-)
-SHARED_PIECES = AnySize(
-    8, 2, SharedPieces("16k+1", step=16, lead=1, shortest_clip=17), 113, size_table=partial(named_size, RESOLUTIONS_1_3), rounds_up=True
+FIXED = _grid(_EACH, 16, ("256", "512"), ("512",), piece=1)
+EVERY_FRAME = _grid(_EACH, 16, RESOLUTIONS_1_1, ("240p",), piece=1)
+PIECES = _grid(Pieces("a multiple of 17, nor 1", step=17, lead=0, shortest_clip=17), 51, RESOLUTIONS, ("240p",), piece=5)
+SHARED_PIECES = _grid(
+    SharedPieces("16k+1", step=16, lead=1, shortest_clip=17), 113, RESOLUTIONS_1_3, ("720p", "360p"), piece=5, rounds_up=True
 )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .choices import AUTO, BUDGET, EVERYTHING, FORWARDS, MINIMAL, OFFLOADS
+from .codecs.codec import Latents
 from .errors import OpenSoraError, check_choice
-from .media.pictures import LATENT_RANK, read_references
+from .media.pictures import LATENT_RANK, References, read_masked, read_references
 from .memory.component import Placement, resolve_device, resolve_precision
 from .memory.decode import VideoVAE
 from .memory.footprint import sizes_of_files
@@ -30,8 +31,8 @@ from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
-from .run.segments import Continuation, continuation, from_picture, segment_prompts
-from .run.text import encode
+from .run.segments import Continuation, by_pieces, continuation, from_picture, segment_prompts
+from .run.text import check_said, encode
 from .sampling.given import CONTEXTS
 from .sampling.guidance import Guidance
 
@@ -121,9 +122,14 @@ class OpenSoraPipeline:
         return self._networks.placement.dtype
 
     @property
-    def latent_scale(self) -> float:
+    def latents(self) -> Latents:
+        """How the VAE's latents become the transformer's, and back."""
+        return sizes_of_files(self.files.dit, self.files.vae).vae.latents
+
+    @property
+    def latent_scale(self) -> float | tuple[float, ...]:
         """What latents are multiplied by between the VAE and the transformer, from the VAE's header."""
-        return sizes_of_files(self.files.dit, self.files.vae).vae.latents.scale
+        return self.latents.scale
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip of so many frames. Raises an OpenSoraError for counts that no clip has."""
@@ -294,6 +300,8 @@ class OpenSoraPipeline:
         direction: str = FORWARDS,
         context: int = CONTEXTS[0],
         image_strength: float = 1.0,
+        references: Sequence = (),
+        mask_strategy: str = "",
         seed: int | None = None,
         generator: torch.Generator | None = None,
         num_videos_per_prompt: int = 1,
@@ -308,30 +316,28 @@ class OpenSoraPipeline:
 
         Args:
             prompt: a text, or what encode_prompt gave (negative_prompt is then not read).
-            height, width: pixels, multiples of 16; see geometry.Grid.named_size. None: 192 and 336, the built-in model 64; else the model's own.
-            num_frames: 4k+1; None: 129, the built-in model 17. High compression: sides multiples of 32, 4k (128). CogVideoX: 8k+1, 1.5 16k+1.
-            num_inference_steps, guidance_scale, image_guidance_scale: None: the model's own, 50, 7.5 and 3; scales of 1 are neutral.
+            height, width: pixels, for 2.0 multiples of 16; see Grid.named_size. None, as of all numbers here: the model's own; scales of 1 are neutral.
+            num_frames: for 2.0 4k+1, its high-compression variant 4k, Open-Sora 1.2 17k, 1.3 16k+1, CogVideoX 8k+1 or 16k+1.
             image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
             video, direction, context: a clip to go on from, where, and by how many frames (media/pictures.py); CogVideoX makes it over instead.
             image_strength: 0..1, how closely the video holds to what is given; see sampling/guidance.py, ReferenceUse.
+            references, mask_strategy: of Open-Sora 1.1 to 1.3: pictures and clips, and where their frames go (sampling/masks.py).
             seed: 0..2**64-1; None draws one, or a generator's. Video k is what seed + k gives alone. noise: [B, C, T, H, W], in place of theirs.
-            callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents). progress: (stage, done, total).
-            options: what is seldom changed, see SamplingOptions.
-            check_only: refuse what cannot be met, and make nothing but the seeds. latents_only: no frames, for `extend` or `decode` to make.
+            callback, progress: (step from 1, num_steps, forwards_done, forwards_saved, latents); (stage, done, total). options: SamplingOptions.
+            check_only: refuse what cannot be met, make nothing but seeds. latents_only: no frames, for `extend` or `decode` to make.
 
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
-        options, usual = options or SamplingOptions(), self.files.usual
-        asked = {"height": height, "width": width, "num_frames": num_frames, "num_steps": num_inference_steps}
-        size = {name: getattr(usual, name) if value is None else value for name, value in asked.items()}
+        options, given = options or SamplingOptions(), (image, last_image, video)
         how = {"direction": direction, "context": context, "strength": finite("image_strength", image_strength)}
+        size = self._usual(height=height, width=width, num_frames=num_frames, num_steps=num_inference_steps)
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
             **size,
             guidance=self._guidance(options, guidance_scale, image_guidance_scale),
-            references=read_references(image, last_image, video, **how, whole=self._whole(size["num_frames"])),
+            references=self._masked(references, mask_strategy, given) or self._read(given, how, size["num_frames"]),
             seed=_seed(seed, generator),
             num_videos=num_videos_per_prompt,
             options=options,
@@ -353,6 +359,8 @@ class OpenSoraPipeline:
         negative_prompt: str = "",
         num_frames: int | None = None,
         context_frames: int | None = None,
+        references: Sequence = (),
+        mask_strategy: str = "",
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
@@ -369,6 +377,7 @@ class OpenSoraPipeline:
             video: what a call gave, or its `.latents`: [B, C, T, H, W] in the transformer's scale.
             prompts: one for each segment in turn, the last for all that follow; None = the video's own.
             segments: how many to add.
+            references, mask_strategy: as for a call; segments are its loops from 1 on.
             num_frames, context_frames: of a segment, and what of it is given; see run/segments.py, continuation.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
@@ -381,7 +390,7 @@ class OpenSoraPipeline:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
         self.files.family.check_longer()
-        grid, usual, options = self.files.grid, self.files.usual, options or SamplingOptions()
+        grid, options = self.files.grid, options or SamplingOptions()
         video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)
         latents = checked_latents(video.latents)
         batch, _, length, height, width = latents.shape
@@ -393,9 +402,9 @@ class OpenSoraPipeline:
             height=height * grid.space,
             width=width * grid.space,
             num_frames=grid.pixel_frames(plan.segment),
-            num_steps=usual.num_steps if num_inference_steps is None else num_inference_steps,
+            num_steps=self.files.usual.num_steps if num_inference_steps is None else num_inference_steps,
             guidance=self._guidance(options, guidance_scale, image_guidance_scale),
-            references=going_on(latents, plan, self.files.family.longer == "picture"),
+            references=self._going_on(latents, plan, references, mask_strategy),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),
             num_videos=batch,
             options=options,
@@ -437,6 +446,8 @@ class OpenSoraPipeline:
         """How a video of so many latent frames goes on; see run/segments.py. Raises an OpenSoraError for what cannot be."""
         if self.files.family.longer == "picture":
             return from_picture(video_length, num_frames, context_frames, self.files.grid)
+        if self.files.grid.piece:
+            return by_pieces(video_length, num_frames, context_frames, self.files.grid)
         return continuation(video_length, num_frames, context_frames)
 
     def check_files(self) -> None:
@@ -447,9 +458,29 @@ class OpenSoraPipeline:
         """
         self._networks.check_files()
 
-    def _whole(self, num_frames: int) -> int:
-        """Frames of a clip that this model makes over; 0 for one that goes on from clips."""
-        return num_frames if self.files.family.sampling.makes_over else 0
+    def _usual(self, **asked: int | None) -> dict[str, int]:
+        """What is asked for, or the model's own numbers."""
+        return {name: getattr(self.files.usual, name) if value is None else value for name, value in asked.items()}
+
+    def _read(self, given: tuple, how: dict, num_frames: int) -> References:
+        """given, how: arguments of read_references."""
+        return read_references(*given, **how, whole=num_frames if self.files.family.sampling.makes_over else 0, grid=self.files.grid)
+
+    def _masked(self, references: Sequence, mask_strategy: str, others: tuple) -> References | None:
+        """What a mask strategy gives, if there is one."""
+        if not references and not mask_strategy:
+            return None
+        family = self.files.family
+        if family.sampling.place is None:
+            raise OpenSoraError(f"This model is {family.title}, which knows no mask strategies; give it a picture or a clip instead.")
+        if any(other is not None for other in others):
+            raise OpenSoraError("References of a mask strategy are given alone; leave out image, last_image and video, or the strategy.")
+        return read_masked(references, mask_strategy, self.files.grid)
+
+    def _going_on(self, latents: Tensor, plan: Continuation, references: Sequence, mask_strategy: str) -> References:
+        found = going_on(latents, plan, self.files.family.longer == "picture")
+        masked = self._masked(references, mask_strategy, ())
+        return found if masked is None else replace(found, several=masked.several, groups=masked.groups)
 
     def _guidance(self, options: SamplingOptions, text: float | None, image: float | None) -> Guidance:
         scales = (*self.files.usual.scales, 1.0)
@@ -462,6 +493,7 @@ class OpenSoraPipeline:
         family.check_given(references.given, references.use)
         self.files.clip_note(request.height, request.width, request.num_frames)
         family.sampling.chosen(request.options.solver)
+        check_said(family.text, request.options)
         request.references.check(request.num_videos, request.latent_extent, self.files.grid)
         has_latents = any(given.ndim == LATENT_RANK for given in request.references.given.values())
         if has_latents or request.noise is not None:

@@ -5,9 +5,11 @@ convention, which stock image-to-video and inpainting nodes follow too. How a ru
 our own, which our guider alone reads.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.utils
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +18,10 @@ from ...opensora_core.family import NetworkSizes
 from ...opensora_core.sampling.given import ImageCondition, put_back
 from ...opensora_core.sampling.guidance import PICTURES, ReferenceUse
 
+NULL_KEY = "open_sora_null"  # the model's own null caption stands in the text's place
+STEPS_KEY = "open_sora_steps"  # a run of ours lets given frames enter at every step
+BLANK_KEY = "open_sora_blank"  # where frames are given is told, and they are not
+FPS_KEY = "open_sora_fps"
 LATENT_KEY, MASK_KEY, USE_KEY = _KEYS = "concat_latent_image", "concat_mask", "open_sora_use"
 _ENCODE = "encode the prompt with Open-Sora Text Encode, or with CLIPTextEncode from DualCLIPLoader of type flux"
 
@@ -76,6 +82,22 @@ class Reference:
             mask = F.interpolate(mask, size=(max(given, 1), *size), mode="nearest")
         return mask.round()
 
+    def edit(self, latent_shape: tuple[int, ...]) -> Tensor:
+        """[B, T]: how far each latent frame may be edited, 0 (kept) to 1 (made); the strength holds it for that share of the time."""
+        self.check(latent_shape)
+        batch, _, frames, *_ = latent_shape
+        given = self.latents.shape[2]
+        made = self.latents.new_zeros(1, given) if self.mask is None else self.mask.float()[:, 0].amin((-2, -1))
+        edit = 1 - (1 - F.pad(made, (0, frames - made.shape[1]), value=1.0)) * self.use.strength
+        return comfy.utils.repeat_to_batch_size(edit.to(self.latents.device, self.latents.dtype), batch)
+
+    def condition(self, latent_shape: tuple[int, ...], process: Callable[[Tensor], Tensor]) -> ImageCondition:
+        """The same as the library has it. process: from the VAE's scale to the transformer's."""
+        known, latents = self.fit(latent_shape)
+        edit = self.edit(latent_shape)
+        known = torch.where(edit[:, None, :, None, None].to(known) < 1, torch.ones_like(known), torch.zeros_like(known))
+        return ImageCondition(known, process(latents), self.use, edit if self.use.is_held else None)
+
     def restore(self, latents: Tensor) -> Tensor:
         """Put the given latent frames back into finished, unscaled latents [B, C, T, H, W], in every item of the batch, if their
         use says so."""
@@ -103,7 +125,15 @@ def with_condition(conditioning: list, condition: ImageCondition) -> list:
     if condition.use.strength == 0:
         return without_reference(conditioning)
     # The host's convention: 1 = to be generated. Its context windows and stock image nodes read both keys too.
-    return with_reference(conditioning, Reference(condition.latents, 1 - condition.mask, condition.use))
+    made = 1 - condition.mask
+    if condition.edit is not None:
+        made = condition.edit[:, None, :, None, None].to(made).expand(made.shape)
+    return with_reference(conditioning, Reference(condition.latents, made, condition.use))
+
+
+def marked(conditioning: list, **marks: bool) -> list:
+    """A copy of a CONDITIONING whose entries say something more."""
+    return [[context, {**values, **marks}] for context, values in conditioning]
 
 
 def without_reference(conditioning: list) -> list:
@@ -130,6 +160,8 @@ def check_text(context: Tensor | None, pooled: Tensor | None, config: NetworkSiz
         raise OpenSoraError(
             f"The {name} conditioning is not from T5-XXL: its text is {found}, this model reads {config.context_in_dim}; {_ENCODE}."
         )
+    if getattr(config, "vec_in_dim", None) is None:
+        return
     if pooled is None or pooled.ndim != 2 or pooled.shape[-1] != config.vec_in_dim:
         found = "missing" if pooled is None else f"{pooled.shape[-1]} wide"
         raise OpenSoraError(

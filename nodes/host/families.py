@@ -4,12 +4,14 @@
 management, LoRA, compilation, caching, context windows) works with them. The networks are the core's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_detection
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.text_encoders.flux
@@ -20,16 +22,18 @@ from torch import Tensor
 from ...opensora_core import geometry
 from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.codecs.codec import Latents
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.families.table import FAMILIES, usual_codec
 from ...opensora_core.family import Family, NetworkSizes
 from ...opensora_core.shapes import Manifest, bare_shapes
 from . import selftest
-from .condition import Reference, check_text
-from .network import HostMMDiT
+from .condition import BLANK_KEY, FPS_KEY, NULL_KEY, STEPS_KEY, Reference, check_text
+from .network import HostMMDiT, HostSTDiT3
 
 
-class BesideModel(selftest.base(comfy.model_base, "BaseModel")):
-    """The host's model object where given frames travel beside the latents: CLIP pooled as `y`, condition channels in every pass."""
+class CoreModel(selftest.base(comfy.model_base, "BaseModel")):
+    """The host's model object around one of the library's networks."""
 
     def __init__(self, row: "HostRow", identity: detect.Identity, model_config, device=None):
         def build(dtype=None, device=None, operations=None, **detected):
@@ -38,6 +42,15 @@ class BesideModel(selftest.base(comfy.model_base, "BaseModel")):
 
         super().__init__(model_config, row.model_type, device=device, unet_model=build)
         self.family, self.config = identity.family, identity.config
+
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
+        if cond_key in ("c_crossattn", "y", "attention_mask", "sizes"):
+            return cond_value  # never cut in time, even where a width happens to equal the number of frames
+        return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list))
+
+
+class BesideModel(CoreModel):
+    """Where given frames travel beside the latents: CLIP pooled as `y`, condition channels in every pass."""
 
     def encode_adm(self, **kwargs):
         return kwargs.get("pooled_output")
@@ -59,10 +72,44 @@ class BesideModel(selftest.base(comfy.model_base, "BaseModel")):
         known, latents = reference.fit(tuple(noise.shape))
         return torch.cat((known, known * self.process_latent_in(latents)), dim=1).to(device)
 
-    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
-        if cond_key in ("c_crossattn", "y"):
-            return cond_value  # never cut in time, even where a width happens to equal the number of frames
-        return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list))
+
+class FramesModel(CoreModel):
+    """Where a text mask, sizes and a frame mask are inputs (Open-Sora 1.2, 1.3): given frames are held by the run, or, of 1.3, read beside."""
+
+    def extra_conds(self, **kwargs):
+        noise, mask, context = kwargs["noise"], kwargs.get("attention_mask"), kwargs.get("cross_attn")
+        check_text(context, None, self.config)
+        mask = torch.ones(context.shape[:2], dtype=torch.long) if mask is None else mask.long()
+        if kwargs.get(NULL_KEY):
+            context = self.diffusion_model.null_caption[: mask.shape[1]].to(context).expand(len(mask), -1, -1)
+        frames, height, width = noise.shape[2:]
+        grid = self.config.grid
+        num_frames = grid.pixel_frames(frames)
+        fps = 120.0 if num_frames == 1 else float(kwargs.get(FPS_KEY, self.family.usual.fps))
+        sizes = torch.tensor([[fps, num_frames, grid.space * height, grid.space * width]])
+        named = {"c_crossattn": context, "attention_mask": mask, "sizes": sizes}
+        reference = Reference.of(kwargs)
+        if reference is not None and not kwargs.get(STEPS_KEY):
+            raise OpenSoraError(
+                f"Frames that are given enter {self.family.title.removesuffix(' transformer')} at every step, which a stock sampler does not do; "
+                "use Open-Sora Sampler."
+            )
+        if reference is not None and self._is_held(reference):
+            named["edit"] = reference.edit(tuple(noise.shape))
+        conds = {key: value for key, value in super().extra_conds(**kwargs).items() if key in ("c_concat",)}
+        return conds | {name: comfy.conds.CONDRegular(value) for name, value in named.items()}
+
+    def concat_cond(self, **kwargs):
+        """[B, 1 + C, T, H, W], where given latents are read beside the noise; None without any."""
+        noise, reference = kwargs["noise"], Reference.of(kwargs)
+        if reference is None or self._is_held(reference):
+            return None
+        known, latents = reference.fit(tuple(noise.shape))
+        latents = known * self.process_latent_in(latents) * (0.0 if kwargs.get(BLANK_KEY) else 1.0)
+        return torch.cat((known, latents), dim=1).to(kwargs["device"])
+
+    def _is_held(self, reference: Reference) -> bool:
+        return reference.use.is_held or not self.config.window
 
 
 class HighCompressionLatents(selftest.base(comfy.latent_formats, "LatentFormat")):
@@ -73,6 +120,20 @@ class HighCompressionLatents(selftest.base(comfy.latent_formats, "LatentFormat")
     temporal_downscale_ratio = geometry.TIME_COMPRESSION
 
     latent_channels = 128
+
+
+def latents_of(config: NetworkSizes) -> type:
+    """The host's format of the latents that a network was trained on, without a preview."""
+    latents: Latents = usual_codec(config).latents
+    own = {
+        "latent_dimensions": 3,
+        "latent_channels": latents.channels,
+        "spacial_downscale_ratio": config.grid.space,
+        "temporal_downscale_ratio": geometry.TIME_COMPRESSION,
+        "process_in": lambda self, values: latents.to_model(values),
+        "process_out": lambda self, values: latents.to_codec(values),
+    }
+    return type("OpenSoraLatents", (selftest.base(comfy.latent_formats, "LatentFormat"),), own)
 
 
 @dataclass(frozen=True)
@@ -89,12 +150,22 @@ class HostRow:
     model_type: object = getattr(getattr(comfy.model_base, "ModelType", None), "FLOW", None)
 
 
+def row_of(kind: str) -> Family:
+    return next(row for row in FAMILIES if row.kind == kind)
+
+
 _FACTOR = 1.8  # as the host has it for HunyuanVideo: the same width and tokens
 _HUNYUAN = selftest.base(comfy.latent_formats, "HunyuanVideo")
 _DENSE = _FACTOR * geometry.PATCH_SIZE**2  # the host counts latent pixels, each of which is a token here
 ROWS = (
     HostRow("open_sora_2", "OpenSora2", BesideModel, HostMMDiT, _HUNYUAN, _FACTOR),
     HostRow("open_sora_2_dc_ae", "OpenSora2HighCompression", BesideModel, HostMMDiT, HighCompressionLatents, _DENSE),
+    *(
+        HostRow(
+            f"open_sora_1_{minor}", f"OpenSora1{minor}", FramesModel, HostSTDiT3, latents_of(row_of(f"open_sora_1_{minor}").released), 1.0
+        )
+        for minor in (2, 3)
+    ),
 )
 
 
@@ -159,6 +230,25 @@ def register() -> None:
     """Make the host know the models. First in its list: the host takes the first that matches, and Flux would match too."""
     models, ours = comfy.supported_models.models, {row.name for row in ROWS}
     models[:] = [*CLASSES, *(model for model in models if model.__name__ not in ours)]
+
+
+@contextmanager
+def known_to_the_host(state_dict) -> Iterator[None]:
+    """While the host loads these tensors: its own detector, which knows none of some models' keys, says what they are.
+
+    It is asked first, and only where it says nothing; every other file is detected as ever.
+    """
+    detection, own = comfy.model_detection, comfy.model_detection.detect_unet_config
+
+    def detect_or_ours(state, prefix, metadata=None):
+        found = own(state, prefix, metadata=metadata)
+        return {} if found is None and state.keys() <= state_dict.keys() else found
+
+    detection.detect_unet_config = detect_or_ours
+    try:
+        yield
+    finally:
+        detection.detect_unet_config = own
 
 
 def is_open_sora(model) -> bool:

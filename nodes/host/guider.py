@@ -15,16 +15,17 @@ from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.finite import is_finite, not_numbers
-from ...opensora_core.sampling.guidance import Guidance, StepGuidance
+from ...opensora_core.sampling.guidance import Guidance, StepGuidance, tame
 from . import finite, kept, notice, preview, selftest
-from .condition import check_conditioning, reference_of, with_reference, without_reference
-from .families import require_open_sora
+from .condition import BLANK_KEY, STEPS_KEY, check_conditioning, marked, reference_of, with_reference, without_reference
+from .families import family_of, require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
 from .vae import latent_words
 
 SIGMA_TOLERANCE = 1e-6  # two sigmas nearer than this are the same one after a trip through another dtype or device
 UNCOND_IMAGE = "uncond_image"  # the third pass: negative prompt, no reference
-COND_FREE = "cond_free"  # in place of the first, at steps that do not read the reference: prompt, no reference
+# In place of the first two, at steps that do not read the reference: prompt or negative prompt, no reference.
+COND_FREE, UNCOND_FREE = "cond_free", "uncond_free"
 
 
 class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
@@ -41,21 +42,25 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
     """
 
     def __init__(self, model, positive: list, negative: list, guidance: Guidance, report: Callable[[str], None] | None = None):
-        config = require_open_sora(model)
+        config, recipe = require_open_sora(model), family_of(model).sampling
         check_conditioning("positive", positive, config)
         check_conditioning("negative", negative, config)
         super().__init__(model)
-        self.guidance = guidance
+        self.guidance = guidance = recipe.guidance(guidance, recipe.solvers[0])
         self.report = report or _show_where_it_runs
         self.set_cfg(guidance.text)
         self.reference = reference_of(positive)
         conds = {"positive": positive, "negative": negative}
-        self.use = None if self.reference is None else self.reference.use
+        self.use = None if self.reference is None else (recipe.use or (lambda use: use))(self.reference.use)
+        self.is_stepwise = recipe.use is not None and self.reference is not None
         if self.reference is not None:
             conds["negative"] = with_reference(negative, self.reference, over=False)
             conds[UNCOND_IMAGE] = without_reference(negative)
             if self.use.strength < 1:
-                conds[COND_FREE] = without_reference(positive)
+                conds[COND_FREE], conds[UNCOND_FREE] = without_reference(positive), without_reference(negative)
+        if self.is_stepwise:
+            conds[UNCOND_IMAGE] = marked(conds["negative"], **{BLANK_KEY: True})
+            conds = {name: marked(cond, **{STEPS_KEY: True}) for name, cond in conds.items()}
         self.inner_set_conds(conds)
 
     def step_guidance(self, sigma: Tensor, sample_sigmas: Tensor, latent_frames: int) -> StepGuidance:
@@ -103,6 +108,8 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         guided = comfy.samplers.cfg_function(
             model, cond, uncond, now.text, x, timestep, model_options=options, cond=conds[0], uncond=conds[1]
         )  # fmt: skip
+        if self.guidance.tames and not now.reads_reference and uncond is not None:
+            guided = _tamed(cond, guided, x, timestep)
         if third is None:
             return guided
         # The host's combination has the text term; this is the image term of the core's formula (StepGuidance.combine).
@@ -116,6 +123,10 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         """
         if self.reference is not None:
             self.reference.check(tuple(latent_image.shape))
+        if self.is_stepwise and not getattr(sampler, "lets_frames_in", False):
+            raise OpenSoraError(
+                "Frames that are given enter this model at every step, which this sampler does not do; use Open-Sora Sampler."
+            )
         fallback, run = Fallback(self.report), super().sample
         callback = preview.watching(self.model_patcher, callback)
         with self._for_one_run(fallback):
@@ -126,7 +137,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             raise OpenSoraError(sentence)
         # A run that stops earlier is continued by another, which needs its noise everywhere.
         finished = len(sigmas) > 0 and float(sigmas[-1]) == 0.0
-        return self.reference.restore(samples) if self.reference is not None and finished else samples
+        return self.reference.restore(samples) if self.reference is not None and finished and not self.is_stepwise else samples
 
     @contextmanager
     def _for_one_run(self, fallback: Fallback) -> Iterator[None]:
@@ -151,7 +162,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         """The passes in the host's order: positive, negative (None: not run), and without reference if it is needed."""
         uncond = "uncond" in now.passes or reads_negative(options)
         is_free = self.reference is not None and not now.reads_reference
-        positive, negative = (COND_FREE, UNCOND_IMAGE) if is_free else ("positive", "negative")
+        positive, negative = (COND_FREE, UNCOND_FREE) if is_free else ("positive", "negative")
         conds = [self.conds[positive], self.conds[negative] if uncond else None]
         return [*conds, self.conds[UNCOND_IMAGE]] if "uncond_image" in now.passes else conds
 
@@ -160,6 +171,12 @@ def reads_negative(options: dict) -> bool:
     """Whether a MODEL's options ask for the negative pass at steps of scale 1 too: by the host's own word, or by a function that combines
     the passes (PerpNeg, APG, TCFG, FreSca). Such a one would find zeros in its place, which the host has at scale 1 alone, of a whole run."""
     return any(options.get(name) for name in ("disable_cfg1_optimization", "sampler_cfg_function", "sampler_pre_cfg_function"))
+
+
+def _tamed(cond: Tensor, guided: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """guidance.tame of denoised latents; spreads are of velocities."""
+    sigma = sigma.view(-1, *[1] * (x.ndim - 1))
+    return x - sigma * tame((x - guided) / sigma, (x - cond) / sigma)
 
 
 def step_index(sigma: Tensor, sample_sigmas: Tensor) -> tuple[int, int]:
@@ -190,7 +207,7 @@ def check_latent(samples: Tensor, config) -> tuple[int, ...]:
     shape = tuple(samples.shape)
     if getattr(samples, "is_nested", False) or len(shape) != 5 or shape[1] != config.in_channels or 0 in shape:
         raise OpenSoraError(f"This LATENT is {list(shape)}; this model denoises {latent_words(config.grid, config.in_channels)}.")
-    if any(side % config.patch_size for side in shape[3:]):
+    if config.grid.size_multiple > 1 and any(side % config.patch_size for side in shape[3:]):
         raise OpenSoraError(
             f"This LATENT is {shape[3] * config.grid.space}x{shape[4] * config.grid.space} pixels (height x width); both must be multiples "
             f"of {config.grid.size_multiple}."

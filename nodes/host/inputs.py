@@ -13,7 +13,7 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling.guidance import Guidance
 from ...opensora_core.sampling.solvers import MAX_SEED
-from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE_RANGE
+from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE, MOTION_SCORE_RANGE
 
 # The range of every guidance scale.
 _SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
@@ -117,7 +117,7 @@ def decoration(where: str = "the prompt", **place) -> list:
     return [
         io.Int.Input(
             "motion_score",
-            default=SamplingOptions.motion_score,
+            default=MOTION_SCORE,
             min=0,
             max=MOTION_SCORE_RANGE[1],
             tooltip=f"How much moves, said in {where}: 1 (almost still) to 15 (wild). 4 is the released default; 0 leaves the sentence out.",

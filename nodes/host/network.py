@@ -6,6 +6,8 @@ from torch import Tensor
 
 from ...opensora_core.networks.mmdit.config import TransformerConfig
 from ...opensora_core.networks.mmdit.model import MMDiT
+from ...opensora_core.networks.stdit.config import STDiTConfig
+from ...opensora_core.networks.stdit.stdit3 import STDiT3
 
 TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
 
@@ -45,3 +47,25 @@ class HostMMDiT(MMDiT):
         channels = self.config.in_channels
         latents, cond = x[:, :channels], x[:, channels:]
         return super().forward(latents, timestep / TIMESTEP_SCALE, context, y, cond, None, transformer_options)
+
+
+class HostSTDiT3(STDiT3):
+    """STDiT3 behind the host's calling convention: condition channels appended to x, and the velocity from data to noise."""
+
+    dtype = None
+
+    def __init__(self, config: STDiTConfig, operations, dtype, device):
+        super().__init__(config, operations, host_attention, dtype, device)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **named) -> Tensor:
+        """x: [B, C or C + 1 + C, T, H, W]; timestep: [B], sigma * 1000, as the network is told. named: what the MODEL's extra_conds gives."""
+        options = transformer_options if transformer_options is not None else {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
+        return executor.execute(x, timestep, context, None, control, options, **named)
+
+    def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
+        latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
+        told = {"sizes": sizes, "attention_mask": attention_mask, "edit": edit, "cond": cond if cond.shape[1] else None}
+        return -super().forward(latents, timestep, context=context, **told, transformer_options=transformer_options)

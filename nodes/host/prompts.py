@@ -4,31 +4,34 @@ import os
 import weakref
 from collections.abc import Hashable, Iterable
 
+from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.memory.loaded import PROMPTS, FileStamp, stamp
+from ...opensora_core.text.recipe import TextRecipe
 from . import notice, text
 
 # Of every text encoder that was asked: its files as they were then, and how they were loaded. None where it does not say.
 _sources: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def encode(clip, texts: Iterable[str], node_id: str | None, keep: bool = False) -> list[list]:
+def encode(clip, texts: Iterable[str], node_id: str | None, keep: bool = False, recipe: TextRecipe = DEFAULT.text) -> list[list]:
     """CONDITIONING of each text, every different one encoded once. What T5 had to drop is shown on the node.
 
     Args:
+        recipe: how the model reads prompts.
         keep: take from memory what the same files encoded before, and keep what is encoded now.
 
     Raises:
         OpenSoraError: the CLIP holds other encoders.
     """
-    text.check_clip(clip)
+    text.check_clip(clip, recipe)
     encoded, texts = {}, list(texts)
     for prompt in dict.fromkeys(texts):
-        encoded[prompt], note = encode_kept(clip, prompt) if keep else text.encode(clip, prompt)
+        encoded[prompt], note = encode_kept(clip, prompt, recipe) if keep else text.encode(clip, prompt, recipe)
         notice.show(note, node_id)
     return [_own(encoded[prompt]) for prompt in texts]
 
 
-def encode_kept(clip, prompt: str) -> tuple[list, str]:
+def encode_kept(clip, prompt: str, recipe: TextRecipe = DEFAULT.text) -> tuple[list, str]:
     """As text.encode, from memory where the same files encoded the same text before.
 
     Returns:
@@ -37,14 +40,14 @@ def encode_kept(clip, prompt: str) -> tuple[list, str]:
     Raises:
         OpenSoraError: the CLIP holds other encoders.
     """
-    text.check_clip(clip)
+    text.check_clip(clip, recipe)
     if not can_keep(clip):
-        conditioning, note = text.encode(clip, prompt)
+        conditioning, note = text.encode(clip, prompt, recipe)
         return conditioning, note or "This prompt is not kept: its CLIP does not say which files it is from, or has hooks."
     changes = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""  # a LoRA on the encoders
-    options = {"source": note_source(clip), "changes": changes, "layer": clip.layer_idx}
-    dropped = text.exact_tokens(clip.tokenizer, prompt)[1]
-    return _own(PROMPTS.get([prompt], (), options, lambda texts: [text.encode(clip, one)[0] for one in texts])[0]), dropped
+    options = {"source": note_source(clip), "changes": changes, "layer": clip.layer_idx, "tokens": recipe.length, "mask": recipe.has_mask}
+    dropped = text.exact_tokens(clip.tokenizer, prompt, recipe)[1]
+    return _own(PROMPTS.get([prompt], (), options, lambda texts: [text.encode(clip, one, recipe)[0] for one in texts])[0]), dropped
 
 
 def _own(conditioning: list) -> list:

@@ -20,6 +20,7 @@ from ...opensora_core.errors import check_choice
 from ...opensora_core.families.table import family_of
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import run as sampling, schedule, solvers
+from ...opensora_core.sampling.given import NOTHING, Given
 from ...opensora_core.sampling.guidance import Guidance
 from . import notice
 from .families import require_open_sora
@@ -55,8 +56,13 @@ def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tens
     """
     config = require_open_sora(model)
     shape = check_latent(samples, config)
-    alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
-    sigmas = family_of(config).sampling.schedule(config, shape, steps, alpha).points
+    recipe = family_of(config).sampling
+    if recipe.reads_size:
+        half = float(recipe.way(config, shape, 2, shift).points[1])
+        sigmas, alpha = recipe.way(config, shape, steps, shift).points, half / (1 - half)
+    else:
+        alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
+        sigmas = recipe.schedule(config, shape, steps, alpha).points
     return agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha), sigmas
 
 
@@ -133,7 +139,10 @@ def walk(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Finished, unscaled latents of a guider's run by the library's loop, in the dtype of the noise between steps."""
-    show_bar, loop = comfy.utils.PROGRESS_BAR_ENABLED, _one_loop(recipe, noise.dtype, seed)
+    show_bar, loop = (
+        comfy.utils.PROGRESS_BAR_ENABLED,
+        _one_loop(recipe, noise.dtype, seed, _entering(recipe, guider, seed, tuple(samples.shape))),
+    )
     finished = guider.sample(noise, samples, loop, sigmas, denoise_mask=mask, callback=callback, disable_pbar=not show_bar, seed=seed)
     return finished.to(comfy.model_management.intermediate_device())
 
@@ -194,7 +203,22 @@ def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown:
     return callback
 
 
-def _one_loop(recipe: sampling.SamplingRecipe, dtype: torch.dtype, seed: int) -> comfy.samplers.KSAMPLER:
+def _entering(recipe: sampling.SamplingRecipe, guider, seed: int, shape: tuple[int, ...]) -> Callable[[Tensor, schedule.Schedule], Given]:
+    """(noise, schedule) -> how given frames enter at every step, of models where they do."""
+
+    def given(x: Tensor, way: schedule.Schedule) -> Given:
+        if not guider.is_stepwise:
+            return NOTHING
+        condition = guider.reference.condition(shape, guider.model_patcher.model.process_latent_in)
+        told = schedule.Schedule(way.points, 1000 * way.timesteps)  # as the network is told, for which the host multiplies
+        made = recipe.given(condition, x, told, torch.float32)
+        made.draw = solvers.StepNoise([seed + k for k in range(shape[0])], 1)
+        return made
+
+    return given
+
+
+def _one_loop(recipe: sampling.SamplingRecipe, dtype: torch.dtype, seed: int, entering: Callable) -> comfy.samplers.KSAMPLER:
     """The library's loop as one of the host's samplers, with latents kept in `dtype` between steps."""
     process, solver = recipe.process, solvers.SOLVERS[recipe.solvers[0]]
 
@@ -210,6 +234,9 @@ def _one_loop(recipe: sampling.SamplingRecipe, dtype: torch.dtype, seed: int) ->
             return process.prediction(x, denoised, sigma).to(dtype)
 
         with comfy.utils.model_trange(way.num_steps, disable=disable) as bar:
-            return sampling.run(predict, noise.to(dtype), way, process, solver([seed]), on_step=lambda *_: bar.update()).float()
+            x = noise.to(dtype)
+            return sampling.run(predict, x, way, process, solver([seed]), entering(x, way), on_step=lambda *_: bar.update()).float()
 
-    return comfy.samplers.KSAMPLER(sampler)
+    made = comfy.samplers.KSAMPLER(sampler)
+    made.lets_frames_in = True
+    return made

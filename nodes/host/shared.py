@@ -69,9 +69,9 @@ def shared_model(path: str, precision: str):
     return _shared(MODEL, path, {"precision": precision}, lambda: load_model(path, precision))
 
 
-def shared_text_encoders(t5_path: str, clip_l_path: str, precision: str, device: str):
+def shared_text_encoders(t5_path: str, clip_l_path: str | None, precision: str, device: str):
     """A CLIP over the weights of two files, as text.load_text_encoders gives it."""
-    options = {"with": stamp(clip_l_path), "precision": precision, "device": device}
+    options = {"with": clip_l_path and stamp(clip_l_path), "precision": precision, "device": device}
     # Its patcher is what is shared: copies with a LoRA are copies of that, and keep it alive when no CLIP object is left.
     patcher = _shared(TEXT_ENCODERS, t5_path, options, lambda: _patcher_of(load_text_encoders(t5_path, clip_l_path, precision, device)))
     clip = copy.copy(patcher.get_attachment(_SHELL))

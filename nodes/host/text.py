@@ -16,7 +16,10 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sd
+import comfy.supported_models_base
 import comfy.text_encoders.flux
+import comfy.text_encoders.genmo
+import comfy.text_encoders.sd3_clip
 import comfy.utils
 import torch
 
@@ -30,7 +33,7 @@ from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tok
 from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
 from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.shapes import Manifest
-from ...opensora_core.text.recipe import CLIP, T5
+from ...opensora_core.text.recipe import CLIP, T5, TextRecipe
 from . import nf4
 from .paths import load_tensors
 from .precision import quantise_layers
@@ -70,10 +73,11 @@ class ExactTokenizer:
 
     def __init__(self, tokenizer, own: dict[str, Tokenizer] | None = None):
         self.inner = tokenizer
-        self.clip_l = tokenizer.clip_l
-        self.t5xxl = tokenizer.t5xxl
-        # A CLIP-L with a longer position table is padded to its full length by the host.
-        released = {"l": replace(_hosts(CLIP), length=self.clip_l.max_length), "t5xxl": replace(_hosts(T5), length=DEFAULT.text.length)}
+        self.clip_l = getattr(tokenizer, "clip_l", None)
+        self.t5xxl = getattr(tokenizer, "t5xxl", None) or tokenizer.clip_t5xxl
+        released = {"t5xxl": replace(_hosts(T5), length=DEFAULT.text.length)}
+        if self.clip_l is not None:  # one with a longer position table is padded to its full length by the host
+            released["l"] = replace(_hosts(CLIP), length=self.clip_l.max_length)
         self.tokenizers = {**released, **(own or {})}
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
@@ -90,7 +94,7 @@ class ExactTokenizer:
         return self.inner.state_dict()
 
 
-def exact_tokens(tokenizer, text: str) -> tuple[dict, str]:
+def exact_tokens(tokenizer, text: str, recipe: TextRecipe = DEFAULT.text) -> tuple[dict, str]:
     """The tokens of a prompt as the reference makes them.
 
     Args:
@@ -98,10 +102,13 @@ def exact_tokens(tokenizer, text: str) -> tuple[dict, str]:
         text: taken literally; brackets are no weights.
 
     Returns:
-        {"t5xxl": [512 (id, 1.0) pairs], "l": [77 pairs]}, and a sentence if T5 had to drop the end of the prompt, else "".
+        {"t5xxl": [512 (id, 1.0) pairs, or as many as the recipe says], "l": [77 pairs]}, and a sentence if T5 had to drop the end of the prompt, else "".
     """
     exact = tokenizer if isinstance(tokenizer, ExactTokenizer) else ExactTokenizer(tokenizer)
-    fitted = {name: one.fitted(text) for name, one in exact.tokenizers.items()}
+    lengths = {"t5xxl": recipe.length}
+    fitted = {
+        name: replace(one, length=min(one.length, lengths.get(name, one.length))).fitted(text) for name, one in exact.tokenizers.items()
+    }
     return {name: [[(token, 1.0) for token in ids]] for name, (ids, _) in fitted.items()}, fitted["t5xxl"][1]
 
 
@@ -111,11 +118,12 @@ def _hosts(kind: str) -> Tokenizer:
     return read_tokenizer(kind, Path(comfy.sd.__file__).parent / ("text_encoders/t5_tokenizer" if kind == T5 else "sd1_tokenizer"))
 
 
-def encode(clip, text: str) -> tuple[list, str]:
+def encode(clip, text: str, recipe: TextRecipe = DEFAULT.text) -> tuple[list, str]:
     """Encode a prompt through the host.
 
     Args:
-        clip: a host CLIP holding T5 and CLIP-L, from our loader or from DualCLIPLoader type flux.
+        clip: a host CLIP holding T5, and CLIP-L where the model reads it, from our loader or from DualCLIPLoader type flux.
+        recipe: how the model reads prompts.
 
     Returns:
         CONDITIONING ([B, 512, 4096] (the built-in model: [B, 32, 64]) T5 states without a mask, and CLIP's pooled [B, 768]), and a sentence about dropped words or "".
@@ -123,15 +131,30 @@ def encode(clip, text: str) -> tuple[list, str]:
     Raises:
         OpenSoraError: the CLIP holds other encoders.
     """
-    check_clip(clip)
-    tokens, note = exact_tokens(clip.tokenizer, text)
-    return clip.encode_from_tokens_scheduled(tokens), note
+    check_clip(clip, recipe)
+    tokens, note = exact_tokens(clip.tokenizer, text, recipe)
+    t5 = clip.cond_stage_model.t5xxl
+    was, t5.enable_attention_masks = t5.enable_attention_masks, recipe.has_mask
+    try:
+        conditioning = clip.encode_from_tokens_scheduled(tokens)
+    finally:
+        t5.enable_attention_masks = was
+    if not recipe.has_mask:
+        return conditioning, note
+    mask = text_mask([token for token, _ in tokens["t5xxl"][0]], t5.special_tokens["end"])
+    return [[states, {**values, "attention_mask": mask}] for states, values in conditioning], note
 
 
-def check_clip(clip) -> None:
-    """Raise an OpenSoraError unless the CLIP holds T5 and CLIP-L as Flux uses them."""
+def text_mask(ids: list[int], end: int) -> torch.Tensor:
+    """[1, L]: 1 up to the end-of-text token, 0 for the padding after it."""
+    last = len(ids) - 1 - ids[::-1].index(end)
+    return (torch.arange(len(ids)) <= last).long()[None]
+
+
+def check_clip(clip, recipe: TextRecipe = DEFAULT.text) -> None:
+    """Raise an OpenSoraError unless the CLIP holds T5, and CLIP-L as Flux uses it where the recipe reads it."""
     held = getattr(clip, "cond_stage_model", None)
-    if isinstance(held, comfy.text_encoders.flux.FluxClipModel):
+    if isinstance(held, comfy.text_encoders.flux.FluxClipModel) or (CLIP not in recipe.encoders and hasattr(held, "t5xxl")):
         return
     found = "no text encoder" if held is None else f"another text encoder ({type(held).__name__.rstrip('_')})"
     raise OpenSoraError(
@@ -140,11 +163,11 @@ def check_clip(clip) -> None:
     )
 
 
-def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, device: str = AUTO, disable_dynamic: bool = False):
+def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = AUTO, device: str = AUTO, disable_dynamic: bool = False):
     """Load both encoders as one host CLIP.
 
     Args:
-        t5_path, clip_l_path: single files, in either order.
+        t5_path, clip_l_path: single files, in either order; clip_l_path None: T5 alone.
         precision: auto (as stored), bf16, fp8_e4m3fn or int8 (T5's linear layers in the host's 8-bit formats, the rest as stored), or
             nf4 (in 4 bits, by bitsandbytes; experimental, see nf4.py).
         device: auto (the host's choice) or cpu.
@@ -152,6 +175,8 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, de
     Raises:
         CheckpointError: a file that is something else, or lacks tensors.
     """
+    if clip_l_path is None:
+        return _load_t5(t5_path, precision, device, disable_dynamic)
     t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
     overrides = {**_t5_overrides(t5), **_clip_overrides(clip_l)}
     own = _own_tokenizers(t5, clip_l)
@@ -159,7 +184,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, de
     if "l" in own:
         clip_l.state[table] = _released_table(clip_l.state[table], own["l"])
         own["l"] = _released_ids(own["l"])
-    _set_precision(t5, clip_l, precision)
+    _set_precision(t5, precision, clip_l)
     options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
     if t5.is_quantised:
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
@@ -180,7 +205,36 @@ def load_text_encoders(t5_path: str, clip_l_path: str, precision: str = AUTO, de
     return clip
 
 
-def load_text_encoders_patcher(t5_path: str, clip_l_path: str, precision: str, device: str, disable_dynamic: bool = False):
+def _load_t5(path: str, precision: str, device: str, disable_dynamic: bool):
+    """T5 as a host CLIP of its own."""
+    t5 = read_encoder(path)
+    detect.require(t5.identity, "t5", t5.name)
+    overrides, own = _t5_overrides(t5), _own_tokenizers(t5)
+    _set_precision(t5, precision)
+    options = {**overrides, "dtype": _load_dtype(t5.state)}
+    if t5.is_quantised:
+        options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
+    is_nf4 = precision == NF4
+    if is_nf4:
+        options["custom_operations"] = nf4.NF4Operations
+    if device == "cpu":
+        options["load_device"] = options["offload_device"] = torch.device("cpu")
+    genmo, target = comfy.text_encoders.genmo, comfy.supported_models_base.ClipTarget
+    clip = comfy.sd.CLIP(
+        target(genmo.MochiT5Tokenizer, genmo.mochi_te(**comfy.text_encoders.sd3_clip.t5_xxl_detect(t5.state))),
+        parameters=comfy.utils.calculate_parameters(t5.state),
+        state_dict=[t5.state],
+        model_options=options,
+        disable_dynamic=disable_dynamic or is_nf4,
+    )
+    if is_nf4:
+        nf4.unpatchable(clip.patcher)
+    clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (path, None, precision, device))
+    clip.tokenizer = ExactTokenizer(clip.tokenizer, own)
+    return clip
+
+
+def load_text_encoders_patcher(t5_path: str, clip_l_path: str | None, precision: str, device: str, disable_dynamic: bool = False):
     """The patcher of a fresh copy, for the host's multi-GPU and hook clones."""
     return load_text_encoders(t5_path, clip_l_path, precision, device, disable_dynamic).patcher
 
@@ -235,7 +289,7 @@ def _sizes(file: EncoderFile, where: dict, sizes_of: Callable, manifest_of: Call
     return sizes
 
 
-def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer]:
+def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile | None = None) -> dict[str, Tokenizer]:
     """By the host's names, the tokenizers of the encoders that have another vocabulary than the released ones, from beside their files.
 
     Raises:
@@ -246,6 +300,8 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile) -> dict[str, Tokenizer
         ("t5xxl", T5, t5, t5_model.WHERE["vocab_size"], RELEASED_T5.vocab_size),
         ("l", CLIP, clip_l, clip_model.WHERE["vocab_size"], RELEASED_CLIP.vocab_size),
     ):
+        if file is None:
+            continue
         found = file.shapes[table][0]
         if found == released:
             continue
@@ -281,13 +337,13 @@ def _released_table(table: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     return rows
 
 
-def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None:
+def _set_precision(t5: EncoderFile, precision: str, clip_l: EncoderFile | None = None) -> None:
     if precision == AUTO:
         return
     if t5.is_quantised:
         raise CheckpointError(f"{t5.name} is already quantised; use it with precision auto, or choose an unquantised file for {precision}.")
     if precision == BF16:
-        for file in (t5, clip_l):
+        for file in filter(None, (t5, clip_l)):
             file.state = {key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for key, tensor in file.state.items()}
         return
     check_choice("precision", precision, PRECISIONS)
@@ -300,13 +356,16 @@ def _set_precision(t5: EncoderFile, clip_l: EncoderFile, precision: str) -> None
     t5.state = quantise_layers(t5.state, layers, form)
 
 
-def _load_dtype(t5_state: dict, clip_state: dict) -> torch.dtype:
+def _load_dtype(t5_state: dict, clip_state: dict | None = None) -> torch.dtype:
     """The dtype to ask the host for so that neither encoder is rounded.
 
     The host keeps T5 as stored where it recognises it (24 blocks) and that is no wider than this dtype, and
     gives everything else this dtype.
     """
-    t5, clip_l = t5_state["encoder.final_layer_norm.weight"].dtype, clip_state["text_model.final_layer_norm.weight"].dtype
+    t5 = t5_state["encoder.final_layer_norm.weight"].dtype
+    if clip_state is None:
+        return t5
+    clip_l = clip_state["text_model.final_layer_norm.weight"].dtype
     known = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight" in t5_state
     if t5 == clip_l or (known and t5.itemsize <= clip_l.itemsize):
         dtype = clip_l

@@ -28,7 +28,7 @@ from ...opensora_core.codecs.hunyuan.config import VAEConfig
 from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
 from ...opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.families.table import codec_of
+from ...opensora_core.families.table import DEFAULT, FAMILIES, codec_of, codecs_of
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, TIME_COMPRESSION, Grid, Tiling
 from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes
 from ...opensora_core.run.finite import again_words, is_finite, not_numbers
@@ -36,11 +36,13 @@ from . import kept, notice, selftest
 from .out_of_memory import unless_out_of_memory
 from .paths import load_tensors
 
-# Of a variant: the VAE that makes its latents, and the node that makes an empty one.
-_WORDS = {
-    CAUSAL: ("the HunyuanVideo VAE", "Open-Sora Empty Latent Video"),
-    HIGH_COMPRESSION: ("the Video DC-AE of the high-compression variant", "Open-Sora Empty Latent (High Compression)"),
-}
+
+def _words(grid: Grid) -> tuple[str, str]:
+    """Of a model's grid: the VAE that makes its latents, and the node that makes an empty one."""
+    own = {CAUSAL: "Open-Sora Empty Latent Video", HIGH_COMPRESSION: "Open-Sora Empty Latent (High Compression)"}
+    row = next(family for family in FAMILIES if family.grid == grid and family.slot == DEFAULT.slot)
+    title = codecs_of(row)[0].title + (" of the high-compression variant" if grid == HIGH_COMPRESSION else "")
+    return title, own.get(grid, "Open-Sora Empty Latent")
 
 
 class VAENetwork:
@@ -208,7 +210,7 @@ def load_vae(path: str, device: torch.device | None = None, disable_dynamic: boo
     """Load a HunyuanVideo-layout VAE or Video DC-AE file of any width; errors as check_file's. dtype: None = the host's choice."""
     identity = check_file(path)
     state, _ = load_tensors(path)
-    state = {key[len(identity.prefix) :]: tensor for key, tensor in state.items() if key.startswith(identity.prefix)}
+    state = dict(pair for key, tensor in state.items() for pair in identity.convert(key, tensor))
     vae = _build(identity.config, state, device or comfy.model_management.vae_device(), disable_dynamic, dtype)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, device))
     return vae
@@ -292,13 +294,13 @@ def check_latent_shape(shape, config: CodecConfig) -> tuple[int, int, int, int, 
     if len(shape) == 5 and shape[1] == channels and 0 not in shape:
         return tuple(shape)
     # Five dimensions are a video's, of another model or variant.
-    wanted = f"the VAE given, {_WORDS[grid][0]}, works on" if len(shape) == 5 and 0 not in shape else "a video latent is"
+    wanted = f"the VAE given, {_words(grid)[0]}, works on" if len(shape) == 5 and 0 not in shape else "a video latent is"
     raise OpenSoraError(f"This LATENT is {list(shape)}; {wanted} {latent_words(grid, channels)}.")
 
 
 def latent_words(grid: Grid, channels: int) -> str:
     """The shape of a variant's latents, and the node that makes them, for a sentence."""
-    return f"[videos, {channels}, latent frames, height / {grid.space}, width / {grid.space}], as {_WORDS[grid][1]} makes it"
+    return f"[videos, {channels}, latent frames, height / {grid.space}, width / {grid.space}], as {_words(grid)[1]} makes it"
 
 
 def _build(config: CodecConfig, state: dict, device: torch.device, disable_dynamic: bool, dtype: torch.dtype | None = None) -> OpenSoraVAE:

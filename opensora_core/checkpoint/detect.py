@@ -71,7 +71,6 @@ _PREFIXES = (
 _OTHER_FAMILY = "which belongs to that model's own nodes and pipelines"
 _NOT_YET = "which is not supported yet (2.0 is)"
 
-_STDIT3 = "spatial_blocks.0.attn.qkv.weight"
 _VISION = "vision_model.embeddings.patch_embedding.weight"
 
 # Asked in this order, each from top to bottom: where the keys of one are in another's files too, the more particular stands first.
@@ -92,19 +91,10 @@ _OTHER_NETWORKS = (
         "ltx", "an LTX-Video transformer", _OTHER_FAMILY,
         ("patchify_proj.weight|proj_in.weight", "caption_projection.linear_1.weight"),
     ),
-    Signature("open_sora_1_3", "the Open-Sora 1.3 transformer", _NOT_YET, (_STDIT3, "x_embedder_cond.proj.weight")),
-    Signature("open_sora_1_2", "the Open-Sora 1.2 transformer", _NOT_YET, (_STDIT3, "y_embedder.y_proj.fc1.weight")),
-    Signature("open_sora_1_1", "the Open-Sora 1.1 transformer", _NOT_YET, ("blocks.0.attn_temp.qkv.weight", "t_block_temp.1.weight")),
-    Signature("open_sora_1_0", "an Open-Sora 1.0 transformer", _NOT_YET, ("blocks.0.attn_temp.qkv.weight", "t_block.1.weight")),
     Signature("sd3", "a Stable Diffusion 3 transformer", _OTHER_FAMILY, ("joint_blocks.0.x_block.attn.qkv.weight",)),
     Signature("sd_unet", "a Stable Diffusion checkpoint", _OTHER_FAMILY, ("input_blocks.0.0.weight",)),
 )  # fmt: skip
 _OTHER_CODECS = (
-    Signature("open_sora_1_3_vae", "the Open-Sora 1.3 VAE", _NOT_YET, ("decoder.up.2.upsample.conv3d.conv1.conv.weight",)),
-    Signature(
-        "open_sora_1_2_vae", "the Open-Sora 1.2 VAE", _NOT_YET,
-        ("spatial_vae.module.encoder.conv_in.weight|temporal_vae.encoder.conv_in.conv.weight",),
-    ),
     Signature(
         "hunyuan_vae_renamed", "the HunyuanVideo VAE under other key names",
         "which ComfyUI's own Load VAE reads", ("encoder.down.0.block.0.conv1.conv.weight", "quant_conv.weight"),
@@ -118,12 +108,12 @@ _OTHER_CODECS = (
     Signature(
         "sd_vae", "a Stable Diffusion VAE", "which makes single pictures", ("encoder.down.0.block.0.conv1.weight", "quant_conv.weight")
     ),
+)  # fmt: skip
+_AFTER_CODECS = (
     Signature(
         "picture_vae_diffusers", "a picture VAE in the diffusers layout", "which makes single pictures",
         ("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight"),
     ),
-)  # fmt: skip
-_AFTER_CODECS = (
     Signature(
         "dc_ae_pictures", "a DC-AE for pictures", "which makes single pictures",
         ("encoder.stages.0.op_list.0.main.conv1.conv.weight", "decoder.project_out.op_list.0.weight"),

@@ -241,6 +241,7 @@ def check_keys(header: Header, identity: Identity) -> None:
     """Raise a CheckpointError unless every tensor of the model is there; what else the file holds is named in a warning."""
     found = {key: shape for key, shape in bare_shapes(header.shapes, identity.prefix).items() if not is_note(key)}
     extra = compare(found, identity.manifest(), identity.layout).whole(f"{header.name} is {identity.title}")
+    extra = [key for key in extra if identity.convert(f"{identity.prefix}{key}", torch.empty(found[key], device="meta"))]
     if not extra:
         return
     other = identify({key: found[key] for key in extra if key in found})

@@ -30,6 +30,10 @@ class Latents:
         """Codec latents [B, C, ...] in the transformer's scale, in their own type."""
         return _wide(self.scale, latents) * (latents - _wide(self.shift, latents) if self.shift else latents)
 
+    def words(self) -> str:
+        """For people."""
+        return "scaled channel by channel" if isinstance(self.scale, tuple) else f"scaled by {self.scale:g}"
+
     def to_codec(self, latents: Tensor) -> Tensor:
         """The inverse: what `Codec.decode` takes."""
         scaled = latents / _wide(self.scale, latents)

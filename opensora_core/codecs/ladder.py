@@ -4,7 +4,7 @@ Pictures (kl.py) and clips (causal.py) differ in the layers; published files dif
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +127,8 @@ class LadderConfig:
     short_tile: int = 0
 
     def cut(self, tiling: Tiling) -> Tiling:
-        """See CodecConfig: in time these codecs cut for themselves."""
-        return tiling
+        """See CodecConfig: in time these codecs cut for themselves, and of the picture only smaller tiles than the usual ones are taken."""
+        return replace(tiling, tile_size=0) if tiling.tile_size == Tiling.tile_size else tiling
 
     def words(self) -> str:
         """For people: "widths 128, 256, 512, 512"."""

@@ -77,7 +77,7 @@ class TwoStages(Encoded):
         return self._through(pictures, draw)
 
     def _through(self, pictures: Tensor, finish: Callable[[Encoded], Tensor]) -> Tensor:
-        return torch.cat([finish(Encoded(self.stage(piece))) for piece in pictures.split(PIECE, dim=2)], dim=2)
+        return torch.cat([finish(Encoded(self.stage(piece).to(pictures))) for piece in pictures.split(PIECE, dim=2)], dim=2)
 
 
 class Deal(CausalConv3d):
@@ -148,7 +148,8 @@ class VideoVAE(InPieces):
         self.temporal_vae = TemporalVAE(config, Seams(operations, dtype, device))
         # In the file, and the same in all; what is computed with stands above.
         for name in ("scale", "shift"):
-            self.register_buffer(name, torch.empty(1, config.latent_channels, 1, 1, 1, dtype=dtype, device=device))
+            empty = torch.empty(1, config.latent_channels, 1, 1, 1, dtype=dtype, device=device)
+            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
     def encode(self, pixels: Tensor) -> TwoStages:
         """Of a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
@@ -156,7 +157,7 @@ class VideoVAE(InPieces):
         return TwoStages(self.spatial_vae.module.encode(pixels).values, stage=self._second_stage)
 
     def _second_stage(self, pictures: Tensor) -> Tensor:
-        return self.temporal_vae.encode(pictures.to(self.device) * SCALE)
+        return self.temporal_vae.encode(pictures.to(self.device, self.dtype) * SCALE)
 
     def decode(self, latents: Tensor, home: torch.device | None = None, num_frames: int | None = None) -> Tensor:
         """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents.

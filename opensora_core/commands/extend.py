@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..codecs.codec import Latents
 from ..errors import OpenSoraError
 from ..media.latent_file import SUFFIX, read_latents, save_latents
 from ..names import claim_unused
@@ -17,6 +18,7 @@ from ..run.segments import segment_prompts
 from .options import GenerateOptions, SizeOptions, flag
 from .progress import Screen
 
+_OF_MASKS = ("references", "mask_strategy")
 Text = tuple[str, str, SamplingOptions | None]  # as OpenSoraPipeline.encode_prompts takes it
 
 
@@ -27,14 +29,14 @@ class KeptFile:
         video: the file that is being made.
     """
 
-    def __init__(self, video: Path, scale: float):
+    def __init__(self, video: Path, kind: Latents):
         self.video, self.path = video, video.with_suffix(SUFFIX)
         self._num_segments: int | None = None
-        self._scale = scale
+        self._kind = kind
 
     def keep(self, num_segments: int, latents: Tensor) -> None:
         """Write the latents of a first clip and so many segments."""
-        save_latents(self.path, latents / self._scale)
+        save_latents(self.path, self._kind.to_codec(latents))
         self._num_segments = num_segments
 
     def keep_of(self, latents: Tensor, suffix: str = "") -> str:
@@ -47,10 +49,10 @@ class KeptFile:
             return self.sentence
         path = self.path.with_stem(self.path.stem + suffix)  # of a name that is this run's own
         try:
-            save_latents(path, latents / self._scale)
+            save_latents(path, self._kind.to_codec(latents))
         except OSError:
             with claim_unused(Path(tempfile.gettempdir()) / path.name) as elsewhere:
-                path = save_latents(elsewhere.path, latents / self._scale)
+                path = save_latents(elsewhere.path, self._kind.to_codec(latents))
         return f"They are in {path}, which ComfyUI's Load Latent reads too; `generate --decode {path}` makes the video of them."
 
     @property
@@ -76,11 +78,12 @@ class Longer:
         pipe.files.grid.check_goes_on()
         pipe.files.family.check_longer()
         self._pipe, self._screen = pipe, screen
-        self._latents = None if options.extend_from is None else _read(options) * pipe.latent_scale
+        self._latents = None if options.extend_from is None else pipe.latents.to_model(_read(options))
         self._prompts = segment_prompts(options.extend_prompt or options.prompt, options.extend)
         self._arguments = {
             name: arguments[name]
-            for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options")
+            for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options", *_OF_MASKS)
+            if name in arguments
         } | {"num_frames": options.extend_frames, "context_frames": options.extend_context, "segments": options.extend}
         length = pipe.latent_frames(arguments["num_frames"]) if self._latents is None else self._latents.shape[2]
         pipe.continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made

@@ -1,5 +1,6 @@
 """What the command line says of a video's frames: their size and number, and what they begin or end with."""
 
+from pathlib import Path
 from typing import Any
 
 from ..choices import BACKWARDS, FITS, FORWARDS
@@ -13,7 +14,18 @@ from .model import with_usual
 from .options import ASPECT_OF_REFERENCE, RunOptions, SizeOptions
 from .output import say
 
-_OF_SAMPLING = ("fps", "motion_score", "fit", "solver", "guidance_curve", "condition_scale", "unconditional", "parity")
+_OF_SAMPLING = (
+    "fps",
+    "motion_score",
+    "aesthetic_score",
+    "camera_motion",
+    "fit",
+    "solver",
+    "guidance_curve",
+    "condition_scale",
+    "unconditional",
+    "parity",
+)
 PATHS = ("image", "last_image", "video")  # of a call's arguments, those that are paths of files
 
 
@@ -50,7 +62,9 @@ def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) ->
     if options.fps < 1:
         raise OpenSoraError(f"--fps {options.fps} is not a frame rate; the default is 24.")
     height, width, num_frames = usual
-    named, sides = (options.resolution, options.aspect_ratio), (options.height, options.width)
+    named, sides = (options.resolution, options.aspect_ratio), options.image_size or (options.height, options.width)
+    if options.image_size is not None and (options.height, options.width) != (None, None):
+        raise OpenSoraError("Give either --image-size or --height and --width.")
     if None in sides and sides != (None, None):
         raise OpenSoraError("--width and --height are given together, or not at all.")
     if sides != (None, None) and named != (None, None):
@@ -58,7 +72,13 @@ def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) ->
     if sides != (None, None):
         height, width = sides
     elif named != (None, None):
-        height, width = grid.named_size(options.resolution or grid.size_names[0], _aspect_ratio(options) or grid.ratios[0])
+        ratio = _aspect_ratio(options)
+        height, width = grid.named_size(options.resolution or grid.size_names[0], ratio or grid.ratios[0])
+        if grid.piece and ratio and options.aspect_order is None and height != width:
+            other = "x".join(map(str, grid.named_size(options.resolution or grid.size_names[0], flipped(ratio))[::-1]))
+            say(
+                f"--aspect-ratio {ratio} is width:height here: {width}x{height}; with --aspect-order hw it is {other}, as the guides of Open-Sora 1 mean it"
+            )
     return height, width, num_frames if options.num_frames is None else clip_length(options.num_frames, options.fps, grid)
 
 
@@ -84,7 +104,7 @@ def _aspect_ratio(options: SizeOptions) -> str | None:
         OpenSoraError: nothing is given to take it from, or it cannot be read.
     """
     if options.aspect_ratio != ASPECT_OF_REFERENCE:
-        return options.aspect_ratio
+        return flipped(options.aspect_ratio) if options.aspect_ratio and options.aspect_order == "hw" else options.aspect_ratio
     if not isinstance(options, RunOptions):
         raise OpenSoraError(
             f"--aspect-ratio {ASPECT_OF_REFERENCE} takes the shape of what generate is given; name the ratio here, such as 16:9."
@@ -95,12 +115,27 @@ def _aspect_ratio(options: SizeOptions) -> str | None:
     return nearest_aspect_ratio(*media_size(path))
 
 
+def flipped(ratio: str) -> str:
+    """ "16:9" -> "9:16"."""
+    return ":".join(ratio.split(":")[::-1])
+
+
 def _references(options: RunOptions) -> dict[str, Any]:
     """Arguments of a pipeline call that --cond-type, --ref, --ref-end and --strength stand for; what is not used is left out.
 
     Raises:
         OpenSoraError: options that contradict each other.
     """
+    if options.mask_strategy is not None or options.reference_path is not None:
+        if options.ref or options.ref_end or options.cond_type:
+            raise OpenSoraError("--mask-strategy and --reference-path are given without --ref, --ref-end and --cond-type.")
+        if not options.reference_path:
+            raise OpenSoraError("--mask-strategy lays frames of --reference-path; give that too.")
+        paths = tuple(path.strip() for path in options.reference_path.split(";"))
+        for path in paths:
+            if not Path(path).expanduser().is_file():
+                raise OpenSoraError(f"--reference-path: {path!r} does not exist.")
+        return {"references": paths, "mask_strategy": options.mask_strategy or ""}
     mode = options.cond_type or ("v2v_head" if options.ref and is_video(options.ref) else None)
     strength = {} if options.strength == 1 else {"image_strength": options.strength}
     if mode is not None and mode.startswith("v2v"):

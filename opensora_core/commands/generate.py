@@ -13,6 +13,7 @@ from ..sampling.solvers import MAX_SEED
 from . import table
 from .extend import Longer
 from .frames import call_arguments
+from .guides import understood
 from .jobs import Job, Jobs
 from .ledger import Ledger
 from .model import pipeline, with_usual
@@ -30,13 +31,13 @@ def run(options: GenerateOptions) -> int:
     extending = changed(options, ExtendOptions)
     if options.csv is not None and extending:
         raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; it does not go with --csv.")
-    if options.csv is not None:
+    if options.csv is not None or options.prompt_path is not None:
         return table.run(options)
     if options.decode is not None:
         return _decode(options)
     if extending and options.extend is None:
         raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
-    screen, target = Screen(), Target(options.out)
+    screen, target = Screen(), Target(options.out, options.sample_name or "video")
     jobs, pipe = _jobs(options, target, screen)
     with screen:
         making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=True)
@@ -47,12 +48,14 @@ def run(options: GenerateOptions) -> int:
 
 
 class Target:
-    """The file or the folder to write to. Raises an OpenSoraError for a file of another kind."""
+    """The file or the folder to write to, and what files in it begin with. Raises an OpenSoraError for a file of another kind."""
 
-    def __init__(self, out: str):
+    def __init__(self, out: str, name: str = "video"):
+        self._name = name
         self.path, self._is_told = check_name(out, "--out"), False
         self.is_folder = self.path.is_dir() or not self.path.suffix
         self.folder = self.path if self.is_folder else self.path.parent
+        check_name(f"{name}_0000{VIDEO_SUFFIX}", "--sample-name")
         if not self.is_folder and self.path.suffix.lower() not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
             raise OpenSoraError(
                 f"--out {out} ends in {self.path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame)."
@@ -61,7 +64,7 @@ class Target:
     def free(self) -> Claim:
         """A name that nothing has: the next video_0000.mp4 of a folder; clip.mp4, clip_1.mp4, ... of a file. It is held until it is released."""
         if self.is_folder:
-            return claim_unused(self.folder, lambda number: self.folder / f"video_{number:04d}{VIDEO_SUFFIX}")
+            return claim_unused(self.folder, lambda number: self.folder / f"{self._name}_{number:04d}{VIDEO_SUFFIX}")
         made = claim_unused(self.path)
         if made.path != self.path and not self._is_told:
             what = taken_by(self.path)
@@ -75,7 +78,7 @@ class Target:
 
     def some_file(self) -> Path:
         """A file like those that will be written."""
-        return self.folder / f"video_0000{VIDEO_SUFFIX}" if self.is_folder else self.path
+        return self.folder / f"{self._name}_0000{VIDEO_SUFFIX}" if self.is_folder else self.path
 
 
 def _decode(options: GenerateOptions) -> int:
@@ -87,7 +90,7 @@ def _decode(options: GenerateOptions) -> int:
     check_can_be_written(target.some_file(), (frames, height, width), options.fps)
     with Screen() as screen:
         with screen.stages(f"{frames} frames of {width}x{height}") as bars:
-            videos = pipe.decode(latents * pipe.latent_scale, bars.progress)
+            videos = pipe.decode(pipe.latents.to_model(latents), bars.progress)
         for video in videos:
             with target.free() as claimed:
                 screen.finished(str(save_video(video, claimed.path, options.fps)))
@@ -101,7 +104,7 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
         raise OpenSoraError(f"--num-samples {count} makes nothing; use at least 1.")
     check_given(options)
     pipe = pipeline(options)
-    options = with_usual(options, pipe.files.usual)
+    options = understood(with_usual(options, pipe.files.usual), pipe.files.family)
     arguments = call_arguments(options, pipe.files)
     seed = random_seed() if options.seed is None else options.seed
     if not 0 <= seed <= MAX_SEED - count + 1:

@@ -1,6 +1,7 @@
 """The pipeline that the command line's model and machine options ask for."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from ..choices import BUDGET, DEFAULT_BUDGET_GIB, SLICED, torch_dtype
@@ -26,6 +27,11 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     Raises:
         OpenSoraError: files that are not there, a device that cannot be used, or a LoRA that is none.
     """
+    if options.ckpt_path_vae2d is not None:
+        if options.vae is None:
+            options = replace(options, vae=options.ckpt_path_vae2d)
+        else:
+            say(f"--ckpt-path-vae2d is not read: {Path(options.vae).name} holds that VAE too")
     device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
     parts = {part: getattr(options, part) for part in PARTS}
     missing = [f"--{part}" for part, path in parts.items() if path is None and part != "clip"]

@@ -27,9 +27,11 @@ from ..choices import (
     UNCONDITIONALS,
 )
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
+from ..text.prompt_1x import CAMERA_MOTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 ASPECT_OF_REFERENCE = "image"
+ASPECT_ORDERS = ("wh", "hw")
 EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
 # Columns of a table of videos whose option has another name. All columns: CSV_COLUMNS, below.
 _OTHER_NAMES = {"negative": "negative_prompt", "image": "ref", "end_image": "ref_end", "length": "num_frames"}
@@ -49,16 +51,17 @@ _STEPS = "steps from noise to video"
 T = TypeVar("T")
 
 
-def option(default: Any, values: str | tuple[str, ...] | None, text: str, kind: str = "flag") -> Any:
+def option(default: Any, values: str | tuple[str, ...] | None, text: str, kind: str = "flag", also: tuple[str, ...] = ()) -> Any:
     """A field of an options class.
 
     Args:
         default: what holds where nobody says anything; ... where it must be said.
         values: a word for what is given, or all that can be given; None for a flag alone.
         text: its help. The default is added where the text does not speak of one.
+        also: other flags of the same, as the guides of Open-Sora 1 call it.
         kind: flag: --name; place: given by its place on the line; source: one of these flags is given, and no other.
     """
-    metadata = {"values": values, "help": text, "kind": kind}
+    metadata = {"values": values, "help": text, "kind": kind, "also": also}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
@@ -86,7 +89,7 @@ def add_options(parser: ArgumentParser, options: type) -> None:
             if one.metadata["kind"] == "place":
                 parser.add_argument(name, nargs="?" if one.default is None else None, metavar=one.metadata["values"], help=_help(one))
             else:
-                groups[title].add_argument(flag(name), default=one.default, help=_help(one), **_form(one))
+                groups[title].add_argument(flag(name), *one.metadata["also"], dest=name, default=one.default, help=_help(one), **_form(one))
 
 
 def add_against(parser: ArgumentParser) -> None:
@@ -122,6 +125,8 @@ def _form(one: Field) -> dict[str, Any]:
     kind = next(kind for kind in get_args(one.type) or (one.type,) if kind is not NoneType)
     values = one.metadata["values"]
     form = {"choices": values} if isinstance(values, tuple) else {"metavar": values}
+    if get_origin(kind) is tuple:
+        return {"nargs": len(get_args(kind)), "type": get_args(kind)[0], "metavar": values}
     return {**form, "action": "append"} if get_origin(kind) is list else {**form, "type": kind}
 
 
@@ -131,9 +136,10 @@ class ModelOptions:
 
     GROUP: ClassVar = ("model", "--model, or the four parts of one")
     model: str | None = option(None, "DIR|small", "a folder laid out as the hub repository is, or the built-in model (default small)")
-    dit: str | None = option(None, "PATH", "the transformer's file")
-    vae: str | None = option(None, "PATH", "the VAE's file")
-    t5: str | None = option(None, "PATH", "T5's file or folder")
+    dit: str | None = option(None, "PATH", "the transformer's file", also=("--ckpt-path-dit", "--ckpt-path"))
+    vae: str | None = option(None, "PATH", "the VAE's file", also=("--ckpt-path-vae3d", "--ckpt-path-vae"))
+    t5: str | None = option(None, "PATH", "T5's file or folder", also=("--ckpt-path-t5",))
+    ckpt_path_vae2d: str | None = option(None, "PATH", "as --vae, for Open-Sora 1.0 and 1.1; 1.2's own file holds this one too")
     clip: str | None = option(None, "PATH", "CLIP's file or folder, where the model reads it")
     tokenizers: str | None = option(None, "DIR", "where both tokenizers are (default: beside the encoders, else a ComfyUI's)")
     lora: str | None = option(None, "PATH", "a LoRA file or PEFT folder for the transformer")
@@ -155,6 +161,10 @@ class SizeOptions:
     )
     width: int | None = option(None, "PX", "with --height, in place of --resolution and --aspect-ratio; a multiple of 16")
     height: int | None = option(None, "PX", "with --width; a multiple of 16")
+    image_size: tuple[int, int] | None = option(None, ("H", "W"), "as --height and --width, in the order of the guides of Open-Sora 1")
+    aspect_order: str | None = option(
+        None, ASPECT_ORDERS, "wh: --aspect-ratio is width to height, hw: height to width, as in the guides of Open-Sora 1 (default wh)"
+    )
     num_frames: str | None = option(
         None, "N|Ns", "length: frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)"
     )
@@ -168,9 +178,12 @@ class SamplerOptions:
     """How a video is sampled."""
 
     GROUP: ClassVar = ("sampling",)
-    num_steps: int | None = option(None, "N", f"{_STEPS} (default 50, or the model's own)")
+    num_steps: int | None = option(None, "N", f"{_STEPS} (default 50, or the model's own)", also=("--num-sampling-steps",))
     guidance: float | None = option(
-        None, "X", "how strongly the video follows the prompt; 1 is neutral (default 7.5, or the model's own, 6 for CogVideoX)"
+        None,
+        "X",
+        "how strongly the video follows the prompt; 1 is neutral (default 7.5, or the model's own, 6 for CogVideoX)",
+        also=("--cfg-scale",),
     )
     guidance_img: float | None = option(
         None,
@@ -221,7 +234,26 @@ class VideoOptions(SizeOptions):
     """What a video shows, but for its prompt."""
 
     negative_prompt: str = option("", "TEXT", "what to avoid; encoded as it is (default none)")
-    motion_score: int = option(4, "N", "how much moves, 1 (still) to 15 (wild), said in the prompt; 0 leaves it out")
+    motion_score: float | None = option(
+        None,
+        "N",
+        "how much moves, 1 (still) to 15 (wild), said in the prompt; of Open-Sora 1.2 and 1.3 0 to 100; 0 leaves it out (default 4; Open-Sora 1: "
+        "left out)",
+        also=("--flow",),
+    )
+    aesthetic_score: str | None = option(
+        None,
+        "N",
+        "how good it looks, 0 to 10, said to Open-Sora 1.2 and 1.3; 0 leaves it out (default: the model's own, 6.5 for 1.2)",
+        also=("--aes",),
+    )
+    camera_motion: str | None = option(None, "TEXT", f"said to Open-Sora 1.2 and 1.3: {', '.join(CAMERA_MOTIONS)}")
+    mask_strategy: str | None = option(
+        None,
+        "GROUPS",
+        "of Open-Sora 1.1 to 1.3: where frames of --reference-path go, loop,reference,reference start,target start,length,edit;... in latent frames",
+    )
+    reference_path: str | None = option(None, "FILE;FILE", "pictures and clips of --mask-strategy, with ; between them")
     cond_type: str | None = option(
         None,
         COND_TYPES,
@@ -312,6 +344,7 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
     """Make videos of a prompt, and of pictures or a clip if given; by default with the built-in model."""
 
     prompt: str | None = option(None, "TEXT", "what to show, in full sentences", "source")
+    prompt_path: str | None = option(None, "FILE", "a prompt on each line of a text file, in place of --prompt: a video for each", "source")
     csv: str | None = option(
         None,
         "FILE",
@@ -331,6 +364,15 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
     )
     save_latents: bool = option(
         False, None, "also write the finished latents beside each video, as .latent, for --decode and --extend-from"
+    )
+    sample_name: str | None = option(None, "NAME", "what files in the folder begin with (default video)")
+    loop: int | None = option(
+        None,
+        "N",
+        "clips that follow one another: one and N - 1 of --extend; a prompt may change with them: |0| text |2| text from clip 2 on",
+    )
+    condition_frame_length: int | None = option(
+        None, "N", "with --loop: latent frames that a clip is given of the one before (default 5; 1.1: 4)"
     )
     t2i2v: bool = option(False, None, "draw the first frame; its picture is written beside the video")
 

@@ -18,6 +18,7 @@ from ..run.files import ModelFiles
 from ..run.request import random_seed
 from ..text.prompt import file_name_part
 from .frames import PATHS, call_arguments, clip_length
+from .guides import understood
 from .jobs import Job, Jobs
 from .ledger import Ledger, described, keys
 from .model import pipeline, with_usual
@@ -65,7 +66,7 @@ def run(options: GenerateOptions) -> int:
     folder = check_name(options.out, "--out")
     if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
         raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
-    rows = read_rows(options.csv)
+    rows = read_rows(options.csv) if options.csv is not None else read_lines(options.prompt_path)
     pipe = pipeline(options)
     options = with_usual(options, pipe.files.usual)
     pipe.check_files()
@@ -111,7 +112,10 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
     jobs, wrong = [], []
     for row in rows:
         try:
-            job = _job(row, row_options(options, row, pipe.files.grid), pipe.files, folder)
+            said = understood(row_options(options, row, pipe.files.grid), pipe.files.family)
+            if said.extend is not None:
+                raise OpenSoraError("--loop makes one prompt's video longer; it goes with --prompt.")
+            job = _job(row, said, pipe.files, folder)
             job.check(pipe)
             asked = {"prompt": job.prompt, "seed": job.asked["seed"], **described(job.arguments, PATHS), "model": model}
             if job.picture is not None:
@@ -121,7 +125,9 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
             wrong.append(f"  {row.name}: {error}")
     if wrong:
         what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "The row"
-        raise OpenSoraError("\n".join([f"{what} of {Path(options.csv).name} cannot be run; nothing was begun:", *wrong]))
+        raise OpenSoraError(
+            "\n".join([f"{what} of {Path(options.csv or options.prompt_path).name} cannot be run; nothing was begun:", *wrong])
+        )
     known = zip(jobs, keys([job.asked for job in jobs]), strict=True)
     return [replace(job, key=key, picture=job.picture and _known(job.picture, model | {"flux": flux}, key)) for job, key in known]
 
@@ -183,7 +189,7 @@ def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptio
         )
     if "prompt" not in row.cells:
         raise OpenSoraError("the prompt is empty.")
-    folder = Path(options.csv).expanduser().parent  # relative pictures are beside the table
+    folder = Path(options.csv or options.prompt_path).expanduser().parent  # relative pictures are beside the table
     said = {CSV_COLUMNS[column]: _value(column, text, folder) for column, text in row.cells.items()}
     # A size of the row replaces the command line's, in whichever of the two ways it was given there.
     for one, other in ((_NAMED, _SIDES), (_SIDES, _NAMED)):
@@ -234,6 +240,15 @@ def read_rows(path: str | Path) -> list[Row]:
     if header is None or not rows:
         raise OpenSoraError(f"{Path(path).name} holds no row{'' if header else ' and no header'}; {_EXPECTED}")
     return rows
+
+
+def read_lines(path: str | Path) -> list[Row]:
+    """A row for each line of a text file that holds a prompt. Raises an OpenSoraError for no such file, or one without a line."""
+    lines = enumerate(_text(Path(path).expanduser()).splitlines(), 1)
+    rows = [Row(0, line, {"prompt": text.strip()}) for line, text in lines if text.strip()]
+    if not rows:
+        raise OpenSoraError(f"{Path(path).name} holds no prompt; write one on each line.")
+    return [replace(row, number=number) for number, row in enumerate(rows, 1)]
 
 
 def _text(path: Path) -> str:

@@ -15,8 +15,8 @@ from ..sampling.given import Beside
 from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, beside
 from ..sampling.schedule import shifted_schedule
-from ..text.prompt import T5_LENGTH, decorate
-from ..text.recipe import CLIP, T5, TextRecipe
+from ..text.prompt import MOTION_SCORE, T5_LENGTH, decorate
+from ..text.recipe import CLIP, T5, Said, TextRecipe
 
 HUNYUAN = Part(
     kind="hunyuan_vae",
@@ -60,7 +60,14 @@ OPEN_SORA = Family(
     grid=CAUSAL,
     usual=Clip(height=192, width=336, num_frames=129, fps=24, num_steps=50, scales=(7.5, 3.0)),
     sampling=SamplingRecipe(process=Flow(+1), schedule=shifted_schedule, solvers=("euler",), given=Beside, inputs=beside),
-    text=TextRecipe((T5, CLIP), T5_LENGTH, False, lambda prompt, said: decorate(prompt, said.fps, said.motion_score), ""),
+    text=TextRecipe(
+        (T5, CLIP),
+        T5_LENGTH,
+        False,
+        lambda prompt, said: decorate(prompt, said.fps, said.motion_score),
+        "",
+        usual=Said(motion_score=MOTION_SCORE),
+    ),
     zero_at_first=("cond_in.weight",),
     plain=("img_in",),
 )

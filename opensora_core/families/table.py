@@ -6,13 +6,13 @@ from typing import Any
 
 from ..family import Family, Part
 from ..shapes import Layout, Manifest
-from . import cogvideox
+from . import cogvideox, open_sora_1
 from .flux import AUTOENCODER, FLUX_1, FLUX_1_UNFUSED
 from .open_sora_2 import DC_AE, HIGH_COMPRESSION_VARIANT, HUNYUAN, OPEN_SORA
 
 # Where the keys of one are in another's files too, the more particular stands first.
-FAMILIES: tuple[Family, ...] = (OPEN_SORA, HIGH_COMPRESSION_VARIANT, FLUX_1, FLUX_1_UNFUSED, *cogvideox.ROWS)
-CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE, AUTOENCODER, cogvideox.VAE)
+FAMILIES: tuple[Family, ...] = (OPEN_SORA, HIGH_COMPRESSION_VARIANT, FLUX_1, FLUX_1_UNFUSED, *cogvideox.ROWS, *open_sora_1.FAMILIES)
+CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE, AUTOENCODER, cogvideox.VAE, *open_sora_1.CODECS)
 
 DEFAULT = OPEN_SORA  # what is planned for where no file is given
 

@@ -78,7 +78,7 @@ def try_vae(header: Header) -> Trial:
     seconds = time.perf_counter() - started
     lines = [
         ("run", f"one {_PIXELS}x{_PIXELS} frame, fp32 on cpu, {seconds:.1f} s: reconstructed at {psnr:.1f} dB"),
-        ("latents", f"scaled by {vae.config.latents.scale:g}: {_statistics(vae.config.latents.to_model(latents))}"),
+        ("latents", f"{vae.config.latents.words()}: {_statistics(vae.config.latents.to_model(latents))}"),
     ]
     return Trial(bool(latents.isfinite().all() and again.isfinite().all()), lines)
 

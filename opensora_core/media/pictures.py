@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..choices import BACKWARDS, FORWARDS
 from ..errors import OpenSoraError
-from ..geometry import CAUSAL, Grid
+from ..geometry import CAUSAL, LARGEST, Grid
 from ..sampling.given import CONTEXTS, check_clip_length, check_room, clip_cond_type, nearest_frames
 from ..sampling.guidance import PICTURES, ReferenceUse
+from ..sampling.masks import MaskGroup, parse_mask_strategy
 from .stills import read_image, rgb_array
 from .video import is_video, read_clip
 
@@ -29,6 +30,9 @@ class References:
             Latents are in the transformer's scale, as `.latents` of a result.
         direction: forwards: the clip begins the video; backwards: it ends it.
         use: how a run uses them.
+        grid: of the model.
+        several, groups: of a mask strategy (sampling/masks.py), whose references are frames [t, H, W, 3] each; loop: which clip of a
+            longer video it is.
     """
 
     first: Tensor | None = None
@@ -36,6 +40,10 @@ class References:
     clip: Tensor | None = None
     direction: str = FORWARDS
     use: ReferenceUse = PICTURES
+    grid: Grid = CAUSAL
+    several: tuple[Tensor, ...] = ()
+    groups: tuple[MaskGroup, ...] = ()
+    loop: int = 0
 
     @property
     def given(self) -> dict[str, Tensor]:
@@ -54,7 +62,7 @@ class References:
     def cond_type(self) -> str:
         """The reference's name of the mode; latents of another length than a clip's are named as the shorter one."""
         if self.clip is not None:
-            is_easy = _latent_length(self.clip) == CAUSAL.latent_frames(CONTEXTS[1])
+            is_easy = _latent_length(self.clip, self.grid) == self.grid.latent_frames(self.grid.frames.nearest(CONTEXTS[1]))
             return clip_cond_type(self.direction, CONTEXTS[is_easy])
         known = (self.first is not None, self.last is not None)
         return {(False, False): "t2v", (True, False): "i2v_head", (False, True): "i2v_tail", (True, True): "i2v_loop"}[known]
@@ -76,7 +84,7 @@ class References:
         if self.use.is_whole:
             return
         what = "the frames of the clip" if self.clip is not None else f"the picture{'s' * (len(self.given) > 1)} given"
-        check_room(sum(map(_latent_length, self.given.values())), latent_extent[0], what, grid)
+        check_room(sum(_latent_length(given, grid) for given in self.given.values()), latent_extent[0], what, grid)
 
     def check_channels(self, channels: int) -> None:
         """Raise an OpenSoraError unless latents given have as many channels as the model's."""
@@ -94,6 +102,7 @@ def read_references(
     context: int = CONTEXTS[0],
     strength: float = 1.0,
     whole: int = 0,
+    grid: Grid = CAUSAL,
 ) -> References:
     """Read what is given.
 
@@ -105,6 +114,7 @@ def read_references(
         direction: forwards: the video begins with the clip's last frames; backwards: it ends with the clip's first ones.
         context: how many frames of the clip: 33, or 65 (v2v_*_easy); of latents any 4k+1, such as 5 for two latent frames.
         strength: see guidance.ReferenceUse.
+        grid: of the model; of a clip as many frames are taken as it can have that are nearest to the context.
         whole: frames of a clip that is made over: its first ones, whatever direction and context say; 0 = a clip is gone on from.
 
     Raises:
@@ -117,11 +127,14 @@ def read_references(
             raise OpenSoraError(f"direction={direction!r} needs a video to go on from; none was given.")
         if first is None and last is None and strength != 1:
             raise OpenSoraError(f"strength={strength} needs an image, a last image or a video to hold to; none was given.")
-        return References(first, last, use=use)
+        return References(first, last, use=use, grid=grid)
     if first is not None or last is not None:
         raise OpenSoraError("A video to go on from is given alone; leave out image and last_image, or the video.")
-    clip = _reference_clip(video, BACKWARDS if whole else direction, whole or context, bool(whole))
-    return References(clip=clip, direction=FORWARDS if whole else direction, use=use)
+    if not whole and getattr(video, "ndim", 0) != LATENT_RANK:
+        clip_cond_type(direction, context)  # raises for what has no mode
+        context = grid.frames.nearest(context)
+    clip = _reference_clip(video, BACKWARDS if whole else direction, whole or context, grid)
+    return References(clip=clip, direction=FORWARDS if whole else direction, use=use, grid=grid)
 
 
 def reference_image(name: str, image) -> Tensor | None:
@@ -157,13 +170,11 @@ def reference_image(name: str, image) -> Tensor | None:
     return image.float() / 255 if image.dtype == torch.uint8 else image.float()
 
 
-def _reference_clip(video, direction: str, context: int, is_whole: bool) -> Tensor:
+def _reference_clip(video, direction: str, context: int, grid: Grid) -> Tensor:
     """The part of a clip that the new video touches, as References.clip."""
     if isinstance(video, (Tensor, numpy.ndarray)) and video.ndim == LATENT_RANK:
-        latents = _latents("video", torch.as_tensor(video).detach().cpu(), CAUSAL.latent_frames(context))
-        return nearest_frames(latents.transpose(0, 2), direction, CAUSAL.latent_frames(context)).transpose(0, 2)
-    if not is_whole:
-        clip_cond_type(direction, context)  # raises for what has no mode
+        latents = _latents("video", torch.as_tensor(video).detach().cpu(), grid.latent_frames(context))
+        return nearest_frames(latents.transpose(0, 2), direction, grid.latent_frames(context)).transpose(0, 2)
     if isinstance(video, (str, Path)):
         frames = read_clip(video, context, from_end=direction == FORWARDS)
         check_clip_length(f"The clip {video}", len(frames), context)
@@ -213,5 +224,43 @@ def _check_values(name: str, image: Tensor) -> None:
         raise OpenSoraError(f"{name} holds uint8, or floats from 0 to 1; this one is {image.dtype} with values outside that.")
 
 
-def _latent_length(tensor: Tensor) -> int:
-    return tensor.shape[2] if tensor.ndim == LATENT_RANK else CAUSAL.latent_frames(len(tensor))
+def _latent_length(tensor: Tensor, grid: Grid) -> int:
+    return tensor.shape[2] if tensor.ndim == LATENT_RANK else grid.latent_frames(len(tensor))
+
+
+def read_masked(references: Sequence, mask_strategy: str, grid: Grid) -> References:
+    """What a mask strategy gives. Without one, the first frame of the first reference begins the video.
+
+    Raises:
+        OpenSoraError: no group of six fields or fewer, or a reference that cannot be read or is not there.
+    """
+    groups = tuple(parse_mask_strategy(mask_strategy or "0"))
+    missing = [group.reference for group in groups if group.reference >= len(references)]
+    if missing:
+        raise OpenSoraError(f"mask_strategy names reference {missing[0]}; {len(references)} are given, counted from 0.")
+    several = tuple(read_reference(place, given, grid) for place, given in enumerate(references))
+    return References(use=ReferenceUse(is_held=True), grid=grid, several=several, groups=groups)
+
+
+def read_reference(place: int, given, grid: Grid) -> Tensor:
+    """One of the references of a mask strategy: frames [t, H, W, 3], uint8 or fp32 in 0..1; of a clip as many, from the first, as one can have.
+
+    Args:
+        place: from 0, for messages. given: as an image or a video of read_references.
+
+    Raises:
+        OpenSoraError: it is neither, or too short a clip.
+    """
+    name = f"Reference {place}"
+    if isinstance(given, (str, Path)) and not is_video(given):
+        return read_image(given)
+    if not isinstance(given, (str, Path, Sequence)) and (hasattr(given, "convert") or getattr(given, "ndim", 0) == 3):
+        return reference_image(name, given)
+    frames = read_clip(given, LARGEST["num_frames"], from_end=False) if isinstance(given, (str, Path)) else torch.as_tensor(given)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise OpenSoraError(f"{name} is neither a picture nor a clip, [frames, height, width, 3]: it is {list(frames.shape)}.")
+    _check_values(name, frames)
+    count = len(frames)
+    while count > 1 and grid.frames.nearest(count) != count:
+        count -= 1
+    return frames[:count] if frames.dtype == torch.uint8 or count > 1 else frames[:count].float()

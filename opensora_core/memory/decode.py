@@ -330,7 +330,7 @@ class VideoVAE:
         with self._component.at_work() as vae:
             config = vae.config
             encoded = tiled_encode(vae.encode, pixels, config.cut(self.tiling), progress, grid=config.grid).to(torch.float32)
-        latents = [encoded.mode() if generator is None else encoded.sample(generator) for generator in generators]
+            latents = [encoded.mode() if generator is None else encoded.sample(generator) for generator in generators]
         return config.latents.to_model(torch.cat(latents))
 
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:

@@ -29,7 +29,6 @@ from ..geometry import Tiling
 from ..sampling.given import image_condition
 from ..sampling.guidance import Guidance
 from ..sampling.run import Conditions, TextCondition, sample
-from ..sampling.schedule import flow_schedule
 from ..shapes import manifest_of
 from ..text.prompt import T5_LENGTH
 from ..text.recipe import CLIP, T5
@@ -165,7 +164,7 @@ def forward_peak(config: NetworkSizes, precision: str, latent_shape: tuple[int, 
     extent[0] += config.grid.lead_in(extent[0])
     tokens = torch.Size(extent).numel() // (side**2 * time)
     unit = _LINEAR_FROM * max(CHUNK_ROWS, _transformer(config.with_blocks(1), precision).piece_tokens)
-    if tokens <= 3 * unit:
+    if tokens <= 3 * unit or not family_of(config).is_straight:
         return _counted_forward(config, precision, (batch, channels, *extent), text_length)
     strips = ((batch, channels, time * length, side, side) for length in (unit, 2 * unit))
     near, far = (_counted_forward(config, precision, strip, text_length) for strip in strips)
@@ -203,7 +202,15 @@ def sampling_peak(
         text = TextCondition(*sides_of_text)
         told = Conditions(text, image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, *sides)) if has_given else None)
         network = _Counted(counter, one, _dtype(precision), config)
-        sample(recipe, network, latents, flow_schedule(1, 1.0), recipe.guidance(Guidance(), recipe.solvers[0]), told, seeds=range(batch))
+        sample(
+            recipe,
+            network,
+            latents,
+            recipe.way(config, latent_shape, 1),
+            recipe.guidance(Guidance(), recipe.solvers[0]),
+            told,
+            seeds=range(batch),
+        )
     return one, counter.peak - one
 
 
@@ -297,7 +304,7 @@ class _Counted:
 
     def __call__(self, x: Tensor, timestep: Tensor, **inputs) -> Tensor:
         self.counter.count_at_most(self.peak)
-        return torch.empty_like(x)
+        return x.new_empty(x.shape[0], getattr(self.config, "predicted_channels", x.shape[1]), *x.shape[2:])
 
 
 def _transformer(config: NetworkSizes, precision: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Network:

@@ -12,7 +12,7 @@ from ..encoders.clip import open_clip
 from ..encoders.t5 import open_t5
 from ..encoders.tokens import find_tokenizer
 from ..errors import CheckpointError, OpenSoraError
-from ..families.table import codecs_of, family_of
+from ..families.table import FAMILIES, codecs_of, family_of
 from ..family import Clip, Family, NetworkSizes
 from ..geometry import Grid
 from ..memory.loaded import FileStamp, stamp
@@ -28,6 +28,7 @@ _LAYOUT = {
     "clip": "openai/clip-vit-large-patch14",
 }
 _DIFFUSERS = {"dit": "transformer", "vae": "vae", "t5": "text_encoder"}  # of a model that reads no CLIP
+_T5_REPOSITORIES = ("t5-v1_1-xxl", "t5_ckpts/t5-v1_1-xxl", "t5_ckpts")
 # What the high-compression variant's own repository calls them; it has no text encoders, so theirs are laid beside it.
 _HIGH_COMPRESSION = {"dit": "Open_Sora_v2_Video_DC_AE.safetensors", "vae": "F32T4C128_AE.safetensors"}
 
@@ -52,7 +53,8 @@ class ModelFiles:
         """The files of a folder in the layout of the hub repository hpcai-tech/Open-Sora-v2, or of "small", the built-in model.
 
         Without that model's transformer, those of the high-compression variant (hpcai-tech/Open-Sora-v2-Video-DC-AE) are taken. A folder in
-        the layout of the diffusers library, as CogVideoX is published, is known by its folder of the transformer.
+        the layout of the diffusers library, as CogVideoX is published, is known by its folder of the transformer; one of the repositories
+        of Open-Sora 1.0 to 1.3, as their guides download them, by their names.
 
         Raises:
             OpenSoraError: no such folder, or a part is missing in it.
@@ -78,6 +80,8 @@ class ModelFiles:
             tokenizers = tokenizers or (own if own.is_dir() else None)
         elif _in(folder, _HIGH_COMPRESSION["dit"]).exists() and not _in(folder, _LAYOUT["dit"]).exists():
             layout = {**_LAYOUT, **_HIGH_COMPRESSION}
+        if found := _published(folder):
+            return cls(**found, clip=None, tokenizers=tokenizers and Path(tokenizers))
         missing = [name for name in layout.values() if not _in(folder, name).exists()]
         if missing:
             raise OpenSoraError(
@@ -139,6 +143,30 @@ def _in(folder: Path, name: str) -> Path:
     """A part of a model's folder: the file, or the index of its shards where it is in several."""
     index = folder / f"{name}.index.json"
     return index if index.is_file() and not (folder / name).exists() else folder / name
+
+
+def _published(folder: Path) -> dict[str, Path] | None:
+    """The parts of a folder that holds a model's repositories as they are called on the hub, each perhaps under its owner's name.
+
+    Raises:
+        OpenSoraError: a transformer is there, and its VAE or text encoder is not.
+    """
+
+    def place(names: tuple[str, ...]) -> Path | None:
+        return next((path for name in names for path in sorted([*folder.glob(name), *folder.glob(f"*/{name}")])), None)
+
+    for family in FAMILIES:
+        dit = place(family.repositories)
+        if dit is None:
+            continue
+        wanted = {"vae": codecs_of(family)[0].repositories, "t5": _T5_REPOSITORIES}
+        found = {part: place(names) for part, names in wanted.items()}
+        if missing := [names[0] for part, names in wanted.items() if found[part] is None]:
+            raise OpenSoraError(
+                f"The model folder {folder} holds {dit.name} and lacks {' and '.join(missing)}; put it beside, or name each part's file."
+            )
+        return {"dit": dit, **found}
+    return None
 
 
 def clip_of(family: Family) -> tuple[int, int, int]:

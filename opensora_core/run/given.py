@@ -8,7 +8,7 @@ from torch import Tensor
 from ..choices import MODE
 from ..codecs.tiling import Progress
 from ..errors import OutOfMemory
-from ..media.pictures import LATENT_RANK
+from ..media.pictures import LATENT_RANK, References
 from ..memory.device import unless_out_of_memory
 from ..sampling.given import ImageCondition, fit_clip, fit_image, image_condition
 from .parts import Networks
@@ -32,8 +32,32 @@ def encode_references(networks: Networks, request: GenerationRequest, progress: 
         ends.append(None if given is None else _latents(networks, request, given, generators))
     progress(len(references.given), len(references.given))
     head, tail = ends
-    channels = (head if head is not None else tail).shape[1]
-    return image_condition((request.num_videos, channels, *request.latent_extent), head, tail, references.use)
+    condition = None
+    if references.given:
+        channels = (head if head is not None else tail).shape[1]
+        condition = image_condition((request.num_videos, channels, *request.latent_extent), head, tail, references.use)
+    if any(group.loop == references.loop for group in references.groups):
+        several = [_latents(networks, request, frames, generators) for frames in references.several]
+        condition = masked(several, references, (request.num_videos, several[0].shape[1], *request.latent_extent), networks, condition)
+    return condition
+
+
+def masked(
+    several: list[Tensor], references: References, shape: tuple[int, ...], networks: Networks, condition: ImageCondition | None
+) -> ImageCondition:
+    """What a mask strategy lays into a clip [B, C, T, H, W], over what is given of it already.
+
+    several: latents [B, C, t, H, W] of each reference.
+    """
+    place, empty = networks.files.family.sampling.place, several[0].new_full(shape, torch.nan)
+    if condition is not None:
+        empty = torch.where(condition.mask > 0, condition.latents, empty)
+    rows = [place(row, references.groups, [one[k] for one in several], references.loop) for k, row in enumerate(empty)]
+    latents, edit = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    if condition is not None:
+        edit = torch.minimum(edit, 1 - condition.mask[:, 0, :, 0, 0])
+    mask = (~latents[:, :1].isnan()).to(latents)
+    return ImageCondition(mask, latents.nan_to_num(0.0), references.use, edit)
 
 
 def _latents(networks: Networks, request: GenerationRequest, given: Tensor, generators: list[torch.Generator | None]) -> Tensor:
@@ -42,7 +66,7 @@ def _latents(networks: Networks, request: GenerationRequest, given: Tensor, gene
     if given.ndim == LATENT_RANK:
         return given.to(device)
     fit = fit_clip if request.references.use.is_clip else fit_image
-    clip = fit(given, request.height, request.width, request.options.fit)
+    clip = fit(given, *request.grid.picture_size(request.height, request.width), request.options.fit)
     latents = unless_out_of_memory(partial(networks.video_vae.encode, clip, generators))
     if latents is None:
         raise OutOfMemory(reference_ran_out(tuple(clip.shape), device))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -39,7 +40,9 @@ def make_longer(
             request = replace(request, seed=segment_seed(seed, latents.shape[2]))
             watchers.tell("sampling", index * request.num_steps, len(requests) * request.num_steps)
             try:
-                request = replace(request, references=_given(networks, latents, plan))
+                going = _given(networks, latents, plan)
+                masks = {name: getattr(request.references, name) for name in ("several", "groups")}
+                request = replace(request, references=replace(going, **masks, loop=index + 1))
                 condition = encode_references(networks, request, lambda done, total: None)
                 made, notes = sample_latents(networks, request, prompt, condition, watchers.steps(result, index, len(requests)))
             except OutOfMemory as error:
@@ -49,7 +52,7 @@ def make_longer(
             result.prompt, result.notes = prompt, result.notes + notes
             watchers.segment(index + 1, latents)
     with timed(result, "decode", device):
-        result.frames, notes = decode_latents(networks, latents, watchers.stage("decode"), plan)
+        result.frames, notes = decode_latents(networks, latents, watchers.stage("decode"), None if networks.files.grid.piece else plan)
         result.notes += notes
     return result
 
@@ -61,8 +64,13 @@ def going_on(latents: Tensor, plan: Continuation, is_picture: bool = False) -> R
 
 
 def _given(networks: Networks, latents: Tensor, plan: Continuation) -> References:
-    """What the next segment begins with; the last frame of a video is decoded and encoded again, as a picture is."""
-    if networks.files.family.longer != "picture":
+    """What the next segment begins with; the last frame of a video, or its last frames, are decoded and encoded again."""
+    family = networks.files.family
+    if family.longer == "clip":
+        videos, _ = decode_latents(networks, latents[:, :, -plan.context :], lambda done, total: None)
+        clips = [torch.from_numpy(numpy.stack(frames)).float() / 255 for frames in videos]
+        return going_on(torch.cat([networks.video_vae.encode(clip, [None]) for clip in clips]).cpu(), plan)
+    if family.longer != "picture":
         return going_on(latents, plan)
     videos, _ = decode_latents(networks, latents[:, :, -plan.segment :], lambda done, total: None)
     pictures = [torch.from_numpy(frames[-1])[None].float() / 255 for frames in videos]

@@ -49,7 +49,9 @@ class SamplingOptions:
 
     Attributes:
         fps: frames per second, said to the model in the prompt; 0 leaves the sentence out.
-        motion_score: 1 (still) to 15 (wild), said in the prompt; 0 leaves the sentence out.
+        motion_score: how much moves, said in the prompt: 1 (still) to 15 (wild); of Open-Sora 1.2 and 1.3 0 to 100. 0 leaves the
+            sentence out, None is the model's own way (4 for 2.0).
+        aesthetic_score: 0 to 10, camera_motion: such as "pan left": said to 1.2 and 1.3. None is the model's own way, 0 and "" leave it out.
         text_oscillation, image_oscillation: guidance falls to 1 on every odd step after the tenth.
         temporal_ramp: image guidance grows from 1 at the first frame to its full value at the last.
         shift: of the schedule; 0 = from size and length.
@@ -66,7 +68,7 @@ class SamplingOptions:
     """
 
     fps: int = 24
-    motion_score: int = 4
+    motion_score: float | None = None
     text_oscillation: bool = True
     image_oscillation: bool = True
     temporal_ramp: bool = True
@@ -81,9 +83,11 @@ class SamplingOptions:
     condition_scale: str = AUTO
     unconditional: str = AUTO
     parity: str = ""
+    aesthetic_score: float | str | None = None
+    camera_motion: str | None = None
 
     def __post_init__(self):
-        decorate("", self.fps, self.motion_score)  # raises for a number outside its range
+        decorate("", self.fps, None)  # raises for a number outside its range
         for name, choices in _WORDS.items():
             check_choice(name, getattr(self, name), choices)
         if finite("shift", self.shift) < 0:
@@ -164,7 +168,8 @@ class GenerationRequest(Workload):
     @property
     def has_given(self) -> bool:
         """Whether the network reads anything besides noise and prompt."""
-        return bool(self.references.given) and self.references.use.strength > 0
+        references = self.references
+        return bool(references.given or references.groups) and references.use.strength > 0
 
 
 def finite(name: str, value) -> float:

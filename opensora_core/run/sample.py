@@ -36,14 +36,18 @@ def sample_latents(
 
     def work(transformer) -> Tensor:
         options, config = request.options, transformer.config
-        recipe = family_of(config).sampling.chosen(options.solver, bool(options.parity))
+        family = family_of(config)
+        recipe = family.sampling.chosen(options.solver, bool(options.parity))
         frames, *size = request.latent_extent
         lead = config.grid.lead_in(frames)
         shape = (1, config.in_channels, lead + frames, *size)
-        schedule = recipe.schedule(config, shape, request.num_steps, options.shift)
+        schedule = recipe.way(config, shape, request.num_steps, options.shift, (request.num_frames, request.height, request.width))
         if condition is not None:
             schedule = recipe.cut(schedule, condition.use)
-        told = Conditions(_repeated(prompt.condition, request.num_videos), condition, {"condition_scale": options.condition_scale})
+        numbers = {name: getattr(request, name) for name in ("num_frames", "height", "width")} | {"fps": options.fps or family.usual.fps}
+        told = Conditions(
+            _repeated(prompt.condition, request.num_videos), condition, {**numbers, "condition_scale": options.condition_scale}
+        )
         start = _noise(request, shape, placement.device, recipe.noise)
         guidance = recipe.guidance(request.guidance, recipe.solvers[0])
         latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)

@@ -23,6 +23,7 @@ from ..geometry import CAUSAL, MAX_TEXT_FRAMES, TIME_COMPRESSION, Grid
 # Latent frames that one window of a decode has in common with the one before, where segments share fewer: the first of a
 # window is dropped, and something must be left to fade over.
 _LEAST_SHARED = 2
+LEAST_CONTEXT = 4  # latent frames, of a video that is gone on from piece by piece
 # Odd, so that no two segments of a video below 2**63 latent frames get the same noise; CPU generators read the low 32 bits alone.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 
@@ -95,6 +96,26 @@ def from_picture(video_length: int, num_frames: int | None, context_frames: int 
     if segment < 2:
         raise OpenSoraError(f"A segment of 1 frame has no room for what comes next; use num_frames of {grid.frames.shortest_clip} or more.")
     return Continuation(segment, 1, shared=3)  # its windows, as its clips, have an odd number of latent frames
+
+
+def by_pieces(video_length: int, num_frames: int | None, context_frames: int | None, grid: Grid) -> Continuation:
+    """How a video goes on whose codec decodes pieces by themselves; arguments and errors as continuation's.
+
+    num_frames: None = as long as the video, at most the model's usual length. context_frames: None = one piece.
+    """
+    usual = grid.latent_frames(grid.default_frames)
+    segment = min(video_length, usual) if num_frames is None else grid.latent_frames(num_frames)
+    context = max(grid.piece, LEAST_CONTEXT) if context_frames is None else grid.latent_frames(context_frames)
+    if context % grid.piece or context >= segment:
+        raise OpenSoraError(
+            f"A context of {grid.pixel_frames(context)} frames leaves nothing of a segment of {grid.pixel_frames(segment)} frames to make; "
+            "use a longer segment (num_frames), or a shorter context."
+        )
+    if context > video_length:
+        raise OpenSoraError(
+            f"A context of {grid.pixel_frames(context)} frames is more than this video of {grid.pixel_frames(video_length)} has."
+        )
+    return Continuation(segment, context)
 
 
 def segment_prompts(prompts, segments: int) -> list:

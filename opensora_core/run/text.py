@@ -5,20 +5,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..choices import ZERO
+from ..choices import ENCODED, ZERO
 from ..codecs.tiling import Progress
 from ..errors import OpenSoraError, OutOfMemory
 from ..memory.component import Component
 from ..memory.loaded import PROMPTS
-from ..sampling.run import TextCondition
+from ..sampling.run import Side, TextCondition
 from ..text.prompt import check_text
-from ..text.recipe import CLIP, Said, TextRecipe
+from ..text.recipe import CLIP, TextRecipe, Unread
 from .files import family_of_file
 from .parts import Networks
 from .ran_out import encoding_ran_out, with_less
-from .request import Asked, EncodedPrompt
+from .request import Asked, EncodedPrompt, SamplingOptions
 
-Texts = tuple[str, str | None]  # a prompt and a negative prompt as the encoders read them; None = zeros in its place
+SAID = ("fps", "motion_score", "aesthetic_score", "camera_motion")  # of SamplingOptions, what a recipe may say beside a prompt
+Texts = tuple[str, str | Unread]  # a prompt and a negative prompt as the encoders read them
 
 
 def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lambda done, total: None) -> list[EncodedPrompt]:
@@ -50,19 +51,29 @@ def _texts(recipe: TextRecipe, asked: tuple) -> Texts:
         return prompt, negative_prompt
     if options.unconditional == ZERO and negative_prompt:
         raise OpenSoraError("With unconditional zero there is no negative prompt; leave it out, or use encoded.")
-    return recipe.words(prompt, Said(options.fps, options.motion_score)), None if options.unconditional == ZERO else negative_prompt
+    negative = recipe.clean(negative_prompt) if negative_prompt or options.unconditional == ENCODED else recipe.negative
+    return _worded(recipe, prompt, options), Unread.ZEROS if options.unconditional == ZERO else negative
+
+
+def _worded(recipe: TextRecipe, prompt: str, options: SamplingOptions) -> str:
+    return recipe.words(prompt, recipe.said(**{name: getattr(options, name) for name in SAID}))
+
+
+def check_said(recipe: TextRecipe, options: SamplingOptions) -> None:
+    """Raise an OpenSoraError for a score or a rate that a model does not know."""
+    _worded(recipe, "", options)
 
 
 def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> list[TextCondition]:
     """Of each pair, on the CPU; one that comes again is encoded once."""
 
-    def by(component: Component, beside_bytes: int, told: Callable[[int], None]) -> dict[Texts, Sequence[Tensor]]:
+    def by(component: Component, beside_bytes: int, told: Callable[[int], None], read=_states) -> dict[Texts, Sequence[Tensor]]:
         def work(encoder) -> dict[Texts, Sequence[Tensor]]:
             made = {}
             for done, pair in enumerate(texts, 1):
                 if pair not in made:
-                    made[pair] = encoder.encode([text for text in pair if text is not None]).float().cpu().split(1)
-                    if pair[1] is None:
+                    made[pair] = read(encoder, [text for text in pair if isinstance(text, str)]).split(1)
+                    if pair[1] is Unread.ZEROS:
                         made[pair] += (torch.zeros_like(made[pair][0]),)
                 told(done)
             return made
@@ -76,6 +87,20 @@ def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> l
         return []
     progress(0, len(texts))
     named = {"context": by(networks.t5, networks.needs.beside_t5(), lambda done: progress(done, len(texts)))}
-    if CLIP in family_of_file(networks.files.dit).text.encoders:
+    recipe = family_of_file(networks.files.dit).text
+    if CLIP in recipe.encoders:
         named["y"] = by(networks.clip, 0, lambda done: None)
-    return [TextCondition(*({name: made[pair][side] for name, made in named.items()} for side in (0, 1))) for pair in texts]
+    if recipe.has_mask:
+        named["attention_mask"] = by(networks.t5, 0, lambda done: None, lambda encoder, some: encoder.mask(encoder.tokenize(some)))
+    return [TextCondition(*(_side(named, pair, side) for side in (0, 1))) for pair in texts]
+
+
+def _states(encoder, texts: list[str]) -> Tensor:
+    return encoder.encode(texts).float().cpu()
+
+
+def _side(named: dict[str, dict[Texts, Sequence[Tensor]]], pair: Texts, side: int) -> Side:
+    """Of the null caption there is no more than the prompt's own mask: its features are in the transformer's file."""
+    if pair[side] is Unread.NULL_CAPTION:
+        return {"attention_mask": named["attention_mask"][pair][0]}
+    return {name: made[pair][side] for name, made in named.items()}

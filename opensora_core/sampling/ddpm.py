@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import OpenSoraError
 from .given import Given
-from .guidance import PICTURES
+from .guidance import ReferenceUse
+from .schedule import Schedule
 
 NUM_TIMESTEPS = 1000
 GUIDED_CHANNELS = 3  # of the four; the last, and the variance, stay as the prompt alone has them
@@ -77,6 +78,43 @@ def guided(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return torch.cat((head, cond[:, GUIDED_CHANNELS:]), dim=1)
 
 
+@dataclass(frozen=True)
+class Respaced(Schedule):
+    """The way of one run; points are the ratio of noise to clean, and the timesteps those that are taken, the noisiest first."""
+
+    table: Tables | None = None
+
+
+def respaced_schedule(config, extent, num_steps: int, shift: float = 0.0, dtype: torch.dtype = torch.float64) -> Respaced:
+    """dtype: see `tables`.
+
+    Raises:
+        OpenSoraError: steps that cannot be taken, or a shift, which this diffusion has none of.
+    """
+    if shift:
+        raise OpenSoraError(f"shift={shift} is of the rectified flow, which this model does not follow; leave it at 0.")
+    table = tables(num_steps, dtype)
+    ratio = ((1 - table.clean) / table.clean).sqrt().float().flip(0)
+    return Respaced(torch.cat((ratio, ratio.new_zeros(1))), table.timesteps.float().flip(0), table)
+
+
+@dataclass(frozen=True)
+class NoisePrediction:
+    """The process whose network predicts the noise; a point is the ratio of noise to clean, and its second half, the variance, is left out."""
+
+    def slope(self, x: Tensor, prediction: Tensor, point) -> Tensor:
+        raise OpenSoraError("This model's variance is learned; its own sampler (ddpm) alone makes use of it.")
+
+    def denoised(self, x: Tensor, prediction: Tensor, point) -> Tensor:
+        return (1 + point**2) ** 0.5 * x - point * prediction[:, : x.shape[1]]
+
+    def prediction(self, x: Tensor, clean: Tensor, point) -> Tensor:
+        return ((1 + point**2) ** 0.5 * x - clean) / point
+
+    def noised(self, clean: Tensor, noise: Tensor, point) -> Tensor:
+        return (clean + point * noise) / (1 + point**2) ** 0.5
+
+
 def noised(clean: Tensor, noise: Tensor, place: int, table: Tables) -> Tensor:
     share = table.clean[place]
     return float(share.sqrt()) * clean + float((1 - share).sqrt()) * noise
@@ -119,19 +157,19 @@ class RespacedFrames(Given):
     At its own place the network still takes it for given, and the step's result is kept: so a given frame moves a little in the last step.
 
     Args:
-        edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in. draw: noise of one step, called once in every step.
+        edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in. draw: see Given; called once in every step.
     """
 
-    use = PICTURES
+    use = ReferenceUse(is_held=True)
 
-    def __init__(self, edit: Tensor, placed: Tensor, table: Tables, draw):
+    def __init__(self, edit: Tensor, placed: Tensor, table: Tables, draw=None):
         self.edit = network_edit(edit, table)
-        self._places, self._placed, self._table, self._draw = places_of(edit, len(table.timesteps)), placed, table, draw
+        self._places, self._placed, self._table, self.draw = places_of(edit, len(table.timesteps)), placed, table, draw
 
     def before(self, x: Tensor, step: int) -> Tensor:
         self._kept = x = x if step else self._placed.to(x)
         place = len(self._table.timesteps) - 1 - step
-        return torch.where(self._where(self._places == place, x), noised(x, self._draw().to(x), place, self._table), x)
+        return torch.where(self._where(self._places == place, x), noised(x, self.draw(x).to(x), place, self._table), x)
 
     def after(self, x: Tensor, step: int) -> Tensor:
         place = len(self._table.timesteps) - 1 - step

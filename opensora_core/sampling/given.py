@@ -41,11 +41,14 @@ class ImageCondition:
         mask: [B, 1, T, H, W], 1 where a latent frame is given.
         latents: [B, C, T, H, W] in the transformer's scale (LATENT_SCALE times the VAE's), zero elsewhere.
         use: how a run uses them.
+        edit: [B, T], how far each frame may be edited, 0 (kept) to 1 (made), for models that hold frames by degrees and are asked to;
+            None = 0 where a frame is given, 1 elsewhere.
     """
 
     mask: Tensor
     latents: Tensor
     use: ReferenceUse = PICTURES
+    edit: Tensor | None = None
 
     def packed_input(self) -> Tensor:
         """What `cond_in` reads, before packing: [B, C + 1, T, H, W], mask first."""
@@ -58,10 +61,19 @@ class Given:
     Attributes:
         use: how the run uses it; None where nothing is given.
         cond: what the network reads beside the noise, if it reads anything.
+        edit: [B, T], how far each frame may be edited, if the network reads that.
+        draw: (latents) -> noise of their shape, for those that noise what is given; a run sets it.
     """
 
     use: ReferenceUse | None = None
     cond: Tensor | None = None
+    edit: Tensor | None = None
+    draw: Callable[[Tensor], Tensor]
+
+    @property
+    def blank(self) -> "Given":
+        """What the pass reads that is to know nothing of what is given."""
+        return NOTHING
 
     def before(self, x: Tensor, step: int) -> Tensor:
         """The latents [B, C, T, H, W] that a step begins with."""

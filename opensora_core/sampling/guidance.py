@@ -9,6 +9,7 @@ Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/sampling.py, I2VDenoiser.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -33,11 +34,13 @@ class ReferenceUse:
             first ones laid out; the network sees only what it was trained on, a whole reference or none. 1: every step, the
             reference exactly. Below 1 the given frames are not put back at the end; 0 is text to video, number for number.
         is_whole: the reference is a whole clip, which is made over in the last 1 - strength of the steps.
+        is_held: the run itself keeps what is given, until its noise has fallen so far, and no pass is without it.
     """
 
     is_clip: bool = False
     strength: float = 1.0
     is_whole: bool = False
+    is_held: bool = False
 
     def __post_init__(self):
         if not 0 <= self.strength <= 1:
@@ -46,7 +49,7 @@ class ReferenceUse:
     @property
     def is_restored(self) -> bool:
         """Whether the given frames replace the result's after the last step."""
-        return not self.is_clip and self.strength == 1
+        return not self.is_clip and not self.is_held and self.strength == 1
 
     def num_steps(self, num_steps: int) -> int:
         """How many of the steps, from the first, read the reference: at least one unless the strength is 0."""
@@ -65,12 +68,14 @@ class StepGuidance:
         image: scale of the reference against none; 1 is neutral; a [1, 1, T, 1, 1] tensor where it grows along time.
         passes: the forwards this step needs, in the order the host expects.
         reads_reference: whether `cond` and `uncond` get the reference at this step; `uncond_image` never does.
+        of: the run's.
     """
 
     text: float
     image: float | Tensor
     passes: tuple[str, ...]
     reads_reference: bool = True
+    of: "Guidance | None" = None
 
     def reads(self, name: str) -> tuple[str, bool]:
         """What a pass is told: (positive or negative text, whether it reads the reference)."""
@@ -85,7 +90,7 @@ class StepGuidance:
         guided = uncond + self.text * (cond - uncond)
         if "uncond_image" in self.passes:
             guided = guided + self.image_excess(cond) * (uncond - predictions["uncond_image"])
-        return guided
+        return guided if self.of is None else self.of.finish(guided, cond, self.reads_reference)
 
     def image_excess(self, like: Tensor) -> float | Tensor:
         """The image scale minus its neutral 1, on the device and in the dtype of `like`."""
@@ -99,6 +104,9 @@ class Guidance:
 
     every_pass: run all three at every step, also those of no weight, as the reference does; for comparison.
     curve: how the text scale goes over the steps, see curved_scale; auto is constant, unless the model knows better.
+    channels: how many of a prediction's are guided, the others being those of the prompt alone; 0 = all.
+    tames: scale guided predictions of a video of which nothing is given towards the spread of those with the prompt alone (`tame`).
+    ramp: of the image scale along time.
     """
 
     text: float = 7.5
@@ -108,6 +116,9 @@ class Guidance:
     temporal_ramp: bool = True
     every_pass: bool = False
     curve: str = AUTO
+    channels: int = 0
+    tames: bool = False
+    ramp: Callable[[float, int, int, int], Tensor] | None = None
 
     def __post_init__(self):
         check_choice("guidance_curve", self.curve, CURVES)
@@ -126,16 +137,23 @@ class Guidance:
             use: how the run uses what it is given; None = nothing is given, and the image scale has no effect.
             timestep: what the network is told, of which the released curve is a function.
         """
-        has_image = use is not None and step < use.num_steps(num_steps)
+        reads = use is not None and step < use.num_steps(num_steps)
+        has_image = reads and not use.is_held
         text = oscillate(self.text, step) if self.text_oscillation else self.text
         if self.curve not in (AUTO, CONSTANT):
             text = curved_scale(text, step if self.curve == BY_INDEX else num_steps - timestep, num_steps)
         image: float | Tensor = oscillate(self.image, step) if self.image_oscillation else self.image
         if not self.every_pass and (not has_image or image == 1.0):
-            return StepGuidance(text, 1.0, ("cond",) if text == 1.0 else ("cond", "uncond"), has_image)
+            return StepGuidance(text, 1.0, ("cond",) if text == 1.0 else ("cond", "uncond"), reads, self)
         if has_image and self.temporal_ramp and not use.is_clip and image > 1.0:
-            image = temporal_ramp(image, step, num_steps, latent_frames)
-        return StepGuidance(text, image, ("cond", "uncond", "uncond_image"), has_image)
+            image = (self.ramp or temporal_ramp)(image, step, num_steps, latent_frames)
+        return StepGuidance(text, image, ("cond", "uncond", "uncond_image"), reads, self)
+
+    def finish(self, guided: Tensor, cond: Tensor, reads_reference: bool) -> Tensor:
+        """What becomes of guided predictions besides."""
+        if self.tames and not reads_reference:
+            guided = tame(guided, cond)
+        return torch.cat((guided[:, : self.channels], cond[:, self.channels :]), dim=1) if self.channels else guided
 
 
 ONE_PASS = Guidance(text=1.0, image=1.0)  # of a network that needs no negative prompt
@@ -156,6 +174,12 @@ def curved_scale(scale: float, place: float, num_steps: int) -> float:
     Source: huggingface/diffusers@58eb52c0 pipelines/cogvideo/pipeline_cogvideox.py.
     """
     return 1 + scale * (1 - math.cos(math.pi * (place / num_steps) ** 5)) / 2
+
+
+def tame(guided: Tensor, cond: Tensor) -> Tensor:
+    """1.3's flaw fix: guided predictions are scaled 0.7 of the way to the spread of those with the prompt alone. [B, ...] both."""
+    over = tuple(range(1, guided.ndim))
+    return guided * (0.7 * cond.std(over, keepdim=True) / guided.std(over, keepdim=True) + 0.3)
 
 
 def temporal_ramp(image_scale: float, step: int, num_steps: int, latent_frames: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import OpenSoraError
 from .given import Given
-from .guidance import PICTURES
+from .guidance import PICTURES, ReferenceUse
 from .process import Process
 from .schedule import Schedule
 
@@ -127,13 +127,13 @@ class Frames(Given):
 
     Args:
         edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in (`place`).
-        draw: noise of the latents' shape for one step; it is called once in every step.
+        draw: see Given; it is called once in every step.
     """
 
-    use = PICTURES
+    use = ReferenceUse(is_held=True)
 
-    def __init__(self, edit: Tensor, placed: Tensor, schedule: Schedule, process: Process, draw: Callable[[], Tensor]):
-        self.edit, self._placed, self._schedule, self._process, self._draw = edit, placed, schedule, process, draw
+    def __init__(self, edit: Tensor, placed: Tensor, schedule: Schedule, process: Process, draw: Callable[[Tensor], Tensor] | None = None):
+        self.edit, self._placed, self._schedule, self._process, self.draw = edit, placed, schedule, process, draw
         self._was = edit >= 1
 
     def _active(self, step: int) -> Tensor:
@@ -142,7 +142,7 @@ class Frames(Given):
     def before(self, x: Tensor, step: int) -> Tensor:
         self._kept = x = x if step else self._placed.to(x)
         active = self._active(step)
-        noised = self._process.noised(x, self._draw().to(x), self._schedule.points[step].to(x))
+        noised = self._process.noised(x, self.draw(x).to(x), self._schedule.points[step].to(x))
         begun, self._was = active & ~self._was, active
         return torch.where(_wide(begun), noised, x)
 
@@ -155,20 +155,36 @@ class BesideNoise(Given):
 
     Args:
         latents: [B, C, T, H, W]. mask: [B, 1, T, H, W], 1 where they are given.
-        draw: as of Frames, where every step is to begin with the given frames at its own noise (SDEdit); else None.
+        draw: see Given. noises: whether every step begins with the given frames at its own noise (SDEdit).
+        use: its strength counts: steps after it are as of a video of which nothing is given.
     """
 
-    use = PICTURES
-
-    def __init__(self, latents: Tensor, mask: Tensor, schedule: Schedule, process: Process, draw: Callable[[], Tensor] | None = None):
-        self._latents, self._mask = latents * mask, mask
-        self._schedule, self._process, self._draw = schedule, process, draw
+    def __init__(
+        self,
+        latents: Tensor,
+        mask: Tensor,
+        schedule: Schedule,
+        process: Process,
+        draw: Callable[[Tensor], Tensor] | None = None,
+        noises: bool = True,
+        use: ReferenceUse = PICTURES,
+    ):
+        self._latents, self._mask, self._noises = latents * mask, mask, noises
+        self._schedule, self._process, self.draw = schedule, process, draw
+        self.use = ReferenceUse(strength=use.strength)
         self.cond = torch.cat((mask, self._latents), dim=1)
 
+    @property
+    def blank(self) -> Given:
+        """The latents are zero; where they are is told all the same, as the reference's third pass has it."""
+        blank = Given()
+        blank.cond = torch.cat((self._mask, torch.zeros_like(self._latents)), dim=1)
+        return blank
+
     def before(self, x: Tensor, step: int) -> Tensor:
-        if self._draw is None:
+        if not self._noises or step >= self.use.num_steps(self._schedule.num_steps):
             return x
-        noised = self._process.noised(self._latents.to(x), self._draw().to(x), self._schedule.points[step].to(x))
+        noised = self._process.noised(self._latents.to(x), self.draw(x).to(x), self._schedule.points[step].to(x))
         return torch.where(self._mask.to(x.device).bool(), noised, x)
 
 

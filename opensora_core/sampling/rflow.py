@@ -1,4 +1,4 @@
-"""The rectified flow of Open-Sora 1.2 and 1.3: its timesteps, shifted by size and length, and what 1.3 does to guidance."""
+"""The rectified flow of Open-Sora 1.2 and 1.3: its timesteps, shifted by size and length, and 1.3's image guidance."""
 
 from collections.abc import Callable
 
@@ -47,12 +47,6 @@ def sized_schedule(
     t = torch.tensor([(1.0 - step / num_steps) * NUM_TIMESTEPS for step in range(num_steps)]) / NUM_TIMESTEPS
     timesteps = ratio * t / (1 + (ratio - 1) * t) * NUM_TIMESTEPS
     return Schedule(torch.cat((timesteps / NUM_TIMESTEPS, torch.zeros(1))), timesteps)
-
-
-def tame(guided: Tensor, cond: Tensor) -> Tensor:
-    """1.3's flaw fix: guided predictions are scaled 0.7 of the way to the spread of those with the prompt alone. [B, ...] both."""
-    over = tuple(range(1, guided.ndim))
-    return guided * (0.7 * cond.std(over, keepdim=True) / guided.std(over, keepdim=True) + 0.3)
 
 
 def image_ramp(scale: float, step: int, num_steps: int, latent_frames: int) -> Tensor:

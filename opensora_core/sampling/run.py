@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from .given import NOTHING, Beside, Given, ImageCondition
 from .guidance import Guidance, ReferenceUse
 from .process import Flow, Process
 from .schedule import Schedule, shifted_schedule
-from .solvers import SOLVERS, Solver, noise
+from .solvers import SOLVERS, Solver, StepNoise, noise
 
 Side = dict[str, Tensor]
 
@@ -61,7 +62,8 @@ class SamplingRecipe:
 
     Attributes:
         process: what the network predicts.
-        schedule: (config, latent extent [..., T, H, W], steps, shift or 0) -> Schedule.
+        schedule: (config, latent extent [..., T, H, W], steps, shift or 0) -> Schedule. reads_size: it takes besides, as `size`, what a
+            person asked for: frames, height and width in pixels.
         solvers: names in SOLVERS that it can be sampled with, its own first.
         given: (condition, noise, schedule, network's dtype) -> how given frames enter.
         inputs: (config, text of a side, given or NOTHING, numbers) -> what forward takes by name in one pass.
@@ -69,6 +71,8 @@ class SamplingRecipe:
         noise: (shape of one video, seed, device, dtype) -> what its run begins with.
         cut: (schedule, use of what is given) -> the part of it that is run.
         makes_over: whether a clip that is given is made over as a whole, rather than gone on from.
+        place: (latents, groups, references, loop) as masks.place; None where a model knows no mask strategies.
+        use: how what is given is used where it enters at every step, from how a person asked for it; None where it does not.
         as_diffusers: the same as that library computes it, where it differs.
     """
 
@@ -82,6 +86,17 @@ class SamplingRecipe:
     cut: Callable[[Schedule, ReferenceUse], Schedule] = lambda schedule, use: schedule
     makes_over: bool = False
     as_diffusers: "SamplingRecipe | None" = None
+    reads_size: bool = False
+    place: Callable[..., tuple[Tensor, Tensor]] | None = None
+    use: Callable[[ReferenceUse], ReferenceUse] | None = None
+
+    def way(self, config, extent, num_steps: int, shift: float = 0.0, size: tuple[int, int, int] | None = None) -> Schedule:
+        """The schedule of a run; size: (frames, height, width) in pixels, None = what the latents decode to."""
+        if not self.reads_size:
+            return self.schedule(config, extent, num_steps, shift)
+        frames, *sides = extent[-3:]
+        decoded = (config.grid.pixel_frames(frames), *(config.grid.space * side for side in sides))
+        return self.schedule(config, extent, num_steps, shift, size=size or decoded)
 
     def chosen(self, solver: str = AUTO, parity: bool = False) -> "SamplingRecipe":
         """The recipe of a run: its first solver is the one that is used.
@@ -143,21 +158,25 @@ def sample(
         seeds: of every video, for solvers that add noise.
     """
     device, dtype, condition = x.device, network.dtype, conditions.condition
-    given = NOTHING if condition is None else recipe.given(condition, x, schedule, dtype)
+    given = NOTHING
+    if condition is not None:
+        given = recipe.given(condition, x, schedule, dtype)
+        given.draw = StepNoise(seeds, 1)
     text = {name: _moved(side, device, dtype) for name, side in vars(conditions.text).items()}
-    inputs = {
-        (side, reads): recipe.inputs(network.config, text[side], given if reads else NOTHING, conditions.numbers)
-        for side in text
-        for reads in (True, False)
-    }
     done = 0
+
+    @cache
+    def inputs(side: str, reads: bool, is_blank: bool) -> Side:
+        return recipe.inputs(network.config, text[side], given if reads else given.blank if is_blank else NOTHING, conditions.numbers)
 
     def predict(x: Tensor, step: int) -> Tensor:
         nonlocal done
         now = guidance.at_step(step, schedule.num_steps, x.shape[2], given.use, schedule.timesteps[step].item())
         timestep = schedule.timesteps[step].to(device).expand(x.shape[0])
         network_input = x.to(dtype)
-        predictions = {name: network(network_input, timestep, **inputs[now.reads(name)]).to(x.dtype) for name in now.passes}
+        predictions = {
+            name: network(network_input, timestep, **inputs(*now.reads(name), now.reads_reference)).to(x.dtype) for name in now.passes
+        }
         done += len(now.passes)
         return now.combine(predictions)
 

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
+from . import ddpm
 from .process import Process
 from .schedule import Schedule
 from .v_prediction import ddim, dpm
 
 MAX_SEED = 2**64 - 1
 _PIECE = 2**22  # values of noise drawn at a time, a multiple of 16
+_STRIDE = 0xD1B54A32D192ED03  # between the seeds of different uses
 Solver = Callable[[Process, Tensor, int, Tensor, Schedule], Tensor]
 
 
@@ -53,5 +55,35 @@ def clip_noise(shape, seed: int, device="cpu", dtype=torch.float32) -> Tensor:
     return noise((one, frames, channels, *size), seed, device, dtype).transpose(1, 2).contiguous()
 
 
+class StepNoise:
+    """Standard normal noise for the steps of a run, drawn on the CPU; every video's from its own seed, and other than what it begins with.
+
+    Args:
+        use: what it is for, from 1: another has other noise.
+    """
+
+    def __init__(self, seeds: Sequence[int], use: int):
+        self._generators = [torch.Generator().manual_seed((seed + use * _STRIDE) % 2**64) for seed in seeds]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        parts = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
+        return torch.stack(parts).to(like)
+
+
+def ancestral(seeds: Sequence[int]) -> Solver:
+    """The steps of learned variance (ddpm.py), along a ddpm.Respaced schedule."""
+    draw = StepNoise(seeds, 2)
+
+    def step(process: Process, x: Tensor, step: int, prediction: Tensor, schedule: Schedule) -> Tensor:
+        return ddpm.ancestral_step(x, prediction, schedule.num_steps - 1 - step, schedule.table, draw(x))
+
+    return step
+
+
 # name -> what makes the solver of one run, of the videos' seeds: a solver that adds noise or remembers earlier steps is new for each run.
-SOLVERS: dict[str, Callable[[Sequence[int]], Solver]] = {"euler": lambda seeds: euler, "ddim": lambda seeds: ddim, "dpm": dpm}
+SOLVERS: dict[str, Callable[[Sequence[int]], Solver]] = {
+    "euler": lambda seeds: euler,
+    "ddim": lambda seeds: ddim,
+    "dpm": dpm,
+    "ddpm": ancestral,
+}

@@ -13,6 +13,7 @@ CLIP_LENGTH = 77
 
 FPS_RANGE = (1, 120)
 MOTION_SCORE_RANGE = (1, 15)
+MOTION_SCORE = 4  # the released default
 
 _ENDS_WITH_FPS = re.compile(r"\d+ FPS\.$")
 
@@ -29,7 +30,7 @@ def check_text(text: str, what: str = "The prompt") -> str:
     return text
 
 
-def decorate(prompt: str, fps: int | None = 24, motion_score: int | None = 4) -> str:
+def decorate(prompt: str, fps: int | None = 24, motion_score: int | None = MOTION_SCORE) -> str:
     """A positive video prompt as Open-Sora 2.0 was used with it: "a cat" -> "a cat. 24 FPS. 4 motion score."
 
     Negative prompts, and the prompt of the picture that starts a text-to-image-to-video run, are encoded as they are.

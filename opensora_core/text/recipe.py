@@ -1,22 +1,34 @@
 """How a model reads prompts: with which encoders, in how many tokens, and what it is told besides a person's own words."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 
 T5, CLIP = "T5", "CLIP"
 
 
+class Unread(Enum):
+    """What stands in a negative prompt's place, and no encoder reads."""
+
+    ZEROS = "zeros"
+    NULL_CAPTION = "the null caption that the model's own file holds"
+
+
 @dataclass(frozen=True)
 class Said:
-    """What is said to a model about the video, beside the prompt itself; 0 or None = nothing.
+    """What is said to a model about the video, beside the prompt itself; 0, "" or None = nothing.
 
     Attributes:
         fps: frames per second, 1-120.
-        motion_score: 1 (still) to 15 (wild).
+        motion_score: how much moves, on the model's own scale: 2.0's is 1 (still) to 15 (wild), 1.2's and 1.3's 0 to 100.
+        aesthetic_score: how good it looks, 0 to 10, or a word of 1.3's.
+        camera_motion: such as "pan left".
     """
 
     fps: int | None = None
-    motion_score: int | None = None
+    motion_score: float | None = None
+    aesthetic_score: float | str | None = None
+    camera_motion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,19 @@ class TextRecipe:
         length: tokens that T5 reads, padded or cut.
         has_mask: whether padding is hidden, from T5 itself and from the network; without a mask it is attended like words.
         words: (prompt, what is said) -> the text that is encoded.
-        negative: the negative prompt where a person gives none; None = a null caption that the model's own file holds.
+        negative: the negative prompt where a person gives none, or what stands in its place.
+        clean: what becomes of a negative prompt before it is encoded.
+        usual: what is said where a person says nothing of it.
     """
 
     encoders: tuple[str, ...]
     length: int
     has_mask: bool
     words: Callable[[str, Said], str]
-    negative: str | None
+    negative: str | Unread
+    clean: Callable[[str], str] = lambda negative_prompt: negative_prompt
+    usual: Said = Said()
+
+    def said(self, **said: float | str | None) -> Said:
+        """What is said to this model: of what is None, the usual."""
+        return Said(**{one.name: getattr(self.usual, one.name) if said.get(one.name) is None else said[one.name] for one in fields(Said)})

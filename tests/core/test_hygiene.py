@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "codecs": {"errors", "geometry", "geometry_1x", "ops", "shapes"},
     "sampling": {"errors", "geometry"},
     "family": {"errors", "geometry", "sampling", "shapes", "text"},
-    "families": {"codecs", "errors", "family", "geometry", "networks", "sampling", "shapes", "text"},
+    "families": {"codecs", "errors", "family", "geometry", "geometry_1x", "networks", "sampling", "shapes", "text"},
     "checkpoint": {"readers", "names", "errors", "families", "family", "ops", "shapes"},
     "encoders": {"readers", "checkpoint", "families", "errors", "shapes", "text"},
     "memory": {
@@ -77,7 +77,7 @@ MAY_IMPORT = {
         "shapes",
         "text",
     },  # fmt: skip
-    "pipeline": {"names", "errors", "geometry", "media", "memory", "ops", "run", "sampling"},
+    "pipeline": {"codecs", "names", "errors", "geometry", "media", "memory", "ops", "run", "sampling"},
     "inspection": {"checkpoint", "encoders", "errors", "families", "family", "ops", "shapes"},
 }
 EDGE_ROOMS = {"cli", "commands", "evaluation", "__main__", "__init__"}  # they put the rooms together and may import any

@@ -10,7 +10,7 @@ from opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from opensora_core.networks.stdit.stdit3 import STDiT3
 from opensora_core.sampling import ddpm, masks, rflow
 from opensora_core.sampling.given import NOTHING
-from opensora_core.sampling.guidance import oscillate
+from opensora_core.sampling.guidance import oscillate, tame
 from opensora_core.sampling.process import Flow
 from opensora_core.sampling.run import run
 from opensora_core.sampling.solvers import euler
@@ -116,7 +116,7 @@ def test_run_1_2_with_masks(recorded, network, relative_error):
     model, edit, draws = network("1.2"), torch.tensor(cases.EDITS["1.2"]), cases.Draws()
     found = flow_run(
         "1.2", model, lambda p, _, scale, __: p[1] + scale * (p[0] - p[1]),
-        lambda noise, schedule: masks.Frames(edit, noise, schedule, Flow(-1), lambda: draws(noise)),
+        lambda noise, schedule: masks.Frames(edit, noise, schedule, Flow(-1), lambda x: draws(noise)),
         lambda prompt, negative, _, t, x: (model(x, t, edit=edit, **prompt), model(x, t, edit=edit, **negative)),
     )  # fmt: skip
     assert relative_error(found, recorded[0]["run.1.2_masked"]) < TOLERANCE
@@ -127,7 +127,7 @@ def test_run_1_3(recorded, network, relative_error):
 
     def combine(passes, step, scale, _):
         guided = passes[1] + oscillate(scale, step) * (passes[0] - passes[1])
-        return rflow.tame(guided, passes[0])
+        return tame(guided, passes[0])
 
     found = flow_run("1.3", model, combine, None, lambda prompt, negative, _, t, x: (model(x, t, **prompt), model(x, t, **negative)))
     assert relative_error(found, recorded[0]["run.1.3"]) < TOLERANCE
@@ -139,7 +139,7 @@ def test_run_1_3_with_given_frames(recorded, network, relative_error):
     def given(noise, schedule):
         mask = torch.zeros(2, 1, *noise.shape[2:])
         mask[:, :, [0, 4]] = 1
-        return masks.BesideNoise(cases.random(noise.shape, 8), mask, schedule, Flow(-1), lambda: draws(noise))
+        return masks.BesideNoise(cases.random(noise.shape, 8), mask, schedule, Flow(-1), lambda x: draws(noise))
 
     def passes(prompt, negative, given, t, x):
         without = torch.cat((given.cond[:, :1], torch.zeros_like(x)), dim=1)
@@ -165,7 +165,7 @@ def test_run_of_learned_variance(recorded, network, relative_error, name):
     given, more = NOTHING, {}
     if name == "1.1_masked":
         edit = torch.tensor(cases.EDITS["1.1"])
-        given = ddpm.RespacedFrames(edit, noise, table, lambda: draws(rows)[:2])
+        given = ddpm.RespacedFrames(edit, noise, table, lambda x: draws(rows)[:2])
         more = {"edit": ddpm.network_edit(edit, table)}
     x = noise
     for step in range(steps):

@@ -82,6 +82,11 @@ class STDiTConfig:
         return f"hidden {self.hidden_size}, {self.hidden_size // self.head_dim} heads of {self.head_dim}, {self.depth} blocks"
 
     @property
+    def predicted_channels(self) -> int:
+        """Of a forward's result: 1.2 and 1.3 leave the variance out."""
+        return self.in_channels if self.in_turn else self.out_channels
+
+    @property
     def patch_size(self) -> int:
         return PATCH_SIZE
 

@@ -137,8 +137,7 @@ class CaptionEmbedder(nn.Module):
     def __init__(self, config: STDiTConfig, seams: Seams):
         super().__init__()
         self.y_proj = Mlp(config.context_in_dim, config.hidden_size, config.hidden_size, seams)
-        empty = torch.empty(config.text_length, config.context_in_dim, dtype=seams.dtype, device=seams.device)
-        self.register_buffer("y_embedding", empty)
+        self.y_embedding = seams.parameter(config.text_length, config.context_in_dim)
 
     def forward(self, context: Tensor, mask: Tensor | None) -> list[Tensor]:
         """[B, L, context_in_dim], mask [B, L] -> the tokens to attend: one [B, L', hidden], or where lengths differ, B of [1, L', hidden]."""
@@ -161,11 +160,11 @@ class SelfAttention(nn.Module):
         self.q_norm, self.k_norm = (seams.rms_norm(config.head_dim) if has_norm else nn.Identity() for _ in range(2))
         self.proj = seams.linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, table: Tensor | None, options: dict, attend=None) -> Tensor:
-        """[N, L, C] -> the same. table: rotary, [2, L, D/2], or None. attend: in place of the attention seam."""
+    def forward(self, x: Tensor, table: Tensor | None, options: dict, within=lambda attention: attention) -> Tensor:
+        """[N, L, C] -> the same. table: rotary, [2, L, D/2], or None. within: gives what attends, of the attention seam."""
         q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2))
         q, k = self._prepared(q, self.q_norm, table), self._prepared(k, self.k_norm, table)
-        return self.proj((attend or self.attention)(q, k, v, options))
+        return self.proj(within(self.attention)(q, k, v, options))
 
     def _prepared(self, x: Tensor, norm: nn.Module, table: Tensor | None) -> Tensor:
         if table is None:
@@ -173,7 +172,7 @@ class SelfAttention(nn.Module):
         return norm(rotate(x, table)) if self.rotates_first else rotate(norm(x), table)
 
 
-def windowed(attention, size: tuple[int, int, int], window: int):
+def windowed(size: tuple[int, int, int], window: int, attention):
     """An attention within windows of `window` x `window` positions and all frames; windows at the far edges are smaller.
 
     The reference fills those up with zeros and masks them, which is the same.
@@ -196,6 +195,20 @@ def windowed(attention, size: tuple[int, int, int], window: int):
         return out.flatten(1, 3)
 
     return attend
+
+
+class Block(nn.Module):
+    """A block whose attention can be exchanged."""
+
+    @property
+    def attention(self):
+        return self.cross_attn.attention
+
+    @attention.setter
+    def attention(self, function) -> None:
+        for part in self.modules():
+            if isinstance(part, (SelfAttention, CrossAttention)):
+                part.attention = function
 
 
 class CrossAttention(nn.Module):
@@ -247,7 +260,7 @@ class STDiTBase(nn.Module):
 
     def __init__(self, config: STDiTConfig, seams: Seams):
         super().__init__()
-        self.config, self.attention = config, seams.attention
+        self.config = config
         self.x_embedder = PatchEmbed(config, seams)
         self.t_embedder = Embedder(config.hidden_size, seams)
         self.t_block = nn.Sequential(nn.SiLU(), seams.linear(config.hidden_size, 6 * config.hidden_size))
@@ -268,6 +281,12 @@ class STDiTBase(nn.Module):
     def null_caption(self) -> Tensor:
         """[text_length, context_in_dim]: what stands in a prompt's place where there is none; the prompt's mask stays."""
         return self.y_embedder.y_embedding
+
+    def context_of(self, context: Tensor | None, mask: Tensor) -> Tensor:
+        """Text features [B, L, context_in_dim]; None stands for no prompt: the null caption, under the mask [B, L] of the prompt beside it."""
+        if context is not None:
+            return context
+        return self.null_caption[: mask.shape[1]].to(self.dtype).expand(len(mask), -1, -1)
 
     def positions(self, x: Tensor, sizes: Tensor) -> tuple[Tensor, float]:
         """The embedding of a frame's tokens [S, C], and the scale of positions."""

@@ -8,7 +8,7 @@ from . import layers
 from .config import STDiTConfig
 
 
-class STDiTBlock(nn.Module):
+class STDiTBlock(layers.Block):
     """Space, time, text, MLP. 1.0 has neither a norm nor modulations of its own for time, and gates it as it gates space."""
 
     def __init__(self, config: STDiTConfig, seams: layers.Seams):
@@ -71,7 +71,7 @@ class STDiT(layers.STDiTBase):
         x: Tensor,
         timestep: Tensor,
         *,
-        context: Tensor,
+        context: Tensor | None = None,
         attention_mask: Tensor | None = None,
         transformer_options: dict | None = None,
     ) -> Tensor:
@@ -80,14 +80,14 @@ class STDiT(layers.STDiTBase):
         Args:
             x: noisy latents [B, C, T, H, W].
             timestep: [B], 999 (noise) to 0. Rounded to x's dtype, as the reference does.
-            context: T5 hidden states [B, L, context_in_dim], or the null caption. attention_mask: [B, L], 0 = not looked at.
+            context: T5 hidden states [B, L, context_in_dim], or None: the null caption. attention_mask: [B, L], 0 = not looked at.
 
         Returns:
             [B, 2 * C, T, H, W]: noise, then the variance as a share of the way between its bounds, -1..1.
         """
         options, frames = dict(transformer_options or {}), x.shape[2]
         t = self.t_embedder(timestep.to(x.dtype), x.dtype)
-        texts = self.y_embedder(context, attention_mask)
+        texts = self.y_embedder(self.context_of(context, attention_mask), attention_mask)
         rows, columns = layers.token_size(x)
         row = torch.arange(rows, device=x.device).repeat_interleave(columns) / self.config.space_scale
         column = torch.arange(columns, device=x.device).repeat(rows) / self.config.space_scale
@@ -119,7 +119,7 @@ class STDiT2(STDiT):
         x: Tensor,
         timestep: Tensor,
         *,
-        context: Tensor,
+        context: Tensor | None = None,
         sizes: Tensor,
         attention_mask: Tensor | None = None,
         edit: Tensor | None = None,
@@ -143,7 +143,7 @@ class STDiT2(STDiT):
             layers.per_frame(project, t + of, None if zero is None else zero + of, active)
             for project, of in ((self.t_block, info), (self.t_block_temp, rate))
         )
-        texts = self.y_embedder(context, attention_mask)
+        texts = self.y_embedder(self.context_of(context, attention_mask), attention_mask)
         table = layers.rotary_table([torch.arange(x.shape[2], device=x.device)], self.rope.freqs, self.table_dtype)
         tokens = self.x_embedder(x) + self.positions(x, sizes)[0]
         for block in self.blocks():

@@ -4,6 +4,8 @@
 for given frames beside the noise.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class Step:
         self.given, self.nulls, self.tables, self.windows = [], [], (None, None), None
 
 
-class STDiT3Block(nn.Module):
+class STDiT3Block(layers.Block):
     def __init__(self, config: STDiTConfig, is_temporal: bool, seams: layers.Seams):
         super().__init__()
         self.is_temporal = is_temporal
@@ -95,7 +97,7 @@ class STDiT3(layers.STDiTBase):
         x: Tensor,
         timestep: Tensor,
         *,
-        context: Tensor,
+        context: Tensor | None = None,
         sizes: Tensor,
         attention_mask: Tensor | None = None,
         edit: Tensor | None = None,
@@ -107,7 +109,7 @@ class STDiT3(layers.STDiTBase):
         Args:
             x: noisy latents [B, C, T, H, W].
             timestep: [B], 1000 (noise) to 0 (data). 1.2 rounds it to x's dtype, as the reference does.
-            context: T5 hidden states [B, L, context_in_dim], or the null caption. attention_mask: [B, L], 0 = not looked at.
+            context: T5 hidden states [B, L, context_in_dim], or None: the null caption. attention_mask: [B, L], 0 = not looked at.
             sizes: [B, 4], see layers.SIZES.
             edit: [B, T], 0 (a frame is given) .. 1 (it is made); None = all are made. See active_frames.
             cond: 1.3's given latents [B, 1 + C, T, H, W]: first where they are, 1, in whole frames that are the same in the whole batch;
@@ -116,7 +118,7 @@ class STDiT3(layers.STDiTBase):
         Returns:
             Velocity [B, C, T, H, W], data minus noise.
         """
-        active = layers.active_frames(edit, timestep)
+        context, active = self.context_of(context, attention_mask), layers.active_frames(edit, timestep)
         t, t_zero = self._times(timestep, sizes[:, 0], x.dtype, active is not None)
         modulation = layers.per_frame(self.t_block, t, t_zero, active)
         step = Step(modulation, self.y_embedder(context, attention_mask), dict(transformer_options or {}))
@@ -124,7 +126,7 @@ class STDiT3(layers.STDiTBase):
         step.tables = self._tables(x, scale)
         tokens = self.x_embedder(x)
         if self.config.window:
-            step.windows = layers.windowed(self.attention, (x.shape[2], *layers.token_size(x)), self.config.window)
+            step.windows = partial(layers.windowed, (x.shape[2], *layers.token_size(x)), self.config.window)
             if cond is not None:
                 where, latents = cond.split((1, x.shape[1]), dim=1)
                 tokens = tokens + self.x_embedder_cond(latents) + self.x_embedder_cond_mask(where.expand(x.shape))

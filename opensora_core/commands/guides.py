@@ -1,0 +1,38 @@
+"""The command lines and prompts of the guides of Open-Sora 1, as this library's own options: loops, parts of a prompt, settings at its end."""
+
+from dataclasses import replace
+
+from ..errors import OpenSoraError
+from ..family import Family
+from ..text.prompt_1x import split_parts, split_settings, text_of_loop
+from .options import GenerateOptions
+
+
+def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
+    """Options in which `loop`, and what a prompt of a model that knows mask strategies says besides its text, stand in their own places.
+
+    Raises:
+        OpenSoraError: a prompt whose parts or settings cannot be read, or loops that cannot be made.
+    """
+    loops = 1 if options.loop is None else options.loop
+    if loops < 1:
+        raise OpenSoraError(f"--loop {options.loop} makes nothing; use 1 or more.")
+    if options.loop is not None and options.extend is not None:
+        raise OpenSoraError("--loop N is --extend N-1; give one of them.")
+    if options.condition_frame_length is not None and loops < 2:
+        raise OpenSoraError("--condition-frame-length goes with --loop N, the clips that follow one another.")
+    parts = [(0, options.prompt)]
+    if family.sampling.place is not None and options.prompt is not None:
+        prompt, settings = split_settings(options.prompt)
+        parts = split_parts(prompt.strip())
+        options = replace(options, **{name: value for name, value in settings.items() if value})
+    options = replace(options, prompt=parts[0][1])
+    if loops == 1:
+        return options
+    given = options.condition_frame_length
+    return replace(
+        options,
+        extend=loops - 1,
+        extend_prompt=options.extend_prompt or [text_of_loop(parts, loop) for loop in range(1, loops)],
+        extend_context=options.extend_context if given is None else family.grid.pixel_frames(given),
+    )

@@ -1,0 +1,240 @@
+"""Open-Sora 1.0 to 1.3 as a person uses them: folders as published, whole runs against the reference's, what is given, what is refused."""
+
+from functools import partial
+
+import numpy
+import pytest
+import torch
+
+from opensora_core.checkpoint.detect import identify
+from opensora_core.choices import AUTO
+from opensora_core.codecs.kl import OLD_DIFFUSERS
+from opensora_core.errors import CheckpointError, OpenSoraError
+from opensora_core.families import open_sora_1, table
+from opensora_core.memory.estimate import Memory, Request, Settings
+from opensora_core.memory.footprint import ModelSizes, TextSizes
+from opensora_core.memory.plan import GIB
+from opensora_core.memory.preflight import preflight
+from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run.files import ModelFiles
+from opensora_core.run.request import EncodedPrompt, SamplingOptions
+from opensora_core.sampling import masks, rflow, run as sampling, solvers
+from opensora_core.sampling.given import ImageCondition
+from opensora_core.sampling.run import TextCondition
+from tests.golden import open_sora_1_cases as cases, open_sora_1_files as files
+
+VERSIONS = ("1.0", "1.1", "1.2", "1.3")
+ROWS = {row.title.split()[2]: row for row in open_sora_1.FAMILIES}
+MEASURES = {"1.2": rflow.pieces, "1.3": rflow.quarters}
+SIZE = {"height": 40, "width": 56}
+PICTURE = numpy.linspace(0, 255, 40 * 56 * 3).reshape(40, 56, 3).astype(numpy.uint8)
+LENGTHS = {"1.0": 3, "1.1": 8, "1.2": 34, "1.3": 33}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = {}
+
+    def of(version, is_golden=False):
+        if (version, is_golden) not in made:
+            place = tmp_path_factory.mktemp("open_sora_1") / f"{version}{is_golden}"
+            made[version, is_golden] = files.write(place, version, is_golden)
+        return made[version, is_golden]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    made = {}
+
+    def of(version, is_golden=False):
+        if (version, is_golden) not in made:
+            made[version, is_golden] = one = OpenSoraPipeline.from_pretrained(folder(version, is_golden))
+            one.keep_loaded = one.keep_encoded = True
+        return made[version, is_golden]
+
+    return of
+
+
+def short(version, **more):
+    size = {"height": 64, "width": 64} if version == "1.0" else SIZE
+    return {**size, "num_frames": LENGTHS[version], "num_inference_steps": 2, "seed": 3, **more}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_folder_of_the_guides_repositories_is_known(folder, version):
+    model = OpenSoraPipeline.from_pretrained(folder(version))
+    assert model.files.family is ROWS[version] and model.files.clip is None
+    model.check_files()
+
+
+@pytest.mark.parametrize("row", (*open_sora_1.FAMILIES, *open_sora_1.CODECS), ids=lambda row: row.kind)
+def test_released_files_are_known_by_their_tensors(row):
+    found = identify(row.manifest(row.released))
+    assert (found.kind, found.title, found.config) == (row.kind, row.title, row.released)
+    if row is open_sora_1.SD_VAE:
+        older = identify(row.manifest(row.released, OLD_DIFFUSERS))
+        assert older.kind == row.kind and older.layout is OLD_DIFFUSERS
+
+
+def test_a_part_that_is_missing_is_named(tmp_path):
+    (tmp_path / "hpcai-tech" / "OpenSora-STDiT-v3").mkdir(parents=True)
+    with pytest.raises(OpenSoraError, match="holds OpenSora-STDiT-v3 and lacks OpenSora-VAE-v1.2 and t5-v1_1-xxl"):
+        ModelFiles.in_folder(tmp_path)
+
+
+def test_a_model_with_another_version_s_vae_is_one_sentence(folder):
+    one, other = ModelFiles.in_folder(folder("1.2")), ModelFiles.in_folder(folder("1.3"))
+    model = OpenSoraPipeline.from_files(dit=one.dit, vae=other.vae, t5=one.t5)
+    with pytest.raises(CheckpointError, match="is the Open-Sora 1.3 VAE and .* works on the latents of the Open-Sora 1.2 VAE"):
+        model.check_files()
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+def prompt_of(version, row):
+    mask = torch.tensor(cases.TEXT_MASK)[row : row + 1]
+    prompt = {"context": cases.random(cases.TEXT, 2)[row : row + 1], "attention_mask": mask}
+    return EncodedPrompt("", TextCondition(prompt, {"attention_mask": mask}))
+
+
+def as_recorded(monkeypatch, recipe, version, row, draws):
+    """The recorded noise, and sizes in fp32."""
+    extent = cases.RUNS[version][0]
+    noise = cases.random((2, cases.NETWORKS[version]["in_channels"], *extent), 7)
+
+    class Recorded:
+        """Noise of both rows at every step, of which the reference draws for both passes in 1.0 and 1.1."""
+
+        def __init__(self, seeds, use):
+            pass
+
+        def __call__(self, like):
+            rows = torch.cat((noise, noise)) if version in ("1.0", "1.1") else noise
+            return draws(rows)[row : row + 1]
+
+    monkeypatch.setitem(recipe.__dict__, "noise", lambda *asked: noise[row : row + 1].clone())
+    for module in (sampling, solvers):
+        monkeypatch.setattr(module, "StepNoise", Recorded)
+    if version in MEASURES:
+        whole = partial(rflow.sized_schedule, measure=MEASURES[version], dtype=torch.float32)
+        monkeypatch.setitem(recipe.__dict__, "schedule", lambda config, extent, steps, shift, size: whole(size, steps))
+    return noise
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("name", ["1.0", "1.1", "1.1_masked", "1.2", "1.2_masked", "1.3", "1.3_given"])
+def test_a_whole_run_gives_the_reference_s_numbers(pipe, recorded, relative_error, monkeypatch, name, row):
+    version, model = name[:3], pipe(name[:3], is_golden=True)
+    extent, (height, width), frames, steps, scale = cases.RUNS[version]
+    noise = as_recorded(monkeypatch, ROWS[version].sampling, version, row, cases.Draws())
+    given = None
+    if name.endswith("masked"):
+        edit = torch.tensor(cases.EDITS[version])[row : row + 1]
+        given = ImageCondition((edit < 1).float()[:, None, :, None, None].expand(-1, 1, *extent), noise[row : row + 1], edit=edit)
+    if name.endswith("given"):
+        mask = torch.zeros(1, 1, *extent)
+        mask[:, :, [0, 4]] = 1
+        given = ImageCondition(mask, cases.random(noise.shape, 8)[row : row + 1])
+    monkeypatch.setattr("opensora_core.run.clip.encode_references", lambda *asked: given)
+    found = model(
+        prompt_of(version, row), height=height, width=width, num_frames=frames, num_inference_steps=steps, seed=0, guidance_scale=scale,
+        latents_only=True,
+    )  # fmt: skip
+    assert relative_error(found.latents, recorded[f"run.{name}"][row : row + 1]) < 2e-4
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return golden("open_sora_1")[0]
+
+
+# ------------------------------------------------------------------ what a call can ask for
+
+
+def test_what_is_said_is_the_version_s_own(pipe):
+    said = SamplingOptions(aesthetic_score=7, motion_score=3, camera_motion="pan left")
+    asked = [("A Cat <b>here</b>", "", SamplingOptions()), ("a cat", "Blurry & bad", said)]
+    usual, told = pipe("1.2").encode_prompts(asked)
+    assert usual.text == "a cat here aesthetic score: 6.5."
+    assert told.text == "a cat aesthetic score: 7.0. motion score: 3.0. camera motion: pan left."
+    assert set(usual.condition.negative) == {"attention_mask"} and set(told.condition.negative) == {"attention_mask", "context"}
+    assert usual.condition.positive["context"].shape[1] == 300 and not usual.condition.positive["attention_mask"].all()
+    assert [one.text for one in pipe("1.3").encode_prompts(asked)] == [
+        "a cat here", "a cat the aesthetic score is excellent. the motion strength is fair. camera motion: pan left.",
+    ]  # fmt: skip
+    assert pipe("1.1").encode_prompts(asked)[1].text == "a cat"
+    with pytest.raises(OpenSoraError, match="aesthetic score=11 is not a number from 0 to 10"):
+        pipe("1.2")("a cat", **short("1.2"), options=SamplingOptions(aesthetic_score=11), check_only=True)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
+def test_frames_that_are_given(pipe, version, monkeypatch):
+    model, conditions = pipe(version), []
+    monkeypatch.setattr("opensora_core.run.clip.sample_latents", lambda networks, request, prompt, condition, on_step: (conditions.append(condition), []))  # fmt: skip
+    asked = {**short(version), "latents_only": True}
+    latents = model.latent_frames(LENGTHS[version])
+    ends = model("a cat", image=PICTURE, last_image=PICTURE, image_strength=0.75, **asked) and conditions.pop()
+    assert ends.mask[0, 0, :, 0, 0].nonzero().flatten().tolist() == [0, latents - 1] and ends.use.strength == 0.75
+    if version != "1.1":
+        longer = {**asked, "num_frames": 51 if version == "1.2" else 49}
+        clip = model("a cat", video=numpy.stack([PICTURE] * 40), **longer) and conditions.pop()
+        assert clip.mask[0, 0, :, 0, 0].sum() == 10
+    strategy = (
+        model("a cat", references=[PICTURE, numpy.stack([PICTURE] * 40)], mask_strategy="0;0,1,2,-1,1,0.4", **asked) and conditions.pop()
+    )
+    assert strategy.edit[0, 0] == 0 and strategy.edit.flatten().unique().tolist() == pytest.approx([0, 0.4, 1])
+
+
+def test_a_strength_holds_frames_for_that_share_of_the_time():
+    mask = torch.zeros(1, 1, 5, 2, 2)
+    mask[:, :, 0] = 1
+    x, schedule = torch.zeros(1, 4, 5, 2, 2), rflow.sized_schedule((17, 16, 16), 4, rflow.pieces)
+    given = ROWS["1.2"].sampling.given(ImageCondition(mask, x, masks.ReferenceUse(strength=0.75)), x, schedule, torch.float32)
+    assert given.edit.tolist() == [[0.25, 1, 1, 1, 1]] and given.use.is_held
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
+def test_a_video_goes_on(pipe, version, monkeypatch):
+    model = pipe(version)
+    frames = LENGTHS[version]
+    first = model("a cat", **short(version), latents_only=True)
+    longer = model.extend(first, "a dog", num_inference_steps=1)
+    plan = model.continuation(first.latents.shape[2])
+    assert plan.context == (4 if version == "1.1" else 5)
+    assert len(longer.frames[0]) == {"1.1": 2 * frames - 4, "1.2": 2 * frames - 17, "1.3": 49}[version]
+    assert torch.equal(longer.latents[:, :, : first.latents.shape[2]], first.latents)
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "words"),
+    [
+        ("1.2", {"num_frames": 50}, "num_frames=50 is not a multiple of 17, nor 1; use 34 or 51"),
+        ("1.3", {"num_frames": 50}, "is not 16k\\+1; use 49 or 65"),
+        ("1.2", {"references": [PICTURE], "mask_strategy": "0,1"}, "names reference 1; 1 are given"),
+        ("1.2", {"references": [PICTURE], "mask_strategy": "0,a"}, "reference is 'a'"),
+        ("1.2", {"references": [PICTURE], "image": PICTURE}, "given alone"),
+        ("1.0", {"image": PICTURE}, "makes videos of a prompt alone; leave out image"),
+        ("1.0", {"references": [PICTURE]}, "knows no mask strategies"),
+        ("1.0", {"num_inference_steps": 1001}, "num_steps=1001|1 to 1000"),
+        ("1.2", {"height": 8}, "is too small"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_made_is_one_sentence(pipe, version, asked, words):
+    with pytest.raises(OpenSoraError, match=words):
+        pipe(version)("a cat", **{**short(version), **asked}, check_only=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "size", "card"),
+    [("1.2", (720, 1280, 408), 24), ("1.2", (240, 426, 102), 6), ("1.3", (720, 1280, 113), 24)],
+)
+def test_what_is_promised_fits_by_the_counted_plan(version, size, card):
+    row = ROWS[version]
+    model = ModelSizes(row.released, table.usual_codec(row.released), TextSizes(clip=None, length=300), stored="fp32", name=row.title)
+    memory = Memory("cuda", "a card", card * GIB, card * GIB, 64 * GIB, 64 * GIB)
+    guidance = row.sampling.guidance(SamplingOptions().guidance(7.0, 1.0), "euler")
+    asked = Request(*size, 30, grid=row.grid, has_given=False, settings=Settings(AUTO, AUTO), guidance=guidance)
+    assert preflight(asked, model, memory).recommended is not None
