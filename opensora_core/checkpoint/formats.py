@@ -114,7 +114,7 @@ def _read_note(name: str, key: str, tensor: Tensor) -> dict:
 
 
 def _layer_format(header: Header, layer: str, note: dict) -> LayerFormat:
-    name, weight = note.get("format"), header.tensors.get(f"{layer}.weight")
+    name, weight = str(note.get("format"))[:60], header.tensors.get(f"{layer}.weight")
     parameters = note.get("params")
     is_rotated = note.get("convrot") or (isinstance(parameters, dict) and parameters.get("convrot"))
     if name not in _HOST_FORMATS or is_rotated or f"{layer}.pre_quant_scale" in header.tensors:

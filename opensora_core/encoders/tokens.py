@@ -182,7 +182,7 @@ def _clip(folder: Path) -> Tokenizer:
 
     # The fast class gives the same ids in transformers 4 and 5; version 4's slow one reads typographic quotes and Chinese in other
     # ways, depending on whether ftfy is installed. Here the text is always mended.
-    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True, model_max_length=CLIP_LENGTH)
 
     def ids(text: str) -> list[int]:
         return tokenizer(mend(text), truncation=False, verbose=False)["input_ids"]

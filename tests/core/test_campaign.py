@@ -2,15 +2,21 @@
 
 import os
 import random
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import campaign
+from opensora_core.checkpoint.load import load_transformer
 from opensora_core.cli import main
+from opensora_core.encoders.tokens import read_tokenizer
+from opensora_core.errors import CheckpointError
 from opensora_core.run.files import SMALL
+from opensora_core.text.recipe import CLIP, T5
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,3 +90,26 @@ def test_text_that_is_no_text_is_one_sentence(tmp_path, monkeypatch, capsys, opt
     assert main(["generate", *prompt, f"{option}={text}", *extra]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("note", ['{"format": ["x"]}', '{"format": {"a": 1}}', "[]", "3", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\0"])
+def test_a_note_of_another_type_is_one_sentence(tmp_path, note):
+    state = load_file(SMALL / "Open_Sora_v2.safetensors")
+    state["double_blocks.0.img_attn.q_proj.comfy_quant"] = torch.tensor(list(note.encode()), dtype=torch.uint8)
+    save_file(state, tmp_path / "q.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_transformer(tmp_path / "q.safetensors")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "text", ['{"model_max_length": "x"}', "[]", "{", '{"model_max_length": 1e400}', "[" * 100_000, '{"extra_ids": 99999999999}']
+)
+@pytest.mark.parametrize("kind", [T5, CLIP])
+def test_settings_of_a_tokenizer_of_another_type_are_one_sentence(tmp_path, kind, text):
+    shutil.copytree(PARTS["t5" if kind == T5 else "clip"], tmp_path / "tokens")
+    (tmp_path / "tokens/tokenizer_config.json").write_text(text)
+    try:
+        read_tokenizer(kind, tmp_path / "tokens").fitted("a red circle")
+    except CheckpointError as error:
+        assert len(str(error)) < 500
