@@ -42,7 +42,7 @@ def main() -> int:
                    f"--confcutdir={TEST.parent}", "-p", "no:cacheprovider", f"{TEST}::test_memory_does_not_grow"]  # fmt: skip
         ended = subprocess.run(command, cwd=folder, env=environment)
         if report.is_file():
-            print(f"Figures: {record.write('host_soak_cpu', json.loads(report.read_text()), arguments.out)}")
+            print(f"Figures: {record.write('host_soak', json.loads(report.read_text()), arguments.out)}")
     return ended.returncode
 
 
