@@ -111,6 +111,8 @@ def pages() -> dict[Path, str]:
                 path = page_path(name, language)
                 text = between(path.read_text(encoding="utf-8"), "inputs", inputs_list(info, words, translated[name]))
                 made[path] = between(text, "outputs", outputs_list(info, words, translated[name]))
+                if path.parent == DOCS:  # the front-end asks for the page of its own language first, English too
+                    made[DOCS / name / f"{language}.md"] = re.sub(r"\]\((?!https?://|#)", "](../", made[path])
         readme = comfy.PACK / LISTS[language]
         made[readme] = between(readme.read_text(encoding="utf-8"), "nodes", nodes_table(nodes, language))
     return made
@@ -120,7 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.help_pages")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
     check = parser.parse_args().check
-    stale = [path for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(path.relative_to(comfy.PACK))
         if not check:

@@ -34,6 +34,15 @@ _COMMANDS = {
 }
 
 
+_USAGE = {
+    "generate": """%(prog)s --prompt TEXT [options]
+
+  %(prog)s --prompt "a red circle moving right on a blue background" --out circle.mp4
+  %(prog)s --model Open-Sora-v2 --prompt "Raining, sea" --resolution 256px --num-frames 5s --out rain.mp4
+  %(prog)s --model Open-Sora-v2 --ref first.png --prompt "The waves roll in" --out waves.mp4"""
+}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with one sentence in place of the usage text when it refuses."""
 
@@ -122,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (options, summary) in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=options.__doc__, epilog=_ENDS, allow_abbrev=False)
         command.set_defaults(options=options)
+        command.usage = _USAGE.get(name)
         asked.add_options(command, options)
         if options is asked.EvaluateOptions:
             asked.add_against(command)

@@ -21,6 +21,7 @@ from .options import DONE, SOME_FAILED, ExtendOptions, GenerateOptions, changed
 from .output import check_writable, say
 from .pictures import check_given, flux_files, picture_job
 from .progress import Screen
+from .recipe import recipe_for
 
 
 def run(options: GenerateOptions) -> int:
@@ -136,6 +137,7 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
                 asked={"seed": seed + index},
                 picture=picture,
                 longer=longer,
+                recipe=recipe_for(options, pipe.files),
                 has_latents=options.save_latents,
             )
         )

@@ -1,12 +1,18 @@
-"""`inspect`: what a weights file or model folder is; with --check, whether it is what was released and runs; with --plan, what a video needs."""
+"""`inspect`: what a weights file or model folder is; with --check, whether it is what was released and runs; with --plan, what a video needs.
+
+Of an mp4: how it was made. A file that is none of ours to use ends as a bad one does.
+"""
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoint.detect import identify
+from ..checkpoint.files import read_header
 from ..errors import OpenSoraError
 from ..families.table import family_of
 from ..inspection.report import check, report
+from ..media.video import is_video
 from ..memory.component import resolve_device
 from ..memory.estimate import Memory, Request, Settings
 from ..memory.footprint import ModelSizes, sizes_of_files
@@ -17,6 +23,7 @@ from ..sampling.guidance import Guidance
 from .frames import video_size
 from .model import with_usual
 from .options import DONE, REFUSED, InspectOptions, PlanOptions, changed, flag
+from .recipe import as_command, describe
 
 
 def run(options: InspectOptions) -> int:
@@ -29,9 +36,14 @@ def run(options: InspectOptions) -> int:
     if options.path is None:
         raise OpenSoraError("inspect needs a weights file or a model folder; only --plan works without one.")
     path = _path(options.path)
+    if path.is_file() and is_video(path):
+        sys.stdout.write((as_command(path) if options.as_command else describe(path)) + "\n")
+        return DONE
+    if options.as_command:
+        raise OpenSoraError("--as-command is about a video; give an mp4 of ours or ComfyUI's.")
     if not options.check:
         sys.stdout.write(report(path) + "\n")
-        return DONE
+        return DONE if path.is_dir() or identify(read_header(path).shapes).slot else REFUSED
     found = check(path)
     sys.stdout.write(found.text + "\n")
     return DONE if found.passed else REFUSED

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from ..media.latent_file import SUFFIX, save_latents
+from ..media.recipe import as_tag
 from ..media.video import save_prompt, save_video
 from ..memory.device import is_out_of_memory, ran_out
 from ..names import Claim
@@ -43,6 +44,7 @@ class Job:
         key: what the ledger knows it by. number: its row, for people. asked: all that was asked for, in JSON's terms; a seed that was not
             given is None.
         picture: that Flux draws for it, its first frame. longer: what is added to it.
+        recipe: what the file says of itself beside prompt and seed (recipe.recipe_for).
         has_latents: whether its latents are written beside it.
     """
 
@@ -58,6 +60,7 @@ class Job:
     asked: dict[str, Any] = field(default_factory=dict)
     picture: PictureJob | None = None
     longer: Longer | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
     has_latents: bool = False
 
     @property
@@ -158,13 +161,21 @@ class Jobs:
                     seed = self._ledger.seed(job.picture.key)  # a picture of an earlier try, and its video, have one seed
             result = self._sampled(job, seed, arguments)
             try:
-                path = save_video(result.frames[0], claimed.path, job.fps)
+                path = save_video(result.frames[0], claimed.path, job.fps, comment=self._recipe(job, seed))
             except OSError as error:
                 raise OSError(f"{error} {self._kept.keep_of(result.latents, '_finished')}") from error
             problems = [*self._written_beside(job, path, result.prompt.text, seed), self._latents_beside(job, path, result.latents)]
             self._screen.finished(str(path))
             for problem in filter(None, problems):
                 self._screen.say(problem)
+
+    def _recipe(self, job: Job, seed: int) -> str:
+        of_run = {
+            "num_frames": job.arguments["num_frames"],
+            "dtype": str(self._pipe.dtype).removeprefix("torch."),
+            "device": self._pipe.device.type,
+        }
+        return as_tag({"prompt": job.prompt, "seed": seed, **of_run, **job.recipe})
 
     def _sampled(self, job: Job, seed: int, arguments: dict[str, Any]) -> GenerationResult:
         if job.longer is not None:

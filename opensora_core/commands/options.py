@@ -426,11 +426,17 @@ class PlanOptions(MemoryOptions, SizeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(PlanOptions):
-    """Say what a weights file is, its dtype and size, what is missing or extra; or, with --plan, what memory a video needs."""
+    """Say what a weights file is, its dtype and size, what is missing or extra; how a video was made; or, with --plan, what memory one needs."""
 
-    path: str | None = option(None, "FILE_OR_DIR", "a weights file, or a model folder (with --plan none: the released sizes)", "place")
+    path: str | None = option(
+        None,
+        "FILE_OR_DIR",
+        "a weights file, a model folder, or an mp4 of ours or ComfyUI's (with --plan none: the released sizes)",
+        "place",
+    )
     check: bool = option(False, None, "also compare every key, shape and dtype with the released model and run a part of it")
     plan: bool = option(False, None, "say what GPU memory, RAM and how many forwards a video needs, and settings that fit")
+    as_command: bool = option(False, None, "of an mp4: print the line that makes it again")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from .options import CSV_COLUMNS, DONE, SOME_FAILED, GenerateOptions
 from .output import check_writable, say
 from .pictures import PictureJob, check_given, flux_files, picture_job
 from .progress import Screen
+from .recipe import recipe_for
 
 _SHOWN = 60  # characters of a cell in a sentence
 MOST_BYTES = 64 * 2**20  # of a table
@@ -150,6 +151,7 @@ def _job(row: Row, options: GenerateOptions, files: ModelFiles, folder: Path) ->
         asked={"seed": options.seed},
         has_latents=options.save_latents,
         picture=_picture(row, options, arguments, seed, folder) if options.t2i2v else None,
+        recipe=recipe_for(options, files),
     )
 
 

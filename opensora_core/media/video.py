@@ -81,7 +81,7 @@ def to_uint8(frames) -> numpy.ndarray:
     return frames.cpu().numpy()
 
 
-def save_video(frames, path, fps: float = 24, *, prompt: str | None = None) -> Path:
+def save_video(frames, path, fps: float = 24, *, prompt: str | None = None, comment: str = "") -> Path:
     """Write frames as an H.264 mp4 (yuv420p, crf 23, index in front); a single frame as a PNG.
 
     The file appears under its name only when it is complete.
@@ -91,6 +91,7 @@ def save_video(frames, path, fps: float = 24, *, prompt: str | None = None) -> P
         path: where to write, ending in .mp4 or .png; replaced if it exists. Folders are made.
         prompt: the prompt as it was encoded, written beside the video as .txt. Where that fails, the video stands all the same and a
             warning says so.
+        comment: a text that the mp4 itself carries, such as how it was made (media/recipe.py).
 
     Returns:
         The file written: `path`, with the suffix .png if there is one frame.
@@ -107,7 +108,7 @@ def save_video(frames, path, fps: float = 24, *, prompt: str | None = None) -> P
         path = path.with_suffix(IMAGE_SUFFIX)
         _write_png(pixels[0], path)
     else:
-        _write_mp4(pixels, path, fps)
+        _write_mp4(pixels, path, fps, comment)
     if prompt is not None and (problem := save_prompt(path, prompt)):
         logger.warning("%s", problem)
     return path
@@ -289,7 +290,7 @@ def _write_png(pixels: numpy.ndarray, path: Path) -> None:
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
-def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float) -> None:
+def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float, comment: str = "") -> None:
     ffmpeg = _ffmpeg("Writing an mp4")
     _, height, width, _ = pixels.shape
     with complete_or_absent(path) as partial, _reported() as reason:
@@ -301,7 +302,7 @@ def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float) -> None:
             quality=None,  # crf is named below
             macro_block_size=1,
             ffmpeg_log_level="error",
-            output_params=list(_ENCODER),
+            output_params=[*_ENCODER, *(("-metadata", f"comment={comment}") if comment else ())],
         )
         try:
             writer.send(None)
