@@ -25,7 +25,7 @@ def test_the_whole_clip_moves(server, listen):
 def test_the_route_counts_tokens_and_gives_the_text_as_it_is_read(server):
     asked = {"prompt": "a red circle", "motion_score": 4, "fps": 24, "loaders": ["small (built in)", "small (built in)"]}
     said = server.post("/open_sora/text", asked)
-    assert said["text"] == "a red circle 24 FPS. 4 motion score." and said["dropped"] == ""
+    assert said["text"] == "a red circle. 24 FPS. 4 motion score." and said["dropped"] == ""
     assert 0 < said["t5"][0] <= said["t5"][1] and 0 < said["clip"][0] <= said["clip"][1]
     long = server.post("/open_sora/text", {**asked, "loaders": ["", ""], "prompt": "waves roll in, " * 400})
     assert long["t5"][0] > long["t5"][1] == 512 and long["dropped"].endswith("4 motion score.")
