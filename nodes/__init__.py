@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .calibrate import OpenSoraCalibrate
 from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
@@ -45,6 +46,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraEmptyLatent,
     OpenSoraDefaults,
     OpenSoraMaskStrategy,
+    OpenSoraCalibrate,
 )
 
 

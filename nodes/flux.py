@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
+from ..opensora_core.choices import EXACT
 from ..opensora_core.families.flux import GUIDANCE, RESOLUTION, SCHEDULES
 from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.run.picture import PictureRequest
@@ -183,6 +184,7 @@ class OpenSoraFluxToVideo(Node):
                 inputs.image_guidance("the video follows the picture", advanced=True),
                 *_picture_inputs(),
                 inputs.length(),
+                inputs.speed("video"),
             ],
             outputs=[
                 io.Image.Output(display_name="video frames", tooltip="The frames of the video, the first of them the picture."),
@@ -222,6 +224,7 @@ class OpenSoraFluxToVideo(Node):
         image_resolution=RESOLUTION,
         image_prompt="",
         length="",
+        speed=EXACT,
     ) -> io.NodeOutput:
         num_frames = inputs.frames_of(length, num_frames)
         flux.check_parts(flux_model, flux_vae, clip, model, vae)
@@ -239,7 +242,7 @@ class OpenSoraFluxToVideo(Node):
             latent={
                 "resolution": resolution, "aspect_ratio": aspect_ratio, "num_frames": num_frames, "width": 336, "height": 192, "batch_size": 1,
             },
-            sampler={"seed": seed, "steps": steps, "text_guidance": text_guidance, "image_guidance": image_guidance},
+            sampler={"seed": seed, "steps": steps, "text_guidance": text_guidance, "image_guidance": image_guidance, "speed": speed},
         )  # fmt: skip
         outputs, nodes = flux.video_graph(cls.hidden.dynprompt, cls.hidden.unique_id, picture, video)
         return io.NodeOutput(*outputs, expand=nodes)

@@ -4,7 +4,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..opensora_core.choices import AUTO, DEFAULT_BUDGET_GIB, OFFLOADS, PRECISIONS
-from .host import inputs, keep, lora, notice, paths, shared
+from .host import attention, inputs, keep, lora, notice, paths, shared
+from .host.attention import with_attention
 from .host.node import Node
 from .host.offload import apply_offload
 
@@ -44,6 +45,14 @@ class OpenSoraModelLoader(Node):
                     advanced=True,
                     tooltip="GiB of weights in GPU memory at most, where offload is budget; else without effect.",
                 ),
+                inputs.choice(
+                    "attention",
+                    attention.CHOICES,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What computes attention. auto = what ComfyUI was started with. sdpa = PyTorch's own; cudnn = faster on Hopper cards; sage and "
+                    "flash = those libraries, where they are installed; sage is slightly less exact.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -54,13 +63,14 @@ class OpenSoraModelLoader(Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name, precision, offload=AUTO, budget_gib=DEFAULT_BUDGET_GIB):
-        return [*paths.stamp(MODELS, model_name), precision, offload, budget_gib]
+    def fingerprint_inputs(cls, model_name, precision, offload=AUTO, budget_gib=DEFAULT_BUDGET_GIB, attention=AUTO):
+        return [*paths.stamp(MODELS, model_name), precision, offload, budget_gib, attention]
 
     @classmethod
-    def execute(cls, model_name, precision=AUTO, offload=AUTO, budget_gib=DEFAULT_BUDGET_GIB) -> io.NodeOutput:
+    def execute(cls, model_name, precision=AUTO, offload=AUTO, budget_gib=DEFAULT_BUDGET_GIB, attention=AUTO) -> io.NodeOutput:
         loaded = shared.shared_model(paths.model_file(MODELS, model_name), precision)
         loaded, line = apply_offload(loaded, offload, budget_gib)
+        loaded = with_attention(loaded, attention)
         keep.watch(loaded)
         notice.show(line, cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(loaded)

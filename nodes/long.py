@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import AUTO
+from ..opensora_core.choices import AUTO, EXACT
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.run.request import SamplingOptions
@@ -63,6 +63,7 @@ class OpenSoraContinueVideo(Node):
                 *inputs.exactness("segment"),
                 *_prompt_inputs(),
                 inputs.length("a segment"),
+                inputs.speed("segment"),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The whole video, given part included; it can be gone on from again."),
@@ -104,6 +105,7 @@ class OpenSoraContinueVideo(Node):
         motion_score=MOTION_SCORE,
         fps=SamplingOptions.fps,
         length="",
+        speed=EXACT,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         config = require_open_sora(model)
@@ -114,7 +116,7 @@ class OpenSoraContinueVideo(Node):
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
         # No temporal ramp: the reference has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
-        settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype)
+        settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype, speed)
         with OutputFile(filename_prefix) as file:
             # All prompts before the first segment: the text encoders are then not needed again.
             positives = _encode(clip, lines, Said(fps, motion_score), node_id) if prompts.strip() else [positive] * segments

@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
+from ..opensora_core.choices import EXACT, FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
 from .host.families import require_open_sora
@@ -172,6 +172,7 @@ class OpenSoraPreflight(Node):
                     tooltip="The offload mode it is to run in; budget means 8 GiB here. auto = as much in GPU memory as fits.",
                 ),
                 inputs.length(),
+                inputs.speed(),
             ],
             outputs=[
                 io.String.Output(
@@ -189,13 +190,13 @@ class OpenSoraPreflight(Node):
         return inputs.length_problems(length, num_frames, geometry.CAUSAL) | inputs.size_problems(height, width, geometry.CAUSAL)
 
     @classmethod
-    def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload, length=""):
+    def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload, length="", speed=EXACT):
         # Not what is free at the moment: everything after this node would run again each time.
-        return [*paths.stamp(MODELS, model_name), width, height, num_frames, precision, offload, length]
+        return [*paths.stamp(MODELS, model_name), width, height, num_frames, precision, offload, length, speed]
 
     @classmethod
-    def execute(cls, width, height, num_frames, model_name, precision, offload, length="") -> io.NodeOutput:
-        request = Request(height, width, inputs.frames_of(length, num_frames), settings=Settings(precision, offload))
+    def execute(cls, width, height, num_frames, model_name, precision, offload, length="", speed=EXACT) -> io.NodeOutput:
+        request = Request(height, width, inputs.frames_of(length, num_frames), settings=Settings(precision, offload), speed=speed)
         report, *settings, plan = planning.advise(request, paths.model_file(MODELS, model_name))
         notice.show(plan["verdict"], cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(report, *settings, ui={"text": (report,), "open_sora_plan": [plan]})

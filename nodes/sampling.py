@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
+from ..opensora_core.choices import EXACT
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
-from .host import guider, inputs, run
+from .host import guider, inputs, notice, run
 from .host.node import Node
 
 
@@ -43,7 +44,9 @@ class OpenSoraScheduler(Node):
                 io.Latent.Input("latent", tooltip="The clip to make; its size and length set the shift."),
                 inputs.steps(),
                 inputs.shift(),
+                inputs.speed(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(
                     display_name="model", tooltip="The model with its sampling shift set to match, for the guider and for KSampler."
@@ -53,8 +56,10 @@ class OpenSoraScheduler(Node):
         )
 
     @classmethod
-    def execute(cls, model, latent, steps, shift=SamplingOptions.shift) -> io.NodeOutput:
-        return io.NodeOutput(*run.shifted(model, latent["samples"], steps, shift))
+    def execute(cls, model, latent, steps, shift=SamplingOptions.shift, speed=EXACT) -> io.NodeOutput:
+        model, sigmas, line = run.shifted(model, latent["samples"], steps, shift, speed)
+        notice.show(line, cls.hidden.unique_id, notice.INFO)
+        return io.NodeOutput(model, sigmas)
 
 
 class OpenSoraGuider(Node):
@@ -70,6 +75,7 @@ class OpenSoraGuider(Node):
                 io.Model.Input("model", tooltip="The Open-Sora model, best from Open-Sora Scheduler."),
                 *_conditioning_inputs(),
                 *_guidance_inputs(),
+                inputs.speed(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced; it puts the reference frames back at the end.")
@@ -87,9 +93,10 @@ class OpenSoraGuider(Node):
         text_oscillation=Guidance.text_oscillation,
         image_oscillation=Guidance.image_oscillation,
         temporal_ramp=Guidance.temporal_ramp,
+        speed=EXACT,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp)
-        return io.NodeOutput(guider.OpenSoraGuider(model, positive, negative, guidance))
+        return io.NodeOutput(guider.OpenSoraGuider(model, positive, negative, guidance, speed=speed))
 
 
 class OpenSoraRectifiedFlowSampler(Node):
@@ -119,6 +126,7 @@ class OpenSoraRectifiedFlowSampler(Node):
                 *_guidance_inputs(),
                 inputs.shift(),
                 *inputs.exactness(),
+                inputs.speed(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The finished clip, for Open-Sora Tiled VAE Decode or VAE Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -141,7 +149,8 @@ class OpenSoraRectifiedFlowSampler(Node):
         shift=SamplingOptions.shift,
         noise_device=SamplingOptions.noise_device,
         latent_dtype=SamplingOptions.latent_dtype,
+        speed=EXACT,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp)
-        settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype)
+        settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype, speed)
         return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, settings, cls.hidden.unique_id))

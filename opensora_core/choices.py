@@ -16,8 +16,11 @@ DEFAULT_BUDGET_GIB = 8.0
 
 EXACT, LOW_MEMORY = "exact", "low_memory"
 POLICIES = (AUTO, EXACT, LOW_MEMORY)  # how latents are decoded, see memory/decode.py
+BALANCED, FAST, DRAFT = "balanced", "fast", "draft"
+SPEEDS = (EXACT, BALANCED, FAST, DRAFT)  # how many of the released steps are computed, see sampling/plan.py
 
-SDPA, SLICED = ATTENTIONS = ("sdpa", "sliced")
+SDPA, SLICED, CUDNN, SAGE, FLASH = "sdpa", "sliced", "cudnn", "sage", "flash"
+ATTENTIONS = (AUTO, SDPA, SLICED, CUDNN, SAGE, FLASH)  # see run/kernels.py
 MODE, SAMPLE = POSTERIORS = ("mode", "sample")
 CPU, GPU = NOISE_DEVICES = ("cpu", "gpu")
 CROP, PAD, STRETCH = FITS = ("crop", "pad", "stretch")

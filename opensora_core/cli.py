@@ -28,6 +28,7 @@ NO_ROOM = (
 _COMMANDS = {
     "generate": (asked.GenerateOptions, "make videos"),
     "benchmark": (asked.BenchmarkOptions, "measure time and memory"),
+    "calibrate": (asked.CalibrateOptions, "find the best steps for --speed"),
     "evaluate": (asked.EvaluateOptions, "count how many prompts come out right"),
     "inspect": (asked.InspectOptions, "say what a weights file is"),
     "quantize": (asked.QuantizeOptions, "write a transformer file in 8 bits"),
@@ -146,6 +147,8 @@ def run(command: str, options) -> int:
         from .commands import generate as module
     elif command == "benchmark":
         from .commands import benchmark as module
+    elif command == "calibrate":
+        from .commands import calibrate as module
     elif command == "evaluate":
         from .evaluation import command as module
     elif command == "inspect":

@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .choices import AUTO, BUDGET, EVERYTHING, FORWARDS, MINIMAL, OFFLOADS
+from .choices import ATTENTIONS, AUTO, BUDGET, EVERYTHING, EXACT, FORWARDS, MINIMAL, OFFLOADS
 from .codecs.codec import Latents
 from .errors import OpenSoraError, check_choice
 from .media.pictures import LATENT_RANK, References, read_masked, read_references
@@ -22,9 +22,11 @@ from .memory.decode import VideoVAE
 from .memory.footprint import sizes_of_files
 from .memory.plan import make_plan
 from .ops import sliced_attention
+from .run.calibrate import Calibrated, calibrate
 from .run.clip import make_clip
 from .run.decode import decode_latents
-from .run.files import ModelFiles, check_encoders, check_lora
+from .run.files import ModelFiles, check_encoders, check_lora, family_of_file
+from .run.kernels import attention_of
 from .run.longer import checked_latents, going_on, make_longer
 from .run.needs import Needs, weight_capacity
 from .run.parts import Networks, PictureNetworks
@@ -35,6 +37,7 @@ from .run.segments import Continuation, by_pieces, continuation, from_picture, s
 from .run.text import check_said, encode
 from .sampling.given import CONTEXTS
 from .sampling.guidance import Guidance
+from .sampling.plan import StepPlan
 
 
 class OpenSoraPipeline:
@@ -187,6 +190,22 @@ class OpenSoraPipeline:
         self._networks.use_attention(sliced_attention(slice_size))
         return self
 
+    def use_attention(self, name: str) -> "OpenSoraPipeline":
+        """Let the transformer compute attention by another kernel: auto, sdpa, sliced, cudnn, sage or flash; see run/kernels.py.
+
+        Raises:
+            OpenSoraError: an unknown name, a library that is not installed, or a device or dtype that the kernel does not compute on.
+        """
+        check_choice("attention", name, ATTENTIONS)
+        self._networks.use_attention(attention_of(name, self.device, self.dtype))
+        return self
+
+    def compile(self) -> "OpenSoraPipeline":
+        """Compile the transformer's blocks at their first use, each class once. Results agree to rounding; a new size compiles again."""
+        self._networks.is_compiled = True
+        self._networks.transformer.release()
+        return self
+
     def load_lora(self, path: str | Path, strength: float = 1.0) -> "OpenSoraPipeline":
         """Add a LoRA to the transformer, after those added before.
 
@@ -311,6 +330,7 @@ class OpenSoraPipeline:
         check_only: bool = False,
         latents_only: bool = False,
         noise: Tensor | None = None,
+        speed: str = EXACT,
     ) -> GenerationResult:
         """Make videos.
 
@@ -325,13 +345,14 @@ class OpenSoraPipeline:
             seed: 0..2**64-1; None draws one, or a generator's. Video k is what seed + k gives alone. noise: [B, C, T, H, W], in place of theirs.
             callback, progress: (step from 1, num_steps, forwards_done, forwards_saved, latents); (stage, done, total). options: SamplingOptions.
             check_only: refuse what cannot be met, make nothing but seeds. latents_only: no frames, for `extend` or `decode` to make.
+            speed: exact, or balanced, fast, draft: fewer steps by a plan, and num_inference_steps is not read; see sampling/plan.py.
 
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
         options, given = options or SamplingOptions(), (image, last_image, video)
         how = {"direction": direction, "context": context, "strength": finite("image_strength", image_strength)}
-        size = self._usual(height=height, width=width, num_frames=num_frames, num_steps=num_inference_steps)
+        size = self._usual(height=height, width=width, num_frames=num_frames, num_steps=self._num_steps(speed, num_inference_steps))
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -341,13 +362,14 @@ class OpenSoraPipeline:
             seed=_seed(seed, generator),
             num_videos=num_videos_per_prompt,
             options=options,
+            speed=speed,
             grid=self.files.grid,
             noise=noise,
         )
         self._check(request)
         if check_only:
-            return GenerationResult(seeds=request.seeds)
-        return make_clip(self._networks, request, Watchers(callback, progress), has_frames=not latents_only)
+            return GenerationResult(seeds=request.seeds, request=request)
+        return make_clip(self._networks, request, Watchers(callback, progress), not latents_only)
 
     @torch.inference_mode()
     def extend(  # noqa: PLR0913 - as __call__
@@ -370,6 +392,7 @@ class OpenSoraPipeline:
         progress: StageProgress | None = None,
         options: SamplingOptions | None = None,
         check_only: bool = False,
+        speed: str = EXACT,
     ) -> GenerationResult:
         """Go on from finished videos (run/segments.py). An experiment: the released weights may never have been trained to.
 
@@ -381,7 +404,7 @@ class OpenSoraPipeline:
             num_frames, context_frames: of a segment, and what of it is given; see run/segments.py, continuation.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
-            callback, progress, options, check_only: as for a call; there is no temporal ramp, as in the reference's video to video.
+            callback, progress, options, check_only, speed: as for a call; there is no temporal ramp, as in the reference's video to video.
 
         Returns:
             The whole video, from the first frame given; forwards and seconds are of what was added.
@@ -402,12 +425,13 @@ class OpenSoraPipeline:
             height=height * grid.space,
             width=width * grid.space,
             num_frames=grid.pixel_frames(plan.segment),
-            num_steps=self.files.usual.num_steps if num_inference_steps is None else num_inference_steps,
+            num_steps=self._num_steps(speed, num_inference_steps) or self.files.usual.num_steps,
             guidance=self._guidance(options, guidance_scale, image_guidance_scale),
             references=self._going_on(latents, plan, references, mask_strategy),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),
             num_videos=batch,
             options=options,
+            speed=speed,
             grid=grid,
         )
         self._check(request)
@@ -485,6 +509,35 @@ class OpenSoraPipeline:
     def _guidance(self, options: SamplingOptions, text: float | None, image: float | None) -> Guidance:
         scales = (*self.files.usual.scales, 1.0)
         return options.guidance(scales[0] if text is None else text, scales[1] if image is None else image)
+
+    def use_plans(self, folder: str | Path) -> "OpenSoraPipeline":
+        """Look for calibrated plans of a speed in a folder of one's own first, as `calibrate` wrote them.
+
+        Raises:
+            OpenSoraError: no such folder.
+        """
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise OpenSoraError(f"{folder} is no folder; plans are looked for in one, as calibrate writes them.")
+        self._networks.plan_folders = (folder, *self._networks.plan_folders)
+        return self
+
+    def checked(self, calls: Sequence[tuple[str, int, dict]]) -> list[GenerationRequest]:
+        """Requests of calls, each (prompt, seed, the other keywords of a call), as checked before any weight is read."""
+        return [self(prompt, seed=seed, check_only=True, **arguments).request for prompt, seed, arguments in calls]
+
+    def calibrate(self, requests: Sequence[GenerationRequest], folder: str | Path, progress: StageProgress | None = None) -> Calibrated:
+        """Measure the best plans for this model with some runs of one size, length and kind, and write them into a folder for `use_plans`.
+
+        requests: as `checked` gives them; eight are enough. What is done is kept in the folder, so that a stopped calibration goes on.
+        """
+        return calibrate(self._networks, requests, Path(folder).expanduser(), Watchers(progress=progress))
+
+    def _num_steps(self, speed: str, num_steps: int | None) -> int | None:
+        """Steps of a run at a speed; what was asked for at exact. Raises an OpenSoraError for a speed that the model has not."""
+        family = family_of_file(self.files.dit)
+        family.sampling.check_speed(speed)
+        return num_steps if speed == EXACT else len(StepPlan.uncalibrated(speed, family.usual.num_steps).steps)
 
     def _check(self, request: GenerationRequest) -> None:
         """What the files decide of a request."""

@@ -8,20 +8,26 @@ caches GUIDER objects and uses them again.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
 from torch import Tensor
 
+from ...opensora_core.choices import EXACT
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.finite import is_finite, not_numbers
+from ...opensora_core.sampling.calibration import RecordedStep, Recorder
 from ...opensora_core.sampling.guidance import Guidance, StepGuidance, tame
+from ...opensora_core.sampling.plan import Averaged
 from . import finite, kept, notice, preview, selftest
 from .condition import BLANK_KEY, STEPS_KEY, check_conditioning, marked, reference_of, with_reference, without_reference
 from .families import family_of, require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
 from .vae import latent_words
 
+SPEED_KEY = "open_sora_speed"  # attachment of a MODEL from Open-Sora Scheduler: what its sigmas are of
+HELD_KEY = "open_sora_held"  # in the model options of one run: what the reference changed when it was last computed
 SIGMA_TOLERANCE = 1e-6  # two sigmas nearer than this are the same one after a trip through another dtype or device
 UNCOND_IMAGE = "uncond_image"  # the third pass: negative prompt, no reference
 # In place of the first two, at steps that do not read the reference: prompt or negative prompt, no reference.
@@ -36,13 +42,24 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         positive, negative: CONDITIONING; a reference picture on the positive counts for the negative too.
         guidance: scales of the run.
         report: takes a line for people when memory runs out and the run goes on with less; None = shown on the node that samples.
+        speed: other than exact, guidance is averaged over whatever sigmas it gets (sampling/plan.py).
 
     Raises:
-        OpenSoraError: another MODEL, or conditioning that is not from T5 and CLIP-L.
+        OpenSoraError: another MODEL, conditioning that is not from T5 and CLIP-L, or a speed that the model has not.
     """
 
-    def __init__(self, model, positive: list, negative: list, guidance: Guidance, report: Callable[[str], None] | None = None):
-        config, recipe = require_open_sora(model), family_of(model).sampling
+    def __init__(
+        self,
+        model,
+        positive: list,
+        negative: list,
+        guidance: Guidance | Recorder,
+        report: Callable[[str], None] | None = None,
+        speed: str = EXACT,
+    ):
+        config, self.family = require_open_sora(model), family_of(model)
+        self.speed, recipe = speed, self.family.sampling
+        recipe.check_speed(speed)
         check_conditioning("positive", positive, config)
         check_conditioning("negative", negative, config)
         super().__init__(model)
@@ -66,12 +83,22 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
     def step_guidance(self, sigma: Tensor, sample_sigmas: Tensor, latent_frames: int) -> StepGuidance:
         """Guidance of the step that a sigma belongs to."""
         step, num_steps = step_index(sigma, sample_sigmas)
-        return self.guidance.at_step(step, num_steps, latent_frames, self.use)
+        return self.guidance_over(sample_sigmas).at_step(step, num_steps, latent_frames, self.use)
+
+    def guidance_over(self, sample_sigmas: Tensor) -> Guidance | Averaged | Recorder:
+        """Guidance of a run of these sigmas; where it is averaged, over the steps that the released run would take with the model's own shift."""
+        if self.speed == EXACT:
+            return self.guidance
+        num_steps, sampling = self.family.usual.num_steps, self.model_patcher.get_model_object("model_sampling")
+        whole = [float(sampling.percent_to_sigma(step / num_steps)) for step in range(num_steps + 1)]
+        return Averaged.over(self.guidance, whole, sample_sigmas)
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
         """The guided, denoised latents [B, C, T, H, W] of one evaluation, through the host's hooks."""
         options = {} if model_options is None else model_options
         now = self.step_guidance(timestep, options["transformer_options"]["sample_sigmas"], x.shape[2])
+        if now.holds_image and getattr(options.get(HELD_KEY), "image", None) is None:
+            now = now.computed()  # nothing to hold yet, as where a run begins in the middle
         model, conds = self.inner_model, self._conds_of(now, options)
         # Used outside `sample`, as by a test of one evaluation, there is no run to remember for.
         fallback = options.get(RUN_KEY) or Fallback(self.report)
@@ -108,12 +135,21 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         guided = comfy.samplers.cfg_function(
             model, cond, uncond, now.text, x, timestep, model_options=options, cond=conds[0], uncond=conds[1]
         )  # fmt: skip
-        if self.guidance.tames and not now.reads_reference and uncond is not None:
+        if getattr(now.of, "tames", False) and not now.reads_reference and uncond is not None:
             guided = _tamed(cond, guided, x, timestep)
-        if third is None:
+        sigma = timestep.reshape(-1, *[1] * (x.ndim - 1))
+        now.seen({} if not isinstance(now, RecordedStep) else _velocities(x, sigma, conds, predictions))
+        if third is None and not now.holds_image:
             return guided
+        held = options.get(HELD_KEY)
+        if third is None:
+            difference = held.image * sigma
+        else:
+            difference = uncond - (predictions[2] if len(predictions) > 2 else third)
+            if held is not None and self.speed != EXACT:
+                held.image = difference / sigma  # as of velocities, which sigma does not scale
         # The host's combination has the text term; this is the image term of the core's formula (StepGuidance.combine).
-        return guided + now.image_excess(x) * (uncond - (predictions[2] if len(predictions) > 2 else third))
+        return guided + now.image_excess(x) * difference
 
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None):
         """The host's sampling run; the given frames replace the result's where it went all the way to sigma 0.
@@ -127,6 +163,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             raise OpenSoraError(
                 "Frames that are given enter this model at every step, which this sampler does not do; use Open-Sora Sampler."
             )
+        self._say_speed(sigmas, latent_image.shape[2])
         fallback, run = Fallback(self.report), super().sample
         callback = preview.watching(self.model_patcher, callback)
         with self._for_one_run(fallback):
@@ -139,11 +176,24 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         finished = len(sigmas) > 0 and float(sigmas[-1]) == 0.0
         return self.reference.restore(samples) if self.reference is not None and finished and not self.is_stepwise else samples
 
+    def _say_speed(self, sigmas: Tensor, latent_frames: int) -> None:
+        """What a plan comes to, and where sigmas and guider are of two speeds."""
+        of_sigmas = self.model_patcher.get_attachment(SPEED_KEY)
+        if of_sigmas not in (None, self.speed):
+            self.report(
+                f"Open-Sora Scheduler is set to speed {of_sigmas} and the guider to {self.speed}: the video is neither's; set both the same."
+            )
+        if self.speed != EXACT and len(sigmas) > 1 and self.report is _show_where_it_runs:  # else whoever reports counts them too
+            num_steps, forwards = len(sigmas) - 1, self.forwards_after(sigmas, latent_frames)[-1]
+            naive = 3 * self.guidance_over(sigmas).released_steps(num_steps)
+            line = f"Speed {self.speed}: {num_steps} steps, {forwards} forwards, {naive - forwards} of {naive} saved"
+            notice.show(line, notice.executing_node(), notice.INFO)
+
     @contextmanager
     def _for_one_run(self, fallback: Fallback) -> Iterator[None]:
         """Gives the run its fallback; afterwards the guider is as it was, also where the host leaves a failed run's tensors on it."""
         options, names = self.model_options, set(vars(self))
-        self.model_options = {**options, RUN_KEY: fallback}
+        self.model_options = {**options, RUN_KEY: fallback, HELD_KEY: SimpleNamespace()}
         try:
             yield
         finally:
@@ -152,9 +202,10 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             for name in set(vars(self)) - names:
                 delattr(self, name)
 
-    def forwards_after(self, num_steps: int, latent_frames: int) -> list[int]:
+    def forwards_after(self, sigmas: Tensor, latent_frames: int) -> list[int]:
         """Transformer rows per batch item up to the end of each step."""
-        steps = [self.guidance.at_step(step, num_steps, latent_frames, self.use).passes for step in range(num_steps)]
+        guidance, num_steps = self.guidance_over(sigmas), len(sigmas) - 1
+        steps = [guidance.at_step(step, num_steps, latent_frames, self.use).passes for step in range(num_steps)]
         negative = reads_negative(self.model_options)
         return list(accumulate(len(passes) + (negative and "uncond" not in passes) for passes in steps))
 
@@ -185,6 +236,12 @@ def step_index(sigma: Tensor, sample_sigmas: Tensor) -> tuple[int, int]:
     num_steps = max(1, len(schedule) - 1)
     begun = sum(1 for start in schedule[:num_steps] if start >= now - SIGMA_TOLERANCE)
     return max(0, begun - 1), num_steps
+
+
+def _velocities(x: Tensor, sigma: Tensor, conds: list, predictions: list[Tensor]) -> dict[str, Tensor]:
+    """What the network said of each pass that was run, from the denoised latents that the host made of it."""
+    names = ("cond", "uncond", "uncond_image")[: len(conds)]
+    return {name: (x - denoised) / sigma for name, denoised in zip(names, predictions, strict=False)}
 
 
 def _predict(model, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:

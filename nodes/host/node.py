@@ -90,8 +90,13 @@ def _wrong_text(name: str, value) -> str:
 
 def _wrong_values(cls, given: dict[str, Any]) -> dict[str, str]:
     """{input: sentence} of what is wrong; None is what a wire will bring, or an optional input without one."""
-    items = {item.id: item for item in cls.define_schema().inputs}
-    found = {name: wrong_value(items[name], value) for name, value in given.items() if name in items and value is not None}
+    schema = cls.define_schema()
+    items = {item.id: item for item in schema.inputs}
+    if schema.is_input_list and all(isinstance(value, list) for value in given.values()):
+        each = [(name, value) for name, values in given.items() for value in values]
+    else:
+        each = list(given.items())
+    found = {name: wrong_value(items[name], value) for name, value in each if name in items and value is not None}
     return {name: sentence for name, sentence in found.items() if sentence}
 
 

@@ -24,6 +24,15 @@ _SMALL_FILES = {
 }
 
 
+PLANS = "open_sora_plans"  # folder of calibrated plans, beside the host's own model folders
+
+
+def plan_folders() -> list[Path]:
+    """Where calibrated plans are looked for: models/open_sora_plans, or what the host's own settings name so, then the pack."""
+    named = folder_paths.folder_names_and_paths.get(PLANS)
+    return [*map(Path, named[0] if named else [Path(folder_paths.models_dir) / PLANS]), model_files.PLANS]
+
+
 def choices(folder: str, slot: str) -> list[str]:
     """Names to choose from: the files of a model folder, and the small model. What a new node begins with is first: a file that really is
     what the slot needs, as the reader of its header says; where there is none, the small model.

@@ -10,6 +10,7 @@ import torch
 
 from ...opensora_core.choices import AUTO, NF4
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.families.table import family_of
 from ...opensora_core.geometry import Grid
 from ...opensora_core.memory.estimate import Memory, Request
 from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transformer_weights
@@ -39,6 +40,7 @@ def advise(request: Request, path: str) -> Advice:
         OpenSoraError: nothing fits; says what is lacking and the nearest that does.
     """
     model = _sizes(Path(path))
+    family_of(model.transformer).sampling.check_speed(request.speed)
     request, about = _in_its_frames(request, model.transformer.grid)
     found = preflight(request, model, host_memory())
     if found.recommended is None:

@@ -15,16 +15,18 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...opensora_core.choices import DTYPES, GPU, NOISE_DEVICES, torch_dtype
+from ...opensora_core.choices import DTYPES, EXACT, GPU, NOISE_DEVICES, torch_dtype
 from ...opensora_core.errors import check_choice
 from ...opensora_core.families.table import family_of
+from ...opensora_core.run import plans
 from ...opensora_core.run.request import SamplingOptions
-from ...opensora_core.sampling import run as sampling, schedule, solvers
+from ...opensora_core.sampling import plan, run as sampling, schedule, solvers
 from ...opensora_core.sampling.given import NOTHING, Given
-from ...opensora_core.sampling.guidance import Guidance
-from . import notice
+from ...opensora_core.sampling.guidance import Guidance, ReferenceUse
+from . import notice, paths
+from .condition import reference_of
 from .families import require_open_sora
-from .guider import OpenSoraGuider, check_latent
+from .guider import SPEED_KEY, OpenSoraGuider, check_latent
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class RunSettings:
         shift: 0 = from the clip's size and length.
         noise_device: cpu (same noise for a seed on every machine) or gpu.
         latent_dtype: fp32, or bf16 as the reference keeps its latents between steps.
+        speed: exact, or a plan, and then steps are not read.
     """
 
     seed: int
@@ -42,28 +45,49 @@ class RunSettings:
     shift: float = SamplingOptions.shift
     noise_device: str = SamplingOptions.noise_device
     latent_dtype: str = SamplingOptions.latent_dtype
+    speed: str = EXACT
 
     def __post_init__(self):
         check_choice("noise_device", self.noise_device, NOISE_DEVICES)
         check_choice("latent_dtype", self.latent_dtype, DTYPES)
 
 
-def shifted(model, samples: Tensor, steps: int, shift: float) -> tuple[Any, Tensor]:
-    """A copy of the MODEL whose own sampling shift is the clip's, and the clip's sigmas [steps + 1] (fp32, 1 to 0).
+def shifted(
+    model, samples: Tensor, steps: int, shift: float, speed: str = EXACT, use: ReferenceUse | None = None
+) -> tuple[Any, Tensor, str]:
+    """A copy of the MODEL whose own sampling shift is the clip's, the clip's sigmas [steps + 1] (fp32, 1 to 0), and a line about its plan.
+
+    Args:
+        speed: other than exact, the sigmas are a plan's and steps are not read. use: of what is given, for its plan.
 
     Raises:
-        OpenSoraError: another MODEL, a LATENT it cannot denoise, no steps, or a shift that is negative or not finite.
+        OpenSoraError: another MODEL, a LATENT it cannot denoise, no steps, a shift that is negative or not finite, or no such speed.
     """
     config = require_open_sora(model)
-    shape = check_latent(samples, config)
-    recipe = family_of(config).sampling
-    if recipe.reads_size:
+    shape, family, line = check_latent(samples, config), family_of(config), ""
+    recipe = family.sampling
+    recipe.check_speed(speed)
+    if speed != EXACT:
+        alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
+        chosen = plans.find(speed, None if shift else subject(model, shape, use), paths.plan_folders(), family.usual.num_steps)
+        sigmas = chosen.schedule(recipe.schedule(config, shape, chosen.num_steps, alpha)).points
+        line = f"{chosen.words(speed).capitalize()}. Steps are as the plan has them."
+    elif recipe.reads_size:
         half = float(recipe.way(config, shape, 2, shift).points[1])
         sigmas, alpha = recipe.way(config, shape, steps, shift).points, half / (1 - half)
     else:
         alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
         sigmas = recipe.schedule(config, shape, steps, alpha).points
-    return agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha), sigmas
+    patched = agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha)
+    patched.set_attachments(SPEED_KEY, speed)
+    return patched, sigmas, line
+
+
+def subject(model, shape: tuple[int, ...], use: ReferenceUse | None) -> plans.Subject:
+    """What a plan for clips of this latent shape is looked for by."""
+    grid = require_open_sora(model).grid
+    identity = plan.identity_of(model.model.diffusion_model.named_parameters())
+    return plans.Subject(identity, plan.mode_of(use), (shape[3] * grid.space, shape[4] * grid.space), grid.pixel_frames(shape[2]))
 
 
 def agreeing(model, base: type, **settings: float) -> Any:
@@ -107,21 +131,24 @@ def run(
         OpenSoraError: anything that does not fit together, before the model is used; or memory that ran out for good.
     """
     samples = latent["samples"]
-    patched, sigmas = shifted(model, samples, settings.steps, settings.shift)
+    reference = reference_of(conditionings[0])
+    use = None if reference is None else reference.use
+    patched, sigmas, line = shifted(model, samples, settings.steps, settings.shift, settings.speed, use)
+    notice.show(line, node_id, notice.INFO)
     notes: list[str] = []
 
     def report(line: str) -> None:
         notes.append(line)
         notice.show(line, node_id)
 
-    guider = OpenSoraGuider(patched, *conditionings, guidance, report)
+    guider = OpenSoraGuider(patched, *conditionings, guidance, report, settings.speed)
     shape = tuple(samples.shape)
     if guider.reference is not None:
         guider.reference.check(shape)
     device = comfy.model_management.get_torch_device() if settings.noise_device == GPU else torch.device("cpu")
     dtype = torch_dtype(settings.latent_dtype)
     noise = solvers.noise(shape, settings.seed, device, dtype, comfy.model_management.throw_exception_if_processing_interrupted)
-    callback = _progress(guider, settings.steps, shape[2], _Shown(node_id, title, notes))
+    callback = _progress(guider, sigmas, shape[2], _Shown(node_id, title, notes))
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     recipe = family_of(require_open_sora(model)).sampling
     out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, settings.seed, latent.get("noise_mask"))
@@ -161,15 +188,15 @@ class _Shown:
         notice.show("\n".join([first, *self.notes[-1:]]), self.node_id, level)
 
 
-def step_words(step: int, num_steps: int, seconds: float, passes: tuple[int, int]) -> str:
+def step_words(step: int, num_steps: int, seconds: float, passes: tuple[int, int, int]) -> str:
     """Where a run is, for a person.
 
     Args:
-        step: how many steps are done. seconds: they took. passes: done, and of the whole run.
+        step: how many steps are done. seconds: they took. passes: done, of the whole run, and of one with three at every released step.
     """
-    is_chinese, (done, total) = notice.language().startswith("zh"), passes
+    is_chinese, (done, total, naive) = notice.language().startswith("zh"), passes
     if step == num_steps:
-        saved = 3 * num_steps - total
+        saved = naive - total
         return f"{_time(seconds)}完成,省去 {saved} 遍" if is_chinese else f"Done in {_time(seconds)}, {saved} passes saved"
     left = _time(seconds / step * (num_steps - step))
     return (
@@ -188,17 +215,20 @@ def _time(seconds: float) -> str:
     return f"{size:.0f}{unit}"
 
 
-def _progress(guider: OpenSoraGuider, num_steps: int, latent_frames: int, shown: _Shown) -> Callable:
+def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, shown: _Shown) -> Callable:
     """The host's progress bar and preview, and a line on the node that says how far it is."""
+    num_steps = len(sigmas) - 1
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
-    done = guider.forwards_after(num_steps, latent_frames)
+    done = guider.forwards_after(sigmas, latent_frames)
+    naive = 3 * guider.guidance_over(sigmas).released_steps(num_steps)
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)
-        shown.show(step_words(step + 1, num_steps, time.monotonic() - shown.began, (done[step], done[-1])), logging.DEBUG)
+        passes = (done[step], done[-1], naive)
+        shown.show(step_words(step + 1, num_steps, time.monotonic() - shown.began, passes), logging.DEBUG)
 
     logging.getLogger(__name__).info(
-        "Open-Sora: %d steps, %d forwards (three passes at every step would be %d)", num_steps, done[-1], 3 * num_steps
+        "Open-Sora: %d steps, %d forwards (three passes at every step would be %d)", num_steps, done[-1], naive
     )
     return callback
 

@@ -58,10 +58,17 @@ def _measure(pipe: OpenSoraPipeline, prompt: str, arguments: dict, title: str) -
     on_cuda = pipe.device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(pipe.device)
+    steps = 0
+
+    def count(step: int, *others) -> None:
+        nonlocal steps
+        steps = step
+        bars.step(step, *others)
+
     with Bars(title) as bars:
-        result = pipe(prompt, callback=bars.step, progress=bars.progress, **arguments)
+        result = pipe(prompt, callback=count, progress=bars.progress, **arguments)
     return {
-        "seconds": _seconds(result, arguments["num_inference_steps"]),
+        "seconds": _seconds(result, steps),
         "forwards": result.forwards,
         "forwards_saved": result.forwards_saved,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(pipe.device) if on_cuda else _peak_resident_bytes(),

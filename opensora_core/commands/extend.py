@@ -82,7 +82,7 @@ class Longer:
         self._prompts = segment_prompts(options.extend_prompt or options.prompt, options.extend)
         self._arguments = {
             name: arguments[name]
-            for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options", *_OF_MASKS)
+            for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options", "speed", *_OF_MASKS)
             if name in arguments
         } | {"num_frames": options.extend_frames, "context_frames": options.extend_context, "segments": options.extend}
         length = pipe.latent_frames(arguments["num_frames"]) if self._latents is None else self._latents.shape[2]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..choices import BACKWARDS, FITS, FORWARDS
+from ..choices import BACKWARDS, EXACT, FITS, FORWARDS
 from ..errors import OpenSoraError
 from ..geometry import Grid, nearest_aspect_ratio
 from ..media.video import is_video, media_size
@@ -46,6 +46,7 @@ def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
         "guidance_scale": options.guidance,
         "image_guidance_scale": options.guidance_img,
         **_references(options),
+        **({} if options.speed == EXACT else {"speed": options.speed}),
         "options": SamplingOptions(**{name: getattr(options, name) for name in _OF_SAMPLING}),
     }
 

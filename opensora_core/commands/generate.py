@@ -34,6 +34,8 @@ def run(options: GenerateOptions) -> int:
         raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; it does not go with --csv.")
     if options.csv is not None or options.prompt_path is not None:
         return table.run(options)
+    if options.shard is not None:
+        raise OpenSoraError(f"--shard {options.shard} shares out the rows of a table; give it with --csv.")
     if options.decode is not None:
         return _decode(options)
     if extending and options.extend is None:

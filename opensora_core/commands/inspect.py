@@ -65,9 +65,10 @@ def _plan(options: InspectOptions) -> int:
     height, width, num_frames = video_size(options, usual, model.transformer.grid)
     budget = {} if options.budget_gib is None else {"budget_gib": options.budget_gib}
     settings = Settings(options.precision, options.offload, decode_policy=options.decode_policy, **budget)
+    family.sampling.check_speed(options.speed)
     how = family.sampling.guidance(Guidance(*family.usual.scales), family.sampling.solvers[0])
     has_given = options.cond_type != "t2v" or bool(family.needs)
-    about = {"grid": model.transformer.grid, "has_given": has_given, "settings": settings, "guidance": how}
+    about = {"grid": model.transformer.grid, "has_given": has_given, "settings": settings, "guidance": how, "speed": options.speed}
     request = Request(height, width, num_frames, options.num_steps, **about)
     found = preflight(request, model, _memory(options))
     sys.stdout.write(found.report() + "\n")

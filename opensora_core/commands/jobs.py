@@ -1,8 +1,10 @@
 """The one loop of `generate`: prompts are encoded together, pictures drawn together, then each video made and written as soon as it is done."""
 
 import shutil
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,7 @@ T = TypeVar("T")
 ENCODED_TOGETHER = 32
 # With pictures to draw, so many videos at a time: Flux is read once for them, and a stop in the middle loses no more than these pictures.
 DRAWN_TOGETHER = 8
+_LOOK_AGAIN = 5.0  # seconds until what others are at work on is looked at again
 _LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 
 
@@ -87,22 +90,52 @@ class Jobs:
     Args:
         ledger: says what is made already, and is told what is.
         is_one_request: all are of one prompt, so that a defect, or a refusal, ends the command. Else it is the failure of its row.
+        is_shared: other processes make the same videos into the same folder: each is claimed before it is begun.
 
     Attributes:
         failed: by the job's name, why.
     """
 
-    def __init__(self, pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, is_one_request: bool):
+    def __init__(self, pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, is_one_request: bool, is_shared: bool = False):
         self._pipe, self._ledger, self._screen, self._is_one_request = pipe, ledger, screen, is_one_request
+        self._is_shared, self._counted = is_shared, set()
         self._encoded: dict[Text, EncodedPrompt] = {}
         self._kept: KeptFile | None = None
         self.failed: dict[str, str] = {}
 
     def run(self, jobs: list[Job]) -> None:
         """Make all of them, or say why not."""
-        together = DRAWN_TOGETHER if any(job.picture for job in jobs) else ENCODED_TOGETHER
-        for first in range(0, len(jobs), together):
-            self._run_some(jobs[first : first + together])
+        together = DRAWN_TOGETHER if self._is_shared or any(job.picture for job in jobs) else ENCODED_TOGETHER
+        is_told = False
+        while True:
+            for first in range(0, len(jobs), together):
+                self._run_some(self._left(jobs[first : first + together]))
+            jobs = self._left(jobs) if self._is_shared else []
+            if not jobs:
+                return
+            if not is_told:
+                self._screen.say(f"{len(jobs)} of the videos are being made by others; what a lost one leaves is taken up here")
+            is_told = True
+            time.sleep(_LOOK_AGAIN)
+
+    def _left(self, jobs: list[Job]) -> list[Job]:
+        """Those that nobody has finished; those that others have are counted on the screen."""
+        if not self._is_shared:
+            return jobs
+        self._ledger.read_again()
+        open_ones = [job for job in jobs if job.name not in self.failed]
+        left = [job for job in open_ones if self._ledger.finished(job.key) is None]
+        by_others = {job.name for job in open_ones} - {job.name for job in left} - self._counted
+        self._counted |= by_others
+        self._screen.made_by_others(len(by_others))
+        return left
+
+    @contextmanager
+    def _claimed(self, job: Job) -> Iterator[bool]:
+        """Whether a video is to be made here: nobody else is at work on it or has finished it."""
+        claimed = self._ledger.claim(job.key) if self._is_shared else nullcontext()
+        with claimed or nullcontext():
+            yield claimed is not None and bool(self._left([job]))
 
     def _run_some(self, jobs: list[Job]) -> None:
         self._kept = None
@@ -113,7 +146,10 @@ class Jobs:
         for job in jobs:
             if job.name not in self.failed:
                 self._screen.at_work = job.name
-                self._try([job], partial(self._make, job))
+                with self._claimed(job) as is_ours:
+                    if is_ours:
+                        self._try([job], partial(self._make, job))
+                        self._counted.add(job.name)
 
     def _encode(self, jobs: list[Job], pictures: list[PictureJob]) -> None:
         """Encode what is not encoded yet; what is not needed any more is forgotten."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OpenSoraError
-from ..names import complete_or_absent, one_at_a_time
+from ..names import Claim, claim, complete_or_absent, one_at_a_time
 
 NAME = "batch.json"
 _FORMAT = 1
@@ -63,6 +63,14 @@ class Ledger:
             return None
         path = self._folder / entry.file
         return path if path.is_file() and path.stat().st_size == entry.bytes else None
+
+    def read_again(self) -> None:
+        """Take over what other processes have recorded since."""
+        self._entries = self._read() if self._is_written else self._entries
+
+    def claim(self, key: str) -> Claim | None:
+        """The right to make what `key` stands for; None while another process that is alive has it."""
+        return claim(self._folder / f"{key}.row")
 
     def seed(self, key: str) -> int | None:
         """The seed that is recorded with `key`."""

@@ -1,10 +1,11 @@
 """The pipeline that the command line's model and machine options ask for."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ..choices import BUDGET, DEFAULT_BUDGET_GIB, SLICED, torch_dtype
+from ..choices import AUTO, BUDGET, DEFAULT_BUDGET_GIB, torch_dtype
 from ..errors import OpenSoraError
 from ..family import Clip
 from ..memory.component import resolve_device
@@ -32,7 +33,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
             options = replace(options, vae=options.ckpt_path_vae2d)
         else:
             say(f"--ckpt-path-vae2d is not read: {Path(options.vae).name} holds that VAE too")
-    device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
+    device, dtype = resolve_device(_device(options.device)), torch_dtype(options.dtype)
     parts = {part: getattr(options, part) for part in PARTS}
     missing = [f"--{part}" for part, path in parts.items() if path is None and part != "clip"]
     how = {"torch_dtype": dtype, "precision": options.precision, "tokenizers": options.tokenizers}
@@ -53,9 +54,21 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
         budget_gib = DEFAULT_BUDGET_GIB
     made.enable_offload(options.offload, budget_gib, device)
     made.vae.policy = options.decode_policy
-    if options.attention == SLICED:
-        made.enable_attention_slicing()
+    if options.attention != AUTO:
+        made.use_attention(options.attention)
+    if options.compile:
+        made.compile()
+    if options.plans is not None:
+        made.use_plans(options.plans)
     if options.lora is not None:
         made.load_lora(options.lora, options.lora_strength)
         say(f"{made.lora_notes[-1]} (strength {options.lora_strength:g})")
     return made
+
+
+def _device(named: str) -> str:
+    """Under torchrun, auto is the GPU of the process's own number."""
+    import torch
+
+    rank, count = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
+    return f"cuda:{int(rank) % count}" if named == AUTO and rank.isdecimal() and count else named

@@ -24,6 +24,7 @@ from ..choices import (
     POLICIES,
     PRECISIONS,
     SOLVERS,
+    SPEEDS,
     UNCONDITIONALS,
 )
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
@@ -44,9 +45,13 @@ CSV_COLUMNS = {column: _OTHER_NAMES.get(column, column) for column in _COLUMNS}
 PARTS = ("dit", "vae", "t5", "clip")
 AGAINST = (
     "model", *PARTS, "lora", "lora_strength", "guidance", "guidance_img", "budget_gib", "num_steps", "dtype", "precision", "offload",
-    "attention", "decode_policy",
+    "attention", "decode_policy", "speed",
 )  # fmt: skip
 _STEPS = "steps from noise to video"
+_SPEED = (
+    "exact: every step; balanced, fast, draft: a plan of 20, 12 or 9 of the released 50, and --num-steps is not read. Near exact by measurement "
+    "on the built-in model; for another, calibrate says how near"
+)
 
 T = TypeVar("T")
 
@@ -97,7 +102,9 @@ def add_against(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("second run", "the same prompts and noise with one or more of these, and PSNR between the two runs")
     for one in fields(EvaluateOptions):
         if one.name in AGAINST:
-            group.add_argument(flag(f"against_{one.name}"), help=f"in place of {flag(one.name)}", **_form(one))
+            each = ("; may be repeated, a run for each", {"action": "append"}) if one.name == "speed" else ("", {})
+            form = {name: value for name, value in _form(one).items() if not (each[1] and name == "type")}
+            group.add_argument(flag(f"against_{one.name}"), help=f"in place of {flag(one.name)}{each[0]}", **form | each[1])
 
 
 def taken(options: type[T], args: Namespace) -> T:
@@ -193,6 +200,8 @@ class SamplerOptions:
     seed: int | None = option(
         None, "N", "what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)"
     )
+    speed: str = option(SPEEDS[0], SPEEDS, _SPEED)
+    plans: str | None = option(None, "DIR", "where plans of one's own are, as calibrate wrote them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +235,13 @@ class MachineOptions(MemoryOptions):
     """What is computed where, and how."""
 
     dtype: str = option(AUTO, (AUTO, *DTYPES), "what is computed in (default auto: bf16, on the CPU fp32)")
-    attention: str = option(ATTENTIONS[0], ATTENTIONS, "sliced: one head at a time, slower and in less memory")
+    attention: str = option(
+        ATTENTIONS[0],
+        ATTENTIONS,
+        "how attention is computed. auto, sdpa: as torch chooses; sliced: one head at a time, slower and in less memory; cudnn, sage, flash: by "
+        "these, on NVIDIA GPUs in bf16, where they are installed",
+    )
+    compile: bool = option(False, None, "compile the transformer's blocks, which takes a minute for each size and then is faster")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +373,12 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
         "in place of --prompt, a .latent file that is finished, such as a run leaves where memory or disk ran out: its video",
         "source",
     )
+    shard: str | None = option(
+        None,
+        "I/N",
+        "with --csv: this is worker I of N that share one table and one --out folder; each row is made once, and what a lost worker leaves is taken "
+        "up by the others (default: under torchrun, its rank)",
+    )
     num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...")
     out: str = option(
         "outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead"
@@ -385,6 +406,19 @@ class BenchmarkOptions(RunOptions):
     warmup_count: int = option(1, "N", "runs before the measured ones")
     eval_count: int = option(3, "N", "measured runs")
     benchmark_save_path: str = option("benchmark.json", "FILE", "the report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(RunOptions):
+    """Measure which steps of a run are best computed, for a model, a size, a length and what is given: plans for --speed, in a JSON file.
+
+    About five times the work of exact videos of the same prompts; eight prompts are enough. It goes on where it was stopped.
+    """
+
+    prompt: str | None = option(None, "TEXT", "what to show", "source")
+    csv: str | None = option(None, "FILE", "prompts, in place of --prompt: columns prompt, negative, image, end_image, seed", "source")
+    num_samples: int = option(1, "N", "runs of each prompt, with seed, seed + 1, ...")
+    out: str = option("open_sora_plans", "DIR", "where the file is written; give it to --plans, or use ComfyUI's models/open_sora_plans")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,6 +453,7 @@ class PlanOptions(MemoryOptions, SizeOptions):
 
     GROUP: ClassVar = ("plan", "what a video needs; all that follows goes with --plan")
     num_steps: int | None = option(None, "N", f"{_STEPS} (default 50, or the model's own)")
+    speed: str = option(SPEEDS[0], SPEEDS, _SPEED)
     cond_type: str = option(COND_TYPES[0], COND_TYPES, "what is given besides the prompt, as of generate")
     gpu_gib: float | None = option(None, "N", "plan for a CUDA card with this much free instead of this machine's")
     ram_gib: float | None = option(None, "N", "plan for this much free main memory instead of this machine's")

@@ -115,6 +115,10 @@ class Screen(logging.Handler):
         sys.stdout.flush()
         self._bar.update()
 
+    def made_by_others(self, number: int) -> None:
+        """So many more videos of the batch are done, by other processes."""
+        self._bar.update(number)
+
     def failed(self, line: str) -> None:
         """One more video is given up."""
         self.say(line)

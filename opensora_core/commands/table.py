@@ -3,6 +3,8 @@
 import csv
 import difflib
 import io
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def run(options: GenerateOptions) -> int:
     folder = check_name(options.out, "--out")
     if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
         raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
+    worker = _worker(options)
     rows = read_rows(options.csv) if options.csv is not None else read_lines(options.prompt_path)
     pipe = pipeline(options)
     options = with_usual(options, pipe.files.usual)
@@ -86,8 +89,8 @@ def run(options: GenerateOptions) -> int:
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} rows are finished already in {folder}")
     try:
         with Screen(len(jobs), len(jobs) - len(waiting)) as screen:
-            making = Jobs(pipe, ledger, screen, is_one_request=False)
-            making.run(waiting)
+            making = Jobs(pipe, ledger, screen, is_one_request=False, is_shared=worker is not None)
+            making.run(waiting if worker is None else _own_first(waiting, *worker))
     except KeyboardInterrupt:
         done = sum(ledger.finished(job.key) is not None for job in jobs)
         say(f"{done} of {len(jobs)} rows are finished; the same command goes on with the others")
@@ -98,6 +101,33 @@ def run(options: GenerateOptions) -> int:
     for name, sentence in making.failed.items():
         say(f"  {name}: {sentence}")
     return SOME_FAILED
+
+
+def _worker(options: GenerateOptions) -> tuple[int, int] | None:
+    """(which worker this is, from 0; of how many), as --shard says or torchrun does; None where there is one alone.
+
+    Raises:
+        OpenSoraError: no such worker, or pictures to draw, which are not shared out.
+    """
+    ranks = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    said = options.shard
+    if said is None and all(rank.isdecimal() for rank in ranks) and int(ranks[1]) > 1:
+        said = f"{int(ranks[0]) + 1}/{ranks[1]}"
+    if said is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", said)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise OpenSoraError(f"--shard {said} is no worker; --shard 1/8 is the first of eight.")
+    if options.t2i2v:
+        raise OpenSoraError(
+            "--shard does not go with --t2i2v, whose pictures are drawn together; draw them first, and give them as images."
+        )
+    return int(match[1]) - 1, int(match[2])
+
+
+def _own_first(jobs: list[Job], index: int, count: int) -> list[Job]:
+    """A worker's own rows, every `count`th of the table, then those of the workers after it: all are tried, whoever is lost."""
+    return sorted(jobs, key=lambda job: ((job.number - 1 - index) % count, job.number))
 
 
 def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, folder: Path) -> list[Job]:
@@ -192,7 +222,7 @@ def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptio
     if "prompt" not in row.cells:
         raise OpenSoraError("the prompt is empty.")
     folder = Path(options.csv or options.prompt_path).expanduser().parent  # relative pictures are beside the table
-    said = {CSV_COLUMNS[column]: _value(column, text, folder) for column, text in row.cells.items()}
+    said = {CSV_COLUMNS[column]: cell_value(column, text, folder) for column, text in row.cells.items()}
     # A size of the row replaces the command line's, in whichever of the two ways it was given there.
     for one, other in ((_NAMED, _SIDES), (_SIDES, _NAMED)):
         if any(name in said for name in one):
@@ -205,7 +235,8 @@ def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptio
     return given
 
 
-def _value(column: str, text: str, folder: Path) -> str | int:
+def cell_value(column: str, text: str, folder: Path) -> str | int:
+    """What a cell says, as the option of its column has it. folder: that relative files are looked for in."""
     if column in _FILES:
         return str(folder / Path(text).expanduser())
     if column not in _NUMBERS:

@@ -13,6 +13,7 @@ from ..errors import OpenSoraError
 from ..media.video import to_uint8
 from ..pipeline import OpenSoraPipeline
 from ..run.request import SamplingOptions
+from ..sampling.plan import POINTS
 from .prompts import Case
 from .verdict import Verdict
 from .vision import Reading, read
@@ -49,11 +50,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video that was made: frames [17, 64, 64, 3] uint8, and what it shows."""
+    """A video that was made: frames [17, 64, 64, 3] uint8, what it shows, and the forwards it took."""
 
     job: Job
     frames: numpy.ndarray
     reading: Reading
+    forwards: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -74,6 +76,7 @@ def arguments(how: JudgeOptions, job: Job) -> dict:
         "last_image": last,
         "seed": job.case.seed,
         "options": replace(job.text[2], every_pass=job.every_pass),
+        "speed": how.speed,
     }
 
 
@@ -91,7 +94,7 @@ def check(pipe: OpenSoraPipeline, how: JudgeOptions, job: Job) -> None:
 
 def make(pipe: OpenSoraPipeline, how: JudgeOptions, jobs: Sequence[Job], title: str) -> dict[Job, Clip]:
     """Make and read the videos of `jobs`, under a bar of all their steps. A job that comes twice is done once."""
-    unique, steps = list(dict.fromkeys(jobs)), how.num_steps
+    unique, steps = list(dict.fromkeys(jobs)), POINTS.get(how.speed, how.num_steps)
     made: dict[Job, Clip] = {}
     num_right = 0
     with Bar(total=len(unique) * steps, desc=title, unit="step", mininterval=0.5) as bar:
@@ -108,7 +111,7 @@ def make(pipe: OpenSoraPipeline, how: JudgeOptions, jobs: Sequence[Job], title: 
             for job in some:
                 result = pipe(prompts[job.text], progress=progress, **arguments(how, job))
                 frames = numpy.stack(result.frames[0])
-                made[job] = Clip(job, frames, read(frames))
+                made[job] = Clip(job, frames, read(frames), result.forwards)
                 num_right += made[job].verdict.is_right
                 bar.set_postfix_str(f"{len(made)} of {len(unique)} videos, {num_right} right", refresh=False)
                 bar.update(len(made) * steps - bar.n)

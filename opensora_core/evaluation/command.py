@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..choices import BALANCED, EXACT
 from ..commands.model import pipeline, with_usual
 from ..commands.options import DONE, EVALUATION_PARTS, PARTS, EvaluateOptions
 from ..commands.output import check_writable, report_path, say, write_report
@@ -16,6 +17,7 @@ from ..errors import OpenSoraError
 from ..media.video import to_uint8
 from ..pipeline import OpenSoraPipeline
 from ..run.files import ModelFiles
+from ..sampling.plan import RELEASED_STEPS
 from ..sampling.solvers import MAX_SEED
 from ..text.prompt import decorate
 from . import prompts, score
@@ -91,7 +93,7 @@ def run(options: EvaluateOptions) -> int:
     """Judge a model, and another one on the same prompts and noise if one is named; tables go to standard output."""
     asked = _asked(options)
     out = None if options.out is None else report_path("--out", options.out)
-    variants = [("", options)] + ([(_words(options.against), second_run(options))] if options.against else [])
+    variants = [("", options), *((_words(one.against), second_run(one)) for one in _second_runs(options))]
     pipes = [pipeline(variant) for _, variant in variants]
     variants = [(words, with_usual(variant, pipe.files.usual)) for (words, variant), pipe in zip(variants, pipes, strict=True)]
     jobs = asked.jobs()
@@ -101,7 +103,7 @@ def run(options: EvaluateOptions) -> int:
     if out is not None:
         check_writable(out.parent, out.name)
     runs = [_judge(pipe, variant, asked, label) for pipe, (label, variant) in zip(pipes, variants, strict=True)]
-    compared = compare(runs, asked) if len(runs) > 1 else []
+    compared = [line for other in runs[1:] for line in compare([runs[0], other], asked)]
     sys.stdout.write("\n\n".join(_told(runs, compared)) + "\n")
     if out is not None:
         write_report(out, _report(asked, runs, compared))
@@ -187,20 +189,43 @@ def guidance_lines(asked: Questions, made: dict[Job, Clip]) -> list[Line]:
 def compare(runs: list[Run], asked: Questions) -> list[Line]:
     """How far the clips of two runs are apart, part by part, and whether they are as often right."""
     one, other = runs
-    lines = []
-    for title, cases in asked.cases().items():
+    settings, lines = other.settings, []
+    second = f"speed {settings['speed']}" if settings["speed"] != EXACT else "second"
+    is_measured = (one.settings["speed"], one.settings["num_steps"]) == (EXACT, RELEASED_STEPS)
+    for part, cases in asked.cases().items():
         pairs = [(one.clips[Job(case)], other.clips[Job(case)]) for case in cases]
-        psnrs = [score.psnr(a.frames, b.frames) for a, b in pairs]
         right = [(a.verdict.is_right, b.verdict.is_right) for a, b in pairs]
-        title = f"first against second: {title}"
+        title, has_pictures = f"first against {second}: {part}", bool(cases[0].picture_ends)
+        lines += score.nearness_lines(
+            title,
+            [score.psnr(a.frames, b.frames) for a, b in pairs],
+            [b.forwards for _, b in pairs],
+            score.SPEEDS.get((settings["speed"], has_pictures)) if is_measured else None,
+        )
         lines += [
-            Line(title, "PSNR, mean of the clips", score.mean(psnrs), "dB"),
-            Line(title, "PSNR, worst clip", min(psnrs), "dB"),
             score.share_line(title, "right in both or in neither", [a == b for a, b in right]),
             score.share_line(title, "right in the first alone", [a and not b for a, b in right]),
             score.share_line(title, "right in the second alone", [b and not a for a, b in right]),
         ]
+        if is_measured and settings["speed"] != EXACT:
+            lines.append(score.as_often_right_line(title, [a for a, _ in right], [b for _, b in right]))
+        for frame, index in _ends(cases[0]) if is_measured else ():
+            to_picture = [[score.psnr(clip.frames[index], _picture(clip.job.case, index)) for clip in pair] for pair in pairs]
+            lines.append(score.ends_line(title, frame, *zip(*to_picture, strict=True), settings["speed"] == BALANCED))
     return lines
+
+
+def _ends(case: Case) -> list[tuple[str, int]]:
+    """The frames of a case's clips that are given, by name and index."""
+    return [(name, index) for name, index in (("first", 0), ("last", -1)) if case.picture_ends in (name, "both")]
+
+
+def _second_runs(options: EvaluateOptions) -> list[EvaluateOptions]:
+    """What is compared with the run as asked: one run with all that is said otherwise, or one for each speed."""
+    if not options.against:
+        return []
+    speeds = [{"speed": speed} for speed in options.against.get("speed", ())] or [{}]
+    return [replace(options, against=options.against | speed) for speed in speeds]
 
 
 def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Questions, label: str) -> Run:
@@ -312,7 +337,7 @@ def second_run(options: EvaluateOptions) -> EvaluateOptions:
 
 def _settings(options: EvaluateOptions, pipe: OpenSoraPipeline) -> dict:
     """What was run, without the paths of this machine."""
-    names = ("num_prompts", "num_steps", "guidance", "guidance_img", "seed", "precision", "offload", "budget_gib", "attention")
+    names = ("num_prompts", "num_steps", "guidance", "guidance_img", "seed", "precision", "offload", "budget_gib", "attention", "speed")
     chosen = {name: getattr(options, name) for name in (*names, "decode_policy", "lora_strength")}
     files = {part: Path(getattr(pipe.files, part)).name for part in PARTS}
     lora = options.lora and Path(options.lora).name

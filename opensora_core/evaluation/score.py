@@ -5,10 +5,11 @@ What must hold is said once, here, as the lines' requirements; a figure that has
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 
+from ..choices import BALANCED, DRAFT, FAST
 from .verdict import ATTRIBUTES, Verdict
 from .world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, combinations
 
@@ -29,6 +30,11 @@ SPEED_CORRELATION = 0.6
 REDIRECTED = {"direction": 0.80, "keeps colour and shape": 0.85}
 VAE_PSNR, VAE_READABLE = 30.0, 0.95
 VISION = dict.fromkeys((*ATTRIBUTES, "all four", "steady"), 0.99)
+# (speed, whether pictures are given) -> at least so many dB to the exact run of 50 steps in the mean, at most so many forwards.
+SPEEDS = {
+    (BALANCED, False): (52.0, 40), (FAST, False): (45.0, 24), (DRAFT, False): (41.0, 18),
+    (BALANCED, True): (52.0, 50), (FAST, True): (45.0, 30), (DRAFT, True): (49.0, 26),
+}  # fmt: skip
 SAME_VIDEO = 45.0  # dB, worst clip: rounding moves single pixels by one level; another video would be below 30
 
 
@@ -169,6 +175,29 @@ def lower_line(part: str, what: str, hits: list[bool], reference: list[bool]) ->
 def same_line(part: str, what: str, psnrs: list[float]) -> Line:
     """Videos that must be the same but for rounding: the worst PSNR between the two."""
     return Line(part, what, min(psnrs), "dB", must=f"at least {SAME_VIDEO:g}", is_reached=min(psnrs) >= SAME_VIDEO)
+
+
+def nearness_lines(part: str, psnrs: list[float], forwards: list[int], must: tuple[float, int] | None) -> list[Line]:
+    """How near clips are to another run's of the same noise. must: of a speed, see SPEEDS."""
+    lines = [Line(part, "PSNR, mean of the clips", mean(psnrs), "dB"), Line(part, "PSNR, worst clip", min(psnrs), "dB")]
+    if must is None:
+        return lines
+    least, most = must
+    lines[0] = replace(lines[0], must=f"at least {least:g}", is_reached=mean(psnrs) >= least)
+    return [*lines, Line(part, "forwards", float(max(forwards)), must=f"at most {most}", is_reached=max(forwards) <= most)]
+
+
+def as_often_right_line(part: str, exact: list[bool], other: list[bool]) -> Line:
+    """All four, of a speed: within one clip of the exact run's."""
+    least = sum(exact) - 1
+    return Line(part, "all four, at the speed", Share(sum(other), len(other)), must=f"at least {least}", is_reached=sum(other) >= least)
+
+
+def ends_line(part: str, frame: str, exact: Sequence[float], other: Sequence[float], has_requirement: bool) -> Line:
+    """What a speed loses of a given frame's PSNR to its picture."""
+    loss = mean(list(exact)) - mean(list(other))
+    line = Line(part, f"{frame} frame to its picture, lost", loss, "dB")
+    return replace(line, must=f"at most {MEETS_WITHIN:g}", is_reached=loss <= MEETS_WITHIN) if has_requirement else line
 
 
 def correlation(one, other) -> float | None:

@@ -4,12 +4,26 @@ Peaks come from footprint.py, what streams from plan.py, the tiles of a decode f
 (decode.py). Figures are what is needed at least: an allocator may hold more in reserve. Sizes in bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..choices import AUTO, BF16, BUDGET, DEFAULT_BUDGET_GIB, FP32, MINIMAL, OFFLOADS, POLICIES, PRECISIONS, QUANTISED, RESIDENT
+from ..choices import (
+    AUTO,
+    BF16,
+    BUDGET,
+    DEFAULT_BUDGET_GIB,
+    EXACT,
+    FP32,
+    MINIMAL,
+    OFFLOADS,
+    POLICIES,
+    PRECISIONS,
+    QUANTISED,
+    RESIDENT,
+)
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Tiling, Workload
-from ..sampling.guidance import PICTURES, Guidance, num_forwards
+from ..sampling.guidance import PICTURES, Guidance, ReferenceUse, num_forwards
+from ..sampling.plan import RELEASED_STEPS, Averaged, StepPlan
 from .decode import MARGIN, Ladder, parking_bytes, tile_decode_bytes
 from .footprint import (
     ModelSizes,
@@ -74,21 +88,40 @@ class Settings:
 
 @dataclass(frozen=True)
 class Request(Workload):
-    """A video to plan for. has_given: whether pictures or a clip are given; guidance: which passes the steps take; tiling: of encode and decode."""
+    """A video to plan for.
+
+    Attributes:
+        has_given: whether pictures or a clip are given. tiling: of encode and decode. guidance: which passes the steps take.
+        speed: exact, or a plan of steps, and then num_steps is not read.
+    """
 
     has_given: bool = False
     settings: Settings = Settings()
     tiling: Tiling = Tiling()
     guidance: Guidance = Guidance()
+    speed: str = EXACT
 
     @property
     def forwards(self) -> int:
         """Passes of the transformer, each guidance pass counted."""
-        return num_forwards(self.guidance, self.num_steps, self.latent_extent[0], PICTURES if self.has_given else None)
+        use = PICTURES if self.has_given else None
+        return num_forwards(self.guidance, self.num_steps, self.latent_extent[0], use) if self.speed == EXACT else self._planned(use)
+
+    def _planned(self, use: ReferenceUse | None) -> int:
+        """By the plan that is taken where none is calibrated; a calibrated one of the same speed has as many points."""
+        points = StepPlan.uncalibrated(self.speed).points
+        averaged = Averaged.over(self.guidance, [1 - step / RELEASED_STEPS for step in range(RELEASED_STEPS + 1)], points)
+        return num_forwards(averaged, len(points) - 1, self.latent_extent[0], use)
+
+    def _steps_words(self, kind: str) -> str:
+        if self.speed == EXACT:
+            return f"{self.num_steps} steps, {kind}: {self.forwards} forwards"
+        exact = replace(self, speed=EXACT, num_steps=RELEASED_STEPS)
+        return f"speed {self.speed}, {kind}: {self.forwards} of {exact.forwards} forwards"
 
     def words(self) -> str:
         kind = "with reference picture" if self.has_given else "text to video"
-        return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {self.num_steps} steps, {kind}: {self.forwards} forwards"
+        return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {self._steps_words(kind)}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..memory.loaded import FileStamp, stamp
 from ..text.recipe import CLIP, T5
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
+PLANS = SMALL.parent / "plans"  # calibrated for the built-in model
 SMALL_CLIP = (64, 64, 17)  # (height, width, frames) of the clips that the built-in model was trained on
 
 _LAYOUT = {

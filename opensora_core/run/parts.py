@@ -20,7 +20,9 @@ from ..memory.component import Component, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
-from .files import ModelFiles, check_files, check_picture_files, family_of_file
+from ..sampling.plan import identity_of
+from .files import PLANS, ModelFiles, check_files, check_picture_files, family_of_file
+from .kernels import compile_blocks
 from .needs import Needs
 
 
@@ -37,6 +39,8 @@ class Networks:
         video_vae: clips in and out of the VAE, see memory/decode.py.
         keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
         keep_encoded: keep encoded prompts, within loaded.PROMPTS.
+        is_compiled: whether the transformer's blocks are compiled as it is read. identity: of it once it was read, see sampling/plan.py.
+        plan_folders: where calibrated plans are.
     """
 
     def __init__(self, files: ModelFiles, placement: Placement, quantised: str | None):
@@ -44,7 +48,8 @@ class Networks:
         self.placement = placement
         self.quantised = quantised
         self.keep_loaded = self.keep_encoded = False
-        self._attention = attention
+        self.identity, self.plan_folders = "", (PLANS,)
+        self._attention, self.is_compiled = attention, False
         self._loras: list[tuple[Path, float]] = []
         self._is_checked = False
         self.transformer = Component(self._read_transformer, placement, is_main=True)
@@ -91,10 +96,13 @@ class Networks:
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device) -> Any:
         model = self._read("transformer", self.files.dit, partial(load_transformer, precision=self.quantised), dtype, device)
+        self.identity = identity_of(model.named_parameters())
         for block in model.blocks():
             block.attention = self._attention
         for path, strength in self._loras:
             merge_lora(model, path, strength)
+        if self.is_compiled:
+            compile_blocks(model.blocks())
         return model
 
     def _read_vae(self, dtype: torch.dtype, device: torch.device) -> Any:

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..choices import AUTO, CONDITION_SCALES, CURVES, DIFFUSERS, DTYPES, FITS, NOISE_DEVICES, POSTERIORS, SOLVERS, UNCONDITIONALS
+from ..choices import (
+    AUTO,
+    CONDITION_SCALES,
+    CURVES,
+    DIFFUSERS,
+    DTYPES,
+    EXACT,
+    FITS,
+    NOISE_DEVICES,
+    POSTERIORS,
+    SOLVERS,
+    UNCONDITIONALS,
+)
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Workload, check_whole
 from ..media.pictures import References
@@ -113,6 +125,7 @@ class GenerationRequest(Workload):
         references: what it begins or ends with.
         seed: of the first video; video k of the batch is the one that seed + k gives alone.
         noise: [B, C, T, H, W] to begin from, in place of what the seeds give; None = theirs.
+        speed: exact, or a plan (sampling/plan.py), whose steps num_steps then counts.
     """
 
     prompt: str | EncodedPrompt
@@ -122,6 +135,7 @@ class GenerationRequest(Workload):
     seed: int
     options: SamplingOptions
     noise: Tensor | None = None
+    speed: str = EXACT
 
     def __post_init__(self):
         if not isinstance(self.prompt, (str, EncodedPrompt)):

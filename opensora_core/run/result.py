@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..codecs.tiling import Progress
 from ..sampling.run import StepReport
-from .request import EncodedPrompt
+from .request import EncodedPrompt, GenerationRequest
 
 StepCallback = Callable[[int, int, int, int, Tensor], None]
 StageProgress = Callable[[str, int, int], None]
@@ -30,6 +30,7 @@ class GenerationResult:
         forwards: transformer rows of each video; forwards_saved: against three at every step.
         seconds: spent in each stage: text, condition, sampling, decode. Reading a network counts where it happened.
         notes: lines a person should see, such as a decode that memory made other than exact.
+        request: what was asked for, where it was only checked.
     """
 
     frames: list[list[numpy.ndarray]] = field(default_factory=list)
@@ -40,6 +41,7 @@ class GenerationResult:
     forwards_saved: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    request: GenerationRequest | None = None
 
 
 @dataclass(frozen=True)

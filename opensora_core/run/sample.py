@@ -5,11 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..choices import GPU, torch_dtype
+from ..choices import EXACT, GPU, torch_dtype
 from ..errors import OpenSoraError, OutOfMemory
 from ..families.table import family_of
+from ..family import NetworkSizes
+from ..sampling import plan
 from ..sampling.given import ImageCondition
-from ..sampling.run import Conditions, StepReport, TextCondition, sample
+from ..sampling.guidance import Guidance, ReferenceUse
+from ..sampling.run import Conditions, SamplingRecipe, StepReport, TextCondition, sample
+from ..sampling.schedule import Schedule
+from . import plans
 from .parts import Networks
 from .ran_out import sampling_ran_out, with_less
 from .request import EncodedPrompt, GenerationRequest
@@ -32,7 +37,7 @@ def sample_latents(
         OutOfMemory: the device has no room, in any way that the offload mode permits.
         OpenSoraError: the transformer gave values that are not numbers.
     """
-    placement = networks.placement
+    placement, said = networks.placement, []
 
     def work(transformer) -> Tensor:
         options, config = request.options, transformer.config
@@ -41,15 +46,10 @@ def sample_latents(
         frames, *size = request.latent_extent
         lead = config.grid.lead_in(frames)
         shape = (1, config.in_channels, lead + frames, *size)
-        schedule = recipe.way(config, shape, request.num_steps, options.shift, (request.num_frames, request.height, request.width))
-        if condition is not None:
-            schedule = recipe.cut(schedule, condition.use)
-        numbers = {name: getattr(request, name) for name in ("num_frames", "height", "width")} | {"fps": options.fps or family.usual.fps}
-        told = Conditions(
-            _repeated(prompt.condition, request.num_videos), condition, {**numbers, "condition_scale": options.condition_scale}
-        )
+        use = None if condition is None else condition.use
+        schedule, guidance, said[:] = way(networks, request, recipe, config, shape, use)
+        told = conditions(request, _repeated(prompt.condition, request.num_videos), condition, family.usual.fps)
         start = _noise(request, shape, placement.device, recipe.noise)
-        guidance = recipe.guidance(request.guidance, recipe.solvers[0])
         latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)
         return finished(latents[:, :, lead:], placement.dtype)
 
@@ -57,7 +57,33 @@ def sample_latents(
     latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"))
     if latents is None:
         raise OutOfMemory(sampling_ran_out(request, placement))
-    return latents, notes
+    return latents, said + notes
+
+
+def conditions(request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, usual_fps: float) -> Conditions:
+    """What the network of a request's run is told."""
+    numbers = {name: getattr(request, name) for name in ("num_frames", "height", "width")}
+    own = {"fps": request.options.fps or usual_fps, "condition_scale": request.options.condition_scale}
+    return Conditions(text, condition, numbers | own)
+
+
+def way(
+    networks: Networks,
+    request: GenerationRequest,
+    recipe: SamplingRecipe,
+    config: NetworkSizes,
+    shape: tuple[int, ...],
+    use: ReferenceUse | None,
+) -> tuple[Schedule, Guidance | plan.Averaged, list[str]]:
+    """The points of a run, its guidance, and what a person should know of its plan, if it has one. shape: of the run's latents."""
+    shift, guidance = request.options.shift, recipe.guidance(request.guidance, recipe.solvers[0])
+    if request.speed == EXACT:
+        schedule = recipe.way(config, shape, request.num_steps, shift, (request.num_frames, request.height, request.width))
+        return schedule if use is None else recipe.cut(schedule, use), guidance, []
+    subject = plans.Subject(networks.identity, plan.mode_of(use), (request.height, request.width), request.num_frames)
+    chosen = plans.find(request.speed, None if shift else subject, networks.plan_folders, family_of(config).usual.num_steps)
+    whole = recipe.schedule(config, shape, chosen.num_steps, shift)
+    return *plan.planned(guidance, whole, chosen), [chosen.words(request.speed)]
 
 
 def finished(latents: Tensor, dtype: torch.dtype, who: str = "The transformer") -> Tensor:

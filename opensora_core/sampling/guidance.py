@@ -10,7 +10,7 @@ Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/sampling.py, I2VDenoiser.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -69,6 +69,7 @@ class StepGuidance:
         passes: the forwards this step needs, in the order the host expects.
         reads_reference: whether `cond` and `uncond` get the reference at this step; `uncond_image` never does.
         of: the run's.
+        holds_image: what the reference changes is taken as it was at the last step that ran `uncond_image` (plan.py).
     """
 
     text: float
@@ -76,21 +77,39 @@ class StepGuidance:
     passes: tuple[str, ...]
     reads_reference: bool = True
     of: "Guidance | None" = None
+    holds_image: bool = False
 
     def reads(self, name: str) -> tuple[str, bool]:
         """What a pass is told: (positive or negative text, whether it reads the reference)."""
         return "positive" if name == "cond" else "negative", self.reads_reference and name != "uncond_image"
 
-    def combine(self, predictions: dict[str, Tensor]) -> Tensor:
-        """Combine predictions ([B, C, T, H, W], velocity or denoised alike, since the weights sum to 1)."""
+    def computed(self) -> "StepGuidance":
+        """The same with the pass that it would hold."""
+        return replace(self, passes=(*self.passes, "uncond_image"), holds_image=False)
+
+    def seen(self, predictions: dict[str, Tensor]) -> None:
+        """Told of the velocities of its passes before they are combined, for a step that records them (calibration.py)."""
+
+    def combine(self, predictions: dict[str, Tensor], held: Tensor | None = None) -> Tensor:
+        """Combine predictions ([B, C, T, H, W], velocity or denoised alike, since the weights sum to 1).
+
+        held: `image_difference` of the last step that ran `uncond_image`, for a step that holds it.
+        """
         cond = predictions["cond"]
         if self.passes == ("cond",):
             return cond
         uncond = predictions["uncond"]
         guided = uncond + self.text * (cond - uncond)
-        if "uncond_image" in self.passes:
-            guided = guided + self.image_excess(cond) * (uncond - predictions["uncond_image"])
+        difference = self.image_difference(predictions, held)
+        if difference is not None:
+            guided = guided + self.image_excess(cond) * difference
         return guided if self.of is None else self.of.finish(guided, cond, self.reads_reference)
+
+    def image_difference(self, predictions: dict[str, Tensor], held: Tensor | None = None) -> Tensor | None:
+        """What the reference changes, of this step or as it was held; None where the step does not guide by it."""
+        if "uncond_image" in self.passes:
+            return predictions["uncond"] - predictions["uncond_image"]
+        return held if self.holds_image else None
 
     def image_excess(self, like: Tensor) -> float | Tensor:
         """The image scale minus its neutral 1, on the device and in the dtype of `like`."""
@@ -154,6 +173,10 @@ class Guidance:
         if self.tames and not reads_reference:
             guided = tame(guided, cond)
         return torch.cat((guided[:, : self.channels], cond[:, self.channels :]), dim=1) if self.channels else guided
+
+    def released_steps(self, steps: int) -> int:
+        """How many steps of the released run so many steps stand for."""
+        return steps
 
 
 ONE_PASS = Guidance(text=1.0, image=1.0)  # of a network that needs no negative prompt

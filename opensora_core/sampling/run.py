@@ -7,10 +7,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..choices import AUTO
-from ..errors import OpenSoraError
+from ..choices import AUTO, EXACT, SPEEDS
+from ..errors import OpenSoraError, check_choice
 from .given import NOTHING, Beside, Given, ImageCondition
 from .guidance import Guidance, ReferenceUse
+from .plan import Averaged
 from .process import Flow, Process
 from .schedule import Schedule, shifted_schedule
 from .solvers import SOLVERS, Solver, StepNoise, noise
@@ -47,7 +48,7 @@ class StepReport:
     step: int
     num_steps: int
     forwards_done: int
-    forwards_saved: int  # against three passes at every step so far
+    forwards_saved: int  # against three passes at every released step so far
     latents: Tensor
 
 
@@ -114,6 +115,18 @@ class SamplingRecipe:
             raise OpenSoraError(f"solver={solver!r} is not one that this model is sampled with; use {' or '.join(self.solvers)}, or auto.")
         return replace(recipe, solvers=(solver,))
 
+    def check_speed(self, speed: str) -> None:
+        """Raise an OpenSoraError for a speed that is none, or that this model cannot be sampled at."""
+        check_choice("speed", speed, SPEEDS)
+        if speed != EXACT and self.use is not None:
+            raise OpenSoraError(
+                f"speed={speed!r}: what is given enters this model at every step, which a plan would skip; use speed {EXACT}."
+            )
+        if speed != EXACT and not (isinstance(self.process, Flow) and self.solvers[0] == "euler" and not self.reads_size):
+            raise OpenSoraError(
+                f"speed={speed!r} joins steps of a rectified flow, and this model is sampled by another process; use speed {EXACT}."
+            )
+
 
 def run(
     predict: Callable[[Tensor, int], Tensor],
@@ -145,7 +158,7 @@ def sample(
     network,
     x: Tensor,
     schedule: Schedule,
-    guidance: Guidance,
+    guidance: Guidance | Averaged,
     conditions: Conditions,
     on_step: Callable[[StepReport], None] | None = None,
     seeds: Sequence[int] = (),
@@ -163,14 +176,14 @@ def sample(
         given = recipe.given(condition, x, schedule, dtype)
         given.draw = StepNoise(seeds, 1)
     text = {name: _moved(side, device, dtype) for name, side in vars(conditions.text).items()}
-    done = 0
+    done, held = 0, None
 
     @cache
     def inputs(side: str, reads: bool, is_blank: bool) -> Side:
         return recipe.inputs(network.config, text[side], given if reads else given.blank if is_blank else NOTHING, conditions.numbers)
 
     def predict(x: Tensor, step: int) -> Tensor:
-        nonlocal done
+        nonlocal done, held
         now = guidance.at_step(step, schedule.num_steps, x.shape[2], given.use, schedule.timesteps[step].item())
         timestep = schedule.timesteps[step].to(device).expand(x.shape[0])
         network_input = x.to(dtype)
@@ -178,11 +191,13 @@ def sample(
             name: network(network_input, timestep, **inputs(*now.reads(name), now.reads_reference)).to(x.dtype) for name in now.passes
         }
         done += len(now.passes)
-        return now.combine(predictions)
+        now.seen(predictions)
+        held = now.image_difference(predictions, held)
+        return now.combine(predictions, held)
 
     def report(step: int, x: Tensor) -> None:
         if on_step is not None:
-            on_step(StepReport(step, schedule.num_steps, done, 3 * step - done, x))
+            on_step(StepReport(step, schedule.num_steps, done, 3 * guidance.released_steps(step) - done, x))
 
     return run(predict, x, schedule, recipe.process, SOLVERS[recipe.solvers[0]](seeds), given, report)
 

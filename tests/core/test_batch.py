@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import pytest
 import torch
 from PIL import Image
 
+from opensora_core import names
 from opensora_core.cli import build_parser, main
 from opensora_core.commands import jobs
 from opensora_core.commands.ledger import NAME
@@ -408,3 +410,59 @@ def test_a_line_written_below_the_bars_of_a_batch_is_whole(monkeypatch):
     lines = [line.split("\r")[-1].strip() for line in screen.getvalue().split("\n")]
     assert {"a title", "one.mp4", "error: two"} <= set(lines)
     assert "2/2" in lines[-2] and "1 failed" in lines[-2]
+
+
+class TestShards:
+    ROWS = "prompt,seed\n" + "".join(f"a cat {number},{number}\n" for number in range(5))
+
+    def test_two_workers_make_each_row_once(self, tiny_checkpoint, tmp_path):
+        (tmp_path / "list.csv").write_text(self.ROWS)
+        command = [
+            sys.executable,
+            "-m",
+            "opensora_core",
+            "generate",
+            "--model",
+            str(tiny_checkpoint),
+            "--csv",
+            "list.csv",
+            *SIZE,
+            "--out",
+            "out",
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        workers = [
+            subprocess.Popen([*command, "--shard", f"{number}/2"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+            for number in (1, 2)
+        ]
+        told = [worker.communicate(timeout=300)[0].split() for worker in workers]
+        assert [worker.returncode for worker in workers] == [DONE, DONE]
+        assert sorted(Path(path).name for path in told[0] + told[1]) == videos(tmp_path / "out")
+        assert len(videos(tmp_path / "out")) == 5 and not list((tmp_path / "out").glob("*.claim"))
+        assert len(json.loads((tmp_path / "out" / NAME).read_text())["videos"]) == 5
+
+    def test_a_workers_own_rows_come_first_and_a_lost_ones_are_taken_up(self, run, made, monkeypatch):
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        assert run(self.ROWS) == DONE
+        assert [call["seed"] for call in made] == [1, 4, 2, 0, 3]
+
+    def test_a_row_that_another_is_at_work_on_is_waited_for(self, run, made, here, monkeypatch):
+        assert run(self.ROWS) == DONE and len(made) == 5
+        record = json.loads((here / "out" / NAME).read_text())
+        key, entry = next(iter(record["videos"].items()))
+        (here / "out" / entry["file"]).unlink()
+        held, looks = names.claim(Path("out") / f"{key}.row"), []
+
+        def sleep(seconds):
+            looks.append(len(made))
+            held.release()
+
+        monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep))
+        assert run(self.ROWS, "--shard", "1/1") == DONE
+        assert looks == [5] and len(made) == 6 and len(videos()) == 5
+
+    @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])
+    def test_a_worker_that_is_none_is_refused(self, run, no_weights, capsys, shard):
+        assert run(self.ROWS, "--shard", shard) == REFUSED
+        assert f"--shard {shard} is no worker; --shard 1/8 is the first of eight." in capsys.readouterr().err

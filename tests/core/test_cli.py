@@ -44,7 +44,7 @@ FLAGS = {
 }
 DEFAULTS = {
     "num_frames": None, "fps": 24, "num_steps": 50, "guidance": 7.5, "guidance_img": 3.0, "motion_score": None, "num_samples": 1,
-    "device": "auto", "dtype": "auto", "precision": "auto", "offload": "auto", "attention": "sdpa", "decode_policy": "auto",
+    "device": "auto", "dtype": "auto", "precision": "auto", "offload": "auto", "attention": "auto", "decode_policy": "auto",
     "negative_prompt": "", "seed": None, "lora_strength": 1.0, "budget_gib": None,
 }  # fmt: skip
 

@@ -351,7 +351,7 @@ class Known:
         for place, name in ((0, "image"), (-1, "last_image")):
             if settings[name] is not None and self.is_good:
                 clip[place] = settings[name]
-        return SimpleNamespace(frames=[list((clip.clamp(0, 1) * 255).round().to(torch.uint8).numpy())])
+        return SimpleNamespace(frames=[list((clip.clamp(0, 1) * 255).round().to(torch.uint8).numpy())], forwards=80)
 
 
 class TestCommand:

@@ -16,8 +16,8 @@ NODES = ROOT / "nodes"
 
 # What the library may import besides the standard library; all of it is named in pyproject.toml.
 LIBRARIES = {
-    "PIL", "accelerate", "bitsandbytes", "einops", "imageio_ffmpeg", "numpy", "safetensors", "sentencepiece", "tokenizers", "torch",
-    "tqdm", "transformers",
+    "PIL", "accelerate", "bitsandbytes", "einops", "flash_attn", "imageio_ffmpeg", "numpy", "safetensors", "sageattention",
+    "sentencepiece", "tokenizers", "torch", "tqdm", "transformers",
 }  # fmt: skip
 # The host's public face and its two small helpers, open to every node, and its insides, which only nodes/host may know.
 HOST_API = {"comfy_api", "folder_paths", "node_helpers"}

@@ -1,0 +1,47 @@
+"""`calibrate`: find the best plans of a model for a size, a length and what is given, and write them where a speed looks for them."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import OpenSoraError
+from .frames import call_arguments
+from .model import pipeline, with_usual
+from .options import CSV_COLUMNS, DONE, CalibrateOptions
+from .output import check_writable
+from .progress import Bars
+from .table import cell_value, read_rows
+
+_COLUMNS = ("prompt", "negative", "image", "end_image", "seed", "motion_score")
+
+
+def run(options: CalibrateOptions) -> int:
+    """Calibrate with the prompts that are given; the table of what was measured goes to standard output."""
+    folder = Path(options.out).expanduser()
+    if options.num_samples < 1:
+        raise OpenSoraError(f"--num-samples {options.num_samples} measures nothing; use at least 1.")
+    pipe = pipeline(options)
+    options = with_usual(options, pipe.files.usual)
+    first = 0 if options.seed is None else options.seed
+    asked = [replace(one, seed=first + index) if one.seed is None else one for index, one in enumerate(_prompts(options))]
+    calls = [(one.prompt, one.seed + sample, call_arguments(one, pipe.files)) for one in asked for sample in range(options.num_samples)]
+    requests = pipe.checked(calls)
+    check_writable(folder)
+    with Bars(f"{len(calls)} runs to measure on {pipe.device}; a calibration that is stopped goes on with the same command") as bars:
+        found = pipe.calibrate(requests, folder, bars.progress)
+    sys.stdout.write(found.report() + "\n")
+    return DONE
+
+
+def _prompts(options: CalibrateOptions) -> list[CalibrateOptions]:
+    """The command line with what each row says, where there is a table."""
+    if options.csv is None:
+        return [replace(options, seed=options.seed or 0)]
+    folder, found = Path(options.csv).expanduser().parent, []
+    for row in read_rows(options.csv):
+        others = [column for column in row.cells if column not in _COLUMNS]
+        if others or "prompt" not in row.cells:
+            what = f"a {others[0]} of its own" if others else "no prompt"
+            raise OpenSoraError(f"{row.name} has {what}; a calibration reads {', '.join(_COLUMNS)}, all runs being of one size and length.")
+        found.append(replace(options, **{CSV_COLUMNS[column]: cell_value(column, text, folder) for column, text in row.cells.items()}))
+    return found

@@ -1,0 +1,105 @@
+"""What a transformer's blocks compute with: an attention by its name, and blocks that are compiled, each class once."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..choices import AUTO, CUDNN, FLASH, SAGE, SDPA, SLICED, dtype_word
+from ..errors import OpenSoraError
+from ..ops import attention, sliced_attention
+
+logger = logging.getLogger(__name__)
+
+_HOPPER = 9  # compute capability
+_PACKAGES = {SAGE: "sageattention", FLASH: "flash-attn"}
+
+
+def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """An attention of ops.py's form by its name in choices.ATTENTIONS.
+
+    Raises:
+        OpenSoraError: its library is not installed, or it does not compute on this device in this dtype.
+    """
+    if name == SLICED:
+        return sliced_attention(1)
+    if name in (AUTO, SDPA):
+        if name == AUTO and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER:
+            logger.info("On this card attention cudnn, or sage if it is installed, is faster than auto.")
+        return attention
+    found = {CUDNN: _cudnn, SAGE: _sage, FLASH: _flash}[name]()
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        raise OpenSoraError(
+            f"attention={name!r} computes on an NVIDIA GPU in bf16, and this is {device.type} in {dtype_word(dtype)}; use {AUTO}."
+        )
+    return found
+
+
+def _cudnn() -> Callable[..., Tensor]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+        with sdpa_kernel(order, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    return attend
+
+
+def _sage() -> Callable[..., Tensor]:
+    try:
+        from sageattention import sageattn
+    except ImportError as error:
+        raise _missing(SAGE) from error
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+        return sageattn(q, k, v, tensor_layout="HND", is_causal=False).transpose(1, 2).flatten(2)
+
+    return attend
+
+
+def _flash() -> Callable[..., Tensor]:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError as error:
+        raise _missing(FLASH) from error
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+        return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).flatten(2)  # it takes [B, L, H, D]
+
+    return attend
+
+
+def _missing(name: str) -> OpenSoraError:
+    return OpenSoraError(f"attention={name!r} needs the library {_PACKAGES[name]}, which is not installed here; use {AUTO} or {CUDNN}.")
+
+
+def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Compile the forward of blocks in place. Those of one class share the compiled code; what streams weights in and out stays around it.
+
+    Where compiling fails, at the first call, a line says so and all go on uncompiled.
+    """
+    is_compiled = [True]
+
+    def either(eager: Callable, compiled: Callable) -> Callable:
+        def forward(*args):
+            if is_compiled[0]:
+                try:
+                    return compiled(*args)
+                except Exception as error:
+                    if isinstance(error, torch.cuda.OutOfMemoryError) or not type(error).__module__.startswith(
+                        ("torch._dynamo", "torch._inductor")
+                    ):
+                        raise
+                    is_compiled[0] = False
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    logger.warning("The blocks could not be compiled (%s); they run uncompiled.", reason)
+            return eager(*args)
+
+        return forward
+
+    for block in blocks:
+        block.forward = either(block.forward, torch.compile(block.forward, dynamic=False))

@@ -1,0 +1,89 @@
+"""Files of calibrated plans: one for each model, mode, size and length, found by what it is for."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import OpenSoraError
+from ..names import complete_or_absent
+from ..sampling.plan import POINTS, RELEASED_STEPS, StepPlan
+
+FORMAT = 1
+_ROUNDING = 1e-3  # of a step
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a plan is calibrated for.
+
+    Attributes:
+        identity: see identity_of. mode: one of MODES. size: (height, width) in pixels.
+    """
+
+    identity: str
+    mode: str
+    size: tuple[int, int]
+    frames: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.identity[:12]}_{self.mode}_{self.size[1]}x{self.size[0]}_{self.frames}.json"
+
+
+def find(speed: str, subject: Subject | None, folders: Iterable[Path], num_steps: int = RELEASED_STEPS) -> StepPlan:
+    """The plan of a speed other than exact: the calibrated one of the first folder that has it, else the uncalibrated one.
+
+    Args:
+        subject: None where no calibrated plan can hold, as with a shift of one's own.
+
+    Raises:
+        OpenSoraError: a file that is no plan, or of another model, size or length than its name says.
+    """
+    for folder in folders if subject is not None else ():
+        path = Path(folder) / subject.file_name
+        if path.is_file():
+            for plan in read(path, subject):
+                if len(plan.steps) == POINTS[speed] and plan.num_steps == num_steps:
+                    return plan
+    return StepPlan.uncalibrated(speed, num_steps)
+
+
+def read(path: Path, subject: Subject) -> list[StepPlan]:
+    """The plans of a file.
+
+    Raises:
+        OpenSoraError: it is damaged, of another version, or not for the subject.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise OpenSoraError(f"The plan {path.name} was written by another version of this program (format {record['format']}).")
+        num_steps, found = record["steps"], Subject(record["identity"], record["mode"], tuple(record["size"]), record["frames"])
+        plans = [_plan(num_steps, **one) for one in record["plans"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, OpenSoraError) and "format" in str(error):
+            raise
+        raise OpenSoraError(f"{path.name} is no plan, or a damaged one; calibrate again, or take it out of {path.parent.name}.") from error
+    if found != subject:
+        differing = [name for name, value in asdict(found).items() if value != asdict(subject)[name]]
+        raise OpenSoraError(f"The plan {path.name} is of another {' and '.join(differing)} than its name says; calibrate again.")
+    return plans
+
+
+def write(folder: Path, subject: Subject, plans: list[StepPlan], forwards: list[int], about: dict) -> Path:
+    """Write plans where `find` looks for them. forwards: of each. about: what else a person may want to know of them."""
+    whole = {"format": FORMAT, **asdict(subject), "steps": plans[0].num_steps, **about}
+    rows = [{"points": plan.points, "forwards": count, "error": plan.error} for plan, count in zip(plans, forwards, strict=True)]
+    path = folder / subject.file_name
+    folder.mkdir(parents=True, exist_ok=True)
+    with complete_or_absent(path) as partial:
+        partial.write_text(json.dumps({**whole, "plans": rows}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _plan(num_steps: int, points: list[float], forwards: int, error: float) -> StepPlan:
+    steps = [(1 - point) * num_steps for point in points]
+    if steps[-1] != num_steps or any(abs(step - round(step)) > _ROUNDING for step in steps):
+        raise ValueError(points)
+    return StepPlan(tuple(round(step) for step in steps[:-1]), num_steps, float(error))
