@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.names import check_name
 from ..opensora_core.text.prompt import file_name_part
 from .host.node import Node
 
@@ -60,6 +61,7 @@ class OpenSoraPromptList(Node):
 
     @classmethod
     def execute(cls, prompts, first, count, filename_prefix) -> io.NodeOutput:
+        check_name(filename_prefix, "filename_prefix")
         lines = [line.strip() for line in prompts.splitlines()]
         wanted = [line for line in lines if line and not line.startswith(COMMENT)]
         if not wanted:

@@ -7,6 +7,7 @@ import comfy.sd
 
 from ...opensora_core.checkpoint.lora import changed_words, comfy_keys, in_model, read_lora
 from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.run.finite import is_finite
 from .families import require_open_sora
 
 
@@ -29,6 +30,10 @@ def apply_lora(model, path: str, strength: float):
     shapes = {key: tuple(weight.shape) if weight.is_floating_point() else None for key, weight in weights.items()}
     in_model(layers, shapes, name)
     line = f"{name} {changed_words(layers, shapes)}"
+    if bad := next((key for key, layer in layers.items() if not all(map(is_finite, layer.parts.values()))), None):
+        raise CheckpointError(
+            f"{name} holds values that are not numbers (NaN or infinite), the first for {bad}: a damaged or unfinished file."
+        )
     if strength == 0:
         return model, f"{line} at a strength of 0: not at all"
     patched, _ = comfy.sd.load_lora_for_models(model, None, comfy_keys(layers), strength, 0)

@@ -105,9 +105,14 @@ def _wrong_values(cls, given: dict[str, Any]) -> dict[str, str]:
 
 def _with_defaults(cls, parameters: Iterable[inspect.Parameter], given: dict[str, Any]) -> dict[str, Any]:
     """What a function is given, with the schema's default for what was left out and has none in its signature."""
-    lacking = [one.name for one in parameters if one.default is one.empty and one.name not in given and one.name != "cls"]
-    defaults = {item.id: getattr(item, "default", None) for item in cls.define_schema().inputs} if lacking else {}
-    return {**given, **{name: defaults[name] for name in lacking if defaults.get(name) is not None}}
+    lacking = [one.name for one in parameters if one.default is one.empty and one.name not in given]
+    defaults = _defaults(cls) if lacking else {}
+    return {**given, **{name: defaults[name] for name in lacking if name in defaults}}
+
+
+def _defaults(cls) -> dict[str, Any]:
+    found = {item.id: getattr(item, "default", None) for item in cls.define_schema().inputs}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _completed(own: Callable) -> Callable:
@@ -127,6 +132,7 @@ def _executed(own: Callable) -> Callable:
     @functools.wraps(own)
     def execute(cls, *args, **given):
         given = {**_named(inspect.signature(own), cls, args), **given}
+        given = {name: value for name, value in given.items() if value is not None or name not in _defaults(cls)}
         if wrong := _wrong_values(cls, given):
             raise OpenSoraError(" ".join(wrong.values()))
         return completed(cls, **given)
@@ -154,7 +160,8 @@ def _named(signature: inspect.Signature, cls, args: tuple) -> dict[str, Any]:
 
 
 def _takes_anything(own: Callable) -> bool:
-    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(own).parameters.values())
+    """Of a node that will not run, whatever it is given (selftest.refusing)."""
+    return [one.kind for one in inspect.signature(own).parameters.values()][1:] == [inspect.Parameter.VAR_KEYWORD]
 
 
 class _Refusals(str):

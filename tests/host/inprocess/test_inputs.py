@@ -188,3 +188,8 @@ def test_what_people_see_is_as_declared(ours):
 def test_an_empty_clip_that_no_machine_holds_is_refused(run_node, error):
     with pytest.raises(error, match="GiB"):
         run_node("OpenSoraEmptyLatentVideo", resolution="custom", width=8192, height=8192, num_frames=1025, batch_size=64)
+
+
+def test_null_is_the_default(run_node):
+    latent, *_ = run_node("OpenSoraEmptyLatentVideo", resolution=None, num_frames=None, batch_size=None)
+    assert latent["samples"].shape == (1, 16, 33, 24, 42)

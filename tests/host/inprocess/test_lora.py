@@ -148,3 +148,38 @@ def test_a_replaced_file_is_read_again(pairs, write, pack):
     before = node.fingerprint_inputs(lora_name=name, strength=1.0)
     write(name, FORMS["kohya"](pairs)[0], {"note": json.dumps("longer")})
     assert node.fingerprint_inputs(lora_name=name, strength=1.0) != before
+
+
+def other_forms():
+    """Tensors of one layer by each other form, whose change is [96, 96] and a bias's [96]."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator) * 0.3
+
+    return {
+        "loha": {"hada_w1_a": draw(96, 4), "hada_w1_b": draw(4, 96), "hada_w2_a": draw(96, 4), "hada_w2_b": draw(4, 96), "alpha": torch.tensor(2.0)},
+        "lokr": {"lokr_w1": draw(8, 8), "lokr_w2": draw(12, 12)},
+        "diff": {"diff": draw(96, 96), "diff_b": draw(96)},
+        "lora and diff_b": {"lora_down.weight": draw(4, 96), "lora_up.weight": draw(96, 4), "diff_b": draw(96)},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", other_forms())
+def test_other_forms_are_what_the_stock_loader_makes_of_them(form, write, run_node, model, relative_error):
+    name = write(
+        "other.safetensors", {f"diffusion_model.double_blocks.0.img_attn.q_proj.{part}": t for part, t in other_forms()[form].items()}
+    )
+    (ours,) = run_node("OpenSoraLoraLoader", model=model, lora_name=name, strength=STRENGTH)
+    (stock,) = run_node("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=STRENGTH)
+    assert not torch.equal(forward(ours), forward(model))
+    assert relative_error(forward(ours), forward(stock)) == 0
+
+
+def test_nan_in_a_lora_is_refused_by_name(pairs, write, run_node, model, pack):
+    tensors, _ = FORMS["peft"](pairs)
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    tensors["base_model.model.img_in.lora_A.weight"][0, 0] = torch.nan
+    name = write("nan.safetensors", tensors)
+    with pytest.raises(pack("opensora_core.errors").CheckpointError, match="nan.safetensors holds values that are not numbers.*img_in"):
+        run_node("OpenSoraLoraLoader", model=model, lora_name=name, strength=1.0)
