@@ -184,7 +184,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = A
     if "l" in own:
         clip_l.state[table] = _released_table(clip_l.state[table], own["l"])
         own["l"] = _released_ids(own["l"])
-    _set_precision(t5, precision, clip_l)
+    _set_precision(t5, clip_l, precision)
     options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
     if t5.is_quantised:
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
@@ -210,7 +210,7 @@ def _load_t5(path: str, precision: str, device: str, disable_dynamic: bool):
     t5 = read_encoder(path)
     detect.require(t5.identity, "t5", t5.name)
     overrides, own = _t5_overrides(t5), _own_tokenizers(t5)
-    _set_precision(t5, precision)
+    _set_precision(t5, None, precision)
     options = {**overrides, "dtype": _load_dtype(t5.state)}
     if t5.is_quantised:
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
@@ -337,7 +337,7 @@ def _released_table(table: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     return rows
 
 
-def _set_precision(t5: EncoderFile, precision: str, clip_l: EncoderFile | None = None) -> None:
+def _set_precision(t5: EncoderFile, clip_l: EncoderFile | None, precision: str) -> None:
     if precision == AUTO:
         return
     if t5.is_quantised:

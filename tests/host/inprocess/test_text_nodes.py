@@ -275,7 +275,7 @@ def encode_node(run_node, clip, prompt, keep=True):
 def encoded(clip, pack, monkeypatch):
     """The texts that the encoders were asked for from now on; nothing is kept before or after."""
     texts, encode = [], pack("nodes.host.text").encode
-    monkeypatch.setattr(pack("nodes.host.text"), "encode", lambda clip, text: (texts.append(text), encode(clip, text))[1])
+    monkeypatch.setattr(pack("nodes.host.text"), "encode", lambda clip, text, *recipe: (texts.append(text), encode(clip, text, *recipe))[1])
     pack("opensora_core.memory.loaded").PROMPTS.clear()
     yield texts
     pack("opensora_core.memory.loaded").PROMPTS.clear()
