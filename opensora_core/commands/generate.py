@@ -86,7 +86,8 @@ class Target:
 
 def _decode(options: GenerateOptions) -> int:
     """Write the videos of finished latents, for which nothing is sampled."""
-    target, pipe = Target(options.out), pipeline(options)
+    target, pipe = Target(options.out, options.sample_name or "video"), pipeline(options)
+    options = with_usual(options, pipe.files.usual)
     latents = read_latents(check_name(options.decode, "--decode"))
     check_writable(target.folder, "" if target.is_folder else target.path.name)
     frames, height, width = pipe.frames_of(latents)
