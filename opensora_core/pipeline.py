@@ -340,12 +340,10 @@ class OpenSoraPipeline:
             num_frames: for 2.0 4k+1, its high-compression variant 4k, Open-Sora 1.2 17k, 1.3 16k+1, CogVideoX 8k+1 or 16k+1.
             image, last_image: first and last frame: paths, PIL images, [H, W, 3] uint8 or float in 0..1, or a frame's latents.
             video, direction, context: a clip to go on from, where, and by how many frames (media/pictures.py); CogVideoX makes it over instead.
-            image_strength: 0..1, how closely the video holds to what is given; see sampling/guidance.py, ReferenceUse.
-            references, mask_strategy: of Open-Sora 1.1 to 1.3: pictures and clips, and where their frames go (sampling/masks.py).
+            image_strength: 0..1, how closely it holds to what is given (guidance.ReferenceUse). references, mask_strategy: see sampling/masks.py.
             seed: 0..2**64-1; None draws one, or a generator's. Video k is what seed + k gives alone. noise: [B, C, T, H, W], in place of theirs.
-            callback, progress: (step from 1, num_steps, forwards_done, forwards_saved, latents); (stage, done, total). options: SamplingOptions.
-            check_only: refuse what cannot be met, make nothing but seeds. latents_only: no frames, for `extend` or `decode` to make.
-            speed: exact, or balanced, fast, draft: fewer steps by a plan, and num_inference_steps is not read; see sampling/plan.py.
+            callback, progress, options: see result.Watchers, SamplingOptions. check_only: refuse what cannot be met, make nothing but seeds.
+            latents_only: no frames. speed: exact, or balanced, fast, draft: a plan of fewer steps (sampling/plan.py); steps are then not read.
 
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
@@ -367,9 +365,8 @@ class OpenSoraPipeline:
             noise=noise,
         )
         self._check(request)
-        if check_only:
-            return GenerationResult(seeds=request.seeds, request=request)
-        return make_clip(self._networks, request, Watchers(callback, progress), not latents_only)
+        only, watchers = GenerationResult(seeds=request.seeds, request=request), Watchers(callback, progress)
+        return only if check_only else make_clip(self._networks, request, watchers, not latents_only)
 
     @torch.inference_mode()
     def extend(  # noqa: PLR0913 - as __call__
@@ -399,8 +396,7 @@ class OpenSoraPipeline:
         Args:
             video: what a call gave, or its `.latents`: [B, C, T, H, W] in the transformer's scale.
             prompts: one for each segment in turn, the last for all that follow; None = the video's own.
-            segments: how many to add.
-            references, mask_strategy: as for a call; segments are its loops from 1 on.
+            segments: how many to add. references, mask_strategy: as for a call; segments are its loops from 1 on.
             num_frames, context_frames: of a segment, and what of it is given; see run/segments.py, continuation.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
@@ -435,10 +431,8 @@ class OpenSoraPipeline:
             grid=grid,
         )
         self._check(request)
-        if check_only:
-            return video
-        requests = [replace(request, prompt=text) for text in texts]
-        return make_longer(self._networks, latents, plan, requests, Watchers(callback, progress, on_segment))
+        requests, watchers = [replace(request, prompt=text) for text in texts], Watchers(callback, progress, on_segment)
+        return video if check_only else make_longer(self._networks, latents, plan, requests, watchers)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, progress: StageProgress | None = None) -> list[list[numpy.ndarray]]:
