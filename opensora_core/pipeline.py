@@ -421,7 +421,7 @@ class OpenSoraPipeline:
             height=height * grid.space,
             width=width * grid.space,
             num_frames=grid.pixel_frames(plan.segment),
-            num_steps=self._num_steps(speed, num_inference_steps) or self.files.usual.num_steps,
+            num_steps=self.files.usual.num_steps if (steps := self._num_steps(speed, num_inference_steps)) is None else steps,
             guidance=self._guidance(options, guidance_scale, image_guidance_scale),
             references=self._going_on(latents, plan, references, mask_strategy),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),

@@ -37,7 +37,8 @@ def recipe_for(options: GenerateOptions, files: ModelFiles) -> dict[str, Any]:
         value = getattr(options, one.name)
         if one.metadata and one.name not in _NOT_OF_THE_VIDEO and value != one.default:
             settings[one.name] = Path(value).name if isinstance(value, str) and _is_path(value) else value
-    named = {name: path for name in ("dit", "vae", "t5", "clip") if (path := Path(getattr(files, name))).exists()}
+    given = {name: path for name in ("dit", "vae", "t5", "clip") if (path := getattr(files, name)) is not None}
+    named = {name: path for name, path in given.items() if path.exists()}
     parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name, path in named.items() if path.is_file()}
     if files.dit.parent == SMALL:
         settings["model"] = "small"

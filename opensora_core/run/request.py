@@ -102,6 +102,8 @@ class SamplingOptions:
         decorate("", self.fps, None)  # raises for a number outside its range
         for name, choices in _WORDS.items():
             check_choice(name, getattr(self, name), choices)
+        if self.motion_score is not None and not 0 <= finite("motion_score", self.motion_score) <= 100:
+            raise OpenSoraError(f"motion_score={self.motion_score} is no score; use 1 to 15 with Open-Sora 2.0, 0 to 100 with 1.2 and 1.3.")
         if finite("shift", self.shift) < 0:
             raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")
 

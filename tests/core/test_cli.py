@@ -23,6 +23,7 @@ from opensora_core.commands.options import DONE, INTERRUPTED, REFUSED, SOME_FAIL
 from opensora_core.families.table import DEFAULT
 from opensora_core.media import video
 from opensora_core.media.latent_file import read_latents
+from opensora_core.media.video import read_clip
 from opensora_core.memory import decode as video_vae
 from opensora_core.pipeline import OpenSoraPipeline
 
@@ -192,7 +193,7 @@ def test_single_files_may_be_named_instead_of_a_folder(tiny_checkpoint, here, ca
     words = [str(word) for pair in parts.items() for word in pair]
     assert main(["generate", "--prompt", "a cat", *SIZE, *words, "--out", "a.mp4"]) == DONE
     assert main(["generate", "--prompt", "a cat", *SIZE, *words, "--out", "b.mp4", "--tokenizers", str(tiny_checkpoint)]) == DONE
-    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    assert same_frames(Path("a.mp4"), Path("b.mp4"))
 
 
 REFUSALS = [
@@ -537,7 +538,7 @@ def test_latents_of_a_video_that_cannot_be_written_are_kept_and_made_a_video(sma
     assert "No space left on device" in told and "`generate --decode still_finished.latent`" in told
     assert main([*command, "--prompt", "a", "--out", "direct.mp4"]) == DONE
     assert main(["generate", "--model", str(small_checkpoint), "--decode", "still_finished.latent", "--out", "still.mp4"]) == DONE
-    assert Path("still.mp4").read_bytes() == Path("direct.mp4").read_bytes()
+    assert same_frames(Path("still.mp4"), Path("direct.mp4"))
 
 
 def test_a_whole_video_is_named_though_its_prompt_finds_no_room(small_checkpoint, here, capsys):
@@ -545,3 +546,8 @@ def test_a_whole_video_is_named_though_its_prompt_finds_no_room(small_checkpoint
     short = ["--num-frames", "5", "--num-steps", "1", "--width", "32", "--height", "32"]
     assert main(["generate", "--model", str(small_checkpoint), "--prompt", "a", *short, "--out", "still.mp4"]) == DONE
     assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+def same_frames(one, other) -> bool:
+    """Whether two videos show the same; what they say of how they were made may differ."""
+    return torch.equal(*(read_clip(path, 999, from_end=False) for path in (one, other)))

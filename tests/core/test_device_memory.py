@@ -63,6 +63,7 @@ def test_every_way_in_which_it_is_said(error, is_one):
 def test_the_sentence_has_the_numbers(monkeypatch):
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: int(1.251 * GIB))
     monkeypatch.setattr(device_memory, "total_bytes", lambda device: 8 * GIB)
+    monkeypatch.setattr(device_memory, "_name", lambda device: "this machine")
     expected = "Making it ran out of memory; this machine has 1.25 of 8 GiB free without it: make less."
     assert ran_out("Making it", torch.device("cpu"), "make less") == expected
     monkeypatch.setattr(device_memory, "free_bytes", lambda device: None)
