@@ -17,6 +17,7 @@ from opensora_core.evaluation import clips as clips_module, command as evaluate_
 from opensora_core.evaluation.clips import Job
 from opensora_core.evaluation.degrade import DEGREES, degraded
 from opensora_core.evaluation.world import Combination, Scene
+from opensora_core.families.open_sora_2 import OPEN_SORA
 
 ATTRIBUTES = ("colour", "background", "shape", "direction")
 SQUARE = Combination("square", "red", "blue", "right")
@@ -321,7 +322,7 @@ class Known:
 
     def __init__(self, is_good=True):
         self.is_good, self.device, self.dtype = is_good, torch.device("cpu"), torch.float32
-        self.files = SimpleNamespace(dit="a", vae="b", t5="c", clip="d")
+        self.files = SimpleNamespace(dit="a", vae="b", t5="c", clip="d", usual=OPEN_SORA.usual)
         self.vae = SimpleNamespace(encode=lambda frames, generators: frames.permute(3, 0, 1, 2)[None])
         self.num_calls, self.encoded = 0, []
 
