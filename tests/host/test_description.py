@@ -1,5 +1,6 @@
 """What the host tells the front-end of this pack: schemas as recorded, translations, help pages and workflows."""
 
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -67,4 +68,4 @@ def test_workflows_are_offered_as_templates(server):
     names = sorted(path.stem for path in (comfy.PACK / "workflows").glob("*.json"))
     assert sorted(server.get("/workflow_templates")[comfy.PACK_FOLDER]) == names
     for name in names:
-        assert server.get(f"/api/workflow_templates/{comfy.PACK_FOLDER}/{name}.json")["version"] == 0.4
+        assert server.get(f"/api/workflow_templates/{comfy.PACK_FOLDER}/{urllib.parse.quote(name)}.json")["version"] == 0.4
