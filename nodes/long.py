@@ -5,9 +5,9 @@ from comfy_api.latest import io
 from ..opensora_core import geometry
 from ..opensora_core.choices import AUTO, EXACT
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.families.table import DEFAULT
+from ..opensora_core.families.table import DEFAULT, family_of
 from ..opensora_core.run.request import SamplingOptions
-from ..opensora_core.run.segments import continuation, segment_prompts
+from ..opensora_core.run.segments import segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.text.prompt import MOTION_SCORE
 from ..opensora_core.text.recipe import Said
@@ -112,7 +112,8 @@ class OpenSoraContinueVideo(Node):
         config.grid.check_goes_on()
         shape = check_latent(latent["samples"], config)
         _check_vae(vae, shape)
-        plan = continuation(shape[2], inputs.frames_of(length, num_frames) or None, context_frames or None)
+        asked = inputs.frames_of(length, num_frames) or None, context_frames or None
+        plan = family_of(config).check_longer().plan(shape[2], *asked, config.grid)
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
         # No temporal ramp: the reference has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .sampling.guidance import ReferenceUse
+    from .sampling.longer import LongRule
     from .sampling.run import SamplingRecipe
 
 
@@ -136,8 +137,7 @@ class Family(Part):
         latent_scale: what the codec's latents are multiplied by for this network, where the codec's file does not tell; 0 = it does.
         is_straight: whether what a forward needs is a line in its tokens, above some thousands, whatever their extent.
         takes, needs: what may, and what must, be given besides a prompt, by the names that OpenSoraPipeline has for it.
-        longer: what a video is gone on from: its last "latents", the same decoded and encoded again (a "clip"), the "picture" of its last
-            frame, or nothing ("").
+        longer: how finished videos of it go on; None where they cannot.
         suits: (height, width, frames) -> what to tell a person who asks for what it was not trained on; "" otherwise. Raises an
             OpenSoraError for what it cannot make.
         lora_key: a key of a LoRA file as checkpoint/lora.py reads it.
@@ -156,7 +156,7 @@ class Family(Part):
     is_straight: bool = True
     takes: tuple[str, ...] = ("image", "last_image", "video")
     needs: tuple[str, ...] = ()
-    longer: str = "latents"
+    longer: "LongRule | None" = None
     suits: Callable[[int, int, int], str] = lambda height, width, num_frames: ""
     lora_key: Callable[[str], str] = lambda key: key
 
@@ -176,12 +176,13 @@ class Family(Part):
                 f"This model is {self.title}, which makes a clip over; use a strength below 1, such as the published 0.2 (1 is the clip as it is)."
             )
 
-    def check_longer(self) -> None:
-        """Raise an OpenSoraError unless videos of this model can be gone on from."""
-        if not self.longer:
+    def check_longer(self) -> "LongRule":
+        """How finished videos of this model go on. Raises an OpenSoraError where they cannot."""
+        if self.longer is None:
             raise OpenSoraError(
                 f"This model is {self.title}, which goes on from no video: it reads text alone; use a picture-to-video model."
             )
+        return self.longer
 
     def group_of(self, layer: str) -> str | None:
         """The group that a linear layer belongs to, or None if it is no such layer."""

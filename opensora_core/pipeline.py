@@ -33,10 +33,11 @@ from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
-from .run.segments import Continuation, by_pieces, continuation, from_picture, segment_prompts
+from .run.segments import segment_prompts
 from .run.text import check_said, encode
 from .sampling.given import CONTEXTS
 from .sampling.guidance import Guidance
+from .sampling.longer import Continuation
 from .sampling.plan import StepPlan
 
 
@@ -397,7 +398,7 @@ class OpenSoraPipeline:
             video: what a call gave, or its `.latents`: [B, C, T, H, W] in the transformer's scale.
             prompts: one for each segment in turn, the last for all that follow; None = the video's own.
             segments: how many to add. references, mask_strategy: as for a call; segments are its loops from 1 on.
-            num_frames, context_frames: of a segment, and what of it is given; see run/segments.py, continuation.
+            num_frames, context_frames: of a segment, and what of it is given; see sampling/longer.py.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
             callback, progress, options, check_only, speed: as for a call; there is no temporal ramp, as in the reference's video to video.
@@ -408,7 +409,6 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
-        self.files.family.check_longer()
         grid, options = self.files.grid, options or SamplingOptions()
         video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)
         latents = checked_latents(video.latents)
@@ -461,12 +461,8 @@ class OpenSoraPipeline:
         return vae.grid.pixel_frames(frames), vae.grid.space * rows, vae.grid.space * columns
 
     def continuation(self, video_length: int, num_frames: int | None = None, context_frames: int | None = None) -> Continuation:
-        """How a video of so many latent frames goes on; see run/segments.py. Raises an OpenSoraError for what cannot be."""
-        if self.files.family.longer == "picture":
-            return from_picture(video_length, num_frames, context_frames, self.files.grid)
-        if self.files.grid.piece:
-            return by_pieces(video_length, num_frames, context_frames, self.files.grid)
-        return continuation(video_length, num_frames, context_frames)
+        """How a video of so many latent frames goes on; see sampling/longer.py. Raises an OpenSoraError for what cannot be."""
+        return self.files.family.check_longer().plan(video_length, num_frames, context_frames, self.files.grid)
 
     def check_files(self) -> None:
         """Compare the parts by their headers and find the tokenizers, once; every call does so first.
@@ -496,7 +492,7 @@ class OpenSoraPipeline:
         return read_masked(references, mask_strategy, self.files.grid)
 
     def _going_on(self, latents: Tensor, plan: Continuation, references: Sequence, mask_strategy: str) -> References:
-        found = going_on(latents, plan, self.files.family.longer == "picture")
+        found = going_on(latents, plan, self.files.family.longer)
         masked = self._masked(references, mask_strategy, ())
         return found if masked is None else replace(found, several=masked.several, groups=masked.groups)
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.geometry import CAUSAL, Tiling
-from ...opensora_core.run.segments import Continuation, context_of, decode_windows, join, segment_seed
+from ...opensora_core.geometry import Tiling
+from ...opensora_core.run.segments import context_of, decode_windows, join, segment_seed
 from ...opensora_core.sampling.guidance import Guidance
+from ...opensora_core.sampling.longer import Continuation
 from . import clips, notice, run
 from .condition import LATENT_KEY, MASK_KEY
 from .kept import OutputFile
+from .vae import vae_config
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
 
 def decode(vae, samples: Tensor, plan: Continuation, policy: str, report: Callable[[str], None]) -> Tensor:
     """Frames [B * frames, H, W, 3] of long videos, decoded one segment's length at a time (clips.decode)."""
-    frames = CAUSAL.pixel_frames(samples.shape[2])
+    frames = vae_config(vae).grid.pixel_frames(samples.shape[2])
     images, done = None, 0
     for video in samples.split(1):
         for piece in decode_windows(video, plan, lambda part: clips.decode(vae, part, Tiling(), policy, report, is_kept=True)):

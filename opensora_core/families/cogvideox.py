@@ -16,6 +16,7 @@ from ..networks.cogvideox.config import CogVideoXConfig
 from ..networks.cogvideox.model import CogVideoX, example
 from ..sampling.given import FirstFrame, Given, MadeOver
 from ..sampling.guidance import Guidance, ReferenceUse
+from ..sampling.longer import LongRule
 from ..sampling.run import SamplingRecipe, Side
 from ..sampling.schedule import Schedule
 from ..sampling.solvers import clip_noise
@@ -143,7 +144,7 @@ def _row(kind: str, name: str, released: CogVideoXConfig, **own) -> Family:
         sampling=_recipe(takes_picture, ("dpm", "ddim") if released.is_rotary else ("ddim", "dpm")),
         takes=("image",) if takes_picture else ("video",),
         needs=("image",) if takes_picture else (),
-        longer="picture" if takes_picture else "",
+        longer=LongRule(re_encodes=True, from_picture=True) if takes_picture else None,
         lora_key=layout.lora_key,
         **own,
     )

@@ -12,6 +12,7 @@ from ..networks.mmdit.config import OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerC
 from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
 from ..networks.mmdit.model import MMDiT, example
 from ..sampling.given import Beside
+from ..sampling.longer import LongRule
 from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, beside
 from ..sampling.schedule import shifted_schedule
@@ -68,6 +69,7 @@ OPEN_SORA = Family(
         "",
         usual=Said(motion_score=MOTION_SCORE),
     ),
+    longer=LongRule(),
     zero_at_first=("cond_in.weight",),
     plain=("img_in",),
 )

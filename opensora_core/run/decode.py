@@ -10,9 +10,10 @@ from ..codecs.tiling import Progress
 from ..errors import DecodeOutOfMemory
 from ..media.video import to_uint8
 from ..memory.device import unless_out_of_memory
+from ..sampling.longer import Continuation
 from .parts import Networks
 from .ran_out import decoding_ran_out
-from .segments import Continuation, decode_windows, windows
+from .segments import decode_windows, windows
 
 Frames = list[numpy.ndarray]
 

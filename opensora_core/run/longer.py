@@ -9,13 +9,14 @@ from torch import Tensor
 from ..errors import OpenSoraError, OutOfMemory
 from ..media.pictures import LATENT_RANK, References
 from ..sampling.guidance import ReferenceUse
+from ..sampling.longer import Continuation, LongRule
 from .decode import decode_latents
 from .given import encode_references
 from .parts import Networks
 from .request import GenerationRequest
 from .result import GenerationResult, Watchers, timed
 from .sample import sample_latents
-from .segments import Continuation, context_of, join, segment_seed
+from .segments import context_of, join, segment_seed
 from .text import encode
 
 
@@ -57,24 +58,23 @@ def make_longer(
     return result
 
 
-def going_on(latents: Tensor, plan: Continuation, is_picture: bool = False) -> References:
-    """The end of videos, given to their next segment as it is. is_picture: it is the picture of one frame."""
+def going_on(latents: Tensor, plan: Continuation, rule: LongRule) -> References:
+    """The end of videos, latents [B, C, T, H, W], given to their next segment as it is."""
     context = context_of(latents, plan)
-    return References(first=context) if is_picture else References(clip=context, use=ReferenceUse(is_clip=True))
+    return References(first=context) if rule.from_picture else References(clip=context, use=ReferenceUse(is_clip=True))
 
 
 def _given(networks: Networks, latents: Tensor, plan: Continuation) -> References:
-    """What the next segment begins with; the last frame of a video, or its last frames, are decoded and encoded again."""
-    family = networks.files.family
-    if family.longer == "clip":
-        videos, _ = decode_latents(networks, latents[:, :, -plan.context :], lambda done, total: None)
-        clips = [torch.from_numpy(numpy.stack(frames)).float() / 255 for frames in videos]
-        return going_on(torch.cat([networks.video_vae.encode(clip, [None]) for clip in clips]).cpu(), plan)
-    if family.longer != "picture":
-        return going_on(latents, plan)
-    videos, _ = decode_latents(networks, latents[:, :, -plan.segment :], lambda done, total: None)
-    pictures = [torch.from_numpy(frames[-1])[None].float() / 255 for frames in videos]
-    return going_on(torch.cat([networks.video_vae.encode(picture, [None]) for picture in pictures]).cpu(), plan, True)
+    """What the next segment begins with, in whichever way the model goes on."""
+    rule = networks.files.family.check_longer()
+    if rule.re_encodes:
+        # The last frame depends on those before it: it is decoded with them.
+        videos, _ = decode_latents(
+            networks, latents[:, :, -(plan.segment if rule.from_picture else plan.context) :], lambda done, total: None
+        )
+        clips = [torch.from_numpy(numpy.stack(frames[-1:] if rule.from_picture else frames)).float() / 255 for frames in videos]
+        latents = torch.cat([networks.video_vae.encode(clip, [None]) for clip in clips]).cpu()
+    return going_on(latents, plan, rule)
 
 
 def checked_latents(latents: Tensor | None) -> Tensor:

@@ -6,9 +6,11 @@ from safetensors.torch import save_file
 
 from opensora_core.encoders.t5 import T5Encoder
 from opensora_core.errors import OpenSoraError
+from opensora_core.geometry import CAUSAL
 from opensora_core.media import latent_file
 from opensora_core.run import segments as long_video
-from opensora_core.run.segments import Continuation, continuation, decode_windows, join, windows
+from opensora_core.run.segments import decode_windows, join, windows
+from opensora_core.sampling.longer import Continuation, LongRule
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ from opensora_core.run.segments import Continuation, continuation, decode_window
     ],
 )
 def test_the_length_of_a_segment_and_what_it_is_given(length, num_frames, context_frames, expected):
-    assert continuation(length, num_frames, context_frames) == expected
+    assert LongRule().plan(length, num_frames, context_frames, CAUSAL) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_the_length_of_a_segment_and_what_it_is_given(length, num_frames, contex
 )
 def test_what_cannot_be_gone_on_from_gets_a_sentence(arguments, words):
     with pytest.raises(OpenSoraError, match=words):
-        continuation(*arguments)
+        LongRule().plan(*(*arguments, None, None)[:3], CAUSAL)
 
 
 def test_every_segment_has_its_own_noise_and_going_on_later_is_going_on_at_once():
@@ -74,7 +76,7 @@ def clip(first: int, length: int) -> torch.Tensor:
     ("length", "num_frames", "context"), [(33, None, None), (5, None, None), (2, None, None), (7, 33, 17), (40, 65, 5)]
 )
 def test_joined_latents_have_every_place_once(length, num_frames, context):
-    plan = continuation(length, num_frames, context)
+    plan = LongRule().plan(length, num_frames, context, CAUSAL)
     video = clip(0, length)
     for _ in range(3):
         given = long_video.context_of(video, plan)
