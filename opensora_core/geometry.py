@@ -61,8 +61,13 @@ def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MUL
         aspect_ratio: "width:height", one of ASPECT_RATIOS.
         multiple: 16, or 32 for the high-compression autoencoder.
 
+    Raises:
+        OpenSoraError: a name or a ratio that is not in the lists; any other size is asked for by width and height.
+
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/aspect.py, training=False.
     """
+    if resolution not in RESOLUTIONS:
+        raise OpenSoraError(_unknown(resolution))
     return _lookup(_size_table(_num_pixels(resolution), multiple, nearest=False), aspect_ratio)
 
 
@@ -310,10 +315,14 @@ def resize_crop(source: tuple[int, int], target: tuple[int, int]) -> ScaledCrop:
     return ScaledCrop(sh, sw, round((sh - th) / 2.0), 0)
 
 
+def _unknown(resolution: str) -> str:
+    return f"resolution={resolution[:40]!r} is not known; use one of {', '.join(RESOLUTIONS)}, or a width and a height."
+
+
 def _num_pixels(resolution: str) -> int:
     digits = resolution.removesuffix("px").removesuffix("p")
     if digits == resolution or not re.fullmatch(r"[0-9]{2,5}", digits) or int(digits) < 64:
-        raise OpenSoraError(f"resolution={resolution[:40]!r} is not known; use one of {', '.join(RESOLUTIONS)}, or a width and a height.")
+        raise OpenSoraError(_unknown(resolution))
     side = int(digits)
     return side * side if resolution.endswith("px") else int(side * side / 9 * 16)
 

@@ -118,8 +118,8 @@ def test_pictures_are_looked_for_beside_the_table(tiny_checkpoint, here, made):
 
 
 def test_a_size_of_a_row_replaces_the_command_line_s(run, made):
-    assert run("prompt,resolution,aspect_ratio,length\na,144px,,1\nb,144px,1:1,1\nc,,,1\n") == DONE
-    assert [(call["height"], call["width"]) for call in made] == [(96, 208), (144, 144), (32, 48)]
+    assert run("prompt,resolution,aspect_ratio,length\na,256px,,1\nb,256px,1:1,1\nc,,,1\n") == DONE
+    assert [(call["height"], call["width"]) for call in made] == [(192, 336), (256, 256), (32, 48)]
 
 
 def test_encoders_are_read_once_for_all_rows_and_the_transformer_too(run, monkeypatch):

@@ -56,7 +56,7 @@ def files(folder="out") -> list[str]:
 
 
 def test_a_row_gives_what_its_own_command_gives(run, tiny_checkpoint, flux, drawn, capsys):
-    assert run("prompt,seed,aspect_ratio,resolution\na cat,7,,\na dog,8,9:16,144px\n") == DONE
+    assert run("prompt,seed,aspect_ratio,resolution\na cat,7,,\na dog,8,9:16,256px\n") == DONE
     assert capsys.readouterr().out.split() == ["out/0001_a-cat.mp4", "out/0002_a-dog.mp4"]
     assert drawn == [[7, 8]]  # Flux was read once for both
     assert files() == ["0001_a-cat.mp4", "0001_a-cat_picture.png", "0002_a-dog.mp4", "0002_a-dog_picture.png"]
@@ -75,7 +75,7 @@ def test_a_row_gives_what_its_own_command_gives(run, tiny_checkpoint, flux, draw
     ]
     alone += ["--num-steps", "2", "--device", "cpu", "--out", "alone"]
     assert main([*alone, "--prompt", "a cat", "--seed", "7", "--width", "32", "--height", "32"]) == DONE
-    assert main([*alone, "--prompt", "a dog", "--seed", "8", "--aspect-ratio", "9:16", "--resolution", "144px"]) == DONE
+    assert main([*alone, "--prompt", "a dog", "--seed", "8", "--aspect-ratio", "9:16", "--resolution", "256px"]) == DONE
     for row, seed, video in (("0001_a-cat", 7, "video_0000"), ("0002_a-dog", 8, "video_0001")):
         assert same_frames(Path(f"out/{row}.mp4"), Path(f"alone/{video}.mp4"))
         pictures = [numpy.asarray(Image.open(path)) for path in (f"out/{row}_picture.png", f"alone/picture_seed_{seed}.png")]

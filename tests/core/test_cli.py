@@ -20,6 +20,7 @@ from opensora_core.commands import jobs
 from opensora_core.commands.frames import call_arguments
 from opensora_core.commands.model import pipeline, with_usual
 from opensora_core.commands.options import DONE, INTERRUPTED, REFUSED, SOME_FAILED, GenerateOptions, taken
+from opensora_core.errors import OpenSoraError
 from opensora_core.families.table import DEFAULT
 from opensora_core.media import video
 from opensora_core.media.latent_file import read_latents
@@ -194,6 +195,12 @@ def test_single_files_may_be_named_instead_of_a_folder(tiny_checkpoint, here, ca
     assert main(["generate", "--prompt", "a cat", *SIZE, *words, "--out", "a.mp4"]) == DONE
     assert main(["generate", "--prompt", "a cat", *SIZE, *words, "--out", "b.mp4", "--tokenizers", str(tiny_checkpoint)]) == DONE
     assert same_frames(Path("a.mp4"), Path("b.mp4"))
+
+
+@pytest.mark.parametrize("name", ["700px", "768", "768P", "256px "])
+def test_a_resolution_that_is_not_in_the_list_is_refused(name, tiny_checkpoint):
+    with pytest.raises(OpenSoraError, match=f"resolution='{name}' is not known; use one of 256px, .*, or a width and a height"):
+        arguments_of("--model", str(tiny_checkpoint), "--resolution", name)
 
 
 REFUSALS = [
