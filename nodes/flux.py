@@ -3,10 +3,9 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import EXACT
-from ..opensora_core.families.flux import GUIDANCE, RESOLUTION, SCHEDULES
+from ..opensora_core.choices import EXACT, PICTURE_SCHEDULES
 from ..opensora_core.families.table import DEFAULT
-from ..opensora_core.run.picture import PictureRequest
+from ..opensora_core.run.picture import DRAWING, GUIDANCE, PictureRequest
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.sampling.solvers import MAX_SEED
@@ -17,6 +16,7 @@ from .host.node import Node
 
 SAME_SEED = -1
 VIDEO_RESOLUTIONS = ("256px", "768px")
+RESOLUTION = DRAWING.resolution
 PICTURE_RESOLUTIONS = (RESOLUTION, *(name for name in geometry.RESOLUTIONS if name != RESOLUTION))
 
 
@@ -60,7 +60,7 @@ def _schedule_inputs() -> list:
     return [
         inputs.choice(
             "flux_schedule",
-            SCHEDULES,
+            PICTURE_SCHEDULES,
             advanced=True,
             tooltip="How the picture's steps are spaced. open-sora = as released with Open-Sora; flux = Flux's own (equal steps for schnell); "
             "auto = open-sora for dev, flux for schnell.",
@@ -118,7 +118,7 @@ class OpenSoraFluxPicture(Node):
         aspect_ratio,
         seed,
         steps,
-        flux_schedule=SCHEDULES[0],
+        flux_schedule=PICTURE_SCHEDULES[0],
         flux_guidance=GUIDANCE,
         resolution=RESOLUTION,
         unload=False,
@@ -214,7 +214,7 @@ class OpenSoraFluxToVideo(Node):
         seed,
         steps,
         image_steps,
-        flux_schedule=SCHEDULES[0],
+        flux_schedule=PICTURE_SCHEDULES[0],
         flux_guidance=GUIDANCE,
         motion_score=MOTION_SCORE,
         fps=SamplingOptions.fps,

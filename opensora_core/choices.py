@@ -33,6 +33,9 @@ ENCODED, ZERO = "encoded", "zero"
 UNCONDITIONALS = (AUTO, ENCODED, ZERO)  # what the unconditional pass reads: the negative prompt, or nothing at all
 FORWARDS, BACKWARDS = DIRECTIONS = ("forwards", "backwards")
 
+OPEN_SORA, FLUX = "open-sora", "flux"
+PICTURE_SCHEDULES = (AUTO, OPEN_SORA, FLUX)  # how the steps of a drawn picture are spaced; auto: as its model was made for
+
 # What a video begins or ends with, in the reference's words. `easy`: more of the clip is given.
 COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "v2v_head_easy", "v2v_tail_easy")
 

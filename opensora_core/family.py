@@ -71,6 +71,23 @@ class Clip:
     scales: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How a model draws the picture that a video begins with. is_distilled: of dev, from guidance; False: schnell.
+
+    Attributes:
+        resolution: of the picture where none is asked for, the reference's whatever the video's is.
+        num_steps: (steps asked for or 0, is_distilled) -> steps.
+        schedule_name: (one of PICTURE_SCHEDULES, is_distilled) -> which of them auto is.
+        shift: (one of PICTURE_SCHEDULES, tokens, is_distilled) -> the shift of the schedule. All raise an OpenSoraError for what is not known.
+    """
+
+    resolution: str
+    num_steps: Callable[[int, bool], int]
+    schedule_name: Callable[[str, bool], str]
+    shift: Callable[[str, int, bool], float]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """A network of which there are files: how one is known, what its sizes are, how it is built. A codec's row is one; what a codec offers, codecs/codec.py says.
@@ -140,6 +157,7 @@ class Family(Part):
         longer: how finished videos of it go on; None where they cannot.
         suits: (height, width, frames) -> what to tell a person who asks for what it was not trained on; "" otherwise. Raises an
             OpenSoraError for what it cannot make.
+        draws: how it draws a picture for a video to begin with; None for models of videos.
         lora_key: a key of a LoRA file as checkpoint/lora.py reads it.
     """
 
@@ -157,6 +175,7 @@ class Family(Part):
     takes: tuple[str, ...] = ("image", "last_image", "video")
     needs: tuple[str, ...] = ()
     longer: "LongRule | None" = None
+    draws: Drawing | None = None
     suits: Callable[[int, int, int], str] = lambda height, width, num_frames: ""
     lora_key: Callable[[str], str] = lambda key: key
 

@@ -1,8 +1,7 @@
 """OpenSoraPipeline: prompt (and pictures) in, frames out, with no host.
 
-This is the face: it turns arguments into a checked request, and refuses all that a person can get wrong before the first weight is read.
-Who has the networks: run/parts.py. The walk itself, in run/: decorate and encode the prompt -> lay reference latents beside the
-noise -> sigmas -> guided Euler run -> reference frames restored -> decode.
+This is the face: it turns arguments into a checked request (run/asked.py), and refuses all that a person can get wrong before the first
+weight is read. Who has the networks: run/parts.py. The walk itself: run/clip.py, for longer videos run/longer.py.
 """
 
 from collections.abc import Sequence
@@ -16,29 +15,27 @@ from torch import Tensor
 from .choices import ATTENTIONS, AUTO, BUDGET, EVERYTHING, EXACT, FORWARDS, MINIMAL, OFFLOADS
 from .codecs.codec import Latents
 from .errors import OpenSoraError, check_choice
-from .media.pictures import LATENT_RANK, References, read_masked, read_references
 from .memory.component import Placement, resolve_device, resolve_precision
 from .memory.decode import VideoVAE
 from .memory.footprint import sizes_of_files
 from .memory.plan import make_plan
 from .ops import sliced_attention
+from .run.asked import check_request, given_of, going_on_of, guidance_of, seed_of, steps_of, with_usual
 from .run.calibrate import Calibrated, calibrate
 from .run.clip import make_clip
 from .run.decode import decode_latents
-from .run.files import ModelFiles, check_encoders, check_lora, family_of_file
+from .run.files import ModelFiles, check_encoders, check_lora
 from .run.kernels import attention_of
-from .run.longer import checked_latents, going_on, make_longer
+from .run.longer import checked_latents, make_longer
 from .run.needs import Needs, weight_capacity
 from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
 from .run.segments import segment_prompts
-from .run.text import check_said, encode
+from .run.text import encode
 from .sampling.given import CONTEXTS
-from .sampling.guidance import Guidance
 from .sampling.longer import Continuation
-from .sampling.plan import StepPlan
 
 
 class OpenSoraPipeline:
@@ -351,21 +348,24 @@ class OpenSoraPipeline:
         """
         options, given = options or SamplingOptions(), (image, last_image, video)
         how = {"direction": direction, "context": context, "strength": finite("image_strength", image_strength)}
-        size = self._usual(height=height, width=width, num_frames=num_frames, num_steps=self._num_steps(speed, num_inference_steps))
+        size = with_usual(
+            self.files, height=height, width=width, num_frames=num_frames, num_steps=steps_of(self.files, speed, num_inference_steps)
+        )
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
             **size,
-            guidance=self._guidance(options, guidance_scale, image_guidance_scale),
-            references=self._masked(references, mask_strategy, given) or self._read(given, how, size["num_frames"]),
-            seed=_seed(seed, generator),
+            guidance=guidance_of(self.files, options, guidance_scale, image_guidance_scale),
+            references=given_of(self.files, given, how, size["num_frames"], references, mask_strategy),
+            seed=seed_of(seed, generator),
             num_videos=num_videos_per_prompt,
             options=options,
             speed=speed,
             grid=self.files.grid,
             noise=noise,
         )
-        self._check(request)
+        self.check_files()
+        check_request(self.files, request)
         only, watchers = GenerationResult(seeds=request.seeds, request=request), Watchers(callback, progress)
         return only if check_only else make_clip(self._networks, request, watchers, not latents_only)
 
@@ -421,16 +421,17 @@ class OpenSoraPipeline:
             height=height * grid.space,
             width=width * grid.space,
             num_frames=grid.pixel_frames(plan.segment),
-            num_steps=self.files.usual.num_steps if (steps := self._num_steps(speed, num_inference_steps)) is None else steps,
-            guidance=self._guidance(options, guidance_scale, image_guidance_scale),
-            references=self._going_on(latents, plan, references, mask_strategy),
+            num_steps=self.files.usual.num_steps if (steps := steps_of(self.files, speed, num_inference_steps)) is None else steps,
+            guidance=guidance_of(self.files, options, guidance_scale, image_guidance_scale),
+            references=going_on_of(self.files, latents, plan, references, mask_strategy),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),
             num_videos=batch,
             options=options,
             speed=speed,
             grid=grid,
         )
-        self._check(request)
+        self.check_files()
+        check_request(self.files, request)
         requests, watchers = [replace(request, prompt=text) for text in texts], Watchers(callback, progress, on_segment)
         return video if check_only else make_longer(self._networks, latents, plan, requests, watchers)
 
@@ -472,34 +473,6 @@ class OpenSoraPipeline:
         """
         self._networks.check_files()
 
-    def _usual(self, **asked: int | None) -> dict[str, int]:
-        """What is asked for, or the model's own numbers."""
-        return {name: getattr(self.files.usual, name) if value is None else value for name, value in asked.items()}
-
-    def _read(self, given: tuple, how: dict, num_frames: int) -> References:
-        """given, how: arguments of read_references."""
-        return read_references(*given, **how, whole=num_frames if self.files.family.sampling.makes_over else 0, grid=self.files.grid)
-
-    def _masked(self, references: Sequence, mask_strategy: str, others: tuple) -> References | None:
-        """What a mask strategy gives, if there is one."""
-        if not references and not mask_strategy:
-            return None
-        family = self.files.family
-        if family.sampling.place is None:
-            raise OpenSoraError(f"This model is {family.title}, which knows no mask strategies; give it a picture or a clip instead.")
-        if any(other is not None for other in others):
-            raise OpenSoraError("References of a mask strategy are given alone; leave out image, last_image and video, or the strategy.")
-        return read_masked(references, mask_strategy, self.files.grid)
-
-    def _going_on(self, latents: Tensor, plan: Continuation, references: Sequence, mask_strategy: str) -> References:
-        found = going_on(latents, plan, self.files.family.longer)
-        masked = self._masked(references, mask_strategy, ())
-        return found if masked is None else replace(found, several=masked.several, groups=masked.groups)
-
-    def _guidance(self, options: SamplingOptions, text: float | None, image: float | None) -> Guidance:
-        scales = (*self.files.usual.scales, 1.0)
-        return options.guidance(scales[0] if text is None else text, scales[1] if image is None else image)
-
     def use_plans(self, folder: str | Path) -> "OpenSoraPipeline":
         """Look for calibrated plans of a speed in a folder of one's own first, as `calibrate` wrote them.
 
@@ -522,34 +495,3 @@ class OpenSoraPipeline:
         requests: as `checked` gives them; eight are enough. What is done is kept in the folder, so that a stopped calibration goes on.
         """
         return calibrate(self._networks, requests, Path(folder).expanduser(), Watchers(progress=progress))
-
-    def _num_steps(self, speed: str, num_steps: int | None) -> int | None:
-        """Steps of a run at a speed; what was asked for at exact. Raises an OpenSoraError for a speed that the model has not."""
-        family = family_of_file(self.files.dit)
-        family.sampling.check_speed(speed)
-        return num_steps if speed == EXACT else len(StepPlan.uncalibrated(speed, family.usual.num_steps).steps)
-
-    def _check(self, request: GenerationRequest) -> None:
-        """What the files decide of a request."""
-        self.check_files()
-        family, references = self.files.family, request.references
-        family.check_given(references.given, references.use)
-        self.files.clip_note(request.height, request.width, request.num_frames)
-        family.sampling.chosen(request.options.solver)
-        check_said(family.text, request.options)
-        request.references.check(request.num_videos, request.latent_extent, self.files.grid)
-        has_latents = any(given.ndim == LATENT_RANK for given in request.references.given.values())
-        if has_latents or request.noise is not None:
-            channels = sizes_of_files(self.files.dit).transformer.in_channels
-            request.check_noise(channels)
-            if has_latents:
-                request.references.check_channels(channels)
-
-
-def _seed(seed: int | None, generator: torch.Generator | None) -> int:
-    """The seed that is given, by itself or in a generator; else one that is drawn."""
-    if None not in (seed, generator):
-        raise OpenSoraError("A seed and a generator are both given; leave one of them out.")
-    if generator is not None:
-        return generator.initial_seed()
-    return random_seed() if seed is None else seed

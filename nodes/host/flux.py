@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ...opensora_core.choices import AUTO
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.families.flux import FLUX_1, num_steps, picture_shift, schedule_name
+from ...opensora_core.families.table import PAINTER
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, SPACE_COMPRESSION
 from ...opensora_core.run.finite import is_finite, not_numbers, one_colour
-from ...opensora_core.run.picture import PictureRequest, check_text
+from ...opensora_core.run.picture import DRAWING, PictureRequest, check_text
 from ...opensora_core.sampling import schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance
 from . import kept, notice, prompts, selftest, text
@@ -130,18 +130,18 @@ def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_i
     for context, values in positive:
         check_text(context, values.get("pooled_output"), facts, "use T5-XXL and CLIP-L")
     sides = [side // SPACE_COMPRESSION for side in (request.height, request.width)]
-    alpha = picture_shift(request.schedule, sides[0] * sides[1] // PATCH**2, facts.guidance_embed)
-    steps = num_steps(request.steps, facts.guidance_embed)
+    alpha = DRAWING.shift(request.schedule, sides[0] * sides[1] // PATCH**2, facts.guidance_embed)
+    steps = DRAWING.num_steps(request.steps, facts.guidance_embed)
     patched = _shifted(model, alpha)
     guider = selftest.base(comfy.samplers, "CFGGuider")(patched)
     guider.set_cfg(1.0)  # one pass: dev is distilled from guidance, schnell has none
     guider.inner_set_conds({"positive": node_helpers.conditioning_set_values(positive, {"guidance": request.guidance})})
-    own = schedule_name(request.schedule, facts.guidance_embed)
+    own = DRAWING.schedule_name(request.schedule, facts.guidance_embed)
     line = f"Picture {request.width}x{request.height}, seed {seed}: {facts.title}, {steps} steps, {own} schedule"
     notice.show(line, node_id, notice.INFO)
     empty = torch.zeros((1, 16, *sides), device=comfy.model_management.intermediate_device())
     noise, sigmas = solvers.noise(empty.shape, seed), schedule.sigmas(steps, alpha)
-    latents = walk(FLUX_1.sampling, guider, noise, empty, sigmas, latent_preview.prepare_callback(patched, steps), seed)
+    latents = walk(PAINTER.sampling, guider, noise, empty, sigmas, latent_preview.prepare_callback(patched, steps), seed)
     if not is_finite(latents):
         why = f"the Flux file or a LoRA on it, the encoded prompt, or a node that patches the model{_fp16_words(model.model.get_dtype_inference())}"
         raise OpenSoraError(not_numbers("Drawing the picture", model.model.get_dtype_inference(), why))

@@ -8,76 +8,25 @@ Read: PEFT (`base_model.model.<layer>.lora_A.weight`, the reference's own), kohy
 
 import logging
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..families.table import DEFAULT, FAMILIES, family_of
+from ..families.table import DEFAULT, family_of
 from ..family import Family
 from ..readers import json_object, read_json
-from ..shapes import Shapes
 from .detect import identify
 from .files import find_weights, open_tensors, read_header
+from .lora_keys import DORA, FORMS, TEXT_ENCODERS, by_layer, layers_are_of, no_match, said_to_be_of
 from .quantised import Adapter, is_quantised
 
 logger = logging.getLogger(__name__)
 
-_PREFIXES = (
-    "lora_unet_",
-    "lora_transformer_",
-    "lycoris_",
-    "base_model.model.",
-    "base_model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "module.",
-    "model.",
-)
-_DOWN = (
-    ".lora_A.default.weight", ".lora_A.weight", ".lora_A", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight",
-    ".lora_linear_layer.down.weight",
-)  # fmt: skip
-_UP = tuple(suffix.replace("lora_A", "lora_B").replace("down", "up") for suffix in _DOWN)
-_HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-_KRON = ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
-# What the keys of a layer end in, by ComfyUI's words for its tensors. "up_bias" is PEFT's, which is scaled as the matrices are.
-_PARTS = {
-    "lora_down.weight": _DOWN,
-    "lora_up.weight": _UP,
-    "lora_mid.weight": (".lora_mid.weight",),
-    "up_bias": (".lora_B.bias", ".lora_B.default.bias", ".lora_up.bias", ".lora.up.bias"),
-    **{part: (f".{part}",) for part in (*_HADA, *_KRON, "diff", "diff_b", "alpha")},
-}
-# The ways to say how a weight changes: a file says one of them of a layer.
-_FORMS = {"LoRA": ("lora_down.weight", "lora_up.weight", "lora_mid.weight"), "LoHa": _HADA, "LoKr": _KRON, "difference": ("diff",)}
-_DORA = (".lora_magnitude_vector.weight", ".lora_magnitude_vector.default.weight", ".lora_magnitude_vector", ".dora_scale")
-_TEXT_ENCODERS = re.compile(r"(lora_te\d?_|te\d?\.|text_encoders?(_\d)?\.|text_model\.|conditioner\.|cond_stage_model\.)")
 _BY_COMFYUI = "ComfyUI's own LoRA loader (LoraLoaderModelOnly) reads more kinds"
-
-# Models whose LoRAs are tried on ours, by their layers (dots as underscores) and by what trainers write into a file's header.
-_OTHERS = (
-    ("HunyuanVideo", r"token_refiner|_mlp_fc[12]$|_mod_linear$|_modulation_linear$", r"hunyuan|framepack"),
-    ("Chroma", r"distilled_guidance_layer", r"chroma"),
-    ("LTX-Video", r"transformer_blocks_\d+_attn2_", r"ltx"),
-    ("CogVideoX", r"transformer_blocks_\d+_attn1_", r"cogvideo"),
-    ("Stable Diffusion 3", r"joint_blocks_", r"sd3|stable-diffusion-3"),
-    ("Stable Diffusion", r"(down|up|input|output|mid|middle)_blocks?_", r"sd_|sdxl|sd1|sd2|stable-diffusion"),
-    ("Wan", r"^blocks_\d+_(self_attn|cross_attn|ffn)_", r"\bwan"),
-    ("Mochi", r"^blocks_\d+_attn_(qkv|proj)_[xy]$", r"mochi"),
-    ("Qwen-Image", r"transformer_blocks_\d+_(img|txt)_mlp_net", r"qwen"),
-    (
-        "Flux (fused or diffusers layout)",
-        r"(double_blocks|single_blocks).*(qkv|linear1)$|single_transformer_blocks|transformer_blocks.*(to_q|to_k|to_v|add_[qkv]_proj)$",
-        r"flux",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -96,8 +45,8 @@ class LoraLayer:
 
     @property
     def form(self) -> str:
-        """Which of _FORMS says how the weight changes; "" where only the bias does."""
-        return next((form for form, parts in _FORMS.items() if not self.parts.keys().isdisjoint(parts)), "")
+        """Which of FORMS says how the weight changes; "" where only the bias does."""
+        return next((form for form, parts in FORMS.items() if not self.parts.keys().isdisjoint(parts)), "")
 
     @property
     def rank(self) -> int | None:
@@ -186,7 +135,7 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Mer
         if not layer.form:
             continue
         if is_quantised(module):
-            down, up = (layer.parts[part].flatten(1).to(module.weight.device, torch.float32) for part in _FORMS["LoRA"][:2])
+            down, up = (layer.parts[part].flatten(1).to(module.weight.device, torch.float32) for part in FORMS["LoRA"][:2])
             adapters[key] = Adapter(down.to(module.bias.dtype), (strength * layer.scale * up).to(module.bias.dtype))
             module.adapters.append(adapters[key])
             continue
@@ -287,7 +236,7 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
     found = identify(header.shapes)
     if found.kind != "lora":
         raise CheckpointError(f"{path.name} is {found.title}, not a LoRA.")
-    if other := _said_to_be_of(header.metadata, family):
+    if other := said_to_be_of(header.metadata, family):
         raise CheckpointError(f"{path.name} is a LoRA for {other}, and this model is {family.title}; use one that was trained for it.")
     with open_tensors(header) as get:
         state = {key: get(key) for key in header.tensors}
@@ -307,18 +256,18 @@ def parse_lora(
     Raises:
         CheckpointError: it changes layers that the transformer lacks, or in a way that is not read; it is not whole, or a DoRA.
     """
-    if dora := next((key for key in state if key.endswith(_DORA)), None):
+    if dora := next((key for key in state if key.endswith(DORA)), None):
         raise CheckpointError(
             f"{name} is a DoRA ({dora} scales directions), which is not supported here; use a plain LoRA. {_BY_COMFYUI}, DoRAs included."
         )
-    found, foreign, unread = _by_layer(state, family)
+    found, foreign, unread = by_layer(state, family)
     if not found:
-        raise CheckpointError(_no_match(name, list(state), family))
-    of_text = [key for key in (*foreign, *unread) if _TEXT_ENCODERS.match(key)]
+        raise CheckpointError(no_match(name, list(state), family))
+    of_text = [key for key in (*foreign, *unread) if TEXT_ENCODERS.match(key)]
     if of_text:
         logger.warning("%s: left out what it changes of text encoders, which are used as they are: %s", name, ", ".join(sorted(of_text)))
     if lacking := [stem for stem in foreign if stem not in of_text]:
-        other = _layers_are_of(lacking)
+        other = layers_are_of(lacking)
         raise CheckpointError(
             f"{name} is a LoRA for {other or 'another model'}: {len(lacking)} of its {len(found) + len(lacking)} layers are not in "
             f"{family.title}, the first is {lacking[0]}."
@@ -331,28 +280,6 @@ def parse_lora(
     return {layer: _layer(layer, parts, name, settings or {}) for layer, parts in found.items()}
 
 
-def _by_layer(state: Mapping[str, object], family: Family) -> tuple[dict[str, dict[str, object]], list[str], list[str]]:
-    """({layer: {part: what the state has of it}}, stems that are no layer of the family's, keys that end in nothing known)."""
-    found: dict[str, dict[str, object]] = {}
-    foreign, unread = {}, []
-    for key, value in state.items():
-        stem, part = _stem_and_part(family.lora_key(key))
-        if not part:
-            unread.append(key)
-        elif layer := _layer_name(stem, family):
-            found.setdefault(layer, {})[part] = value
-        else:
-            foreign[stem] = None
-    return found, list(foreign), unread
-
-
-def _stem_and_part(key: str) -> tuple[str, str]:
-    for part, suffixes in _PARTS.items():
-        if suffix := next((suffix for suffix in suffixes if key.endswith(suffix)), None):
-            return key[: -len(suffix)], part
-    return key, ""
-
-
 def _layer(name: str, parts: Mapping[str, Tensor], file: str, settings: Mapping) -> LoraLayer:
     """The change of one layer, checked for itself.
 
@@ -361,10 +288,10 @@ def _layer(name: str, parts: Mapping[str, Tensor], file: str, settings: Mapping)
     """
     parts = dict(parts)
     alpha, mid, up_bias = (parts.pop(part, None) for part in ("alpha", "lora_mid.weight", "up_bias"))
-    forms = [form for form, of_form in _FORMS.items() if not parts.keys().isdisjoint(of_form)]
+    forms = [form for form, of_form in FORMS.items() if not parts.keys().isdisjoint(of_form)]
     if len(forms) > 1:
         raise CheckpointError(f"{file} says twice how {name} changes ({' and '.join(forms)}); it is damaged.")
-    if forms == ["LoRA"] and len(parts.keys() & set(_FORMS["LoRA"])) < 2:
+    if forms == ["LoRA"] and len(parts.keys() & set(FORMS["LoRA"])) < 2:
         raise CheckpointError(f"{file} is incomplete: {name} has only one of its two matrices; download it again.")
     try:
         if mid is not None:
@@ -385,23 +312,6 @@ def _layer(name: str, parts: Mapping[str, Tensor], file: str, settings: Mapping)
     return layer
 
 
-def describe_lora(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> str:
-    """How many layers of a video transformer a LoRA changes, at which ranks, and of which model it is, from its header alone."""
-    known = {family: _by_layer(shapes, family) for family in FAMILIES if family.slot == DEFAULT.slot}
-    family = max(known, key=lambda family: len(known[family][0]))  # the first of those that have as many
-    found, foreign, unread = known[family]
-    other = _said_to_be_of(metadata or {}, family) or _layers_are_of(foreign)
-    of_other = f"; it is a LoRA for {other}" if other else ""
-    total = len(found) + len(foreign)
-    if not found:
-        return f"none of its {total} layers is of {family.title}{of_other}"
-    ranks = sorted({parts["lora_down.weight"][0] for parts in found.values() if parts.get("lora_down.weight")})
-    kinds = [form for form, of_form in _FORMS.items() if any(not parts.keys().isdisjoint(of_form) for parts in found.values())]
-    how = ", ".join([*([f"rank {', '.join(map(str, ranks))}"] if ranks else []), *(kind for kind in kinds if kind != "LoRA")])
-    more = f"; {len(unread)} tensors that are not read here, the first is {unread[0]}" if unread else ""
-    return f"{len(found)} of its {total} layers are of {family.title}{f', {how}' if how else ''}{of_other}{more}"
-
-
 def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     """Layers as the state dict that ComfyUI applies; tensors are passed on as they are."""
     renamed: dict[str, Tensor] = {}
@@ -411,48 +321,6 @@ def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
         if change.alpha is not None:
             renamed[f"{stem}.alpha"] = torch.tensor(float(change.alpha))
     return renamed
-
-
-@cache
-def _layers(family: Family) -> dict[str, str]:
-    """The layers with a weight of a family's released network, by their names as they are and with underscores for dots."""
-    layers = [re.sub(r"\.(weight|scale)$", "", key) for key in family.manifest(family.released) if key.endswith((".weight", ".scale"))]
-    return {layer.replace(".", "_"): layer for layer in layers} | {layer: layer for layer in layers}
-
-
-def _bare(stem: str) -> str:
-    stripped = True
-    while stripped:  # prefixes may be stacked: base_model.model.module.
-        stripped = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), "")
-        stem = stem[len(stripped) :]
-    return stem
-
-
-def _layer_name(stem: str, family: Family) -> str | None:
-    """Layer that a key's stem names, or None.
-
-    "base_model.model.single_blocks.3.q_proj", "lora_unet_single_blocks_3_q_proj" -> "single_blocks.3.q_proj".
-    """
-    return _layers(family).get(_bare(stem))
-
-
-def _layers_are_of(stems: list[str]) -> str | None:
-    """For people: the model that has such layers, which ours lacks."""
-    names = [_bare(stem).replace(".", "_") for stem in stems]
-    if known := next((title for title, layers, _ in _OTHERS if any(re.search(layers, name) for name in names)), None):
-        return known
-    return next((family.title for family in FAMILIES if any(name in _layers(family) for name in names)), None)
-
-
-def _said_to_be_of(metadata: Mapping[str, str], family: Family) -> str | None:
-    """For people: another model, if the file's header says that it was trained for one."""
-    for key in ("modelspec.architecture", "ss_base_model_version"):
-        said = metadata.get(key, "").lower()
-        if re.search(r"open-?_?sora", said):
-            continue
-        if title := next((title for title, _, words in _OTHERS if re.search(words, said)), None):
-            return f"{title.split(' (')[0]} ({key} says {metadata[key][:60]})"
-    return None
 
 
 def _with_settings(name: str, layer: LoraLayer, settings: Mapping) -> LoraLayer:
@@ -495,13 +363,3 @@ def _metadata_settings(metadata: Mapping[str, str]) -> dict:
         return _checked_settings(flat, "The metadata")
     except ValueError:
         return {}
-
-
-def _no_match(name: str, keys: list[str], family: Family) -> str:
-    found = ", ".join(keys[:3]) or "none"
-    other = _layers_are_of([_stem_and_part(key)[0] for key in keys])
-    of_other = f" It is a LoRA for {other}, whose layers {family.title} does not have." if other else ""
-    wanted = next(layer for layer in _layers(family).values() if family.group_of(layer) == "attention")
-    return (
-        f"{name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{of_other}"
-    )

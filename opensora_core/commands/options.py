@@ -21,6 +21,7 @@ from ..choices import (
     FILE_FORMATS,
     FITS,
     OFFLOADS,
+    PICTURE_SCHEDULES,
     POLICIES,
     PRECISIONS,
     SOLVERS,
@@ -218,6 +219,7 @@ class MemoryOptions:
     offload: str = option(
         AUTO,
         OFFLOADS,
+        PICTURE_SCHEDULES,
         "how many weights are on the device while sampling. auto: all that fit; resident: all of the transformer, or refuse; budget: at most "
         "--budget-gib; minimal: one block",
     )
@@ -349,7 +351,7 @@ class PictureOptions:
     flux_guidance: float = option(4.0, "X", "how strongly Flux dev follows the prompt; schnell reads none")
     flux_schedule: str = option(
         AUTO,
-        (AUTO, "open-sora", "flux"),
+        PICTURE_SCHEDULES,
         "how the picture's steps are spaced: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
     )
 

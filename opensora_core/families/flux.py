@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import torch
 
-from ..choices import AUTO
+from ..choices import AUTO, FLUX, OPEN_SORA, PICTURE_SCHEDULES
 from ..codecs.picture import FLUX_AE, PictureConfig, PictureVAE
 from ..errors import OpenSoraError, check_choice
-from ..family import Clip, Family, Part
+from ..family import Clip, Drawing, Family, Part
 from ..geometry import CAUSAL
 from ..networks.mmdit.config import FLUX_DEV, TransformerConfig
 from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
@@ -24,11 +24,8 @@ from ..sampling.schedule import flow_shift
 from ..text.prompt import T5_LENGTH
 from ..text.recipe import CLIP, T5, TextRecipe
 
-OPEN_SORA, FLUX = "open-sora", "flux"
-SCHEDULES = (AUTO, OPEN_SORA, FLUX)
 GUIDANCE = 4.0  # the reference's, whatever the video's is
 DEV_STEPS, SCHNELL_STEPS = 50, 4
-RESOLUTION = "768px"  # the reference's, whatever the video's is
 
 # Flux's own: the line through (256 tokens, 0.5) and (4096 tokens, 1.15) is the shift's logarithm.
 _LOG_SLOPE = (1.15 - 0.5) / (4096 - 256)
@@ -40,6 +37,30 @@ def _inputs(config: TransformerConfig, side: Side, given: Given, numbers: Mappin
     if not config.guidance_embed:
         return side
     return {**side, "guidance": torch.tensor([numbers["guidance"]], device=side["context"].device)}
+
+
+def num_steps(asked: int, guidance_embed: bool) -> int:
+    """Steps to take: those asked for, or for 0 what the model was made for: 50 for dev, 4 for schnell."""
+    if asked < 0:
+        raise OpenSoraError(f"image_steps={asked} draws nothing; use 1 or more, or 0 for what the model was made for.")
+    return asked or (DEV_STEPS if guidance_embed else SCHNELL_STEPS)
+
+
+def schedule_name(asked: str, guidance_embed: bool) -> str:
+    """ "open-sora" or "flux"; auto is the reference's for dev, and schnell's own for schnell, which the reference never ran."""
+    check_choice("flux_schedule", asked, PICTURE_SCHEDULES)
+    return (OPEN_SORA if guidance_embed else FLUX) if asked == AUTO else asked
+
+
+def picture_shift(asked: str, tokens: int, guidance_embed: bool) -> float:
+    """The shift alpha of sampling/schedule.py's sigmas for a picture of `tokens` (its latent's area / 4).
+
+    open-sora: as of a clip of one frame (768px: 2304 tokens -> 2.066667). flux: exp(mu) for dev, 1 (equal steps) for schnell.
+    Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/sampling.py, get_schedule; black-forest-labs/flux sampling.py, get_schedule.
+    """
+    if schedule_name(asked, guidance_embed) == OPEN_SORA:
+        return flow_shift(tokens, 1)
+    return math.exp(_LOG_SLOPE * tokens + _LOG_INTERCEPT) if guidance_embed else 1.0
 
 
 AUTOENCODER = Part(
@@ -73,6 +94,7 @@ FLUX_1 = Family(
     usual=Clip(height=576, width=1024, num_frames=1, fps=24, num_steps=DEV_STEPS, scales=(GUIDANCE,)),
     text=TextRecipe((T5, CLIP), T5_LENGTH, False, lambda prompt, said: prompt, ""),
     sampling=SamplingRecipe(process=Flow(+1), inputs=_inputs),
+    draws=Drawing("768px", num_steps, schedule_name, picture_shift),
     plain=("img_in",),
 )
 # As fine-tuning to Open-Sora 2.0 begins from it.
@@ -85,27 +107,3 @@ FLUX_1_UNFUSED = replace(
     keys=KEYS,
     layouts=(UNFUSED,),
 )
-
-
-def num_steps(asked: int, guidance_embed: bool) -> int:
-    """Steps to take: those asked for, or for 0 what the model was made for: 50 for dev, 4 for schnell."""
-    if asked < 0:
-        raise OpenSoraError(f"image_steps={asked} draws nothing; use 1 or more, or 0 for what the model was made for.")
-    return asked or (DEV_STEPS if guidance_embed else SCHNELL_STEPS)
-
-
-def schedule_name(asked: str, guidance_embed: bool) -> str:
-    """ "open-sora" or "flux"; auto is the reference's for dev, and schnell's own for schnell, which the reference never ran."""
-    check_choice("flux_schedule", asked, SCHEDULES)
-    return (OPEN_SORA if guidance_embed else FLUX) if asked == AUTO else asked
-
-
-def picture_shift(asked: str, tokens: int, guidance_embed: bool) -> float:
-    """The shift alpha of sampling/schedule.py's sigmas for a picture of `tokens` (its latent's area / 4).
-
-    open-sora: as of a clip of one frame (768px: 2304 tokens -> 2.066667). flux: exp(mu) for dev, 1 (equal steps) for schnell.
-    Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/sampling.py, get_schedule; black-forest-labs/flux sampling.py, get_schedule.
-    """
-    if schedule_name(asked, guidance_embed) == OPEN_SORA:
-        return flow_shift(tokens, 1)
-    return math.exp(_LOG_SLOPE * tokens + _LOG_INTERCEPT) if guidance_embed else 1.0

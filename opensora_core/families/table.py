@@ -15,6 +15,7 @@ FAMILIES: tuple[Family, ...] = (OPEN_SORA, HIGH_COMPRESSION_VARIANT, FLUX_1, FLU
 CODECS: tuple[Part, ...] = (HUNYUAN, DC_AE, AUTOENCODER, cogvideox.VAE, *open_sora_1.CODECS)
 
 DEFAULT = OPEN_SORA  # what is planned for where no file is given
+PAINTER = FLUX_1  # what draws the picture that a video begins with
 
 
 def family_of(config: Any) -> Family:

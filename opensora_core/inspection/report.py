@@ -21,7 +21,7 @@ from ..checkpoint.detect import Identity, identify
 from ..checkpoint.files import SHARD, Header, as_one, bytes_text, find_weights, last_rows, network_files, quantisation, read_header
 from ..checkpoint.formats import LayerFormat, stored_formats
 from ..checkpoint.load import Comparison, compare
-from ..checkpoint.lora import describe_lora
+from ..checkpoint.lora_keys import describe_lora
 from ..encoders.clip import clip_manifest, clip_names, clip_sizes
 from ..encoders.t5 import t5_manifest, t5_names, t5_sizes
 from ..errors import CheckpointError, OpenSoraError

@@ -13,8 +13,7 @@ from torch import Tensor
 from ..choices import AUTO
 from ..codecs.codec import Codec
 from ..errors import CheckpointError, OpenSoraError, OutOfMemory
-from ..families.flux import GUIDANCE, RESOLUTION, num_steps, picture_shift, schedule_name
-from ..families.table import family_of
+from ..families.table import PAINTER
 from ..geometry import CAUSAL, LARGEST, training_size
 from ..sampling.guidance import ONE_PASS
 from ..sampling.run import Conditions, StepReport, sample
@@ -25,6 +24,8 @@ from .ran_out import drawing_ran_out, with_less
 from .request import EncodedPrompt
 from .sample import finished
 
+DRAWING, GUIDANCE = PAINTER.draws, PAINTER.usual.scales[0]
+
 
 @dataclass(frozen=True)
 class PictureRequest:
@@ -34,7 +35,7 @@ class PictureRequest:
         height, width: pixels, multiples of 16.
         steps: 0 = what the model was made for: 50 for dev, 4 for schnell.
         guidance: of dev, which is distilled from it; schnell has none.
-        schedule: auto, open-sora or flux; see schedule.py.
+        schedule: auto, open-sora or flux; see families/flux.py.
     """
 
     height: int
@@ -45,15 +46,15 @@ class PictureRequest:
 
     def __post_init__(self):
         CAUSAL.check_size(self.height, self.width)
-        num_steps(self.steps, True)
-        schedule_name(self.schedule, True)
+        DRAWING.num_steps(self.steps, True)
+        DRAWING.schedule_name(self.schedule, True)
         if self.steps > LARGEST["num_steps"]:
             raise OpenSoraError(f"image_steps={self.steps} is more than can be asked for; use at most {LARGEST['num_steps']}.")
         if not 0 <= self.guidance <= 100:  # also NaN
             raise OpenSoraError(f"flux_guidance={self.guidance} is not from 0 to 100; the reference uses {GUIDANCE}.")
 
     @classmethod
-    def for_ratio(cls, aspect_ratio: str, resolution: str = RESOLUTION, **settings) -> "PictureRequest":
+    def for_ratio(cls, aspect_ratio: str, resolution: str = DRAWING.resolution, **settings) -> "PictureRequest":
         """Of the size that the reference draws for a video's aspect ratio, whatever the video's own size."""
         return cls(*training_size(resolution, aspect_ratio), **settings)
 
@@ -90,7 +91,7 @@ def paint(networks: PictureNetworks, pictures: Sequence[Asked], progress: Callab
 def _latents(networks: PictureNetworks, pictures: Sequence[Asked], progress: Callable[[int, int], None] | None) -> list[Tensor]:
     """[1, C, h, w] of every picture."""
     placement, (_, largest, _) = networks.placement, max(pictures, key=lambda one: one[1].height * one[1].width)
-    steps = [num_steps(request.steps, networks.config.guidance_embed) for _, request, _ in pictures]
+    steps = [DRAWING.num_steps(request.steps, networks.config.guidance_embed) for _, request, _ in pictures]
 
     def report(index: int, now: StepReport) -> None:
         if progress is not None:
@@ -124,9 +125,9 @@ def draw(
     Returns:
         [1, C, h, w] fp32 on the CPU, in the transformer's scale.
     """
-    config, recipe = transformer.config, family_of(transformer.config).sampling
-    shift = picture_shift(request.schedule, start.shape[-1] * start.shape[-2] // config.patch_size**2, config.guidance_embed)
-    schedule = recipe.schedule(config, start.shape, num_steps(request.steps, config.guidance_embed), shift)
+    config, recipe = transformer.config, PAINTER.sampling
+    shift = DRAWING.shift(request.schedule, start.shape[-1] * start.shape[-2] // config.patch_size**2, config.guidance_embed)
+    schedule = recipe.schedule(config, start.shape, DRAWING.num_steps(request.steps, config.guidance_embed), shift)
     told = Conditions(prompt.condition, numbers={"guidance": request.guidance})
     return finished(sample(recipe, transformer, start, schedule, ONE_PASS, told, on_step), transformer.dtype, "Flux")[:, :, 0]
 

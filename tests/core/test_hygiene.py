@@ -364,12 +364,6 @@ KNOWS_MODELS = (
     "opensora_core/geometry.py",
     "nodes/host/families.py",
 )
-# The painter's settings, until it draws as any family does.
-LEFT_OVER_ROWS = {
-    ("opensora_core/run/picture.py", "families.flux"),
-    ("nodes/flux.py", "families.flux"),
-    ("nodes/host/flux.py", "families.flux"),
-}
 
 
 def model_findings(tree: ast.Module, kinds: set[str], sizes: set[str]) -> list[str]:
@@ -408,10 +402,10 @@ def test_rows_are_asked_for_through_the_table_and_networks_are_strangers(path):
         parts = target.removeprefix("opensora_core.").split(".")
         if is_relative and parts[0] == "families" and not name.startswith("opensora_core/families/"):
             row_file = ".".join(parts[:2])
-            assert row_file == "families.table" or (name, row_file) in LEFT_OVER_ROWS, f"{name} imports {target}: ask families.table"
-            assert not (parts[2:] and parts[2].isupper() and parts[2] not in ("FAMILIES", "CODECS", "DEFAULT") and parts[1] == "table"), (
-                target
-            )
+            assert row_file == "families.table", f"{name} imports {target}: ask families.table"
+            assert not (
+                parts[2:] and parts[2].isupper() and parts[2] not in ("FAMILIES", "CODECS", "DEFAULT", "PAINTER") and parts[1] == "table"
+            ), target
         if is_relative and parts[0] == "networks" and name.startswith("opensora_core/networks/"):
             assert parts[1] == name.split("/")[2].removesuffix(".py"), f"{name} imports {target}: no network knows another"
 

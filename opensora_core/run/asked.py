@@ -1,0 +1,86 @@
+"""From what a person gives a call to a checked request: the model's own numbers where none are given, and refusals that need its files."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..choices import EXACT
+from ..errors import OpenSoraError
+from ..media.pictures import LATENT_RANK, References, read_masked, read_references
+from ..memory.footprint import sizes_of_files
+from ..sampling.guidance import Guidance
+from ..sampling.longer import Continuation
+from ..sampling.plan import StepPlan
+from .files import ModelFiles
+from .longer import going_on
+from .request import GenerationRequest, SamplingOptions, random_seed
+from .text import check_said
+
+
+def with_usual(files: ModelFiles, **asked: int | None) -> dict[str, int]:
+    """What is asked for, or the model's own numbers."""
+    return {name: getattr(files.usual, name) if value is None else value for name, value in asked.items()}
+
+
+def guidance_of(files: ModelFiles, options: SamplingOptions, text: float | None, image: float | None) -> Guidance:
+    """Guidance with the scales asked for, or the model's own."""
+    scales = (*files.usual.scales, 1.0)
+    return options.guidance(scales[0] if text is None else text, scales[1] if image is None else image)
+
+
+def steps_of(files: ModelFiles, speed: str, num_steps: int | None) -> int | None:
+    """Steps of a run at a speed; what was asked for at exact. Raises an OpenSoraError for a speed that the model has not."""
+    files.family.sampling.check_speed(speed)
+    return num_steps if speed == EXACT else len(StepPlan.uncalibrated(speed, files.family.usual.num_steps).steps)
+
+
+def seed_of(seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed that is given, by itself or in a generator; else one that is drawn."""
+    if None not in (seed, generator):
+        raise OpenSoraError("A seed and a generator are both given; leave one of them out.")
+    if generator is not None:
+        return generator.initial_seed()
+    return random_seed() if seed is None else seed
+
+
+def given_of(files: ModelFiles, given: tuple, how: dict, num_frames: int, references: Sequence, mask_strategy: str) -> References:
+    """What a video of num_frames begins or ends with. given, how: arguments of read_references; or references of a mask strategy."""
+    if masked := _masked(files, references, mask_strategy, given):
+        return masked
+    return read_references(*given, **how, whole=num_frames if files.family.sampling.makes_over else 0, grid=files.grid)
+
+
+def going_on_of(files: ModelFiles, latents: Tensor, plan: Continuation, references: Sequence, mask_strategy: str) -> References:
+    """What the first segment behind finished latents begins with, and references of a mask strategy."""
+    found, masked = going_on(latents, plan, files.family.longer), _masked(files, references, mask_strategy, ())
+    return found if masked is None else replace(found, several=masked.several, groups=masked.groups)
+
+
+def _masked(files: ModelFiles, references: Sequence, mask_strategy: str, others: tuple) -> References | None:
+    """What a mask strategy gives, if there is one."""
+    if not references and not mask_strategy:
+        return None
+    family = files.family
+    if family.sampling.place is None:
+        raise OpenSoraError(f"This model is {family.title}, which knows no mask strategies; give it a picture or a clip instead.")
+    if any(other is not None for other in others):
+        raise OpenSoraError("References of a mask strategy are given alone; leave out image, last_image and video, or the strategy.")
+    return read_masked(references, mask_strategy, files.grid)
+
+
+def check_request(files: ModelFiles, request: GenerationRequest) -> None:
+    """Raise an OpenSoraError for a request that the model of these files cannot meet."""
+    family, references = files.family, request.references
+    family.check_given(references.given, references.use)
+    files.clip_note(request.height, request.width, request.num_frames)
+    family.sampling.chosen(request.options.solver)
+    check_said(family.text, request.options)
+    references.check(request.num_videos, request.latent_extent, files.grid)
+    has_latents = any(given.ndim == LATENT_RANK for given in references.given.values())
+    if has_latents or request.noise is not None:
+        channels = sizes_of_files(files.dit).transformer.in_channels
+        request.check_noise(channels)
+        if has_latents:
+            references.check_channels(channels)
