@@ -26,7 +26,7 @@ from opensora_core.checkpoint.quantised import QuantisedOperations, precision_fo
 from opensora_core.choices import BUDGET, MINIMAL, QUANTISED, RESIDENT
 from opensora_core.families.table import DEFAULT, manifest
 from opensora_core.memory.count import AllocationCounter
-from opensora_core.memory.plan import GIB, at_least, least_bytes, make_plan
+from opensora_core.memory.residency import GIB, at_least, least_bytes, make_residency
 from opensora_core.memory.stream import BlockStream, module_bytes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.layout import module_name
@@ -72,7 +72,7 @@ def plans(model, budget_gib):
     sizes = module_bytes(model, model.blocks())
     least, total = least_bytes(sizes, BUDGET), sizes.total
     budgets = [budget_gib] if budget_gib else [(least + share * (total - least)) / GIB for share in (0.75, 0.5, 0)]
-    return [make_plan(sizes, RESIDENT), *(make_plan(sizes, BUDGET, budget) for budget in budgets), make_plan(sizes, MINIMAL)]
+    return [make_residency(sizes, RESIDENT), *(make_residency(sizes, BUDGET, budget) for budget in budgets), make_residency(sizes, MINIMAL)]
 
 
 @torch.inference_mode()
@@ -170,7 +170,7 @@ def released_file(args, device) -> dict:
         inputs = make_inputs(OPEN_SORA_2, torch.bfloat16, device, args.latent)
         sizes = module_bytes(model, model.blocks())
         expected = None
-        for plan in (make_plan(sizes, RESIDENT), make_plan(sizes, BUDGET, args.budget_gib or 8), make_plan(sizes, MINIMAL)):
+        for plan in (make_residency(sizes, RESIDENT), make_residency(sizes, BUDGET, args.budget_gib or 8), make_residency(sizes, MINIMAL)):
             gc.collect()
             before, held, begun = anonymous_bytes(), [], time.perf_counter()
             hook = model.single_blocks[-1].register_forward_hook(lambda *_, held=held: held.append(anonymous_bytes()))

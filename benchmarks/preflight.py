@@ -26,7 +26,7 @@ from opensora_core.geometry import Tiling
 from opensora_core.memory.count import AllocationCounter
 from opensora_core.memory.estimate import Memory, Request, Settings, estimate
 from opensora_core.memory.footprint import ModelSizes, decode_peak, forward_peak
-from opensora_core.memory.plan import GIB
+from opensora_core.memory.residency import GIB
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.shapes import manifest_of

@@ -237,7 +237,7 @@ class OpenSoraFluxToVideo(Node):
             "prompt": shown, "aspect_ratio": aspect_ratio, "seed": seed if image_seed == SAME_SEED else image_seed, "steps": image_steps,
             "flux_schedule": flux_schedule, "flux_guidance": flux_guidance, "resolution": image_resolution, "unload": True,
         }  # fmt: skip
-        video = flux.VideoSettings(
+        video = flux.VideoInputs(
             text={"prompt": prompt, "negative_prompt": negative_prompt, "motion_score": motion_score, "fps": fps, "keep_encoded": is_kept},
             latent={
                 "resolution": resolution, "aspect_ratio": aspect_ratio, "num_frames": num_frames, "width": 336, "height": 192, "batch_size": 1,

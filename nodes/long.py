@@ -113,17 +113,17 @@ class OpenSoraContinueVideo(Node):
         shape = check_latent(latent["samples"], config)
         _check_vae(vae, shape)
         asked = inputs.frames_of(length, num_frames) or None, context_frames or None
-        plan = family_of(config).check_longer().plan(shape[2], *asked, config.grid)
+        continuation = family_of(config).check_longer().continuation(shape[2], *asked, config.grid)
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
         # No temporal ramp: the reference has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
-        settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype, speed)
+        options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed)
         with OutputFile(filename_prefix) as file:
             # All prompts before the first segment: the text encoders are then not needed again.
             positives = _encode(clip, lines, Said(fps, motion_score), node_id) if prompts.strip() else [positive] * segments
-            finished = long.go_on(model, latent, long.Segments(plan, positives, negative, guidance, settings), file, node_id)
+            finished = long.go_on(model, latent, long.Segments(continuation, positives, negative, guidance, options), file, node_id)
             try:
-                images = long.decode(vae, finished["samples"], plan, policy, lambda line: notice.show(line, node_id))
+                images = long.decode(vae, finished["samples"], continuation, policy, lambda line: notice.show(line, node_id))
             except OpenSoraError as error:
                 raise OpenSoraError(f"{error} {file.sentence}") from error
         return io.NodeOutput(finished, images, str(file.path))

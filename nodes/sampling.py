@@ -152,5 +152,5 @@ class OpenSoraRectifiedFlowSampler(Node):
         speed=EXACT,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp)
-        settings = run.RunSettings(seed, steps, shift, noise_device, latent_dtype, speed)
-        return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, settings, cls.hidden.unique_id))
+        options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed)
+        return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, options, cls.hidden.unique_id))

@@ -153,7 +153,7 @@ class Family(Part):
         plain: layers that compute with plain weights even where a file holds them quantised.
         latent_scale: what the codec's latents are multiplied by for this network, where the codec's file does not tell; 0 = it does.
         is_straight: whether what a forward needs is a line in its tokens, above some thousands, whatever their extent.
-        takes, needs: what may, and what must, be given besides a prompt, by the names that OpenSoraPipeline has for it.
+        takes, requires: what may, and what must, be given besides a prompt, by the names that OpenSoraPipeline has for it.
         longer: how finished videos of it go on; None where they cannot.
         suits: (height, width, frames) -> what to tell a person who asks for what it was not trained on; "" otherwise. Raises an
             OpenSoraError for what it cannot make.
@@ -173,7 +173,7 @@ class Family(Part):
     latent_scale: float = 0.0
     is_straight: bool = True
     takes: tuple[str, ...] = ("image", "last_image", "video")
-    needs: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
     longer: "LongRule | None" = None
     draws: Drawing | None = None
     suits: Callable[[int, int, int], str] = lambda height, width, num_frames: ""
@@ -185,7 +185,7 @@ class Family(Part):
         for name in given:
             if name not in self.takes:
                 raise OpenSoraError(f"This model is {self.title}, which makes videos of {alone}; leave out {name}, or use another model.")
-        for name in self.needs:
+        for name in self.requires:
             if name not in given:
                 raise OpenSoraError(f"This model is {self.title}, which makes videos of a picture; give it one ({name}).")
             if use.strength < 1:

@@ -18,7 +18,7 @@ from .errors import OpenSoraError, check_choice
 from .memory.component import Placement, resolve_device, resolve_precision
 from .memory.decode import VideoVAE
 from .memory.footprint import sizes_of_files
-from .memory.plan import make_plan
+from .memory.residency import make_residency
 from .ops import sliced_attention
 from .run.asked import check_request, given_of, going_on_of, guidance_of, seed_of, steps_of, with_usual
 from .run.calibrate import Calibrated, calibrate
@@ -168,7 +168,9 @@ class OpenSoraPipeline:
             device = AUTO if self._networks.placement.device.type == "cpu" else self._networks.placement.device
         target = Placement(resolve_device(device), self._networks.placement.torch_dtype, mode, budget_gib)
         if mode != AUTO:
-            make_plan(Needs(self.files, target, self._networks.quantised).transformer_weights(), mode, budget_gib, weight_capacity(target))
+            make_residency(
+                Needs(self.files, target, self._networks.quantised).transformer_weights(), mode, budget_gib, weight_capacity(target)
+            )
         self.to(target.device)
         self._networks.placement.mode, self._networks.placement.budget_gib = mode, budget_gib
         return self
@@ -343,20 +345,18 @@ class OpenSoraPipeline:
             callback, progress, options: see result.Watchers, SamplingOptions. check_only: refuse what cannot be met, make nothing but seeds.
             latents_only: no frames. speed: exact, or balanced, fast, draft: a plan of fewer steps (sampling/plan.py); steps are then not read.
 
-        Raises:
-            OpenSoraError: a request that cannot be met, before any weight is read.
+        Raises an OpenSoraError for a request that cannot be met, before any weight is read.
         """
-        options, given = options or SamplingOptions(), (image, last_image, video)
+        files, options, given = self.files, options or SamplingOptions(), (image, last_image, video)
         how = {"direction": direction, "context": context, "strength": finite("image_strength", image_strength)}
-        size = with_usual(
-            self.files, height=height, width=width, num_frames=num_frames, num_steps=steps_of(self.files, speed, num_inference_steps)
-        )
+        size = {"height": height, "width": width, "num_frames": num_frames, "num_steps": steps_of(files, speed, num_inference_steps)}
+        size = with_usual(files, **size)
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
             **size,
             guidance=guidance_of(self.files, options, guidance_scale, image_guidance_scale),
-            references=given_of(self.files, given, how, size["num_frames"], references, mask_strategy),
+            references=given_of(files, given, how, size["num_frames"], references, mask_strategy),
             seed=seed_of(seed, generator),
             num_videos=num_videos_per_prompt,
             options=options,
@@ -364,10 +364,9 @@ class OpenSoraPipeline:
             grid=self.files.grid,
             noise=noise,
         )
-        self.check_files()
-        check_request(self.files, request)
-        only, watchers = GenerationResult(seeds=request.seeds, request=request), Watchers(callback, progress)
-        return only if check_only else make_clip(self._networks, request, watchers, not latents_only)
+        check_request(self._networks, request)
+        only = GenerationResult(seeds=request.seeds, request=request)
+        return only if check_only else make_clip(self._networks, request, Watchers(callback, progress), not latents_only)
 
     @torch.inference_mode()
     def extend(  # noqa: PLR0913 - as __call__
@@ -413,27 +412,26 @@ class OpenSoraPipeline:
         video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)
         latents = checked_latents(video.latents)
         batch, _, length, height, width = latents.shape
-        plan = self.continuation(length, num_frames, context_frames)
+        going = self.continuation(length, num_frames, context_frames)
         texts = segment_prompts(video.prompt if prompts is None else prompts, segments)
         request = GenerationRequest(
             prompt=texts[0],
             negative_prompt=negative_prompt,
             height=height * grid.space,
             width=width * grid.space,
-            num_frames=grid.pixel_frames(plan.segment),
+            num_frames=grid.pixel_frames(going.segment),
             num_steps=self.files.usual.num_steps if (steps := steps_of(self.files, speed, num_inference_steps)) is None else steps,
             guidance=guidance_of(self.files, options, guidance_scale, image_guidance_scale),
-            references=going_on_of(self.files, latents, plan, references, mask_strategy),
+            references=going_on_of(self.files, latents, going, references, mask_strategy),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),
             num_videos=batch,
             options=options,
             speed=speed,
             grid=grid,
         )
-        self.check_files()
-        check_request(self.files, request)
+        check_request(self._networks, request)
         requests, watchers = [replace(request, prompt=text) for text in texts], Watchers(callback, progress, on_segment)
-        return video if check_only else make_longer(self._networks, latents, plan, requests, watchers)
+        return video if check_only else make_longer(self._networks, latents, going, requests, watchers)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, progress: StageProgress | None = None) -> list[list[numpy.ndarray]]:
@@ -463,7 +461,7 @@ class OpenSoraPipeline:
 
     def continuation(self, video_length: int, num_frames: int | None = None, context_frames: int | None = None) -> Continuation:
         """How a video of so many latent frames goes on; see sampling/longer.py. Raises an OpenSoraError for what cannot be."""
-        return self.files.family.check_longer().plan(video_length, num_frames, context_frames, self.files.grid)
+        return self.files.family.check_longer().continuation(video_length, num_frames, context_frames, self.files.grid)
 
     def check_files(self) -> None:
         """Compare the parts by their headers and find the tokenizers, once; every call does so first.

@@ -15,7 +15,7 @@ from ...opensora_core.codecs.tiling import check_tiling, tiled_decode, tiled_enc
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid, Tiling
 from ...opensora_core.memory.decode import MARGIN, Ladder, Walk, tile_encode_bytes
-from ...opensora_core.memory.plan import at_least, at_most
+from ...opensora_core.memory.residency import at_least, at_most
 from ...opensora_core.run.finite import again_words, is_finite, not_numbers, one_colour
 from . import kept
 from .out_of_memory import unless_out_of_memory

@@ -54,7 +54,7 @@ class FluxFacts:
 
 
 @dataclass(frozen=True)
-class VideoSettings:
+class VideoInputs:
     """What the graph after the picture is given besides the picture: the inputs of the nodes in it, by their names."""
 
     text: dict
@@ -174,7 +174,7 @@ def keep_prompts(clip, texts: list[str], node_id: str | None) -> bool:
     return True
 
 
-def video_graph(dynprompt, node_id: str, picture: dict, video: VideoSettings) -> tuple[tuple, dict]:
+def video_graph(dynprompt, node_id: str, picture: dict, video: VideoInputs) -> tuple[tuple, dict]:
     """The nodes that a Flux to Video node stands for, linked to what it is linked to.
 
     The host runs and caches them one by one: a new video of a picture does not draw it again, and the picture is shown on the node

@@ -24,16 +24,16 @@ class Segments:
     """What is to be added to a video.
 
     Attributes:
-        plan: how long a segment is and what it is given.
+        continuation: how long a segment is and what it is given.
         positives: the CONDITIONING of each segment. negative: of all.
-        guidance, settings: of each; the seed is the video's, see long_video.segment_seed.
+        guidance, options: of each; the seed is the video's, see long_video.segment_seed.
     """
 
-    plan: Continuation
+    continuation: Continuation
     positives: list
     negative: list
     guidance: Guidance
-    settings: run.RunSettings
+    options: run.RunOptions
 
 
 def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: str | None) -> dict:
@@ -48,29 +48,29 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
     Raises:
         OpenSoraError: whatever a sampler raises; from the second segment on it names the file with what is finished.
     """
-    plan, samples = segments.plan, latent["samples"]
+    continuation, samples = segments.continuation, latent["samples"]
     out = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
     total = len(segments.positives)
     for index, positive in enumerate(segments.positives):
-        given = context_of(samples, plan)
-        shape = (*samples.shape[:2], plan.segment, *samples.shape[3:])
+        given = context_of(samples, continuation)
+        shape = (*samples.shape[:2], continuation.segment, *samples.shape[3:])
         conditionings = tuple(_with_context(conditioning, given, shape) for conditioning in (positive, segments.negative))
-        settings = replace(segments.settings, seed=segment_seed(segments.settings.seed, samples.shape[2]))
+        options = replace(segments.options, seed=segment_seed(segments.options.seed, samples.shape[2]))
         clip = {**out, **clips.empty(shape)}
         with _naming(file, node_id):
-            made = run.run(model, conditionings, clip, segments.guidance, settings, node_id, f"{index + 1}/{total}:")
-            samples = join(samples, made["samples"], plan)
+            made = run.run(model, conditionings, clip, segments.guidance, options, node_id, f"{index + 1}/{total}:")
+            samples = join(samples, made["samples"], continuation)
             file.keep(samples)
         notice.show(file.sentence, node_id, notice.INFO)
     return {**out, "samples": samples}
 
 
-def decode(vae, samples: Tensor, plan: Continuation, policy: str, report: Callable[[str], None]) -> Tensor:
+def decode(vae, samples: Tensor, continuation: Continuation, policy: str, report: Callable[[str], None]) -> Tensor:
     """Frames [B * frames, H, W, 3] of long videos, decoded one segment's length at a time (clips.decode)."""
     frames = vae_config(vae).grid.pixel_frames(samples.shape[2])
     images, done = None, 0
     for video in samples.split(1):
-        for piece in decode_windows(video, plan, lambda part: clips.decode(vae, part, Tiling(), policy, report, is_kept=True)):
+        for piece in decode_windows(video, continuation, lambda part: clips.decode(vae, part, Tiling(), policy, report, is_kept=True)):
             if images is None:
                 images = piece.new_empty((samples.shape[0] * frames, *piece.shape[1:]))
             images[done : done + piece.shape[0]] = piece

@@ -18,7 +18,7 @@ import comfy.model_management
 
 from ...opensora_core.choices import AUTO, BUDGET, MINIMAL, OFFLOADS, RESIDENT
 from ...opensora_core.errors import OpenSoraError, check_choice
-from ...opensora_core.memory.plan import GIB, at_least, at_most
+from ...opensora_core.memory.residency import GIB, at_least, at_most
 
 _ATTACHMENT = "open_sora_offload"
 _ALL = 1e32  # bytes; the host's own word for "as much as there is"

@@ -15,7 +15,7 @@ import comfy.model_management
 from torch import Tensor
 
 from ...opensora_core.choices import RESIDENT
-from ...opensora_core.memory.plan import at_most
+from ...opensora_core.memory.residency import at_most
 from . import offload, selftest
 from .finite import Wider
 

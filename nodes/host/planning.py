@@ -14,8 +14,8 @@ from ...opensora_core.families.table import family_of
 from ...opensora_core.geometry import Grid
 from ...opensora_core.memory.estimate import Memory, Request
 from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transformer_weights
-from ...opensora_core.memory.plan import at_least
 from ...opensora_core.memory.preflight import Preflight, memory_of, preflight
+from ...opensora_core.memory.residency import at_least
 from ...opensora_core.run import files as model_files
 from . import notice
 

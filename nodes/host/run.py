@@ -30,7 +30,7 @@ from .guider import SPEED_KEY, OpenSoraGuider, check_latent
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunOptions:
     """What a run needs besides model and conditioning.
 
     Attributes:
@@ -86,22 +86,22 @@ def shifted(
 def subject(model, shape: tuple[int, ...], use: ReferenceUse | None) -> plans.Subject:
     """What a plan for clips of this latent shape is looked for by."""
     grid = require_open_sora(model).grid
-    identity = plan.identity_of(model.model.diffusion_model.named_parameters())
-    return plans.Subject(identity, plan.mode_of(use), (shape[3] * grid.space, shape[4] * grid.space), grid.pixel_frames(shape[2]))
+    fingerprint = plan.fingerprint_of(model.model.diffusion_model.named_parameters())
+    return plans.Subject(fingerprint, plan.mode_of(use), (shape[3] * grid.space, shape[4] * grid.space), grid.pixel_frames(shape[2]))
 
 
-def agreeing(model, base: type, **settings: float) -> Any:
-    """A copy of the MODEL whose own sampling is the rectified flow with these settings, for whatever asks it where in a run it is.
+def agreeing(model, base: type, **options: float) -> Any:
+    """A copy of the MODEL whose own sampling is the rectified flow with these options, for whatever asks it where in a run it is.
 
     Args:
-        base: one of the host's ways to shift sigmas, which takes the settings.
+        base: one of the host's ways to shift sigmas, which takes the options.
     """
 
     class Sampling(base, comfy.model_sampling.CONST):
         """The host's rectified flow."""
 
     own = Sampling(model.model.model_config)
-    own.set_parameters(**settings)
+    own.set_parameters(**options)
     patched = model.clone()
     patched.add_object_patch("model_sampling", own)
     return patched
@@ -112,7 +112,7 @@ def run(
     conditionings: tuple[list, list],
     latent: dict,
     guidance: Guidance,
-    settings: RunSettings,
+    options: RunOptions,
     node_id: str | None,
     title: str = "",
 ) -> dict:
@@ -133,7 +133,7 @@ def run(
     samples = latent["samples"]
     reference = reference_of(conditionings[0])
     use = None if reference is None else reference.use
-    patched, sigmas, line = shifted(model, samples, settings.steps, settings.shift, settings.speed, use)
+    patched, sigmas, line = shifted(model, samples, options.steps, options.shift, options.speed, use)
     notice.show(line, node_id, notice.INFO)
     notes: list[str] = []
 
@@ -141,17 +141,17 @@ def run(
         notes.append(line)
         notice.show(line, node_id)
 
-    guider = OpenSoraGuider(patched, *conditionings, guidance, report, settings.speed)
+    guider = OpenSoraGuider(patched, *conditionings, guidance, report, options.speed)
     shape = tuple(samples.shape)
     if guider.reference is not None:
         guider.reference.check(shape)
-    device = comfy.model_management.get_torch_device() if settings.noise_device == GPU else torch.device("cpu")
-    dtype = torch_dtype(settings.latent_dtype)
-    noise = solvers.noise(shape, settings.seed, device, dtype, comfy.model_management.throw_exception_if_processing_interrupted)
+    device = comfy.model_management.get_torch_device() if options.noise_device == GPU else torch.device("cpu")
+    dtype = torch_dtype(options.latent_dtype)
+    noise = solvers.noise(shape, options.seed, device, dtype, comfy.model_management.throw_exception_if_processing_interrupted)
     callback = _progress(guider, sigmas, shape[2], _Shown(node_id, title, notes))
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     recipe = family_of(require_open_sora(model)).sampling
-    out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, settings.seed, latent.get("noise_mask"))
+    out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, options.seed, latent.get("noise_mask"))
     return out
 
 

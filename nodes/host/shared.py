@@ -17,7 +17,7 @@ from torch import nn
 from ...opensora_core.choices import NF4
 from ...opensora_core.errors import OpenSoraError, check_choice
 from ...opensora_core.memory.loaded import SHARED, stamp
-from ...opensora_core.memory.plan import at_least
+from ...opensora_core.memory.residency import at_least
 from . import keep, nf4
 from .model import load_model
 from .text import load_text_encoders

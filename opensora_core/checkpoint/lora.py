@@ -223,15 +223,15 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
         CheckpointError: not a LoRA, one of another model, or one that says what is not read.
     """
     path = Path(path)
-    settings = {}
+    adapter = {}
     if path.is_dir():
-        settings = _adapter_settings(path / "adapter_config.json")
+        adapter = _adapter_of_file(path / "adapter_config.json")
         files = [file for file in find_weights(path) if file.stem == "adapter_model"] or find_weights(path)
         if not files:
             raise CheckpointError(f"{path.name} holds no LoRA; expected adapter_model.safetensors in it.")
         path = files[0]
     elif path.stem == "adapter_model":
-        settings = _adapter_settings(path.parent / "adapter_config.json")
+        adapter = _adapter_of_file(path.parent / "adapter_config.json")
     header = read_header(path)
     found = identify(header.shapes)
     if found.kind != "lora":
@@ -240,17 +240,17 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
         raise CheckpointError(f"{path.name} is a LoRA for {other}, and this model is {family.title}; use one that was trained for it.")
     with open_tensors(header) as get:
         state = {key: get(key) for key in header.tensors}
-    return parse_lora(state, settings or _metadata_settings(header.metadata), path.name, family)
+    return parse_lora(state, adapter or _adapter_of_header(header.metadata), path.name, family)
 
 
 def parse_lora(
-    state: Mapping[str, Tensor], settings: Mapping | None = None, name: str = "This LoRA", family: Family = DEFAULT
+    state: Mapping[str, Tensor], adapter: Mapping | None = None, name: str = "This LoRA", family: Family = DEFAULT
 ) -> dict[str, LoraLayer]:
     """Tensors of a LoRA file as changes by layer name. What changes a text encoder is named in a warning and left out.
 
     Args:
         state: the file's tensors by key, in any of the forms above.
-        settings: PEFT's adapter_config: lora_alpha, alpha_pattern, use_rslora. Used where the file has no `.alpha`.
+        adapter: PEFT's adapter_config: lora_alpha, alpha_pattern, use_rslora. Used where the file has no `.alpha`.
         name: for messages.
 
     Raises:
@@ -277,10 +277,10 @@ def parse_lora(
             f"{name} holds {len(unknown)} tensors that are not read here, without which it would not do what it was trained for; the first is "
             f"{unknown[0]}. {_BY_COMFYUI}."
         )
-    return {layer: _layer(layer, parts, name, settings or {}) for layer, parts in found.items()}
+    return {layer: _layer(layer, parts, name, adapter or {}) for layer, parts in found.items()}
 
 
-def _layer(name: str, parts: Mapping[str, Tensor], file: str, settings: Mapping) -> LoraLayer:
+def _layer(name: str, parts: Mapping[str, Tensor], file: str, adapter: Mapping) -> LoraLayer:
     """The change of one layer, checked for itself.
 
     Raises:
@@ -297,7 +297,7 @@ def _layer(name: str, parts: Mapping[str, Tensor], file: str, settings: Mapping)
         if mid is not None:
             parts["lora_down.weight"] = mid.float().flatten(1) @ parts["lora_down.weight"].float().flatten(1)
         layer = LoraLayer(parts, None if alpha is None else float(alpha))
-        layer = layer if alpha is not None else _with_settings(name, layer, settings)
+        layer = layer if alpha is not None else _with_alpha(name, layer, adapter)
         if up_bias is not None:
             layer = replace(layer, parts={**parts, "diff_b": parts.get("diff_b", 0) + layer.scale * up_bias.float()})
         layer.shape()
@@ -323,43 +323,43 @@ def comfy_keys(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     return renamed
 
 
-def _with_settings(name: str, layer: LoraLayer, settings: Mapping) -> LoraLayer:
+def _with_alpha(name: str, layer: LoraLayer, adapter: Mapping) -> LoraLayer:
     """PEFT's alpha: of the longest pattern that names the layer, else lora_alpha; rank-stabilised if it says so."""
-    patterns = settings.get("alpha_pattern") or {}
+    patterns = adapter.get("alpha_pattern") or {}
     named = [key for key in patterns if name == key or name.endswith(f".{key}")]
-    alpha = patterns[max(named, key=len)] if named else settings.get("lora_alpha", settings.get("alpha"))
+    alpha = patterns[max(named, key=len)] if named else adapter.get("lora_alpha", adapter.get("alpha"))
     if alpha is None or layer.form in ("difference", ""):
         return layer
     if layer.rank is None:  # PEFT scales a LoKr of whole matrices too; LyCORIS and ComfyUI do not
         return replace(
-            layer, parts={**layer.parts, "lokr_w1": layer.parts["lokr_w1"].float() * (float(alpha) / float(settings.get("r", alpha)))}
+            layer, parts={**layer.parts, "lokr_w1": layer.parts["lokr_w1"].float() * (float(alpha) / float(adapter.get("r", alpha)))}
         )
-    if settings.get("use_rslora"):
+    if adapter.get("use_rslora"):
         alpha = alpha * math.sqrt(layer.rank)  # alpha / sqrt(rank), written as alpha' / rank
     return replace(layer, alpha=float(alpha))
 
 
-def _adapter_settings(path: Path) -> dict:
-    return _checked_settings(read_json(path), path.name) if path.is_file() else {}
+def _adapter_of_file(path: Path) -> dict:
+    return _checked_adapter(read_json(path), path.name) if path.is_file() else {}
 
 
-def _checked_settings(settings: dict, name: str) -> dict:
+def _checked_adapter(adapter: dict, name: str) -> dict:
     """Raise a CheckpointError unless what is read of adapter_config.json is of its types."""
-    patterns = settings.get("alpha_pattern") or {}
+    patterns = adapter.get("alpha_pattern") or {}
     values = [*patterns.values()] if isinstance(patterns, dict) else ["not a table"]
-    values += [settings[key] for key in ("lora_alpha", "alpha", "r") if settings.get(key) is not None]
+    values += [adapter[key] for key in ("lora_alpha", "alpha", "r") if adapter.get(key) is not None]
     if any(type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e12 for value in values):
         raise CheckpointError(f"{name} beside the LoRA gives a lora_alpha, alpha_pattern or r that is no number; download it again.")
-    return settings
+    return adapter
 
 
-def _metadata_settings(metadata: Mapping[str, str]) -> dict:
+def _adapter_of_header(metadata: Mapping[str, str]) -> dict:
     """lora_alpha from a safetensors header: plain, or in the JSON that diffusers stores."""
     try:
         adapter = json_object(metadata.get("lora_adapter_metadata", "{}"), "The LoRA's metadata")
         flat = {key.removeprefix("transformer."): value for key, value in adapter.items()}
         if "lora_alpha" in metadata:
             flat["lora_alpha"] = float(metadata["lora_alpha"])
-        return _checked_settings(flat, "The metadata")
+        return _checked_adapter(flat, "The metadata")
     except ValueError:
         return {}

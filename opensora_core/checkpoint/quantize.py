@@ -129,7 +129,7 @@ def quantize(
     known, form = identity.family.groups, FORMATS[format]()
     if not groups or set(groups) - known.keys():
         raise OpenSoraError(f"groups={', '.join(groups) or 'none'}: give some of {', '.join(known)}.")
-    entries = _plan(header, identity, form, groups)
+    entries = _entries(header, identity, form, groups)
     head = _head(entries, header, groups)
     num_bytes = len(head) + sum(entry.num_bytes for entry in entries)
     _check_space(target.parent, num_bytes)
@@ -166,7 +166,7 @@ def _check_source(source: str | Path) -> tuple[Header, Identity]:
     return header, identity
 
 
-def _plan(header: Header, identity: Identity, form: Format, groups: tuple[str, ...]) -> list[_Entry]:
+def _entries(header: Header, identity: Identity, form: Format, groups: tuple[str, ...]) -> list[_Entry]:
     """The new file's tensors in the old one's order; the model's only, under the released names."""
     manifest = identity.manifest()
     layers = frozenset(identity.family.layers_to_quantise(manifest, groups))

@@ -16,8 +16,8 @@ from ..media.video import is_video
 from ..memory.component import resolve_device
 from ..memory.estimate import Memory, Request, Settings
 from ..memory.footprint import ModelSizes, sizes_of_files
-from ..memory.plan import GIB
 from ..memory.preflight import memory_of, preflight
+from ..memory.residency import GIB
 from ..run.files import SMALL, SMALL_CLIP, ModelFiles, clip_of
 from ..sampling.guidance import Guidance
 from .frames import video_size
@@ -67,7 +67,7 @@ def _plan(options: InspectOptions) -> int:
     settings = Settings(options.precision, options.offload, decode_policy=options.decode_policy, **budget)
     family.sampling.check_speed(options.speed)
     how = family.sampling.guidance(Guidance(*family.usual.scales), family.sampling.solvers[0])
-    has_given = options.cond_type != "t2v" or bool(family.needs)
+    has_given = options.cond_type != "t2v" or bool(family.requires)
     about = {"grid": model.transformer.grid, "has_given": has_given, "settings": settings, "guidance": how, "speed": options.speed}
     request = Request(height, width, num_frames, options.num_steps, **about)
     found = preflight(request, model, _memory(options))

@@ -110,12 +110,12 @@ def text_length(kind: str, folder: Path) -> int:
     """
     if kind == CLIP:
         return CLIP_LENGTH
-    length = _settings(folder).get("model_max_length")
+    length = _tokenizer_config(folder).get("model_max_length")
     # Libraries write an enormous number where none is known.
     return length if isinstance(length, int) and 1 < length < T5_LENGTH else T5_LENGTH
 
 
-def _settings(folder: Path) -> dict:
+def _tokenizer_config(folder: Path) -> dict:
     """tokenizer_config.json, {} where there is none."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
@@ -161,7 +161,7 @@ def _t5(folder: Path) -> Tokenizer:
         def encode(text: str) -> list[int]:
             return model.encode(text.translate(_SPACES).strip(), add_special_tokens=False).ids
 
-    sentinels = _settings(folder).get("extra_ids", _T5_SENTINELS)
+    sentinels = _tokenizer_config(folder).get("extra_ids", _T5_SENTINELS)
     if type(sentinels) is not int or not 0 <= sentinels <= _MOST_SENTINELS:
         raise CheckpointError(f"tokenizer_config.json gives extra_ids={str(sentinels)[:40]}, which is no number of sentinels")
     specials = {text: to_id(text) for text in ("</s>", "<pad>", "<unk>")}

@@ -143,7 +143,7 @@ def _row(kind: str, name: str, released: CogVideoXConfig, **own) -> Family:
         text=TextRecipe((T5,), configs.TEXT_TOKENS, False, lambda prompt, said: prompt, ""),
         sampling=_recipe(takes_picture, ("dpm", "ddim") if released.is_rotary else ("ddim", "dpm")),
         takes=("image",) if takes_picture else ("video",),
-        needs=("image",) if takes_picture else (),
+        requires=("image",) if takes_picture else (),
         longer=LongRule(re_encodes=True, from_picture=True) if takes_picture else None,
         lora_key=layout.lora_key,
         **own,

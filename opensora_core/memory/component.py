@@ -20,7 +20,7 @@ from ..checkpoint.quantised import precision_format
 from ..choices import AUTO, BUDGET, DTYPES, EVERYTHING, MINIMAL, PRECISIONS, QUANTISED, RESIDENT, torch_dtype
 from ..errors import OpenSoraError, check_choice
 from .device import free_bytes
-from .plan import GIB, Plan, UnitBytes, make_plan, plan_in_mode
+from .residency import GIB, Residency, UnitBytes, make_residency, residency_in_mode
 from .stream import BlockStream, module_bytes
 
 logger = logging.getLogger(__name__)
@@ -103,23 +103,23 @@ class Component:
         placement, module, blocks = self._placement, _module(network), _blocks(network)
         if self._stays or (placement.mode == MINIMAL and not blocks):
             return nullcontext()
-        plan = self._plan(module_bytes(module, blocks), beside_bytes) if blocks else None
-        if plan is None or plan.mode == RESIDENT:
+        residency = self._residency(module_bytes(module, blocks), beside_bytes) if blocks else None
+        if residency is None or residency.mode == RESIDENT:
             return visiting(module, placement.device)
         # Half of what is free: page-locked memory is nobody else's, and the rest of the file streams from the mapped pages.
         free = free_bytes(torch.device("cpu"))
-        return BlockStream(module, plan, placement.device, blocks, _PINNED_BLINDLY if free is None else free // 2)
+        return BlockStream(module, residency, placement.device, blocks, _PINNED_BLINDLY if free is None else free // 2)
 
-    def _plan(self, sizes: UnitBytes, beside_bytes: int | None) -> Plan:
+    def _residency(self, sizes: UnitBytes, beside_bytes: int | None) -> Residency:
         placement = self._placement
         if beside_bytes is None and placement.mode in (AUTO, BUDGET):
-            return make_plan(sizes, MINIMAL)
+            return make_residency(sizes, MINIMAL)
         free = free_bytes(placement.device) if placement.mode == AUTO and placement.device.type == "cuda" else None
         room = None if free is None else free - beside_bytes
-        plan = plan_in_mode(sizes, placement.mode, placement.budget_gib, room, self._is_main)
-        if placement.mode == AUTO and plan.streamed:
-            logger.warning("Not all weights fit beside the computation. %s", plan.sentence())
-        return plan
+        residency = residency_in_mode(sizes, placement.mode, placement.budget_gib, room, self._is_main)
+        if placement.mode == AUTO and residency.streamed:
+            logger.warning("Not all weights fit beside the computation. %s", residency.sentence())
+        return residency
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..geometry import WHOLE_CLIP, Tiling
 from .component import Component, Placement
 from .count import AllocationCounter
 from .device import free_bytes, unless_out_of_memory
-from .plan import GIB
+from .residency import GIB
 
 logger = logging.getLogger(__name__)
 

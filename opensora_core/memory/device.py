@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from .limits import limits
-from .plan import at_most
+from .residency import at_most
 
 T = TypeVar("T")
 

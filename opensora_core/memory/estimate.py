@@ -1,6 +1,6 @@
 """What a video needs in given settings: device memory stage by stage, and RAM.
 
-Peaks come from footprint.py, what streams from plan.py, the tiles of a decode from the decode policy itself
+Peaks come from footprint.py, what streams from residency.py, the tiles of a decode from the decode policy itself
 (decode.py). Figures are what is needed at least: an allocator may hold more in reserve. Sizes in bytes.
 """
 
@@ -36,7 +36,7 @@ from .footprint import (
     transformer_weights,
     vae_weights,
 )
-from .plan import GIB, Plan, at_least, at_most, least_bytes, plan_in_mode
+from .residency import GIB, Residency, at_least, at_most, least_bytes, residency_in_mode
 
 # Assumed, not counted: what libraries take for themselves.
 CONTEXT_BYTES = GIB // 2  # CUDA's context and loaded kernels, outside torch's allocator
@@ -233,7 +233,7 @@ class Stages:
             Item("latents, predictions, prompt", rest),
             *self._libraries(),
         )
-        self.transformer_plan = self._plan(self.transformer, one + rest)
+        self.transformer_residency = self._residency(self.transformer, one + rest)
         self.parked_bytes = 0  # in main memory; known after `decode`
         self.num_values = 3 * request.num_frames * request.height * request.width  # of the finished frames
 
@@ -244,9 +244,9 @@ class Stages:
 
     def text(self) -> Stage:
         encoding = text_peak(self.model.text, self.text_precision)
-        plan = self._plan(self.t5, encoding)
+        residency = self._residency(self.t5, encoding)
         items = (
-            Item("T5's weights", plan.device_bytes, f"{self.text_precision}, {_plan_words(plan)}"),
+            Item("T5's weights", residency.device_bytes, f"{self.text_precision}, {_residency_words(residency)}"),
             self._staying(),
             Item("encoding two prompts", encoding, f"CLIP, {at_least(self.clip_bytes)} GiB, follows T5" if self.clip_bytes else ""),
             *self._libraries(),
@@ -265,11 +265,15 @@ class Stages:
         return Stage("image", (*items, *self._libraries(tile)))
 
     def sampling(self) -> Stage:
-        plan = self.transformer_plan
-        buffers = plan.num_buffers * plan.buffer_bytes
+        residency = self.transformer_residency
+        buffers = residency.num_buffers * residency.buffer_bytes
         weights = (
-            Item("transformer's weights that stay", plan.device_bytes - buffers, f"{self.settings.precision}, {_plan_words(plan)}"),
-            Item("buffers for streamed blocks", buffers, f"{at_least(plan.copied_bytes)} GiB copied in every forward"),
+            Item(
+                "transformer's weights that stay",
+                residency.device_bytes - buffers,
+                f"{self.settings.precision}, {_residency_words(residency)}",
+            ),
+            Item("buffers for streamed blocks", buffers, f"{at_least(residency.copied_bytes)} GiB copied in every forward"),
         )
         return Stage("sampling", (*weights, *self._beside_transformer))
 
@@ -298,14 +302,14 @@ class Stages:
 
     def least(self, stages: list[Stage]) -> tuple[tuple[str, int], ...]:
         """The stages with one block of weights at a time."""
-        saved = {"sampling": self.transformer_plan.device_bytes - least_bytes(self.transformer.sizes, MINIMAL)}
+        saved = {"sampling": self.transformer_residency.device_bytes - least_bytes(self.transformer.sizes, MINIMAL)}
         saved["text"] = stages[0].items[0].num_bytes - least_bytes(self.t5.sizes, MINIMAL) + self._staying().num_bytes
         saved["image"] = saved["decode"] = self._staying().num_bytes
         return tuple((stage.name, stage.num_bytes - saved[stage.name]) for stage in stages)
 
     def streamed_bytes(self) -> int:
         """What of the transformer's mapped file every forward reads."""
-        return self.transformer_plan.copied_bytes if self.transformer.is_mapped else 0
+        return self.transformer_residency.copied_bytes if self.transformer.is_mapped else 0
 
     def ram(self, stages: list[Stage]) -> Stage:
         """Main memory that must be there. Pages of mapped files are not counted: the system drops them when it needs them."""
@@ -321,11 +325,11 @@ class Stages:
         parked = Item("activations of the decode", self.parked_bytes)
         return Stage("RAM", (process, Item(f"the {name}'s weights, converted on reading", converted.get(name, 0)), frames, parked))
 
-    def _plan(self, weights: Weights, work_bytes: int) -> Plan:
+    def _residency(self, weights: Weights, work_bytes: int) -> Residency:
         """Where weights live, as the pipeline decides it (memory/component.py)."""
         settings, memory = self.settings, self.memory
         room = memory.free - self.context_bytes - with_margin(work_bytes) if memory.device == "cuda" else None
-        return plan_in_mode(weights.sizes, settings.offload, settings.budget_gib, room, is_main=weights is self.transformer)
+        return residency_in_mode(weights.sizes, settings.offload, settings.budget_gib, room, is_main=weights is self.transformer)
 
     def _staying(self) -> Item:
         """The transformer during the other stages: it stays on the device only if everything does."""
@@ -342,10 +346,10 @@ class Stages:
         return (Item("libraries' own, not counted but assumed", self.context_bytes + (share or MATRIX_BYTES), note),)
 
 
-def _plan_words(plan: Plan) -> str:
-    if not plan.streamed:
+def _residency_words(residency: Residency) -> str:
+    if not residency.streamed:
         return "all of them"
-    return f"{len(plan.sizes.blocks) - len(plan.streamed)} of {len(plan.sizes.blocks)} blocks stay"
+    return f"{len(residency.sizes.blocks) - len(residency.streamed)} of {len(residency.sizes.blocks)} blocks stay"
 
 
 def _tiling_words(tiling: Tiling, request: Request) -> str:

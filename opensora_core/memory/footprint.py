@@ -34,7 +34,7 @@ from ..text.prompt import T5_LENGTH
 from ..text.recipe import CLIP, T5
 from .count import AllocationCounter
 from .decode import codec_on_meta, counted_peak
-from .plan import UnitBytes
+from .residency import UnitBytes
 from .stream import module_bytes
 
 # What a weights file's main dtype is called here.
@@ -192,7 +192,7 @@ def sampling_peak(
     one = forward_peak(config, precision, latent_shape, text_length)
     batch, channels, _, *sides = latent_shape
     family = family_of(config)
-    recipe, has_given = family.sampling, has_given or bool(family.needs)
+    recipe, has_given = family.sampling, has_given or bool(family.requires)
     with torch.inference_mode(), AllocationCounter() as counter:
         latents = _empty(torch.float32, *latent_shape)
         contexts = [_empty(torch.float32, batch, text_length, config.context_in_dim, device="cpu").to("meta") for _ in range(2)]

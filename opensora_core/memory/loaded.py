@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..checkpoint.files import network_files
 from ..errors import CheckpointError, OpenSoraError
-from .plan import GIB
+from .residency import GIB
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from ..errors import OpenSoraError
 from .device import free_bytes, total_bytes
 from .estimate import CONTEXT_BYTES, Estimate, Memory, Request, Settings, Stages, estimate
 from .footprint import ModelSizes
-from .plan import at_least, at_most
+from .residency import at_least, at_most
 
 _QUANTISE_FIRST = (
     "Write the {precision} file once (`quantize`, or the node Open-Sora Quantize) and give that: it is mapped, where weights that "

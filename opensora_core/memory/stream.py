@@ -1,4 +1,4 @@
-"""Carry a plan out: blocks' weights copied to the device as they are needed, around a network that knows nothing of it.
+"""Carry a residency out: blocks' weights copied to the device as they are needed, around a network that knows nothing of it.
 
 Streamed weights stay where they were read to: pages of the mapped file, or main memory. Before a block runs, its
 tensors are exchanged for views of a staging buffer on the device; after it, the originals are put back. On CUDA the
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OpenSoraError
-from .plan import Plan, UnitBytes, padded
+from .residency import Residency, UnitBytes, padded
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
-    """What a plan is made from, of a module that may be on meta: parameters and buffers, each counted once in a block.
+    """What a residency is made from, of a module that may be on meta: parameters and buffers, each counted once in a block.
 
     Args:
         blocks: its blocks in the order in which they run.
@@ -43,16 +43,16 @@ def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
 
 
 class BlockStream:
-    """A plan at work on a network, from the moment this is made until `release()` or the end of a `with` block.
+    """A residency at work on a network, from the moment this is made until `release()` or the end of a `with` block.
 
     An exception or an interrupt in the middle of a forward leaves the network usable; the next forward begins afresh.
 
     Args:
         model: with its streamed weights in main memory, its LoRAs merged. For inference.
-        plan: made from this model's sizes (module_bytes).
+        residency: made from this model's sizes (module_bytes).
         device: where it is to compute.
-        blocks: its blocks in the order in which they run, as they were for the plan.
-        pin_limit_bytes: main memory that may be page-locked for a CUDA device; None is as much as the plan streams.
+        blocks: its blocks in the order in which they run, as they were for the residency.
+        pin_limit_bytes: main memory that may be page-locked for a CUDA device; None is as much as the residency streams.
             Blocks beyond the limit are copied from pageable memory: slower, but still beside the computation.
 
     Raises:
@@ -62,25 +62,25 @@ class BlockStream:
     def __init__(
         self,
         model: nn.Module,
-        plan: Plan,
+        residency: Residency,
         device: torch.device | str,
         blocks: Sequence[nn.Module],
         pin_limit_bytes: int | None = None,
     ):
         self._device = torch.device(device)
-        _check(model, blocks, plan, self._device)
-        self._lane = lane(self._device, plan.num_buffers)
-        self._pin_left = (plan.copied_bytes if pin_limit_bytes is None else pin_limit_bytes) if self._lane.is_async else 0
+        _check(model, blocks, residency, self._device)
+        self._lane = lane(self._device, residency.num_buffers)
+        self._pin_left = (residency.copied_bytes if pin_limit_bytes is None else pin_limit_bytes) if self._lane.is_async else 0
         self._away: list[tuple[dict, str, Tensor]] = []  # resident tensors as they were
         self._hooks: list = []
         self._buffers: list[Tensor] = []
-        self._holds: list[int | None] = [None] * plan.num_buffers  # the streamed block in each buffer, or on its way there
+        self._holds: list[int | None] = [None] * residency.num_buffers  # the streamed block in each buffer, or on its way there
         self._streamed: list[_Block] = []
         self._at_work: int | None = None
         try:
             # Tensors made in inference mode could not be written to outside it.
             with torch.inference_mode(False), torch.no_grad():
-                self._start(model, blocks, plan)
+                self._start(model, blocks, residency)
         except BaseException:
             self.release()
             raise
@@ -114,10 +114,10 @@ class BlockStream:
         if had_pinned:
             self._lane.give_back_pinned()
 
-    def _start(self, model: nn.Module, blocks: Sequence[nn.Module], plan: Plan) -> None:
-        streamed = [blocks[index] for index in plan.streamed]
+    def _start(self, model: nn.Module, blocks: Sequence[nn.Module], residency: Residency) -> None:
+        streamed = [blocks[index] for index in residency.streamed]
         passing = {id(tensor) for block in streamed for _, _, tensor in _tensors(block)}
-        # One hook on the network itself marks it as streamed, whatever the plan.
+        # One hook on the network itself marks it as streamed, whatever the residency.
         self._hooks.append(model.register_forward_pre_hook(_Mark(self)))
         moved: dict[int, Tensor] = {}
         for store, name, tensor in _tensors(model):
@@ -126,9 +126,9 @@ class BlockStream:
                     moved[id(tensor)] = _like(tensor, tensor.detach().to(self._device))
                 self._away.append((store, name, tensor))
                 store[name] = moved[id(tensor)]
-        self._buffers = [torch.empty(plan.buffer_bytes, dtype=torch.uint8, device=self._device) for _ in range(plan.num_buffers)]
+        self._buffers = [torch.empty(residency.buffer_bytes, dtype=torch.uint8, device=self._device) for _ in range(residency.num_buffers)]
         self._lane.open()
-        self._streamed = [_Block(block, self._buffers[index % plan.num_buffers]) for index, block in enumerate(streamed)]
+        self._streamed = [_Block(block, self._buffers[index % residency.num_buffers]) for index, block in enumerate(streamed)]
         for index, block in enumerate(streamed):
             self._hooks.append(block.register_forward_pre_hook(partial(self._before, index), prepend=True))
             self._hooks.append(block.register_forward_hook(partial(self._after, index), always_call=True))
@@ -374,13 +374,13 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
-def _check(model: nn.Module, blocks: Sequence[nn.Module], plan: Plan, device: torch.device) -> None:
+def _check(model: nn.Module, blocks: Sequence[nn.Module], residency: Residency, device: torch.device) -> None:
     if any(isinstance(hook, _Mark) for part in model.modules() for hook in part._forward_pre_hooks.values()):
         raise OpenSoraError("This network is streamed already; release the first offload before another begins.")
-    if len(blocks) != len(plan.sizes.blocks):
-        raise OpenSoraError(f"The plan is for {len(plan.sizes.blocks)} blocks and the network has {len(blocks)}; plan it anew.")
-    for index in plan.streamed:
-        if _bytes_of(tensor for _, _, tensor in _tensors(blocks[index])) > plan.buffer_bytes:
+    if len(blocks) != len(residency.sizes.blocks):
+        raise OpenSoraError(f"The plan is for {len(residency.sizes.blocks)} blocks and the network has {len(blocks)}; plan it anew.")
+    for index in residency.streamed:
+        if _bytes_of(tensor for _, _, tensor in _tensors(blocks[index])) > residency.buffer_bytes:
             raise OpenSoraError(
                 "The network's weights are larger than the plan says; plan it anew, after its precision and LoRAs are chosen."
             )

@@ -15,6 +15,7 @@ from ..sampling.longer import Continuation
 from ..sampling.plan import StepPlan
 from .files import ModelFiles
 from .longer import going_on
+from .parts import Networks
 from .request import GenerationRequest, SamplingOptions, random_seed
 from .text import check_said
 
@@ -52,9 +53,9 @@ def given_of(files: ModelFiles, given: tuple, how: dict, num_frames: int, refere
     return read_references(*given, **how, whole=num_frames if files.family.sampling.makes_over else 0, grid=files.grid)
 
 
-def going_on_of(files: ModelFiles, latents: Tensor, plan: Continuation, references: Sequence, mask_strategy: str) -> References:
+def going_on_of(files: ModelFiles, latents: Tensor, continuation: Continuation, references: Sequence, mask_strategy: str) -> References:
     """What the first segment behind finished latents begins with, and references of a mask strategy."""
-    found, masked = going_on(latents, plan, files.family.longer), _masked(files, references, mask_strategy, ())
+    found, masked = going_on(latents, continuation, files.family.longer), _masked(files, references, mask_strategy, ())
     return found if masked is None else replace(found, several=masked.several, groups=masked.groups)
 
 
@@ -70,8 +71,10 @@ def _masked(files: ModelFiles, references: Sequence, mask_strategy: str, others:
     return read_masked(references, mask_strategy, files.grid)
 
 
-def check_request(files: ModelFiles, request: GenerationRequest) -> None:
-    """Raise an OpenSoraError for a request that the model of these files cannot meet."""
+def check_request(networks: Networks, request: GenerationRequest) -> None:
+    """Raise an OpenSoraError for a request that the model cannot meet, or files that are not of one model."""
+    networks.check_files()
+    files = networks.files
     family, references = files.family, request.references
     family.check_given(references.given, references.use)
     files.clip_note(request.height, request.width, request.num_frames)

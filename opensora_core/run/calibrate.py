@@ -165,7 +165,7 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
     def work(transformer) -> Calibrated:
         config, use = transformer.config, None if conditions[0] is None else conditions[0].use
         family, shape = family_of(config), (1, config.in_channels, *first.latent_extent)
-        subject = Subject(networks.identity, mode_of(use), (first.height, first.width), first.num_frames)
+        subject = Subject(networks.fingerprint, mode_of(use), (first.height, first.width), first.num_frames)
         whole = family.sampling.schedule(config, shape, family.usual.num_steps, 0.0)
 
         def make(index: int, schedule: Schedule, guidance) -> Tensor:

@@ -19,19 +19,19 @@ Frames = list[numpy.ndarray]
 
 
 def decode_latents(
-    networks: Networks, latents: Tensor, progress: Progress, plan: Continuation | None = None
+    networks: Networks, latents: Tensor, progress: Progress, continuation: Continuation | None = None
 ) -> tuple[list[Frames], list[str]]:
     """(frames of every video, uint8 [H, W, 3]; lines a person should see where memory made the decode other than exact).
 
     Args:
         latents: [B, C, T, H, W] in the transformer's scale.
-        plan: of a video of segments, which is decoded in parts as long as one; None = in one part.
+        continuation: of a video of segments, which is decoded in parts as long as one; None = in one part.
 
     Raises:
         DecodeOutOfMemory: the device has no room, whatever the decode policy could do; it holds the latents.
     """
-    plan = plan or Continuation(segment=latents.shape[2], context=0)
-    videos, parts = latents.split(1), windows(latents.shape[2], plan)
+    continuation = continuation or Continuation(segment=latents.shape[2], context=0)
+    videos, parts = latents.split(1), windows(latents.shape[2], continuation)
     num_parts = len(videos) * len(parts)
     progress(0, 1)  # how many tiles there are is known with the first
 
@@ -44,7 +44,7 @@ def decode_latents(
                 pixels = decode(part, lambda done, total: progress(number * total + done, num_parts * total))
                 return pixels.permute(0, 2, 3, 4, 1)[0]
 
-            return [_shown(decode_windows(video, plan, decode_part)) for video in videos], notes
+            return [_shown(decode_windows(video, continuation, decode_part)) for video in videos], notes
 
     made = unless_out_of_memory(decode_all)
     if made is None:

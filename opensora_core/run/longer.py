@@ -21,13 +21,13 @@ from .text import encode
 
 
 def make_longer(
-    networks: Networks, latents: Tensor, plan: Continuation, requests: list[GenerationRequest], watchers: Watchers
+    networks: Networks, latents: Tensor, continuation: Continuation, requests: list[GenerationRequest], watchers: Watchers
 ) -> GenerationResult:
     """Add a segment for every request, then decode the whole.
 
     Args:
         latents: [B, C, T, H, W] of the finished videos, in the transformer's scale.
-        requests: what differs between them is the prompt; a segment's seed and what it is given follow from the plan.
+        requests: what differs between them is the prompt; a segment's seed and what it is given follow from the continuation.
 
     Raises:
         OutOfMemory: a segment could not be made; `latents` of the error are what is finished.
@@ -41,7 +41,7 @@ def make_longer(
             request = replace(request, seed=segment_seed(seed, latents.shape[2]))
             watchers.tell("sampling", index * request.num_steps, len(requests) * request.num_steps)
             try:
-                going = _given(networks, latents, plan)
+                going = _given(networks, latents, continuation)
                 masks = {name: getattr(request.references, name) for name in ("several", "groups")}
                 request = replace(request, references=replace(going, **masks, loop=index + 1))
                 condition = encode_references(networks, request, lambda done, total: None)
@@ -49,32 +49,34 @@ def make_longer(
             except OutOfMemory as error:
                 error.latents = latents
                 raise
-            latents = result.latents = join(latents, made, plan)
+            latents = result.latents = join(latents, made, continuation)
             result.prompt, result.notes = prompt, result.notes + notes
             watchers.segment(index + 1, latents)
     with timed(result, "decode", device):
-        result.frames, notes = decode_latents(networks, latents, watchers.stage("decode"), None if networks.files.grid.piece else plan)
+        result.frames, notes = decode_latents(
+            networks, latents, watchers.stage("decode"), None if networks.files.grid.piece else continuation
+        )
         result.notes += notes
     return result
 
 
-def going_on(latents: Tensor, plan: Continuation, rule: LongRule) -> References:
+def going_on(latents: Tensor, continuation: Continuation, rule: LongRule) -> References:
     """The end of videos, latents [B, C, T, H, W], given to their next segment as it is."""
-    context = context_of(latents, plan)
+    context = context_of(latents, continuation)
     return References(first=context) if rule.from_picture else References(clip=context, use=ReferenceUse(is_clip=True))
 
 
-def _given(networks: Networks, latents: Tensor, plan: Continuation) -> References:
+def _given(networks: Networks, latents: Tensor, continuation: Continuation) -> References:
     """What the next segment begins with, in whichever way the model goes on."""
     rule = networks.files.family.check_longer()
     if rule.re_encodes:
         # The last frame depends on those before it: it is decoded with them.
         videos, _ = decode_latents(
-            networks, latents[:, :, -(plan.segment if rule.from_picture else plan.context) :], lambda done, total: None
+            networks, latents[:, :, -(continuation.segment if rule.from_picture else continuation.context) :], lambda done, total: None
         )
         clips = [torch.from_numpy(numpy.stack(frames[-1:] if rule.from_picture else frames)).float() / 255 for frames in videos]
         latents = torch.cat([networks.video_vae.encode(clip, [None]) for clip in clips]).cpu()
-    return going_on(latents, plan, rule)
+    return going_on(latents, continuation, rule)
 
 
 def checked_latents(latents: Tensor | None) -> Tensor:

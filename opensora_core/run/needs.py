@@ -11,7 +11,7 @@ from ..memory.component import Placement
 from ..memory.device import free_bytes, total_bytes
 from ..memory.estimate import with_margin
 from ..memory.footprint import forward_peak, sampling_peak, sizes_of_files, text_peak, transformer_weights
-from ..memory.plan import UnitBytes
+from ..memory.residency import UnitBytes
 from .files import ModelFiles
 from .request import GenerationRequest
 

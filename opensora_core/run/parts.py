@@ -20,7 +20,7 @@ from ..memory.component import Component, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
-from ..sampling.plan import identity_of
+from ..sampling.plan import fingerprint_of
 from .files import PLANS, ModelFiles, check_files, check_picture_files, family_of_file
 from .kernels import compile_blocks
 from .needs import Needs
@@ -39,7 +39,7 @@ class Networks:
         video_vae: clips in and out of the VAE, see memory/decode.py.
         keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
         keep_encoded: keep encoded prompts, within loaded.PROMPTS.
-        is_compiled: whether the transformer's blocks are compiled as it is read. identity: of it once it was read, see sampling/plan.py.
+        is_compiled: whether the transformer's blocks are compiled as it is read. fingerprint: of it once it was read, see sampling/plan.py.
         plan_folders: where calibrated plans are.
     """
 
@@ -48,7 +48,7 @@ class Networks:
         self.placement = placement
         self.quantised = quantised
         self.keep_loaded = self.keep_encoded = False
-        self.identity, self.plan_folders = "", (PLANS,)
+        self.fingerprint, self.plan_folders = "", (PLANS,)
         self._attention, self.is_compiled = attention, False
         self._loras: list[tuple[Path, float]] = []
         self._is_checked = False
@@ -96,7 +96,7 @@ class Networks:
 
     def _read_transformer(self, dtype: torch.dtype, device: torch.device) -> Any:
         model = self._read("transformer", self.files.dit, partial(load_transformer, precision=self.quantised), dtype, device)
-        self.identity = identity_of(model.named_parameters())
+        self.fingerprint = fingerprint_of(model.named_parameters())
         for block in model.blocks():
             block.attention = self._attention
         for path, strength in self._loras:

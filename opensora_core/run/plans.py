@@ -18,17 +18,17 @@ class Subject:
     """What a plan is calibrated for.
 
     Attributes:
-        identity: see identity_of. mode: one of MODES. size: (height, width) in pixels.
+        fingerprint: of the transformer, see fingerprint_of. mode: one of MODES. size: (height, width) in pixels.
     """
 
-    identity: str
+    fingerprint: str
     mode: str
     size: tuple[int, int]
     frames: int
 
     @property
     def file_name(self) -> str:
-        return f"{self.identity[:12]}_{self.mode}_{self.size[1]}x{self.size[0]}_{self.frames}.json"
+        return f"{self.fingerprint[:12]}_{self.mode}_{self.size[1]}x{self.size[0]}_{self.frames}.json"
 
 
 def find(speed: str, subject: Subject | None, folders: Iterable[Path], num_steps: int = RELEASED_STEPS) -> StepPlan:
@@ -73,7 +73,8 @@ def read(path: Path, subject: Subject) -> list[StepPlan]:
 
 def write(folder: Path, subject: Subject, plans: list[StepPlan], forwards: list[int], about: dict) -> Path:
     """Write plans where `find` looks for them. forwards: of each. about: what else a person may want to know of them."""
-    whole = {"format": FORMAT, **asdict(subject), "steps": plans[0].num_steps, **about}
+    about_subject = {name: value for name, value in asdict(subject).items() if name != "fingerprint"}
+    whole = {"format": FORMAT, "identity": subject.fingerprint, **about_subject, "steps": plans[0].num_steps, **about}
     rows = [{"points": plan.points, "forwards": count, "error": plan.error} for plan, count in zip(plans, forwards, strict=True)]
     path = folder / subject.file_name
     folder.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def way(
     if request.speed == EXACT:
         schedule = recipe.way(config, shape, request.num_steps, shift, (request.num_frames, request.height, request.width))
         return schedule if use is None else recipe.cut(schedule, use), guidance, []
-    subject = plans.Subject(networks.identity, plan.mode_of(use), (request.height, request.width), request.num_frames)
+    subject = plans.Subject(networks.fingerprint, plan.mode_of(use), (request.height, request.width), request.num_frames)
     chosen = plans.find(request.speed, None if shift else subject, networks.plan_folders, family_of(config).usual.num_steps)
     whole = recipe.schedule(config, shape, chosen.num_steps, shift)
     return *plan.planned(guidance, whole, chosen), [chosen.words(request.speed)]

@@ -51,32 +51,32 @@ def segment_seed(seed: int, begins_at: int) -> int:
     return (seed + begins_at * _SEED_STRIDE) % 2**63
 
 
-def context_of(latents: Tensor, plan: Continuation) -> Tensor:
+def context_of(latents: Tensor, continuation: Continuation) -> Tensor:
     """What the next segment is given, [B, C, context, H, W], of a video's latents [B, C, T, H, W]."""
-    return latents[:, :, latents.shape[2] - plan.context :]
+    return latents[:, :, latents.shape[2] - continuation.context :]
 
 
-def join(latents: Tensor, segment: Tensor, plan: Continuation) -> Tensor:
+def join(latents: Tensor, segment: Tensor, continuation: Continuation) -> Tensor:
     """A video's latents [B, C, T, H, W] with what a segment [B, C, segment, H, W] adds, [B, C, T + added, H, W]."""
-    if segment.shape[2] != plan.segment:
-        raise OpenSoraError(f"A segment of {segment.shape[2]} latent frames does not fit a plan of {plan.segment}.")
-    return torch.cat((latents, segment[:, :, plan.context :].to(latents)), dim=2)
+    if segment.shape[2] != continuation.segment:
+        raise OpenSoraError(f"A segment of {segment.shape[2]} latent frames does not fit a plan of {continuation.segment}.")
+    return torch.cat((latents, segment[:, :, continuation.context :].to(latents)), dim=2)
 
 
-def windows(length: int, plan: Continuation) -> list[tuple[int, int]]:
+def windows(length: int, continuation: Continuation) -> list[tuple[int, int]]:
     """(first, past the last) latent frames of the parts in which a video of `length` latent frames is decoded.
 
     All are of one length where the video is as long; the last reaches back further than the others where it has to.
     """
-    size = max(plan.segment, plan.added + plan.shared)
-    stride = size - max(plan.context, plan.shared)
+    size = max(continuation.segment, continuation.added + continuation.shared)
+    stride = size - max(continuation.context, continuation.shared)
     if length <= size:
         return [(0, length)]
     stops = [*range(size, length, stride), length]
     return [(stop - size, stop) for stop in stops]
 
 
-def decode_windows(latents: Tensor, plan: Continuation, decode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+def decode_windows(latents: Tensor, continuation: Continuation, decode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """Decode one long video a window at a time.
 
     Args:
@@ -87,7 +87,7 @@ def decode_windows(latents: Tensor, plan: Continuation, decode: Callable[[Tensor
         Frames in their order, as they become final: 4T - 3 in all. Those of a window that the next has too are held back
         and faded into it, linearly.
     """
-    parts = windows(latents.shape[2], plan)
+    parts = windows(latents.shape[2], continuation)
     held = None
     for number, (start, stop) in enumerate(parts):
         frames = decode(latents[:, :, start:stop])
@@ -99,7 +99,7 @@ def decode_windows(latents: Tensor, plan: Continuation, decode: Callable[[Tensor
         keep = 0
         if number + 1 < len(parts):
             shared = stop - parts[number + 1][0]
-            keep = TIME_COMPRESSION * (min(shared, max(plan.context, plan.shared)) - 1)
+            keep = TIME_COMPRESSION * (min(shared, max(continuation.context, continuation.shared)) - 1)
             held = frames[frames.shape[0] - keep :].clone()
         yield frames[: frames.shape[0] - keep]
 

@@ -43,7 +43,7 @@ class LongRule:
     re_encodes: bool = False
     from_picture: bool = False
 
-    def plan(self, video_length: int, num_frames: int | None, context_frames: int | None, grid: Grid) -> Continuation:
+    def continuation(self, video_length: int, num_frames: int | None, context_frames: int | None, grid: Grid) -> Continuation:
         """How a video of `video_length` latent frames goes on.
 
         Args:

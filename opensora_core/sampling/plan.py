@@ -6,7 +6,7 @@ at equal distances of t, and the schedule shifts them. So a plan holds for any s
 frames that are read in a part of the run only.
 
 Which steps are best depends on the model, the shift and what is given. `calibrate` finds them (calibration.py) and writes a file for each
-model, mode, size and length (run/plans.py); a model is known by its identity. Where there is no such file the steps are those that were best for the
+model, mode, size and length (run/plans.py); a model is known by its fingerprint. Where there is no such file the steps are those that were best for the
 built-in model: they keep its scores, but how near another model comes to its exact run was not measured.
 """
 
@@ -139,7 +139,7 @@ def mode_of(use: ReferenceUse | None) -> str:
     return TEXT if use is None or use.strength == 0 else CLIP if use.is_clip else PICTURES
 
 
-def identity_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """What a network is known by, whatever its weights are held in and whatever LoRA comes on top.
 
     Args:

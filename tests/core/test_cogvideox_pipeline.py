@@ -12,8 +12,8 @@ from opensora_core.families import table
 from opensora_core.families.cogvideox import picture_factor
 from opensora_core.memory.estimate import Memory, Request, Settings
 from opensora_core.memory.footprint import ModelSizes, TextSizes
-from opensora_core.memory.plan import GIB
 from opensora_core.memory.preflight import preflight
+from opensora_core.memory.residency import GIB
 from opensora_core.networks.cogvideox import layout
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run.request import EncodedPrompt, SamplingOptions
@@ -308,7 +308,7 @@ def plan(name, settings, gib):
         usual.num_frames,
         50,
         grid=family.grid,
-        has_given=bool(family.needs),
+        has_given=bool(family.requires),
         settings=settings,
         guidance=guidance,
     )

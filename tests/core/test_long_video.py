@@ -28,7 +28,7 @@ from opensora_core.sampling.longer import Continuation, LongRule
     ],
 )
 def test_the_length_of_a_segment_and_what_it_is_given(length, num_frames, context_frames, expected):
-    assert LongRule().plan(length, num_frames, context_frames, CAUSAL) == expected
+    assert LongRule().continuation(length, num_frames, context_frames, CAUSAL) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_length_of_a_segment_and_what_it_is_given(length, num_frames, contex
 )
 def test_what_cannot_be_gone_on_from_gets_a_sentence(arguments, words):
     with pytest.raises(OpenSoraError, match=words):
-        LongRule().plan(*(*arguments, None, None)[:3], CAUSAL)
+        LongRule().continuation(*(*arguments, None, None)[:3], CAUSAL)
 
 
 def test_every_segment_has_its_own_noise_and_going_on_later_is_going_on_at_once():
@@ -76,7 +76,7 @@ def clip(first: int, length: int) -> torch.Tensor:
     ("length", "num_frames", "context"), [(33, None, None), (5, None, None), (2, None, None), (7, 33, 17), (40, 65, 5)]
 )
 def test_joined_latents_have_every_place_once(length, num_frames, context):
-    plan = LongRule().plan(length, num_frames, context, CAUSAL)
+    plan = LongRule().continuation(length, num_frames, context, CAUSAL)
     video = clip(0, length)
     for _ in range(3):
         given = long_video.context_of(video, plan)

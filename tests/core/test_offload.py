@@ -18,7 +18,7 @@ from opensora_core.choices import BUDGET, MINIMAL, PRECISIONS as WORDS, RESIDENT
 from opensora_core.errors import OpenSoraError
 from opensora_core.families import table
 from opensora_core.memory import stream as stream_module
-from opensora_core.memory.plan import GIB, UnitBytes, at_least, at_most, least_bytes, make_plan, padded
+from opensora_core.memory.residency import GIB, UnitBytes, at_least, at_most, least_bytes, make_residency, padded
 from opensora_core.memory.stream import BlockStream, Lane, module_bytes, piece_sizes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
 from opensora_core.networks.mmdit.layout import module_name
@@ -58,13 +58,13 @@ def test_the_released_layout_in_every_form_of_its_sizes(released):
     assert 0 <= released.total - 2 * 11_891_390_528 < 256 * len(manifest)
     assert released.blocks[:19] == released.blocks[:1] * 19 and released.blocks[19:] == released.blocks[19:20] * 38
     # One double block in bf16, and the embedders and the final layer beside it.
-    minimal = make_plan(released, MINIMAL)
+    minimal = make_residency(released, MINIMAL)
     assert minimal.device_bytes == released.rest + released.blocks[0] and 0.7 < minimal.device_bytes / GIB < 0.85
 
 
 @pytest.mark.parametrize("budget", [1.5, 2, 4, 6, 8, 11.99, 16, 20, 22])
 def test_a_budget_is_kept_and_used(released, budget):
-    plan = make_plan(released, BUDGET, budget)
+    plan = make_residency(released, BUDGET, budget)
     assert plan.device_bytes <= budget * GIB
     assert plan.device_bytes > budget * GIB - 2 * released.blocks[0]  # no room for another block and a smaller buffer
     assert plan.num_buffers == 2 and plan.streamed == tuple(sorted(plan.streamed))
@@ -75,7 +75,7 @@ def test_a_budget_is_kept_and_used(released, budget):
 
 
 def test_a_larger_budget_copies_no_more(released):
-    copied = [make_plan(released, BUDGET, quarter / 4).copied_bytes for quarter in range(6, 93)]
+    copied = [make_residency(released, BUDGET, quarter / 4).copied_bytes for quarter in range(6, 93)]
     assert copied == sorted(copied, reverse=True) and copied[-1] == 0 and copied[0] > 20 * GIB
 
 
@@ -85,10 +85,10 @@ def test_any_sizes_and_any_budget():
         sizes = UnitBytes(tuple(256 * draw.randint(1, 40) for _ in range(draw.randint(1, 12))), 256 * draw.randint(0, 30))
         least = least_bytes(sizes, BUDGET)
         budget = draw.randint(least, sizes.total + 1000)
-        plan = make_plan(sizes, BUDGET, budget / GIB, device_bytes=2 * GIB)
+        plan = make_residency(sizes, BUDGET, budget / GIB, device_bytes=2 * GIB)
         assert plan.device_bytes <= budget and (plan.streamed == ()) == (plan.num_buffers == 0)
         assert not plan.streamed or len(plan.streamed) > 2  # two through two buffers would only be copied for nothing
-        assert make_plan(sizes, MINIMAL).device_bytes == sizes.rest + max(sizes.blocks) <= max(least, sizes.total)
+        assert make_residency(sizes, MINIMAL).device_bytes == sizes.rest + max(sizes.blocks) <= max(least, sizes.total)
 
 
 BAD_BUDGETS = [0, -1, float("nan"), float("inf"), 1.2, None, True, "8"]
@@ -97,36 +97,36 @@ BAD_BUDGETS = [0, -1, float("nan"), float("inf"), 1.2, None, True, "8"]
 @pytest.mark.parametrize("budget", BAD_BUDGETS)
 def test_a_budget_that_cannot_be_kept_is_refused_with_one_that_can(released, budget):
     with pytest.raises(OpenSoraError, match=f"{budget} GiB|needs a budget") as refusal:
-        make_plan(released, BUDGET, budget, device_bytes=24 * GIB)
+        make_residency(released, BUDGET, budget, device_bytes=24 * GIB)
     nearest = float(re.search(r"least for this model is ([\d.]+) GiB", str(refusal.value))[1])
-    assert make_plan(released, BUDGET, nearest).device_bytes <= nearest * GIB
+    assert make_residency(released, BUDGET, nearest).device_bytes <= nearest * GIB
     with pytest.raises(OpenSoraError):
-        make_plan(released, BUDGET, nearest - 0.02)
+        make_residency(released, BUDGET, nearest - 0.02)
 
 
 def test_a_budget_larger_than_the_card(released):
     with pytest.raises(OpenSoraError, match="30 GiB is larger than the device, which has 23.6 GiB"):
-        make_plan(released, BUDGET, 30, device_bytes=int(23.65 * GIB))
-    assert make_plan(released, BUDGET, 23.6, device_bytes=int(23.65 * GIB)).streamed == ()
+        make_residency(released, BUDGET, 30, device_bytes=int(23.65 * GIB))
+    assert make_residency(released, BUDGET, 23.6, device_bytes=int(23.65 * GIB)).streamed == ()
 
 
 def test_a_mode_that_does_not_fit_names_those_that_do(released):
     with pytest.raises(OpenSoraError, match=r"resident needs 22.2 GiB .* has 16 GiB; use budget with 1.37 to 16 GiB or minimal"):
-        make_plan(released, RESIDENT, device_bytes=16 * GIB)
+        make_residency(released, RESIDENT, device_bytes=16 * GIB)
     with pytest.raises(OpenSoraError, match="budget needs 1.37.* use minimal, which needs 0.7"):
-        make_plan(released, BUDGET, 1, device_bytes=GIB)
+        make_residency(released, BUDGET, 1, device_bytes=GIB)
     for mode in (RESIDENT, MINIMAL):
         with pytest.raises(OpenSoraError, match="no mode fits.*quantised weights"):
-            make_plan(released, mode, device_bytes=GIB // 2)
+            make_residency(released, mode, device_bytes=GIB // 2)
     with pytest.raises(OpenSoraError, match="'auto' is not known; use one of resident, budget, minimal"):
-        make_plan(released, "auto")
-    assert make_plan(released, RESIDENT, device_bytes=23 * GIB).device_bytes == released.total
+        make_residency(released, "auto")
+    assert make_residency(released, RESIDENT, device_bytes=23 * GIB).device_bytes == released.total
 
 
 def test_plans_are_told_in_numbers(released):
-    assert make_plan(released, RESIDENT).sentence() == f"All 57 blocks stay on the device: {at_least(released.total)} GiB of weights."
-    said = make_plan(released, BUDGET, 8).sentence()
-    count = len(make_plan(released, BUDGET, 8).streamed)
+    assert make_residency(released, RESIDENT).sentence() == f"All 57 blocks stay on the device: {at_least(released.total)} GiB of weights."
+    said = make_residency(released, BUDGET, 8).sentence()
+    count = len(make_residency(released, BUDGET, 8).streamed)
     assert f"{57 - count} of 57 blocks stay" in said and f"{count} stream through 2 buffers" in said
     assert (at_least(1), at_most(GIB), at_least(GIB + 1), at_most(12345 * GIB)) == ("0.000000000932", "1", "1.01", "12300")
 
@@ -169,11 +169,11 @@ def plans(model):
     sizes = module_bytes(model, model.blocks())
     least = least_bytes(sizes, BUDGET)
     return {
-        "resident": make_plan(sizes, RESIDENT),
-        "roomy": make_plan(sizes, BUDGET, (sizes.total - 1) / GIB),
-        "between": make_plan(sizes, BUDGET, (sizes.total + least) / 2 / GIB),
-        "least": make_plan(sizes, BUDGET, least / GIB),
-        "minimal": make_plan(sizes, MINIMAL),
+        "resident": make_residency(sizes, RESIDENT),
+        "roomy": make_residency(sizes, BUDGET, (sizes.total - 1) / GIB),
+        "between": make_residency(sizes, BUDGET, (sizes.total + least) / 2 / GIB),
+        "least": make_residency(sizes, BUDGET, least / GIB),
+        "minimal": make_residency(sizes, MINIMAL),
     }
 
 
@@ -248,8 +248,8 @@ def test_tied_strided_and_buffered_tensors_are_streamed_as_they_are():
     model, x = Network(), torch.randn(2, 16)
     expected = model(x)
     for plan in (
-        make_plan(module_bytes(model, model.layers), MINIMAL),
-        make_plan(module_bytes(model, model.layers), BUDGET, 2 / 2**20 * 8),
+        make_residency(module_bytes(model, model.layers), MINIMAL),
+        make_residency(module_bytes(model, model.layers), BUDGET, 2 / 2**20 * 8),
     ):
         with BlockStream(model, plan, CPU, model.layers):
             assert torch.equal(model(x), expected)
@@ -549,7 +549,7 @@ def test_a_file_of_the_released_size_is_mapped_planned_and_streamed_in_bounded_m
     """22 GiB of which one block is real: what streams takes its buffers, whatever the file's size."""
     model = MMDiT(OPEN_SORA_2, dtype=torch.bfloat16, device="meta").requires_grad_(False)
     sizes = module_bytes(model, model.blocks())
-    plan = make_plan(sizes, BUDGET, 19)
+    plan = make_residency(sizes, BUDGET, 19)
     real = next(index for index in plan.streamed if index > 19)  # a single block: 283 MB
     stem = f"single_blocks.{real - 19}."
 
@@ -619,7 +619,7 @@ def test_on_cuda_events_hold_whichever_stream_is_late(monkeypatch, late, limit):
     time = torch.tensor([0.5], device=device)
     sleep = lambda *_: torch.cuda._sleep(20_000_000)  # noqa: E731 - about ten milliseconds
     with torch.inference_mode():
-        with BlockStream(model, make_plan(module_bytes(model, model.blocks()), RESIDENT), device, model.blocks()):
+        with BlockStream(model, make_residency(module_bytes(model, model.blocks()), RESIDENT), device, model.blocks()):
             expected = model(inputs[0], time, *inputs[1:])
         if late == "copies":
             copy = BlockStream._copy
@@ -627,7 +627,10 @@ def test_on_cuda_events_hold_whichever_stream_is_late(monkeypatch, late, limit):
         else:
             for block in (*model.double_blocks, *model.single_blocks):
                 block.register_forward_pre_hook(sleep)
-        for plan in (make_plan(module_bytes(model, model.blocks()), MINIMAL), make_plan(module_bytes(model, model.blocks()), BUDGET, 0.2)):
+        for plan in (
+            make_residency(module_bytes(model, model.blocks()), MINIMAL),
+            make_residency(module_bytes(model, model.blocks()), BUDGET, 0.2),
+        ):
             with BlockStream(model, plan, device, model.blocks(), limit):
                 for _ in range(3):
                     assert torch.equal(model(inputs[0], time, *inputs[1:]), expected)

@@ -13,8 +13,8 @@ from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.families import open_sora_1, table
 from opensora_core.memory.estimate import Memory, Request, Settings
 from opensora_core.memory.footprint import ModelSizes, TextSizes
-from opensora_core.memory.plan import GIB
 from opensora_core.memory.preflight import preflight
+from opensora_core.memory.residency import GIB
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.request import EncodedPrompt, SamplingOptions

@@ -15,7 +15,7 @@ from opensora_core.codecs.hunyuan.config import LATENT_SCALE
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
 from opensora_core.geometry import Tiling
 from opensora_core.media.pictures import reference_image
-from opensora_core.memory import component as components, decode as video_vae, plan as plan_module
+from opensora_core.memory import component as components, decode as video_vae, residency as residency_module
 from opensora_core.memory.component import Component, Placement, visiting
 from opensora_core.memory.loaded import LoadedModels
 from opensora_core.pipeline import OpenSoraPipeline
@@ -189,7 +189,7 @@ def streams_of(pipe, monkeypatch, **settings):
 def test_transformer_and_t5_stream_and_a_budget_too_small_for_t5_alone_does_not_stop_it(tiny_checkpoint, monkeypatch):
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("budget", 0.003, "cpu")
     with pipe._networks.t5.at_work() as t5:
-        least = plan_module.least_bytes(components.module_bytes(t5.model, t5.blocks()), "budget") / 2**30
+        least = residency_module.least_bytes(components.module_bytes(t5.model, t5.blocks()), "budget") / 2**30
     _, plans = streams_of(pipe, monkeypatch)
     assert [plan.mode for plan in plans] == ["budget" if least <= 0.003 else "minimal", "budget"]
     assert plans[1].device_bytes <= 0.003 * 2**30
@@ -223,11 +223,11 @@ def test_what_a_card_has_decides(tiny_checkpoint, monkeypatch):
     with pytest.raises(OpenSoraError, match="use minimal"):
         pipe.enable_offload("budget", 0.004, "cpu")
     sizes = pipe._networks.needs.transformer_weights()
-    assert plan_module.plan_within(sizes, None).mode == plan_module.plan_within(sizes, sizes.total).mode == "resident"
+    assert residency_module.residency_within(sizes, None).mode == residency_module.residency_within(sizes, sizes.total).mode == "resident"
     for room in (sizes.total - 1, 4_000_000, 3_200_000):
-        plan = plan_module.plan_within(sizes, room)
+        plan = residency_module.residency_within(sizes, room)
         assert plan.mode == "budget" and plan.device_bytes <= room
-    assert plan_module.plan_within(sizes, 1_000_000).mode == plan_module.plan_within(sizes, -5).mode == "minimal"
+    assert residency_module.residency_within(sizes, 1_000_000).mode == residency_module.residency_within(sizes, -5).mode == "minimal"
 
 
 @pytest.mark.parametrize("room", [3_500_000, 1_000_000])
@@ -240,10 +240,10 @@ def test_auto_streams_what_does_not_fit_beside_the_computation(tiny_checkpoint, 
 
     def small_card(self, beside_bytes=0, is_last_try=False):
         beside.append(beside_bytes)
-        monkeypatch.setattr(plan_module, "plan_within", lambda sizes, _: plan_within(sizes, room))
+        monkeypatch.setattr(residency_module, "residency_within", lambda sizes, _: residency_within(sizes, room))
         return at_work(self, beside_bytes, is_last_try)
 
-    plan_within = plan_module.plan_within
+    residency_within = residency_module.residency_within
     monkeypatch.setattr(Component, "at_work", small_card)
     result, plans = streams_of(pipe, monkeypatch)
     assert torch.equal(result.latents, whole.latents)

@@ -42,8 +42,8 @@ from opensora_core.memory.footprint import (
     tile_peak,
     transformer_weights,
 )
-from opensora_core.memory.plan import GIB
 from opensora_core.memory.preflight import MeasuredForward, memory_of, preflight
+from opensora_core.memory.residency import GIB
 from opensora_core.memory.stream import module_bytes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
@@ -323,7 +323,7 @@ def released_file(write_hole, tmp_path):
             return plain
         header, identity = open_model(plain, "transformer")
         form, path = FORMATS[precision](), tmp_path / f"{precision}.safetensors"
-        entries = quantize_file._plan(header, identity, form, QUANTISED_GROUPS)
+        entries = quantize_file._entries(header, identity, form, QUANTISED_GROUPS)
         with path.open("wb") as file:
             file.write(quantize_file._head(entries, header, QUANTISED_GROUPS))
             for entry in entries:

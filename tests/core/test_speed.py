@@ -17,7 +17,7 @@ from opensora_core.run import calibrate, plans
 from opensora_core.sampling import plan as plan_module
 from opensora_core.sampling.calibration import Recorder, best_steps, interval_costs
 from opensora_core.sampling.guidance import PICTURES, Guidance, ReferenceUse, num_forwards
-from opensora_core.sampling.plan import POINTS, Averaged, StepPlan, identity_of, planned
+from opensora_core.sampling.plan import POINTS, Averaged, StepPlan, fingerprint_of, planned
 from opensora_core.sampling.run import SamplingRecipe
 from opensora_core.sampling.schedule import flow_schedule
 
@@ -156,15 +156,15 @@ def test_preflight_counts_by_the_plan():
 
 def test_a_models_identity_is_that_of_its_numbers(tiny_checkpoint, tmp_path):
     file = tiny_checkpoint / "Open_Sora_v2.safetensors"
-    found = {identity_of(load_transformer(file, dtype).named_parameters()) for dtype in (torch.float32, torch.bfloat16)}
+    found = {fingerprint_of(load_transformer(file, dtype).named_parameters()) for dtype in (torch.float32, torch.bfloat16)}
     assert len(found) == 1 and len(DTYPES) == 2
     for form in ("fp8_e4m3fn", "int8"):
         target = tmp_path / f"{form}.safetensors"
         assert main(["quantize", str(file), str(target), "--format", form]) == DONE
-        assert identity_of(load_transformer(target).named_parameters()) in found
+        assert fingerprint_of(load_transformer(target).named_parameters()) in found
     other = load_transformer(file, torch.float32)
     other.img_in.bias.data[0] += 1
-    assert identity_of(other.named_parameters()) not in found
+    assert fingerprint_of(other.named_parameters()) not in found
 
 
 class TestCalibration:
@@ -247,7 +247,7 @@ def test_the_built_in_plans_are_of_the_built_in_model():
 
     if not SMALL.is_dir():
         pytest.skip("this copy has no built-in model")
-    identity = identity_of(load_transformer(SMALL / "Open_Sora_v2.safetensors").named_parameters())
+    identity = fingerprint_of(load_transformer(SMALL / "Open_Sora_v2.safetensors").named_parameters())
     for mode in ("t2v", "i2v"):
         found = {len(plan.steps): plan for plan in plans.read(PLANS / plans.Subject(identity, mode, (64, 64), 17).file_name,
                                                               plans.Subject(identity, mode, (64, 64), 17))}  # fmt: skip

@@ -101,7 +101,7 @@ def test_a_segment_is_the_cores(go_on, pack, base, conditioning, video, relative
     guidance = pack("opensora_core.sampling.guidance")
     scale = pack("opensora_core.codecs.hunyuan.config").LATENT_SCALE
     rule, grid = pack("opensora_core.sampling.longer").LongRule(), pack("opensora_core.geometry").CAUSAL
-    plan, (positive, negative) = rule.plan(5, None, None, grid), (conditioning(1)[0], conditioning(2)[0])
+    plan, (positive, negative) = rule.continuation(5, None, None, grid), (conditioning(1)[0], conditioning(2)[0])
     given = long.context_of(video["samples"] * scale, plan)
     condition = image_condition(SHAPE, head=given, use=guidance.ReferenceUse(is_clip=True))
     sigmas, noise = schedule.sigmas(2, schedule.latent_flow_shift(SHAPE, 2)), (SHAPE, long.segment_seed(7, 5))

@@ -1,6 +1,6 @@
-"""Which blocks of a network keep their weights on the device and which pass through it: bytes in, a plan out.
+"""Which blocks of a network keep their weights on the device and which pass through it: bytes in, a residency out.
 
-Works from numbers alone (of a module on meta), so that a plan for any model costs nothing.
+Works from numbers alone (of a module on meta), so that one for any model costs nothing.
 """
 
 import math
@@ -27,7 +27,7 @@ class UnitBytes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Residency:
     """Where the weights are while the network works.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
         return self.sizes.total - self.copied_bytes + self.num_buffers * self.buffer_bytes
 
     def sentence(self) -> str:
-        """The plan for a person."""
+        """For people."""
         count, blocks = len(self.streamed), len(self.sizes.blocks)
         if not count:
             return f"All {blocks} blocks stay on the device: {at_least(self.device_bytes)} GiB of weights."
@@ -83,7 +83,7 @@ def least_bytes(sizes: UnitBytes, mode: str) -> int:
     return min(sizes.total, sizes.rest + buffers)
 
 
-def make_plan(sizes: UnitBytes, mode: str, budget_gib: float | None = None, device_bytes: int | None = None) -> Plan:
+def make_residency(sizes: UnitBytes, mode: str, budget_gib: float | None = None, device_bytes: int | None = None) -> Residency:
     """Decide where weights live.
 
     Args:
@@ -94,31 +94,31 @@ def make_plan(sizes: UnitBytes, mode: str, budget_gib: float | None = None, devi
         device_bytes: what weights could take on this device at most; None where it is not known.
 
     Raises:
-        OpenSoraError: an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
+        OpenSoraError: an unknown mode, weights that cannot fit, or a budget that cannot be kept; says what can.
     """
     check_choice("offload", mode, (RESIDENT, BUDGET, MINIMAL))
     if mode == BUDGET:
         budget = check_budget(sizes, budget_gib, device_bytes)
         streamed = _streamed(sizes, budget)
-        return Plan(mode, sizes, streamed, 2 if streamed else 0)
+        return Residency(mode, sizes, streamed, 2 if streamed else 0)
     if device_bytes is not None and least_bytes(sizes, mode) > device_bytes:
         raise OpenSoraError(_does_not_fit(sizes, mode, device_bytes))
     if mode == MINIMAL:
-        return Plan(mode, sizes, tuple(range(len(sizes.blocks))), 1)
-    return Plan(mode, sizes)
+        return Residency(mode, sizes, tuple(range(len(sizes.blocks))), 1)
+    return Residency(mode, sizes)
 
 
-def plan_within(sizes: UnitBytes, room: int | None) -> Plan:
-    """The plan that copies least and takes at most `room` bytes; if none does, the smallest. None: as much as it likes."""
+def residency_within(sizes: UnitBytes, room: int | None) -> Residency:
+    """The residency that copies least and takes at most `room` bytes; if none does, the smallest. None: as much as it likes."""
     if room is None or sizes.total <= room:
-        return make_plan(sizes, RESIDENT)
+        return make_residency(sizes, RESIDENT)
     if least_bytes(sizes, BUDGET) <= room:
-        return make_plan(sizes, BUDGET, room / GIB)
-    return make_plan(sizes, MINIMAL)
+        return make_residency(sizes, BUDGET, room / GIB)
+    return make_residency(sizes, MINIMAL)
 
 
-def plan_in_mode(sizes: UnitBytes, offload: str, budget_gib: float | None, room: int | None, is_main: bool) -> Plan:
-    """The plan of an offload mode.
+def residency_in_mode(sizes: UnitBytes, offload: str, budget_gib: float | None, room: int | None, is_main: bool) -> Residency:
+    """The residency of an offload mode.
 
     Args:
         offload: one of choices.OFFLOADS. budget_gib: for the mode budget.
@@ -126,14 +126,14 @@ def plan_in_mode(sizes: UnitBytes, offload: str, budget_gib: float | None, room:
         is_main: of the network that a budget is about, refused if it cannot be kept; another one streams block by block instead.
     """
     if offload == AUTO:
-        return plan_within(sizes, room)
+        return residency_within(sizes, room)
     if offload == BUDGET and (is_main or budget_gib * GIB >= least_bytes(sizes, BUDGET)):
-        return make_plan(sizes, BUDGET, budget_gib)
-    return make_plan(sizes, RESIDENT if offload == RESIDENT else MINIMAL)
+        return make_residency(sizes, BUDGET, budget_gib)
+    return make_residency(sizes, RESIDENT if offload == RESIDENT else MINIMAL)
 
 
 def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int | None = None) -> int:
-    """A budget in bytes, if a plan can keep it.
+    """A budget in bytes, if a residency can keep it.
 
     Raises:
         OpenSoraError: not a positive number, larger than the device, or less than two buffers and the rest need.
@@ -181,7 +181,7 @@ def _streamed(sizes: UnitBytes, budget: int) -> tuple[int, ...]:
     streamed = set(range(len(sizes.blocks)))
     bits = len(sizes.blocks).bit_length()
     for index in sorted(streamed, key=lambda number: int(f"{number:0{bits}b}"[::-1], 2)):
-        without = Plan(BUDGET, sizes, tuple(streamed - {index}), 2)
+        without = Residency(BUDGET, sizes, tuple(streamed - {index}), 2)
         if without.device_bytes <= budget:
             streamed.remove(index)
     return tuple(sorted(streamed))
