@@ -22,6 +22,7 @@ NULL_KEY = "open_sora_null"  # the model's own null caption stands in the text's
 STEPS_KEY = "open_sora_steps"  # a run of ours lets given frames enter at every step
 BLANK_KEY = "open_sora_blank"  # where frames are given is told, and they are not
 FPS_KEY = "open_sora_fps"
+SCALE_KEY = "open_sora_condition_scale"  # a word of choices.CONDITION_SCALES
 LATENT_KEY, MASK_KEY, USE_KEY = _KEYS = "concat_latent_image", "concat_mask", "open_sora_use"
 _ENCODE = "encode the prompt with Open-Sora Text Encode, or with CLIPTextEncode from DualCLIPLoader of type flux"
 

@@ -4,14 +4,14 @@
 management, LoRA, compilation, caching, context windows) works with them. The networks are the core's.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_detection
+import comfy.model_sampling
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.text_encoders.flux
@@ -22,14 +22,20 @@ from torch import Tensor
 from ...opensora_core import geometry
 from ...opensora_core.checkpoint import detect
 from ...opensora_core.checkpoint.load import compare
+from ...opensora_core.choices import AUTO
 from ...opensora_core.codecs.codec import Latents
-from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.families.table import FAMILIES, usual_codec
 from ...opensora_core.family import Family, NetworkSizes
+from ...opensora_core.networks.cogvideox.layout import HOST
+from ...opensora_core.networks.cogvideox.model import CogVideoX
+from ...opensora_core.sampling.given import ImageCondition
+from ...opensora_core.sampling.guidance import PICTURES
+from ...opensora_core.sampling.v_prediction import training_angles
 from ...opensora_core.shapes import Manifest, bare_shapes
 from . import selftest
-from .condition import BLANK_KEY, FPS_KEY, NULL_KEY, STEPS_KEY, Reference, check_text
-from .network import HostMMDiT, HostSTDiT3
+from .condition import BLANK_KEY, FPS_KEY, NULL_KEY, SCALE_KEY, STEPS_KEY, Reference, check_text
+from .network import HostCogVideoX, HostMMDiT, HostSTDiT3
 
 
 class CoreModel(selftest.base(comfy.model_base, "BaseModel")):
@@ -112,6 +118,75 @@ class FramesModel(CoreModel):
         return reference.use.is_held or not self.config.window
 
 
+class AngleSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+    """CogVideoX's noise levels as the host has them: sigma is the tangent of the library's angle, and x is divided by its cosine.
+
+    At pure noise that would be infinite; there the host's own largest number stands. Clips of 1.5 go with a latent frame more in front
+    while they are sampled, whoever samples them.
+    """
+
+    LARGEST = 4518.75
+
+    def __init__(self, model_config, grid: geometry.Grid, snr_shift: float):
+        super().__init__(model_config)
+        self.grid = grid
+        self.set_sigmas(training_angles(snr_shift).tan().clamp(0, self.LARGEST).float())
+
+    def angles(self, sigmas: Tensor) -> Tensor:
+        """The library's points of the host's sigmas, fp64 on the CPU."""
+        sigmas = sigmas.double().cpu()
+        return torch.where(sigmas >= self.sigmas[-1].item(), torch.pi / 2, torch.atan(sigmas))
+
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        lead = self.grid.lead_in(noise.shape[2])
+        if self.grid.patch_time > 1 and not lead:
+            raise OpenSoraError(
+                f"A LATENT of {noise.shape[2]} frames is no clip of this model, which has an odd number; make it with its own node."
+            )
+        if lead:
+            # Its noise is drawn from the clip's own: a stock sampler has no seed for it.
+            generator = torch.Generator().manual_seed(noise.flatten()[:1].double().cpu().view(torch.int64).item() % 2**63)
+            front = torch.randn(noise[:, :, :lead].shape, generator=generator).to(noise) * bool(noise.any())
+            noise = torch.cat((front, noise), dim=2)
+            latent_image = torch.cat((latent_image[:, :, :1].expand(-1, -1, lead, -1, -1), latent_image), dim=2)
+        return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+
+    def inverse_noise_scaling(self, sigma, latent):
+        return latent[:, :, self.grid.patch_time - 1 :]
+
+
+class PictureModel(CoreModel):
+    """CogVideoX: T5 alone, and the latents of a picture beside the first frame for the models that take one."""
+
+    def __init__(self, row: "HostRow", identity: detect.Identity, model_config, device=None):
+        super().__init__(row, identity, model_config, device)
+        self.model_sampling = self.sampling_of(0.0)
+
+    def sampling_of(self, shift: float) -> AngleSampling:
+        """Its noise levels; shift: of the ratio of signal to noise, 0 = the model's own."""
+        return AngleSampling(self.model_config, self.config.grid, shift or (1.0 if self.config.is_rotary else 3.0))
+
+    def extra_conds(self, **kwargs):
+        reference = Reference.of(kwargs)
+        self.family.check_given(["image"] if reference is not None else [], PICTURES if reference is None else reference.use)
+        check_text(kwargs.get("cross_attn"), None, self.config)
+        conds = {key: value for key, value in super().extra_conds(**kwargs).items() if key == "c_concat"}
+        return {**conds, "c_crossattn": comfy.conds.CONDRegular(kwargs["cross_attn"])}
+
+    def concat_cond(self, **kwargs):
+        """[B, C, T, H, W] of the clip with what goes in front of it: the picture in the first frame, zeros in the others."""
+        reference = Reference.of(kwargs)
+        if reference is None:
+            return None
+        noise, recipe = kwargs["noise"], self.family.sampling
+        known, latents = reference.fit(tuple(noise.shape))
+        frames = noise.shape[2] + self.config.grid.lead_in(noise.shape[2])
+        x = noise.new_empty(*noise.shape[:2], frames, *noise.shape[3:])
+        given = recipe.given(ImageCondition(known, self.process_latent_in(latents), reference.use), x, None, x.dtype)
+        told = {"condition_scale": kwargs.get(SCALE_KEY, AUTO)}
+        return recipe.inputs(self.config, {"context": x[:0]}, given, told)["cond"].to(kwargs["device"])
+
+
 class HighCompressionLatents(selftest.base(comfy.latent_formats, "LatentFormat")):
     """The Video DC-AE's latents: as they are, 4 frames and 32x32 pixels each, without a preview."""
 
@@ -146,6 +221,7 @@ class HostRow:
     network: Callable  # (config, operations, dtype, device) -> the network as the host calls it
     latent_format: type
     memory_factor: float  # what the host multiplies latent pixels by to estimate the activations
+    own_of_the_host: str = ""  # a key of files that the host has a class of its own for, which stock loaders then give
     shift: float = 5.73  # of stock samplers' schedule: 256px, 129 frames; Open-Sora Scheduler sets each clip's own
     model_type: object = getattr(getattr(comfy.model_base, "ModelType", None), "FLOW", None)
 
@@ -166,6 +242,19 @@ ROWS = (
         )
         for minor in (2, 3)
     ),
+    *(
+        HostRow(
+            family.kind,
+            f"OpenSora{family.repositories[0].replace('-', '').replace('.', '')}",
+            PictureModel,
+            HostCogVideoX,
+            latents_of(family.released),
+            1.8,
+            HOST.mark,
+        )
+        for family in FAMILIES
+        if family.build is CogVideoX
+    ),
 )
 
 
@@ -180,7 +269,9 @@ class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
 
     @classmethod
     def matches(cls, unet_config, state_dict=None, unet_key_prefix=""):
-        kind = "" if state_dict is None else _identify(state_dict, unet_key_prefix).kind
+        if state_dict is None or (cls.row.own_of_the_host and f"{unet_key_prefix}{cls.row.own_of_the_host}" in state_dict):
+            return False
+        kind = _identify(state_dict, unet_key_prefix).kind
         return kind in (cls.row.kind, detect.damaged(cls.row.kind))
 
     def model_type(self, state_dict, prefix=""):
@@ -194,7 +285,10 @@ class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
         # A quantised weight may show half its columns; what is missing is missing all the same.
         exact = self.quant_config is None and self.custom_operations is None
         found = bare_shapes(_shapes(state_dict), prefix)
-        compare(found, self.identity.manifest(), self.identity.layout).whole(f"This file is {self.identity.title}", exact)
+        try:
+            compare(found, self.identity.manifest(), self.identity.layout).whole(f"This file is {self.identity.title}", exact)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} If it is one file of several, Open-Sora Load Model reads them together.") from error
         self.latent_format.latent_channels = self.identity.config.in_channels
         return self.model(self.row, self.identity, self, device)
 
@@ -227,28 +321,20 @@ CLASSES = [_file_class(row) for row in ROWS]
 
 
 def register() -> None:
-    """Make the host know the models. First in its list: the host takes the first that matches, and Flux would match too."""
+    """Make the host know the models. First in its list: the host takes the first that matches, and Flux would match too. Of some models
+    its detector knows no key; it is asked first all the same, so that every other file is detected as ever."""
     models, ours = comfy.supported_models.models, {row.name for row in ROWS}
     models[:] = [*CLASSES, *(model for model in models if model.__name__ not in ours)]
+    detection = comfy.model_detection
+    detect_unet_config = getattr(detection.detect_unet_config, "of_the_host", detection.detect_unet_config)
 
+    def detect_or_ours(state_dict, key_prefix, metadata=None):
+        """What the host's own detector says; {} where it knows none of the keys and a class of ours does."""
+        found = detect_unet_config(state_dict, key_prefix, metadata=metadata)
+        return {} if found is None and any(one.matches({}, state_dict, key_prefix) for one in CLASSES) else found
 
-@contextmanager
-def known_to_the_host(state_dict) -> Iterator[None]:
-    """While the host loads these tensors: its own detector, which knows none of some models' keys, says what they are.
-
-    It is asked first, and only where it says nothing; every other file is detected as ever.
-    """
-    detection, own = comfy.model_detection, comfy.model_detection.detect_unet_config
-
-    def detect_or_ours(state, prefix, metadata=None):
-        found = own(state, prefix, metadata=metadata)
-        return {} if found is None and state.keys() <= state_dict.keys() else found
-
+    detect_or_ours.of_the_host = detect_unet_config
     detection.detect_unet_config = detect_or_ours
-    try:
-        yield
-    finally:
-        detection.detect_unet_config = own
 
 
 def is_open_sora(model) -> bool:
@@ -271,7 +357,15 @@ def require_open_sora(model) -> NetworkSizes:
     if is_open_sora(model):
         return model.model.config
     found = type(getattr(model, "model", model)).__name__
+    if found.startswith("CogVideoX"):
+        raise OpenSoraError(f"This MODEL is ComfyUI's own {found}; load its file with Open-Sora Load Model, which makes it this pack's.")
     raise OpenSoraError(f"This MODEL is {found}, not Open-Sora 2.0; load Open_Sora_v2.safetensors with Open-Sora Load Model.")
+
+
+def belongs_to_the_host(keys: Iterable[str], identity: detect.Identity) -> bool:
+    """Whether stock loaders give a file to a class of the host's own."""
+    row = next((row for row in ROWS if row.kind == identity.kind), None)
+    return row is not None and bool(row.own_of_the_host) and row.own_of_the_host in keys
 
 
 def converted(state: dict[str, Tensor], identity: detect.Identity) -> dict[str, Tensor]:

@@ -18,8 +18,10 @@ from ...opensora_core.choices import EXACT
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.finite import is_finite, not_numbers
 from ...opensora_core.sampling.calibration import RecordedStep, Recorder
-from ...opensora_core.sampling.guidance import Guidance, StepGuidance, tame
+from ...opensora_core.sampling.given import Beside
+from ...opensora_core.sampling.guidance import PICTURES, Guidance, StepGuidance, tame
 from ...opensora_core.sampling.plan import Averaged
+from ...opensora_core.sampling.run import SamplingRecipe
 from . import finite, kept, notice, preview, selftest
 from .condition import BLANK_KEY, STEPS_KEY, check_conditioning, marked, reference_of, with_reference, without_reference
 from .families import family_of, require_open_sora
@@ -43,6 +45,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         guidance: scales of the run.
         report: takes a line for people when memory runs out and the run goes on with less; None = shown on the node that samples.
         speed: other than exact, guidance is averaged over whatever sigmas it gets (sampling/plan.py).
+        recipe: how the run is sampled; None = as the model's row says.
 
     Raises:
         OpenSoraError: another MODEL, conditioning that is not from T5 and CLIP-L, or a speed that the model has not.
@@ -56,9 +59,10 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         guidance: Guidance | Recorder,
         report: Callable[[str], None] | None = None,
         speed: str = EXACT,
+        recipe: SamplingRecipe | None = None,
     ):
         config, self.family = require_open_sora(model), family_of(model)
-        self.speed, recipe = speed, self.family.sampling
+        self.speed, recipe = speed, recipe or self.family.sampling
         recipe.check_speed(speed)
         check_conditioning("positive", positive, config)
         check_conditioning("negative", negative, config)
@@ -70,7 +74,11 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         conds = {"positive": positive, "negative": negative}
         self.use = None if self.reference is None else (recipe.use or (lambda use: use))(self.reference.use)
         self.is_stepwise = recipe.use is not None and self.reference is not None
-        if self.reference is not None:
+        self.is_put_back = recipe.given is Beside
+        if self.family.requires:
+            self.family.check_given(["image"] if self.reference is not None else [], self.use or PICTURES)
+            conds["negative"] = with_reference(negative, self.reference, over=False)
+        elif self.reference is not None:
             conds["negative"] = with_reference(negative, self.reference, over=False)
             conds[UNCOND_IMAGE] = without_reference(negative)
             if self.use.strength < 1:
@@ -83,7 +91,9 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
     def step_guidance(self, sigma: Tensor, sample_sigmas: Tensor, latent_frames: int) -> StepGuidance:
         """Guidance of the step that a sigma belongs to."""
         step, num_steps = step_index(sigma, sample_sigmas)
-        return self.guidance_over(sample_sigmas).at_step(step, num_steps, latent_frames, self.use)
+        own = self.model_patcher.get_model_object("model_sampling")
+        told = float(own.timestep(sigma.max()))
+        return self.guidance_over(sample_sigmas).at_step(step, num_steps, latent_frames, self.use, told)
 
     def guidance_over(self, sample_sigmas: Tensor) -> Guidance | Averaged | Recorder:
         """Guidance of a run of these sigmas; where it is averaged, over the steps that the released run would take with the model's own shift."""
@@ -174,7 +184,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             raise OpenSoraError(sentence)
         # A run that stops earlier is continued by another, which needs its noise everywhere.
         finished = len(sigmas) > 0 and float(sigmas[-1]) == 0.0
-        return self.reference.restore(samples) if self.reference is not None and finished and not self.is_stepwise else samples
+        return self.reference.restore(samples) if self.reference is not None and finished and self.is_put_back else samples
 
     def _say_speed(self, sigmas: Tensor, latent_frames: int) -> None:
         """What a plan comes to, and where sigmas and guider are of two speeds."""

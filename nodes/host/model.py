@@ -17,7 +17,7 @@ from ...opensora_core.choices import AUTO, DTYPES, INT8, NF4, PRECISIONS, torch_
 from ...opensora_core.errors import CheckpointError, check_choice
 from ...opensora_core.shapes import bare_shapes
 from . import nf4
-from .families import FileClass, converted, is_open_sora, known_to_the_host
+from .families import FileClass, belongs_to_the_host, converted, is_open_sora
 from .paths import load_tensors
 from .precision import quantise_state
 
@@ -48,12 +48,13 @@ def load_model(path: str, precision: str = AUTO, disable_dynamic: bool = False):
     is_nf4 = precision == NF4
     if is_nf4:
         options = {"custom_operations": nf4.NF4Operations, "dtype": _working_dtype(state)}
+    bare = {key.removeprefix(identity.prefix): tensor for key, tensor in state.items()}
+    if (form and identity.layout.is_recut) or belongs_to_the_host(bare, identity):
+        state = bare
+        state = {identity.layout.file_name(key): tensor for key, tensor in converted(state, identity).items()}
     if form:
-        if identity.layout.is_recut:
-            state = {identity.layout.file_name(key): tensor for key, tensor in converted(state, identity).items()}
         state = quantise_state(state, form, identity.family)
-    with known_to_the_host(state):
-        patcher = comfy.sd.load_diffusion_model_state_dict(state, options, metadata, disable_dynamic or is_nf4)
+    patcher = comfy.sd.load_diffusion_model_state_dict(state, options, metadata, disable_dynamic or is_nf4)
     if patcher is None or not is_open_sora(patcher):
         found = "nothing" if patcher is None else type(patcher.model).__name__
         raise CheckpointError(

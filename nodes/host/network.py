@@ -4,6 +4,8 @@ import comfy.ldm.modules.attention
 import comfy.patcher_extension
 from torch import Tensor
 
+from ...opensora_core.networks.cogvideox.config import CogVideoXConfig
+from ...opensora_core.networks.cogvideox.model import CogVideoX
 from ...opensora_core.networks.mmdit.config import TransformerConfig
 from ...opensora_core.networks.mmdit.model import MMDiT
 from ...opensora_core.networks.stdit.config import STDiTConfig
@@ -69,3 +71,24 @@ class HostSTDiT3(STDiT3):
         latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
         told = {"sizes": sizes, "attention_mask": attention_mask, "edit": edit, "cond": cond if cond.shape[1] else None}
         return -super().forward(latents, timestep, context=context, **told, transformer_options=transformer_options)
+
+
+class HostCogVideoX(CogVideoX):
+    """CogVideoX behind the host's calling convention: the picture's channels appended to x."""
+
+    dtype = None
+
+    def __init__(self, config: CogVideoXConfig, operations, dtype, device):
+        super().__init__(config, operations, host_attention, dtype, device)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **unused) -> Tensor:
+        """x: [B, C or C + C, T, H, W]; timestep: [B], of training. Returns [B, C, T, H, W], v."""
+        options = transformer_options if transformer_options is not None else {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._v, self, wrappers)
+        return executor.execute(x, timestep, context, None, control, options)
+
+    def _v(self, x, timestep, context, y, control, transformer_options):
+        latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
+        return super().forward(latents, timestep, context, cond if cond.shape[1] else None, transformer_options)

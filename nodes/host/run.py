@@ -1,6 +1,7 @@
 """One whole sampling run through the host's machinery: noise, schedule, guider, Euler, progress."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor
 from ...opensora_core.choices import DTYPES, EXACT, GPU, NOISE_DEVICES, torch_dtype
 from ...opensora_core.errors import check_choice
 from ...opensora_core.families.table import family_of
+from ...opensora_core.geometry import Grid
 from ...opensora_core.run import plans
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import plan, run as sampling, schedule, solvers
@@ -38,6 +40,7 @@ class RunOptions:
         noise_device: cpu (same noise for a seed on every machine) or gpu.
         latent_dtype: fp32, or bf16 as the reference keeps its latents between steps.
         speed: exact, or a plan, and then steps are not read.
+        solver: of choices.SOLVERS; auto is the model's own.
     """
 
     seed: int
@@ -46,6 +49,7 @@ class RunOptions:
     noise_device: str = SamplingOptions.noise_device
     latent_dtype: str = SamplingOptions.latent_dtype
     speed: str = EXACT
+    solver: str = SamplingOptions.solver
 
     def __post_init__(self):
         check_choice("noise_device", self.noise_device, NOISE_DEVICES)
@@ -67,6 +71,11 @@ def shifted(
     shape, family, line = check_latent(samples, config), family_of(config), ""
     recipe = family.sampling
     recipe.check_speed(speed)
+    if hasattr(model.model, "sampling_of"):
+        own, patched = model.model.sampling_of(shift), model.clone()
+        patched.add_object_patch("model_sampling", own)
+        timesteps = recipe.schedule(config, shape, steps, shift).timesteps.long()
+        return patched, torch.cat((own.sigmas[timesteps], torch.zeros(1))), line
     if speed != EXACT:
         alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
         chosen = plans.find(speed, None if shift else subject(model, shape, use), paths.plan_folders(), family.usual.num_steps)
@@ -141,18 +150,28 @@ def run(
         notes.append(line)
         notice.show(line, node_id)
 
-    guider = OpenSoraGuider(patched, *conditionings, guidance, report, options.speed)
+    recipe = family_of(require_open_sora(model)).sampling.chosen(options.solver)
+    guider = OpenSoraGuider(patched, *conditionings, guidance, report, options.speed, recipe)
     shape = tuple(samples.shape)
     if guider.reference is not None:
         guider.reference.check(shape)
     device = comfy.model_management.get_torch_device() if options.noise_device == GPU else torch.device("cpu")
     dtype = torch_dtype(options.latent_dtype)
-    noise = solvers.noise(shape, options.seed, device, dtype, comfy.model_management.throw_exception_if_processing_interrupted)
+    noise = _noise(recipe, patched.model.config.grid, shape, options.seed, (device, dtype))
     callback = _progress(guider, sigmas, shape[2], _Shown(node_id, title, notes))
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
-    recipe = family_of(require_open_sora(model)).sampling
     out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, options.seed, latent.get("noise_mask"))
     return out
+
+
+def _noise(recipe: sampling.SamplingRecipe, grid: Grid, shape: tuple[int, ...], seed: int, place: tuple) -> Tensor:
+    """What a run of [B, C, T, H, W] begins with: for a model with an order of its own, of each video what its seed gives, and with the latent
+    frames that go in front."""
+    if recipe.noise is solvers.noise:
+        return solvers.noise(shape, seed, *place, comfy.model_management.throw_exception_if_processing_interrupted)
+    videos, channels, frames, *size = shape
+    one = (1, channels, frames + grid.lead_in(frames), *size)
+    return torch.cat([recipe.noise(one, seed + video, *place) for video in range(videos)])
 
 
 def walk(
@@ -168,9 +187,19 @@ def walk(
     """Finished, unscaled latents of a guider's run by the library's loop, in the dtype of the noise between steps."""
     show_bar, loop = (
         comfy.utils.PROGRESS_BAR_ENABLED,
-        _one_loop(recipe, noise.dtype, seed, _entering(recipe, guider, seed, tuple(samples.shape))),
+        _one_loop(recipe, noise, seed, _entering(recipe, guider, seed, tuple(samples.shape)), _own_sampling(guider)),
     )
-    finished = guider.sample(noise, samples, loop, sigmas, denoise_mask=mask, callback=callback, disable_pbar=not show_bar, seed=seed)
+    # Frames in front are put there by the model's own noise_scaling; the loop knows their noise.
+    finished = guider.sample(
+        noise[:, :, noise.shape[2] - samples.shape[2] :],
+        samples,
+        loop,
+        sigmas,
+        denoise_mask=mask,
+        callback=callback,
+        disable_pbar=not show_bar,
+        seed=seed,
+    )
     return finished.to(comfy.model_management.intermediate_device())
 
 
@@ -248,24 +277,35 @@ def _entering(recipe: sampling.SamplingRecipe, guider, seed: int, shape: tuple[i
     return given
 
 
-def _one_loop(recipe: sampling.SamplingRecipe, dtype: torch.dtype, seed: int, entering: Callable) -> comfy.samplers.KSAMPLER:
-    """The library's loop as one of the host's samplers, with latents kept in `dtype` between steps."""
-    process, solver = recipe.process, solvers.SOLVERS[recipe.solvers[0]]
+def _own_sampling(guider) -> Any:
+    """The MODEL's noise levels where the library has points of another kind (families.AngleSampling); None where sigmas are its points."""
+    own = guider.model_patcher.get_model_object("model_sampling")
+    return own if hasattr(own, "angles") else None
+
+
+def _one_loop(recipe: sampling.SamplingRecipe, start: Tensor, seed: int, entering: Callable, own: Any = None) -> comfy.samplers.KSAMPLER:
+    """The library's loop as one of the host's samplers, with latents kept in the dtype of `start`, its noise, between steps."""
+    process, solver, dtype = recipe.process, solvers.SOLVERS[recipe.solvers[0]], start.dtype
+    seeds = [seed + video for video in range(start.shape[0])] if own is not None else [seed]
 
     def sampler(model, noise: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None) -> Tensor:
         """model: (x, sigma [B]) -> denoised latents in fp32, through guider and hooks."""
-        way = schedule.Schedule(sigmas.cpu(), sigmas[:-1])
+        way = schedule.Schedule(sigmas.cpu() if own is None else own.angles(sigmas), sigmas[:-1])
 
         def predict(latents: Tensor, step: int) -> Tensor:
             x, sigma = latents.float(), way.timesteps[step]
+            if own is not None:
+                x = x * (1 + sigma.to(x) ** 2).sqrt()
             denoised = model(x, sigma * x.new_ones(x.shape[0]), **(extra_args or {}))
             if callback is not None:
                 callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            if own is not None:
+                return process.prediction(latents.float(), denoised, math.atan(float(sigma))).to(dtype)
             return process.prediction(x, denoised, sigma).to(dtype)
 
         with comfy.utils.model_trange(way.num_steps, disable=disable) as bar:
-            x = noise.to(dtype)
-            return sampling.run(predict, x, way, process, solver([seed]), entering(x, way), on_step=lambda *_: bar.update()).float()
+            x = noise.to(dtype) if own is None else start.to(noise.device)
+            return sampling.run(predict, x, way, process, solver(seeds), entering(x, way), on_step=lambda *_: bar.update()).float()
 
     made = comfy.samplers.KSAMPLER(sampler)
     made.lets_frames_in = True

@@ -126,6 +126,7 @@ def _row(kind: str, name: str, released: CogVideoXConfig, **own) -> Family:
         kind=kind,
         title=f"the CogVideoX {name} transformer",
         other=f"a CogVideoX transformer like {name}",
+        repositories=(f"CogVideoX{name}" if name.startswith("1.5") else f"CogVideoX-{name.replace('B', 'b')}",),
         place=f"which belongs in the model slot (models/diffusion_models in ComfyUI){_LICENSED if released.is_rotary else ''}",
         slot="transformer",
         keys=layout.KEYS,
