@@ -18,10 +18,11 @@ from ...opensora_core.errors import OpenSoraError
 
 _SHOWN = 60  # characters of a value in a sentence
 _LONGEST_NUMBER = 40  # digits
-# Amounts of memory have a rule of their own, which says more: a budget smaller than the widget's is possible.
-_OWN_RULE = ("budget_gib", "keep_gib")
-_NOT_FINITE = {"shift": "is not a positive, finite number"}
+_LEAST = {"budget_gib": 0}  # where less than a widget offers is possible
+_NO_AMOUNT = "is not an amount of memory"
+_NOT_FINITE = {"shift": "is not a positive, finite number", "budget_gib": _NO_AMOUNT, "keep_gib": _NO_AMOUNT}
 _OUT_OF_RANGE = {"seed": "is out of range; use {0} to {1}", "steps": "makes no video; use {0} to {1}"}  # where there are better words
+_OUT_OF_RANGE |= dict.fromkeys(("budget_gib", "keep_gib"), f"{_NO_AMOUNT} that is possible; use {{0}} to {{1}} GiB")
 
 
 class Node(io.ComfyNode):
@@ -48,7 +49,7 @@ class Node(io.ComfyNode):
 def wrong_value(item: io.Input, value) -> str:
     """What is wrong with the value of an input by what the schema says of it, in a sentence; "" for nothing."""
     if isinstance(item, io.Int.Input | io.Float.Input):
-        return "" if item.id in _OWN_RULE and isinstance(value, numbers.Real) else _wrong_number(item, value)
+        return _wrong_number(item, value)
     if isinstance(item, io.String.Input):
         return _wrong_text(item.id, value)
     # Names of files, which have no default, are looked for by whoever opens them, and say more.
@@ -75,7 +76,7 @@ def _wrong_number(item, value) -> str:
         return f"{item.id}={shown(value)} is not a {'whole ' * is_whole}number."
     if isinstance(value, float) and not math.isfinite(value):
         return f"{item.id}={value} {_NOT_FINITE.get(item.id, 'is not a finite number')}; use {item.min} to {item.max}."
-    if not item.min <= value <= item.max:
+    if not _LEAST.get(item.id, item.min) <= value <= item.max:
         wrong = _OUT_OF_RANGE.get(item.id, "is not between {0} and {1}").format(item.min, item.max)
         return f"{item.id}={shown(value)} {wrong}."
     return ""

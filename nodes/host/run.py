@@ -266,7 +266,7 @@ def _entering(recipe: sampling.SamplingRecipe, guider, seed: int, shape: tuple[i
     """(noise, schedule) -> how given frames enter at every step, of models where they do."""
 
     def given(x: Tensor, way: schedule.Schedule) -> Given:
-        if not guider.is_stepwise:
+        if not getattr(guider, "is_stepwise", False):  # as a guider of the host's, which is given nothing
             return NOTHING
         condition = guider.reference.condition(shape, guider.model_patcher.model.process_latent_in)
         told = schedule.Schedule(way.points, 1000 * way.timesteps)  # as the network is told, for which the host multiplies

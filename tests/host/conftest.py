@@ -99,8 +99,9 @@ def listen(server):
 
 
 @pytest.fixture(scope="session")
-def inprocess_results(installation, tiny_checkpoint, small_checkpoint, tmp_path_factory) -> dict[str, list[tuple[str, str]]]:
-    """Outcome of every test in inprocess/, run once by the host's interpreter: file name -> [(test, "" or what failed)]."""
+def inprocess_results(request, installation, tiny_checkpoint, small_checkpoint, tmp_path_factory) -> dict[str, list[tuple[str, str]]]:
+    """Outcome of every test in the chosen files of inprocess/, run once by the host's interpreter: file name -> [(test, "" or what failed)]."""
+    chosen = [item.callspec.params["name"] for item in request.session.items if "inprocess_results" in item.fixturenames]
     folder = tmp_path_factory.mktemp("inprocess")
     report = folder / "report.xml"
     environment = {
@@ -110,7 +111,7 @@ def inprocess_results(installation, tiny_checkpoint, small_checkpoint, tmp_path_
         "OPEN_SORA_TEST_SMALL": str(small_checkpoint),
         "OPEN_SORA_TEST_BASE": str(folder / "base"),
     }
-    command = [str(installation.python), "-m", "pytest", str(INPROCESS), "-q", "-c", str(INPROCESS / "pytest.ini"),
+    command = [str(installation.python), "-m", "pytest", *(str(INPROCESS / f"{name}.py") for name in chosen), "-q", "-c", str(INPROCESS / "pytest.ini"),
                f"--rootdir={INPROCESS}", f"--confcutdir={INPROCESS}", "-p", "no:cacheprovider", f"--junitxml={report}"]  # fmt: skip
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if not report.is_file():

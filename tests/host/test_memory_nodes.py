@@ -168,8 +168,11 @@ def test_a_plans_outputs_feed_loader_and_decoder(server, listen):
     nodes["plan"] = {"class_type": "OpenSoraPreflight", "inputs": inputs}
     events = listen(nodes)
     assert np.array_equal(frames_of(server, events), frames_of(server, listen(graph())))
-    assert "This fits: precision" in text_of(events, "plan")
-    assert [text for node, text in events.texts if node == "plan"] == [text_of(events, "plan")]
+    report = text_of(events, "plan")
+    assert (
+        "his fits: precision" in report or "it fits with precision" in report
+    )  # which of the two is for this machine's free memory to say
+    assert [text for node, text in events.texts if node == "plan"] == [report.splitlines()[0]]
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"num_frames": 6}, "use 5 or 9"), ({"width": 72}, "multiple")])

@@ -82,7 +82,7 @@ def test_the_stock_tsr_patch_agrees_with_our_schedule(steps, model, run_node, pa
     for height, width in sizes:
         for latent_frames in range(1, 34):
             samples = torch.zeros((1, 16, latent_frames, height // 8, width // 8), device="meta")
-            shifted, sigmas = pack("nodes.host.run").shifted(patched, samples, steps, 0)
+            shifted, sigmas, _ = pack("nodes.host.run").shifted(patched, samples, steps, 0)
             assert (sigmas[0], sigmas[-1]) == (1, 0), (height, width, latent_frames)
             monkeypatch.setattr(shifted.model, "current_patcher", shifted)
             for sigma in sigmas[:2]:

@@ -116,7 +116,7 @@ def test_prompts_are_encoded_once_for_picture_and_video(pack, clip, monkeypatch)
     host, text = pack("nodes.host.flux"), pack("nodes.host.text")
     pack("opensora_core.memory.loaded").PROMPTS.clear()
     asked, encode = [], text.encode
-    monkeypatch.setattr(text, "encode", lambda clip, prompt: asked.append(prompt) or encode(clip, prompt))
+    monkeypatch.setattr(text, "encode", lambda clip, prompt, recipe: asked.append(prompt) or encode(clip, prompt, recipe))
     with torch.inference_mode():
         for _ in range(2):
             assert host.keep_prompts(clip, ["rain", "rain. 24 FPS.", ""], None)
@@ -137,7 +137,7 @@ def test_the_nodes_that_stand_for_flux_to_video_are_given_all_that_it_was_given(
     settings = {
         "prompt": "a kite", "negative_prompt": "blur", "resolution": "768px", "aspect_ratio": "9:16", "num_frames": 9, "seed": 3, "steps": 6,
         "image_steps": 7, "flux_schedule": "flux", "flux_guidance": 2.5, "motion_score": 5, "fps": 12, "text_guidance": 5.0,
-        "image_guidance": 2.0, "image_seed": 8, "image_resolution": "256px", "image_prompt": "a red kite",
+        "image_guidance": 2.0, "speed": "fast", "image_seed": 8, "image_resolution": "256px", "image_prompt": "a red kite",
     }  # fmt: skip
     prompt = DynamicPrompt({"1": {"class_type": "OpenSoraFluxToVideo", "inputs": wires | settings}})
     hidden = {io.Hidden.dynprompt: prompt, io.Hidden.unique_id: "1"}
@@ -169,7 +169,7 @@ def test_the_nodes_that_stand_for_flux_to_video_are_given_all_that_it_was_given(
         },
         "OpenSoraRectifiedFlowSampler": {
             "model": wires["model"], "positive": begun, "negative": link("OpenSoraImageToVideo", 1), "latent": link("OpenSoraImageToVideo", 2),
-            "seed": 3, "steps": 6, "text_guidance": 5.0, "image_guidance": 2.0,
+            "seed": 3, "steps": 6, "text_guidance": 5.0, "image_guidance": 2.0, "speed": "fast",
         },
         "OpenSoraTiledVAEDecode": {
             "vae": wires["vae"], "latent": finished, "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto",

@@ -160,4 +160,4 @@ def test_the_node_offers_the_released_sizes(run_node, pack):
 def test_preflight_plans_the_frames_that_the_variant_has(run_node):
     settings = {"model_name": MODEL, "precision": "auto", "offload": "auto"}
     report = run_node("OpenSoraPreflight", width=96, height=64, num_frames=13, **settings)[0]
-    assert report.startswith("The high-compression variant has clips of 4k frames: planned for 12.") and "12 frames" in report
+    assert "\nThe high-compression variant has clips of 4k frames: planned for 12." in report and "12 frames" in report
