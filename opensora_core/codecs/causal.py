@@ -16,8 +16,8 @@ from ..ops import TorchOperations
 from ..shapes import Shapes, count, size
 from .codec import Encoded, Latents, check_video
 from .hunyuan import layers as whole
-from .kl import by_frames
 from .ladder import LATENT_DIFFUSION, Half, InPieces, LadderConfig, Layers, Resample, ResnetBlock, Seams
+from .picture import by_frames
 
 PIECE, LATENT_PIECE = 17, 5
 UPSAMPLE_EPS = 1e-5
@@ -175,7 +175,7 @@ class CausalVideoVAE(InPieces):
             conv=lambda *sizes: CausalConv3d(seams.conv3d(*sizes)),
             block=Block,
             norm=seams.norm,
-            shortcut="nin_shortcut",
+            shortcut=LATENT_DIFFUSION.shortcut,
             attention=lambda channels: AttentionBlock(channels, seams),
             step=lambda *what: _step(*what, seams),
         )

@@ -1,6 +1,6 @@
 """What autoencoders of residual blocks have in common: a convolution, levels of blocks with a step between them, a middle, and back.
 
-Pictures (kl.py) and clips (causal.py) differ in the layers; published files differ in what they call them.
+Pictures (picture.py) and clips (causal.py) differ in the layers; published files differ in what they call them.
 """
 
 from collections.abc import Callable
@@ -88,7 +88,12 @@ class Layers:
 
 @dataclass(frozen=True)
 class Names:
-    """What files call the parts. steps: down and up; middle: its block, attention and block; is_mirrored: levels of a decoder count back."""
+    """What files call the parts.
+
+    Attributes:
+        steps: down and up. middle: its block, attention and block. is_mirrored: levels of a decoder count back.
+        attention: its norm, query, key, value and output, linear layers (is_linear) or convolutions. shortcut: beside a block.
+    """
 
     levels: tuple[str, str]
     blocks: str
@@ -96,6 +101,9 @@ class Names:
     middle: tuple[str, str, str]
     norm_out: str
     is_mirrored: bool
+    attention: tuple[str, str, str, str, str]
+    is_linear: bool
+    shortcut: str
 
 
 DIFFUSERS = Names(
@@ -105,6 +113,9 @@ DIFFUSERS = Names(
     middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
     norm_out="conv_norm_out",
     is_mirrored=False,
+    attention=("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
+    is_linear=True,
+    shortcut="conv_shortcut",
 )
 LATENT_DIFFUSION = Names(
     levels=("down", "up"),
@@ -113,6 +124,9 @@ LATENT_DIFFUSION = Names(
     middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
     norm_out="norm_out",
     is_mirrored=True,
+    attention=("norm", "q", "k", "v", "proj_out"),
+    is_linear=False,
+    shortcut="nin_shortcut",
 )
 
 

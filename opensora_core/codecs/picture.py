@@ -1,10 +1,12 @@
-"""The Flux.1 picture autoencoder, under the key names of its released file (ae.safetensors).
+"""Autoencoders of pictures, both halves, which take a clip frame by frame: Stable Diffusion's, SDXL's and Flux.1's.
 
-Frames are [B, 3, T, H, W] in -1..1, latents [B, 16, T, H / 8, W / 8] unscaled; every frame is a picture of its own. To draw, the
-decoder is enough: a file may hold no more, and no more is read.
+Open-Sora 1.0 and 1.1 use the first as it is (sd-vae-ft-ema, under the key names of its diffusers folder), 1.2 the second below a temporal
+autoencoder (temporal.py). Flux's has the key names of its released file (ae.safetensors); to draw, its decoder is enough: a file may hold
+no more, and no more is read. Frames are [B, 3, T, H, W] in -1..1, latents [B, C, T, H / 8, W / 8] unscaled.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,22 +14,54 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL, Grid
+from ..geometry_1x import EVERY_FRAME
 from ..ops import TorchOperations
-from ..shapes import Shapes, count, dim, size
+from ..shapes import Layout, Shapes, count, dim, size
 from .codec import Encoded, Latents, check_video
-from .ladder import GROUPS, LATENT_DIFFUSION, Half, LadderConfig, Layers, Resample, Seams
+from .ladder import DIFFUSERS, GROUPS, LATENT_DIFFUSION, Chain, Half, InPieces, LadderConfig, Layers, Names, Resample, Seams
 
-SCALE, SHIFT = 0.3611, 0.1159
+KL_SCALE = 0.18215  # of Stable Diffusion's latents; 1.2 was trained with it on SDXL's too
+SCALE, SHIFT = 0.3611, 0.1159  # of Flux's
+FRAMES = 4  # taken at a time
+# The attention's layers in files older than diffusers 0.17, and here.
+_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+@dataclass(frozen=True)
+class KLConfig(LadderConfig):
+    """Sizes of Stable Diffusion's and SDXL's."""
+
+    latent_channels: int = 4
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2
+    has_encoder: ClassVar[bool] = True
+    names: ClassVar[Names] = DIFFUSERS
+
+    @classmethod
+    def of(cls, shapes: Shapes) -> "KLConfig":
+        """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing."""
+        stem = "encoder.down_blocks."
+        widths = tuple(size(shapes, f"{stem}{level}.resnets.0.conv1.bias") for level in range(count(shapes, stem)))
+        return cls(size(shapes, "post_quant_conv.bias"), widths, count(shapes, f"{stem}0.resnets."))
+
+    @property
+    def latents(self) -> Latents:
+        return Latents(self.latent_channels, KL_SCALE)
+
+    @property
+    def grid(self) -> Grid:
+        return EVERY_FRAME
 
 
 @dataclass(frozen=True)
 class PictureConfig(LadderConfig):
-    """Sizes. has_encoder: whether that half is there."""
+    """Sizes of Flux's. has_encoder: whether that half is there."""
 
     latent_channels: int = 16
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
     has_encoder: bool = True
+    names: ClassVar[Names] = LATENT_DIFFUSION
 
     @classmethod
     def of(cls, shapes: Shapes) -> "PictureConfig":
@@ -62,51 +96,54 @@ class PictureConfig(LadderConfig):
 FLUX_AE = PictureConfig()
 
 
-class AttentionBlock(nn.Module):
-    """Single-head attention over all positions, added to the input."""
+class AttentionBlock(Chain):
+    """Single-head attention over all positions, added to the input. Its layers are linear ones, or convolutions of a single pixel."""
 
-    def __init__(self, channels: int, seams: Seams):
+    def __init__(self, channels: int, seams: Seams, names: Names):
         super().__init__()
-        self.norm = seams.norm(channels)
-        self.q, self.k, self.v, self.proj_out = (seams.conv(channels, channels, 1) for _ in range(4))
+        norm, *layers = names.attention
+        self.add(norm, seams.norm(channels))
+        for path in layers:
+            self.add(path, seams.linear(channels, channels) if names.is_linear else seams.conv(channels, channels, 1))
+        self.is_linear = names.is_linear
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        norm, *inputs, out = (self.get_submodule(path) for path in self.order)
+        h = norm(x)
+        q, k, v = (self._at(layer, h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in inputs)
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(h)
+        return x + self._at(out, h)
+
+    def _at(self, layer: nn.Module, h: Tensor) -> Tensor:
+        """A layer of every position of [N, C, h, w]."""
+        return layer(h.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(h.shape) if self.is_linear else layer(h)
 
 
-class PictureVAE(nn.Module):
-    """Pictures and latents, both ways where the encoder is there."""
+class PictureVAE(InPieces):
+    """Pictures and latents, both ways where the encoder is there; a few at a time."""
 
-    can_park = False
-    decode_bytes = encode_bytes = None
-
-    def __init__(self, config: PictureConfig = FLUX_AE, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
+    def __init__(
+        self, config: KLConfig | PictureConfig = FLUX_AE, operations=TorchOperations, dtype: torch.dtype | None = None, device=None
+    ):
         super().__init__()
-        seams = Seams(operations, dtype, device)
+        seams, names = Seams(operations, dtype, device), config.names
         self.config = config
         layers = Layers(
             conv=seams.conv,
             norm=seams.norm,
-            shortcut="nin_shortcut",
-            attention=lambda channels: AttentionBlock(channels, seams),
+            shortcut=names.shortcut,
+            attention=lambda channels: AttentionBlock(channels, seams, names),
             step=lambda channels, level, is_down: Resample(channels, is_down, seams),
         )
-        self.encoder = Half(config, False, layers, LATENT_DIFFUSION) if config.has_encoder else None
-        self.decoder = Half(config, True, layers, LATENT_DIFFUSION)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.conv_in.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.conv_in.weight.device
+        self.encoder = Half(config, False, layers, names) if config.has_encoder else None
+        self.decoder = Half(config, True, layers, names)
+        self.quant_conv = self.post_quant_conv = nn.Identity()
+        if names is DIFFUSERS:
+            self.quant_conv = seams.conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
+            self.post_quant_conv = seams.conv(config.latent_channels, config.latent_channels, 1)
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Mean and log-variance of the latents of pictures [B, 3, T, H, W] in -1..1, sides multiples of 8.
+        """Mean and log-variance of the latents of a clip [B, 3, T, H, W] in -1..1, `self.dtype`.
 
         Raises:
             OpenSoraError: another shape, or a file that held the decoder alone.
@@ -114,13 +151,39 @@ class PictureVAE(nn.Module):
         if self.encoder is None:
             raise OpenSoraError("This autoencoder's file holds its decoder alone; pictures are encoded with the whole one, ae.safetensors.")
         check_video(pixels, self.config.in_channels, "pixels")
-        return Encoded(_by_frames(self.encoder, pixels))
+        return Encoded(by_frames(lambda frames: self.quant_conv(self.encoder(frames)), pixels, self.device))
 
     def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
-        """Pictures [B, 3, T, 8h, 8w], about -1..1, of unscaled latents [B, C, T, h, w]."""
+        """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents [B, C, T, h, w]."""
         check_video(latents, self.config.latent_channels, "latents")
-        return _by_frames(self.decoder, latents)
+        return by_frames(lambda z: self.decoder(self.post_quant_conv(z)), latents, self.device, home)
 
 
-def _by_frames(half: nn.Module, clip: Tensor) -> Tensor:
-    return half(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clip), -1)).transpose(1, 2)
+def by_frames(run, clip: Tensor, device: torch.device, home: torch.device | None = None) -> Tensor:
+    """Give `run` a few frames [N, C, H, W] of a clip [B, C, T, H, W] at a time; the results as a clip, on `home` or the device."""
+    flat, out = clip.transpose(1, 2).flatten(0, 1), None
+    for start in range(0, len(flat), FRAMES):
+        part = run(flat[start : start + FRAMES].to(device))
+        if out is None:
+            out = torch.empty(len(flat), *part.shape[1:], dtype=part.dtype, device=home or part.device)
+        out[start : start + FRAMES] = part
+    return out.unflatten(0, (len(clip), -1)).transpose(1, 2)
+
+
+def _renamed(key: str, names: list[tuple[str, str]]) -> str:
+    for name, other in names:
+        key = key.replace(f".attentions.0{name}", f".attentions.0{other}")
+    return key
+
+
+def _file_name(name: str) -> str:
+    return _renamed(name, [(new, old) for old, new in _OLD_NAMES.items()])
+
+
+# sd-vae-ft-ema's among others.
+OLD_DIFFUSERS = Layout(
+    mark="encoder.mid_block.attentions.0.query.weight",
+    file_name=_file_name,
+    convert=lambda key, tensor, config: [(_renamed(key, list(_OLD_NAMES.items())), tensor)],
+    manifest=lambda manifest: {_file_name(name): shape for name, shape in manifest.items()},
+)

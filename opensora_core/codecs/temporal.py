@@ -18,8 +18,8 @@ from ..ops import TorchOperations
 from ..shapes import Shapes, bare_shapes, count, size
 from .causal import Block, CausalConv3d
 from .codec import Encoded, Latents, check_video
-from .kl import FRAMES, SCALE, AutoencoderKL, KLConfig
 from .ladder import Chain, InPieces, LadderConfig, Layers, Seams
+from .picture import FRAMES, KL_SCALE, KLConfig, PictureVAE
 
 PIECE, LATENT_PIECE = 17, 5
 TIME_COMPRESSION = 4
@@ -144,7 +144,7 @@ class VideoVAE(InPieces):
         super().__init__()
         self.config = config
         self.spatial_vae = nn.Module()
-        self.spatial_vae.module = AutoencoderKL(config.spatial, operations, dtype, device)
+        self.spatial_vae.module = PictureVAE(config.spatial, operations, dtype, device)
         self.temporal_vae = TemporalVAE(config, Seams(operations, dtype, device))
         # In the file, and the same in all; what is computed with stands above.
         for name in ("scale", "shift"):
@@ -157,7 +157,7 @@ class VideoVAE(InPieces):
         return TwoStages(self.spatial_vae.module.encode(pixels).values, stage=self._second_stage)
 
     def _second_stage(self, pictures: Tensor) -> Tensor:
-        return self.temporal_vae.encode(pictures.to(self.device, self.dtype) * SCALE)
+        return self.temporal_vae.encode(pictures.to(self.device, self.dtype) * KL_SCALE)
 
     def decode(self, latents: Tensor, home: torch.device | None = None, num_frames: int | None = None) -> Tensor:
         """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents.
@@ -168,7 +168,7 @@ class VideoVAE(InPieces):
         length, out, end = num_frames or self.config.grid.pixel_frames(latents.shape[2]), None, 0
         for z in latents.split(LATENT_PIECE, dim=2):
             pictures = self.temporal_vae.decode(z.to(self.device), min(PIECE, length - end))
-            piece = self.spatial_vae.module.decode(pictures / SCALE, home)
+            piece = self.spatial_vae.module.decode(pictures / KL_SCALE, home)
             if out is None:
                 out = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
             out[:, :, end : end + piece.shape[2]] = piece

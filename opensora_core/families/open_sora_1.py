@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..codecs.causal import CausalConfig, CausalVideoVAE
-from ..codecs.kl import OLD_DIFFUSERS, AutoencoderKL, KLConfig
+from ..codecs.picture import OLD_DIFFUSERS, KLConfig, PictureVAE
 from ..codecs.temporal import SPATIAL, TemporalConfig, VideoVAE
 from ..family import Clip, Family, Part
 from ..geometry import Grid
@@ -46,7 +46,7 @@ SD_VAE = Part(
     released=KLConfig(),
     dtype="F32",
     repositories=("sd-vae-ft-ema",),
-    build=AutoencoderKL,
+    build=PictureVAE,
     layouts=(OLD_DIFFUSERS, AS_RELEASED),
 )
 VAE_1_2 = Part(

@@ -8,7 +8,7 @@ import torch
 
 from opensora_core.checkpoint.detect import identify
 from opensora_core.choices import AUTO
-from opensora_core.codecs.kl import OLD_DIFFUSERS
+from opensora_core.codecs.picture import OLD_DIFFUSERS
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.families import open_sora_1, table
 from opensora_core.memory.estimate import Memory, Request, Settings

@@ -7,7 +7,7 @@ import torch
 
 from opensora_core.codecs.causal import CausalConfig, CausalVideoVAE
 from opensora_core.codecs.hunyuan import layers
-from opensora_core.codecs.kl import OLD_DIFFUSERS, AutoencoderKL, KLConfig
+from opensora_core.codecs.picture import OLD_DIFFUSERS, KLConfig, PictureVAE
 from opensora_core.codecs.temporal import TemporalConfig, VideoVAE
 from opensora_core.networks.stdit.config import STDiTConfig
 from opensora_core.networks.stdit.layers import example, grid_positions, position_embedding, rotary_table, rotate
@@ -18,7 +18,7 @@ from tests.golden import open_sora_1_cases as cases
 
 TOLERANCE = 2e-5
 NETWORKS = {"1.0": STDiT, "1.1": STDiT2, "1.2": STDiT3, "1.3": STDiT3}
-CODECS = {"kl": (AutoencoderKL, KLConfig), "1.2": (VideoVAE, TemporalConfig), "1.3": (CausalVideoVAE, CausalConfig)}
+CODECS = {"kl": (PictureVAE, KLConfig), "1.2": (VideoVAE, TemporalConfig), "1.3": (CausalVideoVAE, CausalConfig)}
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_full_size_codec_names(recorded, which):
 
 
 def test_files_of_older_diffusers_name_attention_otherwise():
-    ours = manifest_of(AutoencoderKL(device="meta"))
+    ours = manifest_of(PictureVAE(device="meta"))
     theirs = OLD_DIFFUSERS.manifest(ours)
     assert OLD_DIFFUSERS.mark in theirs and OLD_DIFFUSERS.mark not in ours
     assert "decoder.mid_block.attentions.0.proj_attn.bias" in theirs
