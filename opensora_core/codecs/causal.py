@@ -16,7 +16,7 @@ from ..ops import TorchOperations
 from ..shapes import Shapes, count, size
 from .codec import Encoded, Latents, check_video
 from .hunyuan import layers as whole
-from .ladder import LATENT_DIFFUSION, Half, InPieces, LadderConfig, Layers, Resample, ResnetBlock, Seams
+from .ladder import LATENT_DIFFUSION, Half, InPieces, LadderConfig, Layers, Resample, ResnetBlock, Seams, brought
 from .picture import by_frames
 
 PIECE, LATENT_PIECE = 17, 5
@@ -185,14 +185,14 @@ class CausalVideoVAE(InPieces):
         """Of a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
         check_video(pixels, self.config.in_channels, "pixels")
         starts = range(0, max(1, pixels.shape[2] - 1), PIECE - 1)
-        return Encoded(torch.cat([self.encoder(pixels[:, :, start : start + PIECE].to(self.device)) for start in starts], dim=2))
+        return Encoded(torch.cat([self.encoder(brought(pixels[:, :, start : start + PIECE], self.device)) for start in starts], dim=2))
 
     def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
         """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents. A frame that two pieces share is the mean of both."""
         check_video(latents, self.config.latent_channels, "latents")
         length, out, end = self.config.grid.pixel_frames(latents.shape[2]), None, 0
         for start in range(0, latents.shape[2], LATENT_PIECE):
-            piece = self.decoder(latents[:, :, start : start + LATENT_PIECE].to(self.device))
+            piece = self.decoder(brought(latents[:, :, start : start + LATENT_PIECE], self.device))
             if out is None:
                 shape = (*piece.shape[:2], length, *piece.shape[3:])
                 out = torch.empty(shape, dtype=piece.dtype, device=home or piece.device)

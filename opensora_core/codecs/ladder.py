@@ -168,6 +168,11 @@ class InPieces(nn.Module):
         return next(self.parameters()).device
 
 
+def brought(x: Tensor, device: torch.device) -> Tensor:
+    """x on a codec's device; as it is where that is meta, whose weights are brought in layer by layer (memory/component.py)."""
+    return x if device.type == "meta" else x.to(device)
+
+
 class Chain(nn.Module):
     """Layers under the files' names, which run one after another; the last two are a norm, SiLU and a convolution.
 

@@ -18,7 +18,7 @@ from ..geometry_1x import EVERY_FRAME
 from ..ops import TorchOperations
 from ..shapes import Layout, Shapes, count, dim, size
 from .codec import Encoded, Latents, check_video
-from .ladder import DIFFUSERS, GROUPS, LATENT_DIFFUSION, Chain, Half, InPieces, LadderConfig, Layers, Names, Resample, Seams
+from .ladder import DIFFUSERS, GROUPS, LATENT_DIFFUSION, Chain, Half, InPieces, LadderConfig, Layers, Names, Resample, Seams, brought
 
 KL_SCALE = 0.18215  # of Stable Diffusion's latents; 1.2 was trained with it on SDXL's too
 SCALE, SHIFT = 0.3611, 0.1159  # of Flux's
@@ -163,7 +163,7 @@ def by_frames(run, clip: Tensor, device: torch.device, home: torch.device | None
     """Give `run` a few frames [N, C, H, W] of a clip [B, C, T, H, W] at a time; the results as a clip, on `home` or the device."""
     flat, out = clip.transpose(1, 2).flatten(0, 1), None
     for start in range(0, len(flat), FRAMES):
-        part = run(flat[start : start + FRAMES].to(device))
+        part = run(brought(flat[start : start + FRAMES], device))
         if out is None:
             out = torch.empty(len(flat), *part.shape[1:], dtype=part.dtype, device=home or part.device)
         out[start : start + FRAMES] = part

@@ -18,7 +18,7 @@ from ..ops import TorchOperations
 from ..shapes import Shapes, bare_shapes, count, size
 from .causal import Block, CausalConv3d
 from .codec import Encoded, Latents, check_video
-from .ladder import Chain, InPieces, LadderConfig, Layers, Seams
+from .ladder import Chain, InPieces, LadderConfig, Layers, Seams, brought
 from .picture import FRAMES, KL_SCALE, KLConfig, PictureVAE
 
 PIECE, LATENT_PIECE = 17, 5
@@ -157,7 +157,7 @@ class VideoVAE(InPieces):
         return TwoStages(self.spatial_vae.module.encode(pixels).values, stage=self._second_stage)
 
     def _second_stage(self, pictures: Tensor) -> Tensor:
-        return self.temporal_vae.encode(pictures.to(self.device, self.dtype) * KL_SCALE)
+        return self.temporal_vae.encode(brought(pictures, self.device).to(self.dtype) * KL_SCALE)
 
     def decode(self, latents: Tensor, home: torch.device | None = None, num_frames: int | None = None) -> Tensor:
         """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents.
@@ -167,7 +167,7 @@ class VideoVAE(InPieces):
         check_video(latents, self.config.latent_channels, "latents")
         length, out, end = num_frames or self.config.grid.pixel_frames(latents.shape[2]), None, 0
         for z in latents.split(LATENT_PIECE, dim=2):
-            pictures = self.temporal_vae.decode(z.to(self.device), min(PIECE, length - end))
+            pictures = self.temporal_vae.decode(brought(z, self.device), min(PIECE, length - end))
             piece = self.spatial_vae.module.decode(pictures / KL_SCALE, home)
             if out is None:
                 out = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])

@@ -196,6 +196,14 @@ def test_a_strength_holds_frames_for_that_share_of_the_time():
     assert given.edit.tolist() == [[0.25, 1, 1, 1, 1]] and given.use.is_held
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_one_layer_at_a_time_makes_the_same_video(folder, pipe, version):
+    model = OpenSoraPipeline.from_pretrained(folder(version)).enable_offload("minimal", device="cpu")
+    arguments = {**short(version, num_inference_steps=1), **({} if version == "1.0" else {"image": PICTURE})}
+    for found, expected in zip(model("a cat", **arguments).frames[0], pipe(version)("a cat", **arguments).frames[0], strict=True):
+        assert (found == expected).all()
+
+
 @pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
 def test_a_video_goes_on(pipe, version, monkeypatch):
     model = pipe(version)
