@@ -115,7 +115,7 @@ class OpenSoraContinueVideo(Node):
         asked = inputs.frames_of(length, num_frames) or None, context_frames or None
         continuation = family_of(config).check_longer().continuation(shape[2], *asked, config.grid)
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
-        # No temporal ramp: the reference has none where a clip is given.
+        # No temporal ramp: upstream has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
         options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed)
         with OutputFile(filename_prefix) as file:

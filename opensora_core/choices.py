@@ -36,7 +36,7 @@ FORWARDS, BACKWARDS = DIRECTIONS = ("forwards", "backwards")
 OPEN_SORA, FLUX = "open-sora", "flux"
 PICTURE_SCHEDULES = (AUTO, OPEN_SORA, FLUX)  # how the steps of a drawn picture are spaced; auto: as its model was made for
 
-# What a video begins or ends with, in the reference's words. `easy`: more of the clip is given.
+# What a video begins or ends with, in upstream's words. `easy`: more of the clip is given.
 COND_TYPES = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "v2v_head_easy", "v2v_tail_easy")
 
 _TORCH_NAMES = {FP32: "float32", BF16: "bfloat16", "fp16": "float16"}

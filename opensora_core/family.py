@@ -76,7 +76,7 @@ class Drawing:
     """How a model draws the picture that a video begins with. is_distilled: of dev, from guidance; False: schnell.
 
     Attributes:
-        resolution: of the picture where none is asked for, the reference's whatever the video's is.
+        resolution: of the picture where none is asked for, upstream's whatever the video's is.
         num_steps: (steps asked for or 0, is_distilled) -> steps.
         schedule_name: (one of PICTURE_SCHEDULES, is_distilled) -> which of them auto is.
         shift: (one of PICTURE_SCHEDULES, tokens, is_distilled) -> the shift of the schedule. All raise an OpenSoraError for what is not known.

@@ -21,7 +21,7 @@ MAX_TEXT_FRAMES = 129  # the longest clip the released 2.0 model was trained on
 # The largest that may be asked for, on the nodes too: past it is a slip of the finger, which would run for days before memory ends it.
 LARGEST = {"num_frames": 1025, "height": 8192, "width": 8192, "num_steps": 1000}
 
-# Order of the reference's landscape list, then the flipped ones in the same order; 16:9 first for people.
+# Order of upstream's landscape list, then the flipped ones in the same order; 16:9 first for people.
 _LANDSCAPE = ("2.39:1", "2:1", "16:9", "1.85:1", "9:16", "5:8", "3:2", "4:3", "1:1")
 ASPECT_RATIOS = (
     "16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "8:5", "5:8", "1.85:1", "1:1.85", "2:1", "1:2", "2.39:1", "1:2.39",
@@ -282,7 +282,7 @@ class ScaledCrop(NamedTuple):
 
 
 def training_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
-    """(height, width) of the training buckets, which the reference also uses for the Flux picture.
+    """(height, width) of the training buckets, which upstream also uses for the Flux picture.
 
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/aspect.py, training=True. Ratios whose size
     repeats an earlier one do not exist in this table.
@@ -301,9 +301,9 @@ def nearest_aspect_ratio(height: int, width: int, names: Iterable[str] = ASPECT_
 
 
 def resize_crop(source: tuple[int, int], target: tuple[int, int]) -> ScaledCrop:
-    """How the reference fits a picture: scale to cover the target, then cut the middle.
+    """How upstream fits a picture: scale to cover the target, then cut the middle.
 
-    Python's round (half to even) is the reference's.
+    Python's round (half to even) is upstream's.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, resize_crop_to_fill.
     """
     (h, w), (th, tw) = source, target

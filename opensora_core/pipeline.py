@@ -252,7 +252,7 @@ class OpenSoraPipeline:
 
         Args:
             prompt: of the video; of the picture too, undecorated, unless picture_prompt is another.
-            seeds: one for each picture. The reference gives picture and video the same.
+            seeds: one for each picture. Upstream gives picture and video the same.
             request: see run/picture.py, PictureRequest.for_ratio.
             progress: (stage, done, total) for the stages text and picture.
 
@@ -400,7 +400,7 @@ class OpenSoraPipeline:
             num_frames, context_frames: of a segment, and what of it is given; see sampling/longer.py.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
-            callback, progress, options, check_only, speed: as for a call; there is no temporal ramp, as in the reference's video to video.
+            callback, progress, options, check_only, speed: as for a call; there is no temporal ramp, as in upstream's video to video.
 
         Returns:
             The whole video, from the first frame given; forwards and seconds are of what was added.

@@ -159,7 +159,7 @@ def encode_pictures(vae, pictures: Tensor) -> Tensor:
         pictures: [B, H, W, 3] in 0..1, sides multiples of 16.
 
     Returns:
-        [B, C, 1, h, w], the posterior's mode, in the reference's tiles.
+        [B, C, 1, h, w], the posterior's mode, in upstream's tiles.
     """
     return torch.cat([encode(vae, picture[None], Tiling(), None, lambda line: None) for picture in pictures])
 

@@ -1,6 +1,6 @@
 """Flux.1 through the host's own Flux code: the picture that a video begins with, and the graph that goes on from it.
 
-The user's own MODEL (any precision, GGUF, with LoRAs), VAE and CLIP are used as they are; here is only what the reference does
+The user's own MODEL (any precision, GGUF, with LoRAs), VAE and CLIP are used as they are; here is only what upstream does
 differently from the host's usual Flux workflow: its schedule, its guidance, its picture's size, and prompts read by its recipe.
 """
 

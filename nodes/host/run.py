@@ -38,7 +38,7 @@ class RunOptions:
     Attributes:
         shift: 0 = from the clip's size and length.
         noise_device: cpu (same noise for a seed on every machine) or gpu.
-        latent_dtype: fp32, or bf16 as the reference keeps its latents between steps.
+        latent_dtype: fp32, or bf16 as upstream keeps its latents between steps.
         speed: exact, or a plan, and then steps are not read.
         solver: of choices.SOLVERS; auto is the model's own.
     """

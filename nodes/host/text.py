@@ -1,6 +1,6 @@
 """The host's T5 + CLIP-L text encoder, given exactly the tokens that Open-Sora was trained with.
 
-The host's own reading of a prompt differs from the reference in three ways: "(word:1.3)" is taken for a
+The host's own reading of a prompt differs from upstream in three ways: "(word:1.3)" is taken for a
 weight, T5 is padded to 256 tokens and never cut, and a long prompt becomes several CLIP chunks. Here the
 ids come straight from the host's tokenizers: 512 T5 tokens and one CLIP chunk, as the transformers
 library makes them from the same tokenizer files. An encoder with a vocabulary of its own, as the built-in
@@ -95,7 +95,7 @@ class ExactTokenizer:
 
 
 def exact_tokens(tokenizer, text: str, recipe: TextRecipe = DEFAULT.text) -> tuple[dict, str]:
-    """The tokens of a prompt as the reference makes them.
+    """The tokens of a prompt as upstream makes them.
 
     Args:
         tokenizer: a FluxTokenizer or an ExactTokenizer.

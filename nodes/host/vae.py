@@ -1,8 +1,8 @@
 """The core VAE on the host's VAE socket.
 
-The host's own HunyuanVideo VAE is another function than the reference's once there is more than one
+The host's own HunyuanVideo VAE is another function than upstream's once there is more than one
 frame: its middle attention sees later frames, and it normalises in slices of a few frames. This one runs
-the reference's function, spatially tiled as the reference ships it, from every stock node. A stock VAE is
+upstream's function, spatially tiled as upstream ships it, from every stock node. A stock VAE is
 made exact only for the length of one of our own calls (`exact_codec`).
 """
 
@@ -46,7 +46,7 @@ def _words(grid: Grid) -> tuple[str, str]:
 
 
 class VAENetwork:
-    """Before a codec in a class: the methods the host calls, which are the reference's tiled function, with progress and interruption."""
+    """Before a codec in a class: the methods the host calls, which are upstream's tiled function, with progress and interruption."""
 
     device = None  # in place of the core's property: the host's patcher writes here where it has put the weights
 
@@ -81,14 +81,14 @@ class VAENetwork:
     def encode_tiled(
         self, pixels: Tensor, tile_x: int = 256, tile_y: int = 256, overlap: int = 64, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
-        """As encode, in tiles of the caller's size (pixels and frames). `overlap_t` is the reference's share of a tile, whatever is asked."""
+        """As encode, in tiles of the caller's size (pixels and frames). `overlap_t` is upstream's share of a tile, whatever is asked."""
         return self._encode(pixels, _tiling(min(tile_x, tile_y), overlap, tile_t or self.config.short_tile))
 
     def decode_tiled(
         self, latents: Tensor, tile_x: int = 32, tile_y: int = 32, overlap: int = 8, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
         """As decode, in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
-        whole-clip decode ran out of memory; then, and only then, time is tiled as the reference's temporal tiling does."""
+        whole-clip decode ran out of memory; then, and only then, time is tiled as upstream's temporal tiling does."""
         frames, space = tile_t * TIME_COMPRESSION or self.config.short_tile, self.config.grid.space
         return self._decode(latents, _tiling(min(tile_x, tile_y) * space, overlap * space, frames))
 
@@ -148,7 +148,7 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         return wider.decode(samples_in, vae_options)
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
-        """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of the reference's."""
+        """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of upstream's."""
         frames, height, width = check_latent_shape(tuple(samples.shape), self.config)[2:]
         tile = _bounded((frames, height, width), (tile_t and tile_t + 1, tile_y, tile_x))
         self._make_room(samples.shape[0] * decode_bytes(self.config, tile, self._dtype_bytes()))
@@ -268,7 +268,7 @@ def vae_config(vae) -> CodecConfig:
 
 @contextmanager
 def exact_codec(vae):
-    """(encode, decode) of one tile as codecs.codec.Codec has them, whoever owns the weights: the reference's function.
+    """(encode, decode) of one tile as codecs.codec.Codec has them, whoever owns the weights: upstream's function.
 
     A stock VAE is exact inside the block and as it was after it.
     """

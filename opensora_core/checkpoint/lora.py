@@ -1,6 +1,6 @@
 """LoRA files: the common forms of their keys, merged into our transformer or renamed for ComfyUI.
 
-Read: PEFT (`base_model.model.<layer>.lora_A.weight`, the reference's own), kohya
+Read: PEFT (`base_model.model.<layer>.lora_A.weight`, upstream's own), kohya
 (`lora_unet_<layer with underscores>.lora_down.weight` with `.alpha`), and bare, `transformer.` or
 `diffusion_model.` prefixed ones; under the same stems LyCORIS's LoHa and LoKr, whole differences (`.diff`) and differences of biases
 (`.diff_b`, `.lora_B.bias`). A LoRA's change is strength * alpha / rank * B @ A. Every key of a file is used, named or refused.

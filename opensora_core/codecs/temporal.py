@@ -59,7 +59,7 @@ class TemporalConfig(LadderConfig):
 class TwoStages(Encoded):
     """Moments of the picture autoencoder [B, 2C, T, h, w]; the temporal one encodes their mean, or a sample, piece by piece.
 
-    Samples draw as the reference does: for a few pictures at a time, then for each piece.
+    Samples draw as upstream does: for a few pictures at a time, then for each piece.
 
     Attributes:
         stage: the second: unscaled latents of pictures [B, C, up to 17, h, w] -> moments.

@@ -1,9 +1,9 @@
-"""Encoding and decoding in overlapping tiles, in the sizes and with the blending of the reference.
+"""Encoding and decoding in overlapping tiles, in the sizes and with the blending of upstream.
 
 Every function here works over any callable of the VAE's shape, the host's own VAE included. Tiles have their own
-GroupNorm statistics and attention, so a tiled result is not the untiled one: to get the reference's frames, keep the
-reference's sizes, which are `Tiling()`: 256 pixels every 192, whole clip in time. `Tiling(temporal_tile=64)` is the
-reference's temporal tiling.
+GroupNorm statistics and attention, so a tiled result is not the untiled one: to get upstream's frames, keep
+upstream's sizes, which are `Tiling()`: 256 pixels every 192, whole clip in time. `Tiling(temporal_tile=64)` is
+upstream's temporal tiling.
 
 Starts run over the whole range with the stride, so the last tile may be a sliver. A tile is blended, linearly and in
 place, with the tile above, then with the tile on its left, both as they were after their own blending; then it is
@@ -12,7 +12,7 @@ frame gives one frame instead of four: every tile but the first drops its first 
 Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/hunyuan_vae/autoencoder_kl_causal_3d.py.
 
 A VAE that is not causal (`grid`; the Video DC-AE, whose own sizes are `Tiling(temporal_tile=32)`) needs no such frame in time.
-There a last tile of one latent frame would be decoded as a picture, to one frame instead of four: the reference does that and
+There a last tile of one latent frame would be decoded as a picture, to one frame instead of four: upstream does that and
 loses three frames of 52, 76, 100 or 124. Here the tile before, which reaches as far, keeps all of its frames.
 Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/dc_ae/models/dc_ae.py.
 """
@@ -219,7 +219,7 @@ def _blend(before: Tensor, tile: Tensor, extent: int, axis: int) -> None:
     extent = min(before.shape[axis], tile.shape[axis], extent)
     if extent == 0:
         return
-    # In double, then in at least fp32: the reference's weights are Python floats. On the CPU, as some devices have no double.
+    # In double, then in at least fp32: upstream's weights are Python floats. On the CPU, as some devices have no double.
     weight = torch.arange(extent, dtype=torch.float64) / extent
     weight = weight.view([-1 if a == axis else 1 for a in range(tile.ndim)])
     fp = torch.promote_types(tile.dtype, torch.float32)

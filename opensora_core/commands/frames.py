@@ -154,7 +154,7 @@ def _references(options: RunOptions) -> dict[str, Any]:
 
 
 def _pictures(ref: str | None, end: str | None, mode: str | None) -> tuple[str | None, str | None]:
-    """(first, last). The reference reads i2v_tail's and i2v_loop's pictures from one list, so one --ref serves for both."""
+    """(first, last). Upstream reads i2v_tail's and i2v_loop's pictures from one list, so one --ref serves for both."""
     if mode is None:
         return ref, end
     if mode == "t2v" and (ref or end):

@@ -1,6 +1,6 @@
 """From text to token ids on the command line: where the tokenizer's files are, and reading them.
 
-T5's SentencePiece model is read by the sentencepiece library itself, which is what the reference's slow tokenizer did, and its
+T5's SentencePiece model is read by the sentencepiece library itself, which is what upstream's slow tokenizer did, and its
 tokenizer.json by the tokenizers library: versions of transformers differ in what they make of either. Nothing is downloaded.
 """
 
@@ -146,7 +146,7 @@ def _holds(kind: str, folder: Path) -> bool:
 
 
 def _t5(folder: Path) -> Tokenizer:
-    """T5's, as the reference's slow tokenizer reads: a special token in a text is itself, and what stands beside it are texts of their own."""
+    """T5's, as upstream's slow tokenizer reads: a special token in a text is itself, and what stands beside it are texts of their own."""
     if (folder / "spiece.model").is_file():
         from sentencepiece import SentencePieceProcessor
 

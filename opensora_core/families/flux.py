@@ -24,7 +24,7 @@ from ..sampling.schedule import flow_shift
 from ..text.prompt import T5_LENGTH
 from ..text.recipe import CLIP, T5, TextRecipe
 
-GUIDANCE = 4.0  # the reference's, whatever the video's is
+GUIDANCE = 4.0  # upstream's, whatever the video's is
 DEV_STEPS, SCHNELL_STEPS = 50, 4
 
 # Flux's own: the line through (256 tokens, 0.5) and (4096 tokens, 1.15) is the shift's logarithm.
@@ -47,7 +47,7 @@ def num_steps(asked: int, guidance_embed: bool) -> int:
 
 
 def schedule_name(asked: str, guidance_embed: bool) -> str:
-    """ "open-sora" or "flux"; auto is the reference's for dev, and schnell's own for schnell, which the reference never ran."""
+    """ "open-sora" or "flux"; auto is upstream's for dev, and schnell's own for schnell, which upstream never ran."""
     check_choice("flux_schedule", asked, PICTURE_SCHEDULES)
     return (OPEN_SORA if guidance_embed else FLUX) if asked == AUTO else asked
 

@@ -60,7 +60,7 @@ class References:
 
     @property
     def cond_type(self) -> str:
-        """The reference's name of the mode; latents of another length than a clip's are named as the shorter one."""
+        """Upstream's name of the mode; latents of another length than a clip's are named as the shorter one."""
         if self.clip is not None:
             is_easy = _latent_length(self.clip, self.grid) == self.grid.latent_frames(self.grid.frames.nearest(CONTEXTS[1]))
             return clip_cond_type(self.direction, CONTEXTS[is_easy])

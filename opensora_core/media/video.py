@@ -23,7 +23,7 @@ from .stills import read_image
 
 logger = logging.getLogger(__name__)
 
-# The reference's quality. The matrix is converted and named, so that no player has to guess it from the height.
+# Upstream's quality. The matrix is converted and named, so that no player has to guess it from the height.
 # Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, save_sample (H.264, crf 23).
 _ENCODER = [
     *("-crf", "23", "-vf", "scale=out_color_matrix=bt709:out_range=tv"),

@@ -270,7 +270,7 @@ class VideoVAE:
     """Encodes and decodes clips.
 
     Attributes:
-        tiling: sizes of the tiles; the defaults are the reference's.
+        tiling: sizes of the tiles; the defaults are upstream's.
         policy: how to decode: auto, exact or low_memory, see Ladder.attempts.
     """
 

@@ -1,4 +1,4 @@
-"""A picture that a video begins with: a clip of one frame, drawn by Flux.1 as the reference draws it, in one pass a step.
+"""A picture that a video begins with: a clip of one frame, drawn by Flux.1 as upstream draws it, in one pass a step.
 
 Both networks are given up as soon as the last picture is drawn, so that nothing of Flux is in memory when the video's transformer is read.
 """
@@ -55,7 +55,7 @@ class PictureRequest:
 
     @classmethod
     def for_ratio(cls, aspect_ratio: str, resolution: str = DRAWING.resolution, **settings) -> "PictureRequest":
-        """Of the size that the reference draws for a video's aspect ratio, whatever the video's own size."""
+        """Of the size that upstream draws for a video's aspect ratio, whatever the video's own size."""
         return cls(*training_size(resolution, aspect_ratio), **settings)
 
 
@@ -138,7 +138,7 @@ def decode(codec: Codec, latents: Tensor) -> Tensor:
 
 
 def to_picture(pixels: Tensor) -> Tensor:
-    """A decoded picture [1, 3, H, W], about -1..1, as [1, H, W, 3] uint8: as from the file that the reference writes and reads back."""
+    """A decoded picture [1, 3, H, W], about -1..1, as [1, H, W, 3] uint8: as from the file that upstream writes and reads back."""
     levels = (pixels.float().clamp(-1, 1) + 1) * 127.5
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 

@@ -173,7 +173,7 @@ class GenerationRequest(Workload):
 
     @property
     def cond_type(self) -> str:
-        """The reference's name of the mode: t2v, i2v_head, ..., as what is given says."""
+        """Upstream's name of the mode: t2v, i2v_head, ..., as what is given says."""
         return self.references.cond_type
 
     @property

@@ -7,7 +7,7 @@ there once. (Decoded alone, a segment's first latent frame would give one frame,
 before they are decoded.)
 
 The video is decoded in windows of a segment's length, which is all that the device ever holds. Windows overlap, and fade into
-each other, where segments do: at the released length of 129 frames and its 33 given ones, that is the reference's own temporal
+each other, where segments do: at the released length of 129 frames and its 33 given ones, that is upstream's own temporal
 tiling (codecs/tiling.py), 33 latent frames every 24.
 """
 

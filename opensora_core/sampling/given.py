@@ -142,10 +142,10 @@ def put_back(x: Tensor, mask: Tensor, latents: Tensor) -> Tensor:
 
 
 def clip_cond_type(direction: str, context: int) -> str:
-    """The reference's name of a video-to-video mode: forwards is v2v_head, backwards v2v_tail, with 65 frames v2v_*_easy.
+    """Upstream's name of a video-to-video mode: forwards is v2v_head, backwards v2v_tail, with 65 frames v2v_*_easy.
 
     Raises:
-        OpenSoraError: an unknown direction, or a context that the reference has no mode for.
+        OpenSoraError: an unknown direction, or a context that upstream has no mode for.
     """
     check_choice("direction", direction, DIRECTIONS)
     if context not in CONTEXTS:
@@ -235,7 +235,7 @@ def fit_image(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tenso
 
     Args:
         frames: [T, H, W, 3] float in 0..1.
-        fit: crop (scale to cover, cut the middle: the reference's rule, bicubic on 8-bit RGB through PIL, exactly),
+        fit: crop (scale to cover, cut the middle: upstream's rule, bicubic on 8-bit RGB through PIL, exactly),
             pad (scale to fit, black borders) or stretch.
 
     Returns:
@@ -247,7 +247,7 @@ def fit_image(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tenso
 
 
 def fit_clip(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tensor:
-    """Bring a clip to the video's size: as fit_image, but bilinear without antialiasing, and unrounded, as the reference does.
+    """Bring a clip to the video's size: as fit_image, but bilinear without antialiasing, and unrounded, as upstream does.
 
     Args:
         frames: [T, H, W, 3] uint8, or float in 0..1.

@@ -1,7 +1,7 @@
 """Text and image guidance: which passes a step needs, and how they combine.
 
 Three predictions: `cond` (prompt, reference), `uncond` (negative, reference) and `uncond_image` (negative, no
-reference). The reference runs all three at every step and combines them as
+reference). Upstream runs all three at every step and combines them as
     uncond_image + g_image * (uncond - uncond_image) + g_text * (cond - uncond).
 A pass whose weight is exactly zero is not run, and a video without a reference has uncond = uncond_image, so
 that 50 steps at the defaults take 80 forwards (text to video) or 110 (image to video) in place of 150.
@@ -121,7 +121,7 @@ class StepGuidance:
 class Guidance:
     """Settings of a whole run; the defaults are the released configuration's.
 
-    every_pass: run all three at every step, also those of no weight, as the reference does; for comparison.
+    every_pass: run all three at every step, also those of no weight, as upstream does; for comparison.
     curve: how the text scale goes over the steps, see curved_scale; auto is constant, unless the model knows better.
     channels: how many of a prediction's are guided, the others being those of the prompt alone; 0 = all.
     tames: scale guided predictions of a video of which nothing is given towards the spread of those with the prompt alone (`tame`).

@@ -48,7 +48,7 @@ class LongRule:
 
         Args:
             num_frames: of a segment with what it is given; None = as long as the video, at most the model's usual length.
-            context_frames: given to each segment, counted as the beginning of a clip (33 = 9 latent frames, the reference's rule
+            context_frames: given to each segment, counted as the beginning of a clip (33 = 9 latent frames, upstream's rule
                 for video to video); None: see usual_context.
 
         Raises:

@@ -176,7 +176,7 @@ class BesideNoise(Given):
 
     @property
     def blank(self) -> Given:
-        """The latents are zero; where they are is told all the same, as the reference's third pass has it."""
+        """The latents are zero; where they are is told all the same, as upstream's third pass has it."""
         blank = Given()
         blank.cond = torch.cat((self._mask, torch.zeros_like(self._latents)), dim=1)
         return blank
@@ -220,7 +220,7 @@ def cond_of_loop(
 ) -> tuple[Tensor, Tensor]:
     """What a condition type of 1.3 gives the clip after `before` [C, T, H, W]: its last frames, and in the last loop the end that is asked for.
 
-    The reference's script gives i2v_loop's end to every loop after the first, and i2v_tail's never; here the last loop alone has either.
+    Upstream's script gives i2v_loop's end to every loop after the first, and i2v_tail's never; here the last loop alone has either.
     """
     cond, mask = torch.zeros_like(before), before.new_zeros(1, *before.shape[1:])
     cond[:, :context], mask[:, :context] = before[:, -context:], 1

@@ -43,9 +43,7 @@ def noise(shape, seed: int, device="cpu", dtype=torch.float32, on_piece: Callabl
 
 def euler(process: Process, x: Tensor, step: int, prediction: Tensor, schedule: Schedule) -> Tensor:
     """The explicit Euler step x + (next point - point) * slope."""
-    here, there = schedule.points[
-        step : step + 2
-    ].tolist()  # Python numbers: a bf16 latent is scaled by an unrounded step, as in the reference
+    here, there = schedule.points[step : step + 2].tolist()  # Python numbers: a bf16 latent is scaled by an unrounded step, as in upstream
     return x + (there - here) * process.slope(x, prediction, here)
 
 

@@ -63,7 +63,7 @@ class DCAEConfig:
         return 16
 
     def cut(self, tiling: Tiling) -> Tiling:
-        """See CodecConfig. The reference takes 32 frames at a time."""
+        """See CodecConfig. Upstream takes 32 frames at a time."""
         return tiling if tiling.temporal_tile else replace(tiling, temporal_tile=32)
 
     def problem(self) -> str:

@@ -1,1 +1,1 @@
-"""The causal 3D VAE: frames to latents and back, whole or in the reference's overlapping tiles."""
+"""The causal 3D VAE: frames to latents and back, whole or in upstream's overlapping tiles."""

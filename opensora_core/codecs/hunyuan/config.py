@@ -63,11 +63,11 @@ class VAEConfig:
 
     @property
     def short_tile(self) -> int:
-        """Frames of a temporal tile where memory is short: the reference's own temporal tile."""
+        """Frames of a temporal tile where memory is short: upstream's own temporal tile."""
         return 64
 
     def cut(self, tiling: Tiling) -> Tiling:
-        """See CodecConfig. The reference takes a whole clip in time."""
+        """See CodecConfig. Upstream takes a whole clip in time."""
         return tiling
 
 

@@ -57,7 +57,7 @@ class MMDiT(nn.Module):
 
         Args:
             x: noisy latents [B, C, T, H, W]; H and W multiples of the patch.
-            timestep: [B], 1 (noise) to 0 (data). Rounded to x's dtype, as the reference's sampler does.
+            timestep: [B], 1 (noise) to 0 (data). Rounded to x's dtype, as upstream's sampler does.
             context: T5 hidden states [B, L, context_in_dim]; every token is attended, padding too.
             y: CLIP pooled output [B, vec_in_dim].
             cond: mask and masked reference latents [B, C + 1, T, H, W]; None = all zero (text to video).

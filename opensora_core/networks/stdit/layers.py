@@ -175,7 +175,7 @@ class SelfAttention(nn.Module):
 def windowed(size: tuple[int, int, int], window: int, attention):
     """An attention within windows of `window` x `window` positions and all frames; windows at the far edges are smaller.
 
-    The reference fills those up with zeros and masks them, which is the same.
+    Upstream fills those up with zeros and masks them, which is the same.
     """
     starts = [(0, side - side % window) if side % window else (0,) for side in size[1:]]
 

@@ -79,7 +79,7 @@ class STDiT(layers.STDiTBase):
 
         Args:
             x: noisy latents [B, C, T, H, W].
-            timestep: [B], 999 (noise) to 0. Rounded to x's dtype, as the reference does.
+            timestep: [B], 999 (noise) to 0. Rounded to x's dtype, as upstream does.
             context: T5 hidden states [B, L, context_in_dim], or None: the null caption. attention_mask: [B, L], 0 = not looked at.
 
         Returns:

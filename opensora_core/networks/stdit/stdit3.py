@@ -108,7 +108,7 @@ class STDiT3(layers.STDiTBase):
 
         Args:
             x: noisy latents [B, C, T, H, W].
-            timestep: [B], 1000 (noise) to 0 (data). 1.2 rounds it to x's dtype, as the reference does.
+            timestep: [B], 1000 (noise) to 0 (data). 1.2 rounds it to x's dtype, as upstream does.
             context: T5 hidden states [B, L, context_in_dim], or None: the null caption. attention_mask: [B, L], 0 = not looked at.
             sizes: [B, 4], see layers.SIZES.
             edit: [B, T], 0 (a frame is given) .. 1 (it is made); None = all are made. See active_frames.
