@@ -72,11 +72,6 @@ def taken_by(path: Path) -> Path | None:
     return next((file for suffix in (path.suffix, *TOGETHER) if (file := path.with_suffix(suffix)).exists()), None)
 
 
-def unused_path(path: str | Path) -> Path:
-    """`path`, or the first numbered one of it that is not taken."""
-    return next(free for number in count() if not taken_by(free := numbered(Path(path), number)))
-
-
 @dataclass(frozen=True)
 class Claim:
     """A name that nobody else writes to until it is released. A context manager.

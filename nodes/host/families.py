@@ -187,16 +187,6 @@ class PictureModel(CoreModel):
         return recipe.inputs(self.config, {"context": x[:0]}, given, told)["cond"].to(kwargs["device"])
 
 
-class HighCompressionLatents(selftest.base(comfy.latent_formats, "LatentFormat")):
-    """The Video DC-AE's latents: as they are, 4 frames and 32x32 pixels each, without a preview."""
-
-    latent_dimensions = 3
-    spacial_downscale_ratio = geometry.HIGH_COMPRESSION.space
-    temporal_downscale_ratio = geometry.TIME_COMPRESSION
-
-    latent_channels = 128
-
-
 def latents_of(config: NetworkSizes) -> type:
     """The host's format of the latents that a network was trained on, without a preview."""
     latents: Latents = usual_codec(config).latents
@@ -235,7 +225,9 @@ _HUNYUAN = selftest.base(comfy.latent_formats, "HunyuanVideo")
 _DENSE = _FACTOR * geometry.PATCH_SIZE**2  # the host counts latent pixels, each of which is a token here
 ROWS = (
     HostRow("open_sora_2", "OpenSora2", BesideModel, HostMMDiT, _HUNYUAN, _FACTOR),
-    HostRow("open_sora_2_dc_ae", "OpenSora2HighCompression", BesideModel, HostMMDiT, HighCompressionLatents, _DENSE),
+    HostRow(
+        "open_sora_2_dc_ae", "OpenSora2HighCompression", BesideModel, HostMMDiT, latents_of(row_of("open_sora_2_dc_ae").released), _DENSE
+    ),
     *(
         HostRow(
             f"open_sora_1_{minor}", f"OpenSora1{minor}", FramesModel, HostSTDiT3, latents_of(row_of(f"open_sora_1_{minor}").released), 1.0

@@ -21,6 +21,14 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -
     return attend(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
 
 
+def _through_wrappers(network, transformer_options: dict | None, *inputs, **named) -> Tensor:
+    """`network._velocity(*inputs, options, **named)` through the host's wrappers, which look for the options at the end."""
+    options = transformer_options if transformer_options is not None else {}
+    wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(network._velocity, network, wrappers)
+    return executor.execute(*inputs, options, **named)
+
+
 class HostMMDiT(MMDiT):
     """The core transformer behind the host's calling convention: condition channels appended to x, sigma times 1000, wrappers."""
 
@@ -39,11 +47,7 @@ class HostMMDiT(MMDiT):
 
         `control` and further keywords are the host's; this model has no use for them.
         """
-        options = transformer_options if transformer_options is not None else {}
-        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
-        # Positional, options last: that is where stock wrappers look for them.
-        return executor.execute(x, timestep, context, y, control, options)
+        return _through_wrappers(self, transformer_options, x, timestep, context, y, control)
 
     def _velocity(self, x, timestep, context, y, control, transformer_options):
         channels = self.config.in_channels
@@ -62,10 +66,7 @@ class HostSTDiT3(STDiT3):
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **named) -> Tensor:
         """x: [B, C or C + 1 + C, T, H, W]; timestep: [B], sigma * 1000, as the network is told. named: what the MODEL's extra_conds gives."""
-        options = transformer_options if transformer_options is not None else {}
-        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
-        return executor.execute(x, timestep, context, None, control, options, **named)
+        return _through_wrappers(self, transformer_options, x, timestep, context, None, control, **named)
 
     def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
         latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)

@@ -42,6 +42,7 @@ PRECISIONS = (AUTO, BF16, *FILE_FORMATS, NF4)
 DEVICES = (AUTO, "cpu")
 
 RELEASED_T5, RELEASED_CLIP = t5_model.T5Sizes(), clip_model.CLIPSizes()
+_CLIP_TABLE, _ = clip_model.WHERE["vocab_size"]
 _T5_LINEARS = (".q.weight", ".k.weight", ".v.weight", ".o.weight", ".wi_0.weight", ".wi_1.weight", ".wo.weight")
 
 
@@ -176,16 +177,17 @@ def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = A
         CheckpointError: a file that is something else, or lacks tensors.
     """
     if clip_l_path is None:
-        return _load_t5(t5_path, precision, device, disable_dynamic)
-    t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
-    overrides = {**_t5_overrides(t5), **_clip_overrides(clip_l)}
+        t5, clip_l = read_encoder(t5_path), None
+        detect.require(t5.identity, "t5", t5.name)
+    else:
+        t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
+    options = {**_t5_overrides(t5), **(_clip_overrides(clip_l) if clip_l else {})}
     own = _own_tokenizers(t5, clip_l)
-    table, _ = clip_model.WHERE["vocab_size"]
     if "l" in own:
-        clip_l.state[table] = _released_table(clip_l.state[table], own["l"])
+        clip_l.state[_CLIP_TABLE] = _released_table(clip_l.state[_CLIP_TABLE], own["l"])
         own["l"] = _released_ids(own["l"])
     _set_precision(t5, clip_l, precision)
-    options = {**overrides, "dtype": _load_dtype(t5.state, clip_l.state)}
+    options["dtype"] = _load_dtype(t5.state, clip_l and clip_l.state)
     if t5.is_quantised:
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
     is_nf4 = precision == NF4
@@ -193,11 +195,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = A
         options["custom_operations"] = nf4.NF4Operations
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
-    # CLIP's projection is not in the files Flux users have and is not used; without it the host warns of a missing tensor.
-    clip_l.state.setdefault("text_projection.weight", torch.eye(clip_l.shapes[table][1]))
-    clip = comfy.sd.load_text_encoder_state_dicts(
-        [clip_l.state, t5.state], clip_type=comfy.sd.CLIPType.FLUX, model_options=options, disable_dynamic=disable_dynamic or is_nf4
-    )
+    clip = _host_clip(t5, clip_l, options, disable_dynamic or is_nf4)
     if is_nf4:
         nf4.unpatchable(clip.patcher)
     clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (t5_path, clip_l_path, precision, device))
@@ -205,33 +203,22 @@ def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = A
     return clip
 
 
-def _load_t5(path: str, precision: str, device: str, disable_dynamic: bool):
-    """T5 as a host CLIP of its own."""
-    t5 = read_encoder(path)
-    detect.require(t5.identity, "t5", t5.name)
-    overrides, own = _t5_overrides(t5), _own_tokenizers(t5)
-    _set_precision(t5, None, precision)
-    options = {**overrides, "dtype": _load_dtype(t5.state)}
-    if t5.is_quantised:
-        options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
-    is_nf4 = precision == NF4
-    if is_nf4:
-        options["custom_operations"] = nf4.NF4Operations
-    if device == "cpu":
-        options["load_device"] = options["offload_device"] = torch.device("cpu")
+def _host_clip(t5: EncoderFile, clip_l: EncoderFile | None, options: dict, disable_dynamic: bool):
+    """The host's CLIP of both, or of T5 by itself."""
+    if clip_l is not None:
+        # CLIP's projection is not in the files Flux users have and is not used; without it the host warns of a missing tensor.
+        clip_l.state.setdefault("text_projection.weight", torch.eye(clip_l.shapes[_CLIP_TABLE][1]))
+        return comfy.sd.load_text_encoder_state_dicts(
+            [clip_l.state, t5.state], clip_type=comfy.sd.CLIPType.FLUX, model_options=options, disable_dynamic=disable_dynamic
+        )
     genmo, target = comfy.text_encoders.genmo, comfy.supported_models_base.ClipTarget
-    clip = comfy.sd.CLIP(
+    return comfy.sd.CLIP(
         target(genmo.MochiT5Tokenizer, genmo.mochi_te(**comfy.text_encoders.sd3_clip.t5_xxl_detect(t5.state))),
         parameters=comfy.utils.calculate_parameters(t5.state),
         state_dict=[t5.state],
         model_options=options,
-        disable_dynamic=disable_dynamic or is_nf4,
+        disable_dynamic=disable_dynamic,
     )
-    if is_nf4:
-        nf4.unpatchable(clip.patcher)
-    clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (path, None, precision, device))
-    clip.tokenizer = ExactTokenizer(clip.tokenizer, own)
-    return clip
 
 
 def load_text_encoders_patcher(t5_path: str, clip_l_path: str | None, precision: str, device: str, disable_dynamic: bool = False):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import OpenSoraError
 from ..geometry import Grid, Tiling
@@ -151,3 +151,18 @@ class Codec(Protocol):
         home: where activations may be parked between layers, and the frames are then left; the frames are the same.
         """
         ...
+
+
+class CodecModule(nn.Module):
+    """What codecs have in common; the memory of one that says nothing else is counted."""
+
+    can_park = False
+    decode_bytes = encode_bytes = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

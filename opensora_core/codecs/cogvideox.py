@@ -22,7 +22,7 @@ from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL, SPACE_COMPRESSION, FrameRule, Grid, Tiling
 from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, count, size
-from .codec import Encoded, Latents, check_video
+from .codec import CodecModule, Encoded, Latents, check_video
 
 NORM_EPS = 1e-6
 LEVELS = 4
@@ -365,7 +365,7 @@ def _peak(config: CogVideoXVAEConfig, is_decoder: bool, size: tuple[int, int, in
     return dtype_bytes * area * (peak + (config.in_channels * length if is_decoder else 0))
 
 
-class CogVideoXVAE(nn.Module):
+class CogVideoXVAE(CodecModule):
     """The whole VAE; tiling.py splits what is larger than one tile.
 
     Args:
@@ -393,15 +393,6 @@ class CogVideoXVAE(nn.Module):
         self.config = config
         seams = _Seams(config, operations, dtype, device)
         self.encoder, self.decoder = (Half(config, is_decoder, seams) for is_decoder in (False, True))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the parameters, and of the tensors to give to `encode` and `decode`."""
-        return self.encoder.conv_in.conv.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.conv_in.conv.weight.device
 
     def encode(self, pixels: Tensor) -> Encoded:
         """Latents of a clip, as a posterior.

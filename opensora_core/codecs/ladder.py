@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Tiling
+from .codec import CodecModule
 
 GROUPS, NORM_EPS = 32, 1e-6
 
@@ -149,7 +150,7 @@ class LadderConfig:
         return f"widths {', '.join(map(str, self.widths))}"
 
 
-class InPieces(nn.Module):
+class InPieces(CodecModule):
     """A codec (codec.py) that takes a clip in pieces: its memory does not grow with the length.
 
     `encode` takes clips from any device, and their last piece may be shorter; `decode` puts the frames together on its home.
@@ -157,15 +158,6 @@ class InPieces(nn.Module):
     """
 
     can_park = True
-    decode_bytes = encode_bytes = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
 
 def brought(x: Tensor, device: torch.device) -> Tensor:

@@ -91,7 +91,6 @@ def tiled_decode(
     latents: Tensor,
     tiling: Tiling,
     progress: Progress | None = None,
-    output_device: torch.device | str | None = None,
     grid: Grid = CAUSAL,
 ) -> Tensor:
     """Decode latents, in tiles where they are larger than one.
@@ -102,7 +101,6 @@ def tiled_decode(
         latents: unscaled VAE latents.
         tiling: sizes in pixels and frames.
         progress: called with (tiles done, tiles in all) after every tile. What it raises ends the decoding.
-        output_device: where finished tiles are gathered and blended; by default where `decode` leaves them.
         grid: of the VAE; sizes above are the causal one's.
 
     Returns:
@@ -114,7 +112,7 @@ def tiled_decode(
     _check_rank(latents, "latents")
     total = num_tiles(latents.shape, check_tiling(tiling, grid), True, grid)
     run = (lambda tile: decode(tile, HOME)) if tiling.parked else decode
-    return _tiled(_reporting(run, total, progress, output_device), latents, tiling, True, grid)
+    return _tiled(_reporting(run, total, progress), latents, tiling, True, grid)
 
 
 def tiled_encode(
@@ -122,7 +120,6 @@ def tiled_encode(
     pixels: Tensor,
     tiling: Tiling,
     progress: Progress | None = None,
-    output_device: torch.device | str | None = None,
     grid: Grid = CAUSAL,
 ) -> Encoded:
     """Encode frames, in tiles where they are larger than one. Moments are what is blended, not samples.
@@ -130,7 +127,7 @@ def tiled_encode(
     Args:
         encode: `Codec.encode` of pixels [B, 3, T, H, W]; its values a new tensor.
         pixels: -1..1; T = 4k + 1, sides multiples of 8.
-        tiling, progress, output_device, grid: as for `tiled_decode`.
+        tiling, progress, grid: as for `tiled_decode`.
 
     Returns:
         What `encode` would have given of the whole.
@@ -150,19 +147,16 @@ def tiled_encode(
         kind = replace(encoded, values=None)  # a name for the tile itself would keep it alive
         return encoded.values
 
-    values = _tiled(_reporting(values_of, total, progress, output_device), pixels, tiling, False, grid)
+    values = _tiled(_reporting(values_of, total, progress), pixels, tiling, False, grid)
     return replace(kind, values=values)
 
 
-def _reporting(
-    function: Callable[[Tensor], Tensor], total: int, progress: Progress | None, device: torch.device | str | None
-) -> Callable[[Tensor], Tensor]:
-    """The function of one tile, its result carried to where tiles are gathered and told of."""
+def _reporting(function: Callable[[Tensor], Tensor], total: int, progress: Progress | None) -> Callable[[Tensor], Tensor]:
+    """The function of one tile, which tells of each that is done."""
     done = count(1)
 
     def run(tile: Tensor) -> Tensor:
         result = function(tile)
-        result = result.to(device) if device is not None else result
         if progress is not None:
             progress(next(done), total)
         return result

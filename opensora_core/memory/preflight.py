@@ -10,7 +10,7 @@ one asked for, or auto, which streams as little as the device allows. The decode
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,26 +29,12 @@ _QUANTISE_FIRST = (
 
 
 @dataclass(frozen=True)
-class MeasuredForward:
-    """Seconds of one forward, measured on a machine. device: Memory.name of it."""
-
-    device: str
-    height: int
-    width: int
-    num_frames: int
-    precision: str
-    offload: str
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Preflight:
     """The answer.
 
     Attributes:
         asked: the need of the settings as asked for. recommended: settings that fit, the asked ones where they do; None if none does.
         nearest: what to ask for instead where nothing fits: a sentence.
-        seconds: of all forwards of the recommended (else asked) settings, if one was measured on this machine; else None.
     """
 
     request: Request
@@ -57,7 +43,6 @@ class Preflight:
     asked: Estimate
     recommended: Estimate | None
     nearest: str | None = None
-    seconds: float | None = None
 
     @property
     def fits(self) -> bool:
@@ -84,17 +69,16 @@ class Preflight:
         elif self.recommended is not self.asked:
             better = "Better" if self.asked.fits else "Use"
             lines += ["", f"{better}: {self.recommended.settings.words()}.", *_estimate_lines(self.recommended, kind)]
-        lines += ["", f"Time: {_time_text(self.seconds, self.request.forwards)}"]
+        lines += ["", "Time: not measured here."]
         return "\n".join(lines)
 
 
-def preflight(request: Request, model: ModelSizes, memory: Memory, measured: Sequence[MeasuredForward] = ()) -> Preflight:
+def preflight(request: Request, model: ModelSizes, memory: Memory) -> Preflight:
     """Plan a video.
 
     Args:
         model: footprint.ModelSizes() for the released files, or footprint.sizes_of_files(...).
         memory: see memory_of.
-        measured: forwards timed on this or other machines; only an exact match is used.
     """
     asked_for = request.settings.precision
     precision = _precisions(request, model, memory, True)[0] if asked_for == AUTO else asked_for
@@ -103,7 +87,7 @@ def preflight(request: Request, model: ModelSizes, memory: Memory, measured: Seq
     if recommended is None or (asked.fits and not recommended.is_cached):
         recommended = asked if asked.fits else None
     nearest = None if recommended is not None else _nearest(request, model, memory)
-    return Preflight(request, model, memory, asked, recommended, nearest, _seconds(request, recommended or asked, memory, measured))
+    return Preflight(request, model, memory, asked, recommended, nearest)
 
 
 def memory_of(device: str | torch.device) -> Memory:
@@ -203,20 +187,6 @@ def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
 def _largest(high: int, fits: Callable[[int], bool]) -> int:
     """The largest number from 1 to high that fits, if what is smaller fits too; 0 if none does."""
     return bisect_left(range(1, high + 1), True, key=lambda number: not fits(number))
-
-
-def _seconds(request: Request, chosen: Estimate, memory: Memory, measured: Sequence[MeasuredForward]) -> float | None:
-    wanted = (memory.name, request.height, request.width, request.num_frames, chosen.settings.precision, chosen.settings.offload)
-    for one in measured:
-        if (one.device, one.height, one.width, one.num_frames, one.precision, one.offload) == wanted:
-            return request.forwards * one.seconds
-    return None
-
-
-def _time_text(seconds: float | None, forwards: int) -> str:
-    if seconds is None:
-        return "not measured here."
-    return f"about {seconds:.0f} s for {forwards} forwards, as measured on this machine; encoding and decoding come on top."
 
 
 def _estimate_lines(found: Estimate, kind: str) -> list[str]:

@@ -20,16 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..choices import COND_TYPES, CROP, DIRECTIONS, FITS, FORWARDS
+from ..choices import CROP, DIRECTIONS, FITS, FORWARDS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
 from .process import Process
 from .schedule import Schedule
 
-# Latent frames given at the head and at the tail of a clip, for a causal VAE.
-# Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/inference.py, prepare_inference_condition.
-_GIVEN_FRAMES = dict(zip(COND_TYPES, ((0, 0), (1, 0), (0, 1), (1, 1), (9, 0), (0, 9), (17, 0), (0, 17)), strict=True))
 CONTEXTS = (33, 65)  # frames of a clip that a video is made to go on from
 
 
@@ -178,21 +175,6 @@ def check_room(given: int, clip: int, what: str = "what is given", grid: Grid = 
             f"A video of {grid.pixel_frames(clip)} frame{'s' * (clip != 1)} is all taken up by {what}; "
             f"use at least {grid.pixel_frames(given + 1)} frames."
         )
-
-
-def condition_mask(cond_type: str, latent_frames: int) -> Tensor:
-    """[T] fp32, 1 on the latent frames that a mode gives.
-
-    Raises:
-        OpenSoraError: an unknown mode, or a clip too short to hold what is given and still make a frame.
-    """
-    check_choice("cond_type", cond_type, COND_TYPES)
-    head, tail = _GIVEN_FRAMES[cond_type]
-    check_room(head + tail, latent_frames, f"what {cond_type} gives")
-    mask = torch.zeros(latent_frames)
-    mask[:head] = 1
-    mask[latent_frames - tail :] = 1
-    return mask
 
 
 def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | None = None, use: ReferenceUse = PICTURES) -> ImageCondition:

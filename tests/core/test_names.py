@@ -145,12 +145,3 @@ def test_a_long_name_is_said_short():
     assert names.shown("clips/a.mp4") == "clips/a.mp4"
     assert names.shown(Path("/" + "a" * 200) / "b.mp4") == "b.mp4"
     assert names.shown(Path("/a/b") / ("x" * 300 + ".mp4")) == f"{'x' * 60}...{'x' * 26}.mp4 (304 characters)"
-
-
-def test_unused_path_skips_every_file_of_a_taken_name(tmp_path):
-    out = tmp_path / "clip.mp4"
-    assert names.unused_path(out) == out
-    out.touch()
-    (tmp_path / "clip_1.png").touch()
-    (tmp_path / "clip_2.txt").touch()
-    assert names.unused_path(out) == tmp_path / "clip_3.mp4"

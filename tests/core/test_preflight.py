@@ -42,7 +42,7 @@ from opensora_core.memory.footprint import (
     tile_peak,
     transformer_weights,
 )
-from opensora_core.memory.preflight import MeasuredForward, memory_of, preflight
+from opensora_core.memory.preflight import memory_of, preflight
 from opensora_core.memory.residency import GIB
 from opensora_core.memory.stream import module_bytes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
@@ -518,17 +518,6 @@ def test_bad_input_is_a_sentence(make, says):
 def test_a_budget_larger_than_the_card_does_not_fit():
     found = preflight(replace(LOW, settings=Settings("bf16", "budget", 16)), MODEL, card(8))
     assert not found.fits and found.recommended.settings.offload == "auto"
-
-
-def test_time_is_said_only_where_a_forward_was_measured():
-    memory = card(24)
-    measured = MeasuredForward(memory.name, 192, 336, 129, "bf16", "auto", 2.5)
-    assert preflight(LOW, MODEL, memory).seconds is None
-    assert "not measured here" in preflight(LOW, MODEL, memory).report()
-    assert preflight(LOW, MODEL, memory, [measured]).seconds == 200
-    assert "about 200 s for 80 forwards" in preflight(LOW, MODEL, memory, [measured]).report()
-    for other in (replace(measured, device="another"), replace(measured, num_frames=5), replace(measured, precision="int8")):
-        assert preflight(LOW, MODEL, memory, [other]).seconds is None
 
 
 def test_this_machine():

@@ -269,7 +269,7 @@ class TestImageCondition:
 
     def test_an_image_needs_a_clip(self):
         with pytest.raises(OpenSoraError, match="at least 5 frames"):
-            conditioning.condition_mask("i2v_head", 1)
+            conditioning.image_condition((1, 4, 1, 6, 8), head=torch.zeros(1, 4, 1, 6, 8))
 
 
 class TestFitImage:

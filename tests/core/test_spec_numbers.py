@@ -13,7 +13,6 @@ from opensora_core.networks.mmdit.config import OPEN_SORA_2
 from opensora_core.networks.mmdit.layers import timestep_embedding
 from opensora_core.networks.mmdit.packing import pack
 from opensora_core.networks.mmdit.rope import rotary_table
-from opensora_core.sampling.given import condition_mask
 from opensora_core.sampling.guidance import PICTURES, Guidance, num_forwards, oscillate, temporal_ramp
 from opensora_core.sampling.schedule import flow_shift, sigmas
 
@@ -91,17 +90,6 @@ def test_resize_crop():
     assert resize_crop((720, 1280), (576, 1024)) == (576, 1024, 0, 0)
     assert resize_crop((512, 512), (192, 336)) == (336, 336, 72, 0)
     assert resize_crop((1000, 667), (768, 768)) == (1151, 768, 192, 0)
-
-
-@pytest.mark.parametrize(
-    "cond_type, frames",
-    [
-        ("t2v", []), ("i2v_head", [0]), ("i2v_tail", [32]), ("i2v_loop", [0, 32]), ("v2v_head", range(9)), ("v2v_tail", range(24, 33)),
-        ("v2v_head_easy", range(17)), ("v2v_tail_easy", range(16, 33)),
-    ],
-)  # fmt: skip
-def test_masks_of_129_frames(cond_type, frames):
-    assert condition_mask(cond_type, 33).nonzero().flatten().tolist() == list(frames)
 
 
 def test_packing_order():

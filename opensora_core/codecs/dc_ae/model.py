@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import OpenSoraError
 from ...geometry import TIME_COMPRESSION
 from ...ops import TorchOperations
-from ..codec import Encoded, check_video
+from ..codec import CodecModule, Encoded, check_video
 from .config import DCAEConfig
 from .layers import AttentionBlock, ChannelNorm, Conv, Downsample, ResidualConv, Upsample, average_channels
 
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         return self.project_out(x)
 
 
-class VideoDCAE(nn.Module):
+class VideoDCAE(CodecModule):
     """The whole autoencoder.
 
     Args:
@@ -96,9 +96,6 @@ class VideoDCAE(nn.Module):
     Raises:
         OpenSoraError: widths this layout cannot have.
     """
-
-    can_park = False
-    decode_bytes = encode_bytes = None
 
     @staticmethod
     def decode_bytes_at_most(config: DCAEConfig, size: tuple[int, int, int], dtype_bytes: int) -> int:
@@ -115,15 +112,6 @@ class VideoDCAE(nn.Module):
         factory = {"operations": operations, "dtype": dtype, "device": device}
         self.encoder = Encoder(config, **factory)
         self.decoder = Decoder(config, **factory)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the parameters, and of the tensors to give to `encode` and `decode`."""
-        return self.encoder.project_in.conv.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.project_in.conv.weight.device
 
     def encode(self, pixels: Tensor) -> Encoded:
         """Latents of a clip; there is no posterior.

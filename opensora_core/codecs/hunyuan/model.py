@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import OpenSoraError
 from ...ops import TorchOperations
-from ..codec import Encoded, check_video
+from ..codec import CodecModule, Encoded, check_video
 from . import memory
 from .config import STEPS, VAEConfig
 from .layers import NORM_EPS, CausalConv3d, Downsample, MidBlock, ResnetBlock, Upsample, norm_silu_conv
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         return norm_silu_conv(self.conv_norm_out, self.conv_out, x, device)
 
 
-class CausalVAE(nn.Module):
+class CausalVAE(CodecModule):
     """The whole VAE, one tile or one untiled clip per call; tiling.py splits larger ones.
 
     Args:
@@ -130,15 +130,6 @@ class CausalVAE(nn.Module):
         self.decoder = Decoder(config, **factory)
         self.quant_conv = operations.Conv3d(2 * channels, 2 * channels, 1, dtype=dtype, device=device)
         self.post_quant_conv = operations.Conv3d(channels, channels, 1, dtype=dtype, device=device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the parameters, and of the tensors to give to `encode` and `decode`."""
-        return self.post_quant_conv.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.post_quant_conv.weight.device
 
     def encode(self, pixels: Tensor) -> Encoded:
         """Mean and log-variance of the latents of a clip.
