@@ -37,7 +37,7 @@ class NetworkSizes(Protocol):
     grid: Grid
 
     def with_blocks(self, most: int) -> "NetworkSizes":
-        """The same with at most so many blocks of each kind; they are alike, so that a few tell what each needs."""
+        """These sizes with at most so many blocks of each kind; blocks are alike, so that a few tell what each needs."""
 
     def words(self) -> str:
         """For people: "hidden 3072, 24 heads of 128, 19 double and 38 single blocks"."""

@@ -110,7 +110,7 @@ class FrameRule:
         return self.lead + (latent_length - self.lead) * TIME_COMPRESSION if latent_length != 1 else 1
 
     def nearest(self, num_frames: float) -> int:
-        """The nearest count; a picture only where clips grow from one."""
+        """The nearest count that a clip can have; 1, a picture, only where clips grow from one frame."""
         near = max(self._shortest, round((num_frames - self.lead) / self.step) * self.step + self.lead)
         return min(near, self.longest or near)
 

@@ -138,7 +138,7 @@ class AnySize(Grid):
         return height, width
 
     def length(self, text: str, fps: float) -> int:
-        """As Grid's; a length that the guides name is as long as they have it."""
+        """Frames of a length as Grid.length reads it, or as the guides name it (2s, 4x)."""
         named = named_length(text.strip(), self) if self.piece > 1 else None
         return super().length(text, fps) if named is None else named
 

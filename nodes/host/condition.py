@@ -93,7 +93,7 @@ class Reference:
         return comfy.utils.repeat_to_batch_size(edit.to(self.latents.device, self.latents.dtype), batch)
 
     def condition(self, latent_shape: tuple[int, ...], process: Callable[[Tensor], Tensor]) -> ImageCondition:
-        """The same as the library has it. process: from the VAE's scale to the transformer's."""
+        """This reference as the library's ImageCondition. process: from the VAE's scale to the transformer's."""
         known, latents = self.fit(latent_shape)
         edit = self.edit(latent_shape)
         known = torch.where(edit[:, None, :, None, None].to(known) < 1, torch.ones_like(known), torch.zeros_like(known))

@@ -56,7 +56,7 @@ class CoreModel(selftest.base(comfy.model_base, "BaseModel")):
 
 
 class BesideModel(CoreModel):
-    """Where given frames travel beside the latents: CLIP pooled as `y`, condition channels in every pass."""
+    """A model that reads given frames beside the latents: CLIP pooled as `y`, condition channels in every pass."""
 
     def encode_adm(self, **kwargs):
         return kwargs.get("pooled_output")
@@ -80,7 +80,7 @@ class BesideModel(CoreModel):
 
 
 class FramesModel(CoreModel):
-    """Where a text mask, sizes and a frame mask are inputs (Open-Sora 1.2, 1.3): given frames are held by the run, or, of 1.3, read beside."""
+    """A model whose inputs are a text mask, sizes and a frame mask (Open-Sora 1.2, 1.3): given frames are held by the run, or, of 1.3, read beside."""
 
     def extra_conds(self, **kwargs):
         noise, mask, context = kwargs["noise"], kwargs.get("attention_mask"), kwargs.get("cross_attn")

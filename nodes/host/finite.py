@@ -29,7 +29,7 @@ class Wider:
         return True
 
     def off(self) -> None:
-        """As it was."""
+        """Undo what `on` did."""
         if self._changed:
             self._model.manual_cast_dtype = self._before
         for module in self._changed:

@@ -76,7 +76,7 @@ async def _answered(request, response) -> None:
 
 
 def _free_while_idle() -> None:
-    """Where nothing of ours has run or died since. With the queue's lock no prompt can begin meanwhile; one that runs will see to it."""
+    """Give memory back where nothing of ours has run or died since. With the queue's lock no prompt can begin meanwhile; one that runs will see to it."""
     queue = PromptServer.instance.prompt_queue
     with queue.mutex:
         if not queue.currently_running and not queue.flags:

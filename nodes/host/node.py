@@ -161,7 +161,7 @@ def _named(signature: inspect.Signature, cls, args: tuple) -> dict[str, Any]:
 
 
 def _takes_anything(own: Callable) -> bool:
-    """Of a node that will not run, whatever it is given (selftest.refusing)."""
+    """Whether a method takes anything: that of a node that will not run (selftest.refusing)."""
     return [one.kind for one in inspect.signature(own).parameters.values()][1:] == [inspect.Parameter.VAR_KEYWORD]
 
 

@@ -36,7 +36,7 @@ def shown_on(node_id: str) -> str:
 
 
 def _send(server, text: str, node_id: str) -> None:
-    """To a node, and to those on whose inside it lies ("14:6" is inside "14"): whichever of them a person looks at."""
+    """Send to a node, and to those on whose inside it lies ("14:6" is inside "14"): whichever of them a person looks at."""
     parts = node_id.split(":")
     for depth in range(len(parts), 0, -1):
         server.send_progress_text(text, ":".join(parts[:depth]))

@@ -96,7 +96,7 @@ def _bounded_class(host_class: type) -> type:
 
 
 def _bounded(patcher):
-    """The same patcher with a bound class. By its class, so that it works for other packs' patchers (GGUF) and every way of copying."""
+    """The patcher with a bound class. By its class, so that it works for other packs' patchers (GGUF) and every way of copying."""
     if not isinstance(patcher, Bounded):
         patcher.__class__ = _bounded_class(type(patcher))
     return patcher

@@ -64,7 +64,7 @@ def _plan(found: Preflight) -> dict:
 
 
 def _sizes(path: Path) -> ModelSizes:
-    """Of the model with this transformer. The built-in model's other parts are known; other models' are taken as released."""
+    """Sizes of the model with this transformer. The built-in model's other parts are known; other models' are taken as released."""
     if path.parent != model_files.SMALL:
         return sizes_of_files(path)
     files = model_files.ModelFiles.in_folder(path.parent)

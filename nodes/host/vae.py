@@ -38,7 +38,7 @@ from .paths import load_tensors
 
 
 def _words(grid: Grid) -> tuple[str, str]:
-    """Of a model's grid: the VAE that makes its latents, and the node that makes an empty one."""
+    """The names, for a model's grid, of the VAE that makes its latents and of the node that makes an empty one."""
     own = {CAUSAL: "Open-Sora Empty Latent Video", HIGH_COMPRESSION: "Open-Sora Empty Latent (High Compression)"}
     row = next(family for family in FAMILIES if family.grid == grid and family.slot == DEFAULT.slot)
     title = codecs_of(row)[0].title + (" of the high-compression variant" if grid == HIGH_COMPRESSION else "")
@@ -46,7 +46,7 @@ def _words(grid: Grid) -> tuple[str, str]:
 
 
 class VAENetwork:
-    """Before a codec in a class: the methods the host calls, which are upstream's tiled function, with progress and interruption."""
+    """A mix-in that stands before a codec: the methods the host calls, which are upstream's tiled function, with progress and interruption."""
 
     device = None  # in place of the core's property: the host's patcher writes here where it has put the weights
 
@@ -81,13 +81,13 @@ class VAENetwork:
     def encode_tiled(
         self, pixels: Tensor, tile_x: int = 256, tile_y: int = 256, overlap: int = 64, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
-        """As encode, in tiles of the caller's size (pixels and frames). `overlap_t` is upstream's share of a tile, whatever is asked."""
+        """Encode in tiles of the caller's size (pixels and frames). `overlap_t` is upstream's share of a tile, whatever is asked."""
         return self._encode(pixels, _tiling(min(tile_x, tile_y), overlap, tile_t or self.config.short_tile))
 
     def decode_tiled(
         self, latents: Tensor, tile_x: int = 32, tile_y: int = 32, overlap: int = 8, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
-        """As decode, in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
+        """Decode in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
         whole-clip decode ran out of memory; then, and only then, time is tiled as upstream's temporal tiling does."""
         frames, space = tile_t * TIME_COMPRESSION or self.config.short_tile, self.config.grid.space
         return self._decode(latents, _tiling(min(tile_x, tile_y) * space, overlap * space, frames))
@@ -155,7 +155,7 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         return super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
-        """As decode_tiled; pixel_samples [T, H, W, 3]."""
+        """The host's, after making room for the caller's tiles; pixel_samples [T, H, W, 3]."""
         tile = _bounded(tuple(pixel_samples.shape[-4:-1]), (tile_t and tile_t + 1, tile_y, tile_x))
         self._make_room(encode_bytes(self.config, tile, self._dtype_bytes()))
         return super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)

@@ -131,7 +131,7 @@ def load_vae(
 
 
 def open_codec(path: str | Path, slot: str) -> tuple[Header, Identity]:
-    """As open_model, of a file that must not be quantised."""
+    """Does what open_model does, and refuses a quantised file."""
     header, identity = open_model(path, slot)
     if form := quantisation(header):
         raise CheckpointError(

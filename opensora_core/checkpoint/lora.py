@@ -50,7 +50,7 @@ class LoraLayer:
 
     @property
     def rank(self) -> int | None:
-        """None where the change has none: of a difference, and of a LoKr of two whole matrices."""
+        """The rank of the change; None for a difference and for a LoKr of two whole matrices, which have none."""
         factors = (self.parts.get(part) for part in ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"))
         return next((factor.shape[0] for factor in factors if factor is not None), None)
 
@@ -74,7 +74,7 @@ class LoraLayer:
         return part.get("diff")
 
     def shape(self) -> tuple[int, ...] | None:
-        """Of delta(), which is not computed.
+        """The shape that delta() has, without computing it.
 
         Raises:
             RuntimeError, IndexError, KeyError, ZeroDivisionError: the parts do not fit each other.

@@ -148,7 +148,7 @@ class FrameResample(Resample):
 
 
 def _step(channels: int, level: int, is_down: bool, seams: Seams) -> nn.Module:
-    """After the largest level in space alone, after the others in time too."""
+    """The step after the largest level changes height and width alone, the others change time too."""
     if level == 0:
         return FrameResample(channels, is_down, seams)
     return Downsample3d(channels, seams) if is_down else Upsample3d(channels, seams)
@@ -182,7 +182,7 @@ class CausalVideoVAE(InPieces):
         self.encoder, self.decoder = Half(config, False, layers, LATENT_DIFFUSION), Decoder(config, layers)
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Of a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
+        """Encode a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
         check_video(pixels, self.config.in_channels, "pixels")
         starts = range(0, max(1, pixels.shape[2] - 1), PIECE - 1)
         return Encoded(torch.cat([self.encoder(brought(pixels[:, :, start : start + PIECE], self.device)) for start in starts], dim=2))

@@ -142,7 +142,7 @@ class Codec(Protocol):
     encode_bytes: ClassVar[Callable[..., int] | None]
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Of frames [B, 3, T, H, W] in -1..1: one tile, or a clip that is not tiled."""
+        """Encode frames [B, 3, T, H, W] in -1..1: one tile, or a clip that is not tiled."""
         ...
 
     def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:

@@ -162,7 +162,7 @@ class _Clip:
         return lambda start, stop: x[:, :, start:stop].to(self.device)
 
     def room(self, like: Tensor, frames: int) -> Tensor:
-        """Where a chunk of this many frames is kept. like: any number of its frames."""
+        """An empty tensor in which a chunk of this many frames is kept. like: any number of its frames."""
         return like.new_empty((*like.shape[:2], frames, *like.shape[3:]), device=self.home)
 
 
@@ -283,7 +283,7 @@ class ResnetBlock(nn.Module):
 
 
 class Step(nn.Module):
-    """From one resolution to the next, frame by frame with a 2D convolution.
+    """The step from one resolution to the next, frame by frame with a 2D convolution.
 
     Down: means of two frames where time is halved, then every second pixel. Up: nearest neighbours, where time is doubled two frames of
     each, which are convolved once. Of an odd number of frames the first stands for itself.
@@ -334,7 +334,7 @@ class Half(nn.Module):
         self.is_decoder = is_decoder
 
     def forward(self, x: Tensor, clip: _Clip) -> Tensor:
-        """One chunk."""
+        """Run one chunk of a clip."""
         clip.latents = x if self.is_decoder else None
         sides = [self.mid_block, *self.up_blocks] if self.is_decoder else [*self.down_blocks, self.mid_block]
         x = self.conv_in(x, clip)

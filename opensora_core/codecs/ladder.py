@@ -187,7 +187,7 @@ class Chain(nn.Module):
         self.order.append(path)
 
     def add_blocks(self, path: str, widths: tuple[int, int], depth: int, layers: Layers):
-        """As many blocks, the first of which goes from one width to the other."""
+        """Add `depth` blocks, the first of which goes from one width to the other."""
         for index in range(depth):
             self.add(f"{path}.{index}", layers.block(widths[index > 0], widths[1], layers))
 

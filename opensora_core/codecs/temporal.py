@@ -152,7 +152,7 @@ class VideoVAE(InPieces):
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
     def encode(self, pixels: Tensor) -> TwoStages:
-        """Of a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
+        """Encode a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
         check_video(pixels, self.config.in_channels, "pixels")
         return TwoStages(self.spatial_vae.module.encode(pixels).values, stage=self._second_stage)
 

@@ -91,7 +91,7 @@ class Longer:
             pipe.extend(self._latents, self._prompts, check_only=True, **self._arguments)
 
     def texts(self, first: Text) -> list[Text]:
-        """All that is encoded, the first clip's own text first."""
+        """Every text that is encoded, the first clip's own text first."""
         segments = [(prompt, *first[1:]) for prompt in self._prompts]
         return segments if self._latents is not None else [first, *segments]
 

@@ -73,7 +73,7 @@ class Job:
 
     @property
     def texts(self) -> list[Text]:
-        """All that is encoded for it."""
+        """Every text that is encoded for this video."""
         return [self.text] if self.longer is None else self.longer.texts(self.text)
 
     def check(self, pipe: OpenSoraPipeline) -> None:
@@ -119,7 +119,7 @@ class Jobs:
             time.sleep(_LOOK_AGAIN)
 
     def _left(self, jobs: list[Job]) -> list[Job]:
-        """Those that nobody has finished; those that others have are counted on the screen."""
+        """The videos that nobody has finished yet; those that others finished are counted on the screen."""
         if not self._is_shared:
             return jobs
         self._ledger.read_again()

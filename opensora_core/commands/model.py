@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def with_usual(options: T, usual: Clip) -> T:
-    """The same with a model's own numbers where a person said none."""
+    """The options with a model's own numbers where a person said none."""
     own = {"fps": int(usual.fps), "num_steps": usual.num_steps, "guidance": usual.scales[0], "guidance_img": (*usual.scales, 1.0)[1]}
     return replace(options, **{name: value for name, value in own.items() if getattr(options, name, value) is None})
 
@@ -67,7 +67,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
 
 
 def _device(named: str) -> str:
-    """Under torchrun, auto is the GPU of the process's own number."""
+    """The device to use: under torchrun, auto is the GPU of the process's own number."""
     import torch
 
     rank, count = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()

@@ -57,7 +57,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """What messages call it."""
         return f"row {self.number} (line {self.line})"
 
 
@@ -131,7 +131,7 @@ def _own_first(jobs: list[Job], index: int, count: int) -> list[Job]:
 
 
 def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, folder: Path) -> list[Job]:
-    """Every row, checked; no weight is read.
+    """A job for every row, checked; no weight is read.
 
     Raises:
         OpenSoraError: lists all rows that cannot be run.

@@ -60,7 +60,7 @@ def clip_names(shapes: Shapes, prefix: str) -> dict[str, str]:
 
 
 def open_clip(path: str | Path) -> tuple[Source, CLIPSizes]:
-    """As open_t5, of CLIP's text encoder."""
+    """CLIP's text encoder and its sizes, from the header alone; errors as open_t5's."""
     source = Source.open(path, "clip", clip_names)
     source.check(WHERE)
     return source, clip_sizes(source.shapes)

@@ -64,7 +64,7 @@ class Source:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By released name."""
+        """Shapes of the encoder's tensors by released name."""
         return {name: self.header.tensors[key].shape for key, name in self.names.items() if not is_note(key)}
 
     def check(self, where: Where) -> None:

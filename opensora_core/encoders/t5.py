@@ -128,7 +128,7 @@ class T5Encoder(Encoder):
         return self
 
     def blocks(self) -> Sequence[nn.Module]:
-        """In the order in which they run."""
+        """The blocks in the order in which they run."""
         return self.model.encoder.block
 
     def mask(self, ids: Tensor) -> Tensor | None:

@@ -122,7 +122,7 @@ def _cases(among: list[Combination], count: int, seed: int, name: str) -> list[C
 
 
 def _spread(among: list[Combination], rng: random.Random) -> list[Combination]:
-    """All of them, in an order that keeps every colour, shape, background and direction about equally frequent from the start."""
+    """All combinations, in an order that keeps every colour, shape, background and direction about equally frequent from the start."""
     left = list(among)
     rng.shuffle(left)
     counts: Counter[tuple[str, str]] = Counter()

@@ -188,7 +188,7 @@ def nearness_lines(part: str, psnrs: list[float], forwards: list[int], must: tup
 
 
 def as_often_right_line(part: str, exact: list[bool], other: list[bool]) -> Line:
-    """All four, of a speed: within one clip of the exact run's."""
+    """Whether a speed gets all four attributes right as often as the exact run, to within one clip."""
     least = sum(exact) - 1
     return Line(part, "all four, at the speed", Share(sum(other), len(other)), must=f"at least {least}", is_reached=sum(other) >= least)
 

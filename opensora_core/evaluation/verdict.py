@@ -28,7 +28,7 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        """All four are; speed and steadiness are told apart from it."""
+        """Whether all four are right; speed and steadiness do not count here."""
         return all(self.right.values())
 
     @property

@@ -216,7 +216,7 @@ def _fit(clip: Tensor, background: Tensor, found: _Found) -> _Fit:
 
 
 def _span(is_near: Tensor) -> slice:
-    """From the first to the last place of [N] that is not zero."""
+    """The first and the last place of [N] that is not zero."""
     places = is_near.nonzero()[:, 0]
     return slice(int(places[0]), int(places[-1]) + 1)
 

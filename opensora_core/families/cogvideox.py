@@ -94,7 +94,7 @@ def _cut(schedule: Schedule, use: ReferenceUse) -> Schedule:
 
 
 def _suits(model: str, learned: bool, height: int, width: int, num_frames: int) -> str:
-    """Of the models that know one size."""
+    """What to tell a person who asks one of the models that know a single size for another."""
     if (height, width) == (480, 720):
         return ""
     if learned:

@@ -147,7 +147,7 @@ def _flow(measure, given, align: int | None) -> SamplingRecipe:
 
 
 def _two_passes(guidance: Guidance, solver: str) -> Guidance:
-    """By the prompt alone, in full at every step."""
+    """Guidance by the prompt alone, in full at every step."""
     return replace(guidance, image=1.0, text_oscillation=False, every_pass=False)
 
 

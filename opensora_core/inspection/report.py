@@ -82,7 +82,7 @@ class FolderPart:
 
     @cached_property
     def compared(self) -> Compared | None:
-        """None where there is nothing to compare it with. Raises a CheckpointError for a text encoder of sizes that cannot be."""
+        """How its tensors compare with a whole file's; None where there is nothing to compare with. Raises a CheckpointError for impossible sizes."""
         manifests = _manifests(self.identity, self.header)
         if manifests is None:
             return None

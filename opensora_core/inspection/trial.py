@@ -84,7 +84,7 @@ def try_vae(header: Header) -> Trial:
 
 
 def _about_weights(model: Network, formats: Mapping[str, LayerFormat]) -> list[tuple[str, str]]:
-    """Of the layers that stand by themselves, which are those that read the inputs."""
+    """What the weights of the layers outside the blocks, which read the inputs, look like."""
     plain = {name: layer.weight for name, layer in model.named_children() if hasattr(layer, "weight") and name not in formats}
     notes = [
         ("note", f"{name} is all zero: untrained start weights, what it reads has no effect") for name in plain if not plain[name].any()

@@ -47,7 +47,7 @@ class References:
 
     @property
     def given(self) -> dict[str, Tensor]:
-        """By the name of the argument that it came with."""
+        """What is given, by the name of the argument that it came with."""
         named = {"image": self.first, "last_image": self.last, "video": self.clip}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -243,7 +243,7 @@ def read_masked(references: Sequence, mask_strategy: str, grid: Grid) -> Referen
 
 
 def read_reference(place: int, given, grid: Grid) -> Tensor:
-    """One of the references of a mask strategy: frames [t, H, W, 3], uint8 or fp32 in 0..1; of a clip as many, from the first, as one can have.
+    """One reference of a mask strategy as frames [t, H, W, 3], uint8 or fp32 in 0..1; a clip is cut to the longest count that clips can have.
 
     Args:
         place: from 0, for messages. given: as an image or a video of read_references.

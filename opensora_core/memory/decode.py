@@ -43,7 +43,7 @@ def decode_bytes(config: CodecConfig, size: Size, dtype_bytes: int, parked: bool
 
 
 def encode_bytes(config: CodecConfig, size: Size, dtype_bytes: int) -> int:
-    """As decode_bytes, of encoding (frames, height, width) in pixels; where no clip can have these, of the next larger."""
+    """Peak of encoding (frames, height, width) in pixels, in bytes; of the next larger clip where none can have these."""
     if estimate := codec_of(config).build.encode_bytes:
         return estimate(config, size, dtype_bytes)
     (frames, *sides), grid = size, config.grid
@@ -178,7 +178,7 @@ class Ladder:
         return Tiling.tile_size - (0 if self.config.cut(Tiling()).tile_size else TILE_SIZE_MULTIPLE)
 
     def _parked(self, tiling: Tiling) -> Tiling | None:
-        """The same tiles with activations in main memory; None if there is no room, or if they are there already."""
+        """These tiles with activations in main memory; None if there is no room, or if activations are there already."""
         ram = self._ram_for_parking
         if tiling.parked or not ram or parking_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes) > ram:
             return None
@@ -189,7 +189,7 @@ class Ladder:
         return self.ram() if codec_of(self.config).build.can_park else 0
 
     def _shorter(self, tiling: Tiling) -> Tiling:
-        """In temporal tiles. Those that were asked for stay as they are; a clip no longer than one has nothing to cut."""
+        """These tiles cut in time too, unless a temporal tile was asked for or the clip is no longer than one."""
         config = self.config
         is_asked_for = tiling.temporal_tile not in (WHOLE_CLIP, config.cut(Tiling()).temporal_tile)
         is_short = config.grid.pixel_frames(self.latent_shape[-3]) <= config.short_tile
@@ -233,7 +233,7 @@ def _words(tiling: Tiling) -> str:
 
 
 class Walk:
-    """Down a ladder as far as it takes; what helped once stays, for the next part of the same clip.
+    """Tries one attempt of a ladder after the other; the one that worked is kept for the next part of the same clip.
 
     Args:
         attempts: Ladder.attempts.

@@ -30,7 +30,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """All memory of a device, or None where it cannot be asked. Of main memory, what this process may have of it."""
+    """All memory of a device, or None where it cannot be asked. For main memory, what this process may have of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return _least("total", _machine_bytes()) if device.type == "cpu" else None

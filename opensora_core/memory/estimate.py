@@ -108,7 +108,7 @@ class Request(Workload):
         return num_forwards(self.guidance, self.num_steps, self.latent_extent[0], use) if self.speed == EXACT else self._planned(use)
 
     def _planned(self, use: ReferenceUse | None) -> int:
-        """By the plan that is taken where none is calibrated; a calibrated one of the same speed has as many points."""
+        """Forwards of the plan that is used where none is calibrated; a calibrated one of the same speed has as many points."""
         points = StepPlan.uncalibrated(self.speed).points
         averaged = Averaged.over(self.guidance, [1 - step / RELEASED_STEPS for step in range(RELEASED_STEPS + 1)], points)
         return num_forwards(averaged, len(points) - 1, self.latent_extent[0], use)

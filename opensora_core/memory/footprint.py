@@ -308,7 +308,7 @@ class _Counted:
 
 
 def _transformer(config: NetworkSizes, precision: str, groups: tuple[str, ...] = QUANTISED_GROUPS) -> Network:
-    """On the meta device."""
+    """The transformer on the meta device, quantised where the precision says so."""
     family = family_of(config)
     model = family.build(config, QuantisedOperations, dtype=_dtype(precision), device="meta")
     if precision in QUANTISED:

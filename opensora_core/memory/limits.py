@@ -21,7 +21,7 @@ def limits() -> list[Limit]:
 
 
 def _control_groups() -> list[Limit | None]:
-    """Of the process's group and of those that it stands in: each limits all that is below it."""
+    """Limits of the process's control group and of those around it: each limits all that is below it."""
     try:
         lines = [line.split(":", 2) for line in _OF_PROCESS.read_text().splitlines()]
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def _group(folder: Path, most: str, used: str, cached: str) -> Limit | None:
 
 
 def _resource_limits() -> list[Limit | None]:
-    """Of address space and of data; a file that is mapped counts to the first."""
+    """Limits of address space and of data; a mapped file counts as address space."""
     try:
         import resource
 

@@ -139,7 +139,7 @@ def _candidates(request: Request, model: ModelSizes, memory: Memory, is_kept: bo
 
 
 def _precisions(request: Request, model: ModelSizes, memory: Memory, is_kept: bool) -> list[str]:
-    """In the order of preference; the first is the one asked for, else what the file is quantised to, else what the device computes in."""
+    """Precisions in the order of preference; the first is the one asked for, else the file's own if it is quantised, else the device's."""
     asked = request.settings.precision
     if model.stored in QUANTISED:
         return [model.stored]  # what was rounded once is not made better or rounded again

@@ -93,7 +93,7 @@ class BlockStream:
 
     @property
     def staging_bytes(self) -> int:
-        """Of the buffers on the device."""
+        """Bytes of the buffers on the device."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
     @property
@@ -258,7 +258,7 @@ class Lane:
         """What computes from here on does not read it."""
 
     def wait(self) -> None:
-        """Until no buffer is in use."""
+        """Wait until no buffer is in use."""
 
     def give_back_pinned(self) -> None:
         """Return page-locked memory that nothing uses any more to the system."""
@@ -359,7 +359,7 @@ def _like(tensor: Tensor, values: Tensor) -> Tensor:
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Its own where it fills its memory without gaps, so that kernels see the layout they would see; else contiguous."""
+    """A tensor's own strides where it fills its memory without gaps, so that kernels see the same layout; else contiguous ones."""
     reach = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     if tensor.numel() == reach:
         return tensor.stride()

@@ -100,7 +100,7 @@ class Trial:
         return self._written(list(dict.fromkeys(candidates)), errors, folder, state)
 
     def _errors(self, plan: StepPlan, make: Make, state: "_State") -> list[float]:
-        """Of each prompt."""
+        """The distance of a plan's run from the exact run, for each prompt."""
         found, (schedule, guidance) = [], planned(self.guidance, self.whole, plan)
         for index in range(len(self.keys)):
             name = f"error.{index}." + ".".join(map(str, plan.steps))

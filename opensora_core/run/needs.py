@@ -25,7 +25,7 @@ class Needs:
     quantised: str | None
 
     def transformer_weights(self) -> UnitBytes:
-        """As they will be once read; LoRAs beside quantised weights are not counted."""
+        """Bytes of the transformer's weights as they will be read; LoRAs beside quantised weights are not counted."""
         sizes = sizes_of_files(self.files.dit)
         return transformer_weights(sizes.transformer, self._precision(sizes.stored), sizes.stored, sizes.groups).sizes
 
@@ -40,7 +40,7 @@ class Needs:
         )
 
     def beside_t5(self) -> int:
-        """As beside_transformer, of encoding."""
+        """What encoding needs beside T5's weights, where that decides how many of them stay on the device; else 0."""
         if not _decides(self.placement):
             return 0
         sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
@@ -51,7 +51,7 @@ class Needs:
 
 
 def beside_picture(config: NetworkSizes, placement: Placement, quantised: str | None, size: tuple[int, int]) -> int:
-    """As Needs.beside_transformer, of Flux and a picture of (height, width)."""
+    """Bytes that drawing a picture of (height, width) needs beside Flux's weights; 0 where that decides nothing."""
     if not _decides(placement):
         return 0
     shape = (1, config.in_channels, 1, *config.grid.latent_size(*size))

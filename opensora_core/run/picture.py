@@ -55,7 +55,7 @@ class PictureRequest:
 
     @classmethod
     def for_ratio(cls, aspect_ratio: str, resolution: str = DRAWING.resolution, **settings) -> "PictureRequest":
-        """Of the size that upstream draws for a video's aspect ratio, whatever the video's own size."""
+        """A request of the size that upstream draws for a video's aspect ratio, whatever the video's own size."""
         return cls(*training_size(resolution, aspect_ratio), **settings)
 
 

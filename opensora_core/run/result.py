@@ -71,7 +71,7 @@ class Watchers:
             self.on_segment(num_done, latents)
 
     def steps(self, result: GenerationResult, segment: int = 0, num_segments: int = 1) -> Callable[[StepReport], None]:
-        """For the sampling of one segment: counts forwards into `result`, and tells of the steps of all segments."""
+        """The callback for the sampling of one segment: counts forwards into `result`, and tells of the steps of all segments."""
         forwards, saved = result.forwards, result.forwards_saved
 
         def on_step(report: StepReport) -> None:

@@ -105,7 +105,7 @@ def decode_windows(latents: Tensor, continuation: Continuation, decode: Callable
 
 
 def _fade(before: Tensor, frames: Tensor) -> None:
-    """From `before` into the beginning of `frames`, in place; weights 0, 1/n, 2/n ... as tiles are blended."""
+    """Fade, in place, from `before` into the beginning of `frames`; weights 0, 1/n, 2/n ... as tiles are blended."""
     extent = before.shape[0]
     for position in range(extent):
         frames[position] = torch.lerp(before[position].float(), frames[position].float(), position / extent).to(frames.dtype)

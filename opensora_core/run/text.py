@@ -65,7 +65,7 @@ def check_said(recipe: TextRecipe, options: SamplingOptions) -> None:
 
 
 def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> list[TextCondition]:
-    """Of each pair, on the CPU; one that comes again is encoded once."""
+    """The encodings of each pair of texts, on the CPU; a pair that comes again is encoded once."""
 
     def by(component: Component, beside_bytes: int, told: Callable[[int], None], read=_states) -> dict[Texts, Sequence[Tensor]]:
         def work(encoder) -> dict[Texts, Sequence[Tensor]]:
@@ -100,7 +100,7 @@ def _states(encoder, texts: list[str]) -> Tensor:
 
 
 def _side(named: dict[str, dict[Texts, Sequence[Tensor]]], pair: Texts, side: int) -> Side:
-    """Of the null caption there is no more than the prompt's own mask: its features are in the transformer's file."""
+    """The named inputs of one side. The null caption has the prompt's mask alone: its features are in the transformer's file."""
     if pair[side] is Unread.NULL_CAPTION:
         return {"attention_mask": named["attention_mask"][pair][0]}
     return {name: made[pair][side] for name, made in named.items()}

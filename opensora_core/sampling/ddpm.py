@@ -35,7 +35,7 @@ def respaced(num_steps: int, total: int = NUM_TIMESTEPS) -> list[int]:
 
 @dataclass(frozen=True)
 class Tables:
-    """Of the steps that are taken, [N] each.
+    """Tables of the steps that are taken, [N] each.
 
     Attributes:
         timesteps: what the network is told. betas: variance that a step adds. clean: share of the clean picture's variance, cumulated.
@@ -140,7 +140,7 @@ def ancestral_step(x: Tensor, prediction: Tensor, place: int, table: Tables, noi
 
 
 def places_of(edit: Tensor, num_steps: int) -> Tensor:
-    """At which place a frame begins to be made: 1.1 counts edits in whole steps, in fp32. [B, T] -> the same."""
+    """The place in the schedule at which each frame [B, T] begins to be made: 1.1 counts edits in whole steps, in fp32."""
     return (edit.float() * num_steps).int()
 
 

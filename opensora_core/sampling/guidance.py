@@ -84,7 +84,7 @@ class StepGuidance:
         return "positive" if name == "cond" else "negative", self.reads_reference and name != "uncond_image"
 
     def computed(self) -> "StepGuidance":
-        """The same with the pass that it would hold."""
+        """This guidance with the pass computed that it would hold."""
         return replace(self, passes=(*self.passes, "uncond_image"), holds_image=False)
 
     def seen(self, predictions: dict[str, Tensor]) -> None:

@@ -132,14 +132,14 @@ class _Walk:
         yield waiting + self.resnet(channels, channels, size)
 
     def upsample(self, channels: int, size: Size, step: Size) -> int:
-        """Also the merged kernels; of a chunk its padded copy, one parity's window and one parity's result."""
+        """Counts the merged kernels too; of a chunk its padded copy, one parity's window and one parity's result."""
         frames = min(size[0], _chunk(channels, size))
         padded = _padded(channels, (frames + 1 + (step[0] == 1), *size[1:]))
         part = 2 * padded + _elements(channels, (frames, *size[1:]))
         return self.whole(_elements(channels, size), _elements(channels, _up(size, step))) + part + _merged_taps(step) * channels**2
 
     def whole(self, *elements: int) -> int:
-        """Of clips that are kept whole."""
+        """Bytes of the clips that are kept whole."""
         return 0 if self.is_parked else sum(elements)
 
 

@@ -68,7 +68,7 @@ class CogVideoXConfig:
         )
 
     def with_blocks(self, most: int) -> "CogVideoXConfig":
-        """The same with at most so many blocks."""
+        """These sizes with at most so many blocks."""
         return replace(self, num_layers=min(most, self.num_layers))
 
     def words(self) -> str:

@@ -191,13 +191,13 @@ class CogVideoX(nn.Module):
         return -(-CHUNK_ELEMENTS // self.config.hidden_size)
 
     def blocks(self) -> list[nn.Module]:
-        """In the order in which they run."""
+        """The blocks in the order in which they run."""
         return list(self.transformer_blocks)
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, cond: Tensor | None = None, transformer_options: dict | None = None
     ) -> Tensor:
-        """One prediction.
+        """Predict once.
 
         Args:
             x: noisy latents [B, C, T, H, W]; T, H and W multiples of the patch.

@@ -64,7 +64,7 @@ class TransformerConfig:
         )
 
     def with_blocks(self, most: int) -> "TransformerConfig":
-        """The same with at most so many blocks of each kind."""
+        """These sizes with at most so many blocks of each kind."""
         return replace(self, depth=min(most, self.depth), depth_single_blocks=min(most, self.depth_single_blocks))
 
     def words(self) -> str:
@@ -85,7 +85,7 @@ class TransformerConfig:
 
     @property
     def grid(self) -> Grid:
-        """Of the autoencoder whose latents it works on: single latent pixels are tokens only for the Video DC-AE's."""
+        """The grid of the autoencoder whose latents it works on: a single latent pixel is a token only for the Video DC-AE."""
         return HIGH_COMPRESSION if self.patch_size == HIGH_COMPRESSION.patch else CAUSAL
 
     @property

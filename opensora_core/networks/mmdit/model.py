@@ -53,7 +53,7 @@ class MMDiT(nn.Module):
         guidance: Tensor | None = None,
         transformer_options: dict | None = None,
     ) -> Tensor:
-        """One prediction.
+        """Predict once.
 
         Args:
             x: noisy latents [B, C, T, H, W]; H and W multiples of the patch.
@@ -94,7 +94,7 @@ class MMDiT(nn.Module):
         return -(-CHUNK_ELEMENTS // self.config.hidden_size)
 
     def blocks(self) -> list[nn.Module]:
-        """In the order in which they run."""
+        """The blocks in the order in which they run."""
         return [*self.double_blocks, *self.single_blocks]
 
     def _embed(self, x, timestep, context, y, cond, guidance):

@@ -74,7 +74,7 @@ class STDiTConfig:
         )
 
     def with_blocks(self, most: int) -> "STDiTConfig":
-        """The same with at most so many blocks."""
+        """These sizes with at most so many blocks."""
         return replace(self, depth=min(most, self.depth))
 
     def words(self) -> str:
@@ -83,7 +83,7 @@ class STDiTConfig:
 
     @property
     def predicted_channels(self) -> int:
-        """Of a forward's result: 1.2 and 1.3 leave the variance out."""
+        """Channels of a forward's result: 1.2 and 1.3 leave the variance out."""
         return self.in_channels if self.in_turn else self.out_channels
 
     @property

@@ -274,7 +274,7 @@ class STDiTBase(nn.Module):
 
     @property
     def table_dtype(self) -> torch.dtype:
-        """Of position tables and sizes: bf16, as the released versions were trained and run, but in an fp32 network."""
+        """Type of position tables and sizes: fp32 in an fp32 network, else bf16, as the released versions were trained and run."""
         return torch.float32 if self.dtype == torch.float32 else torch.bfloat16
 
     @property

@@ -75,7 +75,7 @@ class STDiT(layers.STDiTBase):
         attention_mask: Tensor | None = None,
         transformer_options: dict | None = None,
     ) -> Tensor:
-        """One prediction.
+        """Predict once.
 
         Args:
             x: noisy latents [B, C, T, H, W].
@@ -125,7 +125,7 @@ class STDiT2(STDiT):
         edit: Tensor | None = None,
         transformer_options: dict | None = None,
     ) -> Tensor:
-        """One prediction.
+        """Predict once.
 
         Args:
             x, timestep, context, attention_mask: as of STDiT.

@@ -89,7 +89,7 @@ class STDiT3(layers.STDiTBase):
         self.temporal_blocks = nn.ModuleList(STDiT3Block(config, True, seams) for _ in range(config.depth))
 
     def blocks(self) -> list[nn.Module]:
-        """In the order in which they run: space, time, space, ..."""
+        """The blocks in the order in which they run: space, time, space, ..."""
         return [block for pair in zip(self.spatial_blocks, self.temporal_blocks, strict=True) for block in pair]
 
     def forward(
@@ -104,7 +104,7 @@ class STDiT3(layers.STDiTBase):
         cond: Tensor | None = None,
         transformer_options: dict | None = None,
     ) -> Tensor:
-        """One prediction.
+        """Predict once.
 
         Args:
             x: noisy latents [B, C, T, H, W].
