@@ -32,7 +32,7 @@ def encode(clip, texts: Iterable[str], node_id: str | None, keep: bool = False, 
 
 
 def encode_kept(clip, prompt: str, recipe: TextRecipe = DEFAULT.text) -> tuple[list, str]:
-    """As text.encode, from memory where the same files encoded the same text before.
+    """text.encode, or what it made before of the same text with the same files.
 
     Returns:
         CONDITIONING of one's own (its tensors are shared), and a sentence for people or "".

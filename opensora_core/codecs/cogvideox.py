@@ -139,7 +139,7 @@ def chunks(length: int, size: int) -> list[tuple[int, int]]:
 
 
 class _Clip:
-    """One clip on its way through.
+    """What is remembered of one clip while its chunks pass through a half of the codec.
 
     Attributes:
         device: where layers work. home: where whole chunks are kept between them: the device, or main memory.
