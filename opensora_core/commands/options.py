@@ -219,7 +219,6 @@ class MemoryOptions:
     offload: str = option(
         AUTO,
         OFFLOADS,
-        PICTURE_SCHEDULES,
         "how many weights are on the device while sampling. auto: all that fit; resident: all of the transformer, or refuse; budget: at most "
         "--budget-gib; minimal: one block",
     )
