@@ -179,7 +179,7 @@ def test_pictures(recorded, codec, relative_error):
 
 @pytest.mark.parametrize("which", CODECS)
 def test_full_size_codec_names(recorded, which):
-    found = manifest_of(CODECS[which][0](device="meta"))
+    found = manifest_of(CODECS[which][0](CODECS[which][1](), device="meta"))
     info = recorded[1]
     if which == "1.2":
         spatial = {f"spatial_vae.module.{name}": shape for name, shape in info["1.2"]["kl_manifest"].items()}
@@ -191,7 +191,7 @@ def test_full_size_codec_names(recorded, which):
 
 
 def test_files_of_older_diffusers_name_attention_otherwise():
-    ours = manifest_of(PictureVAE(device="meta"))
+    ours = manifest_of(PictureVAE(KLConfig(), device="meta"))
     theirs = OLD_DIFFUSERS.manifest(ours)
     assert OLD_DIFFUSERS.mark in theirs and OLD_DIFFUSERS.mark not in ours
     assert "decoder.mid_block.attentions.0.proj_attn.bias" in theirs
