@@ -85,11 +85,8 @@ class HostCogVideoX(CogVideoX):
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **unused) -> Tensor:
         """x: [B, C or C + C, T, H, W]; timestep: [B], of training. Returns [B, C, T, H, W], v."""
-        options = transformer_options if transformer_options is not None else {}
-        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._v, self, wrappers)
-        return executor.execute(x, timestep, context, None, control, options)
+        return _through_wrappers(self, transformer_options, x, timestep, context, None, control)
 
-    def _v(self, x, timestep, context, y, control, transformer_options):
+    def _velocity(self, x, timestep, context, y, control, transformer_options):
         latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
         return super().forward(latents, timestep, context, cond if cond.shape[1] else None, transformer_options)
