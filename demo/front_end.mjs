@@ -1,7 +1,7 @@
 // Drives the real ComfyUI front-end in a headless Chromium: makes workflow files and checks that they open cleanly.
 // usage: node front_end.mjs URL < request.json > reply.json; environment: CHROMIUM, NODE_PATH (playwright-core).
 // request: {build: [{name, api, columns, groups, notes, widgets, models, stamp, picture, muted, whole}]}, {check: [{name, workflow, picture}]},
-// {look: [{name, workflow, vue, run, picture}]}. whole: the part that becomes one node, {inside, title, description, aliases, promoted, inputs,
+// {look: [{name, workflow, vue, after, then, picture}]}. whole: the part that becomes one node, {inside, title, description, aliases, promoted, inputs,
 // outputs, app}; the reply to build is {name: {workflow, blueprint}}.
 import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
@@ -14,7 +14,7 @@ const request = JSON.parse(readFileSync(0, 'utf8'))
 async function build({ name, api, columns, groups, notes, widgets, models, stamp, muted, whole }) {
   await app.loadApiJson(structuredClone(api), name)
   const graph = app.rootGraph
-  const gap = { x: 60, y: 40 }
+  const gap = { x: whole ? 60 : 40, y: 40 }
   const placed = {}
   for (const [id, note] of Object.entries(notes)) {
     const node = LiteGraph.createNode('MarkdownNote')
@@ -36,25 +36,32 @@ async function build({ name, api, columns, groups, notes, widgets, models, stamp
     for (const [widget, value] of Object.entries(widgets[id] ?? {})) node.widgets.find((w) => w.name === widget).value = value
     placed[id] = node
   }
-  function lay(columns, x) {
-    for (const column of columns) {
-      let y = 0
-      const width = Math.max(...column.map((id) => notes[id]?.size[0] ?? Math.max(placed[id].computeSize()[0], 300)))
-      for (const id of column) {
-        const node = placed[id]
-        node.pos = [x, y]
-        if (!notes[id]) {
-          const text = node.widgets?.filter((w) => w.options?.multiline || w.type === 'customtext').length ?? 0
-          const preview = ['LoadImage', 'SaveVideo'].includes(node.type) ? 220 : node.type === 'OpenSoraRectifiedFlowSampler' ? 120 : 0
-          const told = node.widgets?.some((w) => w.name === 'length') || node.type === 'OpenSoraT5TextEncode' ? 34 : 0 // web/js/open_sora.js
-          node.size = [width, node.computeSize()[1] + text * 60 + preview + told]
-        }
-        y += node.size[1] + gap.y + LiteGraph.NODE_TITLE_HEIGHT
-      }
-      x += width + gap.x
+  // Columns from left to right, with room below each node for what it shows during and after a run, in either way to draw.
+  const least = whole ? 300 : 210
+  const rights = []
+  let x = 0
+  for (const column of columns) {
+    let y = 0
+    const width = Math.max(...column.map((id) => Math.max(placed[id].computeSize()[0], models[id] || ['SaveVideo', 'OpenSoraRectifiedFlowSampler'].includes(placed[id].type) ? 300 : least)))
+    for (const id of column) {
+      const node = placed[id]
+      const text = node.widgets?.filter((w) => w.options?.multiline || w.type === 'customtext').length ?? 0
+      const preview = ['LoadImage', 'SaveVideo', 'OpenSoraRectifiedFlowSampler'].includes(node.type) ? 230 : 0
+      const told = node.widgets?.some((w) => w.name === 'length') || node.type === 'OpenSoraT5TextEncode' ? 34 : 0 // web/js/open_sora.js
+      node.size = [width, node.computeSize()[1] + text * 60 + preview + told]
+      node.pos = [x, y]
+      y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + (stamp.ours.includes(node.type) ? 115 : 50)
     }
+    rights.push(x + width)
+    x += width + gap.x
   }
-  lay(columns, 0)
+  if (!whole && notes.about) {
+    // Below what is low: what comes after the sampler.
+    const low = columns.slice(3).flat().map((id) => placed[id])
+    const left = Math.min(...low.map((node) => node.pos[0]))
+    placed.about.pos = [left, Math.max(...low.map((node) => node.pos[1] + node.size[1])) + 100]
+    placed.about.size[0] = rights.at(-1) - left
+  }
   const boxes = []
   for (const [title, ids] of Object.entries(groups ?? {})) {
     const group = new LiteGraph.LGraphGroup(title)
@@ -86,7 +93,8 @@ async function build({ name, api, columns, groups, notes, widgets, models, stamp
     for (const [id, widget, label] of whole.promoted) {
       const part = subgraph.getNodeById(id)
       const slot = part.inputs.find((input) => input.widget?.name === widget)
-      subgraph.addInput(label ?? widget, String(slot.type)).connect(slot, part)
+      const input = subgraph.inputs.find((one) => one.name === (label ?? widget)) ?? subgraph.addInput(label ?? widget, String(slot.type))
+      input.connect(slot, part)
     }
     placed.whole = node
     const text = whole.promoted.filter(([id, widget]) => placed[id].widgets.find((w) => w.name === widget).element).length
@@ -100,7 +108,7 @@ async function build({ name, api, columns, groups, notes, widgets, models, stamp
     blueprint = { ...form, nodes: [alone], definitions: { subgraphs: structuredClone(serialized.subgraphs) } }
     if (whole.app) {
       extra.linearMode = true
-      extra.linearData = { inputs: whole.promoted.map(([, widget, label]) => [String(node.id), label ?? widget]), outputs: whole.shown.map(String) }
+      extra.linearData = { inputs: subgraph.inputs.map(({ name }) => [String(node.id), name]), outputs: whole.shown.map(String) }
     }
     let x = 0
     for (const column of whole.canvas ?? []) {
@@ -132,25 +140,59 @@ async function check({ workflow }) {
   }
 }
 
-// Opens a file as the template browser does and says what a person would see.
-async function look({ workflow, vue }) {
-  await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', Boolean(vue))
+// Opens a file as the template browser does and says what a person would see, before a run and, with `after` (a video in the output folder), after one.
+async function look({ workflow, vue, after }) {
+  const setting = app.extensionManager.setting
+  if (setting.get('Comfy.VueNodes.Enabled') !== Boolean(vue)) await setting.set('Comfy.VueNodes.Enabled', Boolean(vue))
   await app.loadGraphData(structuredClone(workflow), true, true, 'look', { openSource: 'template' })
-  await new Promise((done) => setTimeout(done, 1500))
-  const box = (node) => [...node.pos, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]
-  return {
-    scale: app.canvas.ds.scale,
-    is_low_quality: Boolean(app.canvas.low_quality),
-    boxes: app.rootGraph.nodes.map((node) => [node.title, ...box(node)]),
-    broken: app.rootGraph.nodes.filter((node) => node.has_errors).map((node) => node.type)
+  const title = LiteGraph.NODE_TITLE_HEIGHT
+  const nodes = () => app.canvas.graph.nodes
+  // Where a node is drawn, title included: in the newer mode that is an element of the page.
+  function box(node) {
+    const page = vue && document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+    if (!page?.width) return [node.pos[0], node.pos[1] - title, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]
+    const [canvas, { scale, offset }] = [app.canvas.canvas.getBoundingClientRect(), app.canvas.ds]
+    const at = (x, y) => [(x - canvas.left) / scale - offset[0], (y - canvas.top) / scale - offset[1]]
+    return [...at(page.left, page.top), ...at(page.right, page.bottom)]
   }
+  async function settled() {
+    let [was, now] = ['', '-']
+    for (let tries = 0; tries < 20 && was !== now; tries++) {
+      await new Promise((done) => setTimeout(done, 250))
+      ;[was, now] = [now, JSON.stringify([app.canvas.ds.scale, nodes().map(box)])]
+    }
+    return nodes().map((node) => [node.title, ...box(node).map(Math.round)])
+  }
+  async function run(prefix) {
+    for (const node of nodes()) {
+      const id = `${prefix}${node.id}`
+      const say = (kind, detail) => app.api.dispatchCustomEvent(kind, detail)
+      if (node.isSubgraphNode?.() || String(node.type).startsWith('OpenSora')) say('progress_text', { nodeId: id, text: 'Done in 12 s, 55 passes saved' })
+      if (node.type === 'SaveVideo') say('executed', { node: id, display_node: id, output: { images: [after], animated: [true] } })
+    }
+    await new Promise((done) => setTimeout(done, 400))
+    return settled()
+  }
+  const seen = { before: await settled(), scale: app.canvas.ds.scale, is_low_quality: Boolean(app.canvas.low_quality) }
+  seen.broken = nodes().filter((node) => node.has_errors).map((node) => node.type)
+  if (after) {
+    seen.after = await run('')
+    const whole = nodes().find((node) => node.isSubgraphNode?.())
+    if (whole) {
+      app.canvas.openSubgraph(whole.subgraph, whole)
+      seen.inside = await settled()
+      seen.inside_after = await run(`${whole.id}:`)
+      app.canvas.setGraph(app.rootGraph)
+    }
+  }
+  return seen
 }
 
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox'] })
-const errors = []
 
 async function open() {
   const page = await browser.newPage({ viewport: { width: 1600, height: 900 }, locale: request.locale ?? 'en-US' })
+  const errors = (page.errors = [])
   page.on('pageerror', (error) => errors.push(String(error)))
   // A resource that is not there (a user's style sheet) is not an error of a workflow.
   page.on('console', (message) => {
@@ -166,19 +208,18 @@ async function open() {
   return page
 }
 
-try {
+// Each job in turn, on one page where nothing that a job did can be seen by the next.
+async function work(kind, step, jobs) {
   const reply = {}
-  const steps = { build: String(build), check: String(check), look: String(look) }
-  const [kind] = Object.keys(steps).filter((name) => name in request)
-  let page = await open()
-  for (const [index, job] of request[kind].entries()) {
+  let page
+  for (const [index, job] of jobs.entries()) {
     // The front-end remembers widgets by their node's id: a graph made after another would take its values where it names none.
-    if (index && !request.check) {
-      await page.close()
+    if (!page || request.build || jobs[index - 1].then) {
+      await page?.close()
       page = await open()
     }
-    errors.length = 0
-    reply[job.name] = await page.evaluate(`(${steps[kind]})(${JSON.stringify(job)})`)
+    page.errors.length = 0
+    reply[job.name] = await page.evaluate(`(${step})(${JSON.stringify(job)})`)
     // What a test does and asks after that, in the page: [expression, seconds to wait before, picture to take after].
     for (const [expression, seconds, picture] of job.then ?? []) {
       await page.waitForTimeout(seconds * 1000)
@@ -186,9 +227,19 @@ try {
       if (picture) await page.screenshot({ path: picture })
     }
     if (job.picture) await page.screenshot({ path: job.picture })
-    if (!request.build) reply[job.name].errors = [...errors]
+    if (!request.build) reply[job.name].errors = [...page.errors]
   }
-  process.stdout.write(JSON.stringify(reply))
+  await page?.close()
+  return reply
+}
+
+try {
+  const steps = { build: String(build), check: String(check), look: String(look) }
+  const [kind] = Object.keys(steps).filter((name) => name in request)
+  // Each way to draw on a page of its own at the same time: much of the time is waiting until nothing moves.
+  const ways = [false, true].map((vue) => request[kind].filter((job) => Boolean(job.vue) === vue))
+  const replies = await Promise.all(ways.map((jobs) => work(kind, steps[kind], jobs)))
+  process.stdout.write(JSON.stringify(Object.assign({}, ...replies)))
 } finally {
   await browser.close()
 }

@@ -111,15 +111,21 @@ def _plain(side: int, colour: tuple[int, int, int]) -> dict:
     return {"width": side, "height": side, "color": int.from_bytes(bytes(colour), "big")}
 
 
-def planned_before_the_run() -> dict:
-    """Text to video with its settings from a plan of what this machine has."""
-    graph = text_to_video("256px")
-    graph["10"] = {
+def planned_before_the_run(graph: dict) -> dict:
+    """The same graph with its settings from a plan of what this machine has."""
+    graph["30"] = {
         "class_type": "OpenSoraPreflight",
         "inputs": {"width": ["5", 1], "height": ["5", 2], "model_name": "Open_Sora_v2.safetensors"},
     }
-    graph["11"] = {"class_type": "PrimitiveString", "inputs": {"value": "129"}, "_meta": {"title": "Length"}}
-    graph["5"]["inputs"]["length"] = graph["10"]["inputs"]["length"] = ["11", 0]
-    graph["1"]["inputs"] |= {"precision": ["10", 1], "offload": ["10", 2]}
-    graph["7"]["inputs"]["policy"] = ["10", 3]
+    graph["31"] = {"class_type": "PrimitiveString", "inputs": {"value": "129"}, "_meta": {"title": "Length"}}
+    graph["5"]["inputs"]["length"] = graph["30"]["inputs"]["length"] = ["31", 0]
+    graph["1"]["inputs"] |= {"precision": ["30", 1], "offload": ["30", 2]}
+    graph["7"]["inputs"]["policy"] = ["30", 3]
+    return graph
+
+
+def at_speed(graph: dict, speed: str) -> dict:
+    """The same graph with a plan of fewer steps."""
+    graph["6"]["inputs"]["speed"] = speed
+    graph["9"]["inputs"]["filename_prefix"] = f"video/open-sora-{speed}"
     return graph

@@ -4,7 +4,7 @@ LATER_PROMPTS = (
     "The kite dips behind a dune and rises again, the sun half below the sea, the sky turning from orange to violet.\n"
     "Night falls over the beach. The kite is a small dark shape before the first stars, and the waves shine under the moon."
 )
-DRAFTS, DRAFT_STEPS, PROMOTED_SIZE, NOISE_STEP = 4, 15, {"width": 1024, "height": 576}, 30
+DRAFTS, PROMOTED_SIZE, NOISE_STEP = 4, {"width": 1024, "height": 576}, 30
 # The part of that workflow that is a blueprint too, and the widgets that are seen on its one node.
 PROMOTION = ("30", "31", "32", "33", "34", "35", "36", "37", "38")
 PROMOTION_WIDGETS = (("30", "batch_index"), ("31", "width"), ("31", "height"), ("32", "steps"), ("33", "step"), ("35", "noise_seed"),
@@ -33,7 +33,7 @@ def continued(graph: dict) -> dict:
 def draft_then_promote(graph: dict) -> dict:
     """Text to video at 256px as a contact sheet, and one of its videos finished at 768px."""
     graph["5"]["inputs"]["batch_size"] = DRAFTS
-    graph["6"]["inputs"]["steps"] = DRAFT_STEPS
+    graph["6"]["inputs"]["speed"] = "draft"
     graph["20"] = {"class_type": "OpenSoraContactSheet", "inputs": {"images": ["7", 0], "latent": ["6", 0]}}
     graph["8"]["inputs"]["images"] = ["20", 0]
     graph["9"]["inputs"]["filename_prefix"] = "video/open-sora-drafts"

@@ -61,8 +61,8 @@ class Template:
     """A workflow file.
 
     Attributes:
-        parts: group title -> columns of node ids, from left to right: the stages.
-        seen: (node, widget[, name]) of what is shown on the one node; empty = the stages stand on the canvas.
+        parts: group title -> node ids: the stages, in the order in which they run.
+        seen: (node, widget[, name]) of what is shown on the one node, one widget for those of one name; empty = the stages stand on the canvas.
         said: what the note says, in English and in Chinese.
         needs: names of FILES.
         outside: columns of what stays on the canvas behind the one node.
@@ -88,8 +88,16 @@ class Template:
 
     @property
     def columns(self) -> list[list[str]]:
-        inner = [column for columns in self.parts.values() for column in columns]
-        return inner if self.seen else [[*inner[0], *(["about"] if self.note else [])], *inner[1:]]
+        """Each stage's nodes in columns, from left to right: a node stands right of all that it takes anything from."""
+        return [column for stage in self.parts.values() for column in self._stage(sum(stage, []))]
+
+    def _stage(self, ids: list[str]) -> list[list[str]]:
+        def depth(number: str) -> int:
+            sources = {value[0] for value in self.graph[number]["inputs"].values() if isinstance(value, list)}
+            return max((depth(source) + 1 for source in sources & set(ids)), default=0)
+
+        depths = {number: depth(number) for number in ids}
+        return [[number for number in ids if depths[number] == at] for at in sorted(set(depths.values()))]
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -143,13 +151,23 @@ class Template:
 
 def _text(graph: dict, **more) -> dict:
     """The stages of text to video."""
-    return {"graph": graph, "parts": {LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["6"], ["7", "8"]]}, **more}
+    return {"graph": graph, "parts": {LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["6", "7", "8"]]}, **more}
 
 
 def _image(graph: dict, pictures: tuple[str, ...] = ("10",), **more) -> dict:
     """The stages of a video that begins with something that is given."""
-    parts = {LOAD: [["1", "2", "3"]], MAKE: [[*pictures], ["4", "5"], ["11"]], RESULT: [["6"], ["7", "8"]]}
+    parts = {LOAD: [["1", "2", "3"]], MAKE: [[*pictures], ["4", "5", "11"]], RESULT: [["6", "7", "8"]]}
     return {"graph": graph, "parts": parts, "title": "Open-Sora Image to Video", **more}
+
+
+def _planned(graph: dict, given: list[list[str]] = (), seen: list[tuple] = ()) -> dict:
+    """The stages of a video whose settings come from Open-Sora Preflight. One widget names the model for the plan and for the loader."""
+    return {
+        "graph": graph,
+        "parts": {LOAD: [["31", "5", "30", "1", "2", "3"]], MAKE: [["4"], *given], RESULT: [["6", "7", "8"]]},
+        "seen": (*seen, *TEXT_WIDGETS[:4], ("31", "value", "length"), *TEXT_WIDGETS[5:], ("30", "model_name"), *FILE_WIDGETS),
+        "title": "Open-Sora Image to Video, planned" if given else "Open-Sora Text to Video, planned",
+    }
 
 
 TEXT_ALIASES = ("text to video", "t2v", "文生视频", "文本生成视频")
@@ -263,7 +281,7 @@ def all_of() -> list[Template]:
         ),
         Template(
             "11 A video for each line", graph=graphs.a_video_for_each_line(), title="Open-Sora Prompt List to Video", outputs=("video", "file name"),
-            parts={LOAD: [["1", "2", "3"]], MAKE: [["10"], ["4", "5"]], RESULT: [["6"], ["7", "8"]]},
+            parts={LOAD: [["1", "2", "3"]], MAKE: [["10"], ["4", "5"]], RESULT: [["6", "7", "8"]]},
             seen=(("10", "prompts"), *TEXT_WIDGETS[2:], *FILE_WIDGETS),
             said=(
                 "One prompt per line; each becomes a file of its own. A line that begins with # is left out.\n\nThe videos of one run are in RAM until the last is done.",
@@ -275,22 +293,22 @@ def all_of() -> list[Template]:
             outputs=("drafts", "promoted video"), outside=(("9", "40"),), muted=("40",),
             parts={LOAD: [["1", "2", "3"]], "2 Drafts 草稿": [["4", "5"], ["6"], ["7", "20", "8"]],
                    "3 The chosen one 选中的一个": [["30", "31", "32"], ["33", "34", "35", "36"], ["37"], ["38", "39"]]},
-            seen=(*TEXT_WIDGETS[:1], ("5", "batch_size", "drafts"), ("5", "aspect_ratio"), ("5", "length"), ("6", "seed"), ("6", "steps"),
+            seen=(*TEXT_WIDGETS[:1], ("5", "batch_size", "drafts"), ("5", "aspect_ratio"), ("5", "length"), ("6", "seed"), ("6", "speed"),
                   ("30", "batch_index", "chosen draft"), ("33", "step", "keep until step"), *FILE_WIDGETS),
             said=(
-                "1. **Run**: four drafts side by side, numbered.\n2. Write the number into *chosen draft*.\n3. Un-mute *Save the promoted video* (Ctrl+M) and run "
+                "1. **Run**: four drafts side by side, numbered, at *draft* speed (9 steps).\n"
+                "2. Write the number into *chosen draft*.\n3. Un-mute *Save the promoted video* (Ctrl+M) and run "
                 "again: that draft is finished at 768px.\n\nAn earlier *keep until step* changes more.",
-                "1. **运行**:四个带编号的草稿。\n2. 把编号写入 *chosen draft*。\n3. 取消静音 *Save the promoted video*(Ctrl+M)再运行:该草稿以 768px 完成。",
+                "1. **运行**:四个带编号的草稿(*draft* 速度,9 步)。\n"
+                "2. 把编号写入 *chosen draft*。\n3. 取消静音 *Save the promoted video*(Ctrl+M)再运行:该草稿以 768px 完成。",
             ),
         ),
         Template(
-            "13 Low VRAM, planned before the run", graph=graphs.planned_before_the_run(), title="Open-Sora Text to Video, planned",
-            parts={LOAD: [["11"], ["5"], ["10"], ["1", "2", "3"]], MAKE: [["4"]], RESULT: [["6"], ["7", "8"]]},
-            seen=(*TEXT_WIDGETS[:4], ("11", "value", "length"), *TEXT_WIDGETS[5:], ("10", "model_name", "planned model"), *FILE_WIDGETS),
+            "13 Low VRAM, planned before the run", **_planned(graphs.planned_before_the_run(text("256px"))),
             said=(
-                "*Open-Sora Preflight* counts what this video needs on your card and sets precision, offload and decode by it; what does not fit at all is said "
-                "before anything is loaded.\n\n*planned model* and *model_name* name the same file.",
-                "*Open-Sora Preflight* 先计算显存需求,并据此设置精度、卸载和解码;放不下时在加载之前就会说明。\n\n*planned model* 与 *model_name* 请选同一文件。",
+                "*Open-Sora Preflight*, inside, counts what this video needs on your card and sets precision, offload and decode by it; what does not fit at all is "
+                "said before anything is loaded.",
+                "内部的 *Open-Sora Preflight* 先计算显存需求,并据此设置精度、卸载和解码;放不下时在加载之前就会说明。",
             ),
         ),
         Template(
@@ -310,11 +328,11 @@ def all_of() -> list[Template]:
             ),
         ),
         Template(
-            "16 The stages, shown openly", graph=graphs.text_to_video_in_parts(), seen=(),
-            parts={LOAD: [["1", "2", "3"]], MAKE: [["4", "5", "12"]], RESULT: [["10", "11", "13"], ["6", "7", "8", "9"]]},
+            "16 The stages, shown openly", graph=text("256px"), seen=(), parts={LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["6", "7", "8", "9"]]},
             said=(
-                "Text to video in parts, so that any of them can be exchanged: a LoRA or patch behind the loader, another sampler, other sigmas.",
-                "分步的文生视频:加载器之后可接 LoRA 或补丁,也可换采样器或 sigmas。",
+                "Text to video with its stages on the canvas, so that any of them can be exchanged: a LoRA or patch behind the loader, a picture behind the "
+                "prompt, another decode. Select several and press Ctrl+G to group, or make one node of them.",
+                "文生视频的各个步骤直接放在画布上,可逐个替换:加载器之后接 LoRA 或补丁,提示词之后接图片,或换解码方式。",
             ),
         ),
         Template(
@@ -327,6 +345,40 @@ def all_of() -> list[Template]:
             said=(
                 "As 07, of ComfyUI's own Flux nodes: open the node to put another image model, an upscaler or a ControlNet before *start_image*.",
                 "同 07,使用 ComfyUI 自带的 Flux 节点:进入节点即可换图像模型,或接放大、ControlNet。",
+            ),
+        ),
+        Template(
+            "18 Any sampler, any sigmas", graph=graphs.text_to_video_in_parts(), title="Open-Sora Text to Video in Parts",
+            parts={LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["10", "12", "13", "11", "6", "7", "8"]]},
+            seen=(*TEXT_WIDGETS[:6], ("12", "noise_seed", "seed"), ("10", "steps"), ("13", "sampler_name"), *FILE_WIDGETS),
+            said=(
+                "As 03, of ComfyUI's own SamplerCustomAdvanced: open the node to put in another sampler, other sigmas, or noise of your own.",
+                "同 03,使用 ComfyUI 自带的 SamplerCustomAdvanced:进入节点即可换采样器、sigmas 或噪声。",
+            ),
+        ),
+        Template(
+            "19 Fast, text to video", **_text(graphs.at_speed(text("256px"), "fast")), seen=(*TEXT_WIDGETS[:-1], ("6", "speed"), *FILE_WIDGETS),
+            said=(
+                "As 03 in 12 steps in place of 50, each with the mean guidance of the released steps that it stands for. *balanced* takes 20, *draft* 9, *exact* all "
+                "50.\n\nSubject and movement are those of the exact video; fine detail differs.",
+                "同 03,但只用 12 步(原为 50 步),每步取其所代表的原步骤的平均引导。*balanced* 为 20 步,*draft* 为 9 步,*exact* 为全部 50 步。"
+                "\n\n主体与动作相同,细节有别。",
+            ),
+        ),
+        Template(
+            "25 Balanced, image to video, 768px", **_image(graphs.at_speed(image("768px"), "balanced")),
+            seen=(*picture[: -len(FILE_WIDGETS) - 1], ("6", "speed"), *FILE_WIDGETS),
+            said=(
+                "As 06 in 20 steps in place of 50: less than half of the time, near to the exact video. Try prompt and seed with *fast* or *draft*, then run *exact* "
+                "once.",
+                "同 06,但只用 20 步(原为 50 步):时间不到一半,结果接近。可先用 *fast* 或 *draft* 试,再用 *exact* 生成一次。",
+            ),
+        ),
+        Template(
+            "26 Low VRAM, image to video", **_planned(graphs.planned_before_the_run(image("256px")), [["10", "11"]], [("10", "image", "picture")]),
+            said=(
+                "As 04, with *Open-Sora Preflight* before everything: it counts what this video needs on your card and sets precision, offload and decode by it.",
+                "同 04,但先由 *Open-Sora Preflight* 计算显存需求,并据此设置精度、卸载和解码。",
             ),
         ),
     ]  # fmt: skip

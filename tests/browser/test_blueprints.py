@@ -4,24 +4,18 @@ import json
 
 import pytest
 
-from demo import comfy, front_end, host_record
+from demo import comfy, front_end
 
 BLUEPRINTS = sorted((comfy.PACK / "subgraphs").glob("*.json"))
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory) -> tuple[list[str], dict]:
+def opened(server) -> tuple[list[str], dict]:
     """(names that the host lists, name -> what the front-end said of each)."""
-    installation, lacking = comfy.find(), front_end.missing()
-    if installation is None or lacking:
-        pytest.skip(f"tests/browser did not run: {lacking or 'no ComfyUI found'} (README.md, Tests)")
-    base = tmp_path_factory.mktemp("browser")
-    host_record.lay_out_stand_ins(base)
-    with comfy.Server(installation, base) as server:
-        jobs = [{"name": path.stem, "workflow": json.loads(path.read_text(encoding="utf-8"))} for path in BLUEPRINTS]
-        listed = [one["name"] for one in server.get("/global_subgraphs").values() if one["source"] == "custom_node"]
-        return listed, front_end.check(server.url, jobs)
+    jobs = [{"name": path.stem, "workflow": json.loads(path.read_text(encoding="utf-8"))} for path in BLUEPRINTS]
+    listed = [one["name"] for one in server.get("/global_subgraphs").values() if one["source"] == "custom_node"]
+    return listed, front_end.check(server.url, jobs)
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda p: p.stem)

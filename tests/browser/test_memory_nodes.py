@@ -2,7 +2,7 @@
 
 import pytest
 
-from demo import comfy, front_end, host_record
+from demo import front_end
 
 FILE = "Open_Sora_v2.safetensors"
 SIZE = {"width": 336, "height": 192, "num_frames": 129}
@@ -15,17 +15,13 @@ GRAPH = {
 pytestmark = pytest.mark.browser
 
 
-def test_a_plan_is_wired_to_the_loaders_widgets(tmp_path):
-    installation, lacking = comfy.find(), front_end.missing()
-    if installation is None or lacking:
-        pytest.skip(f"tests/browser did not run: {lacking or 'no ComfyUI found'} (README.md, Tests)")
-    host_record.lay_out_stand_ins(tmp_path)
+def test_a_plan_is_wired_to_the_loaders_widgets(server):
     stamp = {"cnr_id": "open-sora", "version": "0.0.0", "host_version": "0.0.0", "ours": []}
-    job = {"name": "plan", "api": GRAPH, "columns": [["1", "2"], ["3", "4"]], "notes": {}, "widgets": {}, "models": {}, "stamp": stamp}  # fmt: skip
-    with comfy.Server(installation, tmp_path) as server:
-        workflow = front_end.build(server.url, [job])["plan"]["workflow"]
-        said = front_end.check(server.url, [{"name": "plan", "workflow": workflow}])["plan"]
+    job = {"name": "plan", "api": GRAPH, "columns": [["1", "2"], ["3", "4"]], "notes": {}, "widgets": {}, "models": {}, "stamp": stamp}
+    workflow = front_end.build(server.url, [job])["plan"]["workflow"]
+    said = front_end.check(server.url, [{"name": "plan", "workflow": workflow}])["plan"]
     assert (said["missing"], said["broken"], said["errors"]) == ([], [], [])
-    assert {key: (node["class_type"], node["inputs"]) for key, node in said["api"].items()} == {
-        key: (node["class_type"], node["inputs"]) for key, node in GRAPH.items()
-    }
+    for key, node in GRAPH.items():
+        theirs = said["api"][key]
+        assert theirs["class_type"] == node["class_type"]
+        assert {name: theirs["inputs"][name] for name in node["inputs"]} == node["inputs"]

@@ -1,4 +1,4 @@
-"""Makes the moving pictures of workflows/ from what the built-in model makes of prompts: `python tests/browser/thumbnails.py`.
+"""Makes the moving pictures of workflows/ from what the built-in model makes of prompts: `python tests/browser/thumbnails.py`, those that are missing.
 
 The template browser shows NAME.jpg, and shows it moving where the file is an animated WebP: so they are, whatever their ending says.
 """
@@ -38,6 +38,8 @@ def main() -> None:
     pipe = OpenSoraPipeline.from_pretrained("small")
     made = [video(pipe, combination(number)) for number in range(12)]
     for number, path in enumerate(sorted(WORKFLOWS.glob("*.json"))):
+        if path.with_suffix(".jpg").exists():
+            continue
         chosen = [made[(number + more) % 12] for more in range(4 if path.name[:2] in GRIDS else 1)]
         columns = 2 if len(chosen) > 1 else 1
         frames = []

@@ -250,7 +250,9 @@ def test_links_go_from_left_to_right_and_the_stages_are_in_groups(path):
         by_id = {node["id"]: node for node in scope["nodes"]}
         for _, source, _, target, *_ in scope["links"]:
             if source in by_id and target in by_id:
-                assert by_id[source]["pos"][0] <= by_id[target]["pos"][0], f"{by_id[source]['type']} to {by_id[target]['type']}"
+                assert by_id[source]["pos"][0] + by_id[source]["size"][0] <= by_id[target]["pos"][0], (
+                    f"{by_id[source]['type']} to {by_id[target]['type']}"
+                )
     for scope in scopes(workflow)[1:]:
         assert [group["title"][:2] for group in scope["groups"]] == ["1 ", "2 ", "3 "]
 
