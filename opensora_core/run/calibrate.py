@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..errors import OpenSoraError, OutOfMemory
 from ..families.table import family_of
+from ..memory.component import Placement
 from ..names import complete_or_absent
 from ..sampling.calibration import Recorder, best_steps, interval_costs
 from ..sampling.guidance import Guidance, ReferenceUse, num_forwards
@@ -149,6 +151,49 @@ class _State:
             save_file(self.kept, partial)
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Runs that are asked for, of which the way and the guidance alone are still open.
+
+    Attributes:
+        transformer: in memory. prompts, conditions: of each request, see `told`. placement: where the transformer computes.
+    """
+
+    transformer: Any
+    requests: Sequence[GenerationRequest]
+    prompts: list
+    conditions: list
+    placement: Placement
+
+    @property
+    def use(self) -> ReferenceUse | None:
+        return None if self.conditions[0] is None else self.conditions[0].use
+
+    def whole(self, shift: float = 0.0) -> Schedule:
+        """The released run's way. shift: 0 = the model's own for this size and length."""
+        config = self.transformer.config
+        family = family_of(config)
+        return family.sampling.schedule(config, self._shape, family.usual.num_steps, shift)
+
+    def make(self, index: int, schedule: Schedule, guidance: Guidance | Averaged | Recorder) -> Tensor:
+        """Finished latents [1, C, T, H, W] of one of them."""
+        request, family = self.requests[index], family_of(self.transformer.config)
+        start = noise(self._shape, request.seed).to(self.placement.device)
+        given = told_of(request, self.prompts[index].condition, self.conditions[index], family.usual.fps)
+        made = sample(family.sampling, self.transformer, start, schedule, guidance, given, seeds=[request.seed])
+        return finished(made, self.placement.dtype)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (1, self.transformer.config.in_channels, *self.requests[0].latent_extent)
+
+
+def told(networks: Networks, requests: Sequence[GenerationRequest], watchers: Watchers) -> tuple[list, list]:
+    """(prompts, given frames) of runs, encoded."""
+    prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
+    return prompts, [encode_references(networks, request, lambda done, total: None) for request in requests]
+
+
 @torch.inference_mode()
 def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder: Path, watchers: Watchers) -> Calibrated:
     """Calibrate the plans of a model with the runs that are asked for, which differ by prompt, pictures and seed alone.
@@ -158,24 +203,14 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
     """
     first, placement = requests[0], networks.placement
     _check_alike(requests)
-    prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
-    conditions = [encode_references(networks, request, lambda done, total: None) for request in requests]
+    prompts, conditions = told(networks, requests, watchers)
     keys = tuple(f"{prompt.text} {request.seed} {_given(request)}" for prompt, request in zip(prompts, requests, strict=True))
 
     def work(transformer) -> Calibrated:
-        config, use = transformer.config, None if conditions[0] is None else conditions[0].use
-        family, shape = family_of(config), (1, config.in_channels, *first.latent_extent)
-        subject = Subject(networks.fingerprint, mode_of(use), (first.height, first.width), first.num_frames)
-        whole = family.sampling.schedule(config, shape, family.usual.num_steps, 0.0)
-
-        def make(index: int, schedule: Schedule, guidance) -> Tensor:
-            start = noise(shape, requests[index].seed).to(placement.device)
-            told = told_of(requests[index], prompts[index].condition, conditions[index], family.usual.fps)
-            made = sample(family.sampling, transformer, start, schedule, guidance, told, seeds=[requests[index].seed])
-            return finished(made, placement.dtype)
-
-        trial = Trial(subject, whole, first.guidance, use, first.latent_extent[0], keys)
-        return trial.run(make, folder, watchers.stage("sampling"))
+        runs = Runs(transformer, requests, prompts, conditions, placement)
+        subject = Subject(networks.fingerprint, mode_of(runs.use), (first.height, first.width), first.num_frames)
+        trial = Trial(subject, runs.whole(), first.guidance, runs.use, first.latent_extent[0], keys)
+        return trial.run(runs.make, folder, watchers.stage("sampling"))
 
     found, _ = with_less(
         networks.transformer, placement, work, networks.needs.beside_transformer(first), ("calibrating", "the transformer")
