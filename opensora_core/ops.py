@@ -5,6 +5,9 @@ torch; in ComfyUI they are the host's, which is how casting, offload and quantis
 model without a branch in it.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +39,38 @@ class TorchOperations:
     class Conv3d(nn.Conv3d):
         def reset_parameters(self):
             pass
+
+
+class Seams(NamedTuple):
+    """How the layers of a network are made: the classes, the attention, and the type and place of parameters."""
+
+    operations: type
+    attention: callable
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+
+    @property
+    def place(self) -> dict:
+        return {"dtype": self.dtype, "device": self.device}
+
+    def linear(self, in_features: int, out_features: int) -> nn.Module:
+        return self.operations.Linear(in_features, out_features, **self.place)
+
+    def layer_norm(self, dim: int, eps: float = 1e-6, affine: bool = False) -> nn.Module:
+        return self.operations.LayerNorm(dim, elementwise_affine=affine, eps=eps, **self.place)
+
+    def rms_norm(self, dim: int) -> nn.Module:
+        return self.operations.RMSNorm(dim, eps=1e-6, **self.place)
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(*shape, **self.place), requires_grad=False)
+
+
+def sinusoid(values: Tensor, dim: int = 256) -> Tensor:
+    """[N] -> [N, dim] fp32: `dim`/2 cosines, then as many sines. Source: DiT (facebookresearch/DiT models.py), TimestepEmbedder."""
+    frequencies = torch.exp(torch.arange(dim // 2, dtype=torch.float32, device=values.device) * (-math.log(10000) / (dim // 2)))
+    angles = values.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:

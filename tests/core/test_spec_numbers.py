@@ -10,9 +10,9 @@ from opensora_core.codecs.codec import Encoded
 from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.geometry import CAUSAL, Tiling, resize_crop
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
-from opensora_core.networks.mmdit.layers import timestep_embedding
 from opensora_core.networks.mmdit.packing import pack
 from opensora_core.networks.mmdit.rope import rotary_table
+from opensora_core.ops import sinusoid
 from opensora_core.sampling.guidance import PICTURES, Guidance, num_forwards, oscillate, temporal_ramp
 from opensora_core.sampling.schedule import flow_shift, sigmas
 
@@ -51,7 +51,7 @@ def test_timesteps_as_the_bf16_network_gets_them():
 )
 def test_timestep_embedding(t, expected):
     """Cosines first; a frequency near 1 turns a thousand radians, so fp32 holds four to five digits there."""
-    found = timestep_embedding(torch.tensor([t]))[0, [0, 1, 64, 127, 128, 129, 192, 255]]
+    found = sinusoid(1000.0 * torch.tensor([t]))[0, [0, 1, 64, 127, 128, 129, 192, 255]]
     assert found.tolist() == pytest.approx(expected, abs=3e-4)
 
 

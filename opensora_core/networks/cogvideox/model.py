@@ -15,33 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...ops import TorchOperations, attention as torch_attention
+from ...ops import Seams, TorchOperations, attention as torch_attention, sinusoid
 from .config import BASE_GRID, CogVideoXConfig
-from .positions import CHUNK_ELEMENTS, THETA, rotary_table, rotate, sincos_tables
+from .positions import CHUNK_ELEMENTS, rotary_table, rotate, sincos_tables
 
 OFS = 2.0  # the 1.5-5B-I2V's second "timestep", the same in every run
 BLOCK_EPS, HEAD_EPS = 1e-5, 1e-6
-
-
-class Seams:
-    """How layers are made: a namespace of layer classes (ops.py), an attention, a dtype and a device."""
-
-    def __init__(self, operations, attention, dtype, device):
-        self.operations, self.attention, self.place = operations, attention, {"dtype": dtype, "device": device}
-
-    def linear(self, in_features: int, out_features: int) -> nn.Module:
-        return self.operations.Linear(in_features, out_features, **self.place)
-
-    def norm(self, dim: int, eps: float = BLOCK_EPS) -> nn.Module:
-        return self.operations.LayerNorm(dim, eps=eps, **self.place)
-
-
-def sinusoid(t: Tensor, dim: int) -> Tensor:
-    """`dim`/2 cosines, then `dim`/2 sines. t: [B] -> [B, dim] fp32."""
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(THETA) / half))
-    angles = t.float()[:, None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def modulate(x: Tensor, num_txt: int, txt: tuple[Tensor, Tensor], video: tuple[Tensor, Tensor]) -> Tensor:
@@ -98,7 +77,7 @@ class AdaptiveNorm(nn.Module):
         super().__init__()
         self.count = count
         self.linear = seams.linear(time_embed_dim, count * dim)
-        self.norm = seams.norm(dim)
+        self.norm = seams.layer_norm(dim, BLOCK_EPS, affine=True)
 
     def numbers(self, vec: Tensor) -> tuple[Tensor, ...]:
         """`count` of [B, 1, D]: shift, scale (and gate) of the video tokens, then of the text tokens."""
@@ -112,7 +91,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         self.to_q, self.to_k, self.to_v = (seams.linear(dim, dim) for _ in range(3))
-        self.norm_q, self.norm_k = (seams.norm(head_dim, HEAD_EPS) for _ in range(2))
+        self.norm_q, self.norm_k = (seams.layer_norm(head_dim, HEAD_EPS, affine=True) for _ in range(2))
         self.to_out = nn.ModuleList([seams.linear(dim, dim)])
 
     def forward(self, x: Tensor, pe: Tensor | None, num_txt: int, attend: Callable[..., Tensor]) -> Tensor:
@@ -176,7 +155,7 @@ class CogVideoX(nn.Module):
         self.time_embedding = Embedding(dim, config.time_embed_dim, seams)
         self.ofs_embedding = Embedding(ofs, ofs, seams) if ofs else None
         self.transformer_blocks = nn.ModuleList([Block(config, seams) for _ in range(config.num_layers)])
-        self.norm_final = seams.norm(dim)
+        self.norm_final = seams.layer_norm(dim, BLOCK_EPS, affine=True)
         self.norm_out = AdaptiveNorm(dim, config.time_embed_dim, 2, seams)
         self.proj_out = seams.linear(dim, config.in_channels * math.prod(config.patch))
 

@@ -5,13 +5,13 @@ Blocks look the host's patches up in plain dictionaries and never write into a t
 a patch may have handed it to someone else as well.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops import Seams
 from .rope import rotate_half
 
 
@@ -19,35 +19,6 @@ class ModulationOut(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
-
-
-class Seams(NamedTuple):
-    """How a block gets its layers and its attention."""
-
-    operations: type
-    attention: callable
-    dtype: torch.dtype | None
-    device: torch.device | str | None
-
-    def linear(self, in_features: int, out_features: int) -> nn.Module:
-        return self.operations.Linear(in_features, out_features, bias=True, dtype=self.dtype, device=self.device)
-
-    def layer_norm(self, dim: int) -> nn.Module:
-        return self.operations.LayerNorm(dim, elementwise_affine=False, eps=1e-6, dtype=self.dtype, device=self.device)
-
-    def rms_norm(self, dim: int) -> nn.Module:
-        return self.operations.RMSNorm(dim, eps=1e-6, dtype=self.dtype, device=self.device)
-
-
-def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:
-    """Sinusoid of 1000 * t: `dim`/2 cosines, then `dim`/2 sines. t: [B] fp32 in 0..1 -> [B, dim] fp32.
-
-    Source: black-forest-labs/flux modules/layers.py, timestep_embedding (time_factor 1000).
-    """
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000) / half))
-    angles = (1000.0 * t.float())[:, None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def modulate(x: Tensor, mod: ModulationOut) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...ops import TorchOperations, attention as torch_attention
+from ...ops import Seams, TorchOperations, attention as torch_attention, sinusoid
 from .config import TransformerConfig
-from .layers import DoubleStreamBlock, LastLayer, MLPEmbedder, Seams, SingleStreamBlock, timestep_embedding
+from .layers import DoubleStreamBlock, LastLayer, MLPEmbedder, SingleStreamBlock
 from .packing import pack, unpack
 from .rope import CHUNK_ELEMENTS, position_ids, rotary_table
 
@@ -104,11 +104,11 @@ class MMDiT(nn.Module):
             if cond is None:
                 cond = x.new_zeros(x.shape[0], self.config.in_channels + 1, *x.shape[2:])
             img = img + self.cond_in(pack(cond, patch))
-        vec = self.time_in(timestep_embedding(timestep.to(x.dtype)).to(x.dtype)) + self.vector_in(y)
+        vec = self.time_in(sinusoid(1000.0 * timestep.to(x.dtype).float()).to(x.dtype)) + self.vector_in(y)
         if self.guidance_in is not None:
             if guidance is None:
                 raise OpenSoraError("This model is guidance-distilled (guidance_in is in its file); a guidance value is needed.")
-            vec = vec + self.guidance_in(timestep_embedding(guidance.to(x.dtype)).to(x.dtype))
+            vec = vec + self.guidance_in(sinusoid(1000.0 * guidance.to(x.dtype).float()).to(x.dtype))
         return img, self.txt_in(context), vec
 
     def _positions(self, img, txt, latent_size, options):

@@ -4,47 +4,17 @@ Tokens are [B, T, S, C]: frames, then the H * W positions of a frame, row by row
 all frames, or, under a frame mask, one for each.
 """
 
-import math
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...ops import Seams, sinusoid
 from .config import BASE_SIZE, PATCH_SIZE, STDiTConfig
 
 THETA = 10000  # of every sinusoid here
 # What a network is told of a video, in this order; a picture has 120 frames per second. Height and width, in pixels, are a batch's own.
 SIZES = ("fps", "num_frames", "height", "width")
-
-
-class Seams(NamedTuple):
-    """How a block gets its layers and its attention."""
-
-    operations: type
-    attention: callable
-    dtype: torch.dtype | None
-    device: torch.device | str | None
-
-    def linear(self, in_features: int, out_features: int) -> nn.Module:
-        return self.operations.Linear(in_features, out_features, dtype=self.dtype, device=self.device)
-
-    def layer_norm(self, dim: int) -> nn.Module:
-        return self.operations.LayerNorm(dim, elementwise_affine=False, eps=1e-6, dtype=self.dtype, device=self.device)
-
-    def rms_norm(self, dim: int) -> nn.Module:
-        return self.operations.RMSNorm(dim, eps=1e-6, dtype=self.dtype, device=self.device)
-
-    def parameter(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.empty(*shape, dtype=self.dtype, device=self.device), requires_grad=False)
-
-
-def sinusoid(values: Tensor, dim: int = 256) -> Tensor:
-    """[N] -> [N, dim] fp32: `dim`/2 cosines, then as many sines. Source: DiT (facebookresearch/DiT models.py), TimestepEmbedder."""
-    frequencies = torch.exp(torch.arange(dim // 2, dtype=torch.float32, device=values.device) * (-math.log(THETA) / (dim // 2)))
-    angles = values.float()[:, None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def frequencies(dim: int, device=None) -> Tensor:
@@ -123,8 +93,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: STDiTConfig, seams: Seams):
         super().__init__()
         kernel = (1, PATCH_SIZE, PATCH_SIZE)
-        place = {"dtype": seams.dtype, "device": seams.device}
-        self.proj = seams.operations.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, **place)
+        self.proj = seams.operations.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, **seams.place)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, -x.shape[-1] % PATCH_SIZE, 0, -x.shape[-2] % PATCH_SIZE))
