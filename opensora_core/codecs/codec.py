@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import OpenSoraError
+from ..errors import CheckpointError, OpenSoraError
 from ..geometry import Grid, Tiling
+from ..shapes import Shapes, count, size
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -166,3 +167,45 @@ class CodecModule(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+@dataclass(frozen=True)
+class WidthsConfig:
+    """Sizes of a codec of four levels of residual blocks.
+
+    Attributes:
+        block_out_channels: the encoder's widths, full size first.
+        layers_per_block: of the encoder; the decoder has one more.
+    """
+
+    latent_channels: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    in_channels: int = 3
+
+    def words(self) -> str:
+        """For people: "widths 128/256/512/512, 2 layers per block, 16 latent channels"."""
+        widths = "/".join(map(str, self.block_out_channels))
+        return f"widths {widths}, {self.layers_per_block} layers per block, {self.latent_channels} latent channels"
+
+    @property
+    def norm_groups(self) -> int:
+        """Groups of four channels at the narrowest width: 128 -> 32, the released value."""
+        return min(self.block_out_channels) // 4
+
+
+def sizes_of(shapes: Shapes) -> dict[str, Any]:
+    """The sizes of a WidthsConfig but for its latent channels, from shapes without prefix.
+
+    Raises:
+        CheckpointError: a tensor they are read from is missing, or widths that cannot be.
+    """
+    blocks = range(count(shapes, "encoder.down_blocks."))
+    widths = tuple(size(shapes, f"encoder.down_blocks.{block}.resnets.0.conv2.conv.bias") for block in blocks)
+    groups = min(widths, default=0) // 4
+    if len(widths) != 4 or not groups or any(width % groups for width in widths):
+        raise CheckpointError(
+            f"The widths of this VAE cannot be: {list(widths)}; four multiples of a quarter of the narrowest are expected."
+        )
+    layers, channels = count(shapes, "encoder.down_blocks.0.resnets."), size(shapes, "encoder.conv_in.conv.weight", 1)
+    return {"block_out_channels": widths, "layers_per_block": layers, "in_channels": channels}

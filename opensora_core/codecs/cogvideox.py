@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, OpenSoraError
+from ..errors import OpenSoraError
 from ..geometry import CAUSAL, SPACE_COMPRESSION, FrameRule, Grid, Tiling
 from ..ops import TorchOperations
-from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, count, size
-from .codec import CodecModule, Encoded, Latents, check_video
+from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, size
+from .codec import CodecModule, Encoded, Latents, WidthsConfig, check_video, sizes_of
 
 NORM_EPS = 1e-6
 LEVELS = 4
@@ -35,19 +35,9 @@ Part = Callable[[int, int], Tensor]  # (first frame, past the last) of a chunk -
 
 
 @dataclass(frozen=True)
-class CogVideoXVAEConfig:
-    """Sizes.
+class CogVideoXVAEConfig(WidthsConfig):
+    """Sizes. scale: model latents = scale * VAE latents: 0.7 for the 5B models, 1.15258426 for the 2B; the file is the same."""
 
-    Attributes:
-        block_out_channels: the encoder's, full size first.
-        layers_per_block: of the encoder; the decoder has one more.
-        scale: model latents = scale * VAE latents: 0.7 for the 5B models, 1.15258426 for the 2B; the file is the same.
-    """
-
-    latent_channels: int
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
-    in_channels: int = 3
     scale: float = 0.7
 
     @classmethod
@@ -58,29 +48,7 @@ class CogVideoXVAEConfig:
             CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
         """
         shapes = {name: shape for key, shape in shapes.items() for name, _ in convert(key, None)}
-        levels = range(count(shapes, "encoder.down_blocks."))
-        config = cls(
-            latent_channels=size(shapes, "encoder.conv_out.conv.bias") // 2,
-            block_out_channels=tuple(size(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.conv.bias") for level in levels),
-            layers_per_block=count(shapes, "encoder.down_blocks.0.resnets."),
-            in_channels=size(shapes, "encoder.conv_in.conv.weight", 1),
-        )
-        widths, groups = config.block_out_channels, config.norm_groups
-        if len(widths) != LEVELS or not groups or any(width % groups for width in widths):
-            raise CheckpointError(
-                f"The widths of this VAE cannot be: {list(widths)}; four multiples of a quarter of the narrowest are expected."
-            )
-        return config
-
-    def words(self) -> str:
-        """For people: "widths 128/256/256/512, 3 layers per block, 16 latent channels"."""
-        widths = "/".join(map(str, self.block_out_channels))
-        return f"widths {widths}, {self.layers_per_block} layers per block, {self.latent_channels} latent channels"
-
-    @property
-    def norm_groups(self) -> int:
-        """Groups of four channels at the narrowest width: 128 -> 32, the released value."""
-        return min(self.block_out_channels, default=0) // 4
+        return cls(size(shapes, "encoder.conv_out.conv.bias") // 2, **sizes_of(shapes))
 
     @property
     def grid(self) -> Grid:
