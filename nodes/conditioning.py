@@ -3,8 +3,9 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import BACKWARDS, DIRECTIONS, FITS
+from ..opensora_core.choices import AUTO, BACKWARDS, CONDITION_SCALES, DIRECTIONS, FITS
 from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.families.table import FAMILIES, codec_of
 from ..opensora_core.geometry import Tiling
 from ..opensora_core.sampling.given import (
     CONTEXTS,
@@ -17,13 +18,14 @@ from ..opensora_core.sampling.given import (
 )
 from ..opensora_core.sampling.guidance import ReferenceUse
 from .host import clips, inputs, notice, references
-from .host.condition import with_condition
+from .host.condition import SCALE_KEY, marked, with_condition
 from .host.node import Node
 from .host.vae import check_latent_shape, vae_config
 
 _STRENGTH_TOOLTIP = (
     "How closely the video holds to what is given: the share of the steps, from the first, that see it. 1 = all of them, exactly as "
-    "released; lower = the later steps are free to move away; 0 = not used. Needs Open-Sora Sampler or Open-Sora Guider."
+    "released; lower = the later steps are free to move away; 0 = not used. Needs Open-Sora Sampler or Open-Sora Guider. Of a clip that is made "
+    "over: 1 minus the share of the steps that are run; 0.2 is the published way."
 )
 
 
@@ -91,6 +93,14 @@ class OpenSoraImageToVideo(Node):
                     optional=True,
                     tooltip="The last frame as a LATENT of one frame and the clip's size, in place of end_image; it is not encoded again.",
                 ),
+                inputs.choice(
+                    "condition_scale",
+                    CONDITION_SCALES,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a CogVideoX multiplies its picture by. auto = 0.7 for 5B-I2V, 1 for 1.5-5B-I2V, as its authors run it; diffusers = 1 / 0.7 "
+                    "for 1.5, as LoRAs made with that library were trained. Not read by other models.",
+                ),
             ],
             outputs=_outputs("the pictures"),
         )
@@ -108,6 +118,7 @@ class OpenSoraImageToVideo(Node):
         strength=1.0,
         start_latent=None,
         end_latent=None,
+        condition_scale=AUTO,
     ) -> io.NodeOutput:
         use = ReferenceUse(strength=strength)
         images = {"start_image": start_image, "end_image": end_image}
@@ -120,7 +131,8 @@ class OpenSoraImageToVideo(Node):
                 for name, given in zip(images, ends, strict=True)
             ]
             condition = image_condition(shape, *ends, use)
-            positive, negative = (with_condition(conditioning, condition) for conditioning in (positive, negative))
+            sides = (with_condition(conditioning, condition) for conditioning in (positive, negative))
+            positive, negative = (marked(side, **{SCALE_KEY: condition_scale}) for side in sides)
         return io.NodeOutput(positive, negative, latent)
 
 
@@ -159,7 +171,7 @@ class OpenSoraVideoToVideo(Node):
             display_name="Open-Sora Video to Video",
             category="Open-Sora/conditioning",
             description="Extends a clip forwards, its last frames beginning the new video, or backwards, its first frames ending it. Experimental: the "
-            "released model may never have been trained to go on from a clip.",
+            "released model may never have been trained to go on from a clip. A CogVideoX makes the whole clip over instead, by the strength.",
             search_aliases=["open sora v2v", "video to video", "extend video", "continue video", "clip", "视频续写", "图生视频"],
             is_experimental=True,
             inputs=[
@@ -173,12 +185,14 @@ class OpenSoraVideoToVideo(Node):
                 inputs.choice(
                     "direction",
                     DIRECTIONS,
-                    tooltip="forwards = the video begins with the clip's last frames; backwards = it ends with the clip's first ones.",
+                    tooltip="forwards = the video begins with the clip's last frames; backwards = it ends with the clip's first ones. Not read where a "
+                    "clip is made over.",
                 ),
                 inputs.choice(
                     "context",
                     [str(count) for count in CONTEXTS],
-                    tooltip="How many frames of the clip the video goes on from. More hold it closer, and leave fewer to be made.",
+                    tooltip="How many frames of the clip the video goes on from. More hold it closer, and leave fewer to be made. Not read where a clip is "
+                    "made over.",
                 ),
                 inputs.fit("clip", advanced=True),
                 _strength_input(),
@@ -189,13 +203,16 @@ class OpenSoraVideoToVideo(Node):
 
     @classmethod
     def execute(cls, positive, negative, vae, latent, video, direction, context, fit=FITS[0], strength=1.0) -> io.NodeOutput:
-        count, use, node_id = int(context), ReferenceUse(is_clip=True, strength=strength), cls.hidden.unique_id
+        count, node_id, grid = int(context), cls.hidden.unique_id, vae_config(vae).grid
         clip_cond_type(direction, count)
-        vae_config(vae).grid.check_goes_on("; use Open-Sora Image to Video")
-        grid = vae_config(vae).grid
-        count = grid.frames.nearest(count)  # of the counts that a clip can have
-        shape, given = _check_clip(vae, latent), grid.latent_frames(count)
-        check_room(given, shape[2], f"the {count} frames of the clip", grid)
+        shape, is_whole = _check_clip(vae, latent), _makes_over(vae)
+        use = ReferenceUse(is_clip=True, strength=strength, is_whole=is_whole)
+        if is_whole:
+            direction, count = BACKWARDS, grid.pixel_frames(shape[2])
+        else:
+            grid.check_goes_on("; use Open-Sora Image to Video")
+            count = grid.frames.nearest(count)  # of the counts that a clip can have
+            check_room(grid.latent_frames(count), shape[2], f"the {count} frames of the clip", grid)
         size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION
 
         def report(line: str) -> None:
@@ -208,10 +225,16 @@ class OpenSoraVideoToVideo(Node):
             if strength > 0:
                 latents = clips.encode(vae, fit_clip(frames, *size, fit), Tiling(), None, report)
         if strength > 0:
-            ends = (None, latents) if direction == BACKWARDS else (latents, None)
+            ends = (None, latents) if direction == BACKWARDS and not is_whole else (latents, None)
             condition = image_condition(shape, *ends, use)
             positive, negative = (with_condition(conditioning, condition) for conditioning in (positive, negative))
         return io.NodeOutput(positive, negative, latent)
+
+
+def _makes_over(vae) -> bool:
+    """Whether the models of a VAE make a clip over, rather than go on from its end."""
+    kind = codec_of(vae_config(vae)).kind
+    return any(family.sampling.makes_over for family in FAMILIES if kind in family.codecs)
 
 
 def _part_of_latents(samples, direction: str, context: int, grid: geometry.Grid):

@@ -25,7 +25,8 @@ class OpenSoraModelLoader(Node):
                 io.Combo.Input(
                     "model_name",
                     options=paths.choices(MODELS, "transformer"),
-                    tooltip="The transformer in models/diffusion_models: Open_Sora_v2.safetensors, or a quantised form of it that ComfyUI reads.",
+                    tooltip="The transformer in models/diffusion_models: Open_Sora_v2.safetensors, or a quantised form of it that ComfyUI reads; one of "
+                    "Open-Sora 1.2 or 1.3; or a CogVideoX, 2B (Apache-2.0), 5B or 1.5 (CogVideoX License: see this node's help).",
                 ),
                 inputs.choice(
                     "precision",

@@ -5,12 +5,12 @@ from comfy_api.latest import io
 from ..opensora_core import geometry
 from ..opensora_core.choices import AUTO, EXACT
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.families.table import DEFAULT, family_of
+from ..opensora_core.families.table import family_of
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.text.prompt import MOTION_SCORE
-from ..opensora_core.text.recipe import Said
+from ..opensora_core.text.recipe import TextRecipe
 from .host import inputs, long, notice, prompts, run
 from .host.families import require_open_sora
 from .host.guider import check_latent
@@ -112,16 +112,19 @@ class OpenSoraContinueVideo(Node):
         config.grid.check_goes_on()
         shape = check_latent(latent["samples"], config)
         _check_vae(vae, shape)
-        asked = inputs.frames_of(length, num_frames) or None, context_frames or None
-        continuation = family_of(config).check_longer().continuation(shape[2], *asked, config.grid)
+        family = family_of(config)
+        rule = family.check_longer()
+        asked = inputs.frames_of(length, num_frames, config.grid, family.usual.fps) or None, context_frames or None
+        continuation = rule.continuation(shape[2], *asked, config.grid)
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
         # No temporal ramp: upstream has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
         options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed)
         with OutputFile(filename_prefix) as file:
             # All prompts before the first segment: the text encoders are then not needed again.
-            positives = _encode(clip, lines, Said(fps, motion_score), node_id) if prompts.strip() else [positive] * segments
-            finished = long.go_on(model, latent, long.Segments(continuation, positives, negative, guidance, options), file, node_id)
+            positives = _encode(clip, lines, family.text, (fps, motion_score), node_id) if prompts.strip() else [positive] * segments
+            added = long.Segments(continuation, positives, negative, guidance, options, rule, (vae, policy))
+            finished = long.go_on(model, latent, added, file, node_id)
             try:
                 images = long.decode(vae, finished["samples"], continuation, policy, lambda line: notice.show(line, node_id))
             except OpenSoraError as error:
@@ -170,11 +173,12 @@ def _prompt_inputs() -> list:
     ]
 
 
-def _encode(clip, lines: list[str], said: Said, node_id: str | None) -> list:
-    """The CONDITIONING of each line."""
+def _encode(clip, lines: list[str], recipe: TextRecipe, said: tuple[int, int], node_id: str | None) -> list:
+    """The CONDITIONING of each line. said: frames per second and motion score."""
     if clip is None:
         raise OpenSoraError("New prompts need a text encoder to read them: connect clip, or leave prompts empty.")
-    return prompts.encode(clip, [DEFAULT.text.words(line, said) for line in lines], node_id)
+    told = recipe.said(fps=said[0], motion_score=prompts.motion_score(recipe, said[1]))
+    return prompts.encode(clip, [recipe.words(line, told) for line in lines], node_id, recipe=recipe)
 
 
 def _check_vae(vae, shape: tuple[int, ...]) -> None:

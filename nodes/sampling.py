@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.choices import EXACT
+from ..opensora_core.choices import AUTO, EXACT
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, notice, run
+from .host.families import family_of
 from .host.node import Node
 
 
@@ -76,6 +77,8 @@ class OpenSoraGuider(Node):
                 *_conditioning_inputs(),
                 *_guidance_inputs(),
                 inputs.speed(),
+                inputs.solver(),
+                inputs.guidance_curve(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced; it puts the reference frames back at the end.")
@@ -94,9 +97,12 @@ class OpenSoraGuider(Node):
         image_oscillation=Guidance.image_oscillation,
         temporal_ramp=Guidance.temporal_ramp,
         speed=EXACT,
+        solver=AUTO,
+        guidance_curve=AUTO,
     ) -> io.NodeOutput:
-        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp)
-        return io.NodeOutput(guider.OpenSoraGuider(model, positive, negative, guidance, speed=speed))
+        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
+        recipe = family_of(model).sampling.chosen(solver)
+        return io.NodeOutput(guider.OpenSoraGuider(model, positive, negative, guidance, speed=speed, recipe=recipe))
 
 
 class OpenSoraRectifiedFlowSampler(Node):
@@ -127,6 +133,8 @@ class OpenSoraRectifiedFlowSampler(Node):
                 inputs.shift(),
                 *inputs.exactness(),
                 inputs.speed(),
+                inputs.solver(),
+                inputs.guidance_curve(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The finished clip, for Open-Sora Tiled VAE Decode or VAE Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -150,7 +158,9 @@ class OpenSoraRectifiedFlowSampler(Node):
         noise_device=SamplingOptions.noise_device,
         latent_dtype=SamplingOptions.latent_dtype,
         speed=EXACT,
+        solver=AUTO,
+        guidance_curve=AUTO,
     ) -> io.NodeOutput:
-        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp)
-        options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed)
+        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
+        options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed, solver)
         return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, options, cls.hidden.unique_id))

@@ -2,13 +2,12 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.choices import AUTO
+from ..opensora_core.choices import AUTO, UNCONDITIONALS
 from ..opensora_core.families.table import DEFAULT
-from ..opensora_core.text.prompt import MOTION_SCORE
 from ..opensora_core.text.prompt_1x import CAMERA_MOTIONS
 from ..opensora_core.text.recipe import TextRecipe, Unread
 from .host import inputs, keep, paths, prompts, shared, text
-from .host.condition import FPS_KEY, NULL_KEY, marked
+from .host.condition import FPS_KEY, NULL_KEY, marked, nothing
 from .host.families import family_of
 from .host.node import Node
 
@@ -134,6 +133,14 @@ class OpenSoraT5TextEncode(Node):
                     optional=True,
                     tooltip=f"Said to Open-Sora 1.2 and 1.3: {', '.join(CAMERA_MOTIONS)}. Empty leaves it out.",
                 ),
+                inputs.choice(
+                    "unconditional",
+                    UNCONDITIONALS,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the prompt is guided against. encoded = the negative prompt, also an empty one; zero = nothing at all, as CogVideoX's "
+                    "authors do it; auto = the model's own way.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The encoded prompt."),
@@ -145,14 +152,25 @@ class OpenSoraT5TextEncode(Node):
 
     @classmethod
     def execute(
-        cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded=False, model=None, aesthetic_score=-1.0, camera_motion=""
+        cls,
+        clip,
+        prompt,
+        negative_prompt,
+        motion_score,
+        fps,
+        keep_encoded=False,
+        model=None,
+        aesthetic_score=-1.0,
+        camera_motion="",
+        unconditional=AUTO,
     ) -> io.NodeOutput:
         family = DEFAULT if model is None else family_of(model)
-        # 2.0's own score is the node's default, and stands for every other model's own way.
-        score = None if family is not DEFAULT and motion_score == MOTION_SCORE else motion_score
-        scores = {"motion_score": score, "aesthetic_score": None if aesthetic_score < 0 else aesthetic_score}
+        scores = {
+            "motion_score": prompts.motion_score(family.text, motion_score),
+            "aesthetic_score": None if aesthetic_score < 0 else aesthetic_score,
+        }
         decorated = family.text.words(prompt, family.text.said(fps=fps, camera_motion=camera_motion, **scores))
-        negative = family.text.clean(negative_prompt) or family.text.negative
+        negative = family.text.against(negative_prompt, unconditional)
         positive, negative = _both(clip, decorated, negative, family.text, cls.hidden.unique_id, keep_encoded)
         if family is not DEFAULT:
             positive, negative = (marked(side, **{FPS_KEY: fps}) for side in (positive, negative))
@@ -161,7 +179,7 @@ class OpenSoraT5TextEncode(Node):
 
 def _both(clip, prompt: str, negative: str | Unread, recipe: TextRecipe, node_id: str | None, keep: bool) -> list[list]:
     """CONDITIONING of a prompt and of what stands against it."""
-    if negative is not Unread.NULL_CAPTION:
+    if isinstance(negative, str):
         return prompts.encode(clip, [prompt, negative], node_id, keep, recipe)
     (positive,) = prompts.encode(clip, [prompt], node_id, keep, recipe)
-    return [positive, marked(positive, **{NULL_KEY: True})]
+    return [positive, nothing(positive) if negative is Unread.ZEROS else marked(positive, **{NULL_KEY: True})]

@@ -41,6 +41,16 @@ class Reference:
     mask: Tensor | None
     use: ReferenceUse = PICTURES
 
+    @property
+    def names(self) -> list[str]:
+        """What is given, by the names that OpenSoraPipeline has for it."""
+        if self.use.is_clip:
+            return ["video"]
+        if self.mask is None or self.mask.ndim < 5:
+            return ["image"]
+        given = self.mask.float().amin((0, 1, 3, 4)) < 1
+        return ["image"] * bool(given[0]) + ["last_image"] * bool(given[1:].any())
+
     @classmethod
     def of(cls, values: dict) -> "Reference | None":
         """The reference in one entry's dictionary, or None."""
@@ -132,9 +142,19 @@ def with_condition(conditioning: list, condition: ImageCondition) -> list:
     return with_reference(conditioning, Reference(condition.latents, made, condition.use))
 
 
-def marked(conditioning: list, **marks: bool) -> list:
+def marked(conditioning: list, **marks: bool | str) -> list:
     """A copy of a CONDITIONING whose entries say something more."""
     return [[context, {**values, **marks}] for context, values in conditioning]
+
+
+def nothing(conditioning: list) -> list:
+    """A copy of a CONDITIONING with zeros for what the encoders read."""
+
+    def zeros(values: dict) -> dict:
+        pooled = values.get("pooled_output")
+        return values if pooled is None else {**values, "pooled_output": torch.zeros_like(pooled)}
+
+    return [[torch.zeros_like(context), zeros(values)] for context, values in conditioning]
 
 
 def without_reference(conditioning: list) -> list:

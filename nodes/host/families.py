@@ -168,7 +168,11 @@ class PictureModel(CoreModel):
 
     def extra_conds(self, **kwargs):
         reference = Reference.of(kwargs)
-        self.family.check_given(["image"] if reference is not None else [], PICTURES if reference is None else reference.use)
+        if reference is not None and reference.use.is_whole:
+            raise OpenSoraError(
+                "A clip is made over by Open-Sora Sampler; for a stock sampler, encode it with VAEEncode and lower denoise."
+            )
+        self.family.check_given(*([], PICTURES) if reference is None else (reference.names, reference.use))
         check_text(kwargs.get("cross_attn"), None, self.config)
         conds = {key: value for key, value in super().extra_conds(**kwargs).items() if key == "c_concat"}
         return {**conds, "c_crossattn": comfy.conds.CONDRegular(kwargs["cross_attn"])}

@@ -70,13 +70,17 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         self.guidance = guidance = recipe.guidance(guidance, recipe.solvers[0])
         self.report = report or _show_where_it_runs
         self.set_cfg(guidance.text)
-        self.reference = reference_of(positive)
+        self.reference, self.made_over = reference_of(positive), None
+        if self.reference is not None and self.reference.use.is_whole:
+            self.family.check_given(self.reference.names, self.reference.use)
+            self.reference, self.made_over = None, self.reference
+            positive, negative = without_reference(positive), without_reference(negative)
         conds = {"positive": positive, "negative": negative}
         self.use = None if self.reference is None else (recipe.use or (lambda use: use))(self.reference.use)
         self.is_stepwise = recipe.use is not None and self.reference is not None
         self.is_put_back = recipe.given is Beside
         if self.family.requires:
-            self.family.check_given(["image"] if self.reference is not None else [], self.use or PICTURES)
+            self.family.check_given([] if self.reference is None else self.reference.names, self.use or PICTURES)
             conds["negative"] = with_reference(negative, self.reference, over=False)
         elif self.reference is not None:
             conds["negative"] = with_reference(negative, self.reference, over=False)
@@ -169,9 +173,9 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         """
         if self.reference is not None:
             self.reference.check(tuple(latent_image.shape))
-        if self.is_stepwise and not getattr(sampler, "lets_frames_in", False):
+        if (self.is_stepwise or self.made_over) and not getattr(sampler, "lets_frames_in", False):
             raise OpenSoraError(
-                "Frames that are given enter this model at every step, which this sampler does not do; use Open-Sora Sampler."
+                "Frames that are given enter this model's run itself, which this sampler does not do; use Open-Sora Sampler."
             )
         self._say_speed(sigmas, latent_image.shape[2])
         fallback, run = Fallback(self.report), super().sample
@@ -195,7 +199,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             )
         if self.speed != EXACT and len(sigmas) > 1 and self.report is _show_where_it_runs:  # else whoever reports counts them too
             num_steps, forwards = len(sigmas) - 1, self.forwards_after(sigmas, latent_frames)[-1]
-            naive = 3 * self.guidance_over(sigmas).released_steps(num_steps)
+            naive = self.family.sampling.passes * self.guidance_over(sigmas).released_steps(num_steps)
             line = f"Speed {self.speed}: {num_steps} steps, {forwards} forwards, {naive - forwards} of {naive} saved"
             notice.show(line, notice.executing_node(), notice.INFO)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from comfy_api.latest import io
 
 from ...opensora_core import geometry
-from ...opensora_core.choices import DEFAULT_BUDGET_GIB, DTYPES, FITS, NOISE_DEVICES, POLICIES, SPEEDS
+from ...opensora_core.choices import CURVES, DEFAULT_BUDGET_GIB, DTYPES, FITS, NOISE_DEVICES, POLICIES, SOLVERS, SPEEDS
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling.guidance import Guidance
@@ -54,6 +54,29 @@ def speed(of: str = "run") -> io.Combo.Input:
         optional=True,
         tooltip=f"exact = every step of the {of}. balanced, fast, draft = a plan of 20, 12 or 9 of the 50 released steps, each with the mean guidance of "
         "those it stands for; steps is then not read. Near exact by measurement on the built-in model; Open-Sora Calibrate says how near on yours.",
+    )
+
+
+def solver() -> io.Combo.Input:
+    """What walks a run's steps, of the models that know several."""
+    return choice(
+        "solver",
+        SOLVERS,
+        optional=True,
+        advanced=True,
+        tooltip="auto = the model's own: euler of Open-Sora, ddim of CogVideoX 2B, dpm of CogVideoX 5B and 1.5; a CogVideoX takes ddim or dpm.",
+    )
+
+
+def guidance_curve() -> io.Combo.Input:
+    """How text guidance goes over the steps."""
+    return choice(
+        "guidance_curve",
+        CURVES,
+        optional=True,
+        advanced=True,
+        tooltip="How text guidance goes over the steps. auto = released with solver dpm of CogVideoX, else constant. released = CogVideoX's dynamic "
+        "guidance as published, which jumps; by index = the smooth ramp that its formula means, from 1 to 1 more than the scale.",
     )
 
 
@@ -190,7 +213,9 @@ def length(of: str = "the video", unset: str = "num_frames") -> io.String.Input:
     )
 
 
-def frames_of(length: str | None, num_frames: int | None, grid: geometry.Grid = geometry.CAUSAL) -> int | None:
+def frames_of(
+    length: str | None, num_frames: int | None, grid: geometry.Grid = geometry.CAUSAL, fps: float = SamplingOptions.fps
+) -> int | None:
     """The count of frames that a node is asked for: `length` where something is written there, else num_frames.
 
     Raises:
@@ -198,7 +223,7 @@ def frames_of(length: str | None, num_frames: int | None, grid: geometry.Grid = 
     """
     if not (length or "").strip():
         return num_frames
-    frames = grid.length(length, SamplingOptions.fps)
+    frames = grid.length(length, fps)
     grid.check_num_frames(frames)
     return frames
 

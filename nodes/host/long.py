@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import node_helpers
 import torch
@@ -12,7 +13,7 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import Tiling
 from ...opensora_core.run.segments import context_of, decode_windows, join, segment_seed
 from ...opensora_core.sampling.guidance import Guidance
-from ...opensora_core.sampling.longer import Continuation
+from ...opensora_core.sampling.longer import Continuation, LongRule
 from . import clips, notice, run
 from .condition import LATENT_KEY, MASK_KEY
 from .kept import OutputFile
@@ -27,6 +28,7 @@ class Segments:
         continuation: how long a segment is and what it is given.
         positives: the CONDITIONING of each segment. negative: of all.
         guidance, options: of each; the seed is the video's, see long_video.segment_seed.
+        rule: of the model. decoder: the VAE and the policy, for models that go on from what is decoded.
     """
 
     continuation: Continuation
@@ -34,6 +36,8 @@ class Segments:
     negative: list
     guidance: Guidance
     options: run.RunOptions
+    rule: LongRule
+    decoder: tuple[Any, str]
 
 
 def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: str | None) -> dict:
@@ -52,7 +56,7 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
     out = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
     total = len(segments.positives)
     for index, positive in enumerate(segments.positives):
-        given = context_of(samples, continuation)
+        given = _given(samples, segments, lambda line: notice.show(line, node_id))
         shape = (*samples.shape[:2], continuation.segment, *samples.shape[3:])
         conditionings = tuple(_with_context(conditioning, given, shape) for conditioning in (positive, segments.negative))
         options = replace(segments.options, seed=segment_seed(segments.options.seed, samples.shape[2]))
@@ -63,6 +67,18 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
             file.keep(samples)
         notice.show(file.sentence, node_id, notice.INFO)
     return {**out, "samples": samples}
+
+
+def _given(samples: Tensor, segments: Segments, report: Callable[[str], None]) -> Tensor:
+    """The latents [B, C, context, H, W] that the next segment begins with: the last ones as sampled, or those of their frames."""
+    continuation, rule, (vae, policy) = segments.continuation, segments.rule, segments.decoder
+    if not rule.re_encodes:
+        return context_of(samples, continuation)
+    ends = samples[:, :, -(continuation.segment if rule.from_picture else continuation.context) :]
+    decoded = [clips.decode(vae, end, Tiling(), policy, report, is_kept=True) for end in ends.split(1)]
+    if rule.from_picture:
+        return clips.encode_pictures(vae, torch.cat([frames[-1:] for frames in decoded]))
+    return torch.cat([clips.encode(vae, frames, Tiling(), None, report) for frames in decoded])
 
 
 def decode(vae, samples: Tensor, continuation: Continuation, policy: str, report: Callable[[str], None]) -> Tensor:

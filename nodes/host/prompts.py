@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable
 
 from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.memory.loaded import PROMPTS, FileStamp, stamp
+from ...opensora_core.text.prompt import MOTION_SCORE
 from ...opensora_core.text.recipe import TextRecipe
 from . import notice, text
 
@@ -48,6 +49,11 @@ def encode_kept(clip, prompt: str, recipe: TextRecipe = DEFAULT.text) -> tuple[l
     options = {"source": note_source(clip), "changes": changes, "layer": clip.layer_idx, "tokens": recipe.length, "mask": recipe.has_mask}
     dropped = text.exact_tokens(clip.tokenizer, prompt, recipe)[1]
     return _own(PROMPTS.get([prompt], (), options, lambda texts: [text.encode(clip, one, recipe)[0] for one in texts])[0]), dropped
+
+
+def motion_score(recipe: TextRecipe, score: int) -> int | None:
+    """What a node's motion score says to a model: its default is 2.0's own, and stands for every other model's own way."""
+    return None if recipe is not DEFAULT.text and score == MOTION_SCORE else score
 
 
 def _own(conditioning: list) -> list:

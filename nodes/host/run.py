@@ -74,8 +74,11 @@ def shifted(
     if hasattr(model.model, "sampling_of"):
         own, patched = model.model.sampling_of(shift), model.clone()
         patched.add_object_patch("model_sampling", own)
-        timesteps = recipe.schedule(config, shape, steps, shift).timesteps.long()
-        return patched, torch.cat((own.sigmas[timesteps], torch.zeros(1))), line
+        way = recipe.schedule(config, shape, steps, shift)
+        if use is not None and use.is_whole:
+            family.check_given(["video"], use)
+            way = recipe.cut(way, use)
+        return patched, torch.cat((own.sigmas[way.timesteps.long()], torch.zeros(1))), line
     if speed != EXACT:
         alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
         chosen = plans.find(speed, None if shift else subject(model, shape, use), paths.plan_folders(), family.usual.num_steps)
@@ -153,8 +156,9 @@ def run(
     recipe = family_of(require_open_sora(model)).sampling.chosen(options.solver)
     guider = OpenSoraGuider(patched, *conditionings, guidance, report, options.speed, recipe)
     shape = tuple(samples.shape)
-    if guider.reference is not None:
-        guider.reference.check(shape)
+    given = guider.reference or guider.made_over
+    if given is not None:
+        given.check(shape)
     device = comfy.model_management.get_torch_device() if options.noise_device == GPU else torch.device("cpu")
     dtype = torch_dtype(options.latent_dtype)
     noise = _noise(recipe, patched.model.config.grid, shape, options.seed, (device, dtype))
@@ -249,16 +253,14 @@ def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, shown:
     num_steps = len(sigmas) - 1
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
     done = guider.forwards_after(sigmas, latent_frames)
-    naive = 3 * guider.guidance_over(sigmas).released_steps(num_steps)
+    naive = guider.family.sampling.passes * guider.guidance_over(sigmas).released_steps(num_steps)
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)
         passes = (done[step], done[-1], naive)
         shown.show(step_words(step + 1, num_steps, time.monotonic() - shown.began, passes), logging.DEBUG)
 
-    logging.getLogger(__name__).info(
-        "Open-Sora: %d steps, %d forwards (three passes at every step would be %d)", num_steps, done[-1], naive
-    )
+    logging.getLogger(__name__).info("Open-Sora: %d steps, %d forwards (all passes at every step would be %d)", num_steps, done[-1], naive)
     return callback
 
 
@@ -266,9 +268,11 @@ def _entering(recipe: sampling.SamplingRecipe, guider, seed: int, shape: tuple[i
     """(noise, schedule) -> how given frames enter at every step, of models where they do."""
 
     def given(x: Tensor, way: schedule.Schedule) -> Given:
-        if not getattr(guider, "is_stepwise", False):  # as a guider of the host's, which is given nothing
+        is_stepwise = getattr(guider, "is_stepwise", False)  # a guider of the host's is given nothing
+        reference = guider.reference if is_stepwise else getattr(guider, "made_over", None)
+        if reference is None:
             return NOTHING
-        condition = guider.reference.condition(shape, guider.model_patcher.model.process_latent_in)
+        condition = reference.condition(shape, guider.model_patcher.model.process_latent_in)
         told = schedule.Schedule(way.points, 1000 * way.timesteps)  # as the network is told, for which the host multiplies
         made = recipe.given(condition, x, told, torch.float32)
         made.draw = solvers.StepNoise([seed + k for k in range(shape[0])], 1)

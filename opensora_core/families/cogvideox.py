@@ -85,6 +85,7 @@ def _recipe(takes_picture: bool, solvers: tuple[str, ...]) -> SamplingRecipe:
         noise=clip_noise,
         cut=(lambda schedule, use: schedule) if takes_picture else _cut,
         makes_over=not takes_picture,
+        passes=2,
     )
     return replace(recipe, as_diffusers=replace(recipe, schedule=partial(_schedule, parity=True), inputs=_inputs_as_diffusers))
 

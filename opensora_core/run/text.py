@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..choices import ENCODED, ZERO
 from ..codecs.tiling import Progress
-from ..errors import OpenSoraError, OutOfMemory
+from ..errors import OutOfMemory
 from ..memory.component import Component
 from ..memory.loaded import PROMPTS
 from ..sampling.run import Side, TextCondition
@@ -49,10 +48,7 @@ def _texts(recipe: TextRecipe, asked: tuple) -> Texts:
     check_text(prompt), check_text(negative_prompt, "The negative prompt")
     if options is None:
         return prompt, negative_prompt
-    if options.unconditional == ZERO and negative_prompt:
-        raise OpenSoraError("With unconditional zero there is no negative prompt; leave it out, or use encoded.")
-    negative = recipe.clean(negative_prompt) if negative_prompt or options.unconditional == ENCODED else recipe.negative
-    return _worded(recipe, prompt, options), Unread.ZEROS if options.unconditional == ZERO else negative
+    return _worded(recipe, prompt, options), recipe.against(negative_prompt, options.unconditional)
 
 
 def _worded(recipe: TextRecipe, prompt: str, options: SamplingOptions) -> str:

@@ -48,7 +48,7 @@ class StepReport:
     step: int
     num_steps: int
     forwards_done: int
-    forwards_saved: int  # against three passes at every released step so far
+    forwards_saved: int  # against the released code's passes at every released step so far
     latents: Tensor
 
 
@@ -74,6 +74,7 @@ class SamplingRecipe:
         makes_over: whether a clip that is given is made over as a whole, rather than gone on from.
         place: (latents, groups, references, loop) as masks.place; None where a model knows no mask strategies.
         use: how what is given is used where it enters at every step, from how a person asked for it; None where it does not.
+        passes: of a step of the released code, which runs all of them; what is saved is counted against it.
         as_diffusers: the same as that library computes it, where it differs.
     """
 
@@ -86,6 +87,7 @@ class SamplingRecipe:
     noise: Callable[..., Tensor] = noise
     cut: Callable[[Schedule, ReferenceUse], Schedule] = lambda schedule, use: schedule
     makes_over: bool = False
+    passes: int = 3
     as_diffusers: "SamplingRecipe | None" = None
     reads_size: bool = False
     place: Callable[..., tuple[Tensor, Tensor]] | None = None
@@ -197,7 +199,7 @@ def sample(
 
     def report(step: int, x: Tensor) -> None:
         if on_step is not None:
-            on_step(StepReport(step, schedule.num_steps, done, 3 * guidance.released_steps(step) - done, x))
+            on_step(StepReport(step, schedule.num_steps, done, recipe.passes * guidance.released_steps(step) - done, x))
 
     return run(predict, x, schedule, recipe.process, SOLVERS[recipe.solvers[0]](seeds), given, report)
 

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 
+from ..choices import AUTO, ENCODED, ZERO
+from ..errors import OpenSoraError
+
 T5, CLIP = "T5", "CLIP"
 
 
@@ -56,3 +59,15 @@ class TextRecipe:
     def said(self, **said: float | str | None) -> Said:
         """What is said to this model: of what is None, the usual."""
         return Said(**{one.name: getattr(self.usual, one.name) if said.get(one.name) is None else said[one.name] for one in fields(Said)})
+
+    def against(self, negative_prompt: str, unconditional: str = AUTO) -> str | Unread:
+        """What the unconditional pass reads. unconditional: of choices.UNCONDITIONALS.
+
+        Raises:
+            OpenSoraError: a negative prompt where that pass is to read nothing.
+        """
+        if unconditional == ZERO:
+            if negative_prompt:
+                raise OpenSoraError("With unconditional zero there is no negative prompt; leave it out, or use encoded.")
+            return Unread.ZEROS
+        return self.clean(negative_prompt) if negative_prompt or unconditional == ENCODED else self.negative

@@ -116,6 +116,89 @@ def test_what_does_not_fit_is_said(loaded, run_node, pack):
         run_node("OpenSoraRectifiedFlowSampler", model=model, latent=empty(run_node, model, "1.5_5b_i2v"), **sides, **how)
 
 
+def run_of(run_node, loaded, name, given=None, encode=None, **changes):
+    """Latents of our sampler; given: inputs of the node by name."""
+    model, clip, vae = loaded(name)
+    texts = {"prompt": "a kite", "negative_prompt": "", "motion_score": 4, "fps": 24, "model": model, **(encode or {})}
+    positive, negative = run_node("OpenSoraT5TextEncode", clip=clip, **texts)[:2]
+    latent = empty(run_node, model, name)
+    for node, inputs in (given or {}).items():
+        positive, negative, latent = run_node(node, positive=positive, negative=negative, vae=vae, latent=latent, **inputs)
+    how = {"seed": 5, "steps": 4, "text_guidance": 6.0, "image_guidance": 1.0, **changes}
+    return run_node("OpenSoraRectifiedFlowSampler", model=model, positive=positive, negative=negative, latent=latent, **how)[0]
+
+
+def test_what_a_run_can_be_asked_for(loaded, run_node, pack):
+    plain = run_of(run_node, loaded, "5b")["samples"]
+    others = [{"solver": "ddim"}, {"guidance_curve": "by index"}, {"encode": {"unconditional": "zero"}}, {"shift": 2.0}]
+    made = [plain, *(run_of(run_node, loaded, "5b", **asked)["samples"] for asked in others)]
+    assert all(torch.isfinite(one).all() for one in made)
+    assert all(not torch.allclose(one, other, rtol=1e-3) for index, one in enumerate(made) for other in made[:index])
+    assert torch.equal(run_of(run_node, loaded, "5b", solver="dpm", guidance_curve="released")["samples"], plain)
+    error = pack("opensora_core.errors").OpenSoraError
+    with pytest.raises(error, match="use dpm or ddim, or auto"):
+        run_of(run_node, loaded, "5b", solver="euler")
+    with pytest.raises(error, match="sampled by another process; use speed exact"):
+        run_of(run_node, loaded, "5b", speed="fast")
+    with pytest.raises(error, match="no negative prompt; leave it out"):
+        run_of(run_node, loaded, "5b", encode={"unconditional": "zero", "negative_prompt": "rain"})
+    picture = {"start_image": torch.rand(1, HEIGHT, SIDE, 3, generator=torch.Generator().manual_seed(1)), "fit": "crop"}
+    made = [
+        run_of(run_node, loaded, "1.5_5b_i2v", {"OpenSoraImageToVideo": {**picture, "condition_scale": scale}})["samples"]
+        for scale in ("auto", "1.0", "diffusers")
+    ]
+    assert torch.equal(made[0], made[1]) and not torch.allclose(made[0], made[2], rtol=1e-3)
+    with pytest.raises(error, match="leave out last_image"):
+        run_of(run_node, loaded, "1.5_5b_i2v", {"OpenSoraImageToVideo": {**picture, "end_image": picture["start_image"]}})
+    with pytest.raises(error, match="makes videos of a prompt and video; leave out image"):
+        run_of(run_node, loaded, "5b", {"OpenSoraImageToVideo": picture})
+
+
+@pytest.mark.parametrize("name", ["2b", "1.5_5b"])
+def test_a_clip_is_made_over_as_by_the_library(loaded, files, base, run_node, pack, relative_error, name):
+    clip = torch.rand(FRAMES[name] + 2, HEIGHT, SIDE, 3, generator=torch.Generator().manual_seed(2))
+    asked = {"video": clip, "direction": "forwards", "context": "33", "fit": "crop", "strength": 0.5}
+    out = run_of(run_node, loaded, name, {"OpenSoraVideoToVideo": asked})["samples"]
+    parts = {"dit": f"diffusion_models/cogvideox_{name}", "vae": "vae/cogvideox_vae", "t5": "text_encoders/t5_cogvideox"}
+    parts = {part: base / "models" / f"{file}.safetensors" for part, file in parts.items()}
+    pipe = pack("opensora_core.pipeline").OpenSoraPipeline.from_files(**parts, torch_dtype=torch.float32)
+    expected = pipe(
+        "a kite", height=HEIGHT, width=SIDE, num_frames=FRAMES[name], num_inference_steps=4, guidance_scale=6.0, seed=5, latents_only=True,
+        video=clip.numpy(), image_strength=0.5,
+    ).latents  # fmt: skip
+    assert relative_error(out.float() * pipe.latent_scale, expected) < 1e-2
+    error = pack("opensora_core.errors").OpenSoraError
+    for strength, words in ((1.0, "a strength below 1, such as the published 0.2"), (0.9, "leaves none")):
+        with pytest.raises(error, match=words):
+            run_of(run_node, loaded, name, {"OpenSoraVideoToVideo": {**asked, "strength": strength}})
+    with pytest.raises(error, match="longer clip"):
+        run_of(run_node, loaded, name, {"OpenSoraVideoToVideo": {**asked, "video": clip[:5]}})
+    model, text, vae = loaded(name)
+    sides = dict(zip(("positive", "negative"), encoded(run_node, text, model), strict=True))
+    *sides, latent = run_node("OpenSoraVideoToVideo", **sides, vae=vae, latent=empty(run_node, model, name), **asked)
+    how = {"seed": 1, "steps": 4, "cfg": 6.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "latent_image": latent}
+    with pytest.raises(error, match="encode it with VAEEncode and lower denoise"):
+        run_node("KSampler", model=model, positive=sides[0], negative=sides[1], **how)
+
+
+def test_picture_models_go_on_from_the_last_frame_and_others_refuse(loaded, run_node, pack):
+    picture = {"start_image": torch.rand(1, HEIGHT, SIDE, 3, generator=torch.Generator().manual_seed(1)), "fit": "crop"}
+    model, clip, vae = loaded("1.5_5b_i2v")
+    first = run_of(run_node, loaded, "1.5_5b_i2v", {"OpenSoraImageToVideo": picture})
+    sides = dict(zip(("positive", "negative"), encoded(run_node, clip, model), strict=True))
+    how = {"segments": 2, "seed": 1, "steps": 2, "text_guidance": 6.0, "image_guidance": 1.0}
+    latent, images, _ = run_node("OpenSoraContinueVideo", model=model, vae=vae, latent=first, **sides, **how)
+    assert latent["samples"].shape[2] == 13 and images.shape == (49, HEIGHT, SIDE, 3)
+    assert torch.equal(latent["samples"][:, :, :5], first["samples"])
+    error = pack("opensora_core.errors").OpenSoraError
+    with pytest.raises(error, match="from the last frame alone"):
+        run_node("OpenSoraContinueVideo", model=model, vae=vae, latent=first, **sides, **how, context_frames=5)
+    model, clip, vae = loaded("1.5_5b")
+    sides = dict(zip(("positive", "negative"), encoded(run_node, clip, model), strict=True))
+    with pytest.raises(error, match="goes on from no video"):
+        run_node("OpenSoraContinueVideo", model=model, vae=vae, latent=empty(run_node, model, "1.5_5b"), **sides, **how)
+
+
 def in_layout(pack, layout, channels=16):
     """Tensors of a small 1.5-5B whose heads are as wide as the released ones, of so many input channels, as a file of a layout."""
     from dataclasses import replace
