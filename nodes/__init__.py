@@ -6,13 +6,14 @@ from .calibrate import OpenSoraCalibrate
 from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
-from .host import keep, route, selftest
+from .host import keep, moving, route, selftest
 from .host.families import register
 from .latents import OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
 from .long import OpenSoraContinueVideo
 from .masks import OpenSoraMaskStrategy
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
+from .prompt_helper import OpenSoraPromptHelper
 from .prompt_list import OpenSoraPromptList
 from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .sheet import OpenSoraContactSheet
@@ -47,6 +48,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraDefaults,
     OpenSoraMaskStrategy,
     OpenSoraCalibrate,
+    OpenSoraPromptHelper,
 )
 
 
@@ -59,6 +61,7 @@ class OpenSoraExtension(ComfyExtension):
             register()
             keep.listen()
             route.listen()
+            await moving.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [selftest.refusing(node, self.problem) for node in NODES] if self.problem else list(NODES)

@@ -169,7 +169,8 @@ class OpenSoraT5TextEncode(Node):
             "motion_score": prompts.motion_score(family.text, motion_score),
             "aesthetic_score": None if aesthetic_score < 0 else aesthetic_score,
         }
-        decorated = family.text.words(prompt, family.text.said(fps=fps, camera_motion=camera_motion, **scores))
+        camera = camera_motion if camera_motion != "none" else ""
+        decorated = family.text.words(prompt, family.text.said(fps=fps, camera_motion=camera, **scores))
         negative = family.text.against(negative_prompt, unconditional)
         positive, negative = _both(clip, decorated, negative, family.text, cls.hidden.unique_id, keep_encoded)
         if family is not DEFAULT:

@@ -1,6 +1,7 @@
 """`generate --extend`: a video made longer by segments, and the .latent file that holds what is finished of it."""
 
 import tempfile
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ class Longer:
         pipe.continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made
         if self._latents is not None:
             pipe.extend(self._latents, self._prompts, check_only=True, **self._arguments)
+
+    def with_prompt(self, prompt: str, description: str) -> "Longer":
+        """The same with another text wherever a segment has this prompt."""
+        made = copy(self)
+        made._prompts = [description if one == prompt else one for one in self._prompts]
+        return made
 
     def texts(self, first: Text) -> list[Text]:
         """Every text that is encoded, the first clip's own text first."""

@@ -22,6 +22,7 @@ from .output import check_writable, say
 from .pictures import check_given, flux_files, picture_job
 from .progress import Screen
 from .recipe import recipe_for
+from .refine import check as check_refine, refined_jobs
 
 
 def run(options: GenerateOptions) -> int:
@@ -29,6 +30,7 @@ def run(options: GenerateOptions) -> int:
 
     A video that fails for want of memory or disk is named on standard error and the others still run.
     """
+    check_refine(options)
     extending = changed(options, ExtendOptions)
     if options.csv is not None and extending:
         raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; it does not go with --csv.")
@@ -42,6 +44,8 @@ def run(options: GenerateOptions) -> int:
         raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
     screen, target = Screen(), Target(options.out, options.sample_name or "video")
     jobs, pipe = _jobs(options, target, screen)
+    if options.refine_prompt:
+        jobs = refined_jobs(jobs, options, pipe)
     with screen:
         making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=True)
         making.run(jobs)

@@ -397,6 +397,12 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
         None, "N", "with --loop: latent frames that a clip is given of the one before (default 5; 1.1: 4)"
     )
     t2i2v: bool = option(False, None, "draw the first frame; its picture is written beside the video")
+    refine_prompt: bool = option(
+        False,
+        None,
+        "have --refine-model make the prompt, in any language, the long description that the models were trained on, and propose a motion score",
+    )
+    refine_model: str | None = option(None, "DIR", "a folder of a causal model of transformers, with its tokenizer; nothing is downloaded")
 
 
 @dataclass(frozen=True, kw_only=True)

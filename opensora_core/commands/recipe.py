@@ -16,7 +16,7 @@ from ..run.files import SMALL, ModelFiles
 from .options import GenerateOptions, flag
 
 # What says where to write and what to do with what is there, not what is made.
-_NOT_OF_THE_VIDEO = {"out", "csv", "num_samples", "seed", "prompt", "decode", "num_frames"}
+_NOT_OF_THE_VIDEO = {"out", "csv", "num_samples", "seed", "prompt", "decode", "num_frames", "refine_prompt", "refine_model"}
 # node -> its inputs, and our flags for them.
 _NODES = {
     "OpenSoraT5TextEncode": {"prompt": "prompt", "negative_prompt": "negative_prompt", "motion_score": "motion_score", "fps": "fps"},
@@ -56,7 +56,9 @@ def describe(path: Path) -> str:
         lines = [f"{path.name}: made by ComfyUI, a graph of {len(recipe['prompt'])} nodes"]
         return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in _of_graph(recipe["prompt"]).items())])
     lines = [f"{path.name}: made by {PROGRAM} {recipe['versions'][PROGRAM]}, torch {recipe['versions']['torch']}"]
-    lines += [f"  {name}: {_short(recipe[name])}" for name in ("prompt", "seed", "num_frames", "dtype", "device") if name in recipe]
+    lines += [
+        f"  {name}: {_short(recipe[name])}" for name in ("prompt", "request", "seed", "num_frames", "dtype", "device") if name in recipe
+    ]
     lines += [f"  {name}: {_short(value)}" for name, value in recipe["settings"].items()]
     lines += [f"  {name}: {part['name']}, {part['bytes']:,} bytes" for name, part in recipe["files"].items()]
     return "\n".join(lines)

@@ -29,6 +29,7 @@ from .output import check_writable, say
 from .pictures import PictureJob, check_given, flux_files, picture_job
 from .progress import Screen
 from .recipe import recipe_for
+from .refine import refined_jobs
 
 _SHOWN = 60  # characters of a cell in a sentence
 MOST_BYTES = 64 * 2**20  # of a table
@@ -87,6 +88,8 @@ def run(options: GenerateOptions) -> int:
     waiting = [job for job in jobs if ledger.finished(job.key) is None]
     if len(waiting) < len(jobs):
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} rows are finished already in {folder}")
+    if options.refine_prompt and waiting:
+        waiting = refined_jobs(waiting, options, pipe)
     try:
         with Screen(len(jobs), len(jobs) - len(waiting)) as screen:
             making = Jobs(pipe, ledger, screen, is_one_request=False, is_shared=worker is not None)
@@ -139,6 +142,8 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
     # What makes the same settings another video: the files, by name and size, and how they compute.
     how = {name: getattr(options, name) for name in ("precision", "decode_policy", "lora_strength")}
     model = {"files": _files({**vars(pipe.files), "lora": options.lora}), "dtype": str(pipe.dtype).removeprefix("torch."), **how}
+    if options.refine_prompt:
+        model["refined"] = Path(options.refine_model).name
     flux = _files(dict(zip(("flux", "flux_vae"), flux_files(options), strict=True))) if options.t2i2v else {}
     jobs, wrong = [], []
     for row in rows:

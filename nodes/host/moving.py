@@ -1,0 +1,50 @@
+"""Moving house: nodes of the earlier Open-Sora packs and of the CogVideoX wrapper for which one of ours means the same. The host offers to put ours in
+their places where the old pack is not installed; docs/MOVING.md says what moves and what cannot.
+
+What is not here stays missing: a loader that holds network, text encoder and VAE in one, what takes it, and names that two packs have with
+other inputs (OpenSoraLoader and OpenSoraSampler). An old input that a graph may lack is not mapped: the host would look for it all the same.
+
+Names, order of widgets and of outputs: chaojie/ComfyUI-Open-Sora@59c1994c, bombax-xiaoice/ComfyUI-Open-Sora-I2V@549d9fb4,
+kijai/ComfyUI-CogVideoXWrapper@12632213 (nodes.py and model_loading.py of each).
+"""
+
+from comfy_api.latest import ComfyAPI, io
+from server import PromptServer
+
+_AFTER_SEED = "control_after_generate"  # the widget that the front-end puts beneath a seed
+
+# (old node, its widgets in order, our node, {our input: its input}, {our output: its output})
+MOVES = (
+    ("OpenSoraRun", ("dtype",), "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, {0: 0}),
+    ("OpenSoraDecoder", ("dtype",), "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "latents"}, {0: 0}),
+    ("OpenSoraEncoder", ("dtype",), "OpenSoraTiledVAEEncode", {"vae": "vae", "image": "image"}, {0: 0}),
+    (
+        "OpenSoraTextEncoder",
+        ("positive_prompt", "negative_prompt", "camera_motion"),
+        "OpenSoraT5TextEncode",
+        {"clip": "text_encoder", "prompt": "positive_prompt", "negative_prompt": "negative_prompt", "camera_motion": "camera_motion"},
+        {0: 0, 1: 1},
+    ),
+    ("CogVideoXModelLoader", ("model",), "OpenSoraModelLoader", {"model_name": "model"}, {0: 0}),
+    ("CogVideoXVAELoader", ("model_name",), "OpenSoraVAELoader", {"vae_name": "model_name"}, {0: 0}),
+    ("CogVideoTextEncode", ("prompt",), "OpenSoraT5TextEncode", {"clip": "clip", "prompt": "prompt"}, {0: 0}),
+    (
+        "CogVideoSampler",
+        ("num_frames", "steps", "cfg", "seed", _AFTER_SEED, "scheduler"),
+        "OpenSoraRectifiedFlowSampler",
+        {"model": "model", "positive": "positive", "negative": "negative", "steps": "steps", "text_guidance": "cfg", "seed": "seed"},
+        {0: 0},
+    ),
+    ("CogVideoDecode", ("enable_vae_tiling",), "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, {0: 0}),
+)
+
+
+async def register() -> None:
+    """Tell the host of all of them, where there is one that opens workflows."""
+    if getattr(PromptServer, "instance", None) is None:
+        return
+    api = ComfyAPI().node_replacement
+    for old, widgets, ours, inputs, outputs in MOVES:
+        taken = [{"new_id": new, "old_id": was} for new, was in inputs.items()]
+        given = [{"new_idx": new, "old_idx": was} for new, was in outputs.items()]
+        await api.register(io.NodeReplace(ours, old, old_widget_ids=list(widgets), input_mapping=taken, output_mapping=given))

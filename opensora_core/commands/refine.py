@@ -1,0 +1,91 @@
+"""`--refine-prompt`: prompts made long descriptions by a text model of transformers, from a folder, with no network."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import OpenSoraError
+from ..pipeline import OpenSoraPipeline
+from ..text.prompt import MOTION_SCORE
+from ..text.refine import IMAGE, TEXT, answered, asked
+from .frames import PATHS
+from .jobs import Job
+from .options import GenerateOptions
+from .output import say
+
+_MOST_TOKENS = 1024  # of an answer, thoughts included
+
+
+def check(options: GenerateOptions) -> None:
+    """Raise an OpenSoraError for options that do not go together, or a folder that holds no text model."""
+    if options.refine_model is None and not options.refine_prompt:
+        return
+    if not options.refine_prompt:
+        raise OpenSoraError("--refine-model is what --refine-prompt asks; add --refine-prompt.")
+    if options.refine_model is None:
+        raise OpenSoraError(
+            "--refine-prompt asks a text model of yours: add --refine-model DIR, a folder of a causal model of transformers."
+        )
+    if options.decode is not None:
+        raise OpenSoraError("--refine-prompt needs a prompt; --decode has none.")
+    folder = Path(options.refine_model).expanduser()
+    for name in ("config.json", "*.safetensors", "tokenizer*"):
+        if next(folder.glob(name), None) is None:
+            raise OpenSoraError(
+                f"--refine-model {options.refine_model} is no folder of a causal model of transformers (no {name} in it); give one, such as "
+                "`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir DIR` makes."
+            )
+
+
+def refined_jobs(jobs: Sequence[Job], options: GenerateOptions, pipe: OpenSoraPipeline) -> list[Job]:
+    """The same videos with descriptions in place of their prompts, those of drawn pictures and of segments too where they are the same;
+    and with the motion scores that are proposed, where the model is told one and nobody said another."""
+    answers = _answers({(job.prompt, _kind(job)) for job in jobs}, options.refine_model, pipe.device)
+    has_score = pipe.files.family.text.usual.motion_score == MOTION_SCORE
+    made = []
+    for job in jobs:
+        text, score = answers[job.prompt, _kind(job)]
+        settings, arguments, picture = job.recipe.get("settings", {}), job.arguments, job.picture
+        if has_score and arguments["options"].motion_score is None:
+            arguments = arguments | {"options": replace(arguments["options"], motion_score=score)}
+            settings = settings | {"motion_score": score}
+        if picture is not None and picture.prompt == job.prompt:
+            picture = replace(picture, prompt=text)
+        say(f"{job.name}: {text} (motion score {score})" if has_score else f"{job.name}: {text}")
+        recipe = job.recipe | {"settings": settings, "request": job.prompt}
+        longer = job.longer and job.longer.with_prompt(job.prompt, text)
+        made.append(replace(job, prompt=text, arguments=arguments, picture=picture, longer=longer, recipe=recipe))
+    return made
+
+
+def _kind(job: Job) -> str:
+    return IMAGE if any(job.arguments.get(name) is not None for name in (*PATHS, "references")) else TEXT
+
+
+def _answers(prompts: set[tuple[str, str]], folder: str, device) -> dict[tuple[str, str], tuple[str, int]]:
+    """{(prompt, kind): (description, motion score)}. The text model is read once, and gone when all are written.
+
+    Raises:
+        OpenSoraError: transformers cannot read the folder.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(folder).expanduser()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype="auto").to(device)
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OpenSoraError(f"--refine-model {folder} cannot be read as a causal model: {why}") from error
+    found = {}
+    with torch.inference_mode():
+        for prompt, kind in sorted(prompts):
+            question = asked(prompt, kind)
+            if tokenizer.chat_template:
+                chat = [{"role": "user", "content": question}]
+                question = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+            ids = tokenizer(question, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).input_ids.to(device)
+            written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=_MOST_TOKENS, do_sample=False)
+            found[prompt, kind] = answered(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True), prompt)
+    return found
