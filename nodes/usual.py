@@ -57,7 +57,19 @@ class OpenSoraEmptyLatent(Node):
             display_name="Open-Sora Empty Latent",
             category="Open-Sora/latents",
             description="An empty clip for the model plugged in, in one of its own sizes and lengths.",
-            search_aliases=["open sora size", "open-sora resolution", "empty video latent", "aspect ratio"],
+            search_aliases=[
+                "open sora size",
+                "open-sora resolution",
+                "empty video latent",
+                "aspect ratio",
+                "seconds",
+                "length",
+                "duration",
+                "text to video",
+                "时长",
+                "尺寸",
+                "文生视频",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model the clip is for; it says which sizes and lengths there are."),
                 inputs.choice(

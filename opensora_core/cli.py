@@ -32,6 +32,7 @@ _COMMANDS = {
     "evaluate": (asked.EvaluateOptions, "count how many prompts come out right"),
     "inspect": (asked.InspectOptions, "say what a weights file is"),
     "quantize": (asked.QuantizeOptions, "write a transformer file in 8 bits"),
+    "colours": (asked.ColoursOptions, "fit the colours of previews for a VAE"),
 }
 
 
@@ -153,6 +154,8 @@ def run(command: str, options) -> int:
         from .evaluation import command as module
     elif command == "inspect":
         from .commands import inspect as module
+    elif command == "colours":
+        from .commands import colours as module
     else:
         from .commands import quantize as module
     return module.run(options)

@@ -1,7 +1,8 @@
 """The whole clip, moving, while it is sampled: a small animated picture for web/js, made beside the run and at next to no cost of it.
 
 The host's own preview shows the first latent frame and stays. Colours are the host's factors for a model's latents, the built-in model's own
-(fitted on its clips by benchmarks/latent_colours.py), or none: grey, rather than false colours.
+(fitted on its clips by benchmarks/latent_colours.py), those that `python -m opensora_core colours` keeps beside a VAE, or none: grey, rather than
+false colours.
 """
 
 import io
@@ -12,18 +13,22 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.readers import read_json
 from ...opensora_core.run import files as model_files
 from . import notice
 
 EVENT = "open_sora.preview"
 SHARE = 1 / 50  # of the run's time that previews may take, at most
 SIDE, MILLISECONDS = 256, 125
+KEPT = ".colours.json"  # as commands/colours.py names them
 FIRST_COST = 0.02  # seconds that the first one is taken to cost
 
 _told_off = False
@@ -114,6 +119,8 @@ def colours(model) -> tuple[Tensor, Tensor] | None:
     factors, bias = getattr(form, "latent_rgb_factors", None), getattr(form, "latent_rgb_factors_bias", None)
     if is_built_in(model):
         factors, bias = _built_in_colours()
+    if factors is None:
+        factors, bias = _kept_colours(model, getattr(form, "latent_channels", 0))
     if factors is None or getattr(form, "latent_rgb_factors_reshape", None) is not None:
         return None
     factors = torch.tensor(factors, dtype=torch.float32).T
@@ -131,6 +138,23 @@ def _built_in_colours() -> tuple[list, list]:
     file: Path = model_files.SMALL / "latent_colours.json"
     held = json.loads(file.read_text(encoding="utf-8"))
     return held["factors"], held["bias"]
+
+
+def _kept_colours(model, channels: int) -> tuple[list, list] | tuple[None, None]:
+    """What was fitted last for a VAE of the kind that the model was trained with, beside the VAEs of the host."""
+    kinds = getattr(getattr(model.model, "family", None), "codecs", ())
+    folders = map(Path, folder_paths.get_folder_paths("vae"))
+    files = [file for folder in folders for file in folder.rglob(f"*{KEPT}")]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            held = read_json(file)
+            factors, bias = torch.tensor(held["factors"]), torch.tensor(held["bias"])
+        except (OpenSoraError, OSError, KeyError, ValueError, TypeError) as error:
+            notice.logger.debug("Open-Sora: %s holds no colours: %s", file.name, error)
+            continue
+        if held.get("codec") in kinds and factors.shape == (channels, 3) and bias.shape == (3,):
+            return held["factors"], held["bias"]
+    return None, None
 
 
 def _tell_where(server, node_id: str) -> None:

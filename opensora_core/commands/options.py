@@ -492,3 +492,12 @@ class QuantizeOptions:
         "attention,mlp", "GROUPS", "which of them: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer"
     )
     all_layers: bool = option(False, None, "print the error of every layer, not of the worst five alone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColoursOptions:
+    """Fit the colours of previews for a VAE, in about a minute, and keep them beside it: ComfyUI's moving preview is grey until then."""
+
+    vae: str = option(..., "VAE", "the VAE's file, such as ComfyUI/models/vae/F32T4C128_AE.safetensors", "place")
+    out: str | None = option(None, "FILE", "where they are kept (default: beside the VAE, under its name with .colours.json)")
+    device: str = option(AUTO, "DEVICE", "auto, cuda, cuda:1, mps, cpu")

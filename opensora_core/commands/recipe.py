@@ -9,25 +9,43 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..choices import AUTO, FORWARDS
 from ..errors import OpenSoraError
-from ..geometry import ASPECT_RATIOS
 from ..media.recipe import PROGRAM, recipe_of
 from ..run.files import SMALL, ModelFiles
 from .options import GenerateOptions, flag
 
-# What says where to write and what to do with what is there, not what is made.
-_NOT_OF_THE_VIDEO = {"out", "csv", "num_samples", "seed", "prompt", "decode", "num_frames", "refine_prompt", "refine_model"}
-# node -> its inputs, and our flags for them.
-_NODES = {
-    "OpenSoraT5TextEncode": {"prompt": "prompt", "negative_prompt": "negative_prompt", "motion_score": "motion_score", "fps": "fps"},
-    "OpenSoraEmptyLatentVideo": {"resolution": "resolution", "aspect_ratio": "aspect_ratio", "num_frames": "num_frames", "length": "num_frames",
-                                 "width": "width", "height": "height"},
-    "OpenSoraRectifiedFlowSampler": {"seed": "seed", "steps": "num_steps", "text_guidance": "guidance", "image_guidance": "guidance_img"},
-    "OpenSoraScheduler": {"steps": "num_steps"},
-    "OpenSoraGuider": {"text_guidance": "guidance", "image_guidance": "guidance_img"},
-    "RandomNoise": {"noise_seed": "seed"},
+# What says where to write, what to do with what is there, or is said by other options once it is understood; not what is made.
+_NOT_OF_THE_VIDEO = {
+    "out", "csv", "num_samples", "seed", "prompt", "prompt_path", "decode", "num_frames", "refine_prompt", "refine_model", "shard", "sample_name",
+    "save_latents", "loop", "condition_frame_length",
 }  # fmt: skip
-_SMALL = "small (built in)"  # as nodes name it
+_PATHS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
+_SIZE = {"aspect_ratio": "aspect_ratio", "num_frames": "num_frames", "length": "num_frames", "width": "width", "height": "height"}
+_GUIDANCE = {"text_guidance": "guidance", "image_guidance": "guidance_img", "speed": "speed"}
+# node -> its inputs, and our flags for them. What stands in an input that has a file behind it is the file's name.
+_NODES = {
+    "OpenSoraT5TextEncode": {
+        name: name for name in ("prompt", "negative_prompt", "motion_score", "fps", "aesthetic_score", "camera_motion")
+    },
+    "OpenSoraEmptyLatentVideo": {"resolution": "resolution", **_SIZE},
+    "OpenSoraEmptyLatentHighCompression": {"resolution": "resolution", **_SIZE},
+    "OpenSoraEmptyLatent": {"size": "resolution", **_SIZE},
+    "OpenSoraImageToVideo": {"start_image": "ref", "end_image": "ref_end", "fit": "fit", "strength": "strength"},
+    "OpenSoraVideoToVideo": {"video": "ref", "direction": "direction", "context": "context", "fit": "fit", "strength": "strength"},
+    "OpenSoraRectifiedFlowSampler": {"seed": "seed", "steps": "num_steps", "solver": "solver", "guidance_curve": "guidance_curve", **_GUIDANCE},
+    "OpenSoraContinueVideo": {"segments": "extend", "num_frames": "extend_frames", "context_frames": "extend_context"},
+    "OpenSoraScheduler": {"steps": "num_steps"},
+    "OpenSoraGuider": _GUIDANCE,
+    "RandomNoise": {"noise_seed": "seed"},
+    "OpenSoraModelLoader": {"model_name": "dit", "precision": "precision"},
+    "OpenSoraTextEncoderLoader": {"t5_name": "t5", "clip_l_name": "clip"},
+    "OpenSoraVAELoader": {"vae_name": "vae"},
+    "OpenSoraLoraLoader": {"lora_name": "lora", "strength": "lora_strength"},
+}  # fmt: skip
+_SMALL, _NO_CLIP = "small (built in)", "none (T5 alone)"  # as nodes name them
+# What nodes say where nothing is asked for, and no flag needs to.
+_UNASKED = (None, "", AUTO, -1, _NO_CLIP)
 
 
 def recipe_for(options: GenerateOptions, files: ModelFiles) -> dict[str, Any]:
@@ -36,17 +54,14 @@ def recipe_for(options: GenerateOptions, files: ModelFiles) -> dict[str, Any]:
     for one in fields(options):
         value = getattr(options, one.name)
         if one.metadata and one.name not in _NOT_OF_THE_VIDEO and value != one.default:
-            settings[one.name] = Path(value).name if isinstance(value, str) and _is_path(value) else value
+            is_path = one.metadata["values"] in _PATHS
+            settings[one.name] = ";".join(Path(part.strip()).name for part in value.split(";")) if is_path else value
     given = {name: path for name in ("dit", "vae", "t5", "clip") if (path := getattr(files, name)) is not None}
     named = {name: path for name, path in given.items() if path.exists()}
     parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name, path in named.items() if path.is_file()}
     if files.dit.parent == SMALL:
         settings["model"] = "small"
     return {"settings": settings, "files": parts, "versions": {PROGRAM: __version__, "torch": torch.__version__}}
-
-
-def _is_path(value: str) -> bool:
-    return ("/" in value or "\\" in value) and "\n" not in value and Path(value).exists()
 
 
 def describe(path: Path) -> str:
@@ -67,19 +82,28 @@ def describe(path: Path) -> str:
 def as_command(path: Path) -> str:
     """The line that makes a video again. Files are named without folders, as the video knows them."""
     recipe = recipe_of(path)
-    if recipe["program"] == PROGRAM:
-        asked = {"prompt": recipe["prompt"], "seed": recipe["seed"], "num_frames": recipe.get("num_frames"), **recipe["settings"]}
-    else:
-        asked = _of_graph(recipe["prompt"])
+    asked = _of_run(recipe) if recipe["program"] == PROGRAM else _of_graph(recipe["prompt"])
     if "prompt" not in asked:
         raise OpenSoraError(f"{path.name} was made by a graph without Open-Sora Text Encode; no command makes it again.")
+    kinds = {one.name: one.type for one in fields(GenerateOptions)}
     words = ["python", "-m", PROGRAM, "generate"]
     for name, value in asked.items():
         if value is True:
             words.append(flag(name))
-        elif value not in (None, False, ""):
-            words += [flag(name), *map(str, value if isinstance(value, list | tuple) else [value])]
+        elif isinstance(value, list) and "tuple" in str(kinds[name]):
+            words += [flag(name), *map(str, value)]
+        elif value is not False and value not in (None, ""):
+            for each in value if isinstance(value, list) else [value]:
+                # A text that begins with a dash would be read as a flag.
+                words += [f"{flag(name)}={each}"] if str(each).startswith("-") else [flag(name), str(each)]
     return shlex.join(words)
+
+
+def _of_run(recipe: dict) -> dict[str, Any]:
+    """The flags that one of our own recipes stands for."""
+    settings = recipe["settings"]
+    length = {} if "extend_from" in settings else {"num_frames": recipe.get("num_frames")}
+    return {"prompt": recipe["prompt"], "seed": recipe["seed"], **length, **settings}
 
 
 def _short(value: Any) -> str:
@@ -93,20 +117,33 @@ def _of_graph(graph: dict) -> dict[str, Any]:
     for node in graph.values():
         inputs = {name: _constant(graph, value) for name, value in node.get("inputs", {}).items()}
         for name, ours in _NODES.get(node.get("class_type"), {}).items():
-            if inputs.get(name) not in (None, ""):
+            is_unset = inputs.get(name) in _UNASKED or (ours.startswith("extend_") and not inputs[name])
+            if not is_unset:
                 asked[ours] = inputs[name]
-        if inputs.get("model_name") == _SMALL:
-            asked["model"] = "small"
-    unused = ("resolution", "aspect_ratio") if asked.get("resolution") not in ("256px", "768px") else ("width", "height")
-    asked = {name: value for name, value in asked.items() if name not in unused}
-    if asked.get("aspect_ratio") not in ASPECT_RATIOS:
-        asked.pop("aspect_ratio", None)
-    return asked
+    if asked.get("dit") == _SMALL:
+        asked = {name: value for name, value in asked.items() if name not in ("vae", "t5", "clip")} | {"model": "small"}
+        asked.pop("dit")
+    direction, context = asked.pop("direction", ""), asked.pop("context", "")
+    if direction:
+        asked["cond_type"] = f"v2v_{'head' if direction == FORWARDS else 'tail'}{'_easy' * (str(context) == '65')}"
+    sides = "resolution" in asked and asked["resolution"] == "custom"
+    unused = (
+        ("resolution", "aspect_ratio") if sides else ("width", "height") if "resolution" in asked else ("aspect_ratio", "width", "height")
+    )
+    defaults = {one.name: one.default for one in fields(GenerateOptions)}
+    return {name: value for name, value in asked.items() if name not in unused and value != defaults[name]}
 
 
-def _constant(graph: dict, value: Any) -> Any:
-    """What stands in an input, or in the primitive that it is wired to; None for what a node makes."""
-    if isinstance(value, list) and len(value) == 2:
-        source = graph.get(str(value[0]), {})
-        return source.get("inputs", {}).get("value") if str(source.get("class_type", "")).startswith("Primitive") else None
-    return value
+def _constant(graph: dict, value: Any, depth: int = 8) -> Any:
+    """What stands in an input, in the primitive that it is wired to, or the name of the file that lies behind it; None for what a node makes."""
+    if not (isinstance(value, list) and len(value) == 2):
+        return value
+    source = graph.get(str(value[0]), {})
+    kind, inputs = str(source.get("class_type", "")), source.get("inputs", {})
+    if kind.startswith("Primitive"):
+        return _constant(graph, inputs.get("value"), depth - 1) if depth else None
+    if kind in ("LoadImage", "LoadVideo"):
+        return inputs.get("image", inputs.get("file"))
+    if kind in ("GetVideoComponents", "ImageScale", "LatentFromBatch") and depth:
+        return _constant(graph, next((one for one in inputs.values() if isinstance(one, list)), None), depth - 1)
+    return None

@@ -13,6 +13,12 @@ WORKFLOWS = sorted((comfy.PACK / "workflows").glob("*.json"))
 TEMPLATES = [path for path in WORKFLOWS if not path.stem.endswith(".app")]  # the others open as forms
 WAYS = ("canvas", "vue")  # to draw nodes
 pytestmark = pytest.mark.browser
+# In the page: the graph that is queued opened again from that form, as a dropped API file or picture is, and queued once more.
+ROUND = """(async () => {
+  const api = (await app.graphToPrompt()).output
+  await app.loadApiJson(structuredClone(api), 'again')
+  return (await app.graphToPrompt()).output
+})()"""
 
 
 def load(path) -> dict:
@@ -22,7 +28,8 @@ def load(path) -> dict:
 @pytest.fixture(scope="module")
 def opened(server) -> dict:
     """name -> what the front-end said of each file; all are opened in one browser."""
-    return front_end.check(server.url, [{"name": path.stem, "workflow": load(path)} for path in WORKFLOWS])
+    jobs = [{"name": path.stem, "workflow": load(path), "then": [[ROUND, 0]]} for path in WORKFLOWS]
+    return front_end.check(server.url, jobs)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -38,6 +45,14 @@ def test_the_front_end_queues_the_graph_that_we_read_from_the_file(path, opened)
     theirs = opened[path.stem]["api"]
     assert {key: (node["class_type"], node["inputs"]) for key, node in ours.items()} == {
         key: (node["class_type"], node["inputs"]) for key, node in theirs.items()
+    }
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_the_queued_graph_opens_as_the_same_graph(path, opened):
+    queued, (again,) = opened[path.stem]["api"], opened[path.stem]["then"]
+    assert {key: (node["class_type"], node["inputs"]) for key, node in again.items()} == {
+        key: (node["class_type"], node["inputs"]) for key, node in queued.items()
     }
 
 

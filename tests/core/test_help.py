@@ -74,3 +74,23 @@ def test_every_part_of_a_category_has_a_chinese_name():
     for info in NODES.values():
         assert set(info["category"].split("/")) <= set(names)
         assert info["category"].startswith("Open-Sora/")
+
+
+@pytest.mark.parametrize(
+    "word, nodes",
+    [
+        ("seconds", ("EmptyLatentVideo", "EmptyLatent", "EmptyLatentHighCompression")),
+        ("length", ("EmptyLatentVideo", "EmptyLatent", "EmptyLatentHighCompression")),
+        ("时长", ("EmptyLatentVideo", "EmptyLatent", "EmptyLatentHighCompression")),
+        ("text to video", ("T5TextEncode", "EmptyLatentVideo", "EmptyLatent", "RectifiedFlowSampler", "FluxToVideo")),
+        ("文生视频", ("T5TextEncode", "EmptyLatentVideo", "EmptyLatent", "RectifiedFlowSampler", "FluxToVideo")),
+        ("图生视频", ("ImageToVideo", "VideoToVideo", "RectifiedFlowSampler")),
+        ("首尾帧", ("ImageToVideo",)),
+        ("长视频", ("ContinueVideo",)),
+        ("显存", ("Preflight",)),
+        ("提示词", ("T5TextEncode", "PromptHelper")),
+    ],
+)
+def test_words_that_people_look_for_find_the_right_nodes(word, nodes):
+    """By an alias that is the word itself, which the front-end's search puts before names that only hold it."""
+    assert {name.removeprefix("OpenSora") for name, info in NODES.items() if word in info.get("search_aliases", ())} == set(nodes)

@@ -1,17 +1,30 @@
 """The colours of previews: a red circle on blue is red on blue, by the built-in model's own latents."""
 
 import json
+import shutil
 
+import pytest
 import torch
 
+from opensora_core.cli import main
 from opensora_core.evaluation import world
 from opensora_core.evaluation.clips import quantised
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run.files import SMALL
 
 
-def test_a_red_circle_on_blue_is_red_on_blue():
-    held = json.loads((SMALL / "latent_colours.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> dict:
+    """What `colours` keeps beside a copy of the built-in VAE."""
+    folder = tmp_path_factory.mktemp("vae")
+    shutil.copy(SMALL / "hunyuan_vae.safetensors", folder / "mine.safetensors")
+    assert main(["colours", str(folder / "mine.safetensors"), "--device", "cpu"]) == 0
+    return json.loads((folder / "mine.colours.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("source", ["built in", "fitted"])
+def test_a_red_circle_on_blue_is_red_on_blue(source, fitted):
+    held = fitted if source == "fitted" else json.loads((SMALL / "latent_colours.json").read_text(encoding="utf-8"))
     scene = world.Scene(world.Combination("circle", "red", "blue", "right"), 4, 12.0, (32.0, 24.0), "")
     with torch.inference_mode():
         latents = OpenSoraPipeline.from_pretrained("small").vae.encode(quantised(scene.render()), [None])
@@ -21,3 +34,13 @@ def test_a_red_circle_on_blue_is_red_on_blue():
     assert red > blue + 0.5, "the circle"
     red, _, blue = seen[0, 0, 7]
     assert blue > red + 0.5, "the background"
+
+
+def test_what_is_kept_says_of_which_vae(fitted):
+    assert (fitted["codec"], len(fitted["factors"]), len(fitted["bias"])) == ("hunyuan_vae", 16, 3)
+    assert fitted["error"] < 0.35
+
+
+def test_another_file_is_said(capsys):
+    assert main(["colours", str(SMALL / "Open_Sora_v2.safetensors")]) == 2
+    assert "needs the HunyuanVideo VAE" in capsys.readouterr().err

@@ -147,6 +147,8 @@ def test_links_between_our_own_pages_lead_somewhere():
         *PAGES.values(),
         "docs/NODES.md",
         "docs/NODES.zh.md",
+        "docs/MOVING.md",
+        "docs/MOVING.zh.md",
         "CHANGELOG.md",
         *(str(path.relative_to(ROOT)) for path in (ROOT / "web" / "docs").rglob("*.md")),
     ):
@@ -166,3 +168,18 @@ def test_both_readmes_show_the_same_examples_in_as_many_sections():
     rows = [text.count("\n|") for text in texts]
     options = [set(re.findall(r"`(--[a-z0-9-]+)", text)) for text in texts]
     assert levels[0] == levels[1] and rows[0] == rows[1] and options[0] == options[1]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_memory_table_is_what_the_command_counts(name, capsys):
+    """Peaks of the released sizes for a card on which everything has room, and streamed block by block."""
+    from opensora_core.cli import main
+
+    rows = re.findall(r"^\| (256px|768px)[^|]*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / name).read_text(encoding="utf-8"), re.M)
+    assert [row[0] for row in rows] == ["256px", "256px", "768px", "768px"]
+    for (size, *figures), offload in zip(rows, ["auto", "minimal"] * 2, strict=True):
+        for precision, figure in zip(("auto", "fp8_e4m3fn", "nf4"), figures, strict=True):
+            words = ["--gpu-gib", "96", "--ram-gib", "96", "--resolution", size, "--precision", precision, "--offload", offload]
+            assert main(["inspect", "--plan", *words]) == 0
+            peaks = [float(peak) for peak in re.findall(r"^  (?:text|sampling|decode) +([\d.]+)$", capsys.readouterr().out, re.M)]
+            assert max(peaks) == float(figure), (size, precision, offload)

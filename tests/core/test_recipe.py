@@ -35,6 +35,68 @@ def test_a_video_is_made_again_from_what_it_says(small_checkpoint, tmp_path, cap
     assert pixels[0] == pixels[1]
 
 
+TINY = ["--width", "48", "--height", "32", "--num-steps", "2", "--model", "{tiny}"]
+MODES = {
+    "text": ["--prompt", "-a fox", *TINY, "--num-frames", "5", "--motion-score", "0", "--negative-prompt", "grey/blurry"],
+    "first": ["--prompt", "a fox", *TINY, "--num-frames", "9", "--ref", "{here}/first.png", "--fit", "pad", "--strength", "0.5"],
+    "first and last": ["--prompt", "a fox", *TINY, "--num-frames", "9", "--ref", "{here}/first.png", "--ref-end", "{here}/last.png"],
+    "last": ["--prompt", "a fox", *TINY, "--num-frames", "9", "--cond-type", "i2v_tail", "--ref", "{here}/last.png"],
+    "clip": ["--prompt", "a fox", *TINY, "--num-frames", "37", "--ref", "{here}/clip.mp4", "--cond-type", "v2v_head"],
+    "longer": ["--prompt", "a fox", *TINY, "--num-frames", "9", "--extend", "2", "--extend-prompt", "night", "--extend-prompt=-day"],
+    "longer from latents": ["--prompt", "a fox", "--num-steps", "2", "--model", "{tiny}", "--extend", "1", "--extend-from", "{here}/kept.latent"],
+    "drawn": ["--prompt", "a fox", *TINY, "--num-frames", "5", "--t2i2v", "--flux", "{here}/flux1-dev.safetensors", "--flux-vae", "{here}/ae.safetensors",
+              "--image-steps", "1", "--image-resolution", "144px"],
+    "fast": ["--prompt", "a fox", "--width", "48", "--height", "32", "--num-frames", "5", "--speed", "draft", "--model", "{tiny}"],
+    "row": ["--csv", "{here}/list.csv", *TINY],
+    "1.2": ["--prompt", 'a fox {{"reference_path": "{here}/first.png;{here}/last.png", "mask_strategy": "0;0,1,0,-1,1"}}', "--image-size", "40", "56",
+            "--num-frames", "34", "--num-steps", "2", "--model", "{one}", "--aes", "7"],
+    "1.2, loops": ["--prompt", "|0| a fox |1| a wolf", "--loop", "2", "--condition-frame-length", "5", "--image-size", "40", "56", "--num-frames", "34",
+                   "--num-steps", "2", "--model", "{one}"],
+    "CogVideoX": ["--prompt", "a fox", "--width", "80", "--height", "48", "--num-frames", "17", "--num-steps", "2", "--model", "{cog}", "--solver", "ddim",
+                  "--ref", "{here}/first.png"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_checkpoint, tmp_path_factory) -> dict[str, str]:
+    """A folder with everything that the modes name, models by links, and names for it."""
+    from PIL import Image
+
+    from demo import tiny_flux
+    from opensora_core.media.latent_file import save_latents
+    from tests.golden import cogvideox_files, open_sora_1_files
+
+    here = tmp_path_factory.mktemp("recipes")
+    (here / "tiny").symlink_to(tiny_checkpoint)
+    open_sora_1_files.write(here / "one", "1.2", False)
+    cogvideox_files.write(here / "cog", "1.5_5b_i2v")
+    tiny_flux.write(here)
+    for name, colour in (("first", (200, 40, 40)), ("last", (40, 40, 200))):
+        Image.new("RGB", (64, 40), colour).save(here / f"{name}.png")
+    save_video(torch.linspace(0, 1, 33 * 32 * 48 * 3).reshape(33, 32, 48, 3), here / "clip.mp4")
+    save_latents(here / "kept.latent", torch.linspace(-1, 1, 16 * 5 * 4 * 6).reshape(1, 16, 5, 4, 6))
+    (here / "list.csv").write_text("prompt,image,seed,length,motion_score\na fox,first.png,5,9,7\n", encoding="utf-8")
+    return {"here": str(here), **{name: str(here / name) for name in ("tiny", "one", "cog")}}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_printed_line_makes_the_same_video(mode, folders, capsys, tmp_path, monkeypatch):
+    """Of a video whose files were named with their folders, in the folder where they are."""
+    monkeypatch.chdir(folders["here"])
+    words = [word.format(**folders) for word in MODES[mode]]
+    seed = [] if mode == "row" else ["--seed", "3"]
+    assert main(["generate", *words, *seed, "--device", "cpu", "--out", str(tmp_path / "one")]) == 0, capsys.readouterr().err
+    (one,) = (tmp_path / "one").glob("*.mp4")
+    assert folders["here"] not in json.dumps(recipe_of(one))
+    capsys.readouterr()
+    assert main(["inspect", "--as-command", str(one)]) == 0
+    line = shlex.split(capsys.readouterr().out)
+    assert main([*line[3:], "--out", str(tmp_path / "two")]) == 0, (line, capsys.readouterr().err)
+    (two,) = (tmp_path / "two").glob("*.mp4")
+    pixels = [b"".join(list(imageio_ffmpeg.read_frames(str(path)))[1:]) for path in (one, two)]
+    assert len(pixels[0]) and pixels[0] == pixels[1]
+
+
 def test_comfyuis_tags_are_read(tmp_path):
     graph = {
         "1": {"class_type": "OpenSoraT5TextEncode", "inputs": {"prompt": ["5", 0], "fps": 24, "motion_score": 4, "negative_prompt": ""}},
@@ -57,6 +119,41 @@ def test_comfyuis_tags_are_read(tmp_path):
     words = as_command(path).split()
     expected = "--prompt waves --motion-score 4 --fps 24 --resolution 256px --aspect-ratio 16:9 --num-frames 5s --seed 3 --num-steps 50"
     assert words[4:] == [*expected.split(), "--guidance", "7.5"]
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"class_type": "OpenSoraImageToVideo", "inputs": {"start_image": ["p", 0], "end_image": ["q", 0], "fit": "pad", "strength": 1.0}},
+         ["--ref", "a b.png", "--ref-end", "z.png", "--fit", "pad"]),
+        ({"class_type": "OpenSoraVideoToVideo", "inputs": {"video": ["v", 0], "direction": "backwards", "context": "65", "fit": "crop"}},
+         ["--ref", "clip.mp4", "--cond-type", "v2v_tail_easy"]),
+        ({"class_type": "OpenSoraEmptyLatent", "inputs": {"size": "auto", "aspect_ratio": "16:9", "length": "4s", "width": 426, "height": 240}},
+         ["--num-frames", "4s"]),
+        ({"class_type": "OpenSoraEmptyLatent", "inputs": {"size": "custom", "aspect_ratio": "16:9", "length": "", "width": 426, "height": 240}},
+         ["--width", "426", "--height", "240"]),
+        ({"class_type": "OpenSoraModelLoader", "inputs": {"model_name": "small (built in)", "precision": "auto"}}, ["--model", "small"]),
+        ({"class_type": "OpenSoraTextEncoderLoader", "inputs": {"t5_name": "t5.safetensors", "clip_l_name": "none (T5 alone)"}},
+         ["--t5", "t5.safetensors"]),
+        ({"class_type": "OpenSoraContinueVideo", "inputs": {"segments": 2, "num_frames": 0, "context_frames": 33}},
+         ["--extend", "2", "--extend-context", "33"]),
+        ({"class_type": "OpenSoraT5TextEncode", "inputs": {"motion_score": 0}}, ["--motion-score", "0"]),
+    ],
+)  # fmt: skip
+def test_what_a_graph_asks_our_nodes_for_are_our_flags(given, expected, monkeypatch, tmp_path):
+    from opensora_core.commands import recipe
+
+    graph = {
+        "text": {"class_type": "OpenSoraT5TextEncode", "inputs": {"prompt": "waves"}},
+        "asked": given,
+        "p": {"class_type": "LoadImage", "inputs": {"image": "a b.png"}},
+        "q": {"class_type": "ImageScale", "inputs": {"image": ["r", 0], "width": 8}},
+        "r": {"class_type": "LoadImage", "inputs": {"image": "z.png"}},
+        "v": {"class_type": "GetVideoComponents", "inputs": {"video": ["w", 0]}},
+        "w": {"class_type": "LoadVideo", "inputs": {"file": "clip.mp4"}},
+    }
+    monkeypatch.setattr(recipe, "recipe_of", lambda path: {"program": "ComfyUI", "prompt": graph})
+    assert shlex.split(recipe.as_command(tmp_path))[4:] == ["--prompt", "waves", *expected]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"\xff" * 400], ids=["cut", "empty", "noise"])

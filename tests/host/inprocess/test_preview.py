@@ -69,3 +69,24 @@ def test_colours_are_the_hosts_but_for_the_built_in_model(preview):
 def test_what_the_host_says_nothing_of_has_no_colours(preview):
     form = types.SimpleNamespace(latent_rgb_factors=None)
     assert preview.colours(types.SimpleNamespace(model=types.SimpleNamespace(latent_format=form))) is None
+
+
+def test_colours_that_were_fitted_are_those_of_the_models_own_vae(preview, base):
+    import json
+
+    form = types.SimpleNamespace(latent_rgb_factors=None, latent_channels=4)
+    model = types.SimpleNamespace(
+        model=types.SimpleNamespace(latent_format=form, family=types.SimpleNamespace(codecs=("mine",))), cached_patcher_init=None
+    )
+    kept = base / "models" / "vae" / "a.colours.json"
+    for held, is_taken in (
+        ({"codec": "mine", "factors": [[0.1, 0.2, 0.3]] * 4, "bias": [0, 0, 0]}, True),
+        ({"codec": "another", "factors": [[0.1, 0.2, 0.3]] * 4, "bias": [0, 0, 0]}, False),
+        ({"codec": "mine", "factors": [[0.1, 0.2, 0.3]] * 3, "bias": [0, 0, 0]}, False),
+        ({"codec": "mine", "factors": "red"}, False),
+    ):
+        kept.write_text(json.dumps(held))
+        assert (preview.colours(model) is not None) == is_taken, held
+    kept.write_text("{")
+    assert preview.colours(model) is None
+    kept.unlink()

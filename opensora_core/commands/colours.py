@@ -1,0 +1,83 @@
+"""`colours`: what turns a VAE's latents into the colours of a preview, fitted on pictures made for it and kept beside the VAE, where ComfyUI's previews
+look for it (nodes/host/preview.py)."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from tqdm import tqdm
+
+from ..checkpoint.detect import identify, require
+from ..checkpoint.files import read_network
+from ..geometry import Grid
+from ..names import check_name, complete_or_absent
+from ..run.vae import open_vae
+from .options import DONE, ColoursOptions
+
+SUFFIX = ".colours.json"
+PICTURES, SECONDS = 48, 60  # pictures that are encoded; after so long a time no more are, if there are enough
+_FRAMES = 9  # of a still clip, or as near as the VAE counts
+_PATTERNS = (2, 3, 5, 8, 13, 21)  # colours across a picture
+
+
+def run(options: ColoursOptions) -> int:
+    """Fit and keep; the file's path goes to standard output."""
+    path = Path(options.vae).expanduser()
+    header = read_network(path)
+    identity = identify(header.shapes)
+    require(identity, "vae", header.name)
+    named = path / "vae" if path.is_dir() else path
+    target = check_name(options.out, "--out") if options.out else named.with_name(named.stem + SUFFIX)
+    with tqdm(total=PICTURES, unit="picture", file=sys.stderr, dynamic_ncols=True) as bar, torch.inference_mode():
+        factors, bias, error = fit(open_vae(path, options.device).encode, identity.config.grid, lambda: bar.update())
+    held = {"codec": identity.kind, "factors": _rounded(factors), "bias": _rounded(bias), "error": round(error, 4)}
+    with complete_or_absent(target) as partial:
+        partial.write_text(json.dumps(held) + "\n", encoding="utf-8")
+    sys.stderr.write(f"root mean square error {error:.3f} of -1..1\n")
+    sys.stdout.write(f"{target}\n")
+    return DONE
+
+
+def fit(encode: Callable[[Tensor], Tensor], grid: Grid, progress: Callable[[], object]) -> tuple[Tensor, Tensor, float]:
+    """Least squares from each latent pixel of still clips to the mean colour of the pixels that it stands for.
+
+    Args:
+        encode: images [T, H, W, 3] in 0..1 -> latents [1, C, t, h, w] in the transformer's scale.
+
+    Returns:
+        Factors [C, 3] and bias [3] that give -1..1, and the root mean square error on pictures that were kept apart.
+    """
+    draw = torch.Generator().manual_seed(0)
+    side, frames = max(8 * grid.space, 128), grid.frames.nearest(_FRAMES)
+    rows, targets, began = [], [], time.monotonic()
+    for number in range(PICTURES):
+        picture = _picture(draw, side, _PATTERNS[number % len(_PATTERNS)])
+        latents = encode(picture.movedim(0, -1).expand(frames, side, side, 3)).cpu()[0]
+        colour = adaptive_avg_pool2d(picture * 2 - 1, latents.shape[-2:])
+        rows.append(latents.flatten(1).T.double())
+        targets.append(colour[:, None].expand(-1, latents.shape[1], -1, -1).flatten(1).T.double())
+        progress()
+        if time.monotonic() - began > SECONDS and sum(map(len, rows)) > 16 * latents.shape[0]:
+            break
+    apart = max(1, len(rows) // 8)
+    x, y = (torch.cat(parts[apart:]) for parts in (rows, targets))
+    solution = torch.linalg.lstsq(torch.cat((x, torch.ones_like(x[:, :1])), 1), y).solution
+    factors, bias = solution[:-1], solution[-1]
+    x, y = (torch.cat(parts[:apart]) for parts in (rows, targets))
+    return factors, bias, float((x @ factors + bias - y).square().mean().sqrt())
+
+
+def _picture(draw: torch.Generator, side: int, colours: int) -> Tensor:
+    """[3, side, side] in 0..1: fields of colour, sharp or running into each other."""
+    fields = ((torch.rand(1, 3, colours, colours, generator=draw) - 0.5) * 1.6 + 0.5).clamp(0, 1)
+    is_sharp = bool(torch.rand((), generator=draw) < 0.5)
+    return interpolate(fields, (side, side), **({"mode": "nearest"} if is_sharp else {"mode": "bilinear", "align_corners": False}))[0]
+
+
+def _rounded(values: Tensor) -> list:
+    return torch.round(values, decimals=5).tolist()
