@@ -235,7 +235,7 @@ HIGH_COMPRESSION = Grid(32, 1, FrameRule(_FOURS, step=4, lead=0, shortest_clip=8
 
 @dataclass(frozen=True)
 class Workload:
-    """How much there is to make; what a run, a plan and a sentence about either count by.
+    """The size, length, steps and number of the videos to make.
 
     Attributes:
         height, width, num_frames: pixels and frames that the grid has: for Open-Sora 2.0 multiples of 16 and 4k+1.

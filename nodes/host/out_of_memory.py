@@ -39,7 +39,7 @@ def unless_out_of_memory(run: Callable[[], Result]) -> Result | None:
 
 
 class Fallback:
-    """How far one run has gone.
+    """How far one run has gone in needing less memory.
 
     Args:
         report: takes one line for people at each way down.

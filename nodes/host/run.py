@@ -96,7 +96,7 @@ def shifted(
 
 
 def subject(model, shape: tuple[int, ...], use: ReferenceUse | None) -> plans.Subject:
-    """What a plan for clips of this latent shape is looked for by."""
+    """What identifies the plan for clips of this latent shape."""
     grid = require_open_sora(model).grid
     fingerprint = plan.fingerprint_of(model.model.diffusion_model.named_parameters())
     return plans.Subject(fingerprint, plan.mode_of(use), (shape[3] * grid.space, shape[4] * grid.space), grid.pixel_frames(shape[2]))

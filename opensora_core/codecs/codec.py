@@ -155,7 +155,7 @@ class Codec(Protocol):
 
 
 class CodecModule(nn.Module):
-    """What codecs have in common; the memory of one that says nothing else is counted."""
+    """What codecs have in common. Memory is counted on meta where a codec has no figures of its own."""
 
     can_park = False
     decode_bytes = encode_bytes = None

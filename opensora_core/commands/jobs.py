@@ -256,7 +256,7 @@ class Jobs:
         return None
 
     def _sentence(self, error: Exception) -> str:
-        """Why, and where what is finished is; a refusal or a defect is raised again where all jobs are one request."""
+        """Why a video failed, and where finished work is kept; a refusal or a defect is raised again where all jobs are one request."""
         if isinstance(error, DecodeOutOfMemory):
             return f"{error} {self._kept.keep_of(error.latents)}"
         sentence = failure(error)

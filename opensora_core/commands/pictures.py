@@ -105,7 +105,7 @@ def flux_files(options: GenerateOptions) -> list[Path]:
 
 
 def check_given(options: GenerateOptions) -> None:
-    """What does not go together with --t2i2v, or not without it.
+    """Refuse options that do not go with --t2i2v, or not without it.
 
     Raises:
         OpenSoraError: names the option.

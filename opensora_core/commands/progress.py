@@ -110,17 +110,17 @@ class Screen(logging.Handler):
         tqdm.write(line, file=sys.stderr)
 
     def finished(self, path: str) -> None:
-        """One more video is done; its path goes to standard output."""
+        """Count a finished video; its path goes to standard output."""
         tqdm.write(path, file=sys.stdout)
         sys.stdout.flush()
         self._bar.update()
 
     def made_by_others(self, number: int) -> None:
-        """So many more videos of the batch are done, by other processes."""
+        """Count videos of the batch that other processes finished."""
         self._bar.update(number)
 
     def failed(self, line: str) -> None:
-        """One more video is given up."""
+        """Count a video that is given up, and say why."""
         self.say(line)
         self._num_failed += 1
         self._bar.set_postfix_str(f"{self._num_failed} failed", refresh=False)

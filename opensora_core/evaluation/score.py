@@ -40,7 +40,7 @@ SAME_VIDEO = 45.0  # dB, worst clip: rounding moves single pixels by one level; 
 
 @dataclass(frozen=True)
 class Share:
-    """So many of so many."""
+    """A count out of a total."""
 
     right: int
     of: int

@@ -246,7 +246,7 @@ class Walk:
         self._tiling: Tiling | None = None
 
     def __call__(self, run: Callable[[Tiling], T]) -> T:
-        """What `run` gives of the first tiling that there is memory for.
+        """The result of `run` with the first tiling that there is memory for.
 
         Raises:
             torch.cuda.OutOfMemoryError: there is memory for none.
@@ -345,7 +345,7 @@ class VideoVAE:
 
     @contextmanager
     def decoder(self, latent_shape: tuple[int, ...], tell: Callable[[str], None]) -> Iterator[Callable[[Tensor, Progress | None], Tensor]]:
-        """What decodes clips, or the parts of a long one, while the block lasts.
+        """A function that decodes clips, or the parts of a long one, while the block lasts.
 
         It is called with latents [1, C, t, h, w] in the transformer's scale and a progress, gives pixels [1, 3, T, H, W], about -1..1,
         and raises what the device says where it has no room in any way that the policy permits.

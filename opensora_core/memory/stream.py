@@ -245,17 +245,17 @@ class Lane:
     is_async = False
 
     def open(self) -> None:
-        """Buffers are there."""
+        """Called once the buffers exist."""
 
     def copy(self, slot: int, work: Callable[[], None]) -> None:
         """Fill a buffer by `work`, when everything that reads it has ended."""
         work()
 
     def begin(self, slot: int) -> None:
-        """What computes from here on reads a buffer: wait until it is filled."""
+        """Wait until a buffer is filled, for the work from here on, which reads it."""
 
     def end(self, slot: int) -> None:
-        """What computes from here on does not read it."""
+        """Tell that no work from here on reads the buffer."""
 
     def wait(self) -> None:
         """Wait until no buffer is in use."""

@@ -235,6 +235,6 @@ def _mode(request: GenerationRequest) -> str:
 
 
 def _given(request: GenerationRequest) -> str:
-    """What tells references from others."""
+    """A text that differs where the references differ."""
     given = request.references.given.values()
     return hashlib.sha256(b"".join(value.cpu().float().numpy().tobytes() for value in given)).hexdigest()

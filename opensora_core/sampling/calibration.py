@@ -90,7 +90,7 @@ def best_steps(costs: Tensor, num_points: int) -> tuple[int, ...]:
 
 
 def _combined(now: StepGuidance, predictions: Predictions) -> Tensor:
-    """What a step's own scales make of predictions, its passes aside."""
+    """Predictions combined by a step's own scales, whichever passes it runs."""
     passes = tuple(predictions) if now.passes != ("cond",) else now.passes
     if isinstance(now.image, float) and now.image == 1.0:
         passes = passes[:2]

@@ -69,7 +69,7 @@ class Given:
 
     @property
     def blank(self) -> "Given":
-        """What the pass reads that is to know nothing of what is given."""
+        """What enters the pass that is to know nothing of what is given."""
         return NOTHING
 
     def before(self, x: Tensor, step: int) -> Tensor:

@@ -57,7 +57,7 @@ class TextRecipe:
     usual: Said = Said()
 
     def said(self, **said: float | str | None) -> Said:
-        """What is said to this model: of what is None, the usual."""
+        """What is said to this model; its usual value stands where None is given."""
         return Said(**{one.name: getattr(self.usual, one.name) if said.get(one.name) is None else said[one.name] for one in fields(Said)})
 
     def against(self, negative_prompt: str, unconditional: str = AUTO) -> str | Unread:
