@@ -20,7 +20,7 @@ from opensora_core.evaluation import prompts
 from opensora_core.evaluation.clips import Job, arguments
 from opensora_core.memory.component import Placement
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run.calibrate import Runs, Trial, told
+from opensora_core.run.calibrate import Calibration, Runs, told
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.parts import Networks
 from opensora_core.run.plans import Subject
@@ -66,7 +66,7 @@ def measured(mode: str, shift: float, count: int, folder: Path) -> list[dict]:
         runs = Runs(transformer, requests, encoded, given, networks.placement)
         whole, guidance = runs.whole(shift), requests[0].guidance
         subject = Subject(networks.fingerprint, mode_of(runs.use), (requests[0].height, requests[0].width), requests[0].num_frames)
-        trial = Trial(
+        trial = Calibration(
             subject, whole, guidance, runs.use, requests[0].latent_extent[0], tuple(f"{case.prompt} {case.seed}" for case in cases[:count])
         )
         found = trial.run(runs.make, folder, lambda done, total: None).plans

@@ -119,7 +119,7 @@ class OpenSoraContinueVideo(Node):
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
         # No temporal ramp: upstream has none where a clip is given.
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
-        options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed)
+        options = run.RunInputs(seed, steps, shift, noise_device, latent_dtype, speed)
         with OutputFile(filename_prefix) as file:
             # All prompts before the first segment: the text encoders are then not needed again.
             positives = _encode(clip, lines, family.text, (fps, motion_score), node_id) if prompts.strip() else [positive] * segments

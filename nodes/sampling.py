@@ -162,5 +162,5 @@ class OpenSoraRectifiedFlowSampler(Node):
         guidance_curve=AUTO,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
-        options = run.RunOptions(seed, steps, shift, noise_device, latent_dtype, speed, solver)
+        options = run.RunInputs(seed, steps, shift, noise_device, latent_dtype, speed, solver)
         return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, options, cls.hidden.unique_id))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import family_of
-from ...opensora_core.run.calibrate import Calibrated, Trial
+from ...opensora_core.run.calibrate import Calibrated, Calibration
 from ...opensora_core.sampling import schedule, solvers
 from ...opensora_core.sampling.guidance import Guidance
 from . import notice, paths
@@ -57,7 +57,7 @@ def calibrate(model, pairs: list[tuple[list, list]], samples: Tensor, guidance: 
         bar.update_absolute(done, total)
         notice.show(f"Calibrating: {done} of {total} steps", node_id, notice.INFO)
 
-    trial = Trial(subject(model, shape, uses[0]), whole, guidance, uses[0], shape[2], keys)
+    trial = Calibration(subject(model, shape, uses[0]), whole, guidance, uses[0], shape[2], keys)
     with torch.inference_mode():
         return trial.run(make, paths.plan_folders()[0], progress)
 

@@ -35,7 +35,7 @@ class Segments:
     positives: list
     negative: list
     guidance: Guidance
-    options: run.RunOptions
+    options: run.RunInputs
     rule: LongRule
     decoder: tuple[Any, str]
 

@@ -32,7 +32,7 @@ from .guider import SPEED_KEY, OpenSoraGuider, check_latent
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunInputs:
     """What a run needs besides model and conditioning.
 
     Attributes:
@@ -124,7 +124,7 @@ def run(
     conditionings: tuple[list, list],
     latent: dict,
     guidance: Guidance,
-    options: RunOptions,
+    options: RunInputs,
     node_id: str | None,
     title: str = "",
 ) -> dict:

@@ -135,7 +135,7 @@ class TemporalVAE(nn.Module):
         return self.decoder(self.post_quant_conv(z))[:, :, -num_frames:]
 
 
-class VideoVAE(InPieces):
+class TwoStageVAE(InPieces):
     """Clips and latents, both ways."""
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..codecs.causal import CausalConfig, CausalVideoVAE
 from ..codecs.picture import OLD_DIFFUSERS, KLConfig, PictureVAE
-from ..codecs.temporal import SPATIAL, TemporalConfig, VideoVAE
+from ..codecs.temporal import SPATIAL, TemporalConfig, TwoStageVAE
 from ..family import Clip, Family, Part
 from ..geometry import Grid
 from ..geometry_1x import EVERY_FRAME, FIXED, PIECES, SHARED_PIECES
@@ -60,7 +60,7 @@ VAE_1_2 = Part(
     released=TemporalConfig(),
     dtype="F32",
     repositories=("OpenSora-VAE-v1.2",),
-    build=VideoVAE,
+    build=TwoStageVAE,
 )
 VAE_1_3 = Part(
     kind="open_sora_1_3_vae",

@@ -63,8 +63,8 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What is calibrated.
+class Calibration:
+    """The runs to calibrate with.
 
     Attributes:
         whole: the released run's way. use: how the runs use what they are given. latent_frames: T of the latents.
@@ -209,7 +209,7 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
     def work(transformer) -> Calibrated:
         runs = Runs(transformer, requests, prompts, conditions, placement)
         subject = Subject(networks.fingerprint, mode_of(runs.use), (first.height, first.width), first.num_frames)
-        trial = Trial(subject, runs.whole(), first.guidance, runs.use, first.latent_extent[0], keys)
+        trial = Calibration(subject, runs.whole(), first.guidance, runs.use, first.latent_extent[0], keys)
         return trial.run(runs.make, folder, watchers.stage("sampling"))
 
     found, _ = with_less(
