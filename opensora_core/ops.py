@@ -6,6 +6,7 @@ model without a branch in it.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,22 @@ def sinusoid(values: Tensor, dim: int = 256) -> Tensor:
     frequencies = torch.exp(torch.arange(dim // 2, dtype=torch.float32, device=values.device) * (-math.log(10000) / (dim // 2)))
     angles = values.float()[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class AllTokens:
+    """Which tokens of a forward are this process's: all of them. parallel/shares.py shares them out over several."""
+
+    def count(self, number: int) -> int:
+        """How many of so many tokens."""
+        return number
+
+    def mine(self, tokens: Tensor, counts: Sequence[int], dim: int = 1) -> Tensor:
+        """Of each part of a sequence, as long as `counts` say, its own share; the shares one behind the other."""
+        return tokens
+
+    def whole(self, tokens: Tensor, count: int) -> Tensor:
+        """[B, count, D] of everybody's shares of it."""
+        return tokens
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:

@@ -20,6 +20,7 @@ from .memory.decode import VideoVAE
 from .memory.footprint import sizes_of_files
 from .memory.residency import make_residency
 from .ops import sliced_attention
+from .parallel.group import Group
 from .run.asked import check_request, given_of, going_on_of, guidance_of, seed_of, steps_of, with_usual
 from .run.calibrate import Calibrated, calibrate
 from .run.clip import make_clip
@@ -32,7 +33,9 @@ from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
+from .run.sample import do_share
 from .run.segments import segment_prompts
+from .run.shared import check_size
 from .run.text import encode
 from .sampling.given import CONTEXTS
 from .sampling.longer import Continuation
@@ -205,6 +208,23 @@ class OpenSoraPipeline:
         self._networks.is_compiled = True
         self._networks.transformer.release()
         return self
+
+    def use_group(self, group: Group) -> "OpenSoraPipeline":
+        """Make videos together with other processes, which have the same files and options; see parallel/group.py.
+
+        The first process is called as usual; the others call `help` instead, and end with the group.
+
+        Raises:
+            OpenSoraError: more processes than this model can be shared out over.
+        """
+        check_size(self.files, group.size)
+        self._networks.video_vae.group = group
+        return self
+
+    @torch.inference_mode()
+    def help(self) -> None:
+        """The share of a process that is not the first of its group."""
+        do_share(self._networks)
 
     def load_lora(self, path: str | Path, strength: float = 1.0) -> "OpenSoraPipeline":
         """Add a LoRA to the transformer, after those added before.

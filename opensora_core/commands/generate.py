@@ -1,12 +1,15 @@
 """`generate`: a prompt, or a table of them, and pictures if given, to video files."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OpenSoraError
 from ..media.latent_file import read_latents
 from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, check_can_be_written, save_video
+from ..memory.component import resolve_device
 from ..names import Claim, check_name, claim_unused, taken_by
+from ..parallel.group import Group, together
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from ..sampling.solvers import MAX_SEED
@@ -16,7 +19,7 @@ from .frames import call_arguments
 from .guides import understood
 from .jobs import Job, Jobs
 from .ledger import Ledger
-from .model import pipeline, with_usual
+from .model import device_of, pipeline, with_usual
 from .options import DONE, SOME_FAILED, ExtendOptions, GenerateOptions, changed
 from .output import check_writable, say
 from .pictures import check_given, flux_files, picture_job
@@ -40,12 +43,28 @@ def run(options: GenerateOptions) -> int:
         raise OpenSoraError(f"--shard {options.shard} shares out the rows of a table; give it with --csv.")
     if options.decode is not None:
         return _decode(options)
+    with together(resolve_device(device_of(options.device))) as group:
+        if group is not None and group.rank:
+            return _help(options, group)
+        return _make(options, extending, group)
+
+
+def _help(options: GenerateOptions, group: Group) -> int:
+    """The share of a process that is not the first: no prompt, no file, no line."""
+    logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.ERROR)
+    pipeline(options).use_group(group).help()
+    return DONE
+
+
+def _make(options: GenerateOptions, extending: list[str], group: Group | None) -> int:
     if extending and options.extend is None:
         raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
     screen, target = Screen(), Target(options.out, options.sample_name or "video")
     jobs, pipe = _jobs(options, target, screen)
     if options.refine_prompt:
         jobs = refined_jobs(jobs, options, pipe)
+    if group is not None:
+        pipe.use_group(group)
     with screen:
         making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=True)
         making.run(jobs)

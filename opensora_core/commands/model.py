@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from ..choices import AUTO, BUDGET, DEFAULT_BUDGET_GIB, torch_dtype
 from ..errors import OpenSoraError
 from ..family import Clip
@@ -33,7 +35,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
             options = replace(options, vae=options.ckpt_path_vae2d)
         else:
             say(f"--ckpt-path-vae2d is not read: {Path(options.vae).name} holds that VAE too")
-    device, dtype = resolve_device(_device(options.device)), torch_dtype(options.dtype)
+    device, dtype = resolve_device(device_of(options.device)), torch_dtype(options.dtype)
     parts = {part: getattr(options, part) for part in PARTS}
     missing = [f"--{part}" for part, path in parts.items() if path is None and part != "clip"]
     how = {"torch_dtype": dtype, "precision": options.precision, "tokenizers": options.tokenizers}
@@ -66,9 +68,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     return made
 
 
-def _device(named: str) -> str:
+def device_of(named: str) -> str:
     """The device to use: under torchrun, auto is the GPU of the process's own number."""
-    import torch
-
     rank, count = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
     return f"cuda:{int(rank) % count}" if named == AUTO and rank.isdecimal() and count else named

@@ -380,6 +380,12 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
         "with --csv: this is worker I of N that share one table and one --out folder; each row is made once, and what a lost worker leaves is taken "
         "up by the others (default: under torchrun, its rank)",
     )
+    gpus: int = option(
+        1,
+        "N",
+        "GPUs of this machine that make each video together; with --csv, each its own rows (for several machines: torchrun). With --device cpu, "
+        "processes",
+    )
     num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...")
     out: str = option(
         "outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead"

@@ -12,14 +12,26 @@ from torch import Tensor
 
 from ..choices import AUTO, EXACT, LOW_MEMORY, POLICIES
 from ..codecs.codec import Codec, CodecConfig
-from ..codecs.tiling import HOME, MIN_TILE_SIZE, TILE_SIZE_MULTIPLE, Progress, check_tiling, largest_tile, tiled_decode, tiled_encode
+from ..codecs.tiling import (
+    HOME,
+    MIN_TILE_SIZE,
+    TILE_SIZE_MULTIPLE,
+    Progress,
+    check_tiling,
+    largest_tile,
+    num_tiles,
+    tiled_decode,
+    tiled_encode,
+)
 from ..errors import check_choice
 from ..families.table import codec_of
 from ..geometry import WHOLE_CLIP, Tiling
+from ..parallel.group import Group
 from .component import Component, Placement
 from .count import AllocationCounter
 from .device import free_bytes, unless_out_of_memory
 from .residency import GIB
+from .shared_tiles import DECODE, OwnTiles, SharedTiles
 
 logger = logging.getLogger(__name__)
 
@@ -272,6 +284,7 @@ class VideoVAE:
     Attributes:
         tiling: sizes of the tiles; the defaults are upstream's.
         policy: how to decode: auto, exact or low_memory, see Ladder.attempts.
+        group: processes that decode tiles of the same clip, or None for this one alone.
     """
 
     def __init__(self, component: Component, placement: Placement):
@@ -279,6 +292,7 @@ class VideoVAE:
         self._policy = AUTO
         self._component = component
         self._placement = placement
+        self.group: Group | None = None
 
     @property
     def policy(self) -> str:
@@ -368,9 +382,22 @@ class VideoVAE:
 
             def decode(latents: Tensor, progress: Progress | None, tiling: Tiling) -> Tensor:
                 latents = config.latents.to_codec(latents.to(placement.device).float()).to(placement.dtype)
-                return tiled_decode(vae.decode, latents, tiling, progress, grid=config.grid)
+                total = num_tiles(latents.shape, tiling, True, config.grid)
+                if self.group is None or total == 1:
+                    return tiled_decode(vae.decode, latents, tiling, progress, grid=config.grid)
+                self.group.order(DECODE, latents.cpu(), tiling)
+                with SharedTiles(self.group, vae.decode, total) as tile:
+                    return tiled_decode(tile, latents, tiling, progress, grid=config.grid)
 
             yield lambda latents, progress=None: walk(partial(decode, latents, progress))
+
+    def decode_own_tiles(self, latents: Tensor, tiling: Tiling) -> None:
+        """Decode this process's tiles of a clip and send them to the first process of the group, which has ordered them.
+
+        latents: [1, C, t, h, w], as the codec takes them.
+        """
+        with self._component.at_work() as vae, OwnTiles(self.group, vae) as tile:
+            tiled_decode(tile, latents.to(self._placement.device), tiling, grid=vae.config.grid)
 
 
 def _free_for_tiles(latent_shape: tuple[int, ...], config: CodecConfig, placement: Placement) -> int | None:

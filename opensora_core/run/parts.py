@@ -20,6 +20,7 @@ from ..memory.component import Component, Placement
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
+from ..parallel.group import Group
 from ..sampling.plan import fingerprint_of
 from .files import PLANS, ModelFiles, check_files, check_picture_files, family_of_file
 from .kernels import compile_blocks
@@ -41,6 +42,7 @@ class Networks:
         keep_encoded: keep encoded prompts, within loaded.PROMPTS.
         is_compiled: whether the transformer's blocks are compiled as it is read. fingerprint: of it once it was read, see sampling/plan.py.
         plan_folders: where calibrated plans are.
+        group: the processes that make a video together with this one, or None; see parallel/group.py.
     """
 
     def __init__(self, files: ModelFiles, placement: Placement, quantised: str | None):
@@ -57,6 +59,15 @@ class Networks:
         self.clip = Component(self._read_clip, placement, is_kept=False)
         self.vae = Component(self._read_vae, placement)
         self.video_vae = VideoVAE(self.vae, placement)
+
+    @property
+    def group(self) -> Group | None:
+        return self.video_vae.group
+
+    @property
+    def attention(self) -> Callable:
+        """What the transformer's blocks attend by, of ops.py's form."""
+        return self._attention
 
     @property
     def needs(self) -> Needs:

@@ -1,6 +1,8 @@
 """The stage sampling: from noise, a prompt and references to finished latents."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from . import plans
 from .parts import Networks
 from .ran_out import sampling_ran_out, with_less
 from .request import EncodedPrompt, GenerationRequest
+from .shared import SAMPLE, on_cpu, shared_out
+
+logger = logging.getLogger(__name__)
 
 
 def sample_latents(
@@ -37,7 +42,9 @@ def sample_latents(
         OutOfMemory: the device has no room, in any way that the offload mode permits.
         OpenSoraError: the transformer gave values that are not numbers.
     """
-    placement, said = networks.placement, []
+    placement, said, group = networks.placement, [], networks.group
+    if group is not None:
+        group.order(SAMPLE, request, prompt, on_cpu(condition))
 
     def work(transformer) -> Tensor:
         options, config = request.options, transformer.config
@@ -50,7 +57,15 @@ def sample_latents(
         schedule, guidance, said[:] = way(networks, request, recipe, config, shape, use)
         told = conditions(request, _repeated(prompt.condition, request.num_videos), condition, family.usual.fps)
         start = _noise(request, shape, placement.device, recipe.noise)
-        latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)
+        if group is None:
+            latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)
+        else:
+            passes = [len(guidance.at_step(step, schedule.num_steps, shape[2], use).passes) for step in range(schedule.num_steps)]
+            with shared_out(networks, transformer, passes, sampling_ran_out(request, placement)) as shares:
+                recipe = replace(recipe, each_pass=shares.passes)
+                latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)
+            said.append(shares.words(schedule.num_steps))
+            logger.warning("%s", said[-1])
         return finished(latents[:, :, lead:], placement.dtype)
 
     beside_bytes = networks.needs.beside_transformer(request)
@@ -107,3 +122,12 @@ def _repeated(text: TextCondition, num_videos: int) -> TextCondition:
     return TextCondition(
         **{side: {name: part.expand(num_videos, *part.shape[1:]) for name, part in parts.items()} for side, parts in sides}
     )
+
+
+def do_share(networks: Networks) -> None:
+    """The work of a process that is not the first of its group: its share of all that the first orders, until that ends."""
+    for work, told in networks.group.orders():
+        if work == SAMPLE:
+            sample_latents(networks, *told, lambda report: None)
+        else:
+            networks.video_vae.decode_own_tiles(*told)

@@ -57,6 +57,11 @@ def beside(config, side: Side, given: Given, numbers: Mapping[str, float]) -> Si
     return {**side, "cond": given.cond}
 
 
+def in_turn(names: Sequence[str], predict: Callable[[str], Tensor], like: Tensor) -> dict[str, Tensor]:
+    """The predictions of a step's passes, one after another. like: a tensor of their form."""
+    return {name: predict(name) for name in names}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingRecipe:
     """How a model is sampled; a family's row holds one.
@@ -76,6 +81,7 @@ class SamplingRecipe:
         use: how what is given is used where it enters at every step, from how a person asked for it; None where it does not.
         passes: of a step of the released code, which runs all of them; what is saved is counted against it.
         as_diffusers: the same as that library computes it, where it differs.
+        each_pass: who computes the guidance passes of a step, as in_turn.
     """
 
     process: Process = Flow(+1)
@@ -92,6 +98,7 @@ class SamplingRecipe:
     reads_size: bool = False
     place: Callable[..., tuple[Tensor, Tensor]] | None = None
     use: Callable[[ReferenceUse], ReferenceUse] | None = None
+    each_pass: Callable[..., dict[str, Tensor]] = in_turn
 
     def way(self, config, extent, num_steps: int, shift: float = 0.0, size: tuple[int, int, int] | None = None) -> Schedule:
         """The schedule of a run; size: (frames, height, width) in pixels, None = what the latents decode to."""
@@ -189,9 +196,11 @@ def sample(
         now = guidance.at_step(step, schedule.num_steps, x.shape[2], given.use, schedule.timesteps[step].item())
         timestep = schedule.timesteps[step].to(device).expand(x.shape[0])
         network_input = x.to(dtype)
-        predictions = {
-            name: network(network_input, timestep, **inputs(*now.reads(name), now.reads_reference)).to(x.dtype) for name in now.passes
-        }
+
+        def velocity(name: str) -> Tensor:
+            return network(network_input, timestep, **inputs(*now.reads(name), now.reads_reference)).to(x.dtype)
+
+        predictions = recipe.each_pass(now.passes, velocity, x)
         done += len(now.passes)
         now.seen(predictions)
         held = now.image_difference(predictions, held)

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "geometry_1x": {"errors", "geometry"},
     "shapes": {"errors"},
     "ops": set(),
+    "parallel": {"errors"},
     "text": {"errors"},
     "networks": {"errors", "geometry", "geometry_1x", "ops", "shapes"},
     "codecs": {"errors", "geometry", "geometry_1x", "ops", "shapes"},
@@ -55,6 +56,7 @@ MAY_IMPORT = {
         "families",
         "family",
         "geometry",
+        "parallel",
         "sampling",
         "shapes",
         "text",
@@ -73,11 +75,12 @@ MAY_IMPORT = {
         "media",
         "memory",
         "ops",
+        "parallel",
         "sampling",
         "shapes",
         "text",
     },  # fmt: skip
-    "pipeline": {"codecs", "names", "errors", "geometry", "media", "memory", "ops", "run", "sampling"},
+    "pipeline": {"codecs", "names", "errors", "geometry", "media", "memory", "ops", "parallel", "run", "sampling"},
     "inspection": {"checkpoint", "encoders", "errors", "families", "family", "ops", "shapes"},
 }
 EDGE_ROOMS = {"cli", "commands", "evaluation", "__main__", "__init__"}  # they put the rooms together and may import any

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...ops import Seams, TorchOperations, attention as torch_attention, sinusoid
+from ...ops import AllTokens, Seams, TorchOperations, attention as torch_attention, sinusoid
 from .config import BASE_GRID, CogVideoXConfig
 from .positions import CHUNK_ELEMENTS, rotary_table, rotate, sincos_tables
 
@@ -145,7 +145,12 @@ class CogVideoX(nn.Module):
         config: sizes.
         operations: namespace with Linear, LayerNorm and Conv2d.
         attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
+
+    Attributes:
+        tokens: which of them this process computes, see ops.AllTokens.
     """
+
+    tokens = AllTokens()
 
     def __init__(self, config: CogVideoXConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
         super().__init__()
@@ -202,13 +207,16 @@ class CogVideoX(nn.Module):
         del video
         self._add_positions(h, num_txt, grid)
         pe = rotary_table(self.config, grid, h.device) if self.config.is_rotary else None
+        counts = options["token_counts"] = (num_txt, h.shape[1] - num_txt)
+        h, num_txt = self.tokens.mine(h, counts), self.tokens.count(num_txt)
+        pe = pe if pe is None else self.tokens.mine(pe, counts[1:])
         options.update(total_blocks=len(self.transformer_blocks), block_type="double", img_slice=[num_txt, h.shape[1]])
         for index, block in enumerate(self.transformer_blocks):
             options["block_index"] = index
             h = block(h, vec, pe, num_txt, options)
         numbers = self.norm_out.numbers(vec)
         h = modulate(self.norm_out.norm(self.norm_final(h[:, num_txt:])), 0, numbers, numbers)
-        parts = self.proj_out(h).reshape(h.shape[0], *grid, -1, *patch)
+        parts = self.tokens.whole(self.proj_out(h), counts[1]).reshape(h.shape[0], *grid, -1, *patch)
         return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(x.shape)
 
     def _add_positions(self, h: Tensor, num_txt: int, grid: tuple[int, int, int]) -> None:

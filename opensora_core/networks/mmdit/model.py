@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...ops import Seams, TorchOperations, attention as torch_attention, sinusoid
+from ...ops import AllTokens, Seams, TorchOperations, attention as torch_attention, sinusoid
 from .config import TransformerConfig
 from .layers import DoubleStreamBlock, LastLayer, MLPEmbedder, SingleStreamBlock
 from .packing import pack, unpack
@@ -21,7 +21,12 @@ class MMDiT(nn.Module):
         config: sizes, see config.py.
         operations: namespace with Linear, LayerNorm and RMSNorm.
         attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
+
+    Attributes:
+        tokens: which of them this process computes, see ops.AllTokens.
     """
+
+    tokens = AllTokens()
 
     def __init__(self, config: TransformerConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
         super().__init__()
@@ -71,6 +76,8 @@ class MMDiT(nn.Module):
         latent_size = x.shape[-3:]
         img, txt, vec = self._embed(x, timestep, context, y, cond, guidance)
         img, txt, pe = self._positions(img, txt, latent_size, options)
+        counts = options["token_counts"] = (txt.shape[1], img.shape[1])
+        txt, img = self.tokens.mine(txt, counts[:1]), self.tokens.mine(img, counts[1:])
         options.update(total_blocks=len(self.double_blocks), block_type="double")
         for index, block in enumerate(self.double_blocks):
             img, txt = _run_double(block, index, (img, txt, vec, pe), options)
@@ -80,7 +87,7 @@ class MMDiT(nn.Module):
         options.update(total_blocks=len(self.single_blocks), block_type="single", img_slice=[num_txt, joined.shape[1]])
         for index, block in enumerate(self.single_blocks):
             joined = _run_single(block, index, (joined, vec, pe), num_txt, options)
-        out = self.final_layer(joined[:, num_txt:], vec)
+        out = self.tokens.whole(self.final_layer(joined[:, num_txt:], vec), counts[1])
         return unpack(out, *latent_size, self.config.patch_size)
 
     @property
@@ -121,7 +128,8 @@ class MMDiT(nn.Module):
             rows = {"img_ids": img_ids.expand(img.shape[0], -1, -1), "txt_ids": txt_ids.expand(txt.shape[0], -1, -1)}
             out = patch_fn({"img": img, "txt": txt, **rows, "transformer_options": options})
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"][0], out["txt_ids"][0]
-        return img, txt, rotary_table(torch.cat((txt_ids, img_ids)), self.config.axes_dim)
+        ids = self.tokens.mine(torch.cat((txt_ids, img_ids)), (len(txt_ids), len(img_ids)), dim=0)
+        return img, txt, rotary_table(ids, self.config.axes_dim)
 
 
 def example(

@@ -1,0 +1,252 @@
+"""Several processes that make one video: what they make is one process's, how the work is cut, how all end when one cannot go on."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.multiprocessing import start_processes
+
+from opensora_core.cli import main
+from opensora_core.commands import gpus
+from opensora_core.commands.options import REFUSED
+from opensora_core.errors import OpenSoraError
+from opensora_core.memory import shared_tiles
+from opensora_core.networks.cogvideox.config import CogVideoXConfig
+from opensora_core.networks.cogvideox.model import CogVideoX, example
+from opensora_core.parallel import group as groups
+from opensora_core.parallel.shares import Shares, groups_for, sizes
+from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run.request import SamplingOptions
+from tests.core.test_cogvideox import SHAPES
+from tests.golden.formula import fill
+
+ROOT = Path(__file__).resolve().parents[2]
+TOLERANCE = 2e-6
+PROMPT = "a red circle moving right on a blue background"
+
+
+def ranks(count: int, work, *told) -> list[int]:
+    """The exit codes of so many processes that each run work(*told), as --gpus starts them."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    command = partial(work, *told)
+    started = start_processes(gpus._process, (_alone, command, count, store.port), count, join=False, start_method="spawn").processes
+    for process in started:
+        process.join(240)
+    return [process.exitcode for process in started]
+
+
+def _alone(command) -> int:
+    torch.set_num_threads(1)
+    return command()
+
+
+def runs(pipe: OpenSoraPipeline) -> dict[str, torch.Tensor]:
+    """Latents of some runs of the built-in model, and a decode in twelve tiles."""
+    few = {"height": 48, "width": 80, "num_frames": 9, "num_inference_steps": 3, "seed": 5, "latents_only": True}
+    picture = torch.linspace(0, 1, 48 * 80 * 3).reshape(48, 80, 3)
+    (encoded,) = pipe.encode_prompts([(PROMPT, "", SamplingOptions())])
+    made = {
+        "t2v": pipe(encoded, seed=5, latents_only=True),
+        "i2v": pipe(encoded, seed=5, image=picture, latents_only=True),
+        "one pass": pipe(encoded, guidance_scale=1.0, num_videos_per_prompt=2, **few),  # tokens and heads alone
+        "plan": pipe(encoded, speed="draft", image=picture, last_image=picture, **few),
+    }
+    pipe.vae.enable_tiling(64)
+    latents = torch.randn(1, 16, 2, 16, 21, generator=torch.Generator().manual_seed(0))
+    return {name: one.latents for name, one in made.items()} | {"decode": pipe.vae.decode(latents)}
+
+
+def _runs_in_group(path: str) -> int:
+    with groups.together(torch.device("cpu")) as group:
+        check_cogvideox(group)
+        pipe = OpenSoraPipeline.from_pretrained("small").use_group(group)
+        if group.rank:
+            pipe.help()
+        else:
+            save_file({name: tensor.contiguous() for name, tensor in runs(pipe).items()}, path)
+    return 0
+
+
+def check_cogvideox(group: groups.Group) -> None:
+    """A network whose text and video tokens are one sequence from the first block on."""
+    for name in list(SHAPES)[:2]:
+        config = CogVideoXConfig.of(SHAPES[name])
+        network, generator = fill(CogVideoX(config)), torch.Generator().manual_seed(1)
+        inputs = example(config, (2, config.in_channels, 2, 8, 12), 7, torch.float32, "cpu")
+        for value in inputs.values():
+            if value.ndim > 1:
+                value.copy_(torch.randn(value.shape, generator=generator))
+        with torch.inference_mode():
+            expected = network(**inputs)
+            network.tokens = Shares(group.rank, group.size)
+            for block in network.blocks():
+                block.attention = network.tokens.attention(block.attention)
+            found = network(**inputs)
+        assert (found - expected).norm() <= TOLERANCE * expected.norm(), name
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return runs(OpenSoraPipeline.from_pretrained("small"))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_several_processes_make_what_one_makes(alone, tmp_path, count):
+    """The built-in model has 5 heads and an odd number of tokens: no share divides."""
+    assert ranks(count, _runs_in_group, str(tmp_path / "made.safetensors")) == [0] * count
+    made = load_file(tmp_path / "made.safetensors")
+    assert made.keys() == alone.keys()
+    errors = {name: ((made[name] - expected).norm() / expected.norm()).item() for name, expected in alone.items()}
+    assert max(errors.values()) <= TOLERANCE, errors
+
+
+def _short_of_memory(path: str) -> int:
+    """A process that has no room for its first tile."""
+    with groups.together(torch.device("cpu")) as group:
+        pipe = OpenSoraPipeline.from_pretrained("small").use_group(group)
+        if group.rank:
+            answers, real = iter([None]), shared_tiles.unless_out_of_memory
+            shared_tiles.unless_out_of_memory = lambda work: next(answers, real(work))
+            pipe.help()
+            return 0
+        pipe.vae.enable_tiling(128)
+        lines, latents = [], torch.ones(1, 16, 1, 24, 24)
+        with pipe.vae.decoder(latents.shape, lines.append) as decode:
+            frames = decode(latents)
+        assert frames.shape == (1, 3, 1, 192, 192) and "Ran out of memory" in lines[0], lines
+    return 0
+
+
+def test_a_tile_that_another_process_has_no_room_for_is_cut_smaller():
+    assert ranks(2, _short_of_memory, "") == [0, 0]
+
+
+def _command(out: str, rank_1: str) -> int:
+    """The command line in a group whose second process is killed, is of another version, or has no memory."""
+    if os.environ["RANK"] == "1" and rank_1 == "killed":
+        Shares.passes = lambda self, *told: os.kill(os.getpid(), 9)
+    if os.environ["RANK"] == "1" and rank_1 == "other version":
+        groups.__version__ = "0.0.1"
+    if os.environ["RANK"] == "1" and rank_1 == "no memory":
+        Shares.passes = lambda self, *told: torch.empty(2**60)
+    return main(
+        ["generate", "--prompt", PROMPT, "--num-steps", "3", "--num-frames", "5", "--guidance", "1", "--device", "cpu", "--out", out]
+    )
+
+
+@pytest.mark.parametrize(
+    ("rank_1", "codes", "says"),
+    [
+        ("killed", [REFUSED, -9], "error: Another of the 2 processes ended or does not answer ("),
+        ("other version", {REFUSED, 1}, "runs Open-Sora "),
+        ("no memory", [1, REFUSED], "error: Process 1 of 2: Sampling 5 frames of 64x64 (height x width)"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_process_that_cannot_go_on_ends_all_with_one_sentence(tmp_path, capfd, rank_1, codes, says):
+    found = ranks(2, _command, str(tmp_path / "out" / "clip.mp4"), rank_1)
+    assert found == codes if isinstance(codes, list) else set(found) == codes
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1 and says in said and "Traceback" not in said, said
+    assert not list((tmp_path / "out").glob("*.mp4")) and not list((tmp_path / "out").glob(".*partial*"))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_others_that_are_not_there_are_waited_for_no_longer_than_the_limit(monkeypatch, capsys, rank):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port, _ = store.port, monkeypatch.setattr(groups, "FOUND_WITHIN", 1.5)
+    del store
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["generate", "--prompt", PROMPT, "--device", "cpu"]) == REFUSED
+    assert f"error: Process {rank} of 2 cannot reach the others at 127.0.0.1:{port} within 1.5 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("passes", "heads", "size", "expected"),
+    [
+        ([2] * 50, 24, 2, 2),  # two passes at every step, of a plan: as good as tokens, and nothing is sent
+        ([2, 1] * 25, 24, 2, 1),  # half the processes would wait at every second step
+        ([2] * 50, 24, 8, 2),
+        ([1] * 50, 24, 8, 1),
+        ([2, 1] * 25, 5, 4, 2),  # 3 of 5 heads for a process of two groups, 2 for one of four that share tokens
+        ([3] * 50, 24, 3, 3),
+        ([2] * 50, 1, 2, 2),  # a network whose tokens cannot be shared out
+        ([2] * 50, 5, 6, 2),  # more processes than heads
+    ],
+)
+def test_passes_are_shared_out_where_that_fits_better(passes, heads, size, expected):
+    assert groups_for(passes, heads, size) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "size", "says"),
+    [
+        (5, 7, "7 processes: its transformer has 5 attention heads, and a step has at most 2 guidance passes; use 5"),
+        (1, 3, "does not attend to all frames at once"),
+    ],
+)
+def test_more_processes_than_there_is_work_for_are_refused(heads, size, says):
+    with pytest.raises(OpenSoraError, match="cannot be shared out over") as caught:
+        groups_for([2, 1], heads, size)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_shares_differ_by_one_at_most():
+    assert sizes(5, 4) == [2, 1, 1, 1] and sizes(2, 3) == [1, 1, 0]
+    for count in range(40):
+        for parts in range(1, 9):
+            found = sizes(count, parts)
+            assert sum(found) == count and max(found) - min(found) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpus", "0"], "--gpus 0 with --device auto is not possible"),
+        (["--gpus", "2", "--device", "cuda:1"], "--gpus 2 with --device cuda:1 is not possible"),
+        (["--gpus", "99"], "--gpus 99 is more than the "),
+    ],
+)
+def test_gpus_that_cannot_be_are_refused(capsys, monkeypatch, arguments, says):
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["generate", "--prompt", PROMPT, *arguments]) == REFUSED
+    assert capsys.readouterr().err.startswith(f"error: {says}")
+
+
+@pytest.mark.parametrize("source", ["prompt", "csv"])
+def test_gpus_of_the_command_line(tmp_path, source):
+    """One video of two processes, under one bar; or a table whose rows are shared out, of which each is made once."""
+    (tmp_path / "list.csv").write_text("prompt,seed\n" + "".join(f"{PROMPT},{number}\n" for number in range(3)))
+    asked = {"prompt": ["--prompt", PROMPT], "csv": ["--csv", "list.csv"]}[source]
+    command = [
+        sys.executable,
+        "-m",
+        "opensora_core",
+        "generate",
+        *asked,
+        "--gpus",
+        "2",
+        "--device",
+        "cpu",
+        "--num-steps",
+        "2",
+        "--num-frames",
+        "5",
+    ]
+    environment = {**{key: value for key, value in os.environ.items() if key != "RANK"}, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--out", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    made = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
+    assert sorted(Path(line).name for line in done.stdout.split()) == made and len(made) == {"prompt": 1, "csv": 3}[source]
+    if source == "prompt":
+        assert (
+            done.stderr.count("video 1 of 1, seed") == 1
+            and "2 processes shared each step, its guidance passes over 2 groups" in done.stderr
+        )
