@@ -20,7 +20,7 @@ from ..opensora_core.sampling.guidance import ReferenceUse
 from .host import clips, inputs, notice, references
 from .host.condition import SCALE_KEY, marked, with_condition
 from .host.node import Node
-from .host.vae import check_latent_shape, vae_config
+from .host.vae import clip_shape, vae_config
 
 _STRENGTH_TOOLTIP = (
     "How closely the video holds to what is given: the share of the steps, from the first, that see it. 1 = all of them, exactly as "
@@ -157,8 +157,7 @@ def _check_pictures(shape: tuple[int, ...], images: dict, latents: dict, grid: g
 
 def _check_clip(vae, latent: dict) -> tuple[int, ...]:
     """The clip's latent shape, if this VAE can encode references for it."""
-    config = vae_config(vae)
-    shape = check_latent_shape(tuple(latent["samples"].shape), config)
+    config, shape = vae_config(vae), clip_shape(vae, latent)
     config.grid.check_size(*(side * config.grid.space for side in shape[3:]))
     return shape
 

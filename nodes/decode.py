@@ -8,6 +8,7 @@ from ..opensora_core.errors import check_choice
 from ..opensora_core.geometry import Tiling
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
 from .host.node import Node
+from .host.vae import clip_shape
 
 FOLDER = "vae"
 
@@ -100,6 +101,7 @@ class OpenSoraTiledVAEDecode(Node):
     def execute(cls, vae, latent, tile_size, overlap, temporal_tile, policy) -> io.NodeOutput:
         tiling = Tiling(tile_size, overlap, temporal_tile)
         report = _reporter(cls.hidden.unique_id)
+        clip_shape(vae, latent)
         return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, report))
 
 

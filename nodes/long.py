@@ -5,18 +5,18 @@ from comfy_api.latest import io
 from ..opensora_core import geometry
 from ..opensora_core.choices import AUTO, EXACT
 from ..opensora_core.errors import OpenSoraError
-from ..opensora_core.families.table import family_of
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
 from ..opensora_core.text.prompt import MOTION_SCORE
 from ..opensora_core.text.recipe import TextRecipe
 from .host import inputs, long, notice, prompts, run
-from .host.families import require_open_sora
+from .host.condition import FPS_KEY, marked
+from .host.families import family_of, require_open_sora
 from .host.guider import check_latent
 from .host.kept import OutputFile
 from .host.node import Node
-from .host.vae import vae_config
+from .host.vae import check_pair
 
 _MAX_SEGMENTS = 1000
 _MAX_FRAMES = 1025
@@ -76,7 +76,9 @@ class OpenSoraContinueVideo(Node):
     @classmethod
     def validate_inputs(cls, num_frames=None, context_frames=None, length=None):
         of_context = inputs.problems(context_frames=inputs.problem(geometry.CAUSAL.check_num_frames, context_frames or None))
-        return inputs.length_problems(length, num_frames or None, geometry.CAUSAL) | of_context  # 0 = by itself
+        if length is not None and length.strip():  # in the model's own lengths, which are known when it runs
+            return inputs.problems(length=inputs.problem(geometry.CAUSAL.length, length, SamplingOptions.fps)) | of_context
+        return inputs.length_problems("", num_frames or None, geometry.CAUSAL) | of_context  # 0 = by itself
 
     @classmethod
     def execute(
@@ -108,17 +110,15 @@ class OpenSoraContinueVideo(Node):
         speed=EXACT,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
-        config = require_open_sora(model)
+        config, family = require_open_sora(model), family_of(model)
         config.grid.check_goes_on()
-        shape = check_latent(latent["samples"], config)
-        _check_vae(vae, shape)
-        family = family_of(config)
         rule = family.check_longer()
+        shape = check_latent(latent["samples"], config)
+        check_pair(vae, family.codecs)
         asked = inputs.frames_of(length, num_frames, config.grid, family.usual.fps) or None, context_frames or None
         continuation = rule.continuation(shape[2], *asked, config.grid)
         lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
-        # No temporal ramp: upstream has none where a clip is given.
-        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=False)
+        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation)
         options = run.RunInputs(seed, steps, shift, noise_device, latent_dtype, speed)
         with OutputFile(filename_prefix) as file:
             # All prompts before the first segment: the text encoders are then not needed again.
@@ -178,10 +178,5 @@ def _encode(clip, lines: list[str], recipe: TextRecipe, said: tuple[int, int], n
     if clip is None:
         raise OpenSoraError("New prompts need a text encoder to read them: connect clip, or leave prompts empty.")
     told = recipe.said(fps=said[0], motion_score=prompts.motion_score(recipe, said[1]))
-    return prompts.encode(clip, [recipe.words(line, told) for line in lines], node_id, recipe=recipe)
-
-
-def _check_vae(vae, shape: tuple[int, ...]) -> None:
-    channels = vae_config(vae).latent_channels
-    if channels != shape[1]:
-        raise OpenSoraError(f"This VAE has {channels} latent channels and the video {shape[1]}; use the VAE that belongs to the model.")
+    encoded = prompts.encode(clip, [recipe.words(line, told) for line in lines], node_id, recipe=recipe)
+    return [marked(side, **{FPS_KEY: said[0]}) for side in encoded] if recipe.has_mask else encoded

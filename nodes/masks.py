@@ -6,13 +6,13 @@ from comfy_api.latest import Input, io
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import FAMILIES, codec_of
 from ..opensora_core.geometry import Tiling
-from ..opensora_core.sampling.given import ImageCondition, fit_clip
-from ..opensora_core.sampling.guidance import ReferenceUse
+from ..opensora_core.media.pictures import read_masked
+from ..opensora_core.sampling.given import ImageCondition, fit_image
 from ..opensora_core.sampling.masks import parse_mask_strategy
 from .host import clips, inputs, notice
 from .host.condition import with_condition
 from .host.node import Node
-from .host.vae import check_latent_shape, vae_config
+from .host.vae import clip_shape, vae_config
 
 _MOST = 4
 
@@ -24,7 +24,7 @@ class OpenSoraMaskStrategy(Node):
             node_id="OpenSoraMaskStrategy",
             display_name="Open-Sora Mask Strategy",
             category="Open-Sora/conditioning",
-            description="Lays frames of pictures and clips into a video of Open-Sora 1.2 or 1.3, kept or edited to a degree, by the published six-field grammar.",
+            description="Lays frames of pictures and clips into a video of Open-Sora 1.1 to 1.3, kept or edited to a degree, by the published six-field grammar.",
             search_aliases=["open sora mask", "mask strategy", "reference", "video editing", "connect", "inpaint frames"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The encoded prompt; it is copied, never changed."),
@@ -68,26 +68,26 @@ class OpenSoraMaskStrategy(Node):
             raise OpenSoraError(
                 f"This VAE is {codec_of(config).title}, whose models know no mask strategies; use Open-Sora Image to Video."
             )
-        shape = check_latent_shape(tuple(latent["samples"].shape), config)
-        given = [references[name] for name in sorted(references) if references[name] is not None]
+        shape = clip_shape(vae, latent)
+        given = read_masked(_in_order(references), strategy, config.grid)
         size = config.grid.picture_size(*(side * config.grid.space for side in shape[3:]))
-        groups, node_id = parse_mask_strategy(strategy or "0"), cls.hidden.unique_id
-        several = [
-            clips.encode(vae, fit_clip(_frames(place, one, config.grid), *size), Tiling(), None, lambda line: notice.show(line, node_id))[0]
-            for place, one in enumerate(given)
-        ]
-        latents, edit = family.sampling.place(several[0].new_full(shape[1:], torch.nan), groups, several, 0)
+        node_id = cls.hidden.unique_id
+
+        def encoded(frames: torch.Tensor) -> torch.Tensor:
+            return clips.encode(vae, fit_image(frames, *size), Tiling(), None, lambda line: notice.show(line, node_id))[0]
+
+        several = [encoded(frames) for frames in given.several]
+        latents, edit = family.sampling.place(several[0].new_full(shape[1:], torch.nan), given.groups, several, 0)
         mask = (~latents[:1].isnan()).to(latents)[None]
-        condition = ImageCondition(mask, latents.nan_to_num(0.0)[None], ReferenceUse(is_held=True), edit[None])
+        condition = ImageCondition(mask, latents.nan_to_num(0.0)[None], given.use, edit[None])
         return io.NodeOutput(*(with_condition(side, condition) for side in (positive, negative)), latent)
 
 
-def _frames(place: int, given, grid) -> torch.Tensor:
-    """Frames of a reference [t, H, W, 3], as many from the first as a clip can have."""
-    frames = given.get_components().images if isinstance(given, Input.Video) else given
-    if not isinstance(frames, torch.Tensor) or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise OpenSoraError(f"reference_{place} is no picture or clip, an IMAGE [frames, height, width, 3] or a VIDEO.")
-    count = len(frames)
-    while count > 1 and grid.frames.nearest(count) != count:
-        count -= 1
-    return frames[:count]
+def _in_order(references: dict) -> list:
+    """Frames of each reference. Raises an OpenSoraError where one is left out before another."""
+    names = sorted(name for name, given in references.items() if given is not None)
+    for place, name in enumerate(names):
+        if name != f"reference_{place}":
+            raise OpenSoraError(f"{name} is connected and reference_{place} is not; connect references from 0 on.")
+    given = (references[name] for name in names)
+    return [one.get_components().images if isinstance(one, Input.Video) else one for one in given]

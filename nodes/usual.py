@@ -6,9 +6,10 @@ from ..opensora_core import geometry
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT, FAMILIES
 from ..opensora_core.geometry import Grid
-from .host import clips, inputs
+from .host import clips, inputs, run
 from .host.families import family_of, require_open_sora
 from .host.node import Node
+from .host.vae import CODECS_KEY
 
 AUTO, CUSTOM = "auto", "custom"
 _GRIDS = {family.grid: None for family in FAMILIES if family.slot == DEFAULT.slot}
@@ -39,14 +40,18 @@ class OpenSoraDefaults(Node):
                 io.Int.Output(display_name="height", tooltip="Height in pixels."),
                 io.Int.Output(display_name="frames", tooltip="Length in frames."),
                 io.Float.Output(display_name="fps", tooltip="Frames per second."),
+                io.Sampler.Output(
+                    display_name="sampler",
+                    tooltip="The model's own steps, for SamplerCustomAdvanced with Open-Sora Guider: given frames and learned variance of 1.x need them.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
-        usual = family_of(model).usual
+        usual, sampler = family_of(model).usual, run.own_sampler(family_of(model).sampling)
         text, image = (*usual.scales, 1.0)[:2]
-        return io.NodeOutput(usual.num_steps, text, image, usual.width, usual.height, usual.num_frames, float(usual.fps))
+        return io.NodeOutput(usual.num_steps, text, image, usual.width, usual.height, usual.num_frames, float(usual.fps), sampler)
 
 
 class OpenSoraEmptyLatent(Node):
@@ -109,4 +114,5 @@ class OpenSoraEmptyLatent(Node):
             height, width = grid.named_size(size, aspect_ratio)
         frames = frames_of(length, usual.fps, usual.num_frames, grid)
         shape = (batch_size, config.in_channels, grid.latent_frames(frames), *grid.latent_size(height, width))
-        return io.NodeOutput(clips.empty(shape, grid), width, height, frames, float(usual.fps))
+        latent = clips.empty(shape, grid) | {CODECS_KEY: family_of(model).codecs}
+        return io.NodeOutput(latent, width, height, frames, float(usual.fps))

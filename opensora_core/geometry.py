@@ -150,6 +150,11 @@ class Grid:
         return -latent_length % self.patch_time
 
     @property
+    def time(self) -> int:
+        """Frames that a latent frame stands for, but for those at the ends of a clip or of its pieces."""
+        return TIME_COMPRESSION if self.frames.latent_frames(17) < 17 else 1
+
+    @property
     def size_multiple(self) -> int:
         """What the sides of a video are multiples of, in pixels."""
         return self.space * self.patch

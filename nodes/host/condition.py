@@ -27,6 +27,19 @@ LATENT_KEY, MASK_KEY, USE_KEY = _KEYS = "concat_latent_image", "concat_mask", "o
 _ENCODE = "encode the prompt with Open-Sora Text Encode, or with CLIPTextEncode from DualCLIPLoader of type flux"
 
 
+def not_its_steps(title: str, is_learned: bool) -> OpenSoraError:
+    """What is said of a sampler that is not ours. title: of the model's row. is_learned: the variance is; else frames are given."""
+    name = title.removeprefix("the ").removesuffix(" transformer")
+    what = (
+        f"{name} takes its own steps, with the variance that it has learned"
+        if is_learned
+        else f"Frames that are given enter {name} at every step"
+    )
+    return OpenSoraError(
+        f"{what}, which this sampler does not do; use Open-Sora Sampler, or the sampler of Open-Sora Defaults with Open-Sora Scheduler and Guider."
+    )
+
+
 @dataclass(frozen=True)
 class Reference:
     """Given latent frames, as a CONDITIONING carries them.

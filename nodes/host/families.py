@@ -29,13 +29,16 @@ from ...opensora_core.families.table import FAMILIES, usual_codec
 from ...opensora_core.family import Family, NetworkSizes
 from ...opensora_core.networks.cogvideox.layout import HOST
 from ...opensora_core.networks.cogvideox.model import CogVideoX
+from ...opensora_core.networks.stdit.config import PICTURE_FPS
+from ...opensora_core.run.request import SamplingOptions
+from ...opensora_core.sampling import ddpm
 from ...opensora_core.sampling.given import ImageCondition
 from ...opensora_core.sampling.guidance import PICTURES
 from ...opensora_core.sampling.v_prediction import training_angles
 from ...opensora_core.shapes import Manifest, bare_shapes
 from . import selftest
-from .condition import BLANK_KEY, FPS_KEY, NULL_KEY, SCALE_KEY, STEPS_KEY, Reference, check_text
-from .network import HostCogVideoX, HostMMDiT, HostSTDiT3
+from .condition import BLANK_KEY, FPS_KEY, NULL_KEY, SCALE_KEY, STEPS_KEY, Reference, check_text, not_its_steps
+from .network import HostCogVideoX, HostMMDiT, HostSTDiT, HostSTDiT2, HostSTDiT3
 
 
 class CoreModel(selftest.base(comfy.model_base, "BaseModel")):
@@ -80,7 +83,7 @@ class BesideModel(CoreModel):
 
 
 class FramesModel(CoreModel):
-    """A model whose inputs are a text mask, sizes and a frame mask (Open-Sora 1.2, 1.3): given frames are held by the run, or, of 1.3, read beside."""
+    """A model whose inputs are a text mask, sizes and a frame mask (Open-Sora 1.0 to 1.3): given frames are held by the run, or, of 1.3, read beside."""
 
     def extra_conds(self, **kwargs):
         noise, mask, context = kwargs["noise"], kwargs.get("attention_mask"), kwargs.get("cross_attn")
@@ -88,18 +91,16 @@ class FramesModel(CoreModel):
         mask = torch.ones(context.shape[:2], dtype=torch.long) if mask is None else mask.long()
         if kwargs.get(NULL_KEY):
             context = self.diffusion_model.null_caption[: mask.shape[1]].to(context).expand(len(mask), -1, -1)
-        frames, height, width = noise.shape[2:]
-        grid = self.config.grid
-        num_frames = grid.pixel_frames(frames)
-        fps = 120.0 if num_frames == 1 else float(kwargs.get(FPS_KEY, self.family.usual.fps))
-        sizes = torch.tensor([[fps, num_frames, grid.space * height, grid.space * width]])
-        named = {"c_crossattn": context, "attention_mask": mask, "sizes": sizes}
+        named = {"c_crossattn": context, "attention_mask": mask}
+        if self.config.has_sizes:
+            frames, height, width = noise.shape[2:]
+            grid = self.config.grid
+            num_frames = grid.pixel_frames(frames)
+            fps = float(PICTURE_FPS if num_frames == 1 else kwargs.get(FPS_KEY) or SamplingOptions.fps)
+            named["sizes"] = torch.tensor([[fps, num_frames, grid.space * height, grid.space * width]])
         reference = Reference.of(kwargs)
         if reference is not None and not kwargs.get(STEPS_KEY):
-            raise OpenSoraError(
-                f"Frames that are given enter {self.family.title.removesuffix(' transformer')} at every step, which a stock sampler does not do; "
-                "use Open-Sora Sampler."
-            )
+            raise not_its_steps(self.family.title, is_learned=False)
         if reference is not None and self._is_held(reference):
             named["edit"] = reference.edit(tuple(noise.shape))
         conds = {key: value for key, value in super().extra_conds(**kwargs).items() if key in ("c_concat",)}
@@ -191,17 +192,40 @@ class PictureModel(CoreModel):
         return recipe.inputs(self.config, {"context": x[:0]}, given, told)["cond"].to(kwargs["device"])
 
 
-def latents_of(config: NetworkSizes) -> type:
-    """The host's format of the latents that a network was trained on, without a preview."""
+class LearnedSampling(selftest.base(comfy.model_sampling, "ModelSamplingDiscrete"), selftest.base(comfy.model_sampling, "EPS")):
+    """The noise levels of Open-Sora 1.0 and 1.1: sigma is the ratio of noise to clean, as the library's points are."""
+
+    def __init__(self, model_config):
+        super().__init__(model_config)
+        self.set_sigmas(ddpm.respaced_schedule(None, None, ddpm.NUM_TIMESTEPS).points[:-1].flip(0))
+
+
+class LearnedModel(FramesModel):
+    """Open-Sora 1.0 and 1.1, whose variance is learned: their own steps make use of it, and no stock sampler can."""
+
+    def __init__(self, row: "HostRow", identity: detect.Identity, model_config, device=None):
+        super().__init__(row, identity, model_config, device)
+        self.model_sampling = LearnedSampling(model_config)
+
+    def extra_conds(self, **kwargs):
+        if not kwargs.get(STEPS_KEY):
+            raise not_its_steps(self.family.title, is_learned=True)
+        return super().extra_conds(**kwargs)
+
+
+def latents_of(config: NetworkSizes, seen_as: str = "") -> type:
+    """The host's format of the latents that a network was trained on. seen_as: its format whose colours a preview has; "" = grey."""
     latents: Latents = usual_codec(config).latents
     own = {
         "latent_dimensions": 3,
         "latent_channels": latents.channels,
         "spacial_downscale_ratio": config.grid.space,
-        "temporal_downscale_ratio": geometry.TIME_COMPRESSION,
+        "temporal_downscale_ratio": config.grid.time,
         "process_in": lambda self, values: latents.to_model(values),
         "process_out": lambda self, values: latents.to_codec(values),
     }
+    if like := getattr(comfy.latent_formats, seen_as, None):
+        own |= {name: value for name, value in vars(like()).items() if name.startswith("latent_rgb_factors")}
     return type("OpenSoraLatents", (selftest.base(comfy.latent_formats, "LatentFormat"),), own)
 
 
@@ -234,9 +258,14 @@ ROWS = (
     ),
     *(
         HostRow(
-            f"open_sora_1_{minor}", f"OpenSora1{minor}", FramesModel, HostSTDiT3, latents_of(row_of(f"open_sora_1_{minor}").released), 1.0
+            f"open_sora_1_{minor}", f"OpenSora1{minor}", model, network, latents_of(row_of(f"open_sora_1_{minor}").released, seen_as), 1.0
         )
-        for minor in (2, 3)
+        for minor, model, network, seen_as in (
+            (0, LearnedModel, HostSTDiT, "SD15"),
+            (1, LearnedModel, HostSTDiT2, "SD15"),
+            (2, FramesModel, HostSTDiT3, ""),
+            (3, FramesModel, HostSTDiT3, ""),
+        )
     ),
     *(
         HostRow(

@@ -12,18 +12,20 @@ from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
+import torch
 from torch import Tensor
 
 from ...opensora_core.choices import EXACT
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.finite import is_finite, not_numbers
+from ...opensora_core.sampling import ddpm
 from ...opensora_core.sampling.calibration import RecordedStep, Recorder
 from ...opensora_core.sampling.given import Beside
 from ...opensora_core.sampling.guidance import PICTURES, Guidance, StepGuidance, tame
 from ...opensora_core.sampling.plan import Averaged
 from ...opensora_core.sampling.run import SamplingRecipe
 from . import finite, kept, notice, preview, selftest
-from .condition import BLANK_KEY, STEPS_KEY, check_conditioning, marked, reference_of, with_reference, without_reference
+from .condition import BLANK_KEY, STEPS_KEY, check_conditioning, marked, not_its_steps, reference_of, with_reference, without_reference
 from .families import family_of, require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
 from .vae import latent_words
@@ -79,8 +81,9 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         self.use = None if self.reference is None else (recipe.use or (lambda use: use))(self.reference.use)
         self.is_stepwise = recipe.use is not None and self.reference is not None
         self.is_put_back = recipe.given is Beside
+        self.is_learned = isinstance(recipe.process, ddpm.NoisePrediction)
+        self.family.check_given([] if self.reference is None else self.reference.names, self.use or PICTURES)
         if self.family.requires:
-            self.family.check_given([] if self.reference is None else self.reference.names, self.use or PICTURES)
             conds["negative"] = with_reference(negative, self.reference, over=False)
         elif self.reference is not None:
             conds["negative"] = with_reference(negative, self.reference, over=False)
@@ -89,6 +92,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
                 conds[COND_FREE], conds[UNCOND_FREE] = without_reference(positive), without_reference(negative)
         if self.is_stepwise:
             conds[UNCOND_IMAGE] = marked(conds["negative"], **{BLANK_KEY: True})
+        if self.is_stepwise or self.is_learned:
             conds = {name: marked(cond, **{STEPS_KEY: True}) for name, cond in conds.items()}
         self.inner_set_conds(conds)
 
@@ -116,10 +120,12 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         model, conds = self.inner_model, self._conds_of(now, options)
         # Used outside `sample`, as by a test of one evaluation, there is no run to remember for.
         fallback = options.get(RUN_KEY) or Fallback(self.report)
+        # A learned variance comes back beside the clean latents, in channels that go in empty: so the host joins and splits it as it does them.
+        wide = torch.cat((x, torch.zeros_like(x)), dim=1) if self.is_learned else x
 
         def predict() -> list[Tensor]:
             return fallback.predict(
-                lambda arranged: _predict(model, arranged, x, timestep, options),
+                lambda arranged: _predict(model, arranged, wide, timestep, options),
                 conds, self.model_patcher, getattr(self, "loaded_models", []), options,
             )  # fmt: skip
 
@@ -127,6 +133,10 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         if not all(map(is_finite, given)) and is_finite(x) and fallback.wider(model).on():
             self.report("The network gave values that are not numbers in float16; from here on it computes in bfloat16.")
             given = predict()
+        if self.is_learned:
+            given, variances = zip(*(one.chunk(2, dim=1) for one in given), strict=True)
+            given, held = list(given), options.get(HELD_KEY) or SimpleNamespace()
+            held.variance = -variances[0] / timestep.reshape(-1, *[1] * (x.ndim - 1))
         guided = self._guided(given, conds, x, timestep, options, now)
         if not is_finite(guided):
             step, num_steps = step_index(timestep, options["transformer_options"]["sample_sigmas"])
@@ -149,6 +159,8 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         guided = comfy.samplers.cfg_function(
             model, cond, uncond, now.text, x, timestep, model_options=options, cond=conds[0], uncond=conds[1]
         )  # fmt: skip
+        if channels := getattr(now.of, "channels", 0):
+            guided = torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
         if getattr(now.of, "tames", False) and not now.reads_reference and uncond is not None:
             guided = _tamed(cond, guided, x, timestep)
         sigma = timestep.reshape(-1, *[1] * (x.ndim - 1))
@@ -173,10 +185,8 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         """
         if self.reference is not None:
             self.reference.check(tuple(latent_image.shape))
-        if (self.is_stepwise or self.made_over) and not getattr(sampler, "lets_frames_in", False):
-            raise OpenSoraError(
-                "Frames that are given enter this model's run itself, which this sampler does not do; use Open-Sora Sampler."
-            )
+        if (self.is_stepwise or self.made_over or self.is_learned) and not getattr(sampler, "lets_frames_in", False):
+            raise not_its_steps(self.family.title, self.is_learned)
         self._say_speed(sigmas, latent_image.shape[2])
         fallback, run = Fallback(self.report), super().sample
         callback = preview.watching(self.model_patcher, callback)

@@ -5,17 +5,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import node_helpers
 import torch
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import Tiling
 from ...opensora_core.run.segments import context_of, decode_windows, join, segment_seed
-from ...opensora_core.sampling.guidance import Guidance
+from ...opensora_core.sampling.given import image_condition
+from ...opensora_core.sampling.guidance import Guidance, ReferenceUse
 from ...opensora_core.sampling.longer import Continuation, LongRule
 from . import clips, notice, run
-from .condition import LATENT_KEY, MASK_KEY
+from .condition import with_condition
 from .kept import OutputFile
 from .vae import vae_config
 
@@ -52,16 +52,17 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
     Raises:
         OpenSoraError: whatever a sampler raises; from the second segment on it names the file with what is finished.
     """
-    continuation, samples = segments.continuation, latent["samples"]
+    continuation, samples, grid = segments.continuation, latent["samples"], vae_config(segments.decoder[0]).grid
     out = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
     total = len(segments.positives)
     for index, positive in enumerate(segments.positives):
-        given = _given(samples, segments, lambda line: notice.show(line, node_id))
-        shape = (*samples.shape[:2], continuation.segment, *samples.shape[3:])
-        conditionings = tuple(_with_context(conditioning, given, shape) for conditioning in (positive, segments.negative))
-        options = replace(segments.options, seed=segment_seed(segments.options.seed, samples.shape[2]))
-        clip = {**out, **clips.empty(shape)}
         with _naming(file, node_id):
+            given = _given(samples, segments, lambda line: notice.show(line, node_id))
+            shape = (*samples.shape[:2], continuation.segment, *samples.shape[3:])
+            condition = image_condition(shape, given.to(samples), use=ReferenceUse(is_clip=not segments.rule.from_picture))
+            conditionings = tuple(with_condition(conditioning, condition) for conditioning in (positive, segments.negative))
+            options = replace(segments.options, seed=segment_seed(segments.options.seed, samples.shape[2]))
+            clip = {**out, **clips.empty(shape, grid)}
             made = run.run(model, conditionings, clip, segments.guidance, options, node_id, f"{index + 1}/{total}:")
             samples = join(samples, made["samples"], continuation)
             file.keep(samples)
@@ -74,6 +75,7 @@ def _given(samples: Tensor, segments: Segments, report: Callable[[str], None]) -
     continuation, rule, (vae, policy) = segments.continuation, segments.rule, segments.decoder
     if not rule.re_encodes:
         return context_of(samples, continuation)
+    # The last frame depends on those before it: it is decoded with them.
     ends = samples[:, :, -(continuation.segment if rule.from_picture else continuation.context) :]
     decoded = [clips.decode(vae, end, Tiling(), policy, report, is_kept=True) for end in ends.split(1)]
     if rule.from_picture:
@@ -82,7 +84,9 @@ def _given(samples: Tensor, segments: Segments, report: Callable[[str], None]) -
 
 
 def decode(vae, samples: Tensor, continuation: Continuation, policy: str, report: Callable[[str], None]) -> Tensor:
-    """Frames [B * frames, H, W, 3] of long videos, decoded one segment's length at a time (clips.decode)."""
+    """Frames [B * frames, H, W, 3] of long videos, decoded one segment's length at a time (clips.decode), or by the VAE's own pieces."""
+    if vae_config(vae).grid.piece:
+        return clips.decode(vae, samples, Tiling(), policy, report, is_kept=True)
     frames = vae_config(vae).grid.pixel_frames(samples.shape[2])
     images, done = None, 0
     for video in samples.split(1):
@@ -106,12 +110,3 @@ def _naming(file: OutputFile, node_id: str | None) -> Iterator[None]:
     except BaseException:  # cancelled, which is no Exception, or a failure of the host's
         notice.show(file.sentence, node_id)
         raise
-
-
-def _with_context(conditioning: list, given: Tensor, shape: tuple[int, ...]) -> list:
-    """The same entries with the given latent frames at the head, in place of any reference they had."""
-    latents = given.new_zeros((given.shape[0], *shape[1:]))
-    latents[:, :, : given.shape[2]] = given
-    mask = torch.ones((1, 1, *shape[2:]), device=given.device)
-    mask[:, :, : given.shape[2]] = 0
-    return node_helpers.conditioning_set_values(conditioning, {LATENT_KEY: latents, MASK_KEY: mask})

@@ -2,6 +2,7 @@
 
 import comfy.ldm.modules.attention
 import comfy.patcher_extension
+import torch
 from torch import Tensor
 
 from ...opensora_core.networks.cogvideox.config import CogVideoXConfig
@@ -9,7 +10,9 @@ from ...opensora_core.networks.cogvideox.model import CogVideoX
 from ...opensora_core.networks.mmdit.config import TransformerConfig
 from ...opensora_core.networks.mmdit.model import MMDiT
 from ...opensora_core.networks.stdit.config import STDiTConfig
+from ...opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from ...opensora_core.networks.stdit.stdit3 import STDiT3
+from ...opensora_core.sampling import ddpm
 
 TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
 
@@ -55,8 +58,8 @@ class HostMMDiT(MMDiT):
         return super().forward(latents, timestep / TIMESTEP_SCALE, context, y, cond, None, transformer_options)
 
 
-class HostSTDiT3(STDiT3):
-    """STDiT3 behind the host's calling convention: condition channels appended to x, and the velocity from data to noise."""
+class _FramesNetwork:
+    """Before an STDiT in a class: the host's calling convention, with the named inputs that the MODEL's extra_conds gives."""
 
     dtype = None
 
@@ -65,13 +68,35 @@ class HostSTDiT3(STDiT3):
         self.dtype = dtype
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **named) -> Tensor:
-        """x: [B, C or C + 1 + C, T, H, W]; timestep: [B], sigma * 1000, as the network is told. named: what the MODEL's extra_conds gives."""
+        """x: [B, C or more, T, H, W]; timestep: [B], as the network is told. named: what the MODEL's extra_conds gives."""
         return _through_wrappers(self, transformer_options, x, timestep, context, None, control, **named)
+
+
+class HostSTDiT3(_FramesNetwork, STDiT3):
+    """1.2 and 1.3: condition channels appended to x, and the velocity from data to noise."""
 
     def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
         latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
         told = {"sizes": sizes, "attention_mask": attention_mask, "edit": edit, "cond": cond if cond.shape[1] else None}
-        return -super().forward(latents, timestep, context=context, **told, transformer_options=transformer_options)
+        return -STDiT3.forward(self, latents, timestep, context=context, **told, transformer_options=transformer_options)
+
+
+class HostSTDiT(_FramesNetwork, STDiT):
+    """1.0: x is [B, 2 * C, T, H, W], so that the learned variance has a place in what comes back; its second half is not read."""
+
+    def _velocity(self, x, timestep, context, y, control, transformer_options, *, attention_mask=None, **unused):
+        told = {"context": context, "attention_mask": attention_mask}
+        return STDiT.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
+
+
+class HostSTDiT2(_FramesNetwork, STDiT2):
+    """1.1: as 1.0, with sizes, and given frames counted in the steps of the run."""
+
+    def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
+        if edit is not None:
+            edit = ddpm.network_edit(edit, ddpm.tables(len(transformer_options["sample_sigmas"]) - 1, torch.float32))
+        told = {"context": context, "sizes": sizes, "attention_mask": attention_mask, "edit": edit}
+        return STDiT2.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
 
 
 class HostCogVideoX(CogVideoX):

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.choices import DTYPES, EXACT, GPU, NOISE_DEVICES, torch_dtype
-from ...opensora_core.errors import check_choice
+from ...opensora_core.errors import OpenSoraError, check_choice
 from ...opensora_core.families.table import family_of
 from ...opensora_core.geometry import Grid
 from ...opensora_core.run import plans
 from ...opensora_core.run.request import SamplingOptions
-from ...opensora_core.sampling import plan, run as sampling, schedule, solvers
+from ...opensora_core.sampling import ddpm, plan, run as sampling, schedule, solvers
 from ...opensora_core.sampling.given import NOTHING, Given
 from ...opensora_core.sampling.guidance import Guidance, ReferenceUse
 from . import notice, paths
 from .condition import reference_of
 from .families import require_open_sora
-from .guider import SPEED_KEY, OpenSoraGuider, check_latent
+from .guider import HELD_KEY, SPEED_KEY, OpenSoraGuider, check_latent
+from .vae import CODECS_KEY
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def shifted(
         chosen = plans.find(speed, None if shift else subject(model, shape, use), paths.plan_folders(), family.usual.num_steps)
         sigmas = chosen.schedule(recipe.schedule(config, shape, chosen.num_steps, alpha)).points
         line = f"{chosen.words(speed).capitalize()}. Steps are as the plan has them."
+    elif isinstance(recipe.process, ddpm.NoisePrediction):
+        return model.clone(), recipe.schedule(config, shape, steps, shift).points, line
     elif recipe.reads_size:
         half = float(recipe.way(config, shape, 2, shift).points[1])
         sigmas, alpha = recipe.way(config, shape, steps, shift).points, half / (1 - half)
@@ -164,6 +167,7 @@ def run(
     noise = _noise(recipe, patched.model.config.grid, shape, options.seed, (device, dtype))
     callback = _progress(guider, sigmas, shape[2], _Shown(node_id, title, notes))
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
+    out[CODECS_KEY] = guider.family.codecs
     out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, options.seed, latent.get("noise_mask"))
     return out
 
@@ -189,10 +193,7 @@ def walk(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Finished, unscaled latents of a guider's run by the library's loop, in the dtype of the noise between steps."""
-    show_bar, loop = (
-        comfy.utils.PROGRESS_BAR_ENABLED,
-        _one_loop(recipe, noise, seed, _entering(recipe, guider, seed, tuple(samples.shape)), _own_sampling(guider)),
-    )
+    show_bar, loop = comfy.utils.PROGRESS_BAR_ENABLED, own_sampler(recipe, noise)
     # Frames in front are put there by the model's own noise_scaling; the loop knows their noise.
     finished = guider.sample(
         noise[:, :, noise.shape[2] - samples.shape[2] :],
@@ -264,53 +265,88 @@ def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, shown:
     return callback
 
 
-def _entering(recipe: sampling.SamplingRecipe, guider, seed: int, shape: tuple[int, ...]) -> Callable[[Tensor, schedule.Schedule], Given]:
-    """(noise, schedule) -> how given frames enter at every step, of models where they do."""
-
-    def given(x: Tensor, way: schedule.Schedule) -> Given:
-        is_stepwise = getattr(guider, "is_stepwise", False)  # a guider of the host's is given nothing
-        reference = guider.reference if is_stepwise else getattr(guider, "made_over", None)
-        if reference is None:
-            return NOTHING
-        condition = reference.condition(shape, guider.model_patcher.model.process_latent_in)
-        told = schedule.Schedule(way.points, 1000 * way.timesteps)  # as the network is told, for which the host multiplies
-        made = recipe.given(condition, x, told, torch.float32)
-        made.draw = solvers.StepNoise([seed + k for k in range(shape[0])], 1)
-        return made
-
-    return given
+def _entering(recipe: sampling.SamplingRecipe, guider, x: Tensor, way: schedule.Schedule, seeds: list[int]) -> Given:
+    """How given frames enter a run of noise x, of models where they do."""
+    is_stepwise = getattr(guider, "is_stepwise", False)  # a guider of the host's is given nothing
+    reference = guider.reference if is_stepwise else getattr(guider, "made_over", None)
+    if reference is None:
+        return NOTHING
+    in_front = guider.model_patcher.model.config.grid.patch_time - 1
+    condition = reference.condition(tuple(x[:, :, in_front:].shape), guider.model_patcher.model.process_latent_in)
+    made = recipe.given(condition, x, way, torch.float32)
+    made.draw = solvers.StepNoise(seeds, 1)
+    return made
 
 
-def _own_sampling(guider) -> Any:
-    """The MODEL's noise levels where the library has points of another kind (families.AngleSampling); None where sigmas are its points."""
-    own = guider.model_patcher.get_model_object("model_sampling")
-    return own if hasattr(own, "angles") else None
+@dataclass(frozen=True)
+class _Way:
+    """A run as the library's loop goes it, of the host's sigmas.
+
+    Attributes:
+        schedule: the library's. is_scaled: the host's latents are the library's times the root of 1 + sigma squared.
+        points: of each step, as the process takes them.
+    """
+
+    schedule: schedule.Schedule
+    sigmas: Tensor
+    points: list
+    is_scaled: bool = False
+
+    @classmethod
+    def of(cls, recipe: sampling.SamplingRecipe, guider, sigmas: Tensor) -> "_Way":
+        own = None if guider is None else guider.model_patcher.get_model_object("model_sampling")
+        if hasattr(own, "angles"):
+            return cls(schedule.Schedule(own.angles(sigmas), sigmas[:-1]), sigmas, [math.atan(sigma) for sigma in sigmas.tolist()], True)
+        if isinstance(recipe.process, ddpm.NoisePrediction):
+            return cls(_respaced(recipe, sigmas), sigmas, list(sigmas), True)
+        return cls(schedule.Schedule(sigmas.cpu(), 1000 * sigmas[:-1]), sigmas, list(sigmas))
+
+    def scale(self, step: int) -> Tensor | float:
+        """The host's latents over the library's."""
+        return (1 + self.sigmas[step] ** 2).sqrt() if self.is_scaled else 1.0
 
 
-def _one_loop(recipe: sampling.SamplingRecipe, start: Tensor, seed: int, entering: Callable, own: Any = None) -> comfy.samplers.KSAMPLER:
-    """The library's loop as one of the host's samplers, with latents kept in the dtype of `start`, its noise, between steps."""
-    process, solver, dtype = recipe.process, solvers.SOLVERS[recipe.solvers[0]], start.dtype
-    seeds = [seed + video for video in range(start.shape[0])] if own is not None else [seed]
+def own_sampler(recipe: sampling.SamplingRecipe, start: Tensor | None = None) -> comfy.samplers.KSAMPLER:
+    """The library's loop as one of the host's samplers; noise of the steps is of the run's seed.
+
+    Args:
+        start: the noise that the loop begins with, whose dtype latents have between steps; None = what the host gives it, in fp32.
+    """
+    process, solver = recipe.process, solvers.SOLVERS[recipe.solvers[0]]
+    dtype, is_learned = torch.float32 if start is None else start.dtype, isinstance(process, ddpm.NoisePrediction)
 
     def sampler(model, noise: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None) -> Tensor:
         """model: (x, sigma [B]) -> denoised latents in fp32, through guider and hooks."""
-        way = schedule.Schedule(sigmas.cpu() if own is None else own.angles(sigmas), sigmas[:-1])
+        args, guider = extra_args or {}, getattr(model, "inner_model", None)
+        seeds = [args.get("seed", 0) + video for video in range(noise.shape[0])]
+        way = _Way.of(recipe, guider, sigmas)
 
         def predict(latents: Tensor, step: int) -> Tensor:
-            x, sigma = latents.float(), way.timesteps[step]
-            if own is not None:
-                x = x * (1 + sigma.to(x) ** 2).sqrt()
-            denoised = model(x, sigma * x.new_ones(x.shape[0]), **(extra_args or {}))
+            latents, sigma = latents.float(), sigmas[step]
+            x = latents * way.scale(step)
+            denoised = model(x, sigma * x.new_ones(x.shape[0]), **args)
             if callback is not None:
                 callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-            if own is not None:
-                return process.prediction(latents.float(), denoised, math.atan(float(sigma))).to(dtype)
-            return process.prediction(x, denoised, sigma).to(dtype)
+            made = process.prediction(latents, denoised, way.points[step])
+            return (torch.cat((made, args["model_options"][HELD_KEY].variance), dim=1) if is_learned else made).to(dtype)
 
-        with comfy.utils.model_trange(way.num_steps, disable=disable) as bar:
-            x = noise.to(dtype) if own is None else start.to(noise.device)
-            return sampling.run(predict, x, way, process, solver(seeds), entering(x, way), on_step=lambda *_: bar.update()).float()
+        with comfy.utils.model_trange(way.schedule.num_steps, disable=disable) as bar:
+            x = start.to(noise.device) if start is not None and way.is_scaled else (noise / way.scale(0)).to(dtype)
+            given = _entering(recipe, guider, x, way.schedule, seeds)
+            return sampling.run(predict, x, way.schedule, process, solver(seeds), given, on_step=lambda *_: bar.update()).float()
 
     made = comfy.samplers.KSAMPLER(sampler)
     made.lets_frames_in = True
     return made
+
+
+def _respaced(recipe: sampling.SamplingRecipe, sigmas: Tensor) -> schedule.Schedule:
+    """The way of learned variance whose noise levels these are, all of them.
+
+    Raises:
+        OpenSoraError: others than its own, or a part of a run.
+    """
+    way = recipe.schedule(None, None, len(sigmas) - 1)
+    if not torch.allclose(way.points, sigmas.cpu().float(), rtol=1e-4):
+        raise OpenSoraError("These sigmas are no whole run of this model, whose steps are its own; connect those of Open-Sora Scheduler.")
+    return way

@@ -7,7 +7,7 @@ made exact only for the length of one of our own calls (`exact_codec`).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 
@@ -29,7 +29,7 @@ from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
 from ...opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import DEFAULT, FAMILIES, codec_of, codecs_of
-from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, TIME_COMPRESSION, Grid, Tiling
+from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, Grid, Tiling
 from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes
 from ...opensora_core.run.finite import again_words, is_finite, not_numbers
 from . import kept, notice, selftest
@@ -89,7 +89,7 @@ class VAENetwork:
     ) -> Tensor:
         """Decode in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
         whole-clip decode ran out of memory; then, and only then, time is tiled as upstream's temporal tiling does."""
-        frames, space = tile_t * TIME_COMPRESSION or self.config.short_tile, self.config.grid.space
+        frames, space = tile_t * self.config.grid.time or self.config.short_tile, self.config.grid.space
         return self._decode(latents, _tiling(min(tile_x, tile_y) * space, overlap * space, frames))
 
     def _encode(self, pixels: Tensor, tiling: Tiling) -> Tensor:
@@ -121,7 +121,7 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         self.latent_channels = config.latents.channels
         self.latent_dim = 3
         self.output_channels = config.in_channels
-        time, space = TIME_COMPRESSION, config.grid.space
+        time, space = config.grid.time, config.grid.space
         self.upscale_ratio = (lambda frames: max(0, config.grid.pixel_frames(frames)), space, space)
         self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         self.upscale_index_formula = self.downscale_index_formula = (time, space, space)
@@ -286,6 +286,24 @@ def exact_codec(vae):
     finally:
         for half, (carried, attention) in zip(halves, before, strict=True):
             half.carried, half.mid.attn_1.optimized_attention = carried, attention
+
+
+CODECS_KEY = "open_sora_codecs"  # of a LATENT: kinds of codec of the model that it is of
+
+
+def clip_shape(vae, latent: dict) -> tuple[int, ...]:
+    """[videos, channels, latent frames, rows, columns] of a LATENT that a VAE takes, and that is of a model on its latents, or one sentence."""
+    shape = check_latent_shape(tuple(latent["samples"].shape), vae_config(vae))
+    check_pair(vae, latent.get(CODECS_KEY))
+    return shape
+
+
+def check_pair(vae, codecs: Sequence[str] | None) -> None:
+    """Raise an OpenSoraError unless a VAE is of a kind whose latents a model works on. codecs: of the model's row; None = not known."""
+    row = codec_of(vae_config(vae))
+    if codecs and row.kind not in codecs:
+        own = next(codecs_of(family)[0].title for family in FAMILIES if family.codecs == tuple(codecs))
+        raise OpenSoraError(f"This VAE is {row.title}, and the model works on the latents of {own}; load that one with Open-Sora Load VAE.")
 
 
 def check_latent_shape(shape, config: CodecConfig) -> tuple[int, int, int, int, int]:

@@ -37,7 +37,7 @@ def run(options: GenerateOptions) -> int:
     extending = changed(options, ExtendOptions)
     if options.csv is not None and extending:
         raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; it does not go with --csv.")
-    if options.csv is not None or options.prompt_path is not None:
+    if options.csv is not None:
         return table.run(options)
     if options.shard is not None:
         raise OpenSoraError(f"--shard {options.shard} shares out the rows of a table; give it with --csv.")
@@ -60,13 +60,26 @@ def _make(options: GenerateOptions, extending: list[str], group: Group | None) -
     if extending and options.extend is None:
         raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
     screen, target = Screen(), Target(options.out, options.sample_name or "video")
-    jobs, pipe = _jobs(options, target, screen)
+    if options.num_samples < 1:
+        raise OpenSoraError(f"--num-samples {options.num_samples} makes nothing; use at least 1.")
+    prompts = [options.prompt] if options.prompt_path is None else table.read_lines(options.prompt_path)
+    if options.t2i2v and len(prompts) > 1:
+        raise OpenSoraError("--t2i2v draws the picture of one prompt; for several, give --csv in place of --prompt-path.")
+    check_given(options)
+    pipe = pipeline(options)
+    seed = random_seed() if options.seed is None else options.seed
+    jobs: list[Job] = []
+    for prompt in prompts:
+        jobs += _jobs(replace(options, prompt=prompt, seed=seed), pipe, target, screen, len(prompts) * options.num_samples, len(jobs))
+        # What a size comes to is said with the first prompt alone.
+        size = {name: jobs[0].arguments[name] for name in ("height", "width")} | {"num_frames": str(jobs[0].arguments["num_frames"])}
+        options = replace(options, **size, resolution=None, aspect_ratio=None, image_size=None, aspect_order=None)
     if options.refine_prompt:
         jobs = refined_jobs(jobs, options, pipe)
     if group is not None:
         pipe.use_group(group)
     with screen:
-        making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=True)
+        making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=len(prompts) == 1)
         making.run(jobs)
     if making.failed:
         say(f"{len(making.failed)} of {len(jobs)} videos failed")
@@ -124,16 +137,12 @@ def _decode(options: GenerateOptions) -> int:
     return DONE
 
 
-def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[list[Job], OpenSoraPipeline]:
-    """(every video of the command, which differ by their seeds alone; the pipeline), checked before any weight is read."""
+def _jobs(options: GenerateOptions, pipe: OpenSoraPipeline, target: Target, screen: Screen, total: int, before: int) -> list[Job]:
+    """Every video of a prompt, which differ by their seeds alone, checked before any weight is read. total, before: of all prompts."""
     count = options.num_samples
-    if count < 1:
-        raise OpenSoraError(f"--num-samples {count} makes nothing; use at least 1.")
-    check_given(options)
-    pipe = pipeline(options)
     options = understood(with_usual(options, pipe.files.usual), pipe.files.family)
     arguments = call_arguments(options, pipe.files)
-    seed = random_seed() if options.seed is None else options.seed
+    seed = options.seed
     if not 0 <= seed <= MAX_SEED - count + 1:
         raise OpenSoraError(f"--seed {seed} is out of range; use 0 to {MAX_SEED - count + 1}.")
     if target.path.suffix.lower() == IMAGE_SUFFIX and arguments["num_frames"] > 1:
@@ -144,7 +153,7 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
         pipe.load_flux(*flux_files(options))
     jobs = []
     for index in range(count):
-        picture, name = None, f"video {index + 1}"
+        picture, name = None, f"video {before + index + 1}"
         if options.t2i2v:
             picture = picture_job(options, arguments, seed + index)
             of_seed = f"seed {picture.seed}"
@@ -153,7 +162,7 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
         jobs.append(
             Job(
                 name=f"{name} (seed {seed + index})",
-                title=f"{name} of {count}",
+                title=f"{name} of {total}",
                 prompt=options.prompt,
                 seed=seed + index,
                 arguments=arguments,
@@ -169,4 +178,4 @@ def _jobs(options: GenerateOptions, target: Target, screen: Screen) -> tuple[lis
         )
     jobs[0].check(pipe)
     check_can_be_written(target.some_file(), (arguments["num_frames"], arguments["height"], arguments["width"]), options.fps)
-    return jobs, pipe
+    return jobs

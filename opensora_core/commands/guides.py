@@ -21,6 +21,11 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
         raise OpenSoraError("--loop N is --extend N-1; give one of them.")
     if options.condition_frame_length is not None and loops < 2:
         raise OpenSoraError("--condition-frame-length goes with --loop N, the clips that follow one another.")
+    piece, given = family.grid.piece or 1, options.condition_frame_length
+    if given is not None and (given < 1 or given % piece):
+        raise OpenSoraError(
+            f"--condition-frame-length {given} is no count of latent frames that this model can be given; use {piece}{' or a multiple of it' * (piece > 1)}."
+        )
     parts = [(0, options.prompt)]
     if family.sampling.place is not None and options.prompt is not None:
         prompt, settings = split_settings(options.prompt)
@@ -29,7 +34,6 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
     options = replace(options, prompt=parts[0][1])
     if loops == 1:
         return options
-    given = options.condition_frame_length
     return replace(
         options,
         extend=loops - 1,

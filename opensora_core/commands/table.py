@@ -71,7 +71,7 @@ def run(options: GenerateOptions) -> int:
     if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
         raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
     worker = _worker(options)
-    rows = read_rows(options.csv) if options.csv is not None else read_lines(options.prompt_path)
+    rows = read_rows(options.csv)
     pipe = pipeline(options)
     options = with_usual(options, pipe.files.usual)
     pipe.check_files()
@@ -161,9 +161,7 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
             wrong.append(f"  {row.name}: {error}")
     if wrong:
         what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "The row"
-        raise OpenSoraError(
-            "\n".join([f"{what} of {Path(options.csv or options.prompt_path).name} cannot be run; nothing was begun:", *wrong])
-        )
+        raise OpenSoraError("\n".join([f"{what} of {Path(options.csv).name} cannot be run; nothing was begun:", *wrong]))
     known = zip(jobs, keys([job.asked for job in jobs]), strict=True)
     return [replace(job, key=key, picture=job.picture and _known(job.picture, model | {"flux": flux}, key)) for job, key in known]
 
@@ -226,7 +224,7 @@ def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptio
         )
     if "prompt" not in row.cells:
         raise OpenSoraError("the prompt is empty.")
-    folder = Path(options.csv or options.prompt_path).expanduser().parent  # relative pictures are beside the table
+    folder = Path(options.csv).expanduser().parent  # relative pictures are beside the table
     said = {CSV_COLUMNS[column]: cell_value(column, text, folder) for column, text in row.cells.items()}
     # A size of the row replaces the command line's, in whichever of the two ways it was given there.
     for one, other in ((_NAMED, _SIDES), (_SIDES, _NAMED)):
@@ -280,33 +278,32 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def read_lines(path: str | Path) -> list[Row]:
-    """A row for each line of a text file that holds a prompt. Raises an OpenSoraError for no such file, or one without a line."""
-    lines = enumerate(_text(Path(path).expanduser()).splitlines(), 1)
-    rows = [Row(0, line, {"prompt": text.strip()}) for line, text in lines if text.strip()]
-    if not rows:
+def read_lines(path: str | Path) -> list[str]:
+    """The prompts of a text file, one on each line. Raises an OpenSoraError for no such file, or one without a line."""
+    lines = [line.strip() for line in _text(Path(path).expanduser(), "--prompt-path", "text").splitlines()]
+    if not any(lines):
         raise OpenSoraError(f"{Path(path).name} holds no prompt; write one on each line.")
-    return [replace(row, number=number) for number, row in enumerate(rows, 1)]
+    return [line for line in lines if line]
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, option: str = "--csv", what: str = "CSV") -> str:
     if kind := kind_of(path):  # of a device or a pipe there may be no end
-        raise OpenSoraError(f"--csv {shown(path)} is {kind}; give a CSV file.")
+        raise OpenSoraError(f"{option} {shown(path)} is {kind}; give a {what} file.")
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise OpenSoraError(f"--csv {shown(path)} holds more than {MOST_BYTES >> 20} MiB; split the table.")
+            raise OpenSoraError(f"{option} {shown(path)} holds more than {MOST_BYTES >> 20} MiB; split it.")
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save it as CSV in UTF-8.") from error
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save it as {what} in UTF-8.") from error
     except (OSError, ValueError) as error:
         if isinstance(error, OpenSoraError):
             raise
-        raise OpenSoraError(f"--csv {shown(path)} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise OpenSoraError(f"{option} {shown(path)} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if "\0" in text:
-        raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save it as CSV in UTF-8.")
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save it as {what} in UTF-8.")
     return text
 
 

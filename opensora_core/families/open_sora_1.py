@@ -14,7 +14,7 @@ from ..codecs.temporal import SPATIAL, TemporalConfig, TwoStageVAE
 from ..family import Clip, Family, Part
 from ..geometry import Grid
 from ..geometry_1x import EVERY_FRAME, FIXED, PIECES, SHARED_PIECES
-from ..networks.stdit.config import STDiTConfig
+from ..networks.stdit.config import PICTURE_FPS, STDiTConfig
 from ..networks.stdit.layers import example
 from ..networks.stdit.stdit import STDiT, STDiT2
 from ..networks.stdit.stdit3 import STDiT3
@@ -31,7 +31,6 @@ from ..text.clean import clean_caption
 from ..text.prompt_1x import with_scores, with_words
 from ..text.recipe import T5, Said, TextRecipe, Unread
 
-PICTURE_FPS = 120  # what the networks are told of a picture
 _IN_SLOT = "which belongs in the VAE slot (models/vae in ComfyUI)"
 
 

@@ -253,7 +253,10 @@ def read_reference(place: int, given, grid: Grid) -> Tensor:
     """
     name = f"Reference {place}"
     if isinstance(given, (str, Path)) and not is_video(given):
-        return read_image(given)
+        try:
+            return read_image(given)
+        except OpenSoraError as error:
+            raise OpenSoraError(f"{name}: {error}") from error
     if not isinstance(given, (str, Path, Sequence)) and (hasattr(given, "convert") or getattr(given, "ndim", 0) == 3):
         return reference_image(name, given)
     frames = read_clip(given, LARGEST["num_frames"], from_end=False) if isinstance(given, (str, Path)) else torch.as_tensor(given)

@@ -30,7 +30,8 @@ def encode_references(networks: Networks, request: GenerationRequest, progress: 
     for given in references.ends:
         progress(sum(end is not None for end in ends), len(references.given))
         ends.append(None if given is None else _latents(networks, request, given, generators))
-    progress(len(references.given), len(references.given))
+    count = len(references.given) or len(references.several)
+    progress(count, count)
     head, tail = ends
     condition = None
     if references.given:

@@ -64,6 +64,9 @@ def split_settings(prompt: str, also_lists: bool = False) -> tuple[str, dict[str
     wrong = [key for key in settings if key not in _SETTINGS] if isinstance(settings, dict) else [rest[0][:40]]
     if wrong:
         raise OpenSoraError(f"{wrong[0]!r} at the end of the prompt is not known; use {' or '.join(_SETTINGS)}.")
+    for name, value in settings.items():
+        if not isinstance(value, str):
+            raise OpenSoraError(f"{name} at the end of the prompt is {value!r}; write it as text in double quotes.")
     return text, settings
 
 

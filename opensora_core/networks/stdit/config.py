@@ -14,6 +14,7 @@ from ...shapes import Shapes, count, dim, size
 PATCH_SIZE = 2  # latent pixels per token side; time is never patched
 BASE_SIZE = 512  # pixels: position scale 1 is a picture of 512x512
 HEAD_DIM = 72  # where no tensor has the size of a head (1.0)
+PICTURE_FPS = 120  # what the networks are told of a picture
 WINDOW = 8  # tokens per side of the windows of 1.3's temporal blocks
 
 

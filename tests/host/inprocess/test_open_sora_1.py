@@ -1,4 +1,4 @@
-"""Open-Sora 1.2 and 1.3 inside a host: loaded by our loaders, read and sampled as the library does, given frames included."""
+"""Open-Sora 1.0 to 1.3 inside a host: loaded by our loaders, read and sampled as the library does, given frames included."""
 
 import importlib.util
 import json
@@ -10,8 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
-WIDTH, HEIGHT, SIDE = 16, 40, 56
-FRAMES = {"1.2": 17, "1.3": 17}
+WIDTH = 16
+SIZES = {"1.0": (64, 64), "1.1": (40, 56), "1.2": (40, 56), "1.3": (40, 56)}
+FRAMES = {"1.0": 3, "1.1": 4, "1.2": 17, "1.3": 17}
+LENGTHS = {"1.0": 120, "1.1": 200, "1.2": 300, "1.3": 300}
 
 
 def cases():
@@ -27,13 +29,13 @@ def files(base, pack):
     with safe_open(GOLDEN / "open_sora_1.safetensors", "pt") as file:
         info = json.loads(file.metadata()["info"])
     weights, made = cases().random_weights, {}
-    for version in ("1.2", "1.3"):
-        shapes = {name: tuple(shape) for name, shape in info[version]["shapes"].items()} | {"y_embedder.y_embedding": (300, WIDTH)}
+    for version in SIZES:
+        vae = info[version]["vae_shapes"] if version in ("1.2", "1.3") else info["1.2"]["kl_shapes"]
         for folder, of in (
-            ("diffusion_models", shapes),
-            ("vae", {name: tuple(shape) for name, shape in info[version]["vae_shapes"].items()}),
+            ("diffusion_models", info[version]["shapes"] | {"y_embedder.y_embedding": (LENGTHS[version], WIDTH)}),
+            ("vae", vae),
         ):
-            state = {name: tensor.contiguous() for name, tensor in weights(of).items()}
+            state = {name: tensor.contiguous() for name, tensor in weights({name: tuple(shape) for name, shape in of.items()}).items()}
             save_file(state, base / "models" / folder / f"open_sora_{version}.safetensors")
         made[version] = f"open_sora_{version}.safetensors"
     t5 = pack("opensora_core.encoders.t5")
@@ -68,61 +70,298 @@ def library(files, base, pack):
     return of
 
 
-def latent(model, pack, version):
+def latent(model, pack, version, frames=0):
     config = model.model.config
-    shape = (1, config.in_channels, config.grid.latent_frames(FRAMES[version]), *config.grid.latent_size(HEIGHT, SIDE))
+    shape = (1, config.in_channels, config.grid.latent_frames(frames or FRAMES[version]), *config.grid.latent_size(*SIZES[version]))
     return {"samples": torch.zeros(shape)}
 
 
-@pytest.mark.parametrize("version", ["1.2", "1.3"])
-@pytest.mark.parametrize("given", [False, True])
+def encoded(run_node, model, clip, prompt="a Red kite", **said):
+    said = {"negative_prompt": "", "motion_score": 4, "fps": 24, **said}
+    return run_node("OpenSoraT5TextEncode", clip=clip, prompt=prompt, model=model, **said)
+
+
+def picture_of(version, seed=1):
+    return torch.rand(1, *SIZES[version], 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("version", "given"), [("1.0", False), *((version, given) for version in ("1.1", "1.2", "1.3") for given in (False, True))]
+)
 def test_a_run_is_the_librarys(loaded, library, run_node, pack, relative_error, version, given):
     model, clip, vae = loaded(version)
     assert type(model.model).__name__ == f"OpenSora1{version[-1]}Model"
-    positive, negative, text = run_node(
-        "OpenSoraT5TextEncode",
-        clip=clip,
-        prompt="a Red kite",
-        negative_prompt="",
-        motion_score=4,
-        fps=24,
-        model=model,
-        camera_motion="static",
-    )
-    assert text.endswith("camera motion: static.") and positive[0][1]["attention_mask"].sum() < 40
-    empty, picture = latent(model, pack, version), torch.rand(1, HEIGHT, SIDE, 3, generator=torch.Generator().manual_seed(1))
+    positive, negative, text = encoded(run_node, model, clip, camera_motion="static")
+    assert text.endswith("camera motion: static.") == (version >= "1.2") and positive[0][1]["attention_mask"].sum() < 40
+    empty, picture = latent(model, pack, version), picture_of(version)
     options, said = pack("opensora_core.run.request").SamplingOptions(camera_motion="static"), {}
     if given:
         said["image"] = picture[0]
         sides = {"positive": positive, "negative": negative}
         positive, negative, empty = run_node("OpenSoraImageToVideo", **sides, vae=vae, latent=empty, start_image=picture, fit="crop")
-    out = run_node(
-        "OpenSoraRectifiedFlowSampler", model=model, positive=positive, negative=negative, latent=empty, seed=5, steps=13, text_guidance=7.0, image_guidance=5.0,
-    )[0]["samples"]  # fmt: skip
-    pipe = library(version)
+    run = {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "latent": empty,
+        "seed": 5,
+        "text_guidance": 7.0,
+        "image_guidance": 5.0,
+    }
+    out = run_node("OpenSoraRectifiedFlowSampler", **run, steps=13)[0]["samples"]
+    pipe, (height, width) = library(version), SIZES[version]
     expected = pipe(
-        "a Red kite", height=HEIGHT, width=SIDE, num_frames=FRAMES[version], num_inference_steps=13, guidance_scale=7.0, image_guidance_scale=5.0, seed=5,
-        options=options, latents_only=True, **said,
+        "a Red kite", height=height, width=width, num_frames=FRAMES[version], num_inference_steps=13, guidance_scale=7.0, image_guidance_scale=5.0,
+        seed=5, options=options, latents_only=True, **said,
     ).latents  # fmt: skip
     assert relative_error(pipe.latents.to_model(out.float()), expected) < 1e-2  # the host's T5 is near the library's, not equal
     frames = run_node(
         "OpenSoraTiledVAEDecode", vae=vae, latent={"samples": out}, tile_size=256, overlap=0.25, temporal_tile=0, policy="auto"
     )[0]
-    assert frames.shape == (FRAMES[version], 40, 56, 3)
+    assert frames.shape == (FRAMES[version], height, width, 3)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_learned_variance_needs_our_steps_and_no_second_forward(loaded, run_node, pack, monkeypatch, version):
+    error = pack("opensora_core.errors").OpenSoraError
+    model, clip, _ = loaded(version)
+    positive, negative, _ = encoded(run_node, model, clip)
+    empty, forwards = latent(model, pack, version), []
+    network = pack("nodes.host.network")._FramesNetwork
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda self, x, *more, **named: (forwards.append(len(x)), forward(self, x, *more, **named))[1])
+    ready, sigmas = run_node("OpenSoraScheduler", model=model, latent=empty, steps=3)
+    *_, sampler = run_node("OpenSoraDefaults", model=model)
+    (guider,) = run_node("OpenSoraGuider", model=ready, positive=positive, negative=negative, text_guidance=7.0, image_guidance=1.0)
+    (noise,) = run_node("RandomNoise", noise_seed=5)
+    custom = {"noise": noise, "guider": guider, "latent_image": empty}
+    made = run_node("SamplerCustomAdvanced", **custom, sampler=sampler, sigmas=sigmas)[0]["samples"]
+    assert sum(forwards) == 6
+    run = {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "latent": empty,
+        "seed": 5,
+        "text_guidance": 7.0,
+        "image_guidance": 1.0,
+    }
+    assert torch.equal(run_node("OpenSoraRectifiedFlowSampler", **run, steps=3)[0]["samples"], made)
+    with pytest.raises(error, match="no whole run of this model"):
+        run_node("SamplerCustomAdvanced", **custom, sampler=sampler, sigmas=sigmas[1:])
+    (euler,) = run_node("KSamplerSelect", sampler_name="euler")
+    with pytest.raises(error, match=f"Open-Sora {version} takes its own steps"):
+        run_node("SamplerCustomAdvanced", **custom, sampler=euler, sigmas=sigmas)
+    how = {"seed": 1, "steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    with pytest.raises(error, match=f"Open-Sora {version} takes its own steps"):
+        run_node("KSampler", model=model, positive=positive, negative=negative, latent_image=empty, **how)
+    with pytest.raises(error, match="leave it at 0"):
+        run_node("OpenSoraScheduler", model=model, latent=empty, steps=3, shift=2.0)
 
 
 def test_a_stock_sampler_makes_videos_of_text_and_refuses_given_frames(loaded, run_node, pack):
     model, clip, vae = loaded("1.2")
-    positive, negative, _ = run_node(
-        "OpenSoraT5TextEncode", clip=clip, prompt="a kite", negative_prompt="", motion_score=4, fps=24, model=model
-    )
+    positive, negative, _ = encoded(run_node, model, clip)
     empty = latent(model, pack, "1.2")
     how = {"seed": 1, "steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    ready, _ = run_node("OpenSoraScheduler", model=model, latent=empty, steps=2)
+    ready, *_ = run_node("OpenSoraScheduler", model=model, latent=empty, steps=2)
     made = run_node("KSampler", model=ready, positive=positive, negative=negative, latent_image=empty, **how)[0]
     assert torch.isfinite(made["samples"]).all()
-    picture = torch.zeros(1, HEIGHT, SIDE, 3)
     sides = {"positive": positive, "negative": negative}
-    positive, negative, empty = run_node("OpenSoraImageToVideo", **sides, vae=vae, latent=empty, start_image=picture, fit="crop")
+    positive, negative, empty = run_node("OpenSoraImageToVideo", **sides, vae=vae, latent=empty, start_image=picture_of("1.2"), fit="crop")
     with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="use Open-Sora Sampler"):
         run_node("KSampler", model=ready, positive=positive, negative=negative, latent_image=empty, **how)
+
+
+STRATEGIES = {
+    "1.1": (8, "0,0,0,0,2;0,1,0,-1,1,0.4"),
+    "1.2": (51, "0;0,1,0,5,5,0.4;0,0,0,-1"),
+    "1.3": (33, "0;0,1,0,5,5,0.4;0,0,0,-1"),
+}
+
+
+@pytest.mark.parametrize("version", STRATEGIES)
+def test_a_mask_strategy_is_the_librarys(loaded, library, run_node, pack, relative_error, version):
+    model, clip, vae = loaded(version)
+    positive, negative, _ = encoded(run_node, model, clip)
+    count, strategy = STRATEGIES[version]
+    moving = torch.rand(20, *SIZES[version], 3, generator=torch.Generator().manual_seed(4))
+    sides = {"positive": positive, "negative": negative, "vae": vae, "latent": latent(model, pack, version, count)}
+    positive, negative, empty = run_node(
+        "OpenSoraMaskStrategy", **sides, strategy=strategy, reference_0=picture_of(version), reference_1=moving
+    )
+    run = {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "latent": empty,
+        "seed": 5,
+        "text_guidance": 7.0,
+        "image_guidance": 1.0,
+    }
+    out = run_node("OpenSoraRectifiedFlowSampler", **run, steps=6)[0]["samples"]
+    pipe, (height, width) = library(version), SIZES[version]
+    expected = pipe(
+        "a Red kite", height=height, width=width, num_frames=count, num_inference_steps=6, guidance_scale=7.0, seed=5, latents_only=True,
+        references=[picture_of(version)[0], moving], mask_strategy=strategy,
+    ).latents  # fmt: skip
+    assert relative_error(pipe.latents.to_model(out.float()), expected) < 1e-2
+    free = run_node("OpenSoraRectifiedFlowSampler", **{**run, "positive": sides["positive"], "negative": sides["negative"]}, steps=6)[0]
+    assert relative_error(free["samples"], out) > 0.05, "the frames have no effect"
+    error = pack("opensora_core.errors").OpenSoraError
+    for changes, words in (
+        ({"strategy": "0,1"}, "names reference 1; 1 are given"),
+        ({"reference_2": moving}, "reference_2 is connected and reference_1 is not"),
+        ({"strategy": "0,x"}, "reference is 'x'"),
+        ({"reference_0": moving[:, :, :, :1], "strategy": "0"}, "height, width, 3"),
+    ):
+        with pytest.raises(error, match=words):
+            run_node("OpenSoraMaskStrategy", **{**sides, "strategy": strategy, "reference_0": picture_of(version), **changes})
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
+def test_videos_go_on_as_the_librarys(loaded, library, run_node, pack, relative_error, version):
+    model, clip, vae = loaded(version)
+    pipe, (height, width) = library(version), SIZES[version]
+    count = {"1.1": 8, "1.2": 34, "1.3": 33}[version]
+    how = {"num_inference_steps": 3, "guidance_scale": 7.0, "seed": 5}
+    first = pipe("a Red kite", height=height, width=width, num_frames=count, latents_only=True, **how)
+    expected = pipe.extend(first, "a dog", segments=2, image_guidance_scale=5.0, **how)
+    positive, negative, _ = encoded(run_node, model, clip, "a dog")
+    inputs = {
+        "model": model, "positive": positive, "negative": negative, "vae": vae, "latent": {"samples": pipe.latents.to_codec(first.latents)},
+        "segments": 2, "seed": 5, "steps": 3, "text_guidance": 7.0, "image_guidance": 5.0,
+    }  # fmt: skip
+    whole, frames, _ = run_node("OpenSoraContinueVideo", **inputs)
+    assert relative_error(pipe.latents.to_model(whole["samples"].float()), expected.latents) < 1e-2
+    assert len(frames) == len(expected.frames[0])
+    again, *_ = run_node("OpenSoraContinueVideo", **inputs, clip=clip, prompts="a dog")
+    assert relative_error(again["samples"], whole["samples"]) < 1e-4
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="works on the latents of"):
+        run_node("OpenSoraContinueVideo", **{**inputs, "vae": loaded("1.3" if version == "1.2" else "1.2")[2]})
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
+def test_a_clip_is_extended_as_the_librarys(loaded, library, run_node, pack, relative_error, version):
+    model, clip, vae = loaded(version)
+    positive, negative, _ = encoded(run_node, model, clip)
+    count = {"1.1": 36, "1.2": 51, "1.3": 49}[version]
+    moving = torch.rand(40, *SIZES[version], 3, generator=torch.Generator().manual_seed(4))
+    sides = {"positive": positive, "negative": negative, "vae": vae, "latent": latent(model, pack, version, count)}
+    positive, negative, empty = run_node("OpenSoraVideoToVideo", **sides, video=moving, direction="backwards", context="33")
+    run = {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "latent": empty,
+        "seed": 5,
+        "text_guidance": 7.0,
+        "image_guidance": 5.0,
+    }
+    out = run_node("OpenSoraRectifiedFlowSampler", **run, steps=2)[0]["samples"]
+    pipe, (height, width) = library(version), SIZES[version]
+    expected = pipe(
+        "a Red kite", height=height, width=width, num_frames=count, num_inference_steps=2, guidance_scale=7.0, image_guidance_scale=5.0, seed=5,
+        latents_only=True, video=moving, direction="backwards",
+    ).latents  # fmt: skip
+    assert relative_error(pipe.latents.to_model(out.float()), expected) < 1e-2
+
+
+def test_a_wrong_pairing_is_one_sentence(loaded, run_node, pack):
+    error = pack("opensora_core.errors").OpenSoraError
+    model, clip, vae = loaded("1.2")
+    other = loaded("1.1")[2]  # of as many channels
+    empty, *_ = run_node(
+        "OpenSoraEmptyLatent", model=model, size="custom", aspect_ratio="16:9", length="17", width=56, height=40, batch_size=1
+    )
+    positive, negative, _ = encoded(run_node, model, clip)
+    sides = {"positive": positive, "negative": negative, "latent": empty}
+    decode = {"latent": empty, "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto"}
+    for node, inputs in (("OpenSoraImageToVideo", {**sides, "start_image": picture_of("1.2")}), ("OpenSoraTiledVAEDecode", decode)):
+        with pytest.raises(error, match="Stable Diffusion VAE.* works on the latents of the Open-Sora 1.2 VAE"):
+            run_node(node, vae=other, **inputs)
+        with pytest.raises(error, match=r"This LATENT is \[1, 4, 5, 5, 7\]; the VAE given, the HunyuanVideo VAE"):
+            run_node(node, vae=run_node("OpenSoraVAELoader", vae_name="hunyuan_vae.safetensors")[0], **inputs)
+    model, clip, _ = loaded("1.0")
+    positive, negative, _ = encoded(run_node, model, clip)
+    sides = {"positive": positive, "negative": negative, "latent": latent(model, pack, "1.0")}
+    positive, negative, empty = run_node("OpenSoraImageToVideo", vae=other, **sides, start_image=picture_of("1.0"))
+    run = {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "latent": empty,
+        "seed": 5,
+        "text_guidance": 7.0,
+        "image_guidance": 1.0,
+    }
+    with pytest.raises(error, match="makes videos of a prompt alone; leave out image"):
+        run_node("OpenSoraRectifiedFlowSampler", **run, steps=2)
+
+
+@pytest.mark.parametrize("version", SIZES)
+def test_the_stock_loader_gives_the_same_model_and_a_lora_changes_it(files, loaded, run_node, pack, base, relative_error, version):
+    model, clip, _ = loaded(version)
+    positive, negative, _ = encoded(run_node, model, clip)
+    run = {
+        "positive": positive,
+        "negative": negative,
+        "latent": latent(model, pack, version),
+        "seed": 5,
+        "text_guidance": 7.0,
+        "image_guidance": 1.0,
+    }
+
+    def made(of):
+        return run_node("OpenSoraRectifiedFlowSampler", model=of, **run, steps=2)[0]["samples"]
+
+    stock = run_node("UNETLoader", unet_name=files[version], weight_dtype="default")[0]
+    assert type(stock.model).__name__ == type(model.model).__name__ and torch.equal(made(stock), made(model))
+    layer = "blocks.0.mlp.fc1" if version < "1.2" else "spatial_blocks.0.mlp.fc1"
+    out, into = next(
+        shape for name, shape in ((n, p.shape) for n, p in model.model.diffusion_model.named_parameters()) if name == f"{layer}.weight"
+    )
+    lora = {f"base_model.model.{layer}.lora_A.weight": torch.randn(2, into), f"base_model.model.{layer}.lora_B.weight": torch.randn(out, 2)}
+    save_file(lora, base / "models" / "loras" / f"lora_{version}.safetensors")
+    (changed,) = run_node("OpenSoraLoraLoader", model=model, lora_name=f"lora_{version}.safetensors", strength=1.0)
+    (without,) = run_node("OpenSoraLoraLoader", model=model, lora_name=f"lora_{version}.safetensors", strength=0.0)
+    assert relative_error(made(changed), made(model)) > 1e-3 and torch.equal(made(without), made(model))
+
+
+@pytest.mark.parametrize("version", SIZES)
+def test_a_run_can_be_interrupted_and_its_preview_has_the_vaes_colours(loaded, run_node, pack, monkeypatch, version):
+    import comfy.latent_formats
+    import comfy.model_management
+
+    model, clip, _ = loaded(version)
+    positive, negative, _ = encoded(run_node, model, clip)
+    empty = latent(model, pack, version)
+    run = {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "latent": empty,
+        "seed": 5,
+        "text_guidance": 7.0,
+        "image_guidance": 1.0,
+    }
+    steps, euler = [], pack("opensora_core.sampling.run").run
+
+    def stopping(predict, *more, **named):
+        def counted(x, step):
+            steps.append(step)
+            if step == 1:
+                comfy.model_management.interrupt_current_processing()
+            return predict(x, step)
+
+        return euler(counted, *more, **named)
+
+    monkeypatch.setattr(pack("opensora_core.sampling.run"), "run", stopping)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run_node("OpenSoraRectifiedFlowSampler", **run, steps=4)
+    assert steps == [0, 1]
+    colours = pack("nodes.host.preview").colours(model)
+    if version < "1.2":
+        assert torch.equal(colours[0], torch.tensor(comfy.latent_formats.SD15().latent_rgb_factors).T)
+    else:
+        assert colours is None, "nobody knows these colours: grey"

@@ -1,0 +1,168 @@
+"""The command lines of the guides of Open-Sora 1, on small random models in the folders that the guides name: what they make, and what is refused."""
+
+import json
+import re
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from opensora_core import cli
+from opensora_core.media.latent_file import read_latents
+from opensora_core.media.video import media_size, read_clip, save_video
+from tests.golden import open_sora_1_files as files
+
+SIZE = ["--image-size", "40", "56", "--num-sampling-steps", "1", "--seed", "1"]
+OF = {"1.0": 3, "1.1": 4, "1.2": 17, "1.3": 17}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Models 1.1 to 1.3, two pictures, a clip and a file of prompts."""
+    root, draw = tmp_path_factory.mktemp("guides"), numpy.random.default_rng(0)
+    for version in ("1.1", "1.2", "1.3"):
+        files.write(root / version, version)
+    for name in "ab":
+        Image.fromarray(draw.integers(0, 255, (40, 56, 3), dtype=numpy.uint8)).save(root / f"{name}.png")
+    save_video([draw.integers(0, 255, (40, 56, 3), dtype=numpy.uint8) for _ in range(20)], root / "c.mp4", 24)
+    (root / "prompts.txt").write_text(f'a cat{{"reference_path": "{root / "a.png"}", "mask_strategy": "0"}}\n\na dog\n', encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def generate(place, tmp_path):
+    """generate("1.2", "--prompt", ...) -> the exit code and the names of the videos in tmp_path."""
+
+    def run(version, *line, command="generate", size=SIZE):
+        line = [text.replace("$", f"{place}/") for text in line]
+        frames = [] if "--num-frames" in line else ["--num-frames", str(OF[version])]
+        out = ["--out", str(tmp_path)] if command == "generate" else []
+        code = cli.main([command, "--model", str(place / version), *size, *frames, *line, *out])
+        return code, sorted(path.name for path in tmp_path.glob("*.mp4"))
+
+    return run
+
+
+def frames_in(path):
+    return len(read_clip(path, 1000, from_end=False))
+
+
+@pytest.mark.parametrize(
+    ("version", "line", "frames"),
+    [
+        ("1.2", ["--prompt", "a cat", "--flow", "5", "--aes", "6.5", "--camera-motion", "pan left", "--cfg-scale", "5"], 17),
+        ("1.2", ["--prompt", "a cat", "--num-frames", "34", "--mask-strategy", "0;0,1,0,-1,1", "--reference-path", "$a.png;$b.png"], 34),
+        ("1.3", ["--prompt", "a cat", "--mask-strategy", "0,0,0,0,5,0.4", "--reference-path", "$c.mp4"], 17),
+        ("1.1", ["--prompt", 'a cat{"reference_path": "$a.png", "mask_strategy": "0"}'], 4),
+        ("1.2", ["--prompt", "|0| a cat |2| a dog", "--num-frames", "34", "--loop", "3", "--condition-frame-length", "5"], 34 + 2 * 17),
+        ("1.3", ["--prompt", "a cat", "--num-frames", "33", "--loop", "2"], 49),
+        ("1.1", ["--prompt", "a cat", "--num-frames", "6", "--loop", "2", "--condition-frame-length", "4"], 6 + 2),
+        ("1.2", ["--prompt", "a cat", "--num-frames", "2s"], 51),
+    ],
+)
+def test_a_line_of_the_guides_makes_a_video(generate, tmp_path, version, line, frames):
+    code, made = generate(version, *line, "--sample-name", "kite")
+    assert (code, made) == (0, ["kite_0000.mp4"])
+    assert frames_in(tmp_path / made[0]) == frames and media_size(tmp_path / made[0]) == (40, 56)
+
+
+def test_given_frames_and_prompts_reach_the_video(generate, tmp_path, place):
+    latents = []
+    for more in ([], ["--mask-strategy", "0", "--reference-path", "$a.png"], ["--flow", "9"]):
+        generate("1.2", "--prompt", "a cat", "--save-latents", "--sample-name", f"v{len(latents)}", *more)
+        latents.append(read_latents(tmp_path / f"v{len(latents)}_0000.latent"))
+    free, given, scored = latents
+    assert not torch.allclose(free, scored) and not torch.allclose(free[:, :, 0], given[:, :, 0])
+
+
+def test_a_file_of_prompts_makes_each_as_its_own_line_would(generate, tmp_path):
+    code, made = generate("1.2", "--prompt-path", "$prompts.txt", "--sample-name", "of", "--num-samples", "2", "--save-latents")
+    assert (code, made) == (0, [f"of_{number:04d}.mp4" for number in range(4)])
+    generate("1.2", "--prompt", "a dog", "--save-latents", "--sample-name", "alone")
+    alone, third = (read_latents(tmp_path / f"{name}.latent") for name in ("alone_0000", "of_0002"))
+    assert torch.equal(alone, third)
+    assert (tmp_path / "of_0002.txt").read_text(encoding="utf-8").startswith("a dog")
+
+
+@pytest.mark.parametrize(
+    ("version", "vae", "transformer"),
+    [
+        ("1.2", "--ckpt-path-vae3d", "--ckpt-path-dit"),
+        ("1.1", "--ckpt-path-vae2d", "--ckpt-path"),
+        ("1.3", "--ckpt-path-vae", "--ckpt-path-dit"),
+    ],
+)
+def test_single_files_of_the_guides(place, tmp_path, version, vae, transformer):
+    folder, (dit, codec) = place / version, files.REPOSITORIES[version]
+    parts = [transformer, str(folder / dit), "--ckpt-path-t5", str(folder / "t5-v1_1-xxl"), vae, str(folder / codec)]
+    line = ["--num-frames", str(OF[version]), "--prompt", "a cat", "--out", str(tmp_path / "v.mp4")]
+    assert cli.main(["generate", *parts, *SIZE, *line]) == 0 and (tmp_path / "v.mp4").is_file()
+
+
+@pytest.mark.parametrize(("more", "size"), [(["--aspect-order", "hw"], (144, 256)), ([], (256, 144))])
+def test_ratios_in_the_guides_order(generate, tmp_path, capsys, more, size):
+    line = ["--resolution", "144p", "--aspect-ratio", "9:16", *more, "--num-frames", "1", "--prompt", "a cat", "--seed", "1"]
+    generate("1.2", *line, "--num-sampling-steps", "1", size=[])
+    assert Image.open(tmp_path / "video_0000.png").size == size[::-1]
+    assert ("with --aspect-order hw it is 256x144" in capsys.readouterr().err) == (not more)
+
+
+def test_a_benchmark_writes_its_report(generate, tmp_path):
+    report = tmp_path / "report.json"
+    generate("1.2", "--benchmark-save-path", str(report), "--warmup-count", "0", "--eval-count", "2", command="benchmark")
+    assert len(json.loads(report.read_text(encoding="utf-8"))["runs"]) == 2
+
+
+@pytest.mark.parametrize("more", [["--offload", "minimal", "--precision", "int8"], ["--dtype", "bf16", "--precision", "fp8_e4m3fn"]])
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
+def test_memory_is_saved_as_of_any_model(generate, version, more):
+    pytest.importorskip("bitsandbytes" if "int8" in more else "accelerate")
+    assert generate(version, "--prompt", "a cat", *more) == (0, ["video_0000.mp4"])
+
+
+BAD = [
+    (["--mask-strategy", "0,q", "--reference-path", "$a.png"], "mask_strategy group '0,q': reference is 'q'; use a whole number"),
+    (["--mask-strategy", "0,0,0,0,1,2", "--reference-path", "$a.png"], "edit is 2.0; use 0 .kept. to 1"),
+    (["--mask-strategy", "0,1", "--reference-path", "$a.png"], "names reference 1; 1 are given"),
+    (["--mask-strategy", "0", "--reference-path", "$z.png"], "--reference-path: '.*z.png' does not exist"),
+    (["--mask-strategy", "0", "--reference-path", "$prompts.txt"], "Reference 0.*is not a picture"),
+    (["--mask-strategy", "0"], "lays frames of --reference-path; give that too"),
+    (["--loop", "0"], "--loop 0 makes nothing; use 1 or more"),
+    (["--loop", "2", "--condition-frame-length", "3"], "--condition-frame-length 3 .* use 5 or a multiple"),
+    (["--loop", "2", "--condition-frame-length", "0"], "--condition-frame-length 0 .* use 5 or a multiple"),
+    (["--condition-frame-length", "5"], "goes with --loop N"),
+    (["--num-frames", "50"], "num_frames=50 is not a multiple of 17, nor 1; use 34 or 51"),
+    (["--aes", "11"], "aesthetic score=11 is not a number from 0 to 10"),
+    (["--flow", "-1"], "motion_score=-1.0 is no score"),
+    (["--prompt", 'a cat{"mask_strategy": 3}'], "mask_strategy at the end of the prompt is 3; write it as text"),
+    (["--prompt", "a cat{bad"], "is not a JSON record"),
+    (["--prompt", "|0| a |0| b", "--loop", "2"], r"\|0\| in the prompt is not a loop after"),
+    (["--vae", "$1.3/OpenSora-VAE-v1.3"], "Open-Sora 1.3 VAE and OpenSora-STDiT-v3 works on the latents of the Open-Sora 1.2 VAE"),
+    (["--dit", "$bad.pth"], "bad.pth cannot be read .* holds more than tensors"),
+    (["--dit", "$1.2/OpenSora-VAE-v1.2"], "is the Open-Sora 1.2 VAE|belongs in the VAE slot"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_what_cannot_be_made_is_one_sentence_before_any_work(place, tmp_path, capsys, monkeypatch, line, words):
+    class Code:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"x": Code()}, place / "bad.pth")
+    monkeypatch.setattr("opensora_core.commands.jobs.Jobs.run", lambda *given: pytest.fail("it was begun"))
+    folder, (dit, vae) = place / "1.2", files.REPOSITORIES["1.2"]
+    parts = {
+        "--dit": str(folder / dit),
+        "--vae": str(folder / vae),
+        "--t5": str(folder / "t5-v1_1-xxl"),
+        "--prompt": "a cat",
+        "--num-frames": "34",
+    }
+    given = [text.replace("$", f"{place}/") for text in line]
+    parts |= dict(zip(given[::2], given[1::2], strict=True))
+    assert cli.main(["generate", *SIZE, *(word for pair in parts.items() for word in pair), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "run" not in said.out and len(said.err.strip().splitlines()) == 1
+    assert re.search(words, said.err), said.err
