@@ -28,6 +28,7 @@ SOLVERS = (AUTO, "euler", "ddim", "dpm")  # auto: the model's own
 CONSTANT, RELEASED, BY_INDEX = "constant", "released", "by index"  # how guidance goes over the steps, see sampling/guidance.py
 CURVES = (AUTO, CONSTANT, RELEASED, BY_INDEX)
 DIFFUSERS = "diffusers"  # as that library computes it, where the authors' own code, or the mathematics, says otherwise
+SCRIPTS = "scripts"  # loops as upstream's scripts make them, faults included
 CONDITION_SCALES = (AUTO, "1.0", DIFFUSERS)  # what a CogVideoX model's picture is multiplied by
 ENCODED, ZERO = "encoded", "zero"
 UNCONDITIONALS = (AUTO, ENCODED, ZERO)  # what the unconditional pass reads: the negative prompt, or nothing at all

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ..choices import SCRIPTS
 from ..errors import OpenSoraError
 from ..family import Family
 from ..text.prompt_1x import split_parts, split_settings, text_of_loop
@@ -21,6 +22,8 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
         raise OpenSoraError("--loop N is --extend N-1; give one of them.")
     if options.condition_frame_length is not None and loops < 2:
         raise OpenSoraError("--condition-frame-length goes with --loop N, the clips that follow one another.")
+    if options.parity == SCRIPTS and loops < 2:
+        raise OpenSoraError("--parity scripts goes with --loop N, the clips that follow one another.")
     piece, given = family.grid.piece or 1, options.condition_frame_length
     if given is not None and (given < 1 or given % piece):
         raise OpenSoraError(

@@ -233,7 +233,7 @@ class Jobs:
         """Write a video's latents if that was asked for; what failed, "" if nothing did."""
         try:
             if job.has_latents:
-                save_latents(path.with_suffix(SUFFIX), latents / self._pipe.latent_scale)
+                save_latents(path.with_suffix(SUFFIX), self._pipe.latents.to_codec(latents))
         except OSError as error:
             return f"{path} is finished; its latents could not be written beside it ({error.strerror or error})."
         return ""

@@ -24,6 +24,7 @@ from ..choices import (
     PICTURE_SCHEDULES,
     POLICIES,
     PRECISIONS,
+    SCRIPTS,
     SOLVERS,
     SPEEDS,
     UNCONDITIONALS,
@@ -305,7 +306,12 @@ class VideoOptions(SizeOptions):
     unconditional: str = option(
         AUTO, UNCONDITIONALS, "what the pass without the prompt reads: --negative-prompt, encoded, or nothing (default auto: encoded)"
     )
-    parity: str = option("", ("", DIFFUSERS), "compute schedules and scales as diffusers does where it differs (default: not)")
+    parity: str = option(
+        "",
+        ("", DIFFUSERS, SCRIPTS),
+        "diffusers: compute schedules and scales as diffusers does where it differs; scripts: make the --loop of Open-Sora 1.1 to 1.3 as the published "
+        "scripts do (default: neither)",
+    )
     fit: str = option(
         FITS[0],
         FITS,

@@ -228,7 +228,7 @@ OPEN_SORA_1_3 = _row(
     repositories=("OpenSora-STDiT-v4", "OpenSora-STDiT-v4-360p", "OpenSora-STDiT-v4-i2v"),
     text=_text(300, _scores(with_words)),
     sampling=replace(_flow(rflow.quarters, _beside, None), guidance=_tamed, use=_as_asked),
-    longer=LongRule(),
+    longer=LongRule(has_scripts=True),
 )  # fmt: skip
 OPEN_SORA_1_2 = _row(
     "1.2", (_IN_TURN, "y_embedder.y_proj.fc1.weight"), RELEASED_1_2, STDiT3, VAE_1_2, PIECES,
@@ -237,7 +237,7 @@ OPEN_SORA_1_2 = _row(
     repositories=("OpenSora-STDiT-v3",),
     text=_text(300, _scores(with_scores), Said(aesthetic_score=6.5)),
     sampling=_flow(rflow.pieces, _frames, ALIGN),
-    longer=LongRule(re_encodes=True),
+    longer=LongRule(re_encodes=True, has_scripts=True),
 )  # fmt: skip
 OPEN_SORA_1_1 = _row(
     "1.1", (_EACH, "t_block_temp.1.weight"), RELEASED_1_1, STDiT2, SD_VAE, EVERY_FRAME,
@@ -246,7 +246,7 @@ OPEN_SORA_1_1 = _row(
     repositories=("OpenSora-STDiT-v2-stage3", "OpenSora-STDiT-v2-stage2"),
     text=_text(200),
     sampling=replace(_learned(torch.float32), place=partial(place, align=None, repeats_picture=True)),
-    longer=LongRule(re_encodes=True),
+    longer=LongRule(re_encodes=True, has_scripts=True),
 )  # fmt: skip
 OPEN_SORA_1_0 = _row(
     "1.0", (_EACH, "t_block.1.weight"), RELEASED_1_0, STDiT, SD_VAE, FIXED,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..choices import EXACT
+from ..choices import EXACT, SCRIPTS
 from ..errors import OpenSoraError
 from ..media.pictures import LATENT_RANK, References, read_masked, read_references
 from ..memory.footprint import sizes_of_files
@@ -80,6 +80,8 @@ def check_request(networks: Networks, request: GenerationRequest) -> None:
     files.clip_note(request.height, request.width, request.num_frames)
     family.sampling.chosen(request.options.solver)
     check_said(family.text, request.options)
+    if request.options.parity == SCRIPTS and not (family.longer and family.longer.has_scripts):
+        raise OpenSoraError(f"parity={SCRIPTS!r} is of the loops of Open-Sora 1.1 to 1.3, and this model is {family.title}; leave it out.")
     references.check(request.num_videos, request.latent_extent, files.grid)
     has_latents = any(given.ndim == LATENT_RANK for given in references.given.values())
     if has_latents or request.noise is not None:

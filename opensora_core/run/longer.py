@@ -1,11 +1,13 @@
 """The walk from finished videos to longer ones, segment by segment; what a segment is, segments.py says."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy
 import torch
 from torch import Tensor
 
+from ..choices import SCRIPTS
 from ..errors import OpenSoraError, OutOfMemory
 from ..media.pictures import LATENT_RANK, References
 from ..sampling.guidance import ReferenceUse
@@ -33,15 +35,17 @@ def make_longer(
         OutOfMemory: a segment could not be made; `latents` of the error are what is finished.
     """
     seed, latents, device = requests[0].seed, latents.float().cpu(), networks.placement.device
+    rule, as_scripts = networks.files.family.check_longer(), requests[0].options.parity == SCRIPTS
     result = GenerationResult(latents=latents, seeds=requests[0].seeds)
     with timed(result, "text", device):
         prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
     with timed(result, "sampling", device):
         for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
-            request = replace(request, seed=segment_seed(seed, latents.shape[2]))
+            is_alone = as_scripts and not rule.re_encodes
+            request = replace(request, seed=seed if is_alone else segment_seed(seed, latents.shape[2]))
             watchers.tell("sampling", index * request.num_steps, len(requests) * request.num_steps)
             try:
-                going = _given(networks, latents, continuation)
+                going = References() if is_alone else _given(networks, latents, continuation, request.seeds if as_scripts else None)
                 masks = {name: getattr(request.references, name) for name in ("several", "groups")}
                 request = replace(request, references=replace(going, **masks, loop=index + 1))
                 condition = encode_references(networks, request, lambda done, total: None)
@@ -66,8 +70,8 @@ def going_on(latents: Tensor, continuation: Continuation, rule: LongRule) -> Ref
     return References(first=context) if rule.from_picture else References(clip=context, use=ReferenceUse(is_clip=True))
 
 
-def _given(networks: Networks, latents: Tensor, continuation: Continuation) -> References:
-    """What the next segment begins with, in whichever way the model goes on."""
+def _given(networks: Networks, latents: Tensor, continuation: Continuation, seeds: Sequence[int] | None) -> References:
+    """What the next segment begins with, in whichever way the model goes on. seeds: of posterior samples; None = its modes."""
     rule = networks.files.family.check_longer()
     if rule.re_encodes:
         # The last frame depends on those before it: it is decoded with them.
@@ -75,7 +79,8 @@ def _given(networks: Networks, latents: Tensor, continuation: Continuation) -> R
             networks, latents[:, :, -(continuation.segment if rule.from_picture else continuation.context) :], lambda done, total: None
         )
         clips = [torch.from_numpy(numpy.stack(frames[-1:] if rule.from_picture else frames)).float() / 255 for frames in videos]
-        latents = torch.cat([networks.video_vae.encode(clip, [None]) for clip in clips]).cpu()
+        draws = [None] * len(clips) if seeds is None else [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        latents = torch.cat([networks.video_vae.encode(clip, [draw]) for clip, draw in zip(clips, draws, strict=True)]).cpu()
     return going_on(latents, continuation, rule)
 
 

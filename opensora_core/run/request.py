@@ -17,6 +17,7 @@ from ..choices import (
     FITS,
     NOISE_DEVICES,
     POSTERIORS,
+    SCRIPTS,
     SOLVERS,
     UNCONDITIONALS,
 )
@@ -51,7 +52,7 @@ _WORDS = {
     "guidance_curve": CURVES,
     "condition_scale": CONDITION_SCALES,
     "unconditional": UNCONDITIONALS,
-    "parity": ("", DIFFUSERS),
+    "parity": ("", DIFFUSERS, SCRIPTS),
 }
 
 

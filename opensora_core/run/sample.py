@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..choices import EXACT, GPU, torch_dtype
+from ..choices import DIFFUSERS, EXACT, GPU, torch_dtype
 from ..errors import OpenSoraError, OutOfMemory
 from ..families.table import family_of
 from ..family import NetworkSizes
@@ -49,7 +49,7 @@ def sample_latents(
     def work(transformer) -> Tensor:
         options, config = request.options, transformer.config
         family = family_of(config)
-        recipe = family.sampling.chosen(options.solver, bool(options.parity))
+        recipe = family.sampling.chosen(options.solver, options.parity == DIFFUSERS)
         frames, *size = request.latent_extent
         lead = config.grid.lead_in(frames)
         shape = (1, config.in_channels, lead + frames, *size)

@@ -38,10 +38,14 @@ class LongRule:
     Attributes:
         re_encodes: what a segment is given is decoded and encoded again; False = the latents are given as they were sampled.
         from_picture: a segment begins with the picture of the last frame, not with a clip of the last frames.
+        has_scripts: upstream's scripts make loops, and otherwise than here, which parity "scripts" repeats: what is encoded again is a sample of
+            the posterior; where latents would be given as they are, a segment is given nothing, begins with the same noise, and loses its head.
+            Source: hpcaitech/Open-Sora@v1.3 scripts/inference.py, whose reference is of the loop that is over.
     """
 
     re_encodes: bool = False
     from_picture: bool = False
+    has_scripts: bool = False
 
     def continuation(self, video_length: int, num_frames: int | None, context_frames: int | None, grid: Grid) -> Continuation:
         """How a video of `video_length` latent frames goes on.

@@ -216,6 +216,21 @@ def test_a_video_goes_on(pipe, version, monkeypatch):
     assert torch.equal(longer.latents[:, :, : first.latents.shape[2]], first.latents)
 
 
+def test_loops_as_the_scripts_make_them(pipe):
+    """1.3's later clips know nothing of what came before and lose their head; 1.2's are given a sample of what is encoded again."""
+    how, scripts = {"num_inference_steps": 1, "seed": 3}, SamplingOptions(parity="scripts")
+    model = pipe("1.3")
+    first = model("a cat", **{**short("1.3"), **how}, latents_only=True)
+    longer = model.extend(first, "a cat", **how, options=scripts)
+    assert torch.equal(longer.latents[:, :, 10:], first.latents[:, :, 5:])
+    assert not torch.equal(model.extend(first, "a cat", **how).latents[:, :, 10:], first.latents[:, :, 5:])
+    model = pipe("1.2")
+    first = model("a cat", **{**short("1.2"), **how}, latents_only=True)
+    ours, theirs = (model.extend(first, "a cat", **how, options=options).latents for options in (SamplingOptions(), scripts))
+    assert ours.shape == theirs.shape and not torch.equal(ours, theirs)
+    assert torch.equal(model.extend(first, "a cat", **how, options=scripts).latents, theirs)
+
+
 @pytest.mark.parametrize(
     ("version", "asked", "words"),
     [
