@@ -5,7 +5,7 @@
 #   make lint     ruff only
 #   make bench    our transformer and VAE beside diffusers' and ComfyUI's
 #   make record   the host's description of our nodes, for the tests that have no host (needs a ComfyUI)
-#   make workflows  workflows/*.json and pictures, by the real front-end (needs a ComfyUI, node, playwright-core, Chromium)
+#   make workflows  workflows/*.json, their pictures and those of the help pages, by the real front-end (needs a ComfyUI, node, playwright-core, Chromium)
 #   make clean    remove the environment and what demo wrote
 #
 # PYTHON       the interpreter that makes the environment
@@ -61,6 +61,8 @@ record: $(READY)
 
 workflows: $(READY)
 	PYTHONPATH=. $(PY) tests/browser/build_workflows.py
+	PYTHONPATH=. $(PY) tests/browser/thumbnails.py
+	PYTHONPATH=. $(PY) tests/browser/help_pictures.py
 
 clean:
 	rm -rf $(VENV) demo/out

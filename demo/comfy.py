@@ -267,6 +267,9 @@ def named_values(node: dict, info: dict) -> list[tuple[str, object]]:
 def _take_values(values: list, sections: dict, where: str, prefix: str = "") -> list[tuple[str, object]]:
     named = []
     for name, kind, options in widgets(sections):
+        if not values and name in sections.get("optional", {}) and "default" in options:
+            named.append((prefix + name, options["default"]))  # an input that is newer than the file, as the front-end fills it
+            continue
         if not values:
             raise HostError(f"{where} has no value for its widget {prefix}{name}")
         named.append((prefix + name, values.pop(0)))

@@ -1,7 +1,7 @@
 // Drives the real ComfyUI front-end in a headless Chromium: makes workflow files and checks that they open cleanly.
 // usage: node front_end.mjs URL < request.json > reply.json; environment: CHROMIUM, NODE_PATH (playwright-core).
 // request: {build: [{name, api, columns, groups, notes, widgets, models, stamp, picture, muted, whole}]}, {check: [{name, workflow, picture}]},
-// {look: [{name, workflow, vue, after, then, picture}]}. whole: the part that becomes one node, {inside, title, description, aliases, promoted, inputs,
+// {look: [{name, workflow, vue, blocked, after, then, picture}], bare: on a host without the pack}. whole: the part that becomes one node, {inside, title, description, aliases, promoted, inputs,
 // outputs, app}; the reply to build is {name: {workflow, blueprint}}.
 import { createRequire } from 'node:module'
 import { readFileSync } from 'node:fs'
@@ -190,22 +190,32 @@ async function look({ workflow, vue, after }) {
 
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox'] })
 
-async function open() {
+async function open({ blocked } = {}) {
   const page = await browser.newPage({ viewport: { width: 1600, height: 900 }, locale: request.locale ?? 'en-US' })
-  const errors = (page.errors = [])
+  const [errors, noticed] = [(page.errors = []), (page.noticed = [])]
+  if (blocked) await page.route(blocked, (route) => route.fulfill({ body: '', contentType: 'text/javascript' }))
   page.on('pageerror', (error) => errors.push(String(error)))
+  page.on('response', (response) => response.status() < 400 || noticed.push(`${response.status()} ${new URL(response.url()).pathname}`))
   // A resource that is not there (a user's style sheet) is not an error of a workflow.
   page.on('console', (message) => {
+    if (!['error', 'warning'].includes(message.type())) return
+    noticed.push(`${message.type()} ${message.text()}`)
     if (message.type() === 'error' && !/Failed to load resource|before initialization/.test(message.text())) errors.push(message.text())
   })
   await page.goto(url)
-  await page.waitForFunction(() => window.app?.extensionManager && window.app?.canvas?.graph && 'OpenSoraModelLoader' in (window.LiteGraph?.registered_node_types ?? {}) && app.extensionManager.workflow?.activeWorkflow, null, { timeout: 120000 })
-  await page.waitForTimeout(1500) // the graph that it opens with comes last, over whatever is there
+  await ready(page)
   await page.evaluate(async (body) => {
     for (const [id, value] of Object.entries(body)) await app.extensionManager.setting.set(id, value)
   }, request.settings ?? {})
   await page.keyboard.press('Escape') // a new user's first page begins with the template browser
   return page
+}
+
+async function ready(page) {
+  const node = request.bare ? 'KSampler' : 'OpenSoraModelLoader'
+  const is = (kind) => window.app?.extensionManager?.workflow?.activeWorkflow && app.canvas?.graph && kind in (window.LiteGraph?.registered_node_types ?? {})
+  await page.waitForFunction(is, node, { timeout: 120000 })
+  await page.waitForTimeout(1500) // the graph that it opens with comes last, over whatever is there
 }
 
 // Each job in turn, on one page where nothing that a job did can be seen by the next.
@@ -214,20 +224,21 @@ async function work(kind, step, jobs) {
   let page
   for (const [index, job] of jobs.entries()) {
     // The front-end remembers widgets by their node's id: a graph made after another would take its values where it names none.
-    if (!page || request.build || jobs[index - 1].then) {
+    if (!page || request.build || job.blocked || (request.look && jobs[index - 1].then)) {
       await page?.close()
-      page = await open()
+      page = await open(job)
     }
     page.errors.length = 0
     reply[job.name] = await page.evaluate(`(${step})(${JSON.stringify(job)})`)
     // What a test does and asks after that, in the page: [expression, seconds to wait before, picture to take after].
     for (const [expression, seconds, picture] of job.then ?? []) {
       await page.waitForTimeout(seconds * 1000)
-      reply[job.name].then = [...(reply[job.name].then ?? []), await page.evaluate(expression)]
+      const said = expression === 'reload' ? await page.reload().then(() => ready(page)) : await page.evaluate(expression)
+      reply[job.name].then = [...(reply[job.name].then ?? []), said]
       if (picture) await page.screenshot({ path: picture })
     }
     if (job.picture) await page.screenshot({ path: job.picture })
-    if (!request.build) reply[job.name].errors = [...page.errors]
+    if (!request.build) Object.assign(reply[job.name], { errors: [...page.errors], noticed: [...page.noticed] })
   }
   await page?.close()
   return reply

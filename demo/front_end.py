@@ -36,9 +36,9 @@ def build(url: str, jobs: list[dict]) -> dict:
     return _ask(url, {"build": jobs})
 
 
-def look(url: str, jobs: list[dict], locale: str = "en-US") -> dict:
+def look(url: str, jobs: list[dict], locale: str = "en-US", bare: bool = False) -> dict:
     """name -> what a person sees of a workflow file that is opened as a template (front_end.mjs, look), and what `then` gave."""
-    return _ask(url, {"look": jobs, "locale": locale})
+    return _ask(url, {"look": jobs, "locale": locale, "bare": bare})
 
 
 def check(url: str, jobs: list[dict]) -> dict:

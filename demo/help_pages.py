@@ -3,7 +3,8 @@
     python -m demo.help_pages [--check]
 
 web/docs/<NodeId>.md (English) and web/docs/<NodeId>/zh.md are written by hand except for what stands between the markers,
-so that a tooltip is written once: English in the schema, Chinese in locales/zh/nodeDefs.json.
+so that a tooltip is written once: English in the schema, Chinese in locales/zh/nodeDefs.json. What a node costs and what goes wrong with it
+stand in help_facts.json: {costs, errors: {name: [what is said, cure, the same two in Chinese]}, nodes: {node: {cost, errors}}}.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from . import comfy, host_record
 
 DOCS = comfy.PACK / "web" / "docs"
+FACTS = Path(__file__).with_name("help_facts.json")
 WORDS = {
     "en": {
         "inputs": "Inputs",
@@ -25,6 +27,9 @@ WORDS = {
         "off": "off",
         "node": "node",
         "what": "what it does",
+        "use": "The node in use",
+        "cost": "Time and memory",
+        "errors": "When it goes wrong",
     },
     "zh": {
         "inputs": "输入",
@@ -35,6 +40,9 @@ WORDS = {
         "off": "关",
         "node": "节点",
         "what": "作用",
+        "use": "使用示例",
+        "cost": "时间与内存",
+        "errors": "常见问题",
     },
 }
 LISTS = {"en": "docs/NODES.md", "zh": "docs/NODES.zh.md"}
@@ -81,6 +89,19 @@ def outputs_list(info: dict, words: dict, text: dict) -> str:
     return "\n".join(lines)
 
 
+def facts(node_id: str, language: str) -> dict[str, str]:
+    """What a page says of a node by marker: its picture, its cost, and what goes wrong most often with the cures."""
+    held, words, is_chinese = json.loads(FACTS.read_text(encoding="utf-8")), WORDS[language], language == "zh"
+    of_node = held["nodes"][node_id]
+    cost = of_node["cost"] if isinstance(of_node["cost"], list) else held["costs"][of_node["cost"]]
+    errors = [("" if is_chinese else " ").join(held["errors"][name][2 * is_chinese :][:2]) for name in of_node["errors"]]
+    return {
+        "picture": f"![{words['use']}](pictures/{node_id}.webp)",  # read from the folder of the pages, whatever the page
+        "cost": f"## {words['cost']}\n\n{cost[is_chinese]}",
+        "errors": "\n".join([f"## {words['errors']}", "", *(f"- {line}" for line in errors)]),
+    }
+
+
 def nodes_table(nodes: dict, language: str) -> str:
     """The list of nodes in docs/NODES.md."""
     words, translated = WORDS[language], texts(language)
@@ -110,9 +131,12 @@ def pages() -> dict[Path, str]:
             if name.startswith("OpenSora"):
                 path = page_path(name, language)
                 text = between(path.read_text(encoding="utf-8"), "inputs", inputs_list(info, words, translated[name]))
-                made[path] = between(text, "outputs", outputs_list(info, words, translated[name]))
+                text = between(text, "outputs", outputs_list(info, words, translated[name]))
+                for marker, said in facts(name, language).items():
+                    text = between(text, marker, said)
+                made[path] = text
                 if path.parent == DOCS:  # the front-end asks for the page of its own language first, English too
-                    made[DOCS / name / f"{language}.md"] = re.sub(r"\]\((?!https?://|#)", "](../", made[path])
+                    made[DOCS / name / f"{language}.md"] = text
         readme = comfy.PACK / LISTS[language]
         made[readme] = between(readme.read_text(encoding="utf-8"), "nodes", nodes_table(nodes, language))
     return made

@@ -29,9 +29,10 @@ EVENT = "open_sora.preview"
 SHARE = 1 / 50  # of the run's time that previews may take, at most
 SIDE, MILLISECONDS = 256, 125
 KEPT = ".colours.json"  # as commands/colours.py names them
-FIRST_COST = 0.02  # seconds that the first one is taken to cost
+FIRST_COST = 0.01  # seconds for each latent frame that the first one is taken to cost (benchmarks/preview_cost.py)
 
 _told_off = False
+_shown: dict = {}  # what was sent last of the run that goes on
 
 
 def watching(model, callback: Callable | None) -> Callable | None:
@@ -44,6 +45,7 @@ def watching(model, callback: Callable | None) -> Callable | None:
     server, node_id = getattr(PromptServer, "instance", None), notice.executing_node()
     if server is None or node_id is None:
         return callback
+    _shown.clear()
     if args.preview_method == LatentPreviewMethod.NoPreviews:
         _tell_where(server, node_id)
         return callback
@@ -67,15 +69,15 @@ class Preview:
 
     def __init__(self, colours: tuple[Tensor, Tensor] | None, send: Callable):
         self.colours, self.send = colours, send
-        self.began, self.spent, self.last = time.monotonic(), 0.0, FIRST_COST
+        self.began, self.spent, self.last = time.monotonic(), 0.0, 0.0  # seconds
         self.at_work: threading.Thread | None = None
 
     def offer(self, denoised: Tensor, step: int, steps: int) -> None:
         """A clip [B, C, T, h, w], of which the first is shown if there is time for it."""
         allowed = SHARE * (time.monotonic() - self.began)
         is_busy = self.at_work is not None and self.at_work.is_alive()
-        if is_busy or denoised.ndim != 5 or self.spent + self.last > allowed:
-            return
+        if is_busy or denoised.ndim != 5 or self.spent + 1.5 * (self.last or FIRST_COST * denoised.shape[2]) > allowed:
+            return  # one takes longer than the last where the processor is busy
         self.at_work = threading.Thread(target=self._make, args=(denoised[:1], step, steps), name="open-sora-preview", daemon=True)
         self.at_work.start()
 
@@ -166,6 +168,15 @@ def _tell_where(server, node_id: str) -> None:
         notice.logger.info("Open-Sora: no preview while sampling; switch it on in Settings, Comfy, Execution, Live preview method: auto.")
 
 
+def now() -> dict:
+    """What a page is told that opens while a clip is sampled: the last picture, as it was sent; empty where nothing is sampled."""
+    is_running = _shown and _shown["node"] == getattr(PromptServer.instance, "last_node_id", None)
+    return {"preview": dict(_shown)} if is_running else {}
+
+
 def _send(server, node_id: str, image: bytes = b"", **more) -> None:
     # A character for each byte: what the host sends is JSON.
-    server.send_sync(EVENT, {"node": notice.shown_on(node_id), "image": image.decode("latin-1"), **more}, server.client_id)
+    message = {"node": notice.shown_on(node_id), "image": image.decode("latin-1"), **more}
+    if image:
+        _shown.update(message)
+    server.send_sync(EVENT, message, server.client_id)

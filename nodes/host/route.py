@@ -11,7 +11,7 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.geometry import resolution_size
 from ...opensora_core.text.recipe import CLIP, T5, Said
-from . import notice, paths, text
+from . import notice, paths, preview, text
 
 PATH = "/open_sora/text"
 _LONGEST = 20_000  # characters of a prompt that are counted
@@ -35,13 +35,14 @@ def reply(asked: dict) -> dict:
     """What is said to a page.
 
     Args:
-        asked: {locale}, the language of a page that has opened; {size: [resolution, aspect ratio, multiple]}, answered by
+        asked: {locale}, the language of a page that has opened or runs something, answered by what preview.now says;
+            {size: [resolution, aspect ratio, multiple]}, answered by
             {size: [width, height]}; or {prompt, motion_score, fps, loaders: [T5's file, CLIP's]}, by {text, t5, clip, dropped}: the prompt as it is
             read, [tokens, most] of each encoder, and the end of the prompt that T5 would not read.
     """
     if "locale" in asked:
         notice.speak(str(asked["locale"])[:20])
-        return {}
+        return preview.now()
     if "size" in asked:
         resolution, ratio, multiple = asked["size"]
         height, width = resolution_size(str(resolution), str(ratio), int(multiple or 16))

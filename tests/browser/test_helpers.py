@@ -7,19 +7,71 @@ import pytest
 from demo import comfy, front_end
 
 pytestmark = pytest.mark.browser
-# The panel's picture as pixels: [how many blob pictures, colour of its corner, reddest pixel].
-PANEL = """(() => {
-  const node = app.rootGraph.nodes.find((one) => one.isSubgraphNode?.())
-  const picture = node.widgets.find((one) => one.name === 'open_sora_panel')?.element
-  if (!picture?.complete || !picture.naturalWidth) return null
-  const canvas = Object.assign(document.createElement('canvas'), { width: picture.naturalWidth, height: picture.naturalHeight })
-  const paint = canvas.getContext('2d')
-  paint.drawImage(picture, 0, 0)
-  const data = paint.getImageData(0, 0, canvas.width, canvas.height).data
-  let reddest = -255
-  for (let at = 0; at < data.length; at += 4) reddest = Math.max(reddest, data[at] - data[at + 2])
-  return { corner: [data[0], data[1], data[2]], reddest, line: node.widgets.find((one) => one.name === '$$node-text-preview')?.value }
-})()"""
+WHOLE = "app.rootGraph.nodes.find((one) => one.isSubgraphNode?.())"
+# (test, seconds) -> what the test says first that is something, null after so many seconds.
+PROMISED = """(async (test, seconds) => {
+  for (const until = Date.now() + 1000 * seconds; Date.now() < until; await new Promise((done) => setTimeout(done, 200))) {
+    const said = await test()
+    if (said) return said
+  }
+  return null
+})"""
+# What is seen of a run on the one node: its line, and of each picture the corner's colour and where the redness lies from left to right.
+PANEL = """(async () => {
+  const node = WHOLE
+  const line = node.widgets.find((one) => one.name === '$$node-text-preview')?.value ?? ''
+  const element = node.widgets.find((one) => one.name === 'open_sora_panel')?.element
+  if (!element?.src) return { line, said: element?.textContent ?? '' }
+  const data = await fetch(element.src).then((reply) => reply.arrayBuffer()).catch(() => null)
+  if (!data) return { line } // the next one came meanwhile
+  const decoder = new ImageDecoder({ data, type: 'image/webp' })
+  await decoder.tracks.ready
+  const pictures = []
+  for (let index = 0; index < decoder.tracks.selectedTrack.frameCount; index++) {
+    const { image } = await decoder.decode({ frameIndex: index })
+    const paint = new OffscreenCanvas(image.displayWidth, image.displayHeight).getContext('2d')
+    paint.drawImage(image, 0, 0)
+    const { displayWidth, displayHeight } = image
+    image.close()
+    const { data: pixels, width } = paint.getImageData(0, 0, displayWidth, displayHeight)
+    let [sum, weight] = [0, 0]
+    for (let at = 0; at < pixels.length; at += 4) {
+      const red = Math.max(0, pixels[at] - pixels[at + 2])
+      sum += red * ((at / 4) % width)
+      weight += red
+    }
+    pictures.push({ corner: [...pixels.slice(0, 3)], red: weight / (pixels.length / 4), at: sum / (weight || 1) / width })
+  }
+  return { line, pictures, step: Number(element.alt.split('/')[0]) }
+})""".replace("WHOLE", WHOLE)
+# A run of so many steps, or of as many as take this machine eight seconds.
+RUN = """(() => {
+  const widget = (name) => WHOLE.widgets.find((one) => one.name === name)
+  widget('steps').value = STEPS || Math.min(1000, Math.max(40, Math.round(8 * sessionStorage.pace)))
+  widget('length').value = LENGTH
+  sessionStorage.began = Date.now()
+  app.queuePrompt(0)
+})()""".replace("WHOLE", WHOLE)
+SEEN = """(PROMISED)(async () => {
+  const said = await PANEL()
+  if (!said.pictures) return null
+  sessionStorage.pace = 2 * said.step / (Date.now() - sessionStorage.began) * 1000
+  return said
+}, 60)""".replace("PROMISED", PROMISED).replace("PANEL", PANEL)
+GONE = f"({PROMISED})(async () => {{ const said = await {PANEL}(); return !said.line && !said.pictures && 'gone' }}, 20)"
+# Every line that is shown until the run is done, and the pictures that were shown last.
+LINES = """(async () => {
+  const lines = new Set()
+  let pictures
+  await (PROMISED)(async () => {
+    const said = await PANEL()
+    lines.add(said.line)
+    pictures = said.pictures ?? pictures
+    return said.line.includes(DONE)
+  }, 90)
+  return { lines: [...lines], pictures }
+})()""".replace("PROMISED", PROMISED).replace("PANEL", PANEL)
+OFF = f"({PROMISED})(async () => (await {PANEL}()).said, 60)"
 TYPE = """(() => {
   const node = LiteGraph.createNode(KIND)
   app.rootGraph.add(node)
@@ -30,43 +82,80 @@ TYPE = """(() => {
   }
   window.tried = node
 })()"""
-LOCALE = "app.extensionManager.setting.set('Comfy.Locale', 'LANGUAGE')"
+SET = "app.extensionManager.setting.set(NAME, VALUE)"
 SAID = "window.tried.widgets.find((one) => one.name === NAME)?.element.textContent"
+ANSWER = f"({PROMISED})(() => {SAID}, 20)"
 GREY = "['width', 'height'].map((name) => Boolean(window.tried.widgets.find((one) => one.name === name).disabled))"
 
 
-def typed(kind: str, values: dict) -> str:
-    return TYPE.replace("KIND", json.dumps(kind)).replace("VALUES", json.dumps(values))
+def fill(script: str, **values) -> str:
+    for name, value in values.items():
+        script = script.replace(name, json.dumps(value))
+    return script
+
+
+def set_to(name: str, value: str) -> list:
+    return [fill(SET, NAME=name, VALUE=value), 0]
+
+
+def ask_for(steps: int, frames: int = 17) -> list:
+    return [fill(RUN, STEPS=steps, LENGTH=str(frames)), 0]
+
+
+def typed(kind: str, values: dict) -> list:
+    return [fill(TYPE, KIND=kind, VALUES=values), 0]
 
 
 @pytest.fixture(scope="module")
 def said(server) -> dict:
     template = json.loads((comfy.PACK / "workflows" / "01 Text to video, no download.json").read_text(encoding="utf-8"))
-    length, tokens = SAID.replace("NAME", "'open_sora_size'"), SAID.replace("NAME", "'open_sora_tokens'")
-    watched = [[PANEL, 1] for _ in range(60)]
-    helpers = [
-        [typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), 0], [length, 3], [GREY, 0],
-        [typed("OpenSoraEmptyLatentVideo", {"resolution": "custom", "width": 64, "height": 64, "length": "abc"}), 0], [length, 3], [GREY, 0],
-        [typed("OpenSoraT5TextEncode", {"prompt": "waves roll in, " * 300}), 0], [tokens, 8],
+    length, tokens = fill(ANSWER, NAME="open_sora_size"), fill(ANSWER, NAME="open_sora_tokens")
+    run = [
+        ask_for(1000, 33), [SEEN, 0], ["reload", 0], [SEEN, 0], ["app.api.interrupt()", 0], [GONE, 0],
+        ask_for(0), [fill(LINES, DONE="Done"), 0],
+        set_to("Comfy.Execution.PreviewMethod", "none"), ask_for(11), [OFF, 0],
+        set_to("Comfy.Execution.PreviewMethod", "default"),
     ]  # fmt: skip
-    moves = {"name": "run", "then": [["app.queuePrompt(0)", 0], *watched]}
-    chinese = {
-        "name": "zh",
-        "then": [[LOCALE.replace("LANGUAGE", "zh"), 0], [typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), 1], [length, 3],
-                 [LOCALE.replace("LANGUAGE", "en"), 0]],
-    }  # fmt: skip
-    jobs = [moves, {"name": "typed", "then": helpers}, chinese]
-    return front_end.look(server.url, [job | {"workflow": template, "vue": False} for job in jobs])
+    typing = [
+        typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), [length, 1], [GREY, 0],
+        typed("OpenSoraEmptyLatentVideo", {"resolution": "custom", "width": 64, "height": 64, "length": "abc"}), [length, 1], [GREY, 0],
+        typed("OpenSoraT5TextEncode", {"prompt": "waves roll in, " * 300}), [tokens, 1],
+    ]  # fmt: skip
+    chinese = [set_to("Comfy.Locale", "zh"), typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), [length, 1],
+               ask_for(10), [fill(LINES, DONE="完成"), 0],
+               set_to("Comfy.Locale", "en")]  # fmt: skip
+    jobs = [{"name": "run", "then": run}, {"name": "typed", "then": typing}, {"name": "zh", "then": chinese}]
+    return front_end.look(server.url, [job | {"workflow": template, "vue": job["name"] == "typed"} for job in jobs])
 
 
-def test_the_clip_is_seen_in_its_colours_and_its_progress_in_words(said):
-    pictures = [one for one in said["run"]["then"] if isinstance(one, dict)]
-    assert pictures, "the panel was never there"
-    red, _, blue = pictures[-1]["corner"]
-    assert blue > red + 40 and pictures[-1]["reddest"] > 40, "a red circle on blue"
-    lines = [one["line"] for one in pictures if one["line"]]
-    assert lines and all(len(line) <= 40 for line in lines)
+def test_the_clip_moves_in_its_colours(said):
+    pictures = said["run"]["then"][7]["pictures"]
+    assert len(pictures) == 5, "of 17 frames"
+    for picture in pictures:
+        red, _, blue = picture["corner"]
+        assert blue > red + 40 and picture["red"] > 3, "a red circle on blue is red on blue"
+    assert pictures[-1]["at"] > pictures[0]["at"] + 0.05, "it goes right, as the prompt says"
     assert said["run"]["errors"] == []
+
+
+def test_the_clip_is_there_after_a_reload(said):
+    before, after = said["run"]["then"][1], said["run"]["then"][3]
+    assert before and after and after["step"] >= before["step"] and len(after["pictures"]) == 9
+
+
+def test_words_and_pictures_go_when_a_run_is_stopped(said):
+    assert said["run"]["then"][5] == "gone"
+
+
+def test_progress_is_in_words_that_fit_a_line_and_in_the_language_of_the_front_end(said):
+    english, chinese = said["run"]["then"][7]["lines"], said["zh"]["then"][4]["lines"]
+    assert len(english) > 2 and all(len(line) <= 40 for line in english + chinese)
+    assert any(line.startswith("Step ") for line in english) and english[-1].startswith("Done in ")
+    assert any(line.startswith("第 ") for line in chinese) and "完成" in chinese[-1]
+
+
+def test_where_previews_are_off_the_node_says_where_they_are_switched_on(said):
+    assert "Live preview method: auto" in said["run"]["then"][10]
 
 
 def test_a_length_in_seconds_is_answered_and_sides_are_grey_unless_custom(said):
@@ -78,4 +167,4 @@ def test_a_length_in_seconds_is_answered_and_sides_are_grey_unless_custom(said):
 
 
 def test_answers_are_in_the_language_of_the_front_end(said):
-    assert said["zh"]["then"][-2] == "169 帧,7.0 秒 · 336 x 192"
+    assert said["zh"]["then"][2] == "169 帧,7.0 秒 · 336 x 192"

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 from demo import comfy, help_pages, host_record
 
@@ -23,13 +24,37 @@ def test_help_page_names_every_input_and_output(node_id, language):
     assert len(hand_written) > 200, "a page says more than its lists"
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node_id", NODES)
+def test_help_page_has_a_picture_a_cost_and_three_errors_with_cures(node_id, language):
+    page, words = help_pages.page_path(node_id, language).read_text(encoding="utf-8"), help_pages.WORDS[language]
+    assert f"](pictures/{node_id}.webp)" in page
+    with Image.open(help_pages.DOCS / "pictures" / f"{node_id}.webp") as picture:
+        assert picture.width > 250 and picture.height > 100
+    cost, errors = (page.split(f"## {words[name]}\n\n")[1].split("\n<!-- ")[0] for name in ("cost", "errors"))
+    assert len(cost) > 10 and len(re.findall("^- .{15}", errors, re.M)) == 3
+
+
+def test_what_pages_say_goes_wrong_is_said_so():
+    """The English quotes stand in our sources, piece by piece between what changes."""
+    sources = [path.read_text(encoding="utf-8") for room in ("opensora_core", "nodes") for path in (comfy.PACK / room).rglob("*.py")]
+    whole = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    pattern = re.compile(r"(?<!\*)\*([^*]+)\*(?!\*)")
+    for said, *_ in json.loads(help_pages.FACTS.read_text(encoding="utf-8"))["errors"].values():
+        for quote in pattern.findall(said):
+            for piece in filter(None, (piece.strip(" ;,:") for piece in re.split("…|/", quote))):
+                assert piece in whole, f"{quote!r}: nothing says {piece!r}"
+
+
 def test_help_pages_and_readme_are_up_to_date():
     stale = [path.name for path, text in help_pages.pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     assert not stale, "run python -m demo.help_pages"
 
 
 def test_no_help_page_for_a_node_that_is_not_there():
-    pages = {path.stem for path in help_pages.DOCS.glob("*.md")} | {path.name for path in help_pages.DOCS.iterdir() if path.is_dir()}
+    pages = {path.stem for path in help_pages.DOCS.glob("*.md")} | {path.name for path in help_pages.DOCS.iterdir() if path.is_dir()} - {
+        "pictures"
+    }
     assert pages == set(NODES)
 
 

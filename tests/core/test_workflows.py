@@ -270,7 +270,7 @@ def break_slot(workflow):
 
 
 def drop_value(workflow):
-    next(node for node in every_node(workflow) if node["type"].startswith("OpenSoraEmpty"))["widgets_values"].pop()
+    next(node for node in every_node(workflow) if node["type"].startswith("OpenSoraEmpty"))["widgets_values"][2:] = []
 
 
 def add_value(workflow):

@@ -3,6 +3,7 @@ import { app } from '../../../scripts/app.js'
 import { api } from '../../../scripts/api.js'
 
 const PANEL = 'open_sora_panel'
+const REPORT = 'open_sora_report'
 const TEXT = '$$node-text-preview' // the front-end's own line below a node
 const CHINESE = () => (app.extensionManager?.setting?.get('Comfy.Locale') ?? '').startsWith('zh')
 const say = (english, chinese) => (CHINESE() ? chinese : english)
@@ -49,7 +50,7 @@ function panel(node, name, tag, height) {
   if (!widget) {
     const element = document.createElement(tag)
     const least = () => height
-    widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, getMinHeight: least, getMaxHeight: least, getValue: () => '', setValue: () => {} })
+    widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, margin: 2, getMinHeight: least, getMaxHeight: least, getValue: () => '', setValue: () => {} })
     widget.serialize = false
     const [width, was] = node.size
     widget.openSoraHeight = was
@@ -61,6 +62,7 @@ function panel(node, name, tag, height) {
 // ---- the whole clip, moving, while it is sampled (nodes/host/preview.py)
 
 const moving = new Set()
+let isNew = true // this page: it has loaded no graph yet
 
 const showPreview = quietly(({ detail }) => {
   for (const node of nodesOf(detail.node)) {
@@ -75,14 +77,18 @@ const showPreview = quietly(({ detail }) => {
       if (node.widgets?.find((one) => one.name === PANEL)?.element.tagName === 'DIV') remove(node, PANEL)
       const element = panel(node, PANEL, 'img', 210)
       Object.assign(element.style, { width: '100%', height: '200px', objectFit: 'contain' })
-      const before = element.src
-      element.src = URL.createObjectURL(new Blob([Uint8Array.from(detail.image, (c) => c.charCodeAt(0))], { type: 'image/webp' }))
-      if (before) URL.revokeObjectURL(before)
+      element.src = `data:image/webp;base64,${btoa(detail.image)}`
       element.alt = `${detail.step}/${detail.steps}`
     }
     moving.add(node)
     node.setDirtyCanvas?.(true, true)
   }
+})
+
+// The server is told the language that it speaks in; it answers with the picture of a run that goes on, if this page is new.
+const greet = quietly(async () => {
+  const { preview } = await ask({ locale: app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en' })
+  return preview
 })
 
 const clearPreviews = quietly(() => {
@@ -96,6 +102,8 @@ const clearLines = quietly(() => {
     for (const node of graph?.nodes ?? []) if (isOurs(node) || node.isSubgraphNode?.()) remove(node, TEXT)
 })
 
+// Nodes that say lines of forty characters, which a node of the least width would break.
+const TELLING = ['OpenSoraRectifiedFlowSampler', 'OpenSoraContinueVideo', 'OpenSoraFluxToVideo', 'OpenSoraPreflight', 'OpenSoraLoadedModels']
 const isOurs = (node) => String(node.comfyClass ?? node.type).startsWith('OpenSora')
 
 // ---- beside a length: frames, seconds and pixels
@@ -127,6 +135,13 @@ async function ask(body) {
 
 const describeLength = quietly(async (node, kind) => {
   const value = (name) => widgetOf(node, name)?.value
+  const size = value('resolution') ?? value('size')
+  for (const name of ['width', 'height']) {
+    const side = widgetOf(node, name)
+    if (side && size) side.disabled = size !== 'custom'
+  }
+  node.setDirtyCanvas?.(true, true)
+  if (!widgetOf(node, 'num_frames')) return // what a length comes to is for the model to say that is plugged in
   const written = String(value('length') ?? '')
   const frames = written.trim() ? framesOf(written, kind) : (value('num_frames') ?? 129)
   const wrong = frames === undefined || (frames - (LED[kind] ?? 1)) % 4
@@ -141,11 +156,6 @@ const describeLength = quietly(async (node, kind) => {
   const line = panel(node, 'open_sora_size', 'div', 22)
   Object.assign(line.style, { font: '12px sans-serif', padding: '2px 12px', opacity: 0.85, color: wrong ? '#e66' : '' })
   line.textContent = parts.join(' · ')
-  for (const name of ['width', 'height']) {
-    const side = widgetOf(node, name)
-    if (side && resolution) side.disabled = resolution !== 'custom'
-  }
-  node.setDirtyCanvas?.(true, true)
 })
 
 // ---- under a prompt: how much of it is read
@@ -193,46 +203,66 @@ function whenChanged(node, names, work) {
   soon()
 }
 
-// ---- a plan: the verdict and a bar for each stage
+// ---- a report: the verdict first, then a row for each model or, with a bar against the card, for each stage
 
-const showPlan = quietly((node, plan) => {
-  const box = panel(node, 'open_sora_plan', 'div', 60 + 24 * plan.stages.length)
-  Object.assign(box.style, { font: '12px sans-serif', padding: '4px 10px', overflow: 'auto' })
-  box.replaceChildren()
-  const head = document.createElement('b')
-  head.textContent = plan.verdict
-  box.append(head)
-  const most = Math.max(plan.card, ...plan.stages.map(([, gib]) => gib))
-  for (const [name, gib] of plan.stages) {
-    const row = document.createElement('div')
-    row.title = row.textContent = `${name}: ${gib.toFixed(1)} GiB`
-    const share = (100 * gib) / most
-    const colour = gib > plan.card ? '#c44' : '#4a8'
-    Object.assign(row.style, { margin: '3px 0', padding: '2px 6px', background: `linear-gradient(90deg, ${colour} ${share}%, transparent ${share}%)`, border: '1px solid #8886' })
-    box.append(row)
+const showReport = quietly((node, head, rows, rest = '') => {
+  const height = ({ text }) => 10 + 16 * Math.ceil(text.length / 44)
+  const forget = quietly(() => {
+    if (!widgetOf(node, TEXT)) return
+    remove(node, TEXT) // which says the same, in less room
+    node.setSize([node.size[0], node.computeSize()[1]])
+  })
+  forget()
+  remove(node, REPORT) // its height follows its rows
+  const box = panel(node, REPORT, 'div', 34 + rows.reduce((sum, row) => sum + height(row), rest ? 130 : 0))
+  Object.assign(box.style, { font: '12px sans-serif', lineHeight: '16px', padding: '4px 10px', overflow: 'auto' })
+  const add = (kind, text, style) => box.append(Object.assign(document.createElement(kind), { textContent: text, style }))
+  add('b', head, '')
+  for (const { text, share, colour } of rows) {
+    const bar = share === undefined ? '' : `border: 1px solid #8886; background: linear-gradient(90deg, ${colour} ${share}%, transparent ${share}%)`
+    add('div', text, `margin: 3px 0; padding: 1px 6px; ${bar}`)
   }
+  if (rest) add('div', rest, 'height: 120px; overflow: auto; white-space: pre-wrap; font-size: 11px; opacity: 0.85')
+  for (const wait of [500, 3000]) setTimeout(forget, wait) // the front-end may show it later than the result
 })
+
+const showPlan = (node, { verdict, card, stages }, report) => {
+  const most = Math.max(card, ...stages.map(([, gib]) => gib))
+  const row = ([name, gib]) => ({ text: `${name}: ${gib.toFixed(1)} GiB`, share: (100 * gib) / most, colour: gib > card ? '#c44' : '#4a8' })
+  showReport(node, verdict, stages.map(row), report.replace(verdict, '').trim())
+}
 
 app.registerExtension({
   name: 'OpenSora',
-  setup: quietly(async () => {
+  setup: quietly(() => {
     api.addEventListener('open_sora.preview', showPreview)
     api.addEventListener('execution_interrupted', clearLines)
     for (const end of ['execution_success', 'execution_error', 'execution_interrupted']) api.addEventListener(end, clearPreviews)
-    await ask({ locale: app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en' })
+    api.addEventListener('execution_start', greet)
+  }),
+  afterConfigureGraph: quietly(async () => {
+    if (isNew) isNew = false
+    else return
+    const preview = await greet()
+    if (preview && !moving.size) showPreview({ detail: preview })
   }),
   nodeCreated: quietly((node) => {
     const kind = node.comfyClass
     if (!isOurs(node)) return
+    if (TELLING.includes(kind)) node.setSize([Math.max(node.size[0], 320), node.size[1]])
     if (widgetOf(node, 'length')) {
-      const names = ['length', 'num_frames', 'resolution', 'aspect_ratio', 'width', 'height']
+      const names = ['length', 'num_frames', 'resolution', 'size', 'aspect_ratio', 'width', 'height']
       whenChanged(node, names, () => describeLength(node, kind))
     }
     if (kind === 'OpenSoraT5TextEncode') whenChanged(node, ['prompt', 'motion_score', 'fps'], () => describePrompt(node))
     const executed = node.onExecuted
     node.onExecuted = function (output) {
       executed?.call(this, output)
-      if (output?.open_sora_plan?.[0]) showPlan(this, output.open_sora_plan[0])
+      if (output?.open_sora_plan?.[0]) showPlan(this, output.open_sora_plan[0], output.text?.[0] ?? '')
+      else if (kind === 'OpenSoraLoadedModels' && output?.text?.[0]) {
+        const [head, ...rows] = output.text[0].split('\n')
+        showReport(this, head, rows.map((text) => ({ text })))
+      }
     }
   })
 })

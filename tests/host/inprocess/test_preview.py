@@ -34,7 +34,7 @@ def test_never_two_at_once_and_a_fiftieth_of_the_time_at_most(preview, monkeypat
         one.offer(torch.randn(1, 16, 3, 4, 6), step, 400)
         finish(one)
         assert one.spent <= now[0] / 50 + 0.5
-    assert sent[0] == 0 and len(sent) >= 14
+    assert sent[0] == 2 and len(sent) >= 12
 
 
 def test_a_busy_thread_is_left_alone(preview):
@@ -90,3 +90,14 @@ def test_colours_that_were_fitted_are_those_of_the_models_own_vae(preview, base)
     kept.write_text("{")
     assert preview.colours(model) is None
     kept.unlink()
+
+
+def test_a_page_that_opens_meanwhile_is_given_the_last_picture_of_the_node_that_runs(preview, monkeypatch):
+    sent = []
+    server = types.SimpleNamespace(last_node_id="14:6", client_id="one", send_sync=lambda *message: sent.append(message))
+    monkeypatch.setattr(preview.PromptServer, "instance", server, raising=False)
+    monkeypatch.setattr(preview.notice, "shown_on", lambda node: node)
+    preview._send(server, "14:6", image=b"picture", step=3, steps=9)
+    assert preview.now() == {"preview": sent[0][1]}
+    server.last_node_id = None  # the run is over
+    assert preview.now() == {}
