@@ -1,14 +1,16 @@
 """Which kernel computes attention, chosen for one MODEL through the host's own override; without a choice the host's holds."""
 
+from contextlib import nullcontext
+
 import comfy.ldm.modules.attention
 import comfy.model_management
 
 from ...opensora_core.choices import AUTO, CUDNN, FLASH, SAGE, SDPA
 from ...opensora_core.errors import OpenSoraError, check_choice
+from ...opensora_core.run.kernels import PACKAGES, cudnn_first
 
 CHOICES = (AUTO, SDPA, CUDNN, SAGE, FLASH)
 OVERRIDE = "optimized_attention_override"  # the host's name, in transformer_options
-_PACKAGES = {SAGE: "sageattention", FLASH: "flash-attn"}
 
 
 def with_attention(model, name: str):
@@ -21,26 +23,19 @@ def with_attention(model, name: str):
     if name == AUTO:
         return model
     attend = comfy.ldm.modules.attention.attention_pytorch
-    if name in _PACKAGES:
+    if name in PACKAGES:
         attend = comfy.ldm.modules.attention.get_attention_function(name, None)
         if attend is None:
             raise OpenSoraError(
-                f"attention={name!r} needs the library {_PACKAGES[name]}, which ComfyUI's Python does not have; use {AUTO} or {CUDNN}."
+                f"attention={name!r} needs the library {PACKAGES[name]}, which ComfyUI's Python does not have; use {AUTO} or {CUDNN}."
             )
     if name != SDPA and comfy.model_management.get_torch_device().type != "cuda":
         raise OpenSoraError(f"attention={name!r} computes on an NVIDIA GPU, and there is none here; use {AUTO}.")
 
     def override(usual, *args, **kwargs):
-        return _by_cudnn(attend, args, kwargs) if name == CUDNN else attend(*args, **kwargs)
+        with cudnn_first() if name == CUDNN else nullcontext():
+            return attend(*args, **kwargs)
 
     copy = model.clone()
     copy.model_options["transformer_options"] = {**copy.model_options.get("transformer_options", {}), OVERRIDE: override}
     return copy
-
-
-def _by_cudnn(attend, args: tuple, kwargs: dict):
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(order, set_priority=True):
-        return attend(*args, **kwargs)

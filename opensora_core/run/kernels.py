@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..choices import AUTO, CUDNN, FLASH, SAGE, SDPA, SLICED, dtype_word
@@ -14,7 +14,7 @@ from ..ops import attention, sliced_attention
 logger = logging.getLogger(__name__)
 
 _HOPPER = 9  # compute capability
-_PACKAGES = {SAGE: "sageattention", FLASH: "flash-attn"}
+PACKAGES = {SAGE: "sageattention", FLASH: "flash-attn"}
 
 
 def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -37,14 +37,18 @@ def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callabl
     return found
 
 
-def _cudnn() -> Callable[..., Tensor]:
+def cudnn_first() -> AbstractContextManager:
+    """Inside it, torch's attention is cudnn's where that can compute it."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True)
 
+
+def _cudnn() -> Callable[..., Tensor]:
     def attend(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-        with sdpa_kernel(order, set_priority=True):
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        with cudnn_first():
+            return attention(q, k, v, transformer_options)
 
     return attend
 
@@ -74,7 +78,7 @@ def _flash() -> Callable[..., Tensor]:
 
 
 def _missing(name: str) -> OpenSoraError:
-    return OpenSoraError(f"attention={name!r} needs the library {_PACKAGES[name]}, which is not installed here; use {AUTO} or {CUDNN}.")
+    return OpenSoraError(f"attention={name!r} needs the library {PACKAGES[name]}, which is not installed here; use {AUTO} or {CUDNN}.")
 
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:
