@@ -197,6 +197,6 @@ class OpenSoraPreflight(Node):
     @classmethod
     def execute(cls, width, height, num_frames, model_name, precision, offload, length="", speed=EXACT) -> io.NodeOutput:
         request = Request(height, width, inputs.frames_of(length, num_frames), settings=Settings(precision, offload), speed=speed)
-        report, *settings, plan = planning.advise(request, paths.model_file(MODELS, model_name))
-        notice.show(plan["verdict"], cls.hidden.unique_id, notice.INFO)
-        return io.NodeOutput(report, *settings, ui={"text": (report,), "open_sora_plan": [plan]})
+        report, *settings, fit = planning.advise(request, paths.model_file(MODELS, model_name))
+        notice.show(fit["verdict"], cls.hidden.unique_id, notice.INFO)
+        return io.NodeOutput(report, *settings, ui={"text": (report,), "open_sora_plan": [fit]})

@@ -29,7 +29,7 @@ class Advice(NamedTuple):
     precision: str
     offload: str
     decode_policy: str
-    plan: dict  # for web/js: {verdict, card in GiB, stages: [[name, GiB]]}
+    fit: dict  # for web/js: {verdict, card in GiB, stages: [[name, GiB]]}
 
 
 def advise(request: Request, path: str) -> Advice:
@@ -46,12 +46,12 @@ def advise(request: Request, path: str) -> Advice:
     if found.recommended is None:
         raise OpenSoraError(_cannot(found))
     precision, line = _loader_precision(found)
-    plan = _plan(found)
-    report = "\n".join(filter(None, [plan["verdict"], about, found.report(), _about_ram(found), line]))
-    return Advice(report, precision, found.recommended.settings.offload, found.recommended.settings.decode_policy, plan)
+    fit = _fit(found)
+    report = "\n".join(filter(None, [fit["verdict"], about, found.report(), _about_ram(found), line]))
+    return Advice(report, precision, found.recommended.settings.offload, found.recommended.settings.decode_policy, fit)
 
 
-def _plan(found: Preflight) -> dict:
+def _fit(found: Preflight) -> dict:
     """What fits, in a line that comes first, and its stages against the card."""
     stages = [[stage.name, stage.num_bytes / 2**30] for stage in found.recommended.stages]
     card, (name, most) = found.memory.total / 2**30, max(stages, key=lambda stage: stage[1])

@@ -29,7 +29,7 @@ from .recipe import as_command, describe
 def run(options: InspectOptions) -> int:
     """Write the report to standard output; a failed check, or a video that fits in no settings, ends as a bad file does."""
     if options.plan:
-        return _plan(options)
+        return _preflight(options)
     given = changed(options, PlanOptions)
     if given:
         raise OpenSoraError(f"{given[0]} is about a video; it goes with --plan.")
@@ -55,7 +55,7 @@ def _path(named: str) -> Path:
     return SMALL if named == "small" and not path.exists() else path
 
 
-def _plan(options: InspectOptions) -> int:
+def _preflight(options: InspectOptions) -> int:
     if options.check:
         raise OpenSoraError("--check and --plan are two questions; ask one at a time.")
     model = _sizes(options.path)
