@@ -1,6 +1,7 @@
 """Progress bars on standard error: one for each stage of a run, and one over a whole batch."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -17,6 +18,8 @@ class Bar(tqdm):
     """tqdm's bar on standard error; one whose making was interrupted is given up without a word of its own."""
 
     def __init__(self, *items, **settings):
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # of several processes on a machine, one shows the progress of the whole
+            settings["disable"] = True
         super().__init__(*items, file=sys.stderr, dynamic_ncols=True, **settings)
 
     def __del__(self):

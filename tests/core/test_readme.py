@@ -147,6 +147,8 @@ def test_links_between_our_own_pages_lead_somewhere():
         *PAGES.values(),
         "docs/NODES.md",
         "docs/NODES.zh.md",
+        "docs/MANY_MACHINES.md",
+        "docs/MANY_MACHINES.zh.md",
         "docs/MOVING.md",
         "docs/MOVING.zh.md",
         "CHANGELOG.md",

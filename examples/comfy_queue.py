@@ -1,0 +1,262 @@
+"""Make a video for each row of a table on several ComfyUI servers, over ComfyUI's own HTTP API. Python 3.10 or newer, no other package.
+
+    python comfy_queue.py --graph graph.json --csv rows.csv --out videos --server http://gpu1:8188 --server http://gpu2:8188
+
+graph.json: a workflow as *Export (API)* of ComfyUI saves it, with {{column}} where a row's cell goes: "text": "{{prompt}}",
+"seed": "{{seed}}" (a text that is nothing but {{column}} becomes a number where the cell is one).
+
+Each server has one row at a time; a row that fails is tried on another, three times in all; a server that does not answer is left alone for a
+minute. Files go to OUT/0001_NAME, so that the same command goes on where it was stopped. --metrics 9400 serves throughput, failures and queue
+lengths as Prometheus text at http://THIS_MACHINE:9400/metrics; --metrics FILE keeps them in a file.
+"""
+
+import argparse
+import csv
+import json
+import queue
+import re
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+TRIES, REST, LOOK_AGAIN = 3, 60.0, 1.0  # of a row; seconds without a server that does not answer; seconds between looks
+ANSWER_WITHIN = 30.0  # seconds, one HTTP request
+
+
+class Failed(Exception):
+    """The server ran the graph, or refused it, and said why."""
+
+
+class Metrics:
+    """Counts as Prometheus reads them."""
+
+    HELP = {
+        "open_sora_videos_total": ("counter", "rows finished"),
+        "open_sora_failures_total": ("counter", "tries of a row that failed"),
+        "open_sora_seconds_total": ("counter", "seconds that finished rows took"),
+        "open_sora_rows_waiting": ("gauge", "rows that no server has yet"),
+        "open_sora_queue_length": ("gauge", "prompts that run or wait on a server, of anybody; -1: it does not answer"),
+    }
+
+    def __init__(self):
+        self._values, self._lock = {}, threading.Lock()
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        with self._lock:
+            key = name, tuple(labels.items())
+            self._values[key] = self._values.get(key, 0.0) + value
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        with self._lock:
+            self._values[name, tuple(labels.items())] = value
+
+    def text(self) -> str:
+        lines = []
+        with self._lock:
+            for name, (kind, about) in self.HELP.items():
+                lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+                for (found, labels), value in self._values.items():
+                    if found == name:
+                        inside = ",".join(f"{label}={json.dumps(text)}" for label, text in labels)
+                        lines.append(f"{name}{{{inside}}} {value:g}" if inside else f"{name} {value:g}")
+        return "\n".join(lines) + "\n"
+
+    def serve(self, port: int) -> ThreadingHTTPServer:
+        metrics = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                content = metrics.text().encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *said):
+                pass
+
+        server = ThreadingHTTPServer(("", port), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+
+class Server:
+    """One ComfyUI. Raises OSError where it does not answer, Failed where it answers no."""
+
+    def __init__(self, url: str):
+        self.url, self._client = url.rstrip("/"), uuid.uuid4().hex
+
+    def ask(self, path: str, body: dict | None = None) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_WITHIN) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            if error.code >= 500:
+                raise
+            raise Failed(error.read().decode(errors="replace")[:400]) from error
+
+    def queue_length(self) -> int:
+        found = json.loads(self.ask("/queue"))
+        return len(found["queue_running"]) + len(found["queue_pending"])
+
+    def run(self, graph: dict) -> list[dict]:
+        """Run a graph to its end: the files that it made, as /view names them."""
+        prompt_id = json.loads(self.ask("/prompt", {"prompt": graph, "client_id": self._client}))["prompt_id"]
+        while True:
+            found = json.loads(self.ask(f"/history/{prompt_id}")).get(prompt_id)
+            if found is not None and found.get("status", {}).get("completed") is False:
+                raise Failed(_why(found["status"]))
+            if found is not None:
+                kinds = (kind for output in found["outputs"].values() for kind in output.values())
+                return [
+                    file for files in kinds if isinstance(files, list) for file in files if isinstance(file, dict) and "filename" in file
+                ]
+            if prompt_id not in self.ask("/queue").decode() and prompt_id not in self.ask(f"/history/{prompt_id}").decode():
+                raise OSError("the server has forgotten the row; was it started anew?")
+            time.sleep(LOOK_AGAIN)
+
+    def file(self, named: dict) -> bytes:
+        return self.ask("/view?" + urllib.parse.urlencode({key: named.get(key, "") for key in ("filename", "subfolder", "type")}))
+
+
+def _why(status: dict) -> str:
+    said = [about.get("exception_message", "").strip() for kind, about in status.get("messages", ()) if kind == "execution_error"]
+    return " ".join(said) or "the graph was interrupted"
+
+
+def filled(graph, row: dict):
+    """A graph with a row's cells in the place of {{column}}."""
+    if isinstance(graph, dict):
+        return {key: filled(value, row) for key, value in graph.items()}
+    if isinstance(graph, list):
+        return [filled(value, row) for value in graph]
+    if not isinstance(graph, str):
+        return graph
+    whole = re.fullmatch(r"\{\{(\w+)\}\}", graph)
+    if whole and re.fullmatch(r"-?\d+(\.\d+)?", row[whole[1]]):
+        return json.loads(row[whole[1]])
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: row[found[1]], graph)
+
+
+class Work:
+    """Rows on their way through the servers."""
+
+    def __init__(self, graph: dict, rows: list[dict], out: Path, metrics: Metrics):
+        self._graph, self._out, self._metrics = graph, out, metrics
+        self._waiting: queue.Queue = queue.Queue()
+        self.failed: dict[int, str] = {}
+        open_rows = [(number, row) for number, row in enumerate(rows, 1) if not list(out.glob(f"{number:04d}_*"))]
+        for number, row in open_rows:
+            self._waiting.put((number, row, 1))
+        self._left, self._lock = len(open_rows), threading.Lock()
+
+    def run(self, servers: list[Server]) -> None:
+        threads = [threading.Thread(target=self._serve, args=(server,), daemon=True) for server in servers]
+        for thread in threads:
+            thread.start()
+        while self._left and any(thread.is_alive() for thread in threads):
+            self.look(servers)
+            time.sleep(LOOK_AGAIN)
+        self.look(servers)
+
+    def look(self, servers: list[Server]) -> None:
+        self._metrics.set("open_sora_rows_waiting", self._waiting.qsize())
+        for server in servers:
+            try:
+                length = server.queue_length()
+            except (OSError, Failed, ValueError, KeyError):
+                length = -1
+            self._metrics.set("open_sora_queue_length", length, server=server.url)
+
+    def _serve(self, server: Server) -> None:
+        while self._left:
+            try:
+                number, row, tries = self._waiting.get(timeout=LOOK_AGAIN)
+            except queue.Empty:
+                continue
+            begun = time.monotonic()
+            try:
+                files = server.run(filled(self._graph, row))
+                if not files:
+                    raise Failed("the graph made no file; it needs a node that saves one")
+                self._keep(number, [(named["filename"], server.file(named)) for named in files])
+            except Exception as error:  # noqa: BLE001 - whatever it is, the row goes to another server
+                self._metrics.add("open_sora_failures_total", 1, server=server.url)
+                self._again(number, row, tries, f"{server.url}: {error}", not isinstance(error, OSError))
+                if isinstance(error, OSError):
+                    _rest_unless(lambda: not self._left)
+                continue
+            self._metrics.add("open_sora_videos_total", 1, server=server.url)
+            self._metrics.add("open_sora_seconds_total", time.monotonic() - begun, server=server.url)
+            self._one_less()
+
+    def _keep(self, number: int, files: list[tuple[str, bytes]]) -> None:
+        for name, content in files:
+            path = self._out / f"{number:04d}_{Path(name).name}"
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_bytes(content)
+            partial.replace(path)
+            print(path, flush=True)
+
+    def _again(self, number: int, row: dict, tries: int, why: str, counts: bool) -> None:
+        """Put a row back. counts: the server answered; rows are not lost to a server that is away."""
+        print(f"row {number}: {why}", file=sys.stderr, flush=True)
+        if counts and tries >= TRIES:
+            self.failed[number] = why
+            self._one_less()
+        else:
+            self._waiting.put((number, row, tries + counts))
+
+    def _one_less(self) -> None:
+        with self._lock:
+            self._left -= 1
+
+
+def _rest_unless(is_over) -> None:
+    until = time.monotonic() + REST
+    while time.monotonic() < until and not is_over():
+        time.sleep(min(LOOK_AGAIN, REST))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--graph", required=True, type=Path, help="a workflow in ComfyUI's API form, with {{column}} in it")
+    parser.add_argument("--csv", required=True, type=Path, help="a table whose first row names the columns")
+    parser.add_argument("--out", required=True, type=Path, help="the folder to write to")
+    parser.add_argument("--server", required=True, action="append", help="http://HOST:PORT of a ComfyUI; may be repeated")
+    parser.add_argument("--metrics", help="a port to serve Prometheus text on, or a file to keep it in")
+    args = parser.parse_args(arguments)
+    graph = json.loads(args.graph.read_text(encoding="utf-8"))
+    with args.csv.open(newline="", encoding="utf-8-sig") as file:
+        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
+    missing = set(re.findall(r"\{\{(\w+)\}\}", json.dumps(graph))) - set(rows[0] if rows else ())
+    if not rows or missing:
+        print(f"error: {args.csv} has no {'row' if not rows else 'column ' + ', '.join(sorted(missing))}", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    metrics, served = Metrics(), None
+    if args.metrics and args.metrics.isdecimal():
+        served = metrics.serve(int(args.metrics))
+    work = Work(graph, rows, args.out, metrics)
+    try:
+        work.run([Server(url) for url in args.server])
+    finally:
+        if served is not None:
+            served.shutdown()
+        elif args.metrics:
+            Path(args.metrics).write_text(metrics.text(), encoding="utf-8")
+    for number, why in sorted(work.failed.items()):
+        print(f"row {number} failed: {why}", file=sys.stderr)
+    return 1 if work.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
