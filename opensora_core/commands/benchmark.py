@@ -14,7 +14,7 @@ from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from ..run.result import GenerationResult
 from .frames import PATHS, call_arguments
-from .model import pipeline, with_usual
+from .model import pipeline
 from .options import DONE, BenchmarkOptions, flag
 from .output import check_writable, report_path, say, write_report
 from .progress import Bars
@@ -27,7 +27,6 @@ def run(options: BenchmarkOptions) -> int:
             raise OpenSoraError(f"{flag(name)} {getattr(options, name)} is too few; use at least {least}.")
     path = report_path("--benchmark-save-path", options.benchmark_save_path)
     pipe = pipeline(options)
-    options = with_usual(options, pipe.files.usual)
     arguments = call_arguments(options, pipe.files) | {"seed": random_seed() if options.seed is None else options.seed}
     check_writable(path.parent, path.name)
     warmup = [_measure(pipe, options.prompt, arguments, f"warm-up {k + 1}") for k in range(options.warmup_count)]

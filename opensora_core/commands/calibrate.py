@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import OpenSoraError
 from .frames import call_arguments
-from .model import pipeline, with_usual
+from .model import pipeline
 from .options import CSV_COLUMNS, DONE, CalibrateOptions
 from .output import check_writable
 from .progress import Bars
@@ -21,7 +21,6 @@ def run(options: CalibrateOptions) -> int:
     if options.num_samples < 1:
         raise OpenSoraError(f"--num-samples {options.num_samples} measures nothing; use at least 1.")
     pipe = pipeline(options)
-    options = with_usual(options, pipe.files.usual)
     first = 0 if options.seed is None else options.seed
     asked = [replace(one, seed=first + index) if one.seed is None else one for index, one in enumerate(_prompts(options))]
     calls = [(one.prompt, one.seed + sample, call_arguments(one, pipe.files)) for one in asked for sample in range(options.num_samples)]
