@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .calibrate import OpenSoraCalibrate
 from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
+from .dataset import OpenSoraVideoDataset
 from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
 from .host import keep, moving, route, selftest
@@ -49,6 +50,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraMaskStrategy,
     OpenSoraCalibrate,
     OpenSoraPromptHelper,
+    OpenSoraVideoDataset,
 )
 
 

@@ -197,8 +197,8 @@ def media_size(path) -> tuple[int, int]:
     return tuple((read_clip(path, 1, from_end=False) if is_video(path) else read_image(path)).shape[1:3])
 
 
-def read_clip(path, count: int, *, from_end: bool) -> torch.Tensor:
-    """Read the first or the last `count` frames of a video at its own frame rate; no more than those are kept.
+def read_clip(path, count: int, *, from_end: bool, fps: float | None = None) -> torch.Tensor:
+    """Read the first or the last `count` frames of a video at its own frame rate, or at `fps`; no more than those are kept.
 
     Pixels that are not square are made so, by the width; PQ and HLG are brought to standard range.
 
@@ -213,7 +213,7 @@ def read_clip(path, count: int, *, from_end: bool) -> torch.Tensor:
         raise OpenSoraError(f"The clip {shown(path)} does not exist; give a video such as an mp4 file.")
     kept: deque[bytes] = deque(maxlen=count)
     try:
-        with _reader(path) as (size, reader):
+        with _reader(path, "" if fps is None else f"fps={fps:g},") as (size, reader):
             for frame in reader:
                 kept.append(frame)
                 if len(kept) == count and not from_end:
@@ -228,15 +228,15 @@ def read_clip(path, count: int, *, from_end: bool) -> torch.Tensor:
 
 
 @contextmanager
-def _reader(path: Path) -> Iterator[tuple[tuple[int, int], Iterator[bytes]]]:
-    """((width, height), the frames of a clip): square pixels of standard range."""
-    with _unwarned(), closing(_frames(path, _SQUARE)) as reader:
+def _reader(path: Path, rate: str = "") -> Iterator[tuple[tuple[int, int], Iterator[bytes]]]:
+    """((width, height), the frames of a clip): square pixels of standard range. rate: a filter that gives them another one."""
+    with _unwarned(), closing(_frames(path, rate + _SQUARE)) as reader:
         about = next(reader)
         kind = next((_HDR[word] for word in _HDR if word in about["pix_fmt"]), None)
         if kind is None:
             yield about["size"], reader
             return
-    with _unwarned(), closing(_frames(path, f"{_TO_SDR},{_SQUARE}")) as reader:
+    with _unwarned(), closing(_frames(path, f"{rate}{_TO_SDR},{_SQUARE}")) as reader:
         try:
             about = next(reader)
         except (OSError, RuntimeError) as error:
