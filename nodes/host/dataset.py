@@ -26,15 +26,17 @@ _KEPT = ".open_sora_encoded"  # folder of what is encoded, inside the folder of 
 
 
 def folders() -> list[str]:
-    """Names of the folders in the host's input folder."""
+    """Names of the folders in the host's input folder that hold captions."""
     inside = Path(folder_paths.get_input_directory())
-    return sorted(path.name for path in inside.iterdir() if path.is_dir() and not path.name.startswith(".")) if inside.is_dir() else []
+    return sorted({path.parent.name for suffix in ("txt", "csv") for path in inside.glob(f"[!.]*/*.{suffix}")})
 
 
 def folder_of(name: str) -> Path:
     """The folder of that name. Raises an OpenSoraError if there is none."""
     if name not in folders():
-        raise OpenSoraError(f"folder={name!r} is no folder in ComfyUI's input folder; put clips with captions into one there, and press R.")
+        raise OpenSoraError(
+            f"folder={name!r} is no folder with captions in ComfyUI's input folder; put clips and their captions into one there, and press R."
+        )
     return Path(folder_paths.get_input_directory()) / name
 
 

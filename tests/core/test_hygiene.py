@@ -16,7 +16,7 @@ NODES = ROOT / "nodes"
 
 # What the library may import besides the standard library; all of it is named in pyproject.toml.
 LIBRARIES = {
-    "PIL", "accelerate", "bitsandbytes", "einops", "flash_attn", "imageio_ffmpeg", "numpy", "safetensors", "sageattention",
+    "PIL", "accelerate", "bitsandbytes", "einops", "flash_attn", "imageio_ffmpeg", "numpy", "safetensors", "sageattention", "scenedetect",
     "sentencepiece", "tokenizers", "torch", "tqdm", "transformers",
 }  # fmt: skip
 # The host's public face and its two small helpers, open to every node, and its insides, which only nodes/host may know.

@@ -91,7 +91,7 @@ def test_too_long_a_clip_and_no_such_folder(read, pack):
     error = pack("opensora_core.errors").OpenSoraError
     with pytest.raises(error, match="No clip in lesson has 33 frames at 24 FPS"):
         read(latent={"samples": torch.zeros(1, 16, 9, 8, 8)})
-    with pytest.raises(error, match="folder='../lesson' is no folder in ComfyUI's input folder"):
+    with pytest.raises(error, match="folder='../lesson' is no folder with captions in ComfyUI's input folder"):
         read(folder="../lesson")
 
 
