@@ -62,7 +62,7 @@ def fit(encode: Callable[[Tensor], Tensor], grid: Grid, progress: Callable[[], o
         rows.append(latents.flatten(1).T.double())
         targets.append(colour[:, None].expand(-1, latents.shape[1], -1, -1).flatten(1).T.double())
         progress()
-        if time.monotonic() - began > SECONDS and sum(map(len, rows)) > 16 * latents.shape[0]:
+        if time.monotonic() - began > SECONDS and sum(map(len, rows)) > 4 * latents.shape[0]:
             break
     apart = max(1, len(rows) // 8)
     x, y = (torch.cat(parts[apart:]) for parts in (rows, targets))

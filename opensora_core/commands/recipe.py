@@ -18,7 +18,7 @@ from .options import GenerateOptions, flag
 # What says where to write, what to do with what is there, or is said by other options once it is understood; not what is made.
 _NOT_OF_THE_VIDEO = {
     "out", "csv", "num_samples", "seed", "prompt", "prompt_path", "decode", "num_frames", "refine_prompt", "refine_model", "shard", "sample_name",
-    "save_latents", "loop", "condition_frame_length",
+    "save_latents", "gpus", "loop", "condition_frame_length",
 }  # fmt: skip
 _PATHS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
 _SIZE = {"aspect_ratio": "aspect_ratio", "num_frames": "num_frames", "length": "num_frames", "width": "width", "height": "height"}
@@ -34,6 +34,11 @@ _NODES = {
     "OpenSoraImageToVideo": {"start_image": "ref", "end_image": "ref_end", "fit": "fit", "strength": "strength"},
     "OpenSoraVideoToVideo": {"video": "ref", "direction": "direction", "context": "context", "fit": "fit", "strength": "strength"},
     "OpenSoraRectifiedFlowSampler": {"seed": "seed", "steps": "num_steps", "solver": "solver", "guidance_curve": "guidance_curve", **_GUIDANCE},
+    "OpenSoraFluxToVideo": {
+        **{name: name for name in ("prompt", "negative_prompt", "motion_score", "fps", "seed", "resolution", "flux_vae", "flux_schedule",
+                                   "flux_guidance", "image_steps", "image_seed", "image_prompt", "image_resolution")},
+        "flux_model": "flux", "steps": "num_steps", **_SIZE, **_GUIDANCE,
+    },
     "OpenSoraContinueVideo": {"segments": "extend", "num_frames": "extend_frames", "context_frames": "extend_context"},
     "OpenSoraScheduler": {"steps": "num_steps"},
     "OpenSoraGuider": _GUIDANCE,
@@ -44,6 +49,12 @@ _NODES = {
     "OpenSoraLoraLoader": {"lora_name": "lora", "strength": "lora_strength"},
 }  # fmt: skip
 _SMALL, _NO_CLIP = "small (built in)", "none (T5 alone)"  # as nodes name them
+_NAMES = {
+    "LoadImage": "image",
+    "LoadVideo": "file",
+    "UNETLoader": "unet_name",
+    "VAELoader": "vae_name",
+}  # node -> its input that names a file
 # What nodes say where nothing is asked for, and no flag needs to.
 _UNASKED = (None, "", AUTO, -1, _NO_CLIP)
 
@@ -84,7 +95,7 @@ def as_command(path: Path) -> str:
     recipe = recipe_of(path)
     asked = _of_run(recipe) if recipe["program"] == PROGRAM else _of_graph(recipe["prompt"])
     if "prompt" not in asked:
-        raise OpenSoraError(f"{path.name} was made by a graph without Open-Sora Text Encode; no command makes it again.")
+        raise OpenSoraError(f"{path.name} was made by a graph without Open-Sora Text Encode or Flux to Video; no command makes it again.")
     kinds = {one.name: one.type for one in fields(GenerateOptions)}
     words = ["python", "-m", PROGRAM, "generate"]
     for name, value in asked.items():
@@ -120,6 +131,8 @@ def _of_graph(graph: dict) -> dict[str, Any]:
             is_unset = inputs.get(name) in _UNASKED or (ours.startswith("extend_") and not inputs[name])
             if not is_unset:
                 asked[ours] = inputs[name]
+        if node.get("class_type") == "OpenSoraFluxToVideo":
+            asked["t2i2v"] = True
     if asked.get("dit") == _SMALL:
         asked = {name: value for name, value in asked.items() if name not in ("vae", "t5", "clip")} | {"model": "small"}
         asked.pop("dit")
@@ -142,8 +155,8 @@ def _constant(graph: dict, value: Any, depth: int = 8) -> Any:
     kind, inputs = str(source.get("class_type", "")), source.get("inputs", {})
     if kind.startswith("Primitive"):
         return _constant(graph, inputs.get("value"), depth - 1) if depth else None
-    if kind in ("LoadImage", "LoadVideo"):
-        return inputs.get("image", inputs.get("file"))
+    if kind in _NAMES:
+        return inputs.get(_NAMES[kind])
     if kind in ("GetVideoComponents", "ImageScale", "LatentFromBatch") and depth:
         return _constant(graph, next((one for one in inputs.values() if isinstance(one, list)), None), depth - 1)
     return None

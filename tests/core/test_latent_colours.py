@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,3 +45,25 @@ def test_what_is_kept_says_of_which_vae(fitted):
 def test_another_file_is_said(capsys):
     assert main(["colours", str(SMALL / "Open_Sora_v2.safetensors")]) == 2
     assert "needs the HunyuanVideo VAE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["dc_ae", "1.1", "1.2", "1.3", "cogvideox"])
+def test_every_vae_can_be_fitted(family, tmp_path, monkeypatch):
+    """Random weights have no colours; what is kept has the shape of the VAE's latents, and its model's row knows the VAE by the kept name."""
+    from opensora_core.commands import colours
+    from opensora_core.families import table
+    from tests.golden import cogvideox_files, open_sora_1_files
+
+    monkeypatch.setattr(colours, "PICTURES", 2)
+    if family == "dc_ae":
+        path = tmp_path / "dc_ae.safetensors"
+        shutil.copy(Path(__file__).parents[1] / "golden" / "dc_ae_weights.safetensors", path)
+    elif family == "cogvideox":
+        path = cogvideox_files.write(tmp_path / "cog", "2b") / "vae" / "diffusion_pytorch_model.safetensors"
+    else:
+        folder = open_sora_1_files.write(tmp_path / "one", family)
+        path = next(file for file in folder.rglob("*.safetensors") if "VAE" in file.parent.name or "vae" in file.parent.name)
+    assert main(["colours", str(path), "--device", "cpu"]) == 0
+    held = json.loads(path.with_name(path.stem + ".colours.json").read_text(encoding="utf-8"))
+    assert any(held["codec"] in row.codecs for row in table.FAMILIES)
+    assert held["factors"] and all(len(row) == 3 for row in held["factors"])

@@ -138,6 +138,10 @@ def test_comfyuis_tags_are_read(tmp_path):
         ({"class_type": "OpenSoraContinueVideo", "inputs": {"segments": 2, "num_frames": 0, "context_frames": 33}},
          ["--extend", "2", "--extend-context", "33"]),
         ({"class_type": "OpenSoraT5TextEncode", "inputs": {"motion_score": 0}}, ["--motion-score", "0"]),
+        ({"class_type": "OpenSoraFluxToVideo", "inputs": {"flux_model": ["f", 0], "flux_vae": ["g", 0], "resolution": "256px", "aspect_ratio": "1:1",
+                                                          "num_frames": 129, "length": "", "image_steps": 0, "image_seed": -1, "steps": 20}},
+         ["--resolution", "256px", "--flux-vae", "ae.safetensors", "--flux", "dev.safetensors", "--num-steps", "20", "--aspect-ratio", "1:1",
+          "--num-frames", "129", "--t2i2v"]),
     ],
 )  # fmt: skip
 def test_what_a_graph_asks_our_nodes_for_are_our_flags(given, expected, monkeypatch, tmp_path):
@@ -146,6 +150,8 @@ def test_what_a_graph_asks_our_nodes_for_are_our_flags(given, expected, monkeypa
     graph = {
         "text": {"class_type": "OpenSoraT5TextEncode", "inputs": {"prompt": "waves"}},
         "asked": given,
+        "f": {"class_type": "UNETLoader", "inputs": {"unet_name": "dev.safetensors"}},
+        "g": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}},
         "p": {"class_type": "LoadImage", "inputs": {"image": "a b.png"}},
         "q": {"class_type": "ImageScale", "inputs": {"image": ["r", 0], "width": 8}},
         "r": {"class_type": "LoadImage", "inputs": {"image": "z.png"}},
