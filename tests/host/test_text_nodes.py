@@ -67,3 +67,28 @@ def test_numbers_out_of_range_are_refused_when_queued(server):
     for changes in ({"motion_score": 16}, {"fps": -1}):
         with pytest.raises(comfy.HostError, match="bigger than max|smaller than min"):
             server.run(graph(**changes))
+
+
+@pytest.mark.parametrize("edited", ["", "A red kite climbs."])
+def test_the_prompt_helper_loads_no_text_model_for_edited_text(edited, listen):
+    """Asked, it says which CLIP it needs; the error's name, which the host prints before the sentence, is the product's."""
+    files = {"t5_name": T5, "clip_l_name": CLIP_L, "precision": "auto", "device": "auto"}
+    asked = {
+        "clip": ["clip", 0],
+        "prompt": "a kite",
+        "kind": "text to video",
+        "seed": 1,
+        "max_length": 64,
+        "temperature": 0.5,
+        "edited": edited,
+    }
+    helper = {"class_type": "OpenSoraPromptHelper", "inputs": asked}
+    show = {"class_type": "PreviewAny", "inputs": {"source": ["helper", 0]}}
+    events = listen({"clip": {"class_type": "OpenSoraTextEncoderLoader", "inputs": files}, "helper": helper, "show": show})
+    ran = {data.get("node") for kind, data in events.messages if kind == "executing"}
+    if edited:
+        assert events.error is None and events.outputs["show"]["text"] == [edited] and events.outputs["helper"]["text"] == [edited]
+        assert "clip" not in ran
+    else:
+        assert events.error["exception_message"].startswith("This CLIP (FluxClipModel) reads prompts and writes none.")
+        assert events.error["exception_type"] == "Open-Sora.OpenSoraError" and "clip" in ran
