@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..choices import AUTO, FORWARDS
+from ..choices import AUTO, FORWARDS, SCRIPTS
 from ..errors import OpenSoraError
 from ..media.recipe import PROGRAM, recipe_of
 from ..run.files import SMALL, ModelFiles
@@ -18,7 +18,7 @@ from .options import GenerateOptions, flag
 # What says where to write, what to do with what is there, or is said by other options once it is understood; not what is made.
 _NOT_OF_THE_VIDEO = {
     "out", "csv", "num_samples", "seed", "prompt", "prompt_path", "decode", "num_frames", "refine_prompt", "refine_model", "shard", "sample_name",
-    "save_latents", "gpus", "loop", "condition_frame_length",
+    "save_latents", "gpus", "loop",
 }  # fmt: skip
 _PATHS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
 _SIZE = {"aspect_ratio": "aspect_ratio", "num_frames": "num_frames", "length": "num_frames", "width": "width", "height": "height"}
@@ -112,9 +112,15 @@ def as_command(path: Path) -> str:
 
 def _of_run(recipe: dict) -> dict[str, Any]:
     """The flags that one of our own recipes stands for."""
-    settings = recipe["settings"]
+    prompt, settings = recipe["prompt"], dict(recipe["settings"])
+    if settings.get("parity") == SCRIPTS:  # which asks for loops, and has them from the prompt
+        parts = [prompt, *settings.pop("extend_prompt")]
+        prompt = " ".join(f"|{loop}| {text}" for loop, text in enumerate(parts))
+        settings |= {"loop": settings.pop("extend") + 1, "extend_context": None}
+    else:
+        settings.pop("condition_frame_length", None)  # said by extend_context
     length = {} if "extend_from" in settings else {"num_frames": recipe.get("num_frames")}
-    return {"prompt": recipe["prompt"], "seed": recipe["seed"], **length, **settings}
+    return {"prompt": prompt, "seed": recipe["seed"], **length, **settings}
 
 
 def _short(value: Any) -> str:

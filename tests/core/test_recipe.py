@@ -52,6 +52,8 @@ MODES = {
             "--num-frames", "34", "--num-steps", "2", "--model", "{one}", "--aes", "7"],
     "1.2, loops": ["--prompt", "|0| a fox |1| a wolf", "--loop", "2", "--condition-frame-length", "5", "--image-size", "40", "56", "--num-frames", "34",
                    "--num-steps", "2", "--model", "{one}"],
+    "1.2, loops as the scripts": ["--prompt", "|0| a fox |1| a wolf", "--loop", "2", "--parity", "scripts", "--condition-frame-length", "5", "--image-size",
+                                  "40", "56", "--num-frames", "34", "--num-steps", "2", "--model", "{one}"],
     "CogVideoX": ["--prompt", "a fox", "--width", "80", "--height", "48", "--num-frames", "17", "--num-steps", "2", "--model", "{cog}", "--solver", "ddim",
                   "--ref", "{here}/first.png"],
 }  # fmt: skip
