@@ -76,8 +76,8 @@ class Preview:
         """A clip [B, C, T, h, w], of which the first is shown if there is time for it."""
         allowed = SHARE * (time.monotonic() - self.began)
         is_busy = self.at_work is not None and self.at_work.is_alive()
-        if is_busy or denoised.ndim != 5 or self.spent + 1.5 * (self.last or FIRST_COST * denoised.shape[2]) > allowed:
-            return  # one takes longer than the last where the processor is busy
+        if is_busy or denoised.ndim != 5 or self.spent + 2 * (self.last or FIRST_COST * denoised.shape[2]) > allowed:
+            return  # one takes up to twice as long as the last where the processor is busy
         self.at_work = threading.Thread(target=self._make, args=(denoised[:1], step, steps), name="open-sora-preview", daemon=True)
         self.at_work.start()
 

@@ -87,6 +87,22 @@ SAID = "window.tried.widgets.find((one) => one.name === NAME)?.element.textConte
 ANSWER = f"({PROMISED})(() => {SAID}, 20)"
 GREY = "['width', 'height'].map((name) => Boolean(window.tried.widgets.find((one) => one.name === name).disabled))"
 
+SMALL = "small (built in)"
+PLANNED = {
+    "1": {"class_type": "OpenSoraPreflight", "inputs": {"width": 64, "height": 64, "num_frames": 17, "model_name": SMALL, "precision": "auto", "offload": "auto"}},
+    "2": {"class_type": "OpenSoraModelLoader", "inputs": {"model_name": SMALL, "precision": ["1", 1], "offload": ["1", 2], "budget_gib": 8}},
+    "3": {"class_type": "OpenSoraLoadedModels", "inputs": {"any": ["2", 0], "unload": "none", "keep_gib": 0}},
+}  # fmt: skip
+# What the two nodes that report show, line by line, and how much of it a person has to scroll for.
+REPORTS = f"""(async () => {{
+  await app.loadApiJson({json.dumps(PLANNED)}, 'plan')
+  app.queuePrompt(0)
+  const boxes = () => ['1', '3'].map((id) => app.rootGraph.getNodeById(id).widgets.find((one) => one.name === 'open_sora_report')?.element)
+  await ({PROMISED})(() => boxes().every(Boolean), 60)
+  await new Promise((done) => setTimeout(done, 1000))
+  return boxes().map((box) => ({{ lines: [...box.children].map((one) => one.textContent), hidden: box.scrollHeight - box.clientHeight }}))
+}})()"""
+
 
 def fill(script: str, **values) -> str:
     for name, value in values.items():
@@ -124,7 +140,12 @@ def said(server) -> dict:
     chinese = [set_to("Comfy.Locale", "zh"), typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), [length, 1],
                ask_for(10), [fill(LINES, DONE="完成"), 0],
                set_to("Comfy.Locale", "en")]  # fmt: skip
-    jobs = [{"name": "run", "then": run}, {"name": "typed", "then": typing}, {"name": "zh", "then": chinese}]
+    jobs = [
+        {"name": "run", "then": run},
+        {"name": "typed", "then": typing},
+        {"name": "zh", "then": chinese},
+        {"name": "plan", "then": [[REPORTS, 0]]},
+    ]
     return front_end.look(server.url, [job | {"workflow": template, "vue": job["name"] == "typed"} for job in jobs])
 
 
@@ -156,6 +177,15 @@ def test_progress_is_in_words_that_fit_a_line_and_in_the_language_of_the_front_e
 
 def test_where_previews_are_off_the_node_says_where_they_are_switched_on(said):
     assert "Live preview method: auto" in said["run"]["then"][10]
+
+
+def test_reports_begin_with_the_verdict_and_are_seen_whole(said):
+    plan, loaded = said["plan"]["then"][0]
+    assert plan["lines"][0].startswith("Fits: ") and [line.split(":")[0] for line in plan["lines"][1:4]] == ["text", "sampling", "decode"]
+    assert "80 forwards" in plan["lines"][4] and " loaded: " in loaded["lines"][0]
+    assert any("OpenSora2Model" in line for line in loaded["lines"][1:])
+    assert plan["hidden"] <= 0 and loaded["hidden"] <= 0, "the node is tall enough"
+    assert said["plan"]["errors"] == []
 
 
 def test_a_length_in_seconds_is_answered_and_sides_are_grey_unless_custom(said):
