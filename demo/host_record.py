@@ -27,9 +27,16 @@ STOCK_NODES = (
 )  # fmt: skip
 # Files of the released names and no content, so that lists of files read the same on every machine.
 STAND_INS = {
-    "models/diffusion_models": ("Open_Sora_v2.safetensors", "Open_Sora_v2_Video_DC_AE.safetensors", "flux1-dev.safetensors"),
+    "models/diffusion_models": (
+        "Open_Sora_v2.safetensors",
+        "Open_Sora_v2_Video_DC_AE.safetensors",
+        "flux1-dev.safetensors",
+        "diffusion_pytorch_model.safetensors",
+        "CogVideoX_1_5_5b_T2V_bf16.safetensors",
+        "CogVideoX_1_5_5b_I2V_bf16.safetensors",
+    ),
     "models/text_encoders": ("clip_l.safetensors", "t5xxl_fp16.safetensors"),
-    "models/vae": ("F32T4C128_AE.safetensors", "ae.safetensors", "hunyuan_vae.safetensors"),
+    "models/vae": ("F32T4C128_AE.safetensors", "ae.safetensors", "hunyuan_vae.safetensors", "cogvideox_vae_bf16.safetensors"),
     "models/loras": ("lora.safetensors",),
     "input": ("example.png",),
 }

@@ -196,7 +196,7 @@ class OpenSoraPreflight(Node):
 
     @classmethod
     def execute(cls, width, height, num_frames, model_name, precision, offload, length="", speed=EXACT) -> io.NodeOutput:
-        request = Request(height, width, inputs.frames_of(length, num_frames), settings=Settings(precision, offload), speed=speed)
-        report, *settings, fit = planning.advise(request, paths.model_file(MODELS, model_name))
+        request = Request(height, width, num_frames, settings=Settings(precision, offload), speed=speed)
+        report, *settings, fit = planning.advise(request, paths.model_file(MODELS, model_name), length)
         notice.show(fit["verdict"], cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(report, *settings, ui={"text": (report,), "open_sora_plan": [fit]})

@@ -11,12 +11,14 @@ import torch
 from ...opensora_core.choices import AUTO, NF4
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import family_of
+from ...opensora_core.family import Family
 from ...opensora_core.geometry import Grid
 from ...opensora_core.memory.estimate import Memory, Request
 from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transformer_weights
 from ...opensora_core.memory.preflight import Preflight, memory_of, preflight
 from ...opensora_core.memory.residency import at_least
 from ...opensora_core.run import files as model_files
+from ...opensora_core.sampling.guidance import Guidance
 from . import notice
 
 _NF4 = f"{NF4} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
@@ -32,16 +34,19 @@ class Advice(NamedTuple):
     fit: dict  # for web/js: {verdict, card in GiB, stages: [[name, GiB]]}
 
 
-def advise(request: Request, path: str) -> Advice:
-    """Plan a video with a transformer file.
+def advise(request: Request, path: str, length: str = "") -> Advice:
+    """Plan a video with a transformer file. length: in place of the request's frames, in frames or seconds of the model.
 
     Raises:
         CheckpointError: the file is damaged or another model.
         OpenSoraError: nothing fits; says what is lacking and the nearest that does.
     """
     model = _sizes(Path(path))
-    family_of(model.transformer).sampling.check_speed(request.speed)
-    request, about = _in_its_frames(request, model.transformer.grid)
+    family = family_of(model.transformer)
+    family.sampling.check_speed(request.speed)
+    request, about = _in_its_frames(request, family, model.transformer.grid, length)
+    guidance = family.sampling.guidance(Guidance(*family.usual.scales), family.sampling.solvers[0])
+    request = replace(request, num_steps=family.usual.num_steps, guidance=guidance, has_given=bool(family.requires))
     found = preflight(request, model, host_memory())
     if found.recommended is None:
         raise OpenSoraError(_cannot(found))
@@ -71,11 +76,17 @@ def _sizes(path: Path) -> ModelSizes:
     return sizes_of_files(files.dit, files.vae, files.t5, files.clip)
 
 
-def _in_its_frames(request: Request, grid: Grid) -> tuple[Request, str]:
-    """The request in frames that the model has, where the node's input counts 4k+1; and a line that says so if they are others."""
-    frames = request.num_frames if grid == request.grid or request.num_frames == 1 else grid.frames.nearest(request.num_frames - 1)
-    line = f"The high-compression variant has clips of 4k frames: planned for {frames}." if frames != request.num_frames else ""
-    return replace(request, num_frames=frames, grid=grid), line
+def _in_its_frames(request: Request, family: Family, grid: Grid, length: str) -> tuple[Request, str]:
+    """The request in frames that the model has, where the node's input counts 4k+1; and a line that says so if they are others.
+
+    length: what was asked for in the model's own frames or seconds, or "".
+    """
+    if length.strip():
+        return replace(request, num_frames=grid.check_num_frames(grid.length(length, family.usual.fps)), grid=grid), ""
+    asked = request.num_frames
+    frames = asked if grid == request.grid or asked == 1 else grid.frames.nearest(asked - 1 + grid.frames.lead)
+    whose = f"This model has clips of {grid.frames.words}" if grid.frames.lead else "The high-compression variant has clips of 4k"
+    return replace(request, num_frames=frames, grid=grid), f"{whose} frames: planned for {frames}." if frames != asked else ""
 
 
 def host_memory() -> Memory:

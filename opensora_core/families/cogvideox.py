@@ -87,7 +87,10 @@ def _recipe(takes_picture: bool, solvers: tuple[str, ...]) -> SamplingRecipe:
         makes_over=not takes_picture,
         passes=2,
     )
-    return replace(recipe, as_diffusers=replace(recipe, schedule=partial(_schedule, parity=True), inputs=_inputs_as_diffusers))
+    theirs = {"schedule": partial(_schedule, parity=True), "inputs": _inputs_as_diffusers}
+    if takes_picture:  # whose posterior is sampled, of the stream that then gives the noise
+        theirs |= {"before": 1, "noise": partial(clip_noise, before=1)}
+    return replace(recipe, as_diffusers=replace(recipe, **theirs))
 
 
 def _cut(schedule: Schedule, use: ReferenceUse) -> Schedule:

@@ -25,7 +25,7 @@ def encode_references(networks: Networks, request: GenerationRequest, progress: 
     if not request.has_given:
         return None
     references = request.references
-    generators = _posterior_generators(request)
+    generators = _posterior_generators(networks, request)
     ends: list[Tensor | None] = []
     for given in references.ends:
         progress(sum(end is not None for end in ends), len(references.given))
@@ -74,8 +74,9 @@ def _latents(networks: Networks, request: GenerationRequest, given: Tensor, gene
     return latents
 
 
-def _posterior_generators(request: GenerationRequest) -> list[torch.Generator | None]:
+def _posterior_generators(networks: Networks, request: GenerationRequest) -> list[torch.Generator | None]:
     """One for each video, so that a batch item is what its seed gives alone; the last frame's noise follows the first's. None for the mode."""
-    if request.options.posterior == MODE:
+    recipe = networks.files.family.sampling.chosen(parity=bool(request.options.parity))
+    if request.options.posterior == MODE and not recipe.before:
         return [None] * request.num_videos
     return [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]

@@ -79,6 +79,7 @@ class SamplingRecipe:
         makes_over: whether a clip that is given is made over as a whole, rather than gone on from.
         place: (latents, groups, references, loop) as masks.place; None where a model knows no mask strategies.
         use: how what is given is used where it enters at every step, from how a person asked for it; None where it does not.
+        before: frames of noise that a picture's posterior takes of a run's stream before anything else; 0 = the posterior is not sampled.
         passes: of a step of the released code, which runs all of them; what is saved is counted against it.
         as_diffusers: the same as that library computes it, where it differs.
         each_pass: who computes the guidance passes of a step, as in_turn.
@@ -93,6 +94,7 @@ class SamplingRecipe:
     noise: Callable[..., Tensor] = noise
     cut: Callable[[Schedule, ReferenceUse], Schedule] = lambda schedule, use: schedule
     makes_over: bool = False
+    before: int = 0
     passes: int = 3
     as_diffusers: "SamplingRecipe | None" = None
     reads_size: bool = False
@@ -210,7 +212,7 @@ def sample(
         if on_step is not None:
             on_step(StepReport(step, schedule.num_steps, done, recipe.passes * guidance.released_steps(step) - done, x))
 
-    return run(predict, x, schedule, recipe.process, SOLVERS[recipe.solvers[0]](seeds), given, report)
+    return run(predict, x, schedule, recipe.process, SOLVERS[recipe.solvers[0]](seeds, recipe.before), given, report)
 
 
 def _moved(side: Side, device: torch.device, dtype: torch.dtype) -> Side:

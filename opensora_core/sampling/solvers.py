@@ -47,10 +47,17 @@ def euler(process: Process, x: Tensor, step: int, prediction: Tensor, schedule: 
     return x + (there - here) * process.slope(x, prediction, here)
 
 
-def clip_noise(shape, seed: int, device="cpu", dtype=torch.float32) -> Tensor:
-    """`noise` of one clip [1, C, T, H, W] in the order of models that keep latents as [1, T, C, H, W]: the same numbers in other places."""
+def clip_noise(shape, seed: int, device="cpu", dtype=torch.float32, before: int = 0) -> Tensor:
+    """`noise` of one clip [1, C, T, H, W] in the order of models that keep latents as [1, T, C, H, W]: the same numbers in other places.
+
+    before: frames of noise that the stream has given to something else first.
+    """
     one, channels, frames, *size = shape
-    return noise((one, frames, channels, *size), seed, device, dtype).transpose(1, 2).contiguous()
+    if not before:
+        return noise((one, frames, channels, *size), seed, device, dtype).transpose(1, 2).contiguous()
+    generator = torch.Generator(device=device).manual_seed(seed)
+    torch.randn((one, channels, before, *size), generator=generator, device=device, dtype=dtype)
+    return torch.randn((one, frames, channels, *size), generator=generator, device=device, dtype=dtype).transpose(1, 2).contiguous()
 
 
 class StepNoise:
@@ -68,7 +75,7 @@ class StepNoise:
         return torch.stack(parts).to(like)
 
 
-def ancestral(seeds: Sequence[int]) -> Solver:
+def ancestral(seeds: Sequence[int], before: int = 0) -> Solver:
     """The steps of learned variance (ddpm.py), along a ddpm.Respaced schedule."""
     draw = StepNoise(seeds, 2)
 
@@ -78,10 +85,11 @@ def ancestral(seeds: Sequence[int]) -> Solver:
     return step
 
 
-# name -> what makes the solver of one run, of the videos' seeds: a solver that adds noise or remembers earlier steps is new for each run.
-SOLVERS: dict[str, Callable[[Sequence[int]], Solver]] = {
-    "euler": lambda seeds: euler,
-    "ddim": lambda seeds: ddim,
+# name -> what makes the solver of one run, of the videos' seeds and of SamplingRecipe.before: a solver that adds noise or remembers earlier
+# steps is new for each run.
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "euler": lambda seeds, before=0: euler,
+    "ddim": lambda seeds, before=0: ddim,
     "dpm": dpm,
     "ddpm": ancestral,
 }

@@ -126,9 +126,10 @@ class DPM:
         return kept * x + math.cos(there) * (1 - shrunk**2) * toward + added * noise
 
 
-def dpm(seeds: Sequence[int]) -> DPM:
-    """The solver of a run whose videos have these seeds. A video's stream begins with the noise of the run's beginning, which is drawn
-    again here and left; it is drawn on the CPU in the published implementation's order, [T, C, H, W]."""
+def dpm(seeds: Sequence[int], before: int = 0) -> DPM:
+    """The solver of a run whose videos have these seeds. A video's stream begins with `before` frames of noise, [C, before, H, W], and the
+    noise of the run's beginning, which are drawn again here and left; it is drawn on the CPU in the published implementation's order,
+    [T, C, H, W]."""
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def drawn(x: Tensor) -> Tensor:
@@ -136,6 +137,8 @@ def dpm(seeds: Sequence[int]) -> DPM:
         return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).transpose(1, 2).to(x)
 
     def first(x: Tensor) -> Tensor:
+        if before:
+            drawn(x[:, :, :before])  # in the order of [C, before, H, W] while that is one frame, as it is
         drawn(x)
         solver.draw = drawn
         return drawn(x)

@@ -6,6 +6,7 @@ that shows what a person changes, and Save Video; the stages stand inside that n
 
 from dataclasses import dataclass, field
 
+import cogvideox_workflows as cogvideox
 import flux_workflows as flux
 import graphs
 import high_compression_workflows as high
@@ -17,6 +18,7 @@ from demo import run
 HUB = "https://huggingface.co/hpcai-tech/Open-Sora-v2"
 HIGH_HUB = "https://huggingface.co/hpcai-tech/Open-Sora-v2-Video-DC-AE"
 ENCODERS = "https://huggingface.co/comfyanonymous/flux_text_encoders"
+COGVIDEOX_2B, COGVIDEOX = "https://huggingface.co/zai-org/CogVideoX-2b", "https://huggingface.co/Kijai/CogVideoX-comfy"
 # file -> (folder under models, size, repository, address)
 FILES = {
     "Open_Sora_v2.safetensors": ("diffusion_models", "23.8 GB", f"{HUB}/resolve/main/Open_Sora_v2.safetensors"),
@@ -25,6 +27,10 @@ FILES = {
     "clip_l.safetensors": ("text_encoders", "246 MB", f"{ENCODERS}/resolve/main/clip_l.safetensors"),
     high.DIT: ("diffusion_models", "23.8 GB", f"{HIGH_HUB}/resolve/main/{high.DIT}"),
     high.VAE: ("vae", "0.9 GB", f"{HIGH_HUB}/resolve/main/{high.VAE}"),
+    cogvideox.T2V_2B: ("diffusion_models", "3.4 GB", f"{COGVIDEOX_2B}/resolve/main/transformer/{cogvideox.T2V_2B}"),
+    cogvideox.T2V: ("diffusion_models", "11.1 GB", f"{COGVIDEOX}/resolve/main/{cogvideox.T2V}"),
+    cogvideox.I2V: ("diffusion_models", "11.1 GB", f"{COGVIDEOX}/resolve/main/{cogvideox.I2V}"),
+    cogvideox.VAE: ("vae", "431 MB", f"{COGVIDEOX}/resolve/main/{cogvideox.VAE}"),
     "flux1-dev.safetensors": (
         "diffusion_models", "23.8 GB", "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors",
     ),
@@ -33,7 +39,13 @@ FILES = {
     ),
 }  # fmt: skip
 DERIVED = "its card says Apache-2.0; perhaps a derivative of FLUX.1-dev, which is non-commercial"
+_COGVIDEOX = (
+    "Model: CogVideoX License, free for research; commercial use needs a registration. VAE: Apache-2.0.",
+    "模型:CogVideoX 许可,研究免费,商用需登记;VAE:Apache-2.0。",
+)
 LICENCES = {
+    cogvideox.T2V_2B: ("Model and VAE: Apache-2.0.", "模型与 VAE:Apache-2.0。"),
+    **dict.fromkeys((cogvideox.T2V, cogvideox.I2V), _COGVIDEOX),
     "Open_Sora_v2.safetensors": (f"Model: {DERIVED}.", "模型:卡片写 Apache-2.0,可能是非商用的 FLUX.1-dev 的衍生品。"),
     high.DIT: (f"Model: {DERIVED}. VAE: see its card.", "模型:卡片写 Apache-2.0,可能是非商用的 FLUX.1-dev 的衍生品;VAE 见其卡片。"),
     "hunyuan_vae.safetensors": (
@@ -382,7 +394,48 @@ def all_of() -> list[Template]:
             ),
         ),
     ]  # fmt: skip
-    return [*made, *_apps(made)]
+    return [*made, *_apps(made), *_cogvideox()]
+
+
+def _cogvideox() -> list[Template]:
+    """CogVideoX, with settings from a plan; in its own size, length and numbers."""
+    text, image = graphs.text_to_video, graphs.image_to_video
+    seen = (("4", "prompt"), ("4", "negative_prompt"), ("31", "value", "length"), ("6", "seed"), ("30", "model_name"), *FILE_WIDGETS)
+    stages = {LOAD: [["31", "30", "1", "12", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["6", "7", "8"]]}
+    encoder = ("t5xxl_fp16.safetensors", cogvideox.VAE)
+    planned = (
+        "*Open-Sora Preflight*, inside, counts what this video needs on your card and sets precision, offload and decode by it; where the decode must be in tiles "
+        "it says so.",
+        "内部的 *Open-Sora Preflight* 先计算显存需求,并据此设置精度、卸载和解码;需要分块解码时会说明。",
+    )
+    return [
+        Template(
+            "40 CogVideoX 2B, text to video in 8 GB", cogvideox.cogvideox(text("256px"), cogvideox.T2V_2B, "cogvideox-2b"), stages, seen,
+            said=(
+                f"49 frames of 720 x 480 at 8 FPS. {planned[0]}\n\nEnglish prompts; long, flowing captions work best.",
+                f"49 帧、720 x 480、8 FPS。{planned[1]}\n\n提示词用英文,长而连贯的描述效果最好。",
+            ),
+            needs=(cogvideox.T2V_2B, *encoder), title="CogVideoX Text to Video", aliases=("cogvideox", *TEXT_ALIASES),
+        ),
+        Template(
+            "41 CogVideoX 1.5, text to video", cogvideox.cogvideox(text("256px"), cogvideox.T2V, "cogvideox-1.5"), stages, seen,
+            said=(
+                f"81 frames of 1360 x 768 at 16 FPS; lengths are 16k+1, to 161. {planned[0]}",
+                f"81 帧、1360 x 768、16 FPS;长度为 16k+1,最长 161。{planned[1]}",
+            ),
+            needs=(cogvideox.T2V, *encoder), title="CogVideoX Text to Video", aliases=("cogvideox", *TEXT_ALIASES),
+        ),
+        Template(
+            "42 CogVideoX 1.5, image to video", cogvideox.cogvideox(image("256px"), cogvideox.I2V, "cogvideox-1.5-i2v"),
+            {**stages, MAKE: [["10"], ["4", "5", "11"]]}, (("10", "image", "picture"), *seen),
+            said=(
+                f"The video begins with your picture: 81 frames of 1360 x 768 at 16 FPS. {planned[0]}\n\nAnother shape: size *custom* in *Open-Sora Empty Latent* "
+                "and the same in Preflight, with a short side of 768.",
+                f"视频以图片开始:81 帧、1360 x 768、16 FPS。{planned[1]}\n\n其他形状:在 *Open-Sora Empty Latent* 选 custom,并在 Preflight 填同样的尺寸,短边 768。",
+            ),
+            needs=(cogvideox.I2V, *encoder), title="CogVideoX Image to Video", aliases=("cogvideox", *IMAGE_ALIASES),
+        ),
+    ]  # fmt: skip
 
 
 APPS = {"03": "Text to video", "04": "Image to video", "07": "Flux picture to video", "10": "Long video", "11": "A video for each line"}

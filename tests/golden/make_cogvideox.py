@@ -1,4 +1,4 @@
-"""Record golden numbers of CogVideoX from diffusers 0.42.1: python tests/golden/make_cogvideox.py [networks vae schedules runs manifests]
+"""Record golden numbers of CogVideoX from diffusers 0.42.1: python tests/golden/make_cogvideox.py [networks vae schedules runs seeded manifests]
 
 Runs where diffusers is installed; no line of it is here. Its classes are built small, filled by formula (formula.py), as the inputs
 are, and called in fp32 on a CPU; of results, values spread over the tensor are kept. Nothing has to be drawn again to use a golden.
@@ -239,6 +239,24 @@ def make_runs():
     save("cogvideox_runs", tensors, "the pipelines' calls, latents given; noise 'run.<name>.<draw>'", cases=cases)
 
 
+def make_seeded():
+    """A picture's video from a generator alone, which gives the posterior's noise, the run's beginning and DPM's steps."""
+    which, frames, (height, width), steps, seed = "1.5_5b_i2v", 17, (48, 80), 4, 11
+    vae = autoencoder()
+    vae.register_to_config(scaling_factor=0.7, invert_scale_latents=True)
+    parts = {"vae": vae, "transformer": network(which), "scheduler": scheduler("dpm", 1.0)}
+    pipe = CogVideoXImageToVideoPipeline(tokenizer=None, text_encoder=None, **parts)
+    picture = numbers((height, width, 3), "seeded.image").clamp(-1, 1).add(1).mul(127.5).round() / 255
+    text = [numbers((1, TEXT_ROWS, SMALL["text_embed_dim"]), f"seeded.{word}") for word in ("prompt", "negative")]
+    found = pipe(
+        image=picture.permute(2, 0, 1)[None], height=height, width=width, num_frames=frames, num_inference_steps=steps, guidance_scale=6.0,
+        use_dynamic_cfg=True, prompt_embeds=text[0], negative_prompt_embeds=text[1], generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    ).frames  # fmt: skip
+    case = {"network": which, "frames": frames, "steps": steps, "seed": seed}
+    save("cogvideox_seeded", {"latents": sample(found[:, 1:].transpose(1, 2))}, "CogVideoXImageToVideoPipeline.__call__", case=case)
+
+
 def make_manifests():
     """Shapes of every tensor of the released models; of blocks, which are all alike, those of the first."""
     found = {}
@@ -256,6 +274,13 @@ def make_manifests():
 
 
 if __name__ == "__main__":
-    makers = {"networks": make_networks, "vae": make_vae, "schedules": make_schedules, "runs": make_runs, "manifests": make_manifests}
+    makers = {
+        "networks": make_networks,
+        "vae": make_vae,
+        "schedules": make_schedules,
+        "runs": make_runs,
+        "seeded": make_seeded,
+        "manifests": make_manifests,
+    }
     for chosen in sys.argv[1:] or makers:
         makers[chosen]()
