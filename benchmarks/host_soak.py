@@ -39,7 +39,7 @@ def main() -> int:
             "OPEN_SORA_SOAK_REPORT": str(report),
         }
         command = [str(installation.python), "-m", "pytest", "-q", "-c", str(TEST.parent / "pytest.ini"), f"--rootdir={TEST.parent}",
-                   f"--confcutdir={TEST.parent}", "-p", "no:cacheprovider", f"{TEST}::test_memory_does_not_grow"]  # fmt: skip
+                   f"--confcutdir={TEST.parent}", "-p", "no:cacheprovider", "--show-capture=no", f"{TEST}::test_memory_does_not_grow"]  # fmt: skip
         ended = subprocess.run(command, cwd=folder, env=environment)
         if report.is_file():
             print(f"Figures: {record.write('host_soak', json.loads(report.read_text()), arguments.out)}")

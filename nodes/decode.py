@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..opensora_core.choices import POSTERIORS, SAMPLE
 from ..opensora_core.codecs.tiling import check_tiling
 from ..opensora_core.errors import check_choice
-from ..opensora_core.geometry import Tiling
+from ..opensora_core.geometry import WHOLE_CLIP, Tiling
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
 from .host.node import Node
 from .host.vae import clip_shape
@@ -81,11 +81,12 @@ class OpenSoraTiledVAEDecode(Node):
                 io.Int.Input(
                     "temporal_tile",
                     default=Tiling.temporal_tile,
-                    min=0,
+                    min=-4,  # a step, so that the widget counts in fours from 0
                     max=1024,
                     step=4,
                     advanced=True,
-                    tooltip="Length of a tile in frames. 0 = the whole clip at once, as the reference; 64 is its own temporal tile.",
+                    tooltip="Length of a tile in frames. 0 = as the model's makers decode: the whole clip at once, the high-compression variant 32 frames; "
+                    "below 0 = the whole clip with any model; 64 = the reference's own temporal tile.",
                 ),
                 inputs.policy(),
             ],
@@ -95,11 +96,11 @@ class OpenSoraTiledVAEDecode(Node):
 
     @classmethod
     def validate_inputs(cls, tile_size=None, temporal_tile=None):
-        return _tiling_problems(tile_size=tile_size, temporal_tile=temporal_tile)
+        return _tiling_problems(tile_size=tile_size, temporal_tile=_frames_of_tile(temporal_tile or 0))
 
     @classmethod
     def execute(cls, vae, latent, tile_size, overlap, temporal_tile, policy) -> io.NodeOutput:
-        tiling = Tiling(tile_size, overlap, temporal_tile)
+        tiling = Tiling(tile_size, overlap, _frames_of_tile(temporal_tile))
         report = _reporter(cls.hidden.unique_id)
         clip_shape(vae, latent)
         return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, report))
@@ -142,6 +143,10 @@ class OpenSoraTiledVAEEncode(Node):
         seed = seed if posterior == SAMPLE else None
         samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, _reporter(cls.hidden.unique_id))
         return io.NodeOutput({"samples": samples})
+
+
+def _frames_of_tile(temporal_tile: int) -> int:
+    return max(temporal_tile, WHOLE_CLIP)
 
 
 def _tiling_problems(**sizes: int | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "DecodeOutOfMemory",
+    "NotNumbers",
     "OpenSoraError",
     "OpenSoraPipeline",
     "OutOfMemory",
@@ -20,7 +21,7 @@ __all__ = [
 
 def __getattr__(name: str):
     # PEP 562: torch is imported only when the pipeline is asked for, never by a bare import.
-    if name in ("OpenSoraError", "CheckpointError", "DecodeOutOfMemory", "OutOfMemory"):
+    if name in ("OpenSoraError", "CheckpointError", "DecodeOutOfMemory", "NotNumbers", "OutOfMemory"):
         from . import errors
 
         return getattr(errors, name)

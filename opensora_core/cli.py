@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from . import __version__
 from .commands import options as asked
 from .commands.options import INTERRUPTED, REFUSED, SOME_FAILED
-from .errors import OpenSoraError, OutOfMemory
+from .errors import OpenSoraError, OutOfMemory, readable
 from .memory.limits import limits
 from .names import shown
 
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one sentence in place of the usage text when it refuses."""
 
     def error(self, message):
-        self.exit(REFUSED, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(REFUSED, f"error: {readable(message)} (see {self.prog} --help)\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

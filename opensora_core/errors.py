@@ -4,11 +4,22 @@ Every message says what failed, what was given, what is expected and, where ther
 valid value. Anything else that is raised is a defect of ours.
 """
 
+import re
 from collections.abc import Iterable
+
+_ENDLESS = re.compile(r"\S{400,}")
 
 
 class OpenSoraError(ValueError):
     """A request that cannot be met as it was given: a size, a frame count, a scale, an image."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(readable(str(message)))
+
+
+def readable(sentence: str) -> str:
+    """A sentence in which no word that was given is longer than a person reads."""
+    return _ENDLESS.sub(lambda word: f"{word[0][:60]}...{word[0][-20:]}", sentence)
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -38,6 +49,18 @@ class DecodeOutOfMemory(OutOfMemory):
     """Memory ran out while finished latents were decoded; they are not lost."""
 
 
+class NotNumbers(OpenSoraError):
+    """Finished latents were decoded to values that are not numbers; they are not lost.
+
+    Attributes:
+        latents: as OutOfMemory's.
+    """
+
+    def __init__(self, message: str, latents):
+        super().__init__(message)
+        self.latents = latents
+
+
 # What a person reads before a sentence, where a program prints a class with its module: the product, not our folders.
-for _error in (OpenSoraError, CheckpointError, OutOfMemory, DecodeOutOfMemory):
+for _error in (OpenSoraError, CheckpointError, OutOfMemory, DecodeOutOfMemory, NotNumbers):
     _error.__module__ = "Open-Sora"

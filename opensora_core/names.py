@@ -22,6 +22,7 @@ from .errors import OpenSoraError
 
 RENEWED_EVERY, STALE_AFTER = 60.0, 600.0  # seconds
 _SHOWN = 120  # characters of a name in a sentence
+_MOST_BYTES = 4096  # of a claim
 # Suffixes of what one run writes beside each other: a video, its picture, its prompt, its latents. They are claimed as one.
 TOGETHER = (".mp4", ".png", ".txt", ".latent")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
@@ -69,7 +70,8 @@ def numbered(path: Path, number: int) -> Path:
 
 def taken_by(path: Path) -> Path | None:
     """The video, picture, prompt or latents that have a file's name, if any: a run writes more than one of them."""
-    return next((file for suffix in (path.suffix, *TOGETHER) if (file := path.with_suffix(suffix)).exists()), None)
+    suffixes = (path.suffix, *(TOGETHER if path.suffix.lower() in TOGETHER else ()))
+    return next((file for suffix in suffixes if (file := path.with_suffix(suffix)).exists()), None)
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,18 @@ def one_at_a_time(path: Path, patience: float = 60.0) -> Iterator[None]:
         yield
 
 
+def hidden(path: Path) -> Path:
+    """A name beside `path` for what is not to stay, which `sweep` takes away if this process is killed; no loader lists its ending."""
+    return path.with_name(f".{path.name}.{_SYSTEM}-{os.getpid()}.partial")
+
+
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """A hidden name beside `path` that becomes `path` if the block succeeds and vanishes if it does not.
 
     An OSError that names no file, as of a disk that is full, names `path`.
     """
-    partial = path.with_name(f".{path.name[:80]}.{_SYSTEM}-{os.getpid()}.partial")  # an ending that no loader lists
+    partial = hidden(path.with_name(path.name[:80]))
     try:
         yield partial
         os.replace(partial, path)
@@ -183,7 +190,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Delete unfinished files in a folder whose process is gone; those of other machines once nothing was written to them for an hour.
+    """Delete unfinished files and claims in a folder whose process is gone; of other machines, files that nothing was written to for an hour.
 
     Returns:
         What was deleted.
@@ -197,6 +204,10 @@ def sweep(folder: Path) -> list[Path]:
             is_old = _time_there(folder) - file.stat().st_mtime > 6 * STALE_AFTER
             if is_old if found[1] != _SYSTEM else not _is_alive(int(found[2])):
                 file.unlink()
+                gone.append(file)
+    for file in folder.glob("*.claim"):
+        with suppress(OSError):
+            if _cleared(file):
                 gone.append(file)
     return gone
 
@@ -250,13 +261,14 @@ def _release_all() -> None:
 def _cleared(file: Path) -> bool:
     """Whether a claim is no more: it was released, or its process is gone and it is taken away here."""
     try:
-        seen = file.read_bytes()
+        with file.open("rb") as opened:
+            seen = opened.read(_MOST_BYTES)
         age = _time_there(file.parent) - file.stat().st_mtime
     except FileNotFoundError:
         return True
     if not _is_abandoned(seen, age):
         return False
-    grave = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    grave = hidden(file.with_name(uuid.uuid4().hex))
     try:
         os.rename(file, grave)
     except FileNotFoundError:
@@ -272,13 +284,14 @@ def _cleared(file: Path) -> bool:
 
 
 def _is_abandoned(text: bytes, age: float) -> bool:
-    if age > STALE_AFTER:
-        return True
+    if not text:
+        return age > STALE_AFTER  # still being written, or its process was ended at that
     try:
         about = json.loads(text)
-        return about["system"] == _SYSTEM and not _is_alive(int(about["process"]))
-    except (ValueError, KeyError, TypeError):
-        return False  # still being written
+        is_gone = about["system"] == _SYSTEM and not _is_alive(int(about["process"]))
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return False  # no claim but a file of somebody's own
+    return is_gone or age > STALE_AFTER
 
 
 def _is_alive(process: int) -> bool:
@@ -295,7 +308,7 @@ def _is_alive(process: int) -> bool:
 
 def _time_there(folder: Path) -> float:
     """Now by the clock that stamps a folder's files, which on a shared folder is another machine's."""
-    probe = folder / f".{uuid.uuid4().hex}.clock"
+    probe = hidden(folder / uuid.uuid4().hex)
     try:
         probe.touch()
         return probe.stat().st_mtime

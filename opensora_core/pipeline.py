@@ -21,7 +21,7 @@ from .memory.footprint import sizes_of_files
 from .memory.residency import make_residency
 from .ops import sliced_attention
 from .parallel.group import Group
-from .run.asked import check_request, given_of, going_on_of, guidance_of, seed_of, steps_of, with_usual
+from .run.asked import check_request, given_of, going_on_of, guidance_of, options_of, seed_of, steps_of, with_usual
 from .run.calibrate import Calibrated, calibrate
 from .run.clip import make_clip
 from .run.decode import decode_latents
@@ -286,7 +286,7 @@ class OpenSoraPipeline:
         self._drawing()
         self.check_files()
         shown = (prompt if picture_prompt is None else picture_prompt, "", None)
-        of_picture, of_video = self.encode_prompts([shown, (prompt, negative_prompt, options or SamplingOptions())], progress)
+        of_picture, of_video = self.encode_prompts([shown, (prompt, negative_prompt, options_of(options))], progress)
         return self.paint([(of_picture, request, seed) for seed in seeds], progress), of_video
 
     @torch.inference_mode()
@@ -308,7 +308,7 @@ class OpenSoraPipeline:
     @torch.inference_mode()
     def encode_prompt(self, prompt: str, negative_prompt: str = "", options: SamplingOptions | None = None) -> EncodedPrompt:
         """Decorate and encode a prompt once, for several calls. The negative prompt is encoded as it is."""
-        return encode(self._networks, [(prompt, negative_prompt, options or SamplingOptions())])[0]
+        return encode(self._networks, [(prompt, negative_prompt, options_of(options))])[0]
 
     @torch.inference_mode()
     def encode_prompts(
@@ -367,7 +367,7 @@ class OpenSoraPipeline:
 
         Raises an OpenSoraError for a request that cannot be met, before any weight is read.
         """
-        files, options, given = self.files, options or SamplingOptions(), (image, last_image, video)
+        files, options, given = self.files, options_of(options), (image, last_image, video)
         how = {"direction": direction, "context": context, "strength": finite("image_strength", image_strength)}
         size = {"height": height, "width": width, "num_frames": num_frames, "num_steps": steps_of(files, speed, num_inference_steps)}
         size = with_usual(files, **size)
@@ -428,7 +428,7 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
-        grid, options = self.files.grid, options or SamplingOptions()
+        grid, options = self.files.grid, options_of(options)
         video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)
         latents = checked_latents(video.latents)
         batch, _, length, height, width = latents.shape

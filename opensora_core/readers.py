@@ -31,6 +31,14 @@ def kind_of(path: Path) -> str | None:
     return next((words for is_one, words in _KINDS if is_one(mode)), None)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; no name that a file cannot have is one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, a NUL in it
+        return False
+
+
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     """The text of a file in UTF-8.
 

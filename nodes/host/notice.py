@@ -56,7 +56,7 @@ def _chosen_language() -> str:
     try:
         settings = Path(folder_paths.get_user_directory(), "default", "comfy.settings.json").read_text(encoding="utf-8")
         return str(json.loads(settings).get("Comfy.Locale", "en"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return "en"
 
 

@@ -9,7 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ...opensora_core.checkpoint import detect
-from ...opensora_core.checkpoint.files import network_files, read_header
+from ...opensora_core.checkpoint.files import merged_metadata, network_files, read_header
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.names import check_name, shown
 from ...opensora_core.run import files as model_files
@@ -93,11 +93,12 @@ def load_tensors(path: str | Path, **options) -> tuple[dict[str, Tensor], dict |
     Raises:
         CheckpointError: a shard is missing.
     """
-    state, metadata = {}, None
+    state, metadata = {}, []
     for file in network_files(Path(path)):
-        part, metadata = comfy.utils.load_torch_file(str(file), return_metadata=True, **options)
+        part, about = comfy.utils.load_torch_file(str(file), return_metadata=True, **options)
         state.update(part)
-    return state, metadata
+        metadata.append(about)
+    return state, merged_metadata(metadata, Path(path).name)
 
 
 def new_file(folder: str, name: str) -> Path:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ SAFE_TORCH = (2, 10)  # up to 2.5 weights_only ran code (CVE-2025-32434), up to 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 _MOST_SHARDS = 1000
+QUANTISED_NOTE = "_quantization_metadata"  # in a header: which layers are quantised, and how
+_SHOWN = 200  # characters of what a library says, in a sentence
 _BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
@@ -203,7 +205,30 @@ def as_one(path: Path, parts: list[Header]) -> Header:
     if len(parts) == 1:
         return parts[0]
     tensors = {key: info for part in parts for key, info in part.tensors.items()}
-    return Header(path, parts[0].format, tensors, parts[0].metadata, sum(part.num_bytes for part in parts), tuple(parts))
+    return Header(
+        path,
+        parts[0].format,
+        tensors,
+        merged_metadata([part.metadata for part in parts], path.name),
+        sum(part.num_bytes for part in parts),
+        tuple(parts),
+    )
+
+
+def merged_metadata(parts: Sequence[Mapping[str, str] | None], name: str) -> dict[str, str]:
+    """What the headers of a network's files say, together: of each key what the first says, of quantised layers what each says of its own.
+
+    Raises:
+        CheckpointError: a file says in an unreadable way how its layers are quantised. name: of the network, for that.
+    """
+    found = {key: text for part in reversed(parts) if part for key, text in part.items()}
+    notes = [json_object(part[QUANTISED_NOTE], name) for part in parts if part and QUANTISED_NOTE in part]
+    if not notes:
+        return found
+    layers = [note.get("layers") for note in notes]
+    if not all(isinstance(one, dict) for one in layers):
+        raise CheckpointError(f"The header of {name} says in an unreadable way how it is quantised; download it again.")
+    return found | {QUANTISED_NOTE: json.dumps(notes[0] | {"layers": {layer: form for one in layers for layer, form in one.items()}})}
 
 
 @contextmanager
@@ -223,7 +248,7 @@ def open_tensors(header: Header) -> Iterator[Callable[[str], Tensor]]:
         with safe_open(header.path, framework="pt", device="cpu") as file:
             yield file.get_tensor
     except SafetensorError as error:
-        raise CheckpointError(f"{header.name} could not be read as safetensors ({error}); download it again.") from error
+        raise CheckpointError(f"{header.name} could not be read as safetensors ({str(error)[:_SHOWN]}); download it again.") from error
 
 
 def last_rows(header: Header, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -248,8 +273,8 @@ def last_rows(header: Header, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
 
 def quantisation(header: Header) -> str | None:
     """Name of the quantised format of a file, or None for plain numbers (plain float8 included)."""
-    if "_quantization_metadata" in header.metadata:
-        return _metadata_formats(header.metadata["_quantization_metadata"])
+    if QUANTISED_NOTE in header.metadata:
+        return _metadata_formats(header.metadata[QUANTISED_NOTE])
     for key in header.tensors:
         if key.endswith(".comfy_quant"):
             return "ComfyUI quantised layers"
@@ -333,7 +358,7 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
         ):  # maps the file without promising memory for it; refuses gaps, overlaps and whatever else the format forbids
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"The header of {path.name} is damaged ({error}); download it again.") from error
+        raise CheckpointError(f"The header of {path.name} is damaged ({str(error)[:_SHOWN]}); download it again.") from error
     return Header(path, "safetensors", tensors, metadata, num_bytes)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..readers import json_object
-from .files import Header, open_tensors, quantisation
+from .files import QUANTISED_NOTE, Header, open_tensors, quantisation
 from .quantised import Float8, Float8E5M2, Format, Int8
 
 # Format's name in ComfyUI -> (the format, dtypes its weights are stored in)
@@ -84,8 +84,7 @@ _READABLE = "it reads ComfyUI's float8_e4m3fn, float8_e5m2 and int8_tensorwise. 
 def _notes(header: Header, prefix: str) -> dict[str, dict]:
     """{layer as in the file: what its note says}."""
     try:
-        texts = [part.metadata.get("_quantization_metadata", "{}") for part in header.parts or (header,)]
-        notes = {layer: note for text in texts for layer, note in json_object(text, header.name).get("layers", {}).items()}
+        notes = json_object(header.metadata.get(QUANTISED_NOTE, "{}"), header.name).get("layers", {})
         notes = {layer if f"{layer}.weight" in header.tensors else prefix + layer: dict(note) for layer, note in notes.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"The header of {header.name} says in an unreadable way how it is quantised; download it again.") from error

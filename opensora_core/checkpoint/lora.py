@@ -348,7 +348,7 @@ def _checked_adapter(adapter: dict, name: str) -> dict:
     patterns = adapter.get("alpha_pattern") or {}
     values = [*patterns.values()] if isinstance(patterns, dict) else ["not a table"]
     values += [adapter[key] for key in ("lora_alpha", "alpha", "r") if adapter.get(key) is not None]
-    if any(type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e12 for value in values):
+    if any(type(value) not in (int, float) or not abs(value) <= 1e12 for value in values):  # NaN too
         raise CheckpointError(f"{name} beside the LoRA gives a lora_alpha, alpha_pattern or r that is no number; download it again.")
     return adapter
 

@@ -117,8 +117,9 @@ def said_to_be_of(metadata: Mapping[str, str], family: Family) -> str | None:
         said = metadata.get(key, "").lower()
         if re.search(r"open-?_?sora", said):
             continue
-        if title := next((title for title, _, words in _OTHERS if re.search(words, said)), None):
-            return f"{title.split(' (')[0]} ({key} says {metadata[key][:60]})"
+        title = next((title.split(" (")[0] for title, _, words in _OTHERS if re.search(words, said)), None)
+        if title and title not in family.title:
+            return f"{title} ({key} says {metadata[key][:60]})"
     return None
 
 

@@ -24,7 +24,7 @@ from ..errors import CheckpointError, OpenSoraError
 from ..family import QUANTISED_GROUPS
 from ..names import claim, complete_or_absent, sweep
 from .detect import Identity
-from .files import TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
+from .files import QUANTISED_NOTE, TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
 from .formats import HOST_NAMES
 from .load import check_keys, open_model
 from .quantised import Float8, Format, Int8, relative_error
@@ -199,7 +199,7 @@ def _head(entries: list[_Entry], header: Header, groups: tuple[str, ...]) -> byt
     metadata = {
         **header.metadata,
         "format": "pt",
-        "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers}),
+        QUANTISED_NOTE: json.dumps({"format_version": "1.0", "layers": layers}),
         "quantised_groups": ", ".join(groups),
     }
     table, end = {"__metadata__": metadata}, 0

@@ -15,7 +15,7 @@ from ..run.request import random_seed
 from ..run.result import GenerationResult
 from .frames import PATHS, call_arguments
 from .model import pipeline
-from .options import DONE, BenchmarkOptions, flag
+from .options import DONE, MOST_VIDEOS, BenchmarkOptions, flag
 from .output import check_writable, report_path, say, write_report
 from .progress import Bars
 
@@ -23,8 +23,9 @@ from .progress import Bars
 def run(options: BenchmarkOptions) -> int:
     """Run `--warmup-count` and then `--eval-count` times, write the report and its path."""
     for name, least in (("warmup_count", 0), ("eval_count", 1)):
-        if getattr(options, name) < least:
-            raise OpenSoraError(f"{flag(name)} {getattr(options, name)} is too few; use at least {least}.")
+        if not least <= getattr(options, name) <= MOST_VIDEOS:
+            wrong = "few; use at least" if getattr(options, name) < least else "many; use at most"
+            raise OpenSoraError(f"{flag(name)} {getattr(options, name)} is too {wrong} {least if 'few' in wrong else MOST_VIDEOS}.")
     path = report_path("--benchmark-save-path", options.benchmark_save_path)
     pipe = pipeline(options)
     arguments = call_arguments(options, pipe.files) | {"seed": random_seed() if options.seed is None else options.seed}

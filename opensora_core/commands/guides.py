@@ -5,6 +5,7 @@ from dataclasses import replace
 from ..choices import SCRIPTS
 from ..errors import OpenSoraError
 from ..family import Family
+from ..run.segments import MOST_SEGMENTS
 from ..text.prompt_1x import split_parts, split_settings, text_of_loop
 from .options import GenerateOptions
 
@@ -18,6 +19,8 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
     loops = 1 if options.loop is None else options.loop
     if loops < 1:
         raise OpenSoraError(f"--loop {options.loop} makes nothing; use 1 or more.")
+    if loops > MOST_SEGMENTS:
+        raise OpenSoraError(f"--loop {options.loop} is more than can be asked for at once; use at most {MOST_SEGMENTS}.")
     if options.loop is not None and options.extend is not None:
         raise OpenSoraError("--loop N is --extend N-1; give one of them.")
     if options.condition_frame_length is not None and loops < 2:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
+from ..errors import DecodeOutOfMemory, NotNumbers, OpenSoraError, OutOfMemory
 from ..media.latent_file import SUFFIX, save_latents
 from ..media.recipe import as_tag
 from ..media.video import save_prompt, save_video
@@ -257,7 +257,7 @@ class Jobs:
 
     def _sentence(self, error: Exception) -> str:
         """Why a video failed, and where finished work is kept; a refusal or a defect is raised again where all jobs are one request."""
-        if isinstance(error, DecodeOutOfMemory):
+        if isinstance(error, DecodeOutOfMemory | NotNumbers):
             return f"{error} {self._kept.keep_of(error.latents)}"
         sentence = failure(error)
         if sentence is None and self._is_one_request:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import OpenSoraError
 from ..names import Claim, claim, complete_or_absent, one_at_a_time
+from ..readers import read_json
 
 NAME = "batch.json"
 _FORMAT = 1
@@ -93,20 +94,17 @@ class Ledger:
         if not self._path.exists():
             return {}
         try:
-            if self._path.stat().st_size > MOST_BYTES:
-                raise ValueError("too large")
-            record = json.loads(self._path.read_text(encoding="utf-8"))
-            if record["format"] != _FORMAT:
-                raise OpenSoraError(f"{self._path} was written by another version of this program; give --out another folder.")
-            entries = {key: Entry(**entry) for key, entry in record["videos"].items()}
+            record = read_json(self._path, MOST_BYTES)
+            version = record["format"]
+            entries = {key: Entry(**entry) for key, entry in record["videos"].items()} if version == _FORMAT else {}
             if not all(entry.is_possible for entry in entries.values()):
                 raise ValueError("not what was written")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            if isinstance(error, OpenSoraError):
-                raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OpenSoraError(
                 f"{self._path} is not the record of a batch, or it is damaged; move it away to begin anew, or give --out another folder."
             ) from error
+        if version != _FORMAT:
+            raise OpenSoraError(f"{self._path} was written by another version of this program; give --out another folder.")
         return entries
 
 

@@ -33,6 +33,7 @@ from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 from ..text.prompt_1x import CAMERA_MOTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
+MOST_VIDEOS = 10_000  # of one command line
 ASPECT_OF_REFERENCE = "image"
 ASPECT_ORDERS = ("wh", "hw")
 EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
@@ -424,7 +425,7 @@ class BenchmarkOptions(RunOptions):
     prompt: str = option("raining, sea", "TEXT", "what to show")
     warmup_count: int = option(1, "N", "runs before the measured ones")
     eval_count: int = option(3, "N", "measured runs")
-    benchmark_save_path: str = option("benchmark.json", "FILE", "the report")
+    benchmark_save_path: str = option("benchmark.json", "FILE", "the report; never overwritten, numbered instead")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,7 +455,7 @@ class JudgeOptions(SamplerOptions):
     num_prompts: int = option(96, "N", "videos of each kind")
     seed: int = option(0, "N", "prompts and noise are drawn from it")
     num_steps: int = option(40, "N", _STEPS)
-    out: str | None = option(None, "FILE", "also write a JSON report: every figure and every clip's verdict")
+    out: str | None = option(None, "FILE", "also write a JSON report, never overwritten: every figure and every clip's verdict")
 
 
 @dataclass(frozen=True, kw_only=True)

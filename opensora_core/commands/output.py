@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import OpenSoraError
-from ..names import check_name, complete_or_absent, shown, sweep
+from ..names import check_name, claim_unused, complete_or_absent, hidden, shown, sweep
 
 
 def say(line: str) -> None:
@@ -25,7 +25,7 @@ def check_writable(folder: Path, name: str = "") -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{Path(name).stem}_9999.{id(folder)}.partial{Path(name).suffix}"
+        probe = hidden(folder / f"{Path(name).stem}_9999")
         probe.touch()
         probe.unlink()
         sweep(folder)
@@ -43,7 +43,7 @@ def report_path(flag: str, given: str) -> Path:
 
 
 def write_report(path: Path, report: dict) -> None:
-    """Write JSON, whole or not at all, and its path to standard output."""
-    with complete_or_absent(path) as partial:
+    """Write JSON, whole or not at all, under `path` or the first numbered name of it that is free, and say that to standard output."""
+    with claim_unused(path) as claimed, complete_or_absent(claimed.path) as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{path}\n")
+    sys.stdout.write(f"{claimed.path}\n")

@@ -81,12 +81,12 @@ def describe(path: Path) -> str:
     if recipe["program"] != PROGRAM:
         lines = [f"{path.name}: made by ComfyUI, a graph of {len(recipe['prompt'])} nodes"]
         return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in _of_graph(recipe["prompt"]).items())])
-    lines = [f"{path.name}: made by {PROGRAM} {recipe['versions'][PROGRAM]}, torch {recipe['versions']['torch']}"]
+    lines = [f"{path.name}: made by {PROGRAM} {_short(recipe['versions'][PROGRAM])}, torch {_short(recipe['versions']['torch'])}"]
     lines += [
         f"  {name}: {_short(recipe[name])}" for name in ("prompt", "request", "seed", "num_frames", "dtype", "device") if name in recipe
     ]
-    lines += [f"  {name}: {_short(value)}" for name, value in recipe["settings"].items()]
-    lines += [f"  {name}: {part['name']}, {part['bytes']:,} bytes" for name, part in recipe["files"].items()]
+    lines += [f"  {_short(name)}: {_short(value)}" for name, value in recipe["settings"].items()]
+    lines += [f"  {_short(name)}: {_short(part['name'])}, {part['bytes']:,} bytes" for name, part in recipe["files"].items()]
     return "\n".join(lines)
 
 
@@ -96,9 +96,11 @@ def as_command(path: Path) -> str:
     asked = _of_run(recipe) if recipe["program"] == PROGRAM else _of_graph(recipe["prompt"])
     if "prompt" not in asked:
         raise OpenSoraError(f"{path.name} was made by a graph without Open-Sora Text Encode or Flux to Video; no command makes it again.")
-    kinds = {one.name: one.type for one in fields(GenerateOptions)}
+    kinds = {one.name: one.type for one in fields(GenerateOptions) if one.name != "out"}
     words = ["python", "-m", PROGRAM, "generate"]
     for name, value in asked.items():
+        if name not in kinds:  # what a later version, or another hand, wrote
+            continue
         if value is True:
             words.append(flag(name))
         elif isinstance(value, list) and "tuple" in str(kinds[name]):
@@ -107,6 +109,8 @@ def as_command(path: Path) -> str:
             for each in value if isinstance(value, list) else [value]:
                 # A text that begins with a dash would be read as a flag.
                 words += [f"{flag(name)}={each}"] if str(each).startswith("-") else [flag(name), str(each)]
+    if odd := next((word for word in words if not word.replace("\n", "").replace("\t", "").isprintable()), None):
+        raise OpenSoraError(f"{path.name} was made with {_short(odd)}, which holds characters that cannot stand in a command.")
     return shlex.join(words)
 
 
@@ -124,7 +128,7 @@ def _of_run(recipe: dict) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)  # a file's own words, on a person's terminal
     return text if len(text) <= 200 else text[:200] + " ..."
 
 
@@ -135,7 +139,7 @@ def _of_graph(graph: dict) -> dict[str, Any]:
         inputs = {name: _constant(graph, value) for name, value in node.get("inputs", {}).items()}
         for name, ours in _NODES.get(node.get("class_type"), {}).items():
             is_unset = inputs.get(name) in _UNASKED or (ours.startswith("extend_") and not inputs[name])
-            if not is_unset:
+            if not is_unset and isinstance(inputs[name], str | int | float):
                 asked[ours] = inputs[name]
         if node.get("class_type") == "OpenSoraFluxToVideo":
             asked["t2i2v"] = True

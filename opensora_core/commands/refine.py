@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import OpenSoraError
 from ..pipeline import OpenSoraPipeline
+from ..readers import kind_of
 from ..text.prompt import MOTION_SCORE
 from ..text.refine import IMAGE, TEXT, answered, asked
 from .frames import PATHS
@@ -14,6 +15,7 @@ from .options import GenerateOptions
 from .output import say
 
 _MOST_TOKENS = 1024  # of an answer, thoughts included
+_SHOWN = 300  # characters of what transformers says
 
 
 def check(options: GenerateOptions) -> None:
@@ -30,7 +32,7 @@ def check(options: GenerateOptions) -> None:
         raise OpenSoraError("--refine-prompt needs a prompt; --decode has none.")
     folder = Path(options.refine_model).expanduser()
     for name in ("config.json", "*.safetensors", "tokenizer*"):
-        if next(folder.glob(name), None) is None:
+        if kind_of(folder) != "a folder" or next(folder.glob(name), None) is None:
             raise OpenSoraError(
                 f"--refine-model {options.refine_model} is no folder of a causal model of transformers (no {name} in it); give one, such as "
                 "`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir DIR` makes."
@@ -74,9 +76,13 @@ def _answers(prompts: set[tuple[str, str]], folder: str, device) -> dict[tuple[s
     path = Path(folder).expanduser()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype="auto").to(device)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        how = {"local_files_only": True, "use_safetensors": True, "dtype": "auto", "output_loading_info": True}
+        model, about = AutoModelForCausalLM.from_pretrained(path, **how)
+        if about["missing_keys"]:  # which transformers fills with noise
+            raise ValueError(f"its files lack {len(about['missing_keys'])} tensors, the first is {min(about['missing_keys'])}")
+        model = model.to(device)
+    except Exception as error:  # transformers documents no exception types; each of them means the same to a person
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN]
         raise OpenSoraError(f"--refine-model {folder} cannot be read as a causal model: {why}") from error
     found = {}
     with torch.inference_mode():

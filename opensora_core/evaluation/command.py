@@ -10,7 +10,7 @@ import torch
 from .. import __version__
 from ..choices import BALANCED, EXACT
 from ..commands.model import pipeline, with_usual
-from ..commands.options import DONE, EVALUATION_PARTS, PARTS, EvaluateOptions
+from ..commands.options import DONE, EVALUATION_PARTS, MOST_VIDEOS, PARTS, EvaluateOptions
 from ..commands.output import check_writable, report_path, say, write_report
 from ..commands.progress import each
 from ..errors import OpenSoraError
@@ -313,6 +313,8 @@ def _asked(options: EvaluateOptions) -> Questions:
         raise OpenSoraError(f"--parts {options.parts!r} names no part of an evaluation; use some of {','.join(EVALUATION_PARTS)}.")
     if options.num_prompts < 1:
         raise OpenSoraError(f"--num-prompts {options.num_prompts} asks for nothing; use at least 1 (default {score.REQUIRED_PROMPTS}).")
+    if options.num_prompts > MOST_VIDEOS:
+        raise OpenSoraError(f"--num-prompts {options.num_prompts} is more than one command judges; use at most {MOST_VIDEOS}.")
     if not 0 <= options.seed <= MAX_SEED - options.num_prompts + 1:
         raise OpenSoraError(f"--seed {options.seed} is out of range; use 0 to {MAX_SEED - options.num_prompts + 1}.")
     return Questions(tuple(part for part in EVALUATION_PARTS if part in parts), options.num_prompts, options.seed)

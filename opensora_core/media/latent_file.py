@@ -58,7 +58,7 @@ def read_latents(path: str | Path) -> Tensor:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise OpenSoraError(f"{path.name} cannot be read as latents ({error}); give a {SUFFIX} file.") from error
+        raise OpenSoraError(f"{path.name} cannot be read as latents ({str(error)[:200]}); give a {SUFFIX} file.") from error
     latents = tensors.get(_LATENTS)
     if latents is None or latents.ndim != 5 or 0 in latents.shape or not latents.is_floating_point():
         found = f"latents of {list(latents.shape)}" if latents is not None else f"{len(tensors)} tensors, none named {_LATENTS}"

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import OpenSoraError
+from ..errors import CheckpointError, OpenSoraError
+from ..readers import json_object
 
 PROGRAM = "opensora_core"
 _LARGEST = 2**26  # bytes of an index that are read
+_MOST_BOXES, _MOST_DEEP = 10_000, 8  # of a file; an mp4 has a few, five deep
 _COMMENT = b"\xa9cmt"
 _HOLD_BOXES = {b"moov", b"udta", b"meta", b"ilst"}
 
@@ -34,8 +36,8 @@ def recipe_of(path: Path) -> dict[str, Any]:
     found = tags(path)
     for name, read in (("comment", _ours), ("prompt", _comfyuis)):
         try:
-            recipe = read(json.loads(found[name]))
-        except (KeyError, ValueError, AttributeError):
+            recipe = read(json_object(found.get(name, ""), name))
+        except CheckpointError:
             continue
         if recipe:
             return recipe
@@ -48,7 +50,9 @@ def tags(path: Path) -> dict[str, str]:
     """The text tags of an mp4 by their names. Raises an OpenSoraError for a file that is none."""
     with path.open("rb") as file:
         end, offset, index = path.stat().st_size, 0, b""
-        while offset + 8 <= end:
+        for _ in range(_MOST_BOXES):
+            if offset + 8 > end:
+                break
             file.seek(offset)
             size, kind, head = _head(file.read(16), end - offset)
             if size < head or offset + size > end:
@@ -59,15 +63,26 @@ def tags(path: Path) -> dict[str, str]:
             offset += size
     if not index:
         raise OpenSoraError(f"{path.name} is not a whole mp4; give a video that this program or ComfyUI wrote.")
-    return dict(_tags(index, []))
+    return dict(_tags(index, [], 0))
 
 
 def _ours(recipe: dict) -> dict | None:
-    return recipe if recipe.get("program") == PROGRAM else None
+    parts = [recipe.get(name) for name in ("settings", "files", "versions")]
+    is_ours = recipe.get("program") == PROGRAM and isinstance(recipe.get("prompt"), str) and type(recipe.get("seed")) is int
+    is_whole = is_ours and all(isinstance(part, dict) for part in parts) and {PROGRAM, "torch"} <= set(parts[2])
+    return recipe if is_whole and all(_is_file(part) for part in parts[1].values()) else None
+
+
+def _is_file(part) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("name"), str) and type(part.get("bytes")) is int
 
 
 def _comfyuis(graph: dict) -> dict | None:
-    return {"program": "ComfyUI", "prompt": graph} if any("class_type" in node for node in graph.values()) else None
+    def is_node(value) -> bool:
+        return isinstance(value, dict) and isinstance(value.get("class_type"), str) and isinstance(value.get("inputs", {}), dict)
+
+    graph = {name: node for name, node in graph.items() if is_node(node)}
+    return {"program": "ComfyUI", "prompt": graph} if graph else None
 
 
 def _head(data: bytes, left: int) -> tuple[int, bytes, int]:
@@ -88,15 +103,17 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         offset += size
 
 
-def _tags(data: bytes, names: list[str]) -> Iterator[tuple[str, str]]:
+def _tags(data: bytes, names: list[str], depth: int) -> Iterator[tuple[str, str]]:
     """names: those of the keys box that stands before the list, filled on the way."""
+    if depth > _MOST_DEEP:
+        return
     for kind, body in _boxes(data):
         if kind == b"meta" and body[4:8] != b"hdlr":
             body = body[4:]  # of an mp4: version and flags come first
         if kind == b"keys":
             names[:] = [name.decode("utf-8", "replace") for _, name in _boxes(body[8:])]
         elif kind in _HOLD_BOXES:
-            yield from _tags(body, names)
+            yield from _tags(body, names, depth + 1)
         else:
             number = int.from_bytes(kind, "big")
             name = "comment" if kind == _COMMENT else names[number - 1] if 0 < number <= len(names) else ""

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import OpenSoraError
 from ..names import shown
+from ..readers import is_file, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ def read_image(path) -> torch.Tensor:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
+    if not is_file(path):
+        kind = kind_of(path)
+        what = "is a folder" if kind == "a folder" else "is no plain file" if kind else "does not exist"
         raise OpenSoraError(f"The image {shown(path)} {what}; give a picture such as a PNG or JPEG file.")
     try:
         with Image.open(path) as opened:

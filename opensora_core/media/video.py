@@ -18,7 +18,8 @@ import numpy
 import torch
 
 from ..errors import OpenSoraError
-from ..names import TOGETHER, complete_or_absent, shown
+from ..names import TOGETHER, complete_or_absent, hidden, shown
+from ..readers import is_file
 from .stills import read_image
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ _TO_SDR = (
 _SQUARE = "scale=w=max(1\\,round(iw*sar)):h=ih,setsar=1"
 # What the reader raises for what is no video.
 _UNREADABLE = (OSError, RuntimeError, KeyError, IndexError, StopIteration, AssertionError)
+_FAILED = " could not be written: "
 _LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 
 
@@ -147,14 +149,15 @@ def check_can_be_written(path: Path, frames_shape: tuple[int, int, int], fps: fl
                 f"{path.parent} has {free / 1e6:.0f} MB left on its disk and a video of {frames} frames of {height}x{width} (height x width) "
                 f"may take {needed / 1e6:.0f} MB; make room, or choose another folder."
             )
-        trial = path.with_name(f".{path.stem}_9999.{os.getpid()}{VIDEO_SUFFIX}")  # as long a name as a numbered one
+        trial = hidden(path.with_name(f"{path.stem}_9999"))  # as long a name as a numbered one
         try:
             _write_mp4(numpy.zeros((2, 16, 16, 3), numpy.uint8), trial, fps)
         finally:
             trial.unlink(missing_ok=True)
     except OSError as error:
         raise OpenSoraError(
-            f"Nothing can be written to {shown(path)} ({error.strerror or error}); choose another name or folder."
+            f"Nothing can be written to {shown(path)} ({error.strerror or str(error).partition(_FAILED)[2].rstrip('.') or error}); "
+            "choose another name or folder."
         ) from error
 
 
@@ -170,7 +173,7 @@ def is_video(path) -> bool:
 
 
 def _first_bytes(path: Path) -> bytes:
-    if not path.is_file():
+    if not is_file(path):
         return b""
     with suppress(OSError), path.open("rb") as file:
         return file.read(400)
@@ -209,7 +212,7 @@ def read_clip(path, count: int, *, from_end: bool, fps: float | None = None) -> 
         OpenSoraError: no such file, a file that is not a video or is damaged, or no imageio-ffmpeg.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise OpenSoraError(f"The clip {shown(path)} does not exist; give a video such as an mp4 file.")
     kept: deque[bytes] = deque(maxlen=count)
     try:
@@ -310,12 +313,12 @@ def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float, comment: str = "")
                 writer.send(numpy.ascontiguousarray(frame))
         except (OSError, RuntimeError) as error:
             writer.close()
-            raise OSError(f"{path} could not be written: {reason(str(error).splitlines()[0])}.") from error
+            raise OSError(f"{path}{_FAILED}{reason(str(error).splitlines()[0])}.") from error
         finally:
             writer.close()
         # The writer does not tell how the encoder ended (a full disk, say); a finished mp4 has its index.
         if not _has_index(partial):
-            raise OSError(f"{path} could not be written: {reason('ffmpeg did not finish the file; is the disk full')}.")
+            raise OSError(f"{path}{_FAILED}{reason('ffmpeg did not finish it; the disk is full, or this is no whole ffmpeg')}.")
 
 
 def _ffmpeg(work: str):

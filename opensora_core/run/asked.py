@@ -20,6 +20,13 @@ from .request import GenerationRequest, SamplingOptions, random_seed
 from .text import check_said
 
 
+def options_of(options: SamplingOptions | None) -> SamplingOptions:
+    """The settings that are given, or the defaults. Raises an OpenSoraError for something else."""
+    if not isinstance(options, SamplingOptions | None):
+        raise OpenSoraError(f"options is a SamplingOptions(fps=..., ...); this is a {type(options).__name__}.")
+    return options or SamplingOptions()
+
+
 def with_usual(files: ModelFiles, **asked: int | None) -> dict[str, int]:
     """What is asked for, or the model's own numbers."""
     return {name: getattr(files.usual, name) if value is None else value for name, value in asked.items()}
@@ -42,6 +49,8 @@ def seed_of(seed: int | None, generator: torch.Generator | None) -> int:
     if None not in (seed, generator):
         raise OpenSoraError("A seed and a generator are both given; leave one of them out.")
     if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise OpenSoraError(f"generator is a torch.Generator, or a seed is given in its place; this is a {type(generator).__name__}.")
         return generator.initial_seed()
     return random_seed() if seed is None else seed
 
@@ -61,6 +70,9 @@ def going_on_of(files: ModelFiles, latents: Tensor, continuation: Continuation, 
 
 def _masked(files: ModelFiles, references: Sequence, mask_strategy: str, others: tuple) -> References | None:
     """What a mask strategy gives, if there is one."""
+    if not isinstance(references, list | tuple | None) or not isinstance(mask_strategy, str | None):
+        kinds = f"{type(references).__name__} and {type(mask_strategy).__name__}"
+        raise OpenSoraError(f"references is a list of pictures and clips, and mask_strategy a text; these are {kinds}.")
     if not references and not mask_strategy:
         return None
     family = files.family

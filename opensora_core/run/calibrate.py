@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import OpenSoraError, OutOfMemory
+from ..checkpoint.files import open_tensors, read_header
+from ..errors import CheckpointError, OpenSoraError, OutOfMemory
 from ..families.table import family_of
 from ..memory.component import Placement
-from ..names import complete_or_absent
+from ..names import claim, complete_or_absent, sweep
 from ..sampling.calibration import Recorder, best_steps, interval_costs
 from ..sampling.guidance import Guidance, ReferenceUse, num_forwards
 from ..sampling.plan import POINTS, Averaged, StepPlan, mode_of, planned
@@ -79,7 +80,20 @@ class Calibration:
     keys: tuple[str, ...]
 
     def run(self, make: Make, folder: Path, progress: Callable[[int, int], None]) -> Calibrated:
-        """Record, plan, measure, write. progress: (steps done, of all)."""
+        """Record, plan, measure, write. progress: (steps done, of all).
+
+        Raises:
+            OpenSoraError: another process calibrates the same, or what is kept of a calibration cannot be read.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        claimed = claim(folder / self.subject.file_name)
+        if claimed is None:
+            raise OpenSoraError(f"{self.subject.file_name} in {folder} is being calibrated by another process; wait for it.")
+        with claimed:
+            return self._run(make, folder, progress)
+
+    def _run(self, make: Make, folder: Path, progress: Callable[[int, int], None]) -> Calibrated:
         num_steps, state = self.whole.num_steps, _State(folder / f".{self.subject.file_name}.unfinished", self._fingerprint())
         points = [count for count in MEASURED_POINTS if count < num_steps]
         total, done = len(self.keys) * (num_steps + sum(points) + sum(POINTS.values())), 0
@@ -140,8 +154,14 @@ class _State:
 
     def __init__(self, path: Path, fingerprint: str):
         self.path, self._mark = path, f"asked.{fingerprint}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.kept: dict[str, Tensor] = load_file(path) if path.is_file() else {}
+        self.kept: dict[str, Tensor] = {}
+        if path.exists():
+            try:
+                header = read_header(path)
+                with open_tensors(header) as get:
+                    self.kept = {key: get(key).clone() for key in header.tensors}  # the file is replaced while these are used
+            except CheckpointError as error:
+                raise OpenSoraError(f"{path}, where a calibration goes on from, cannot be read; delete it to begin anew.") from error
         if self._mark not in self.kept:
             self.kept = {self._mark: torch.zeros(1)}
 

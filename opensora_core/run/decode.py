@@ -1,19 +1,24 @@
 """The stage decode: from finished latents to frames, a window at a time where a video is long."""
 
+import logging
 from collections.abc import Iterable
 from itertools import count
 
 import numpy
+import torch
 from torch import Tensor
 
 from ..codecs.tiling import Progress
-from ..errors import DecodeOutOfMemory
+from ..errors import DecodeOutOfMemory, NotNumbers
 from ..media.video import to_uint8
 from ..memory.device import unless_out_of_memory
 from ..sampling.longer import Continuation
+from .finite import is_finite, not_numbers, one_colour_between
 from .parts import Networks
 from .ran_out import decoding_ran_out
 from .segments import decode_windows, windows
+
+logger = logging.getLogger(__name__)
 
 Frames = list[numpy.ndarray]
 
@@ -28,7 +33,7 @@ def decode_latents(
         continuation: of a video of segments, which is decoded in parts as long as one; None = in one part.
 
     Raises:
-        DecodeOutOfMemory: the device has no room, whatever the decode policy could do; it holds the latents.
+        NotNumbers: the VAE gave such; it holds the latents. DecodeOutOfMemory: the device has no room, whatever the decode policy could do; it holds the latents.
     """
     continuation = continuation or Continuation(segment=latents.shape[2], context=0)
     videos, parts = latents.split(1), windows(latents.shape[2], continuation)
@@ -46,14 +51,33 @@ def decode_latents(
 
             return [_shown(decode_windows(video, continuation, decode_part)) for video in videos], notes
 
-    made = unless_out_of_memory(decode_all)
+    try:
+        made = unless_out_of_memory(decode_all)
+    except FloatingPointError as error:
+        dtype, cause = networks.placement.dtype, "a damaged VAE file (inspect looks at it)"
+        raise NotNumbers(f"{not_numbers('Decoding', dtype, cause)} The latents are kept.", latents) from error
     if made is None:
         grid, (length, rows, columns) = networks.files.grid, latents.shape[2:]
         size = f"{grid.pixel_frames(length)} frames of {grid.space * rows}x{grid.space * columns} (height x width)"
         raise DecodeOutOfMemory(decoding_ran_out(size, networks.video_vae.policy, networks.placement.device), latents)
+    for frames in made[0]:
+        low, high = (torch.from_numpy(numpy.array([least(frame, (0, 1)) for frame in frames])) for least in (numpy.min, numpy.max))
+        if line := one_colour_between(low.amin(dim=0) / 255, high.amax(dim=0) / 255, len(frames)):
+            logger.warning("%s", line)
+            made[1].append(line)
     return made
 
 
 def _shown(pieces: Iterable[Tensor]) -> Frames:
-    """Pixels [t, H, W, 3], about -1..1, as frames. One at a time: fp32 copies of a whole clip would be larger than the clip."""
-    return [to_uint8((frame.float() + 1) / 2)[0] for piece in pieces for frame in piece.split(1)]
+    """Pixels [t, H, W, 3], about -1..1, as frames. One at a time: fp32 copies of a whole clip would be larger than the clip.
+
+    Raises:
+        FloatingPointError: they are not numbers.
+    """
+    frames = []
+    for piece in pieces:
+        for frame in piece.split(1):
+            if not is_finite(frame):
+                raise FloatingPointError
+            frames.append(to_uint8((frame.float() + 1) / 2)[0])
+    return frames

@@ -23,13 +23,17 @@ def again_words(stage: str, dtype: torch.dtype) -> str:
 
 def one_colour(frames: Tensor) -> str:
     """A line for people where frames [T, H, W, 3] in 0..1 show nothing but one colour; else ""."""
-    low, high = frames.amin(dim=(0, 1, 2)).float(), frames.amax(dim=(0, 1, 2)).float()
+    return one_colour_between(frames.amin(dim=(0, 1, 2)).float(), frames.amax(dim=(0, 1, 2)).float(), len(frames))
+
+
+def one_colour_between(low: Tensor, high: Tensor, count: int) -> str:
+    """one_colour of `count` frames whose least and largest values, [3] in 0..1, are these."""
     if bool((high - low >= _LEAST_DIFFERENCE).any()):
         return ""
     colour = tuple(round(float(channel) * 255) for channel in (low + high) / 2)
     name = {(0, 0, 0): "black", (255, 255, 255): "white"}.get(colour, f"of one colour, {colour}")
     return (
-        f"All {len(frames)} frames are {name}: look at the latents, the VAE and the nodes that patch the model before making more."
-        if len(frames) > 1
+        f"All {count} frames are {name}: look at the latents, the VAE and the nodes that patch the model before making more."
+        if count > 1
         else f"The frame is {name} all over: look at the latents and the VAE."
     )

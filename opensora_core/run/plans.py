@@ -7,9 +7,12 @@ from pathlib import Path
 
 from ..errors import OpenSoraError
 from ..names import complete_or_absent
+from ..readers import read_json
 from ..sampling.plan import POINTS, RELEASED_STEPS, StepPlan
 
 FORMAT = 1
+_MOST_BYTES = 1 << 20  # of a file; those of the built-in model have 6 kB
+_MOST = 1_000_000  # steps, frames or pixels that a file may speak of
 _ROUNDING = 1e-3  # of a step
 
 
@@ -56,17 +59,15 @@ def read(path: Path, subject: Subject) -> list[StepPlan]:
         OpenSoraError: it is damaged, of another version, or not for the subject.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise OpenSoraError(f"The plan {path.name} was written by another version of this program (format {record['format']}).")
-        num_steps, found = record["steps"], Subject(record["identity"], record["mode"], tuple(record["size"]), record["frames"])
-        plans = [_plan(num_steps, **one) for one in record["plans"]]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, OpenSoraError) and "format" in str(error):
-            raise
+        record = read_json(path, _MOST_BYTES)
+        version = _number(record["format"], int)
+        plans = [_plan(_number(record["steps"], int), **one) for one in record["plans"]] if version == FORMAT else []
+        found = {"fingerprint": record["identity"], "mode": record["mode"], "size": tuple(record["size"]), "frames": record["frames"]}
+    except (ValueError, TypeError, KeyError) as error:  # of ours too: a plan is calibrated, not downloaded
         raise OpenSoraError(f"{path.name} is no plan, or a damaged one; calibrate again, or take it out of {path.parent.name}.") from error
-    if found != subject:
-        differing = [name for name, value in asdict(found).items() if value != asdict(subject)[name]]
+    if version != FORMAT:
+        raise OpenSoraError(f"The plan {path.name} was written by another version of this program (format {version}).")
+    if differing := [name for name, value in asdict(subject).items() if value != found[name]]:
         raise OpenSoraError(f"The plan {path.name} is of another {' and '.join(differing)} than its name says; calibrate again.")
     return plans
 
@@ -84,7 +85,14 @@ def write(folder: Path, subject: Subject, plans: list[StepPlan], forwards: list[
 
 
 def _plan(num_steps: int, points: list[float], forwards: int, error: float) -> StepPlan:
-    steps = [(1 - point) * num_steps for point in points]
-    if steps[-1] != num_steps or any(abs(step - round(step)) > _ROUNDING for step in steps):
+    steps = [(1 - _number(point)) * num_steps for point in points]
+    if not steps or steps[-1] != num_steps or any(abs(step - round(step)) > _ROUNDING for step in steps):
         raise ValueError(points)
-    return StepPlan(tuple(round(step) for step in steps[:-1]), num_steps, float(error))
+    return StepPlan(tuple(round(step) for step in steps[:-1]), num_steps, float(_number(error)))
+
+
+def _number(value, *kinds: type) -> int | float:
+    """A number of a file. Raises a ValueError for anything else, and for one that is of no use in a plan."""
+    if type(value) not in (kinds or (int, float)) or not 0 <= value <= _MOST:  # NaN too
+        raise ValueError(value)
+    return value

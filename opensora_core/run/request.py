@@ -1,7 +1,7 @@
 """What one generation asks for. Everything a person can get wrong is checked here, before any file is read."""
 
-import math
 import random
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -191,8 +191,9 @@ class GenerationRequest(Workload):
 
 def finite(name: str, value) -> float:
     """`value` as a float; an OpenSoraError if it is no finite number."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise OpenSoraError(f"{name}={value!r} is not a finite number.")
+    if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:  # NaN too
+        shown = "a number without end" if isinstance(value, int) else f"{value!r}"  # Python itself refuses to write the longest
+        raise OpenSoraError(f"{name}={shown} is not a finite number.")
     return float(value)
 
 

@@ -20,6 +20,7 @@ from ..errors import OpenSoraError
 from ..geometry import TIME_COMPRESSION
 from ..sampling.longer import Continuation
 
+MOST_SEGMENTS = 10_000  # that are asked for at once
 # Odd, so that no two segments of a video below 2**63 latent frames get the same noise; CPU generators read the low 32 bits alone.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 
@@ -35,6 +36,10 @@ def segment_prompts(prompts, segments: int) -> list:
     """
     if not isinstance(segments, int) or isinstance(segments, bool) or segments < 1:
         raise OpenSoraError(f"segments={segments!r} adds nothing; use 1 or more.")
+    if segments > MOST_SEGMENTS:
+        raise OpenSoraError(
+            f"{segments} segments are more than can be asked for at once; use at most {MOST_SEGMENTS}, and go on from them."
+        )
     given = list(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
     if not given or None in given:
         raise OpenSoraError("There is no prompt to go on with; give one, or one for each segment.")

@@ -3,6 +3,7 @@
 Tokens may be ids or a host's (id, weight) pairs: nothing here looks inside one.
 """
 
+import numbers
 import re
 import unicodedata
 
@@ -89,6 +90,8 @@ def file_name_part(prompt: str, length: int = 40) -> str:
 
 def _whole(name: str, value: int, limits: tuple[int, int]) -> int:
     low, high = limits
+    if not isinstance(value, numbers.Real):
+        raise OpenSoraError(f"{name}={value!r} is not a whole number from {low} to {high} (0 leaves the sentence out).")
     nearest = round(min(max(low, value), high))
     if value != nearest:
         raise OpenSoraError(

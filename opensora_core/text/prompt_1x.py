@@ -59,11 +59,11 @@ def split_settings(prompt: str, also_lists: bool = False) -> tuple[str, dict[str
         return text, {}
     try:
         settings = json.loads("".join(rest))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise OpenSoraError(f"The end of the prompt from {rest[0][:40]!r} is not a JSON record of {' and '.join(_SETTINGS)}.") from error
     wrong = [key for key in settings if key not in _SETTINGS] if isinstance(settings, dict) else [rest[0][:40]]
     if wrong:
-        raise OpenSoraError(f"{wrong[0]!r} at the end of the prompt is not known; use {' or '.join(_SETTINGS)}.")
+        raise OpenSoraError(f"{wrong[0][:40]!r} at the end of the prompt is not known; use {' or '.join(_SETTINGS)}.")
     for name, value in settings.items():
         if not isinstance(value, str):
             raise OpenSoraError(f"{name} at the end of the prompt is {value!r}; write it as text in double quotes.")
@@ -83,7 +83,7 @@ def split_parts(prompt: str) -> list[tuple[int, str]]:
         raise OpenSoraError(f"The part {pieces[-1]!r} of the prompt has no text; {_LOOPS}.")
     parts = []
     for start, text in zip(pieces[::2], pieces[1::2], strict=True):
-        if not start.strip().isdecimal() or (parts and int(start) <= parts[-1][0]):
+        if not re.fullmatch(r"\s*[0-9]{1,6}\s*", start) or (parts and int(start) <= parts[-1][0]):
             raise OpenSoraError(
                 f"|{start}| in the prompt is not a loop after the one before it; write |0| first text |2| text from loop 2 on."
             )

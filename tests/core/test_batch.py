@@ -273,6 +273,13 @@ def test_a_record_that_is_none_is_refused_and_kept(run, no_weights, capsys, reco
     assert NAME in capsys.readouterr().err and Path("out", NAME).read_text() == record
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes as files")
+def test_a_record_that_never_ends_is_not_read(run, no_weights, capsys):
+    Path("out").mkdir()
+    os.mkfifo(Path("out", NAME))
+    assert run("prompt\na\n") == REFUSED and "is not the record of a batch" in capsys.readouterr().err
+
+
 def test_a_record_leads_nowhere_else(run, no_weights, capsys):
     Path("out").mkdir()
     entry = {"file": "../list.csv", "bytes": 1, "row": 1, "seed": 1, "settings": {}}

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from opensora_core.checkpoint.load import load_transformer
 from opensora_core.checkpoint.lora import comfy_keys, merge_lora, parse_lora, read_lora
 from opensora_core.errors import CheckpointError
+from opensora_core.families.table import FAMILIES
 
 LAYERS = ("double_blocks.0.img_attn.q_proj", "double_blocks.1.txt_mlp.2", "single_blocks.2.v_mlp", "final_layer.adaLN_modulation.1")
 RANK = 4
@@ -223,6 +224,14 @@ def test_a_file_that_says_it_is_of_another_model_is_refused(pairs, tmp_path, met
         read_lora(tmp_path / "l.safetensors")
     save_file(written(pairs, "kohya"), tmp_path / "l.safetensors", {"modelspec.architecture": "open-sora-2/lora"})
     assert len(read_lora(tmp_path / "l.safetensors")) == len(LAYERS)
+
+
+def test_a_file_that_says_it_is_of_this_model_is_not_refused(tmp_path):
+    family = next(family for family in FAMILIES if family.title == "the CogVideoX 5B transformer")
+    layer = next(key.removesuffix(".weight") for key in family.manifest(family.released) if "attn1.to_q.weight" in key)
+    factors = {f"transformer.{layer}.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
+    save_file(factors, tmp_path / "l.safetensors", {"modelspec.architecture": "CogVideoX-5b/lora"})
+    assert list(read_lora(tmp_path / "l.safetensors", family)) == [layer]
 
 
 LAYER = "double_blocks.0.img_attn.q_proj"  # 96 x 96 in the golden model

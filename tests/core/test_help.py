@@ -75,6 +75,16 @@ def test_the_shifts_of_the_pages_are_the_schedules():
     assert tuple(f"{shift:.2f}" for shift in found) == SHIFTS
 
 
+KEEPS = ("RectifiedFlowSampler", "Guider", "TiledVAEDecode", "FluxPicture", "FluxToVideo", "ContinueVideo")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node", KEEPS)
+def test_pages_say_where_kept_latents_are(node, language):
+    page = help_pages.page_path(f"OpenSora{node}", language).read_text(encoding="utf-8")
+    assert "open-sora-kept" in page and "LoadLatent" in page
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("node_id", NODES)
 def test_translation_is_complete(node_id, language):

@@ -128,6 +128,43 @@ def test_the_next_run_sweeps_what_no_living_process_owns(tmp_path):
     assert {path for path in tmp_path.iterdir()} == {ours, elsewhere, named}
 
 
+def test_the_next_run_sweeps_claims_too_and_nothing_of_a_users_own(tmp_path):
+    dead = run("import os; print(os.getpid())")
+    (tmp_path / "dead.claim").write_text(json.dumps({"host": "here", "process": int(dead), "time": 0, "system": names._SYSTEM}))
+    (tmp_path / "elsewhere.claim").write_text(json.dumps({"host": "there", "process": 1, "time": 0, "system": "00000000"}))
+    held = names.claim(tmp_path / "held.mp4")
+    mine = [tmp_path / "insurance.claim", tmp_path / "list.claim"]
+    for file, text in zip(mine, ("a letter", '["host"]'), strict=True):
+        file.write_text(text)
+        os.utime(file, (1, 1))
+    assert names.sweep(tmp_path) == [tmp_path / "dead.claim"]
+    os.utime(tmp_path / "elsewhere.claim", (1, 1))
+    assert names.sweep(tmp_path) == [tmp_path / "elsewhere.claim"]
+    assert names.claim(tmp_path / "insurance.mp4") is None
+    assert {path for path in tmp_path.iterdir()} == {held.file, *mine}
+    held.release()
+
+
+def test_everything_that_is_not_to_stay_has_a_name_that_is_swept(tmp_path, monkeypatch):
+    from opensora_core.commands.output import check_writable
+    from opensora_core.media.video import check_can_be_written
+
+    made = []
+    real = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, **how: made.append(self.name) if self.parent == tmp_path else real(self, **how))
+    with names.complete_or_absent(tmp_path / "a.mp4") as partial:
+        partial.touch()
+    names._time_there(tmp_path)
+    check_writable(tmp_path, "clip.mp4")
+    check_can_be_written(tmp_path / "clip.mp4", (5, 64, 64), 24)
+    monkeypatch.undo()
+    left = {path.name for path in tmp_path.iterdir()} - {"a.mp4"}
+    assert left and left <= set(made)
+    monkeypatch.setattr(names, "_is_alive", lambda process: False)
+    names.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
 @pytest.mark.parametrize(
     "name", ["con", "NUL.mp4", "out/aux/clip.mp4", "com1.png", "http://example.com/x.mp4", "rtsp://cam", "a\0b.mp4", "\ud800.mp4"]
 )
@@ -145,3 +182,13 @@ def test_a_long_name_is_said_short():
     assert names.shown("clips/a.mp4") == "clips/a.mp4"
     assert names.shown(Path("/" + "a" * 200) / "b.mp4") == "b.mp4"
     assert names.shown(Path("/a/b") / ("x" * 300 + ".mp4")) == f"{'x' * 60}...{'x' * 26}.mp4 (304 characters)"
+
+
+def test_a_report_never_overwrites_another(tmp_path, capsys):
+    from opensora_core.commands.output import write_report
+
+    (tmp_path / "report.mp4").touch()  # is no report
+    for number in range(2):
+        write_report(tmp_path / "report.json", {"number": number})
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "report.json"), str(tmp_path / "report_1.json")]
+    assert [json.loads((tmp_path / name).read_text())["number"] for name in ("report.json", "report_1.json")] == [0, 1]

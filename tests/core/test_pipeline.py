@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from opensora_core import pipeline as pipeline_module
 from opensora_core.checkpoint.files import read_header
+from opensora_core.cli import main
 from opensora_core.codecs.hunyuan.config import LATENT_SCALE
-from opensora_core.errors import DecodeOutOfMemory, OpenSoraError, OutOfMemory
+from opensora_core.errors import DecodeOutOfMemory, NotNumbers, OpenSoraError, OutOfMemory
 from opensora_core.geometry import Tiling
 from opensora_core.media.pictures import reference_image
 from opensora_core.memory import component as components, decode as video_vae, residency as residency_module
@@ -599,6 +600,35 @@ def test_values_that_are_not_numbers_end_in_a_sentence_not_in_a_black_video(tiny
     folder = copy_with(tiny_checkpoint, tmp_path / "nan", "Open_Sora_v2.safetensors", poisoned)
     with pytest.raises(OpenSoraError, match="not numbers"):
         OpenSoraPipeline.from_pretrained(folder)("a cat", **SMALL)
+
+
+def test_latents_of_a_vae_that_is_no_good_are_not_lost(tiny_checkpoint, tmp_path, capsys):
+    def poisoned(name, tensor):
+        return tensor * torch.nan if name == "decoder.conv_out.conv.bias" else tensor
+
+    folder = copy_with(tiny_checkpoint, tmp_path / "nan", "hunyuan_vae.safetensors", poisoned)
+    with pytest.raises(NotNumbers, match="^Decoding gave values that are not numbers.*damaged VAE file.*latents are kept") as failed:
+        OpenSoraPipeline.from_pretrained(folder)("a cat", **SMALL)
+    good = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    assert len(good.decode(failed.value.latents)[0]) == SMALL["num_frames"]
+    size = [word for name in ("height", "width", "num_frames") for word in (f"--{name.replace('_', '-')}", str(SMALL[name]))]
+    out = tmp_path / "clip.mp4"
+    assert main(["generate", "--model", str(folder), "--prompt", "a", *size, "--num-steps", "1", "--out", str(out)]) == 1
+    assert f"`generate --decode {out.with_suffix('.latent')}` makes the video" in capsys.readouterr().err and not out.exists()
+    assert (
+        main(["generate", "--model", str(tiny_checkpoint), "--decode", str(out.with_suffix(".latent")), "--out", str(tmp_path / "b.mp4")])
+        == 0
+    )
+
+
+def test_frames_that_are_all_black_are_said(tiny_checkpoint, tmp_path, caplog):
+    def black(name, tensor):
+        return torch.full_like(tensor, -2 * name.endswith("bias")) if name.startswith("decoder.conv_out.") else tensor
+
+    folder = copy_with(tiny_checkpoint, tmp_path / "black", "hunyuan_vae.safetensors", black)
+    result = OpenSoraPipeline.from_pretrained(folder)("a cat", **SMALL)
+    line = f"All {SMALL['num_frames']} frames are black: look at the latents"
+    assert any(note.startswith(line) for note in result.notes) and line in caplog.text
 
 
 def test_folders_and_settings_that_cannot_be_are_refused(tiny_checkpoint, tmp_path, monkeypatch):

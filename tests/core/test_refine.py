@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from opensora_core.cli import main
+from opensora_core.commands import refine
+from opensora_core.errors import OpenSoraError
 from opensora_core.media.recipe import recipe_of
 from opensora_core.text.refine import IMAGE, KINDS, TEXT, answered, asked
 
@@ -149,3 +152,22 @@ def test_a_folder_of_another_model_is_said(writer, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     assert main(["generate", "--prompt", "kite", *SHORT, "--refine-prompt", "--refine-model", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "cannot be read as a causal model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"model_type": ["llama"]}', '{"model_type": "llama", "hidden_size": {}}', "\0"])
+def test_a_damaged_folder_is_one_sentence(writer, tmp_path, text):
+    for file in writer.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(OpenSoraError, match="cannot be read as a causal model"):
+        refine._answers({("kite", TEXT)}, str(tmp_path), "cpu")
+
+
+def test_a_text_model_that_is_not_whole_is_refused(writer, tmp_path):
+    for file in writer.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OpenSoraError, match=r"its files lack 1 tensors, the first is model\.norm\.weight"):
+        refine._answers({("kite", TEXT)}, str(tmp_path), "cpu")

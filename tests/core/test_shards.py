@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from opensora_core.checkpoint.files import network_files
@@ -92,6 +93,40 @@ def test_quantize_reads_parts(golden_path, transformer, tmp_path):
     quantize(golden_path / "transformer_weights.safetensors", tmp_path / "whole.safetensors")
     parts, whole = load_file(tmp_path / "parts.safetensors"), load_file(tmp_path / "whole.safetensors")
     assert parts.keys() == whole.keys() and all(torch.equal(parts[key], whole[key]) for key in whole)
+
+
+def split_quantised(source, folder, stem):
+    """A quantised file in two parts, each of which says how its own layers are quantised."""
+    with safe_open(source, "pt") as file:
+        note, state = (
+            json.loads(file.metadata()["_quantization_metadata"]),
+            {key: file.get_tensor(key) for key in file.keys() if not key.endswith(".comfy_quant")},
+        )
+    layers = list(note["layers"])
+    for part in (1, 2):
+        own = {layer: note["layers"][layer] for layer in layers[part - 1 :: 2]}
+        others = {layer for layer in layers if layer not in own}
+        keys = [key for key in state if key.rpartition(".")[0] not in others and (key.rpartition(".")[0] in own or part == 1)]
+        about = {"_quantization_metadata": json.dumps({**note, "layers": own})}
+        save_file({key: state[key] for key in keys}, folder / f"{stem}-{part:05d}-of-00002.safetensors", about)
+    return folder / f"{stem}-00001-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("form", ["fp8_e4m3fn", "int8"])
+def test_what_each_part_says_of_its_quantised_layers_is_read(golden_path, tmp_path, form):
+    quantize(golden_path / "transformer_weights.safetensors", tmp_path / "whole.safetensors", form)
+    path = split_quantised(tmp_path / "whole.safetensors", tmp_path, "q")
+    whole, found = (load_transformer(each).state_dict() for each in (tmp_path / "whole.safetensors", path))
+    assert found.keys() == whole.keys() and all(torch.equal(found[key], whole[key]) for key in whole)
+    assert sum("int8" in str(value.dtype) or "float8" in str(value.dtype) for value in found.values()) > 10
+
+
+def test_a_part_that_says_nonsense_of_its_layers_is_named(golden_path, tmp_path):
+    quantize(golden_path / "transformer_weights.safetensors", tmp_path / "whole.safetensors")
+    path = split_quantised(tmp_path / "whole.safetensors", tmp_path, "q")
+    save_file(load_file(path), path, {"_quantization_metadata": '{"layers": [1]}'})
+    with pytest.raises(CheckpointError, match="says in an unreadable way how it is quantised"):
+        load_transformer(path)
 
 
 def test_a_models_folder_may_hold_parts(tiny_checkpoint, tmp_path):

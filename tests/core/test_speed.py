@@ -12,6 +12,7 @@ from opensora_core.cli import main
 from opensora_core.commands.options import DONE, REFUSED
 from opensora_core.errors import OpenSoraError
 from opensora_core.memory.estimate import Request
+from opensora_core.names import claim
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run import calibrate, plans
 from opensora_core.sampling import plan as plan_module
@@ -230,6 +231,20 @@ class TestCalibration:
         with pytest.raises(OpenSoraError, match="is no plan, or a damaged one"):
             pipe(PROMPT, latents_only=True, speed="draft", **CLIP)
 
+    def test_one_process_at_a_time_calibrates_a_plan(self, tmp_path):
+        subject = plans.Subject("0" * 32, "t2v", (32, 32), 9)
+        trial = calibrate.Calibration(subject, flow_schedule(6, 3.0), Guidance(), None, 3, ("a",))
+        with claim(tmp_path / subject.file_name), pytest.raises(OpenSoraError, match="is being calibrated by another process"):
+            trial.run(None, tmp_path, None)
+
+    def test_half_a_calibration_that_is_damaged_is_one_sentence(self, tmp_path):
+        subject = plans.Subject("0" * 32, "t2v", (32, 32), 9)
+        (tmp_path / f".{subject.file_name}.unfinished").write_bytes(b"no tensors")
+        trial = calibrate.Calibration(subject, flow_schedule(6, 3.0), Guidance(), None, 3, ("a",))
+        with pytest.raises(OpenSoraError, match="cannot be read; delete it to begin anew"):
+            trial.run(None, tmp_path, None)
+        assert [path.name for path in tmp_path.iterdir()] == [f".{subject.file_name}.unfinished"]
+
     def test_runs_of_two_kinds_are_refused(self, tiny_checkpoint, tmp_path, capsys):
         from PIL import Image
 
@@ -240,6 +255,35 @@ class TestCalibration:
         assert "A plan is of one size, length and kind of run; mode is i2v, t2v here" in capsys.readouterr().err
         (tmp_path / "rows.csv").write_text(f"prompt,width\n{PROMPT},64\n")
         assert main(command) == REFUSED and "row 1 (line 2) has a width of its own" in capsys.readouterr().err
+
+
+SUBJECT = plans.Subject("0" * 32, "t2v", (32, 32), 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("format", "steps") for value in (None, "1", 1.0, True, 10**400, [1])),
+        *(("size", value) for value in (3, None)),
+        *(("plans", value) for value in (3, None, [3], [{}], {"a": 1})),
+        *(
+            ("points", value)
+            for value in ([], 3, ["1", "0"], [10**400, 0], [1.0, float("nan"), 0.0], [True, False], [1.0, 0.5], [1.0, 0.51, 0.0])
+        ),
+        *(("error", value) for value in ("0.1", None, 10**400, float("nan"), -1)),
+        *(("more", value) for value in (1,)),
+    ],
+)
+def test_a_plan_whose_values_are_of_another_kind_is_one_sentence(tmp_path, name, value):
+    plan = {"points": [1.0, 0.5, 0.0], "forwards": 2, "error": 0.1}
+    record = {"format": 1, "identity": SUBJECT.fingerprint, "mode": "t2v", "size": [32, 32], "frames": 9, "steps": 10, "plans": [plan]}
+    path = tmp_path / SUBJECT.file_name
+    path.write_text(json.dumps(record))
+    assert [found.steps for found in plans.read(path, SUBJECT)] == [(0, 5)]
+    (plan if name in ("points", "error", "more") else record)[name] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(OpenSoraError, match="is no plan, or a damaged one; calibrate again"):
+        plans.read(path, SUBJECT)
 
 
 def test_the_built_in_plans_are_of_the_built_in_model():

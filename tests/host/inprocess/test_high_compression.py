@@ -68,6 +68,15 @@ def test_a_run_ends_at_the_references_frames(run_node, model, vae, prompts, reco
     assert torch.equal(stock, decoded)
 
 
+def test_a_clip_past_the_makers_tile_is_decoded_whole_where_that_is_asked(run_node, model, vae):
+    shape = clip(run_node, model, 64, 64, 48)["samples"].shape
+    latent = {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
+    asked = {"vae": vae, "latent": latent, "tile_size": 256, "overlap": 0.25, "policy": "exact"}
+    whole, cut, made = (run_node("OpenSoraTiledVAEDecode", **asked, temporal_tile=tile)[0] for tile in (-4, 32, 0))
+    assert whole.shape == cut.shape == (48, 64, 64, 3)
+    assert torch.equal(made, cut) and not torch.equal(whole, cut)
+
+
 def test_stock_encode_decode_and_tiled_nodes(run_node, vae, pack):
     frames = torch.rand(12, 64, 96, 3, generator=torch.Generator().manual_seed(1))
     latent = run_node("VAEEncode", vae=vae, pixels=frames)[0]

@@ -1,7 +1,10 @@
 """A network in several files, named by any of them in the host's list, is read as one by every loader of ours."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 PLACES = {"diffusion_models": "Open_Sora_v2", "vae": "hunyuan_vae", "text_encoders": "t5xxl"}
@@ -27,6 +30,27 @@ def test_the_transformer(shards, run_node, model):
 def test_the_transformer_in_eight_bits(shards, run_node):
     (found,) = run_node("OpenSoraModelLoader", model_name=shards["diffusion_models"].replace("00001", "00002"), precision="int8")
     assert found.model.diffusion_model is not None
+
+
+def test_what_each_part_says_of_its_quantised_layers_is_read(base, run_node, pack):
+    folder = base / "models/diffusion_models"
+    pack("opensora_core.checkpoint.quantize").quantize(folder / "Open_Sora_v2.safetensors", folder / "whole_8.safetensors")
+    with safe_open(folder / "whole_8.safetensors", "pt") as file:
+        note, state = (
+            json.loads(file.metadata()["_quantization_metadata"]),
+            {key: file.get_tensor(key) for key in file.keys() if not key.endswith(".comfy_quant")},
+        )
+    layers = list(note["layers"])
+    for part in (1, 2):
+        own = layers[part - 1 :: 2]
+        keys = [key for key in state if (layer := key.rpartition(".")[0]) in own or (layer not in layers and part == 1)]
+        about = {"_quantization_metadata": json.dumps({**note, "layers": {layer: note["layers"][layer] for layer in own}})}
+        save_file({key: state[key] for key in keys}, folder / f"parts_8-{part:05d}-of-00002.safetensors", about)
+    whole, found = (
+        run_node("OpenSoraModelLoader", model_name=name)[0].model.diffusion_model.state_dict()
+        for name in ("whole_8.safetensors", "parts_8-00001-of-00002.safetensors")
+    )
+    assert whole.keys() == found.keys() and all(found[key].dtype == whole[key].dtype for key in whole)
 
 
 def test_the_vae(shards, run_node):

@@ -32,6 +32,10 @@ class Stops:
     def INPUT_TYPES(cls):
         return {"required": {"model": ("MODEL",), "at": ("INT", {"default": 1})}}
 
+    @classmethod
+    def IS_CHANGED(cls, **given):
+        return float("nan")  # one that was kept from the last run has counted its forwards already
+
     def run(self, model, at):
         import comfy.model_management
         import comfy.patcher_extension
