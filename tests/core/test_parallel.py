@@ -1,5 +1,6 @@
 """Several processes that make one video: what they make is one process's, how the work is cut, how all end when one cannot go on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -250,3 +251,24 @@ def test_gpus_of_the_command_line(tmp_path, source):
             done.stderr.count("video 1 of 1, seed") == 1
             and "2 processes shared each step, its guidance passes over 2 groups" in done.stderr
         )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_killed_process_loses_no_row_of_a_table(tiny_checkpoint, tmp_path):
+    (tmp_path / "list.csv").write_text("prompt,seed\n" + "".join(f"video {number},{number}\n" for number in range(12)))
+    command = [sys.executable, "-m", "opensora_core", "generate", "--model", str(tiny_checkpoint), "--csv", "list.csv", "--out", "out"]
+    command += ["--gpus", "2", "--device", "cpu", "--height", "32", "--width", "32", "--num-frames", "5", "--num-steps", "2"]
+    environment = {**{key: value for key, value in os.environ.items() if key != "RANK"}, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    claimed = []
+    while not claimed and process.poll() is None:
+        texts = [path.read_text() for path in (tmp_path / "out").glob("*.row.claim") if path.exists()]
+        claimed = [json.loads(text)["process"] for text in texts if text]
+    os.kill(claimed[0], 9)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "was lost (signal 9); the others take up its rows" in errors
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
+    recorded = json.loads((tmp_path / "out" / "batch.json").read_text())["videos"].values()
+    assert len(recorded) == 12 and {entry["file"] for entry in recorded} <= set(names)
