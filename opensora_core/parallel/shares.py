@@ -36,7 +36,7 @@ def groups_for(passes: Sequence[int], heads: int, size: int) -> int:
         if size % groups == 0 and members <= heads:
             loads[groups] = sum(-(-number // groups) for number in passes) * -(-heads // members) / heads
     if not loads:
-        most = max(groups * heads for groups in range(1, max(passes) + 1) if groups * heads < size)
+        most = next(n for n in range(size - 1, 0, -1) if any(n % k == 0 and n // k <= heads for k in range(1, max(passes) + 1)))
         why = f"has {heads} attention heads" if heads > 1 else "does not attend to all frames at once"
         raise OpenSoraError(
             f"A video of this model cannot be shared out over {size} processes: its transformer {why}, and a step has at most "

@@ -189,7 +189,7 @@ def test_passes_are_shared_out_where_that_fits_better(passes, heads, size, expec
 @pytest.mark.parametrize(
     ("heads", "size", "says"),
     [
-        (5, 7, "7 processes: its transformer has 5 attention heads, and a step has at most 2 guidance passes; use 5"),
+        (5, 7, "7 processes: its transformer has 5 attention heads, and a step has at most 2 guidance passes; use 6"),
         (1, 3, "does not attend to all frames at once"),
     ],
 )
