@@ -339,6 +339,8 @@ def test_plans_of_the_released_sizes():
     assert small.asked.fits and small.request.forwards == 100, small.report()
     large = plan("1.5_5b", Settings("int8"), 12)
     assert large.asked.fits, large.report()
+    for found, whole in ((small, "6.27"), (large, "19.16")):
+        assert "decoded exactly, with activations in main memory: slower" in found.report() and f"need {whole} GiB" in found.report()
 
 
 def test_the_command_line(folder, tmp_path, capsys):
