@@ -15,13 +15,16 @@ FILES = {
     "OpenSoraLoraLoader": {"lora_name": "any.safetensors"},
     "OpenSoraQuantize": {"model_name": "Open_Sora_v2.safetensors"},
     "OpenSoraPreflight": {"model_name": "Open_Sora_v2.safetensors"},
+    "OpenSoraVideoDataset": {"folder": "clips"},
 }
 TEXTS = {"prompt": "a cat", "prompts": "a cat\na dog"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 @pytest.fixture(scope="module")
-def ours(pack) -> dict:
+def ours(pack, base) -> dict:
+    (base / "input/clips").mkdir(parents=True, exist_ok=True)
+    (base / "input/clips/a.txt").write_text("a cat")
     return {node.GET_SCHEMA().node_id: node for node in pack("nodes").NODES}
 
 
