@@ -39,6 +39,18 @@ MOVES = (
 )
 
 
+class _Move(io.NodeReplace):
+    """A replacement whose outputs keep their places. Pages are told so, to take wires along; the host itself is not, which needs no telling
+    and would look for inputs of nodes behind by their old names, whichever of the two it replaced first (node_replace_manager.py of 0.33)."""
+
+    def __init__(self, *args, outputs: list[dict], **more):
+        super().__init__(*args, **more)
+        self._outputs = outputs
+
+    def as_dict(self) -> dict:
+        return {**super().as_dict(), "output_mapping": self._outputs}
+
+
 async def register() -> None:
     """Tell the host of all of them, where there is one that opens workflows."""
     if getattr(PromptServer, "instance", None) is None:
@@ -47,4 +59,4 @@ async def register() -> None:
     for old, widgets, ours, inputs, outputs in MOVES:
         taken = [{"new_id": new, "old_id": was} for new, was in inputs.items()]
         given = [{"new_idx": new, "old_idx": was} for new, was in outputs.items()]
-        await api.register(io.NodeReplace(ours, old, old_widget_ids=list(widgets), input_mapping=taken, output_mapping=given))
+        await api.register(_Move(ours, old, old_widget_ids=list(widgets), input_mapping=taken, outputs=given))
