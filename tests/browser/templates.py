@@ -11,6 +11,7 @@ import flux_workflows as flux
 import graphs
 import high_compression_workflows as high
 import longer_workflows as longer
+import open_sora_1_workflows as first
 import reference_workflows as reference
 
 from demo import run
@@ -31,6 +32,15 @@ FILES = {
     cogvideox.T2V: ("diffusion_models", "11.1 GB", f"{COGVIDEOX}/resolve/main/{cogvideox.T2V}"),
     cogvideox.I2V: ("diffusion_models", "11.1 GB", f"{COGVIDEOX}/resolve/main/{cogvideox.I2V}"),
     cogvideox.VAE: ("vae", "431 MB", f"{COGVIDEOX}/resolve/main/{cogvideox.VAE}"),
+    **{
+        f"{name}.safetensors": (folder, size, f"https://huggingface.co/hpcai-tech/{name}/resolve/main/model.safetensors")
+        for folder, size, names in (
+            ("diffusion_models", "4.8 GB", ("OpenSora-STDiT-v3", "OpenSora-STDiT-v4", "OpenSora-STDiT-v4-i2v")),
+            ("vae", "1.6 GB", ("OpenSora-VAE-v1.2",)),
+            ("vae", "518 MB", ("OpenSora-VAE-v1.3",)),
+        )
+        for name in names
+    },
     "flux1-dev.safetensors": (
         "diffusion_models", "23.8 GB", "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors",
     ),
@@ -63,6 +73,10 @@ FILE_WIDGETS = (("1", "model_name"), ("2", "t5_name"), ("2", "clip_l_name"), ("3
 TEXT_WIDGETS = (
     ("4", "prompt"), ("4", "negative_prompt"), ("5", "resolution"), ("5", "aspect_ratio"), ("5", "length"), ("4", "motion_score"),
     ("6", "seed"), ("6", "steps"),
+)  # fmt: skip
+FIRST_WIDGETS = (
+    ("4", "prompt"), ("4", "negative_prompt"), ("5", "size"), ("5", "aspect_ratio"), ("5", "length"), ("4", "aesthetic_score"), ("4", "camera_motion"),
+    ("6", "seed"),
 )  # fmt: skip
 SMALL_WIDGETS = (("4", "prompt"), ("5", "length"), ("4", "motion_score"), ("6", "seed"), ("6", "steps"))
 MAKE, RESULT, LOAD = "2 What to make 要做什么", "3 Result 结果", "1 Files 文件"
@@ -394,7 +408,7 @@ def all_of() -> list[Template]:
             ),
         ),
     ]  # fmt: skip
-    return [*made, *_apps(made), *_cogvideox()]
+    return [*made, *_apps(made), *_of_version_1(), *_cogvideox()]
 
 
 def _cogvideox() -> list[Template]:
@@ -434,6 +448,75 @@ def _cogvideox() -> list[Template]:
                 f"视频以图片开始:81 帧、1360 x 768、16 FPS。{planned[1]}\n\n其他形状:在 *Open-Sora Empty Latent* 选 custom,并在 Preflight 填同样的尺寸,短边 768。",
             ),
             needs=(cogvideox.I2V, *encoder), title="CogVideoX Image to Video", aliases=("cogvideox", *IMAGE_ALIASES),
+        ),
+    ]  # fmt: skip
+
+
+def _of_version_1() -> list[Template]:
+    """The templates of Open-Sora 1.2 and 1.3, whose files are saved under the names of their repositories."""
+    parts = {LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["20", "6"], ["7", "8"]]}
+    given = {LOAD: [["1", "2", "3"]], MAKE: [["10"], ["4", "5", "11"]], RESULT: [["20", "6"], ["7", "8"]]}
+    files = {version: (transformer, first.T5, vae) for version, (transformer, vae) in first.FILES.items()}
+    pictures = (first.PICTURES_1_3, *files["1.3"][1:])
+    seen, picture = (*FIRST_WIDGETS, *FILE_WIDGETS[:2], *FILE_WIDGETS[3:]), ("10", "image", "picture")
+    saved = "Save each *model.safetensors* under the name below."
+    saved_zh = "请将各 *model.safetensors* 以下列名称保存。"
+
+    def text(version: str, size: str, length: str) -> dict:
+        return first.text_to_video(version, graphs.TEXT_PROMPT, size, length)
+
+    def image(version: str, size: str, length: str, transformer: str = "") -> dict:
+        return first.image_to_video(first.text_to_video(version, graphs.IMAGE_PROMPT, size, length), transformer)
+
+    return [
+        Template(
+            "27 Open-Sora 1.2, text to video, 720p", graph=text("1.2", "720p", "4s"), parts=parts, needs=files["1.2"], seen=seen,
+            title="Open-Sora 1.2 Text to Video",
+            said=(
+                f"1280 x 720, 102 frames, 1.2 billion parameters: 16 seconds (*length* 16s) fit 24 GB, 240p 6 GB. {saved}",
+                f"1280 x 720、102 帧,12 亿参数:24 GB 可生成 16 秒(*length* 16s),240p 只需 6 GB。{saved_zh}",
+            ),
+        ),
+        Template(
+            "28 Open-Sora 1.2, image to video", graph=image("1.2", "240p", "4s"), parts=given, needs=files["1.2"],
+            seen=(picture, *seen), title="Open-Sora 1.2 Image to Video",
+            said=(
+                f"The picture is the first frame; it is held at every step. 426 x 240, 102 frames. {saved}",
+                f"图片为第一帧,每一步都保持。426 x 240、102 帧。{saved_zh}",
+            ),
+        ),
+        Template(
+            "29 Open-Sora 1.3, text to video, 720p", graph=text("1.3", "720p", "113"), parts=parts, needs=files["1.3"], seen=seen,
+            title="Open-Sora 1.3 Text to Video",
+            said=(
+                f"1280 x 720, 113 frames. *aesthetic_score* and *camera_motion* become sentences of the prompt. {saved}",
+                f"1280 x 720、113 帧。*aesthetic_score* 与 *camera_motion* 会写入提示词。{saved_zh}",
+            ),
+        ),
+        Template(
+            "30 Open-Sora 1.3, image to video", graph=image("1.3", "360p", "113", first.PICTURES_1_3), parts=given, needs=pictures,
+            seen=(picture, *seen), title="Open-Sora 1.3 Image to Video",
+            said=(f"The picture is read beside the noise, with image guidance 5. 640 x 360, 113 frames. {saved}",
+                  f"图片与噪声一同输入,图像引导为 5。640 x 360、113 帧。{saved_zh}"),
+        ),
+        Template(
+            "31 Open-Sora 1.2, mask strategy", graph=first.masked(text("1.2", "240p", "4s")), needs=files["1.2"],
+            parts=given | {MAKE: [["10", "12"], ["4", "5", "11"]]},
+            seen=(picture, ("12", "image", "second picture"), ("11", "strategy"), *seen), title="Open-Sora 1.2 Mask Strategy",
+            said=(
+                "*strategy* lays the pictures into the video: loop, reference, its start, the video's start, length, edit; all counted in latent frames. "
+                f"{first.BETWEEN}: from the first picture to the second. {saved}",
+                f"*strategy* 将图片放入视频:loop,reference,reference start,target start,length,edit,以 Latent 帧计。{first.BETWEEN}:从第一张到第二张。{saved_zh}",
+            ),
+        ),
+        Template(
+            "32 Open-Sora 1.2, endless video", graph=first.endless(text("1.2", "240p", "4s"), longer.LATER_PROMPTS), needs=files["1.2"],
+            parts={LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["20", "6"], ["10"], ["8"]]}, title="Open-Sora 1.2 Endless Video",
+            seen=(*seen[:1], ("10", "prompts", "later prompts"), *seen[1:5], ("10", "segments"), *seen[5:]),
+            said=(
+                f"Clip after clip: each begins with the last 17 frames of the one before, decoded and encoded again, and is kept as soon as it is made. {saved}",
+                f"逐段生成:每段以上一段的最后 17 帧(解码后再编码)开始,完成即保存。{saved_zh}",
+            ),
         ),
     ]  # fmt: skip
 

@@ -38,6 +38,12 @@ def weights(version, part="shapes", is_golden=False):
     }
 
 
+def t5_weights():
+    """A T5 of the networks' width, of the released vocabulary."""
+    sizes = T5Sizes(d_model=WIDTH, d_ff=48, num_layers=2, num_heads=2, d_kv=16)
+    return {name: tensor.contiguous() for name, tensor in random_weights(t5_manifest(sizes), torch.Generator().manual_seed(0)).items()}
+
+
 def write(folder, version, is_golden=False):
     """A folder of the version's repositories. is_golden: the transformer reads as few tokens as the recorded one."""
     folder, (dit, vae) = Path(folder), REPOSITORIES[version]
@@ -50,7 +56,6 @@ def write(folder, version, is_golden=False):
         save_file(weights(version, is_golden=is_golden), folder / dit / "model.safetensors")
     codec = weights(version, "vae_shapes") if version in ("1.2", "1.3") else weights("1.2", "kl_shapes")
     save_file(codec, folder / vae / ("diffusion_pytorch_model.safetensors" if version in ("1.0", "1.1") else "model.safetensors"))
-    sizes = T5Sizes(d_model=WIDTH, d_ff=48, num_layers=2, num_heads=2, d_kv=16)
-    save_file(random_weights(t5_manifest(sizes), torch.Generator().manual_seed(0)), folder / "t5-v1_1-xxl" / "model.safetensors")
+    save_file(t5_weights(), folder / "t5-v1_1-xxl" / "model.safetensors")
     write_t5(folder / "t5-v1_1-xxl", ["a red kite over the sea, raining"], T5Recipe(512, sentinels=100, capitals=False))
     return folder

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 INPROCESS = HERE / "inprocess"
@@ -57,6 +58,7 @@ def installation():
 def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
     """A base directory for the host: this pack under custom_nodes and random checkpoints in models/, Flux too."""
     from demo import comfy, tiny_flux
+    from tests.golden import open_sora_1_files
 
     base = tmp_path_factory.mktemp("host")
     comfy.prepare_base(base)
@@ -64,6 +66,13 @@ def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
         shutil.copy(tiny_checkpoint / name, base / "models" / folder / name)
     for name, place in HIGH_COMPRESSION.items():
         shutil.copy(HERE.parent / "golden" / name, base / "models" / place)
+    for version, name, part in (
+        ("1.2", "STDiT-v3", "shapes"), ("1.2", "VAE-v1.2", "vae_shapes"), ("1.3", "STDiT-v4", "shapes"), ("1.3", "STDiT-v4-i2v", "shapes"),
+        ("1.3", "VAE-v1.3", "vae_shapes"),
+    ):  # fmt: skip
+        place = base / "models" / ("vae" if part == "vae_shapes" else "diffusion_models") / f"OpenSora-{name}.safetensors"
+        save_file(open_sora_1_files.weights(version, part), place)
+    save_file(open_sora_1_files.t5_weights(), base / "models" / "text_encoders" / "t5_1.safetensors")
     for schnell in (True, False):
         for path in tiny_flux.write(tmp_path_factory.mktemp("flux"), schnell=schnell):
             shutil.copy(path, base / "models" / ("vae" if path.stem == "ae" else "diffusion_models"))

@@ -13,10 +13,14 @@ CHANGES = {"t5_name": "t5xxl.safetensors", "resolution": "custom", "width": 96, 
 # Open-Sora Flux to Video has no sizes but the released ones.
 FLUX_CHANGES = {"t5_name": "t5xxl.safetensors", "image_resolution": "256px", "image_steps": 2, "num_frames": 5, "steps": 1}
 
+# Open-Sora 1: sizes of its own, and a T5 of its width.
+FIRST_CHANGES = {"t5_name": "t5_1.safetensors", "size": "custom", "width": 56, "height": 40}
+FIRST = {"27": 17, "28": 34, "29": 17, "30": 33, "31": 34, "32": 34}  # a file's number, and the frames that it is cut to
+
 BUILT_IN = "small (built in)"
 NUM_VIDEOS = {"11": 3, "24": 3, "12": 2}  # of one run, by a file's number, where it is not one
 LEAST = {"09": 37, "08": 9, "14": 8, "15": 8}  # where what is given takes up 5 frames, or a clip has 4k of them
-NUM_FRAMES = {"10": 5 + 2 * 4, "23": 5 + 2 * 4, **LEAST}  # where it is not 5
+NUM_FRAMES = {"10": 5 + 2 * 4, "23": 5 + 2 * 4, **LEAST, **FIRST, "32": 34 + 2 * 17}  # where it is not 5
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -26,6 +30,8 @@ def test_workflow_runs_to_a_video(path, server):
     number = path.stem[:2]
     for node in graph.values():
         changes = FLUX_CHANGES if node["class_type"] == "OpenSoraFluxToVideo" else {**CHANGES, "num_frames": LEAST.get(number, 5)}
+        if number in FIRST:
+            changes = FIRST_CHANGES | {"num_frames": FIRST[number]}
         if node["class_type"] == "OpenSoraEmptyLatentVideo":
             node["inputs"].pop("image", None)  # which chooses between the released sizes
         if (node["class_type"].startswith("OpenSora") and "length" in node["inputs"]) or node["class_type"] == "PrimitiveString":
