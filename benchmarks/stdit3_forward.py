@@ -42,7 +42,7 @@ def _attend(q, k, v, p=0.0, attn_bias=None):
     queries, keys = attn_bias
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     parts = zip(q.split(queries, 2), k.split(keys, 2), v.split(keys, 2), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(a, b, c) for a, b, c in parts], 2).transpose(1, 2)
+    return torch.cat([F.scaled_dot_product_attention(a, b, c) for a, b, c in parts], 2).transpose(1, 2).contiguous()
 
 
 def upstream(args, inputs):
