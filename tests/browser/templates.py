@@ -62,6 +62,11 @@ LICENCES = {
         "VAE: Tencent Hunyuan Community, not for the European Union, the United Kingdom and South Korea.",
         "VAE:腾讯混元社区许可,不适用于欧盟、英国和韩国。",
     ),
+    "OpenSora-STDiT-v3.safetensors": ("Model and VAE: Apache-2.0.", "模型与 VAE:Apache-2.0。"),
+    **dict.fromkeys(
+        ("OpenSora-STDiT-v4.safetensors", "OpenSora-STDiT-v4-i2v.safetensors"),
+        ("Model and VAE: their cards name no licence, the code's is Apache-2.0.", "模型与 VAE:卡片未注明许可,代码为 Apache-2.0。"),
+    ),
     "flux1-dev.safetensors": ("Flux.1 dev: non-commercial; schnell: Apache-2.0.", "Flux.1 dev:非商用;schnell:Apache-2.0。"),
 }
 RELEASED = ("Open_Sora_v2.safetensors", "t5xxl_fp16.safetensors", "clip_l.safetensors", "hunyuan_vae.safetensors")
