@@ -203,7 +203,10 @@ def test_workflow_names_the_pack_its_version_and_the_files_of_its_loaders(path):
         for model in properties.get("models", []):
             assert model["name"] in node["widgets_values"]
             assert model["directory"] in ("diffusion_models", "text_encoders", "vae")
-            assert model["url"].endswith("/" + model["name"])
+            repository = (
+                f"/{model['name'].removesuffix('.safetensors')}/resolve/main/model.safetensors"  # saved under the repository's name
+            )
+            assert model["url"].endswith(("/" + model["name"], repository))
         if node["type"].endswith("Loader") and node["type"].startswith("OpenSora"):
             is_built_in = set(node["widgets_values"]) & {"small (built in)"}
             assert bool(is_built_in) == ("no download" in path.stem)
