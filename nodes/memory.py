@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..opensora_core import geometry
 from ..opensora_core.choices import EXACT, FILE_FORMATS, OFFLOADS, POLICIES, PRECISIONS
+from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
 from .host.families import require_open_sora
@@ -186,8 +187,12 @@ class OpenSoraPreflight(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, num_frames=None, length=None):
-        return inputs.length_problems(length, num_frames, geometry.CAUSAL) | inputs.size_problems(height, width, geometry.CAUSAL)
+    def validate_inputs(cls, width=None, height=None, num_frames=None, length=None, model_name=None):
+        try:
+            grid = geometry.CAUSAL if model_name is None else planning.grid_of(paths.model_file(MODELS, model_name))
+        except OpenSoraError as error:
+            return inputs.problems(model_name=str(error))
+        return inputs.length_problems(length, num_frames, grid) | inputs.size_problems(height, width, grid)
 
     @classmethod
     def fingerprint_inputs(cls, width, height, num_frames, model_name, precision, offload, length="", speed=EXACT):
@@ -196,7 +201,8 @@ class OpenSoraPreflight(Node):
 
     @classmethod
     def execute(cls, width, height, num_frames, model_name, precision, offload, length="", speed=EXACT) -> io.NodeOutput:
-        request = Request(height, width, num_frames, settings=Settings(precision, offload), speed=speed)
-        report, *settings, fit = planning.advise(request, paths.model_file(MODELS, model_name), length)
+        path = paths.model_file(MODELS, model_name)
+        request = Request(height, width, num_frames, grid=planning.grid_of(path), settings=Settings(precision, offload), speed=speed)
+        report, *settings, fit = planning.advise(request, path, length)
         notice.show(fit["verdict"], cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(report, *settings, ui={"text": (report,), "open_sora_plan": [fit]})

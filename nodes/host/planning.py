@@ -12,7 +12,7 @@ from ...opensora_core.choices import AUTO, NF4
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import family_of
 from ...opensora_core.family import Family
-from ...opensora_core.geometry import Grid
+from ...opensora_core.geometry import CAUSAL, Grid
 from ...opensora_core.memory.estimate import Memory, Request
 from ...opensora_core.memory.footprint import ModelSizes, sizes_of_files, transformer_weights
 from ...opensora_core.memory.preflight import Preflight, memory_of, preflight
@@ -66,6 +66,16 @@ def _fit(found: Preflight) -> dict:
     else:
         verdict = f"{'Fits' if is_asked else 'Fits with other settings'}: {most:.1f} of {card:.0f} GiB, in {name}"
     return {"verdict": verdict, "card": card, "stages": stages}
+
+
+def grid_of(path: str) -> Grid:
+    """What a plan for a transformer file is asked for in: the sizes and lengths of Open-Sora 1 where it is one, else those of 2.0.
+
+    Raises:
+        CheckpointError: another file, or none.
+    """
+    grid = _sizes(Path(path)).transformer.grid
+    return grid if grid.piece else CAUSAL
 
 
 def _sizes(path: Path) -> ModelSizes:

@@ -58,6 +58,7 @@ class LongRule:
         Raises:
             OpenSoraError: counts that no clip has, a context that leaves nothing to make, or more of it than the video has.
         """
+        grid.check_goes_on()
         if num_frames is None and video_length == 1:
             raise OpenSoraError(
                 f"This video is a single frame; say how long a segment is (num_frames, such as {grid.default_frames}) to go on from it."

@@ -26,6 +26,12 @@ HIGH_COMPRESSION = {
     "dc_ae_weights.safetensors": "vae/F32T4C128_AE.safetensors",
 }
 
+COGVIDEOX = {  # as templates name them
+    "2b": "diffusion_pytorch_model.safetensors",
+    "1.5_5b": "CogVideoX_1_5_5b_T2V_bf16.safetensors",
+    "1.5_5b_i2v": "CogVideoX_1_5_5b_I2V_bf16.safetensors",
+}
+
 collect_ignore = ["inprocess"]  # these import the host, so the host's interpreter collects them (fixture `inprocess_results`)
 
 
@@ -58,7 +64,7 @@ def installation():
 def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
     """A base directory for the host: this pack under custom_nodes and random checkpoints in models/, Flux too."""
     from demo import comfy, tiny_flux
-    from tests.golden import open_sora_1_files
+    from tests.golden import cogvideox_files, open_sora_1_files
 
     base = tmp_path_factory.mktemp("host")
     comfy.prepare_base(base)
@@ -73,6 +79,10 @@ def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
         place = base / "models" / ("vae" if part == "vae_shapes" else "diffusion_models") / f"OpenSora-{name}.safetensors"
         save_file(open_sora_1_files.weights(version, part), place)
     save_file(open_sora_1_files.t5_weights(), base / "models" / "text_encoders" / "t5_1.safetensors")
+    for name, file in COGVIDEOX.items():
+        save_file(cogvideox_files.network(name).state_dict(), base / "models" / "diffusion_models" / file)
+    save_file(cogvideox_files.vae().state_dict(), base / "models" / "vae" / "cogvideox_vae_bf16.safetensors")
+    save_file(cogvideox_files.t5(), base / "models" / "text_encoders" / "t5_cogvideox.safetensors")
     for schnell in (True, False):
         for path in tiny_flux.write(tmp_path_factory.mktemp("flux"), schnell=schnell):
             shutil.copy(path, base / "models" / ("vae" if path.stem == "ae" else "diffusion_models"))

@@ -16,11 +16,15 @@ FLUX_CHANGES = {"t5_name": "t5xxl.safetensors", "image_resolution": "256px", "im
 # Open-Sora 1: sizes of its own, and a T5 of its width.
 FIRST_CHANGES = {"t5_name": "t5_1.safetensors", "size": "custom", "width": 56, "height": 40}
 FIRST = {"27": 17, "28": 34, "29": 17, "30": 33, "31": 34, "32": 34}  # a file's number, and the frames that it is cut to
+# CogVideoX: likewise, and a rate of its own.
+COGVIDEOX_CHANGES = {"t5_name": "t5_cogvideox.safetensors", "size": "custom", "width": 80, "height": 48}
+COGVIDEOX = {"40": 9, "41": 17, "42": 17}
+FPS = {"40": 8, "41": 16, "42": 16}  # where it is not 24
 
 BUILT_IN = "small (built in)"
 NUM_VIDEOS = {"11": 3, "24": 3, "12": 2}  # of one run, by a file's number, where it is not one
 LEAST = {"09": 37, "08": 9, "14": 8, "15": 8}  # where what is given takes up 5 frames, or a clip has 4k of them
-NUM_FRAMES = {"10": 5 + 2 * 4, "23": 5 + 2 * 4, **LEAST, **FIRST, "32": 34 + 2 * 17}  # where it is not 5
+NUM_FRAMES = {"10": 5 + 2 * 4, "23": 5 + 2 * 4, **LEAST, **FIRST, **COGVIDEOX, "32": 34 + 2 * 17}  # where it is not 5
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -32,6 +36,8 @@ def test_workflow_runs_to_a_video(path, server):
         changes = FLUX_CHANGES if node["class_type"] == "OpenSoraFluxToVideo" else {**CHANGES, "num_frames": LEAST.get(number, 5)}
         if number in FIRST:
             changes = FIRST_CHANGES | {"num_frames": FIRST[number]}
+        if number in COGVIDEOX:
+            changes = COGVIDEOX_CHANGES | {"num_frames": COGVIDEOX[number]}
         if node["class_type"] == "OpenSoraEmptyLatentVideo":
             node["inputs"].pop("image", None)  # which chooses between the released sizes
         if (node["class_type"].startswith("OpenSora") and "length" in node["inputs"]) or node["class_type"] == "PrimitiveString":
@@ -42,4 +48,4 @@ def test_workflow_runs_to_a_video(path, server):
     for video in videos:
         frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(video))
         assert frames == NUM_FRAMES.get(number, 5)
-        assert seconds == pytest.approx(frames / 24, abs=0.02)
+        assert seconds == pytest.approx(frames / FPS.get(number, 24), abs=0.02)

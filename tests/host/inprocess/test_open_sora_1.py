@@ -365,3 +365,17 @@ def test_a_run_can_be_interrupted_and_its_preview_has_the_vaes_colours(loaded, r
         assert torch.equal(colours[0], torch.tensor(comfy.latent_formats.SD15().latent_rgb_factors).T)
     else:
         assert colours is None, "nobody knows these colours: grey"
+
+
+@pytest.mark.parametrize(("version", "frames"), [("1.0", 16), ("1.1", 16), ("1.2", 51), ("1.3", 49)])
+def test_preflight_plans_in_the_models_own_sizes(files, run_node, pack, version, frames):
+    import nodes
+
+    asked = {"model_name": files[version], "precision": "auto", "offload": "auto"}
+    report, *_ = run_node("OpenSoraPreflight", width=426, height=240, num_frames=frames, **asked)
+    assert f"{frames} frames" in report and "426x240 (width x height)" in report
+    node = nodes.NODE_CLASS_MAPPINGS["OpenSoraPreflight"]
+    size = {"width": 426, "height": 240, "model_name": files[version]}
+    assert node.validate_inputs(num_frames=frames, **size) is True
+    if version >= "1.2":
+        assert f"num_frames={frames + 1} is not" in str(node.validate_inputs(num_frames=frames + 1, **size))
