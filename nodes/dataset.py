@@ -16,7 +16,7 @@ class OpenSoraVideoDataset(Node):
             display_name="Open-Sora Video Dataset",
             category="Open-Sora/training",
             description="Reads a folder of clips with captions and encodes them for Train LoRA: one latent and one conditioning for each clip or scene. "
-            "What is encoded is kept in the folder, so that the next run needs neither VAE nor text encoders.",
+            "What is encoded is kept in the folder, so that the next run encodes nothing again.",
             search_aliases=["open sora train", "lora dataset", "train video lora", "finetune", "captions", "训练", "数据集"],
             inputs=[
                 io.Combo.Input(
