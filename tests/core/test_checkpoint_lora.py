@@ -179,6 +179,21 @@ def test_layers_beyond_the_models_blocks_are_refused(model, pairs, tmp_path):
         merge_lora(model, tmp_path / "l.safetensors")
 
 
+def test_a_file_of_other_layers_alone_is_refused(model, tmp_path):
+    pair = {"single_blocks.37.q_proj": (torch.zeros(RANK, 96), torch.zeros(96, RANK))}
+    save_file(written(pair, "peft"), tmp_path / "l.safetensors")
+    with pytest.raises(CheckpointError, match=r"none of its 1 layers is in this model; the first is single_blocks\.37\.q_proj"):
+        merge_lora(model, tmp_path / "l.safetensors")
+
+
+def test_a_bias_that_the_model_lacks_is_refused(model, tmp_path):
+    name = "double_blocks.0.img_attn.norm.query_norm"
+    changes = {part: torch.zeros(*model.get_submodule(name).weight.shape) for part in ("diff", "diff_b")}
+    save_file({f"diffusion_model.{name}.{part}": change for part, change in changes.items()}, tmp_path / "l.safetensors")
+    with pytest.raises(CheckpointError, match=rf"another model: it changes the bias of {name}, which has none"):
+        merge_lora(model, tmp_path / "l.safetensors")
+
+
 def kohya_flux():
     """Every layer that trainers of Flux change, 304 of them, in kohya's names; 228 of them are 2.0's too."""
     double = [f"double_blocks_{block}_{part}" for block in range(19) for part in (
@@ -355,7 +370,7 @@ def test_shapes_of_another_model_are_refused_before_anything_changes(model, pair
 def test_half_a_pair_and_dora_are_refused(pairs):
     state = written(pairs, "peft")
     del state["base_model.model.double_blocks.0.img_attn.q_proj.lora_B.weight"]
-    with pytest.raises(CheckpointError, match="incomplete: .*q_proj"):
+    with pytest.raises(CheckpointError, match="q_proj has only one of its two matrices"):
         parse_lora(state)
     dora = written(pairs, "peft") | {"base_model.model.double_blocks.0.img_attn.q_proj.lora_magnitude_vector": torch.ones(96)}
     with pytest.raises(CheckpointError, match="DoRA"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from opensora_core.cli import main
-from opensora_core.media.recipe import as_tag, recipe_of, tags
+from opensora_core.errors import OpenSoraError
+from opensora_core.media.recipe import PROGRAM, as_tag, recipe_of, tags
 from opensora_core.media.video import save_video
 
 FRAMES = torch.zeros(5, 32, 48, 3)
@@ -191,3 +192,18 @@ def test_help_opens_with_three_examples(capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
     assert capsys.readouterr().out[:700].count("python -m opensora_core generate --") == 4
+
+
+@pytest.mark.parametrize(
+    "spoilt", [{}, {"seed": "7"}, {"seed": True}, {"prompt": 7}, {"files": {"dit": 5}}, {"files": {"dit": {"name": 5}}}, {"settings": []}, {"versions": {}}]
+)  # fmt: skip
+def test_a_recipe_of_other_types_is_none(spoilt, tmp_path):
+    """What a video says is from whoever wrote it; the first one is whole."""
+    files = {"dit": {"name": "a.safetensors", "bytes": 1}}
+    whole = {"program": PROGRAM, "prompt": "a kite", "seed": 7, "settings": {}, "files": files, "versions": {PROGRAM: "1", "torch": "2"}}
+    path = save_video(torch.zeros(2, 16, 16, 3), tmp_path / "v.mp4", 24, comment=as_tag(whole | spoilt))
+    if not spoilt:
+        assert recipe_of(path)["seed"] == 7
+        return
+    with pytest.raises(OpenSoraError, match=r"v\.mp4 does not say how it was made"):
+        recipe_of(path)
