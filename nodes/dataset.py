@@ -57,7 +57,7 @@ class OpenSoraVideoDataset(Node):
 
     @classmethod
     def fingerprint_inputs(cls, folder, vae=None, clip=None, latent=None, fps=24, motion_score=4, cut_scenes=False, model=None):
-        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(dataset.folder_of(folder).iterdir())]
+        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(dataset.folder_of(folder).glob("[!.]*"))]
 
     @classmethod
     def execute(cls, folder, vae, clip, latent, fps, motion_score, cut_scenes, model=None) -> io.NodeOutput:

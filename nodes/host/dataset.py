@@ -78,11 +78,12 @@ def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
         stat = piece.clip.path.stat()
         about = [piece.clip.path.name, stat.st_size, stat.st_mtime_ns, piece.first, count, size, asked.fps, text, *made_by]
         path = folder / _KEPT / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.safetensors"
-        kept = _kept(path) or _encode(piece, vae, clip, (count, *size), asked)
+        kept = _kept(path)
+        if kept is None and (kept := _encode(piece, vae, clip, (count, *size), asked)) is not None:
+            _keep(path, kept)
         if kept is None:
             short.append(piece.clip.path.name)
         else:
-            _keep(path, kept)
             samples.append((kept.pop("latent"), [[kept.pop("states"), kept]]))
         bar.update(1)
     if not samples:
@@ -103,14 +104,13 @@ def _encode(piece: Piece, vae, clip, extent: tuple[int, int, int], asked: Asked)
 
 def _kept(path: Path) -> dict[str, Tensor] | None:
     try:
-        return load_file(path) if path.is_file() else None
+        kept = load_file(path) if path.is_file() else {}
+        return kept if {"latent", "states"} <= kept.keys() else None
     except (OSError, SafetensorError):  # damaged: it is made again
         return None
 
 
 def _keep(path: Path, tensors: dict[str, Tensor]) -> None:
-    if path.is_file():
-        return
     try:
         path.parent.mkdir(exist_ok=True)
         with complete_or_absent(path) as partial:

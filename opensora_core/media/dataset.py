@@ -5,6 +5,7 @@ caption), and, if wanted, num_frames, as the guides of Open-Sora have it.
 """
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def read_piece(piece: Piece, count: int, fps: float) -> torch.Tensor | None:
     """[count, H, W, 3] uint8: the first frames of a piece at `fps`; None where it has fewer."""
     if piece.length < count:
         return None
-    frames = read_clip(piece.clip.path, piece.first + count, from_end=False, fps=fps)[piece.first :]
+    frames = read_clip(piece.clip.path, count, from_end=False, fps=fps, skip=piece.first)
     return frames if len(frames) == count else None
 
 
@@ -91,7 +92,10 @@ def _beside(folder: Path) -> list[CaptionedClip]:
 
 
 def _of_table(table: Path) -> list[CaptionedClip]:
-    rows = list(csv.DictReader(read_text(table, MOST_TABLE_BYTES).lstrip("\ufeff").splitlines()))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(table, MOST_TABLE_BYTES).lstrip("\ufeff"), newline=""), strict=True))
+    except csv.Error as error:
+        raise OpenSoraError(f"{table.name} is no table that can be read ({error}).") from error
     column = next((name for name in _CAPTION if rows and name in rows[0]), None)
     if column is None or "path" not in rows[0]:
         raise OpenSoraError(f"{table.name} is no table of clips: its first line names the columns path and text, and clips follow.")
@@ -100,13 +104,22 @@ def _of_table(table: Path) -> list[CaptionedClip]:
 
 def _of_row(table: Path, line: int, row: dict[str, str | None], column: str) -> CaptionedClip:
     where, name = f"{table.name}, line {line}", (row["path"] or "").strip()
-    path = (table.parent / name).resolve()
-    if not name or "\0" in name or table.parent.resolve() not in path.parents or not path.is_file():
-        raise OpenSoraError(f"{where}: path={name!r} is no file of the folder; name a clip in {table.parent.name}.")
+    path = _inside(table.parent, name)
+    if path is None:
+        raise OpenSoraError(f"{where}: path={name[:60]!r} is no file of the folder; name a clip in {table.parent.name}.")
     count = (row.get("num_frames") or "").strip()
     if count and not (count.isascii() and count.isdigit() and 0 < len(count) < 10):
-        raise OpenSoraError(f"{where}: num_frames={count!r} is no number of frames; write one such as 33, or leave it empty.")
+        raise OpenSoraError(f"{where}: num_frames={count[:20]!r} is no number of frames; write one such as 33, or leave it empty.")
     return CaptionedClip(path, _caption(row[column] or "", where), int(count) if count else None)
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """The file of a folder, or of one inside it, that a name means; None if there is none."""
+    try:
+        path = (folder / name).resolve()
+        return path if name and folder.resolve() in path.parents and path.is_file() else None
+    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return None
 
 
 def _caption(text: str, where: str) -> str:

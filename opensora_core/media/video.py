@@ -3,6 +3,7 @@
 ffmpeg is given absolute paths, which can only be files, and reads no other file or address than the one it is given.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -200,8 +201,10 @@ def media_size(path) -> tuple[int, int]:
     return tuple((read_clip(path, 1, from_end=False) if is_video(path) else read_image(path)).shape[1:3])
 
 
-def read_clip(path, count: int, *, from_end: bool, fps: float | None = None) -> torch.Tensor:
+def read_clip(path, count: int, *, from_end: bool, fps: float | None = None, skip: int = 0) -> torch.Tensor:
     """Read the first or the last `count` frames of a video at its own frame rate, or at `fps`; no more than those are kept.
+
+    skip: frames at the beginning that do not count.
 
     Pixels that are not square are made so, by the width; PQ and HLG are brought to standard range.
 
@@ -217,7 +220,7 @@ def read_clip(path, count: int, *, from_end: bool, fps: float | None = None) -> 
     kept: deque[bytes] = deque(maxlen=count)
     try:
         with _reader(path, "" if fps is None else f"fps={fps:g},") as (size, reader):
-            for frame in reader:
+            for frame in itertools.islice(reader, skip, None):
                 kept.append(frame)
                 if len(kept) == count and not from_end:
                     break

@@ -307,3 +307,13 @@ def test_what_the_end_of_a_run_needs_is_looked_for_at_its_beginning(tmp_path, mo
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(OpenSoraError, match="pip install imageio-ffmpeg"):
         video.check_can_be_written(target, shape, 24)
+
+
+def test_a_piece_of_a_clip_is_read_at_another_rate(tmp_path):
+    """Every second frame from the fourth on; nothing before it is kept."""
+    levels = torch.arange(24).view(-1, 1, 1, 1) * 8 + 20
+    path = video.save_video(levels.expand(-1, 32, 32, 3).to(torch.uint8), tmp_path / "v.mp4", 24)
+    found = video.read_clip(path, 3, from_end=False, fps=12, skip=4)
+    assert found.shape == (3, 32, 32, 3)
+    steps = found.float().mean((1, 2, 3)).diff()
+    assert ((steps - 16).abs() < 4).all() and abs(float(found[0].float().mean()) - (20 + 8 * 8)) < 12

@@ -57,6 +57,10 @@ def test_clips_and_captions_are_encoded_as_they_are_for_a_run_and_only_once(read
     monkeypatch.setattr(pack("nodes.host.clips"), "encode", lambda *args: pytest.fail("what is kept is encoded again"))
     again, _ = read()
     assert all(torch.equal(one["samples"], other["samples"]) for one, other in zip(latents, again, strict=True))
+    kept = next((folder / ".open_sora_encoded").iterdir())
+    kept.write_bytes(kept.read_bytes()[:50])  # as of a copy that was cut off: made again, not an error
+    with pytest.raises(pytest.fail.Exception, match="encoded again"):
+        read()
     (folder / "b.txt").write_text("a sad blue circle")
     with pytest.raises(pytest.fail.Exception, match="encoded again"):
         read()
@@ -78,6 +82,9 @@ def test_a_table_names_clips_captions_and_frames(read, folder):
         ({"x.csv": "path,text,num_frames\na.mp4,a kite,-3\n"}, "num_frames='-3' is no number of frames"),
         ({"x.csv": "file,words\na.mp4,a kite\n"}, "names the columns path and text"),
         ({"x.csv": "path,text\n", "y.csv": ""}, "holds 2 tables"),
+        ({"x.csv": f"path,text\n{'a' * 5000}.mp4,a kite\n"}, "is no file of the folder"),
+        ({"x.csv": f"path,text\na.mp4,{'a' * 200000}\n"}, "no table that can be read"),
+        ({"x.csv": 'path,text\na.mp4,"a kite\n'}, "no table that can be read"),
     ],
 )
 def test_what_is_wrong_in_a_folder_is_named(read, folder, changes, sentence, pack):
