@@ -7,7 +7,7 @@ model without a branch in it.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,19 @@ def sinusoid(values: Tensor, dim: int = 256) -> Tensor:
     frequencies = torch.exp(torch.arange(dim // 2, dtype=torch.float32, device=values.device) * (-math.log(10000) / (dim // 2)))
     angles = values.float()[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+FUSED = "open_sora_fused"  # in transformer_options: a Fused, in place of layer by layer
+
+
+class Fused(Protocol):
+    """Layers of a block that a library computes in one pass over memory. The numbers are the layers' own to about 1e-6 in fp32."""
+
+    def norm_modulate(self, norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """LayerNorm without parameters, then `* (1 + scale) + shift`. x: [B, L, D]; shift, scale: [B, 1, D]."""
+
+    def norm_rotate(self, norm: nn.Module, x: Tensor, pe: Tensor, start: int) -> Tensor:
+        """RMSNorm over the head, then the rotate-half rotation. x: [B, L, H, D], tokens from `start` of pe [2, all, 1, D/2]."""
 
 
 class AllTokens:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...opensora_core.choices import EXACT
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.ops import FUSED
 from ...opensora_core.run.finite import is_finite, not_numbers
 from ...opensora_core.sampling import ddpm
 from ...opensora_core.sampling.calibration import RecordedStep, Recorder
@@ -24,7 +25,7 @@ from ...opensora_core.sampling.given import Beside
 from ...opensora_core.sampling.guidance import PICTURES, Guidance, StepGuidance, tame
 from ...opensora_core.sampling.plan import Averaged
 from ...opensora_core.sampling.run import SamplingRecipe
-from . import finite, kept, notice, preview, selftest
+from . import finite, fused, kept, notice, preview, selftest
 from .condition import BLANK_KEY, STEPS_KEY, check_conditioning, marked, not_its_steps, reference_of, with_reference, without_reference
 from .families import family_of, require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
@@ -218,6 +219,8 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         """Gives the run its fallback; afterwards the guider is as it was, also where the host leaves a failed run's tensors on it."""
         options, names = self.model_options, set(vars(self))
         self.model_options = {**options, RUN_KEY: fallback, HELD_KEY: SimpleNamespace()}
+        if self.speed != EXACT and (layers := fused.layers(self.model_patcher.load_device, options)) is not None:
+            self.model_options["transformer_options"] = {**options.get("transformer_options", {}), FUSED: layers}
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA
 from opensora_core.networks.mmdit.model import MMDiT
 from opensora_core.networks.mmdit.packing import pack, unpack
 from opensora_core.networks.mmdit.rope import position_ids, rotary_table, rotate_half
-from opensora_core.ops import TorchOperations, attention, sliced_attention
+from opensora_core.ops import FUSED, TorchOperations, attention, sliced_attention
 
 TINY = TransformerConfig(4, 2, 64, 2, 128, 2, 2, 24, 12, cond_embed=True, guidance_embed=False)
 
@@ -125,6 +125,47 @@ def test_long_sequences_rotate_in_chunks(monkeypatch):
     whole = rotate_half(x, pe)
     monkeypatch.setattr(rope, "CHUNK_ELEMENTS", 5 * 2 * 2 * 32)
     assert torch.equal(rotate_half(x, pe), whole)
+
+
+class TwoPasses:
+    """Fused layers, spelled out in fp64: what a kernel computes in one pass."""
+
+    def __init__(self):
+        self.calls = []
+
+    def norm_modulate(self, norm, x, shift, scale):
+        self.calls.append("modulate")
+        wide = x.double()
+        centred = wide - wide.mean(-1, keepdim=True)
+        normal = centred * (centred.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
+        return (normal * (1 + scale.double()) + shift.double()).to(x.dtype)
+
+    def norm_rotate(self, norm, x, pe, start):
+        self.calls.append("rotate")
+        wide = x.double()
+        normal = wide * (wide.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight.double()
+        first, second = normal.chunk(2, -1)
+        cos, sin = pe[:, start : start + x.shape[1]].double()
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+
+def test_fused_layers_take_the_place_of_their_parts(model):
+    fused = TwoPasses()
+    options = {FUSED: fused}
+    with torch.no_grad():
+        expected = model(**inputs())
+        error = (model(**inputs(), transformer_options=options) - expected).norm() / expected.norm()
+    assert 0 < error < 1e-6
+    assert fused.calls.count("modulate") == 2 * 4 + 2 and fused.calls.count("rotate") == 2 * 4 + 2 * 2
+
+
+def test_fused_layers_keep_out_of_gradients_and_of_patches_that_look_before_rotation(model):
+    fused, keep = TwoPasses(), lambda q, k, v, pe, attn_mask, extra_options: {}
+    with torch.enable_grad():
+        model(**inputs(), transformer_options={FUSED: fused})
+    with torch.no_grad():
+        model(**inputs(), transformer_options={FUSED: fused, "patches": {"attn1_patch": [keep]}})
+    assert not fused.calls
 
 
 def test_guidance_is_asked_for_by_a_distilled_model():

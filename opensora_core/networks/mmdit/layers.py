@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import Seams
+from ...ops import FUSED, Seams
 from .rope import rotate_half
 
 
@@ -21,8 +21,16 @@ class ModulationOut(NamedTuple):
     gate: Tensor
 
 
-def modulate(x: Tensor, mod: ModulationOut) -> Tensor:
-    return torch.addcmul(mod.shift, x, 1 + mod.scale)
+def norm_modulate(norm: nn.Module, x: Tensor, mod: ModulationOut, options: dict) -> Tensor:
+    if (fused := options.get(FUSED)) is not None:
+        return fused.norm_modulate(norm, x, mod.shift, mod.scale)
+    return torch.addcmul(mod.shift, norm(x), 1 + mod.scale)
+
+
+def norm_rotate(norm: nn.Module, x: Tensor, pe: Tensor, start: int, options: dict) -> Tensor:
+    """x [B, L, H, D] of the tokens from `start` on, normalised; already rotated by pe [2, all, 1, D/2] where the two are fused."""
+    fused = options.get(FUSED)
+    return norm(x) if fused is None else fused.norm_rotate(norm, x, pe, start)
 
 
 class MLPEmbedder(nn.Module):
@@ -65,10 +73,11 @@ class SelfAttention(nn.Module):
         self.norm = QKNorm(head_dim, seams)
         self.proj = seams.linear(hidden_size, hidden_size)
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, L, hidden] -> three of [B, L, H, D], q and k normalised, not yet rotated."""
+    def qkv(self, x: Tensor, pe: Tensor, start: int, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, hidden] -> three of [B, L, H, D], q and k as norm_rotate gives them."""
         q, k, v = (split_heads(layer(x), self.head_dim) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        return self.norm.query_norm(q), self.norm.key_norm(k), v
+        q, k = (norm_rotate(norm, one, pe, start, options) for norm, one in ((self.norm.query_norm, q), (self.norm.key_norm, k)))
+        return q, k, v
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -79,7 +88,7 @@ def joint_attention(qkv: list[Tensor], pe: Tensor, attention, num_txt: int, opti
     """Attend over text and image tokens together, through the host's attention patches.
 
     Args:
-        qkv: three of [B, L, H, D], text tokens first, before rotation. The list is emptied, so that each is freed once used.
+        qkv: three of [B, L, H, D], text tokens first, as norm_rotate gives them. The list is emptied, so that each is freed once used.
         pe: [2, L, 1, D/2].
         num_txt: how many leading tokens are text.
 
@@ -96,9 +105,10 @@ def joint_attention(qkv: list[Tensor], pe: Tensor, attention, num_txt: int, opti
             qkv[:] = (out.get(name, x).transpose(1, 2) for name, x in zip("qkv", (q, k, v), strict=True))
             pe = out.get("pe", pe)
             del q, k, v, out
+    rotate = rotate_half if options.get(FUSED) is None else lambda x, pe: x
     v = qkv.pop().transpose(1, 2)
-    k = rotate_half(qkv.pop(), pe).transpose(1, 2)
-    q = rotate_half(qkv.pop(), pe).transpose(1, 2)
+    k = rotate(qkv.pop(), pe).transpose(1, 2)
+    q = rotate(qkv.pop(), pe).transpose(1, 2)
     out = attention(q, k, v, options)
     for patch in patches.get("attn1_output_patch", ()):
         out = patch(out, extra)
@@ -134,16 +144,16 @@ class DoubleStreamBlock(nn.Module):
         txt_mod1, txt_mod2 = self.txt_mod(vec)
         num_txt = txt.shape[1]
 
-        img_qkv = self.img_attn.qkv(modulate(self.img_norm1(img), img_mod1))
-        txt_qkv = self.txt_attn.qkv(modulate(self.txt_norm1(txt), txt_mod1))
+        img_qkv = self.img_attn.qkv(norm_modulate(self.img_norm1, img, img_mod1, transformer_options), pe, num_txt, transformer_options)
+        txt_qkv = self.txt_attn.qkv(norm_modulate(self.txt_norm1, txt, txt_mod1, transformer_options), pe, 0, transformer_options)
         qkv = [torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True)]
         del img_qkv, txt_qkv
         attended = joint_attention(qkv, pe, self.attention, num_txt, transformer_options)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(attended[:, num_txt:]))
-        img = torch.addcmul(img, img_mod2.gate, self.img_mlp(modulate(self.img_norm2(img), img_mod2)))
+        img = torch.addcmul(img, img_mod2.gate, self.img_mlp(norm_modulate(self.img_norm2, img, img_mod2, transformer_options)))
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(attended[:, :num_txt]))
-        txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(modulate(self.txt_norm2(txt), txt_mod2)))
+        txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(norm_modulate(self.txt_norm2, txt, txt_mod2, transformer_options)))
         return img, txt
 
 
@@ -165,10 +175,10 @@ class SingleStreamBlock(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, num_txt: int, transformer_options: dict) -> Tensor:
         (mod,) = self.modulation(vec)
-        y = modulate(self.pre_norm(x), mod)
+        y = norm_modulate(self.pre_norm, x, mod, transformer_options)
         qkv = [
-            self.norm.query_norm(split_heads(self.q_proj(y), self.head_dim)),
-            self.norm.key_norm(split_heads(self.k_proj(y), self.head_dim)),
+            norm_rotate(norm, split_heads(layer(y), self.head_dim), pe, 0, transformer_options)
+            for norm, layer in ((self.norm.query_norm, self.q_proj), (self.norm.key_norm, self.k_proj))
         ]
         v_mlp = self.v_mlp(y)  # after q and k, whose making needs room of its own
         del y

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...ops import AllTokens, Seams, TorchOperations, attention as torch_attention, sinusoid
+from ...ops import FUSED, AllTokens, Seams, TorchOperations, attention as torch_attention, sinusoid
 from .config import TransformerConfig
 from .layers import DoubleStreamBlock, LastLayer, MLPEmbedder, SingleStreamBlock
 from .packing import pack, unpack
@@ -73,6 +73,8 @@ class MMDiT(nn.Module):
             Velocity [B, C, T, H, W], noise minus data.
         """
         options = dict(transformer_options or {})
+        if "attn1_patch" in options.get("patches", {}) or torch.is_grad_enabled():
+            options.pop(FUSED, None)  # patches are shown q and k before rotation; the fused layers have no gradient
         latent_size = x.shape[-3:]
         img, txt, vec = self._embed(x, timestep, context, y, cond, guidance)
         img, txt, pe = self._positions(img, txt, latent_size, options)

@@ -76,6 +76,30 @@ def whole(run_node, model, both, **settings):
     )[0]["samples"]
 
 
+@pytest.mark.parametrize("speed", ["exact", "draft"])
+def test_the_hosts_fused_layers_serve_what_is_not_exact(speed, pack, model, conditioning, run_node, monkeypatch):
+    fused = pack("nodes.host.fused")
+    before = whole(run_node, model, pair(conditioning, True), speed=speed)
+    made = []
+
+    def layers(device, options):
+        made.append(fused.KitchenLayers())
+        return made[-1]
+
+    monkeypatch.setattr(fused, "layers", layers)
+    after = whole(run_node, model, pair(conditioning, True), speed=speed)
+    if speed == "exact":
+        assert not made and torch.equal(after, before)
+        return
+    error = (after - before).norm() / before.norm()
+    assert len(made) == 1 and 0 < error < 2e-5  # of 21 evaluations, each to 1e-6
+
+
+def test_where_the_plain_kernels_are_all_there_is_layers_are_not_fused(pack):
+    assert pack("nodes.host.fused").layers(torch.device("cpu"), {}) is None
+    assert pack("nodes.host.fused").layers(torch.device("cuda"), {}) is None  # this host has the plain backend alone
+
+
 @pytest.mark.parametrize("speed", ROWS)
 @pytest.mark.parametrize("is_given", [False, True], ids=["t2v", "i2v"])
 def test_a_speed_is_the_librarys(speed, is_given, run_node, model, core, pack, conditioning, relative_error, lines):
