@@ -9,7 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ...opensora_core.checkpoint import detect
-from ...opensora_core.checkpoint.files import merged_metadata, network_files, read_header
+from ...opensora_core.checkpoint.files import merged_metadata, network_files, open_tensors, read_header
 from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.names import check_name, shown
 from ...opensora_core.run import files as model_files
@@ -90,12 +90,19 @@ def model_file(folder: str, name: str, part: str | None = None) -> str:
 def load_tensors(path: str | Path, **options) -> tuple[dict[str, Tensor], dict | None]:
     """(tensors by key, metadata) of a network by the host's own reader: of its file, or of all its shards where it is one of several.
 
+    Torch files are read by the library: the host does not look for weights beside other things that a training tool saved (SAT's "module").
+
     Raises:
         CheckpointError: a shard is missing.
     """
     state, metadata = {}, []
     for file in network_files(Path(path)):
-        part, about = comfy.utils.load_torch_file(str(file), return_metadata=True, **options)
+        header = read_header(file)
+        if header.format == "torch":
+            with open_tensors(header) as tensor:
+                part, about = {key: tensor(key) for key in header.tensors}, None
+        else:
+            part, about = comfy.utils.load_torch_file(str(file), return_metadata=True, **options)
         state.update(part)
         metadata.append(about)
     return state, merged_metadata(metadata, Path(path).name)

@@ -213,32 +213,16 @@ def test_open_sora_is_not_sampled_with_dpm(tiny_checkpoint):
         OpenSoraPipeline.from_pretrained(tiny_checkpoint)("a", options=SamplingOptions(solver="dpm"))
 
 
-def sat(state, kind="transformer"):
-    """A state under SAT's names: what convert takes apart is put together."""
-    if kind == "vae":
-        names = codec.SAT.manifest(dict(zip(state, state, strict=True)))
-        return {key: state[name] for key, name in names.items()}
-    made, rows = {}, {}
-    for key, shape in layout.SAT.manifest({name: tuple(tensor.shape) for name, tensor in state.items()}).items():
-        marked = torch.arange(shape[0], dtype=torch.float64).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-        made[key] = torch.empty(shape)
-        for name, part in layout.SAT.convert(key, marked, None):
-            rows = part.reshape(part.shape[0], -1)[:, 0].long()
-            made[key][rows] = state[name]
-    return made
-
-
 @pytest.mark.parametrize("form", ["single", "sat", "host"])
 def test_files_of_every_layout_make_the_same_video(folder, tmp_path, pipe, form):
     state, vae = files.network("1.5_5b").state_dict(), files.vae().state_dict()
     dit, codec_file = tmp_path / "dit.safetensors", folder("1.5_5b") / "vae"
     if form == "sat":
         dit, codec_file = tmp_path / "mp_rank_00_model_states.pt", tmp_path / "3d-vae.pt"
-        torch.save({"module": {f"model.diffusion_model.{key}": tensor for key, tensor in sat(state).items()}, "iteration": 1000}, dit)
-        torch.save({"state_dict": {**sat(vae, "vae"), "loss.logvar": torch.zeros(())}}, codec_file)
+        torch.save(files.sat(state), dit)
+        torch.save({"state_dict": {**files.in_layout(vae, codec.SAT), "loss.logvar": torch.zeros(())}}, codec_file)
     elif form == "host":
-        keys = layout.HOST.manifest(dict(zip(state, ((name,) for name in state), strict=True)))
-        save_file({key: state[name] for key, (name,) in keys.items()}, dit)
+        save_file(files.in_layout(state, layout.HOST), dit)
     else:
         save_file(state, dit)
     text = folder("1.5_5b")

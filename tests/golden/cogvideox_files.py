@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from demo.tiny import random_weights
 from opensora_core.codecs import cogvideox as codec
 from opensora_core.encoders.t5 import T5Sizes, t5_manifest
+from opensora_core.networks.cogvideox import layout
 from opensora_core.networks.cogvideox.config import CogVideoXConfig
 from opensora_core.networks.cogvideox.model import CogVideoX
 from tests.golden.formula import fill
@@ -36,6 +37,22 @@ def vae():
 def t5():
     sizes = T5Sizes(d_model=WIDTH, d_ff=48, num_layers=2, num_heads=2, d_kv=16)
     return random_weights(t5_manifest(sizes), torch.Generator().manual_seed(0))
+
+
+def in_layout(state, kept):
+    """A network's tensors as another layout keeps them: what its convert takes apart is put together."""
+    made = {}
+    for key, shape in kept.manifest({name: tuple(tensor.shape) for name, tensor in state.items()}).items():
+        marked = torch.arange(shape[0], dtype=torch.float64).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+        made[key] = torch.empty(shape)
+        for name, part in kept.convert(key, marked, None):
+            made[key][part.reshape(part.shape[0], -1)[:, 0].long()] = state[name]
+    return made
+
+
+def sat(state):
+    """What a file of SAT's checkpoint holds."""
+    return {"module": {f"model.diffusion_model.{key}": tensor for key, tensor in in_layout(state, layout.SAT).items()}, "iteration": 1000}
 
 
 def write(folder, name):
