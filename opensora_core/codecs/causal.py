@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Grid
-from ..geometry_1x import SHARED_PIECES
+from ..geometry.open_sora_1 import SHARED_PIECES
 from ..ops import TorchOperations
 from ..shapes import Shapes, count, size
 from .codec import Encoded, Latents, check_video

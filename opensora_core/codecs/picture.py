@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL, Grid
-from ..geometry_1x import EVERY_FRAME
+from ..geometry.open_sora_1 import EVERY_FRAME
 from ..ops import TorchOperations
 from ..shapes import Layout, Shapes, count, dim, size
 from .codec import Encoded, Latents, check_video

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Grid
-from ..geometry_1x import PIECES
+from ..geometry.open_sora_1 import PIECES
 from ..ops import TorchOperations
 from ..shapes import Shapes, bare_shapes, count, size
 from .causal import Block, CausalConv3d

@@ -13,7 +13,7 @@ from ..codecs.picture import OLD_DIFFUSERS, KLConfig, PictureVAE
 from ..codecs.temporal import SPATIAL, TemporalConfig, TwoStageVAE
 from ..family import Clip, Family, Part
 from ..geometry import Grid
-from ..geometry_1x import EVERY_FRAME, FIXED, PIECES, SHARED_PIECES
+from ..geometry.open_sora_1 import EVERY_FRAME, FIXED, PIECES, SHARED_PIECES
 from ..networks.stdit.config import PICTURE_FPS, STDiTConfig
 from ..networks.stdit.layers import example
 from ..networks.stdit.stdit import STDiT, STDiT2

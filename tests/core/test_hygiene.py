@@ -34,16 +34,15 @@ MAY_IMPORT = {
     "names": {"errors"},
     "readers": {"errors"},
     "geometry": {"errors"},
-    "geometry_1x": {"errors", "geometry"},
     "shapes": {"errors"},
     "ops": set(),
     "parallel": {"errors"},
     "text": {"errors"},
-    "networks": {"errors", "geometry", "geometry_1x", "ops", "shapes"},
-    "codecs": {"errors", "geometry", "geometry_1x", "ops", "shapes"},
+    "networks": {"errors", "geometry", "ops", "shapes"},
+    "codecs": {"errors", "geometry", "ops", "shapes"},
     "sampling": {"errors", "geometry"},
     "family": {"errors", "geometry", "sampling", "shapes", "text"},
-    "families": {"codecs", "errors", "family", "geometry", "geometry_1x", "networks", "sampling", "shapes", "text"},
+    "families": {"codecs", "errors", "family", "geometry", "networks", "sampling", "shapes", "text"},
     "checkpoint": {"readers", "names", "errors", "families", "family", "ops", "shapes"},
     "encoders": {"readers", "checkpoint", "families", "errors", "shapes", "text"},
     "memory": {
@@ -60,7 +59,7 @@ MAY_IMPORT = {
         "sampling",
         "shapes",
         "text",
-    },
+    },  # fmt: skip
     "media": {"readers", "names", "errors", "geometry", "sampling"},
     "run": {
         "readers",
@@ -364,7 +363,7 @@ KNOWS_MODELS = (
     "opensora_core/families/",
     "opensora_core/networks/",
     "opensora_core/codecs/",
-    "opensora_core/geometry.py",
+    "opensora_core/geometry/",
     "nodes/host/families.py",
 )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opensora_core.errors import OpenSoraError
-from opensora_core.geometry_1x import EVERY_FRAME, PIECES, SHARED_PIECES, named_length, named_size, size_table
+from opensora_core.geometry.open_sora_1 import EVERY_FRAME, PIECES, SHARED_PIECES, named_length, named_size, size_table
 from opensora_core.networks.stdit.config import STDiTConfig
 from opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from opensora_core.networks.stdit.stdit3 import STDiT3

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import CheckpointError
 from ...geometry import Grid
-from ...geometry_1x import EVERY_FRAME, PIECES, SHARED_PIECES
+from ...geometry.open_sora_1 import EVERY_FRAME, PIECES, SHARED_PIECES
 from ...shapes import Shapes, count, dim, size
 
 PATCH_SIZE = 2  # latent pixels per token side; time is never patched

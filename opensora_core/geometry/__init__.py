@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .errors import OpenSoraError
+from ..errors import OpenSoraError
 
 TIME_COMPRESSION = 4  # frames per latent frame, after the first
 SPACE_COMPRESSION = 8  # pixels per latent pixel

@@ -1,4 +1,4 @@
-"""Sizes, lengths and grids of Open-Sora 1.0 to 1.3, as data: what geometry.py is for 2.0. Pure integers.
+"""Sizes, lengths and grids of Open-Sora 1.0 to 1.3, as data: what geometry/__init__.py is for 2.0. Pure integers.
 
 Ratios are "width:height" here as everywhere; the guides of 1.x write height:width. Sources: hpcaitech/Open-Sora v1.1.0, v1.2.0 and v1.3,
 opensora/datasets/aspect.py.
@@ -7,8 +7,8 @@ opensora/datasets/aspect.py.
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from .errors import OpenSoraError
-from .geometry import FrameRule, Grid
+from ..errors import OpenSoraError
+from . import FrameRule, Grid
 
 _RATIOS = "8:3 21:9 25:12 2:1 17:9 50:27 16:9 8:5 3:2 4:3 1:1 3:4 2:3 9:16 9:17 1:2 27:50".split()
 # Height x width of each of these ratios. The last is listed as 50 high and 27 wide, and made narrower.
