@@ -3,7 +3,7 @@
     python -m demo.help_pages [--check]
 
 web/docs/<NodeId>.md (English) and web/docs/<NodeId>/zh.md are written by hand except for what stands between the markers,
-so that a tooltip is written once: English in the schema, Chinese in locales/zh/nodeDefs.json. What a node costs and what goes wrong with it
+so that a tooltip is written once: in locales/en/nodeDefs.json, which the nodes read too, and in locales/zh/nodeDefs.json. What a node costs and what goes wrong with it
 stand in help_facts.json: {costs, errors: {name: [what is said, cure, the same two in Chinese]}, nodes: {node: {cost, errors}}}.
 """
 

@@ -1,8 +1,8 @@
 """The recorded copy of how the host describes our nodes and the stock nodes that the workflows use.
 
 tests/golden/object_info.json lets the tests check workflows, help pages and translations with no host at hand.
-`make record` writes it again from the ComfyUI that is found; a test against the host compares. It also writes the English
-texts of locales/ from the schemas, and freezes the schemas of nodes that are new (tests/golden/schemas.json): those of
+`make record` writes it again from the ComfyUI that is found; a test against the host compares. It also gives new nodes and inputs a place in
+locales/en/nodeDefs.json, where their texts are written, and freezes the schemas of nodes that are new (tests/golden/schemas.json): those of
 nodes that have landed are never written again.
 """
 

@@ -13,27 +13,20 @@ class OpenSoraCalibrate(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraCalibrate",
-            display_name="Open-Sora Calibrate",
             category="Open-Sora/sampling",
-            description="Measures which steps of a run are best computed for your model, at a size, a length and what is given, and keeps the plans "
-            "where speed looks for them. Takes as long as about five exact videos for each prompt, and goes on where it was stopped.",
             search_aliases=["open sora calibrate", "speed plan", "faster", "step schedule", "align your steps"],
             is_input_list=True,
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The Open-Sora model, as it is sampled with."),
-                io.Conditioning.Input("positive", tooltip="The encoded prompts, as a list (Open-Sora Prompt List): eight are enough."),
-                io.Conditioning.Input("negative", tooltip="The encoded negative prompt, one for all or one for each."),
-                io.Latent.Input("latent", tooltip="An empty clip of the size and length to calibrate; plans hold for these alone."),
-                inputs.seed("Number that the noise of the first prompt is drawn from; the next has the next."),
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent"),
+                inputs.seed(),
                 inputs.text_guidance(),
-                inputs.image_guidance("the video follows its reference picture"),
+                inputs.image_guidance(),
             ],
-            outputs=[
-                io.String.Output(
-                    display_name="report", tooltip="Forwards and distance to the exact run of every plan; the node shows it too."
-                )
-            ],
+            outputs=[io.String.Output(display_name="report")],
             hidden=[io.Hidden.unique_id],
         )
 

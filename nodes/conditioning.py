@@ -3,50 +3,31 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import AUTO, BACKWARDS, CONDITION_SCALES, DIRECTIONS, FITS
+from ..opensora_core.choices import BACKWARDS, CONDITION_SCALES, DIRECTIONS, FITS
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import FAMILIES, codec_of
 from ..opensora_core.geometry import Tiling
-from ..opensora_core.sampling.given import (
-    CONTEXTS,
-    check_room,
-    clip_cond_type,
-    fit_clip,
-    fit_image,
-    image_condition,
-    nearest_frames,
-)
+from ..opensora_core.sampling.given import CONTEXTS, check_room, clip_cond_type, fit_clip, fit_image, image_condition, nearest_frames
 from ..opensora_core.sampling.guidance import ReferenceUse
 from .host import clips, inputs, notice, references
 from .host.condition import SCALE_KEY, marked, with_condition
 from .host.node import Node
 from .host.vae import clip_shape, vae_config
 
-_STRENGTH_TOOLTIP = (
-    "How closely the video holds to what is given: the share of the steps, from the first, that see it. 1 = all of them, exactly as "
-    "released; lower = the later steps are free to move away; 0 = not used. Needs Open-Sora Sampler or Open-Sora Guider. Of a clip that is made "
-    "over: 1 minus the share of the steps that are run; 0.2 is the published way."
-)
-
 
 def _strength_input() -> io.Float.Input:
-    return io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True, tooltip=_STRENGTH_TOOLTIP)
+    return io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True)
 
 
-def _given_inputs(of_clip: str) -> list:
+def _given_inputs() -> list:
+    return [io.Conditioning.Input("positive"), io.Conditioning.Input("negative"), io.Vae.Input("vae"), io.Latent.Input("latent")]
+
+
+def _outputs() -> list:
     return [
-        io.Conditioning.Input("positive", tooltip="The encoded prompt; it is copied, never changed."),
-        io.Conditioning.Input("negative", tooltip="The encoded negative prompt; it is copied, never changed."),
-        inputs.vae(),
-        io.Latent.Input("latent", tooltip=of_clip),
-    ]
-
-
-def _outputs(what: str) -> list:
-    return [
-        io.Conditioning.Output(display_name="positive", tooltip=f"The prompt with {what}, for a sampler or guider."),
-        io.Conditioning.Output(display_name="negative", tooltip=f"The negative prompt with the same {what.split()[-1]}."),
-        io.Latent.Output(display_name="latent", tooltip="The clip that was given, unchanged."),
+        io.Conditioning.Output(display_name="positive"),
+        io.Conditioning.Output(display_name="negative"),
+        io.Latent.Output(display_name="latent"),
     ]
 
 
@@ -55,9 +36,7 @@ class OpenSoraImageToVideo(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraImageToVideo",
-            display_name="Open-Sora Image to Video",
             category="Open-Sora/conditioning",
-            description="Gives the video its first frame, its last frame, or both. Each picture is encoded on its own, as the model was trained.",
             search_aliases=[
                 "open sora i2v",
                 "image to video",
@@ -70,39 +49,16 @@ class OpenSoraImageToVideo(Node):
                 "首尾帧",
             ],
             inputs=[
-                *_given_inputs("The clip to make, at least 5 frames; it says how large the pictures must be."),
-                io.Image.Input(
-                    "start_image",
-                    optional=True,
-                    tooltip="The first frame. One picture for all videos of the batch, or one for each. None = free.",
-                ),
-                io.Image.Input(
-                    "end_image",
-                    optional=True,
-                    tooltip="The last frame. One picture for all videos of the batch, or one for each. None = free.",
-                ),
-                inputs.fit("picture"),
+                *_given_inputs(),
+                io.Image.Input("start_image", optional=True),
+                io.Image.Input("end_image", optional=True),
+                inputs.choice("fit", FITS),
                 _strength_input(),
-                io.Latent.Input(
-                    "start_latent",
-                    optional=True,
-                    tooltip="The first frame as a LATENT of one frame and the clip's size, in place of start_image; it is not encoded again.",
-                ),
-                io.Latent.Input(
-                    "end_latent",
-                    optional=True,
-                    tooltip="The last frame as a LATENT of one frame and the clip's size, in place of end_image; it is not encoded again.",
-                ),
-                inputs.choice(
-                    "condition_scale",
-                    CONDITION_SCALES,
-                    optional=True,
-                    advanced=True,
-                    tooltip="What a CogVideoX multiplies its picture by. auto = 0.7 for 5B-I2V, 1 for 1.5-5B-I2V, as its authors run it; diffusers = 1 / 0.7 "
-                    "for 1.5, as LoRAs made with that library were trained. Not read by other models.",
-                ),
+                io.Latent.Input("start_latent", optional=True),
+                io.Latent.Input("end_latent", optional=True),
+                inputs.choice("condition_scale", CONDITION_SCALES, optional=True, advanced=True),
             ],
-            outputs=_outputs("the pictures"),
+            outputs=_outputs(),
         )
 
     @classmethod
@@ -112,13 +68,13 @@ class OpenSoraImageToVideo(Node):
         negative,
         vae,
         latent,
+        fit,
+        strength,
+        condition_scale,
         start_image=None,
         end_image=None,
-        fit=FITS[0],
-        strength=1.0,
         start_latent=None,
         end_latent=None,
-        condition_scale=AUTO,
     ) -> io.NodeOutput:
         use = ReferenceUse(strength=strength)
         images = {"start_image": start_image, "end_image": end_image}
@@ -167,41 +123,23 @@ class OpenSoraVideoToVideo(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraVideoToVideo",
-            display_name="Open-Sora Video to Video",
             category="Open-Sora/conditioning",
-            description="Extends a clip forwards, its last frames beginning the new video, or backwards, its first frames ending it. Experimental: the "
-            "released model may never have been trained to go on from a clip. A CogVideoX makes the whole clip over instead, by the strength.",
             search_aliases=["open sora v2v", "video to video", "extend video", "continue video", "clip", "视频续写", "图生视频"],
             is_experimental=True,
             inputs=[
-                *_given_inputs("The video to make, with the frames of the clip in it: at least 37 frames, or 69 with context 65."),
-                io.MultiType.Input(
-                    "video",
-                    [io.Image, io.Video, io.Latent],
-                    tooltip="The clip to extend: frames, a video, or the LATENT of a finished one, which is not decoded and encoded again. Taken "
-                    "frame by frame, at its own rate.",
-                ),
-                inputs.choice(
-                    "direction",
-                    DIRECTIONS,
-                    tooltip="forwards = the video begins with the clip's last frames; backwards = it ends with the clip's first ones. Not read where a "
-                    "clip is made over.",
-                ),
-                inputs.choice(
-                    "context",
-                    [str(count) for count in CONTEXTS],
-                    tooltip="How many frames of the clip the video goes on from. More hold it closer, and leave fewer to be made. Not read where a clip is "
-                    "made over.",
-                ),
-                inputs.fit("clip", advanced=True),
+                *_given_inputs(),
+                io.MultiType.Input("video", [io.Image, io.Video, io.Latent]),
+                inputs.choice("direction", DIRECTIONS),
+                inputs.choice("context", [str(count) for count in CONTEXTS]),
+                inputs.choice("fit", FITS, advanced=True),
                 _strength_input(),
             ],
-            outputs=_outputs("the clip"),
+            outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, positive, negative, vae, latent, video, direction, context, fit=FITS[0], strength=1.0) -> io.NodeOutput:
+    def execute(cls, positive, negative, vae, latent, video, direction, context, fit, strength) -> io.NodeOutput:
         count, node_id, grid = int(context), cls.hidden.unique_id, vae_config(vae).grid
         clip_cond_type(direction, count)
         shape, is_whole = _check_clip(vae, latent), _makes_over(vae)

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..opensora_core.families.table import DEFAULT
-from .host import dataset, inputs
+from .host import dataset
 from .host.families import family_of
 from .host.node import Node
 
@@ -25,8 +25,8 @@ class OpenSoraVideoDataset(Node):
                     tooltip="A folder in ComfyUI's input folder. It holds videos, each with its caption in a text file of the same name, or a CSV with "
                     "the columns path and text, and num_frames if wanted.",
                 ),
-                inputs.vae(),
-                inputs.text_encoders(),
+                io.Vae.Input("vae"),
+                io.Clip.Input("clip"),
                 io.Latent.Input(
                     "latent",
                     tooltip="An empty clip of the size and length that every clip is brought to: cut in the middle, and its first frames.",

@@ -12,23 +12,11 @@ from .host.vae import clip_shape
 
 FOLDER = "vae"
 
-_TILE_SIZE = {"default": Tiling.tile_size, "min": 0, "max": 4096, "step": 32}
-_VAE_TOOLTIP = "The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE; a stock one is made exact for this node only."
-_OVERLAP = {"default": Tiling.overlap, "min": 0.0, "max": 0.5, "step": 0.0625}
-
 
 def _tile_inputs() -> list:
     return [
-        io.Int.Input(
-            "tile_size",
-            **_TILE_SIZE,
-            tooltip="Side of a tile in pixels. 256 is the reference's; smaller saves memory, 0 = no tiles.",
-        ),
-        io.Float.Input(
-            "overlap",
-            **_OVERLAP,
-            tooltip="Share of a tile that its neighbour repeats and blends. 0.25 is the reference's; 0 = none.",
-        ),
+        io.Int.Input("tile_size", default=Tiling.tile_size, min=0, max=4096, step=32),
+        io.Float.Input("overlap", default=Tiling.overlap, min=0.0, max=0.5, step=0.0625),
     ]
 
 
@@ -37,18 +25,10 @@ class OpenSoraVAELoader(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraVAELoader",
-            display_name="Open-Sora Load VAE",
             category="Open-Sora/loaders",
-            description="Loads the HunyuanVideo VAE so that clips are encoded and decoded exactly as Open-Sora does, by stock VAE nodes too.",
             search_aliases=["open sora vae", "hunyuan vae", "vae loader"],
-            inputs=[
-                io.Combo.Input(
-                    "vae_name",
-                    options=paths.choices(FOLDER, "vae"),
-                    tooltip="The video VAE in models/vae: hunyuan_vae.safetensors from the Open-Sora repository.",
-                )
-            ],
-            outputs=[io.Vae.Output(display_name="vae", tooltip="The VAE; stock VAEDecode and VAEEncode are exact for clips with it.")],
+            inputs=[io.Combo.Input("vae_name", options=paths.choices(FOLDER, "vae"))],
+            outputs=[io.Vae.Output(display_name="vae")],
         )
 
     @classmethod
@@ -70,13 +50,11 @@ class OpenSoraTiledVAEDecode(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraTiledVAEDecode",
-            display_name="Open-Sora Tiled VAE Decode",
             category="Open-Sora/vae",
-            description="Decodes a video in overlapping tiles, with the reference's sizes and blending by default, and says so when memory forces another way.",
             search_aliases=["open sora decode", "vae decode", "tiled decode", "latent to video"],
             inputs=[
-                inputs.vae(_VAE_TOOLTIP),
-                io.Latent.Input("latent", tooltip="The finished clip."),
+                io.Vae.Input("vae"),
+                io.Latent.Input("latent"),
                 *_tile_inputs(),
                 io.Int.Input(
                     "temporal_tile",
@@ -85,12 +63,10 @@ class OpenSoraTiledVAEDecode(Node):
                     max=1024,
                     step=4,
                     advanced=True,
-                    tooltip="Length of a tile in frames. 0 = as the model's makers decode: the whole clip at once, the high-compression variant 32 frames; "
-                    "below 0 = the whole clip with any model; 64 = the reference's own temporal tile.",
                 ),
                 inputs.policy(),
             ],
-            outputs=[io.Image.Output(display_name="images", tooltip="The frames, 0..1; videos of a batch follow one another.")],
+            outputs=[io.Image.Output(display_name="images")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -111,25 +87,16 @@ class OpenSoraTiledVAEEncode(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraTiledVAEEncode",
-            display_name="Open-Sora Tiled VAE Encode",
             category="Open-Sora/vae",
-            description="Encodes frames as one clip in overlapping tiles, with the reference's sizes and blending by default.",
             search_aliases=["open sora encode", "vae encode", "tiled encode", "video to latent"],
             inputs=[
-                inputs.vae(_VAE_TOOLTIP),
-                io.Image.Input("image", tooltip="The frames of one clip: 4k+1 of them (1, 5, 9, …), sides multiples of 16 pixels."),
+                io.Vae.Input("vae"),
+                io.Image.Input("image"),
                 *_tile_inputs(),
-                inputs.choice(
-                    "posterior",
-                    POSTERIORS,
-                    advanced=True,
-                    tooltip="mode = the most likely latent, the same every time; sample = drawn with the seed, as the reference does.",
-                ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, advanced=True, tooltip="Seed of posterior sample; not used by mode."
-                ),
+                inputs.choice("posterior", POSTERIORS, advanced=True),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, advanced=True),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The clip's latent: [1, 16, latent frames, height / 8, width / 8].")],
+            outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id],
         )
 

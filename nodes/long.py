@@ -3,12 +3,10 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import AUTO, EXACT
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import segment_prompts
 from ..opensora_core.sampling.guidance import Guidance
-from ..opensora_core.text.prompt import MOTION_SCORE
 from ..opensora_core.text.recipe import TextRecipe
 from .host import inputs, long, notice, prompts, run
 from .host.condition import FPS_KEY, marked
@@ -27,10 +25,7 @@ class OpenSoraContinueVideo(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraContinueVideo",
-            display_name="Open-Sora Continue Video",
             category="Open-Sora/sampling",
-            description="Goes on from a finished video by any number of segments, each from the last latents of the one before, and saves every "
-            "finished segment. Experimental: the released model may never have been trained to go on from a clip.",
             search_aliases=[
                 "open sora long video",
                 "extend video",
@@ -43,32 +38,33 @@ class OpenSoraContinueVideo(Node):
             ],
             is_experimental=True,
             inputs=[
-                io.Model.Input("model", tooltip="The Open-Sora model."),
-                io.Conditioning.Input("positive", tooltip="The encoded prompt of all segments; not used where prompts are written below."),
-                io.Conditioning.Input("negative", tooltip="The encoded negative prompt of all segments."),
-                inputs.vae(),
-                io.Latent.Input("latent", tooltip="The finished video, from a sampler, from this node, or from Load Latent."),
-                io.Int.Input(
-                    "segments", default=1, min=1, max=_MAX_SEGMENTS, tooltip="How many segments to add. Memory stays that of one."
-                ),
-                inputs.seed(
-                    "Number that noise is drawn from; every segment gets its own by where it begins, so that going on later is the same as at once."
-                ),
-                inputs.steps("Steps of each segment"),
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae"),
+                io.Latent.Input("latent"),
+                io.Int.Input("segments", default=1, min=1, max=_MAX_SEGMENTS),
+                inputs.seed(),
+                inputs.steps(),
                 inputs.text_guidance(),
-                inputs.image_guidance("a segment follows the frames it goes on from"),
-                *_length_inputs(),
+                inputs.image_guidance(),
+                io.Int.Input("num_frames", default=0, min=0, max=_MAX_FRAMES),
+                io.Int.Input("context_frames", default=0, min=0, max=_MAX_FRAMES),
+                io.String.Input("filename_prefix", default="latents/open-sora-long"),
+                inputs.policy(),
                 *inputs.oscillation(),
-                inputs.shift("segment"),
-                *inputs.exactness("segment"),
-                *_prompt_inputs(),
-                inputs.length("a segment"),
-                inputs.speed("segment"),
+                inputs.shift(),
+                *inputs.exactness(),
+                io.Clip.Input("clip", optional=True),
+                io.String.Input("prompts", multiline=True, dynamic_prompts=True, default="", optional=True),
+                *inputs.decoration(optional=True, advanced=True),
+                inputs.length(),
+                inputs.speed(),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The whole video, given part included; it can be gone on from again."),
-                io.Image.Output(display_name="images", tooltip="Its frames, each once; videos of a batch follow one another."),
-                io.String.Output(display_name="file", tooltip="The .latent file in the output folder that holds the whole video."),
+                io.Latent.Output(display_name="latent"),
+                io.Image.Output(display_name="images"),
+                io.String.Output(display_name="file"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -93,21 +89,21 @@ class OpenSoraContinueVideo(Node):
         steps,
         text_guidance,
         image_guidance,
-        num_frames=0,
-        context_frames=0,
-        filename_prefix="latents/open-sora-long",
-        policy=AUTO,
-        text_oscillation=Guidance.text_oscillation,
-        image_oscillation=Guidance.image_oscillation,
-        shift=SamplingOptions.shift,
-        noise_device=SamplingOptions.noise_device,
-        latent_dtype=SamplingOptions.latent_dtype,
+        num_frames,
+        context_frames,
+        filename_prefix,
+        policy,
+        text_oscillation,
+        image_oscillation,
+        shift,
+        noise_device,
+        latent_dtype,
+        prompts,
+        motion_score,
+        fps,
+        length,
+        speed,
         clip=None,
-        prompts="",
-        motion_score=MOTION_SCORE,
-        fps=SamplingOptions.fps,
-        length="",
-        speed=EXACT,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         config, family = require_open_sora(model), family_of(model)
@@ -130,47 +126,6 @@ class OpenSoraContinueVideo(Node):
             except OpenSoraError as error:
                 raise OpenSoraError(f"{error} {file.sentence}") from error
         return io.NodeOutput(finished, images, str(file.path))
-
-
-def _length_inputs() -> list:
-    return [
-        io.Int.Input(
-            "num_frames",
-            default=0,
-            min=0,
-            max=_MAX_FRAMES,
-            tooltip="Length of a segment in frames, 4k+1, with the frames it is given. 0 = as the video, at most 129.",
-        ),
-        io.Int.Input(
-            "context_frames",
-            default=0,
-            min=0,
-            max=_MAX_FRAMES,
-            tooltip="Frames that a segment is given of the one before, 4k+1. 0 = a quarter of its length (33 of 129, as the reference); more = "
-            "smoother, and less that is new.",
-        ),
-        io.String.Input(
-            "filename_prefix",
-            default="latents/open-sora-long",
-            tooltip="Where in the output folder the video is kept, as latents, after every segment. Load Latent reads it from the input folder.",
-        ),
-        inputs.policy("segment", "Of the decode, a segment at a time. "),
-    ]
-
-
-def _prompt_inputs() -> list:
-    return [
-        io.Clip.Input("clip", optional=True, tooltip="T5-XXL and CLIP-L, to encode the prompts below; not needed without them."),
-        io.String.Input(
-            "prompts",
-            multiline=True,
-            dynamic_prompts=True,
-            default="",
-            optional=True,
-            tooltip="New prompts, one per line: line 1 for the first new segment, and so on; the last line holds for the rest. Empty = positive for all.",
-        ),
-        *inputs.decoration("the prompts above", optional=True, advanced=True),
-    ]
 
 
 def _encode(clip, lines: list[str], recipe: TextRecipe, said: tuple[int, int], node_id: str | None) -> list:

@@ -22,35 +22,20 @@ class OpenSoraMaskStrategy(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraMaskStrategy",
-            display_name="Open-Sora Mask Strategy",
             category="Open-Sora/conditioning",
-            description="Lays frames of pictures and clips into a video of Open-Sora 1.1 to 1.3, kept or edited to a degree, by the published six-field grammar.",
             search_aliases=["open sora mask", "mask strategy", "reference", "video editing", "connect", "inpaint frames"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="The encoded prompt; it is copied, never changed."),
-                io.Conditioning.Input("negative", tooltip="The encoded negative prompt; it is copied, never changed."),
-                inputs.vae("The VAE of the model, from Open-Sora Load VAE."),
-                io.Latent.Input("latent", tooltip="The clip to make."),
-                io.String.Input(
-                    "strategy",
-                    default="0",
-                    tooltip="loop,reference,reference start,target start,length,edit;... in latent frames. What is left out at a group's end is "
-                    "0,0,0,0,1,0; starts below 0 count from the end; edit 0 keeps, 1 makes anew. 0 = the first reference begins the video.",
-                ),
-                *(
-                    io.MultiType.Input(
-                        f"reference_{place}",
-                        [io.Image, io.Video],
-                        optional=place > 0,
-                        tooltip=f"Picture or clip number {place}, counted from 0.",
-                    )
-                    for place in range(_MOST)
-                ),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae"),
+                io.Latent.Input("latent"),
+                io.String.Input("strategy", default="0"),
+                *(io.MultiType.Input(f"reference_{place}", [io.Image, io.Video], optional=place > 0) for place in range(_MOST)),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the frames, for Open-Sora Sampler."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the same frames."),
-                io.Latent.Output(display_name="latent", tooltip="The clip that was given, unchanged."),
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
             ],
             hidden=[io.Hidden.unique_id],
         )

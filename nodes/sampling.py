@@ -2,8 +2,6 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.choices import AUTO, EXACT
-from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, notice, run
 from .host.families import family_of
@@ -13,22 +11,14 @@ from .host.node import Node
 def _guidance_inputs() -> list:
     return [
         inputs.text_guidance(),
-        inputs.image_guidance("the video follows its reference picture", " It has no effect without a picture."),
+        inputs.image_guidance(),
         *inputs.oscillation(),
-        io.Boolean.Input(
-            "temporal_ramp",
-            default=Guidance.temporal_ramp,
-            advanced=True,
-            tooltip="On = the released way: image guidance grows from 1 at the first frame to its full scale at the last. Off = the same for all frames.",
-        ),
+        io.Boolean.Input("temporal_ramp", default=Guidance.temporal_ramp, advanced=True),
     ]
 
 
 def _conditioning_inputs() -> list:
-    return [
-        io.Conditioning.Input("positive", tooltip="The encoded prompt, with reference pictures if there are any."),
-        io.Conditioning.Input("negative", tooltip="The encoded negative prompt."),
-    ]
+    return [io.Conditioning.Input("positive"), io.Conditioning.Input("negative")]
 
 
 class OpenSoraScheduler(Node):
@@ -36,28 +26,15 @@ class OpenSoraScheduler(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraScheduler",
-            display_name="Open-Sora Scheduler",
             category="Open-Sora/sampling",
-            description="The noise levels of a run, shifted by the clip's size and length as Open-Sora does, and a model that agrees with them.",
             search_aliases=["open sora sigmas", "flow shift", "sigmas", "model sampling"],
-            inputs=[
-                io.Model.Input("model", tooltip="The Open-Sora model; it is copied, never changed."),
-                io.Latent.Input("latent", tooltip="The clip to make; its size and length set the shift."),
-                inputs.steps(),
-                inputs.shift(),
-                inputs.speed(),
-            ],
+            inputs=[io.Model.Input("model"), io.Latent.Input("latent"), inputs.steps(), inputs.shift(), inputs.speed()],
             hidden=[io.Hidden.unique_id],
-            outputs=[
-                io.Model.Output(
-                    display_name="model", tooltip="The model with its sampling shift set to match, for the guider and for KSampler."
-                ),
-                io.Sigmas.Output(display_name="sigmas", tooltip="Noise levels from 1 (noise) to 0 (video), for SamplerCustomAdvanced."),
-            ],
+            outputs=[io.Model.Output(display_name="model"), io.Sigmas.Output(display_name="sigmas")],
         )
 
     @classmethod
-    def execute(cls, model, latent, steps, shift=SamplingOptions.shift, speed=EXACT) -> io.NodeOutput:
+    def execute(cls, model, latent, steps, shift, speed) -> io.NodeOutput:
         model, sigmas, line = run.shifted(model, latent["samples"], steps, shift, speed)
         notice.show(line, cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(model, sigmas)
@@ -68,21 +45,17 @@ class OpenSoraGuider(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraGuider",
-            display_name="Open-Sora Guider",
             category="Open-Sora/sampling",
-            description="Open-Sora's guidance by prompt and picture for SamplerCustomAdvanced. Only the passes that a step needs are run.",
             search_aliases=["open sora cfg", "image guidance", "three-pass guidance", "dual cfg", "oscillating guidance"],
             inputs=[
-                io.Model.Input("model", tooltip="The Open-Sora model, best from Open-Sora Scheduler."),
+                io.Model.Input("model"),
                 *_conditioning_inputs(),
                 *_guidance_inputs(),
                 inputs.speed(),
                 inputs.solver(),
                 inputs.guidance_curve(),
             ],
-            outputs=[
-                io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced; it puts the reference frames back at the end.")
-            ],
+            outputs=[io.Guider.Output(display_name="guider")],
         )
 
     @classmethod
@@ -93,12 +66,12 @@ class OpenSoraGuider(Node):
         negative,
         text_guidance,
         image_guidance,
-        text_oscillation=Guidance.text_oscillation,
-        image_oscillation=Guidance.image_oscillation,
-        temporal_ramp=Guidance.temporal_ramp,
-        speed=EXACT,
-        solver=AUTO,
-        guidance_curve=AUTO,
+        text_oscillation,
+        image_oscillation,
+        temporal_ramp,
+        speed,
+        solver,
+        guidance_curve,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
         recipe = family_of(model).sampling.chosen(solver)
@@ -110,9 +83,7 @@ class OpenSoraRectifiedFlowSampler(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraRectifiedFlowSampler",
-            display_name="Open-Sora Sampler",
             category="Open-Sora/sampling",
-            description="A whole run in one node: noise, schedule, guidance and Euler steps as Open-Sora 2.0 was released.",
             search_aliases=[
                 "open sora sampler",
                 "ksampler",
@@ -124,10 +95,10 @@ class OpenSoraRectifiedFlowSampler(Node):
                 "采样器",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The Open-Sora model."),
+                io.Model.Input("model"),
                 *_conditioning_inputs(),
-                io.Latent.Input("latent", tooltip="The empty clip; it says size, length and number of videos."),
-                inputs.seed("Number that the noise is drawn from: the same seed and settings give the same video."),
+                io.Latent.Input("latent"),
+                inputs.seed(),
                 inputs.steps(),
                 *_guidance_inputs(),
                 inputs.shift(),
@@ -136,7 +107,7 @@ class OpenSoraRectifiedFlowSampler(Node):
                 inputs.solver(),
                 inputs.guidance_curve(),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The finished clip, for Open-Sora Tiled VAE Decode or VAE Decode.")],
+            outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -151,15 +122,15 @@ class OpenSoraRectifiedFlowSampler(Node):
         steps,
         text_guidance,
         image_guidance,
-        text_oscillation=Guidance.text_oscillation,
-        image_oscillation=Guidance.image_oscillation,
-        temporal_ramp=Guidance.temporal_ramp,
-        shift=SamplingOptions.shift,
-        noise_device=SamplingOptions.noise_device,
-        latent_dtype=SamplingOptions.latent_dtype,
-        speed=EXACT,
-        solver=AUTO,
-        guidance_curve=AUTO,
+        text_oscillation,
+        image_oscillation,
+        temporal_ramp,
+        shift,
+        noise_device,
+        latent_dtype,
+        speed,
+        solver,
+        guidance_curve,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
         options = run.RunInputs(seed, steps, shift, noise_device, latent_dtype, speed, solver)

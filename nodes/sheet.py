@@ -12,27 +12,19 @@ class OpenSoraContactSheet(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraContactSheet",
-            display_name="Open-Sora Contact Sheet",
             category="Open-Sora/video",
-            description="Lays the videos of a batch side by side, each with its number, to choose one of them: as one video, so that movement is seen.",
             search_aliases=["open sora grid", "contact sheet", "compare seeds", "drafts", "video grid"],
             inputs=[
-                io.Image.Input(
-                    "images", tooltip="The frames of all videos, one video after the other, as a decode of the latent gives them."
-                ),
-                io.Latent.Input("latent", tooltip="The latent that they were decoded from; it says how many videos there are."),
-                io.Int.Input("columns", default=0, min=0, max=16, tooltip="Videos in a row. 0 = as near to a square as it can be."),
-                io.Boolean.Input(
-                    "numbers",
-                    default=True,
-                    tooltip="On = each shows its batch_index, for Get Latent From Batch (0 is the first). Off = none.",
-                ),
+                io.Image.Input("images"),
+                io.Latent.Input("latent"),
+                io.Int.Input("columns", default=0, min=0, max=16),
+                io.Boolean.Input("numbers", default=True),
             ],
-            outputs=[io.Image.Output(display_name="sheet", tooltip="The frames of one video that shows all, for Create Video.")],
+            outputs=[io.Image.Output(display_name="sheet")],
         )
 
     @classmethod
-    def execute(cls, images, latent, columns=0, numbers=True) -> io.NodeOutput:
+    def execute(cls, images, latent, columns, numbers) -> io.NodeOutput:
         number = latent["samples"].shape[0]
         if images.ndim != 4 or images.shape[-1] < 3 or images.shape[0] % number:
             raise OpenSoraError(

@@ -2,9 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.choices import AUTO, UNCONDITIONALS
+from ..opensora_core.choices import UNCONDITIONALS
 from ..opensora_core.families.table import DEFAULT
-from ..opensora_core.text.prompt_1x import CAMERA_MOTIONS
 from ..opensora_core.text.recipe import TextRecipe, Unread
 from .host import inputs, keep, paths, prompts, shared, text
 from .host.condition import FPS_KEY, NULL_KEY, marked, nothing
@@ -25,36 +24,15 @@ class OpenSoraTextEncoderLoader(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraTextEncoderLoader",
-            display_name="Open-Sora Load Text Encoders",
             category="Open-Sora/loaders",
-            description="Loads T5-XXL and CLIP-L, the files that Flux uses, so that Open-Sora reads prompts exactly as it was trained to.",
             search_aliases=["open sora clip", "t5 loader", "dual clip loader", "text encoder", "文本编码器"],
             inputs=[
-                io.Combo.Input(
-                    "t5_name",
-                    options=paths.choices(FOLDER, "t5"),
-                    tooltip="The T5 v1.1 XXL encoder in models/text_encoders, for instance t5xxl_fp16.safetensors.",
-                ),
-                io.Combo.Input(
-                    "clip_l_name",
-                    options=_with_none(paths.choices(FOLDER, "clip")),
-                    tooltip="The CLIP-L text encoder in models/text_encoders, for instance clip_l.safetensors; none (T5 alone) for models that "
-                    "read no CLIP, such as Open-Sora 1.2.",
-                ),
-                inputs.choice(
-                    "precision",
-                    text.PRECISIONS,
-                    tooltip="How the weights are held. auto = as stored in the files; bf16 = 9.5 GB for T5; fp8_e4m3fn or int8 = 4.8 GB, slightly less exact; "
-                    "nf4 = 2.9 GB, less exact, experimental.",
-                ),
-                inputs.choice(
-                    "device",
-                    text.DEVICES,
-                    advanced=True,
-                    tooltip="Where prompts are encoded. auto = where ComfyUI would; cpu = keep the GPU's memory free (slow).",
-                ),
+                io.Combo.Input("t5_name", options=paths.choices(FOLDER, "t5")),
+                io.Combo.Input("clip_l_name", options=_with_none(paths.choices(FOLDER, "clip"))),
+                inputs.choice("precision", text.PRECISIONS),
+                inputs.choice("device", text.DEVICES, advanced=True),
             ],
-            outputs=[io.Clip.Output(display_name="clip", tooltip="T5 and CLIP-L together; plain CLIPTextEncode works with it too.")],
+            outputs=[io.Clip.Output(display_name="clip")],
         )
 
     @classmethod
@@ -63,7 +41,7 @@ class OpenSoraTextEncoderLoader(Node):
         return [*paths.stamp(FOLDER, t5_name, paths.T5), *clip_l, precision, device]
 
     @classmethod
-    def execute(cls, t5_name, clip_l_name, precision, device=AUTO) -> io.NodeOutput:
+    def execute(cls, t5_name, clip_l_name, precision, device) -> io.NodeOutput:
         named = ((t5_name, paths.T5), (clip_l_name, paths.CLIP))
         files = [None if name == T5_ALONE else paths.model_file(FOLDER, name, part) for name, part in named]
         clip = shared.shared_text_encoders(*files, precision, device)
@@ -77,9 +55,7 @@ class OpenSoraT5TextEncode(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraT5TextEncode",
-            display_name="Open-Sora Text Encode",
             category="Open-Sora/conditioning",
-            description="Encodes a prompt and a negative prompt as Open-Sora 2.0 does: 512 T5 tokens, CLIP-L pooled, and sentences for frame rate and motion.",
             search_aliases=[
                 "open sora prompt",
                 "clip text encode",
@@ -90,79 +66,27 @@ class OpenSoraT5TextEncode(Node):
                 "文生视频",
             ],
             inputs=[
-                inputs.text_encoders(),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    tooltip="What the video shows, in full sentences. Up to 512 tokens; brackets are plain text here, not weights.",
-                ),
-                io.String.Input(
-                    "negative_prompt",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default="",
-                    tooltip="What to move away from. Empty is neutral and is how the model was trained.",
-                ),
+                io.Clip.Input("clip"),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True),
+                io.String.Input("negative_prompt", multiline=True, dynamic_prompts=True, default=""),
                 *inputs.decoration(),
-                io.Boolean.Input(
-                    "keep_encoded",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="On = keep what these prompts became (8 MB each, 256 MiB in all) until ComfyUI ends, so that using one again needs no text "
-                    "encoder. Off = ComfyUI's own caching only.",
-                ),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The model that is to read the prompt; it says with how many tokens, and in which words scores are told. None = Open-Sora 2.0.",
-                ),
-                io.Float.Input(
-                    "aesthetic_score",
-                    default=-1.0,
-                    min=-1.0,
-                    max=10.0,
-                    step=0.1,
-                    optional=True,
-                    tooltip="How good the video looks, said to Open-Sora 1.2 and 1.3: 0 to 10. -1 = the model's own way (6.5 for 1.2); 0 leaves it out.",
-                ),
-                io.String.Input(
-                    "camera_motion",
-                    default="",
-                    optional=True,
-                    tooltip=f"Said to Open-Sora 1.2 and 1.3: {', '.join(CAMERA_MOTIONS)}. Empty leaves it out.",
-                ),
-                inputs.choice(
-                    "unconditional",
-                    UNCONDITIONALS,
-                    optional=True,
-                    advanced=True,
-                    tooltip="What the prompt is guided against. encoded = the negative prompt, also an empty one; zero = nothing at all, as CogVideoX's "
-                    "authors do it; auto = the model's own way.",
-                ),
+                io.Boolean.Input("keep_encoded", default=False, optional=True, advanced=True),
+                io.Model.Input("model", optional=True),
+                io.Float.Input("aesthetic_score", default=-1.0, min=-1.0, max=10.0, step=0.1, optional=True),
+                io.String.Input("camera_motion", default="", optional=True),
+                inputs.choice("unconditional", UNCONDITIONALS, optional=True, advanced=True),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The encoded prompt."),
-                io.Conditioning.Output(display_name="negative", tooltip="The encoded negative prompt, without added sentences."),
-                io.String.Output(display_name="text", tooltip="The prompt as it was encoded, with its added sentences."),
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.String.Output(display_name="text"),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls,
-        clip,
-        prompt,
-        negative_prompt,
-        motion_score,
-        fps,
-        keep_encoded=False,
-        model=None,
-        aesthetic_score=-1.0,
-        camera_motion="",
-        unconditional=AUTO,
+        cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded, aesthetic_score, camera_motion, unconditional, model=None
     ) -> io.NodeOutput:
         family = DEFAULT if model is None else family_of(model)
         scores = {

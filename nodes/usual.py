@@ -27,23 +27,18 @@ class OpenSoraDefaults(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraDefaults",
-            display_name="Open-Sora Defaults",
             category="Open-Sora/sampling",
-            description="The numbers that the model plugged in was released with: steps, guidance, size, length and rate.",
             search_aliases=["open sora settings", "recommended settings", "steps", "cfg"],
-            inputs=[io.Model.Input("model", tooltip="The model whose numbers are wanted.")],
+            inputs=[io.Model.Input("model")],
             outputs=[
-                io.Int.Output(display_name="steps", tooltip="Number of steps."),
-                io.Float.Output(display_name="text_guidance", tooltip="Guidance by the prompt."),
-                io.Float.Output(display_name="image_guidance", tooltip="Guidance by what is given; 1 where the model knows none."),
-                io.Int.Output(display_name="width", tooltip="Width in pixels."),
-                io.Int.Output(display_name="height", tooltip="Height in pixels."),
-                io.Int.Output(display_name="frames", tooltip="Length in frames."),
-                io.Float.Output(display_name="fps", tooltip="Frames per second."),
-                io.Sampler.Output(
-                    display_name="sampler",
-                    tooltip="The model's own steps, for SamplerCustomAdvanced with Open-Sora Guider: given frames and learned variance of 1.x need them.",
-                ),
+                io.Int.Output(display_name="steps"),
+                io.Float.Output(display_name="text_guidance"),
+                io.Float.Output(display_name="image_guidance"),
+                io.Int.Output(display_name="width"),
+                io.Int.Output(display_name="height"),
+                io.Int.Output(display_name="frames"),
+                io.Float.Output(display_name="fps"),
+                io.Sampler.Output(display_name="sampler"),
             ],
         )
 
@@ -59,9 +54,7 @@ class OpenSoraEmptyLatent(Node):
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraEmptyLatent",
-            display_name="Open-Sora Empty Latent",
             category="Open-Sora/latents",
-            description="An empty clip for the model plugged in, in one of its own sizes and lengths.",
             search_aliases=[
                 "open sora size",
                 "open-sora resolution",
@@ -76,30 +69,22 @@ class OpenSoraEmptyLatent(Node):
                 "文生视频",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The model the clip is for; it says which sizes and lengths there are."),
-                inputs.choice(
-                    "size",
-                    (AUTO, *SIZES, CUSTOM),
-                    tooltip="auto = the model's usual size; a name that the model lacks is refused with a list of its own; custom = width and height below.",
-                ),
-                inputs.choice("aspect_ratio", RATIOS, tooltip="Width : height of the picture, with a named size."),
-                io.String.Input(
-                    "length", default="", tooltip="Frames, such as 51, or seconds, such as 4s; empty = the model's usual length."
-                ),
+                io.Model.Input("model"),
+                inputs.choice("size", (AUTO, *SIZES, CUSTOM)),
+                inputs.choice("aspect_ratio", RATIOS),
+                io.String.Input("length", default=""),
                 *(
-                    io.Int.Input(
-                        name, default=default, min=8, max=geometry.LARGEST[name], tooltip=f"{name.title()} in pixels, with size custom."
-                    )
+                    io.Int.Input(name, default=default, min=8, max=geometry.LARGEST[name])
                     for name, default in (("width", 426), ("height", 240))
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of videos made at once; each has its own noise."),
+                inputs.batch_size(),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The empty clip, for a sampler."),
-                io.Int.Output(display_name="width", tooltip="Width of the video in pixels."),
-                io.Int.Output(display_name="height", tooltip="Height of the video in pixels."),
-                io.Int.Output(display_name="frames", tooltip="Length of the video in frames."),
-                io.Float.Output(display_name="fps", tooltip="Frames per second to save the video at."),
+                io.Latent.Output(display_name="latent"),
+                io.Int.Output(display_name="width"),
+                io.Int.Output(display_name="height"),
+                io.Int.Output(display_name="frames"),
+                io.Float.Output(display_name="fps"),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""Inputs that several nodes have, so that each idea has one name, one range and one wording; and what is asked of them before a run.
+"""Inputs that several nodes have, so that each idea has one name and one range; and what is asked of them before a run.
 
 A node's ids, names, defaults and order are frozen once they have landed: what is said here changes every node that uses it.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from comfy_api.latest import io
 
 from ...opensora_core import geometry
-from ...opensora_core.choices import CURVES, DEFAULT_BUDGET_GIB, DTYPES, FITS, NOISE_DEVICES, POLICIES, SOLVERS, SPEEDS
+from ...opensora_core.choices import CURVES, DEFAULT_BUDGET_GIB, DTYPES, NOISE_DEVICES, POLICIES, SOLVERS, SPEEDS
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling.guidance import Guidance
@@ -19,198 +19,94 @@ from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE, MOTION_SCORE_R
 _SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
 
 
-def choice(name: str, options: Sequence[str], tooltip: str, default: str = "", **place) -> io.Combo.Input:
+def choice(name: str, options: Sequence[str], default: str = "", **place) -> io.Combo.Input:
     """One of the options, by default the first."""
-    return io.Combo.Input(name, options=list(options), default=default or options[0], tooltip=tooltip, **place)
+    return io.Combo.Input(name, options=list(options), default=default or options[0], **place)
 
 
-def budget(tooltip: str, **place) -> io.Float.Input:
+def budget(**place) -> io.Float.Input:
     """GiB of weights on the device in the offload mode budget."""
-    return io.Float.Input("budget_gib", default=DEFAULT_BUDGET_GIB, min=0.1, max=1024.0, step=0.5, tooltip=tooltip, **place)
+    return io.Float.Input("budget_gib", default=DEFAULT_BUDGET_GIB, min=0.1, max=1024.0, step=0.5, **place)
 
 
-def vae(tooltip: str = "The HunyuanVideo VAE, from Open-Sora Load VAE or Load VAE.") -> io.Vae.Input:
-    return io.Vae.Input("vae", tooltip=tooltip)
-
-
-def text_encoders() -> io.Clip.Input:
-    return io.Clip.Input("clip", tooltip="T5-XXL and CLIP-L, from Open-Sora Load Text Encoders or from DualCLIPLoader with type flux.")
-
-
-def seed(tooltip: str) -> io.Int.Input:
+def seed() -> io.Int.Input:
     """The seed of a run, which the host offers to change after each."""
-    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True)
 
 
-def steps(of: str = "Number of steps") -> io.Int.Input:
-    return io.Int.Input("steps", default=50, min=1, max=geometry.LARGEST["num_steps"], tooltip=f"{of}. The released default is 50.")
+def steps() -> io.Int.Input:
+    return io.Int.Input("steps", default=50, min=1, max=geometry.LARGEST["num_steps"])
 
 
-def speed(of: str = "run") -> io.Combo.Input:
+def speed() -> io.Combo.Input:
     """How many of the released steps are computed."""
-    return choice(
-        "speed",
-        SPEEDS,
-        optional=True,
-        tooltip=f"exact = every step of the {of}. balanced, fast, draft = a plan of 20, 12 or 9 of the 50 released steps, each with the mean guidance of "
-        "those it stands for; steps is then not read. Near exact by measurement on the built-in model; Open-Sora Calibrate says how near on yours.",
-    )
+    return choice("speed", SPEEDS, optional=True)
 
 
 def solver() -> io.Combo.Input:
     """What walks a run's steps, of the models that know several."""
-    return choice(
-        "solver",
-        SOLVERS,
-        optional=True,
-        advanced=True,
-        tooltip="auto = the model's own: euler of Open-Sora, ddim of CogVideoX 2B, dpm of CogVideoX 5B and 1.5; a CogVideoX takes ddim or dpm.",
-    )
+    return choice("solver", SOLVERS, optional=True, advanced=True)
 
 
 def guidance_curve() -> io.Combo.Input:
     """How text guidance goes over the steps."""
-    return choice(
-        "guidance_curve",
-        CURVES,
-        optional=True,
-        advanced=True,
-        tooltip="How text guidance goes over the steps. auto = released with solver dpm of CogVideoX, else constant. released = CogVideoX's dynamic "
-        "guidance as published, which jumps; by index = the smooth ramp that its formula means, from 1 to 1 more than the scale.",
-    )
+    return choice("guidance_curve", CURVES, optional=True, advanced=True)
 
 
 def text_guidance(**place) -> io.Float.Input:
-    return io.Float.Input(
-        "text_guidance",
-        default=Guidance.text,
-        tooltip="How strongly the video follows the prompt against the negative prompt. 1 = neutral (the negative prompt is not used); the released "
-        "default is 7.5.",
-        **_SCALE,
-        **place,
-    )
+    return io.Float.Input("text_guidance", default=Guidance.text, **_SCALE, **place)
 
 
-def image_guidance(follows: str, more: str = "", **place) -> io.Float.Input:
-    """follows: what follows what, for the tooltip."""
-    tooltip = f"How strongly {follows}. 1 = neutral; the released default is 3.{more}"
-    return io.Float.Input("image_guidance", default=Guidance.image, tooltip=tooltip, **_SCALE, **place)
+def image_guidance(**place) -> io.Float.Input:
+    return io.Float.Input("image_guidance", default=Guidance.image, **_SCALE, **place)
 
 
 def oscillation() -> list:
     """Two switches: whether text and image guidance fall to 1 on every odd step."""
     return [
-        io.Boolean.Input(
-            "text_oscillation",
-            default=Guidance.text_oscillation,
-            advanced=True,
-            tooltip="On = the released way: from step 10, every odd step runs at text guidance 1, which is faster. Off = the full scale at every step.",
-        ),
-        io.Boolean.Input(
-            "image_oscillation",
-            default=Guidance.image_oscillation,
-            advanced=True,
-            tooltip="On = the released way: from step 10, every odd step runs at image guidance 1. Off = the full scale at every step.",
-        ),
+        io.Boolean.Input("text_oscillation", default=Guidance.text_oscillation, advanced=True),
+        io.Boolean.Input("image_oscillation", default=Guidance.image_oscillation, advanced=True),
     ]
 
 
-def shift(of: str = "clip") -> io.Float.Input:
-    return io.Float.Input(
-        "shift",
-        default=SamplingOptions.shift,
-        min=0.0,
-        max=100.0,
-        step=0.01,
-        advanced=True,
-        tooltip=f"How long the run stays near noise. 0 = from the {of}'s size and length, as released (5.73 at 256px, 11.87 at 768px, 129 frames); "
-        "1 = equal steps.",
-    )
+def shift() -> io.Float.Input:
+    return io.Float.Input("shift", default=SamplingOptions.shift, min=0.0, max=100.0, step=0.01, advanced=True)
 
 
-def exactness(of: str = "clip") -> list:
+def exactness() -> list:
     """Where noise is drawn, and how latents are kept between steps."""
-    return [
-        choice(
-            "noise_device",
-            NOISE_DEVICES,
-            advanced=True,
-            tooltip="Where noise is drawn. cpu = the same for a seed on every machine; gpu = as the reference does, with bf16 latents.",
-        ),
-        choice(
-            "latent_dtype",
-            DTYPES,
-            advanced=True,
-            tooltip=f"How the {of} is kept between steps. fp32 = exact; bf16 = rounded, as the reference does.",
-        ),
-    ]
+    return [choice("noise_device", NOISE_DEVICES, advanced=True), choice("latent_dtype", DTYPES, advanced=True)]
 
 
-def decoration(where: str = "the prompt", **place) -> list:
+def decoration(**place) -> list:
     """What is said to the model behind a prompt: how much moves, and the frame rate."""
     return [
-        io.Int.Input(
-            "motion_score",
-            default=MOTION_SCORE,
-            min=0,
-            max=MOTION_SCORE_RANGE[1],
-            tooltip=f"How much moves, said in {where}: 1 (almost still) to 15 (wild). 4 is the released default; 0 leaves the sentence out.",
-            **place,
-        ),
-        io.Int.Input(
-            "fps",
-            default=SamplingOptions.fps,
-            min=0,
-            max=FPS_RANGE[1],
-            tooltip=f"Frames per second, said in {where}. 24 is the released default; 0 leaves the sentence out. It does not change the video's length.",
-            **place,
-        ),
+        io.Int.Input("motion_score", default=MOTION_SCORE, min=0, max=MOTION_SCORE_RANGE[1], **place),
+        io.Int.Input("fps", default=SamplingOptions.fps, min=0, max=FPS_RANGE[1], **place),
     ]
 
 
-def fit(of: str, **place) -> io.Combo.Input:
-    return choice(
-        "fit",
-        FITS,
-        tooltip=f"How a {of} of another shape is fitted: crop = cover and cut the middle, as in training; pad = black bars; stretch.",
-        **place,
-    )
-
-
-def policy(of: str = "clip", lead: str = "") -> io.Combo.Input:
+def policy() -> io.Combo.Input:
     """How a clip is decoded where memory is short."""
-    return choice(
-        "policy",
-        POLICIES,
-        tooltip=f"{lead}auto = whole {of} in time, with its activations in RAM if the GPU has too little memory, else temporal tiles, and "
-        "says so; exact = never temporal tiles; low_memory = temporal tiles at once.",
-    )
+    return choice("policy", POLICIES)
 
 
-def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL, of: str = "", more: str = "") -> list:
-    """Width and height in pixels; of and more: for the tooltips."""
+def batch_size() -> io.Int.Input:
+    return io.Int.Input("batch_size", default=1, min=1, max=64)
+
+
+def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL) -> list:
+    """Width and height in pixels."""
     multiple = grid.size_multiple
     return [
-        io.Int.Input(
-            name,
-            default=default,
-            min=multiple,
-            max=geometry.LARGEST[name],
-            step=multiple,
-            tooltip=f"{name.title()}{of} in pixels, a multiple of {multiple}.{more}",
-        )
+        io.Int.Input(name, default=default, min=multiple, max=geometry.LARGEST[name], step=multiple)
         for name, default in (("width", width), ("height", height))
     ]
 
 
-def length(of: str = "the video", unset: str = "num_frames") -> io.String.Input:
+def length() -> io.String.Input:
     """How long a video is, in frames or in seconds; `frames_of` reads it."""
-    return io.String.Input(
-        "length",
-        default="",
-        optional=True,
-        tooltip=f"Length of {of} in seconds (5s, at 24 frames a second, to the nearest that there is) or in frames (129). Empty = {unset}.",
-    )
+    return io.String.Input("length", default="", optional=True)
 
 
 def frames_of(

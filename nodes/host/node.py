@@ -1,4 +1,5 @@
-"""What every node of this pack has in common: its inputs are checked by the node itself, against its own schema, before it does anything.
+"""What every node of this pack has in common: its texts are those of locales/en/nodeDefs.json, and its inputs are checked by the node
+itself, against its own schema, before it does anything.
 
 The host checks what stands in a prompt, but not what comes over a wire, nor the limits of an input that a node's `validate_inputs` asks
 for; and it lets NaN through. So each limit holds here once more. An input with a default may be left out of a prompt.
@@ -6,9 +7,11 @@ for; and it lets NaN through. So each limit holds here once more. An input with 
 
 import functools
 import inspect
+import json
 import math
 import numbers
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,6 +19,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...opensora_core.errors import OpenSoraError
 
+_TEXTS = Path(__file__).parents[2] / "locales" / "en" / "nodeDefs.json"
 _SHOWN = 60  # characters of a value in a sentence
 _LONGEST_NUMBER = 40  # digits
 _LEAST = {"budget_gib": 0}  # where less than a widget offers is possible
@@ -31,7 +35,7 @@ class Node(io.ComfyNode):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        for name, checked in (("execute", _executed), ("validate_inputs", _validated), ("fingerprint_inputs", _completed)):
+        for name, checked in _WRAPPERS.items():
             own = getattr(vars(cls).get(name), "__func__", None)  # the host copies a class with its methods for every call
             if own is not None and not hasattr(own, "__wrapped__") and not _takes_anything(own):
                 setattr(cls, name, classmethod(checked(own)))
@@ -44,6 +48,29 @@ class Node(io.ComfyNode):
         left_out = {name: entry for name, entry in required.items() if len(entry) > 1 and entry[1].get("default") is not None}
         kept = {name: entry for name, entry in required.items() if name not in left_out}
         return {**found, "required": kept, "optional": {**left_out, **found.get("optional", {})}}
+
+
+@functools.cache
+def _texts() -> dict:
+    return json.loads(_TEXTS.read_text(encoding="utf-8"))
+
+
+def _worded(own: Callable) -> Callable:
+    """A schema with its texts: the node's name and description, and the tooltips. What the schema says itself holds."""
+
+    @functools.wraps(own)
+    def define_schema(cls):
+        schema = own(cls)
+        texts = _texts().get(schema.node_id, {})
+        schema.display_name = schema.display_name or texts.get("display_name")
+        schema.description = schema.description or texts.get("description", "")
+        named = [(texts.get("inputs", {}).get(item.id, {}), item) for item in schema.inputs]
+        named += [(texts.get("outputs", {}).get(str(place), {}), item) for place, item in enumerate(schema.outputs)]
+        for text, item in named:
+            item.tooltip = item.tooltip or text.get("tooltip")
+        return schema
+
+    return define_schema
 
 
 def wrong_value(item: io.Input, value) -> str:
@@ -163,6 +190,9 @@ def _named(signature: inspect.Signature, cls, args: tuple) -> dict[str, Any]:
 def _takes_anything(own: Callable) -> bool:
     """Whether a method takes anything: that of a node that will not run (selftest.refusing)."""
     return [one.kind for one in inspect.signature(own).parameters.values()][1:] == [inspect.Parameter.VAR_KEYWORD]
+
+
+_WRAPPERS = {"define_schema": _worded, "execute": _executed, "validate_inputs": _validated, "fingerprint_inputs": _completed}
 
 
 class _Refusals(str):

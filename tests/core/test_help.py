@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from demo import comfy, help_pages, host_record
+from opensora_core.text.prompt_1x import CAMERA_MOTIONS
 
 NODES = {name: info for name, info in host_record.read()["nodes"].items() if name.startswith("OpenSora")}
 LANGUAGES = tuple(help_pages.WORDS)
@@ -98,6 +99,10 @@ def test_translation_is_complete(node_id, language):
 
 def test_english_texts_are_the_schemas():
     assert help_pages.texts("en") == host_record.english(NODES)
+
+
+def test_the_tooltip_names_every_camera_motion():
+    assert ", ".join(CAMERA_MOTIONS) in help_pages.texts("en")["OpenSoraT5TextEncode"]["inputs"]["camera_motion"]["tooltip"]
 
 
 def test_translations_name_only_nodes_that_are_there():
