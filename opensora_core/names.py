@@ -40,13 +40,9 @@ def shown(path: str | Path) -> str:
 
 
 def check_name(path: str | Path, what: str) -> Path:
-    """A path that can be written, on this system and where it may be copied to.
+    """A path that can be written, on this system and where it may be copied to. what: for the sentence, such as "--out".
 
-    Args:
-        what: for the sentence, such as "--out".
-
-    Raises:
-        OpenSoraError: an address, the name of a device, or characters that no file has in its name.
+    Raises an OpenSoraError for an address, the name of a device, or characters that no file has in its name.
     """
     text = str(path)
     try:
@@ -78,8 +74,7 @@ def taken_by(path: Path) -> Path | None:
 class Claim:
     """A name that nobody else writes to until it is released. A context manager.
 
-    Attributes:
-        path: what was claimed. file: where it says so. text: what it says, in which no two claims agree.
+    path: what was claimed. file: where it says so. text: what it says, in which no two claims agree.
     """
 
     path: Path
@@ -108,11 +103,7 @@ class Claim:
 
 
 def claim(path: Path) -> Claim | None:
-    """Claim a name; None if somebody who is at work has it.
-
-    Raises:
-        OSError: nothing can be written there.
-    """
+    """Claim a name; None if somebody who is at work has it."""
     file = path.with_name(f"{path.stem if path.suffix.lower() in TOGETHER else path.name}.claim")
     about = {"host": platform.node(), "process": os.getpid(), "time": time.time(), "system": _SYSTEM, "token": uuid.uuid4().hex}
     made = Claim(path, file, json.dumps(about).encode())
@@ -133,8 +124,7 @@ def claim(path: Path) -> Claim | None:
 def claim_unused(path: Path, candidate: Callable[[int], Path] | None = None) -> Claim:
     """Claim `path`, or the first numbered one of it that neither a file nor anybody at work has.
 
-    Args:
-        candidate: what to try instead, by its number from 0.
+    candidate: what to try instead, by its number from 0.
     """
     for number in count():
         wanted = numbered(path, number) if candidate is None else candidate(number)
@@ -151,11 +141,7 @@ def claim_unused(path: Path, candidate: Callable[[int], Path] | None = None) -> 
 
 @contextmanager
 def one_at_a_time(path: Path, patience: float = 60.0) -> Iterator[None]:
-    """Let one process at a time read and replace a file.
-
-    Raises:
-        OSError: another process has had it for `patience` seconds.
-    """
+    """Let one process at a time read and replace a file. Raises an OSError if another has had it for `patience` seconds."""
     began, wait = time.monotonic(), 0.01
     while (made := claim(path)) is None:
         if time.monotonic() - began > patience:
@@ -192,8 +178,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 def sweep(folder: Path) -> list[Path]:
     """Delete unfinished files and claims in a folder whose process is gone; of other machines, files that nothing was written to for an hour.
 
-    Returns:
-        What was deleted.
+    Returns what was deleted.
     """
     gone = []
     for file in folder.glob(".*.partial"):

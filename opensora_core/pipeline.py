@@ -212,10 +212,7 @@ class OpenSoraPipeline:
     def use_group(self, group: Group) -> "OpenSoraPipeline":
         """Make videos together with other processes, which have the same files and options; see parallel/group.py.
 
-        The first process is called as usual; the others call `help` instead, and end with the group.
-
-        Raises:
-            OpenSoraError: more processes than this model can be shared out over.
+        The first process is called as usual; the others call `help` instead, and end with the group. A model can be shared out over so many and no more.
         """
         check_size(self.files, group.size)
         self._networks.video_vae.group = group
@@ -227,15 +224,7 @@ class OpenSoraPipeline:
         do_share(self._networks)
 
     def load_lora(self, path: str | Path, strength: float = 1.0) -> "OpenSoraPipeline":
-        """Add a LoRA to the transformer, after those added before.
-
-        Args:
-            path: a LoRA file or PEFT folder.
-            strength: factor on its change; 1 is the file's own.
-
-        Raises:
-            OpenSoraError: not a finite strength, or no LoRA for this model.
-        """
+        """Add a LoRA file or PEFT folder to the transformer, after those added before. strength: a finite factor on its change; 1 is the file's own."""
         strength = finite("strength", strength)
         self.lora_notes.append(check_lora(self.files, path))
         self._networks.add_lora(Path(path), strength)
@@ -244,11 +233,7 @@ class OpenSoraPipeline:
     def load_flux(self, dit: str | Path, vae: str | Path) -> "OpenSoraPipeline":
         """Add Flux.1, which draws the picture that a video begins with. No weight is read.
 
-        Args:
-            dit: flux1-dev or flux1-schnell as released. vae: ae.safetensors. T5 and CLIP are the pipeline's own.
-
-        Raises:
-            OpenSoraError: a file that is something else, or reads other encoders.
+        dit: flux1-dev or flux1-schnell as released. vae: ae.safetensors. T5 and CLIP are the pipeline's own.
         """
         flux = PictureNetworks(dit, vae, self._networks.placement, self._networks.quantised)
         of_both = "; picture and video are made of one prompt, read by the same encoders."
@@ -457,20 +442,13 @@ class OpenSoraPipeline:
     def decode(self, latents: Tensor, progress: StageProgress | None = None) -> list[list[numpy.ndarray]]:
         """Frames of finished latents, as `.frames` of a result; for latents that an earlier decode had no memory for.
 
-        Args:
-            latents: [B, C, T, H, W], in the transformer's scale, as `.latents` of a result.
-
-        Raises:
-            DecodeOutOfMemory: memory ran out, whatever the decode policy could do.
+        latents: [B, C, T, H, W], in the transformer's scale, as `.latents` of a result.
+        Raises a DecodeOutOfMemory where memory ran out, whatever the decode policy could do.
         """
         return decode_latents(self._networks, latents, Watchers(progress=progress).stage("decode"))[0]
 
     def frames_of(self, latents: Tensor) -> tuple[int, int, int]:
-        """(frames, height, width) of the video that latents [B, C, T, H, W] decode to.
-
-        Raises:
-            OpenSoraError: they are of another model than this one's VAE.
-        """
+        """(frames, height, width) of the video that latents [B, C, T, H, W] decode to. Raises an OpenSoraError if they are of another model."""
         vae = sizes_of_files(vae=self.files.vae).vae
         if latents.shape[1] != vae.latents.channels:
             raise OpenSoraError(
@@ -484,19 +462,11 @@ class OpenSoraPipeline:
         return self.files.family.check_longer().continuation(video_length, num_frames, context_frames, self.files.grid)
 
     def check_files(self) -> None:
-        """Compare the parts by their headers and find the tokenizers, once; every call does so first.
-
-        Raises:
-            OpenSoraError: a part is something else, or of another model than the others.
-        """
+        """Compare the parts by their headers and find the tokenizers, once; every call does so first."""
         self._networks.check_files()
 
     def use_plans(self, folder: str | Path) -> "OpenSoraPipeline":
-        """Look for calibrated plans of a speed in a folder of one's own first, as `calibrate` wrote them.
-
-        Raises:
-            OpenSoraError: no such folder.
-        """
+        """Look for calibrated plans of a speed in a folder of one's own first, as `calibrate` wrote them."""
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise OpenSoraError(f"{folder} is no folder; plans are looked for in one, as calibrate writes them.")

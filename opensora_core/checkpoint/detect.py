@@ -19,13 +19,10 @@ from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, bare_shapes, dim
 class Identity:
     """What a file is.
 
-    Attributes:
-        kind: one word for code: a row's kind, or "t5", "lora", "unknown" and so on.
-        title: for people; fits after "is".
-        place: for people, "which ...": where it belongs; may be empty.
-        prefix: what stands before every key of the model in the file.
-        slot: the file of a model's folder that it can be, one of those of `require`; "" for none.
-        row: of a model that this library builds; None otherwise. config, layout: its sizes, and how the file keeps it.
+    kind: one word for code: a row's kind, or "t5", "lora", "unknown" and so on. title: for people; fits after "is".
+    place: for people, "which ...": where it belongs; may be empty. prefix: what stands before every key of the model in the file.
+    slot: the file of a model's folder that it can be, one of those of `require`; "" for none.
+    row: of a model that this library builds; None otherwise. config, layout: its sizes, and how the file keeps it.
     """
 
     kind: str
@@ -156,14 +153,9 @@ _SLOTS = {
 
 
 def identify(shapes: Shapes) -> Identity:
-    """Say what a file is.
+    """Say what a file is; kind "unknown" where no table line fits. Never raises.
 
-    Args:
-        shapes: shape of every tensor in the file, by its key. Two-dimensional quantised weights may show
-            half their columns.
-
-    Returns:
-        An Identity; kind "unknown" where no table line fits. Never raises.
+    shapes: of every tensor in the file, by its key. Two-dimensional quantised weights may show half their columns.
     """
     if any(mark in key for key in shapes for mark in _LORA_MARKS) or any(key.endswith(_LORA_ENDS) for key in shapes):
         return Identity("lora", "a LoRA", "which is applied to a loaded model (models/loras in ComfyUI)", slot="lora")
@@ -179,15 +171,7 @@ def identify(shapes: Shapes) -> Identity:
 
 
 def require(identity: Identity, slot: str, name: str) -> Identity:
-    """Return the identity if it fits the slot, else say what the file is and what the slot needs.
-
-    Args:
-        slot: "transformer", "vae", "t5", "clip", "flux", "flux_vae" or "lora".
-        name: the file's name, for the sentence.
-
-    Raises:
-        CheckpointError: the file is something else.
-    """
+    """Return the identity if it fits the slot; a CheckpointError says what the file is and what the slot needs. name: the file's, for the sentence."""
     if identity.slot == slot:
         return identity
     place = f", {identity.place}" if identity.place else ""

@@ -77,12 +77,8 @@ class TensorInfo(NamedTuple):
 class Header:
     """What a weights file says about itself, without its data.
 
-    Attributes:
-        format: "safetensors" or "torch".
-        tensors: by key, in file order.
-        metadata: the safetensors header's own strings; empty for torch files.
-        num_bytes: size of the file.
-        parts: of a network in several files, the header of each; the other attributes are then those of all together.
+    format: "safetensors" or "torch". tensors: by key, in file order. metadata: the safetensors header's own strings; empty for torch files.
+    num_bytes: size of the file. parts: of a network in several files, the header of each; the other attributes are then those of all together.
     """
 
     path: Path
@@ -126,8 +122,7 @@ class Header:
 def read_header(path: str | Path) -> Header:
     """Names, shapes, dtypes and metadata of a weights file; its data is not read.
 
-    Raises:
-        CheckpointError: the file is missing, a directory, empty, truncated, damaged or not weights at all.
+    Raises a CheckpointError for what is missing, a directory, empty, truncated, damaged or not weights at all.
     """
     path = Path(path)
     _check_exists(path)
@@ -149,11 +144,7 @@ def read_header(path: str | Path) -> Header:
 def read_network(path: str | Path) -> Header:
     """The header of a network: of its file, or of its shards read as one file.
 
-    Args:
-        path: a file; or of a network in several files their folder, their index (.index.json) or any one of them.
-
-    Raises:
-        CheckpointError: nothing is there, a shard is missing, or a file is damaged.
+    path: a file; or of a network in several files their folder, their index (.index.json) or any one of them.
     """
     path = Path(path).expanduser()
     files = network_files(path)
@@ -218,8 +209,7 @@ def as_one(path: Path, parts: list[Header]) -> Header:
 def merged_metadata(parts: Sequence[Mapping[str, str] | None], name: str) -> dict[str, str]:
     """What the headers of a network's files say, together: of each key what the first says, of quantised layers what each says of its own.
 
-    Raises:
-        CheckpointError: a file says in an unreadable way how its layers are quantised. name: of the network, for that.
+    name: of the network, for the CheckpointError of a file that says in an unreadable way how its layers are quantised.
     """
     found = {key: text for part in reversed(parts) if part for key, text in part.items()}
     notes = [json_object(part[QUANTISED_NOTE], name) for part in parts if part and QUANTISED_NOTE in part]
@@ -311,11 +301,7 @@ def _check_exists(path: Path) -> None:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, which lie beside it.
-
-    Raises:
-        CheckpointError: it is no index, names a file elsewhere, or one of them is not there.
-    """
+    """The files that an index names, which lie beside it."""
     table = read_json(index).get("weight_map")
     names = sorted(set(table.values())) if isinstance(table, dict) and all(isinstance(name, str) for name in table.values()) else []
     if not names or any(Path(name).name != name or "\0" in name or "\\" in name for name in names):
@@ -388,11 +374,7 @@ def _torch_header(path: Path, num_bytes: int) -> Header:
 
 
 def _torch_state(path: Path) -> dict[str, Any]:
-    """The named tensors of a torch file, and what else it names.
-
-    Raises:
-        CheckpointError: no such file, code in it, or a torch whose guard against code in such files is known to leak.
-    """
+    """The named tensors of a torch file, and what else it names."""
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
         raise CheckpointError(
             f"{path.name} is a torch file, in which code can hide; it is read with torch {'.'.join(map(str, SAFE_TORCH))} or newer, and this is "

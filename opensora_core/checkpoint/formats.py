@@ -33,10 +33,8 @@ _NOTE = re.compile(r"(^|\.)(weight_scale|scale_weight|input_scale|scale_input|co
 class LayerFormat:
     """How one layer's weight becomes a quantised one.
 
-    Attributes:
-        form: the format it is kept in.
-        is_stored: whether the file holds it so already; if not it is quantised as it is read.
-        scale_key: where in the file the scale is; None = the scale is one.
+    form: the format it is kept in. is_stored: whether the file holds it so already; if not it is quantised as it is read.
+    scale_key: where in the file the scale is; None = the scale is one.
     """
 
     form: Format
@@ -44,11 +42,7 @@ class LayerFormat:
     scale_key: str | None = None
 
     def take(self, weight: Tensor, get: Callable[[str], Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """The bytes and the scale, on a device.
-
-        Raises:
-            CheckpointError: a scale that no quantiser writes.
-        """
+        """The bytes and the scale, on a device. Raises a CheckpointError for a scale that no quantiser writes."""
         if not self.is_stored:
             weight = weight.to(device)
             return self.form.quantise(weight if weight.dtype.itemsize > 1 else weight.to(torch.bfloat16))
@@ -68,8 +62,7 @@ def is_note(key: str) -> bool:
 def stored_formats(header: Header, prefix: str = "") -> dict[str, LayerFormat]:
     """The quantised layers of a file, by name without prefix; empty for a file of plain numbers.
 
-    Raises:
-        CheckpointError: quantised in a way that is not read here, or a layer whose weight or scale does not fit its note.
+    Raises a CheckpointError for a file that is quantised in a way that is not read here, or whose weights or scales do not fit their notes.
     """
     form = quantisation(header)
     notes = _notes(header, prefix) if form else {}

@@ -49,8 +49,7 @@ class Comparison:
     def whole(self, what: str, exact: bool = True) -> tuple[str, ...]:
         """What else the file holds, if all of its model is there; else a CheckpointError.
 
-        Args:
-            what: "<file> is <title>". exact: whether shapes count too; a quantised weight may show half its columns.
+        what: "<file> is <title>". exact: whether shapes count too; a quantised weight may show half its columns.
         """
         if self.missing or (exact and self.misshaped):
             raise CheckpointError(f"{what} but not whole; {self.sentence()}. Download it again.")
@@ -162,13 +161,8 @@ def fill(
 ) -> nn.Module:
     """Give a model that was built on meta its parameters from a file, in the dtypes it was built in, reading only those that it has.
 
-    Args:
-        convert: see Convert.
-        formats: the quantised layers of the file, by name. A layer that was made to keep its weight in that format gets it as it is
-            stored, any other gets the values it stands for.
-
-    Raises:
-        CheckpointError: the file lacks one of the parameters.
+    convert: see Convert. formats: the quantised layers of the file, by name. A layer that was made to keep its weight in that format gets it as it
+    is stored, any other gets the values it stands for. Raises a CheckpointError where the file lacks one of the parameters.
     """
     wanted, formats = dict(model.named_parameters()), formats or {}  # a tensor that stands under two names is wanted once
     state: dict[str, Tensor] = {}
@@ -220,11 +214,7 @@ def _formats(header: Header, identity: Identity, precision: str | None) -> dict[
 
 
 def working_dtype(header: Header, dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype a file's weights get: the one asked for, else the file's own.
-
-    Raises:
-        OpenSoraError: a dtype that layers do not compute in.
-    """
+    """The dtype a file's weights get: the one asked for, which must be one that layers compute in, else the file's own."""
     dtype = dtype or header.compute_dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise OpenSoraError(f"dtype={dtype} is not one that the layers compute in; use float32, bfloat16 or float16.")

@@ -33,11 +33,9 @@ _BY_COMFYUI = "ComfyUI's own LoRA loader (LoraLoaderModelOnly) reads more kinds"
 class LoraLayer:
     """What a file changes of one layer: its weight, its bias or both.
 
-    Attributes:
-        parts: tensors by ComfyUI's words. lora_down.weight [rank, in] and lora_up.weight [out, rank]; or hada_w1_a [out, rank],
-            hada_w1_b [rank, in], hada_w2_a and hada_w2_b likewise; or lokr_w1 and lokr_w2 or two factors of either; or diff, as the weight
-            is. diff_b: the change of the bias.
-        alpha: the weight's change is multiplied by alpha / rank; None means alpha = rank. A difference is not multiplied.
+    parts: tensors by ComfyUI's words. lora_down.weight [rank, in] and lora_up.weight [out, rank]; or hada_w1_a [out, rank], hada_w1_b [rank, in],
+    hada_w2_a and hada_w2_b likewise; or lokr_w1 and lokr_w2 or two factors of either; or diff, as the weight is. diff_b: the change of the bias.
+    alpha: the weight's change is multiplied by alpha / rank; None means alpha = rank. A difference is not multiplied.
     """
 
     parts: Mapping[str, Tensor]
@@ -74,11 +72,7 @@ class LoraLayer:
         return part.get("diff")
 
     def shape(self) -> tuple[int, ...] | None:
-        """The shape that delta() has, without computing it.
-
-        Raises:
-            RuntimeError, IndexError, KeyError, ZeroDivisionError: the parts do not fit each other.
-        """
+        """The shape that delta() has, without computing it. Raises what torch or Python does where the parts do not fit each other."""
         delta = LoraLayer({name: tensor.to("meta") for name, tensor in self.parts.items()}, self.alpha).delta()
         return None if delta is None else tuple(delta.shape)
 
@@ -152,8 +146,7 @@ def _added(parameter: nn.Parameter, delta: Tensor, strength: float) -> nn.Parame
 def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
     """Read a LoRA as changes to layers of this model; only the model's shapes are looked at, so it may be on meta.
 
-    Raises:
-        CheckpointError: as read_lora and in_model; or weights are in a form that nothing can be added to.
+    Raises a CheckpointError as read_lora and in_model do, and for weights in a form that nothing can be added to.
     """
     name, modules = Path(path).name, {key: module for key, module in model.named_modules() if getattr(module, "weight", None) is not None}
     matched = in_model(read_lora(path, family_of(model.config)), shapes_of(model), name)
@@ -177,14 +170,9 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def in_model(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ...] | None], name: str) -> dict[str, LoraLayer]:
-    """The layers, all of which the model has.
+    """The layers; a CheckpointError if the model lacks some of them, or has one in another shape: it was made for another model.
 
-    Args:
-        shapes: of the weights of its layers, and of its biases as "<layer>.bias"; None where a form of quantisation hides it.
-        name: the LoRA's, for messages.
-
-    Raises:
-        CheckpointError: the model lacks some of them, or has one in another shape: it was made for another model.
+    shapes: of the weights of its layers, and of its biases as "<layer>.bias"; None where a form of quantisation hides it. name: the LoRA's.
     """
     lacking = [key for key in layers if key not in shapes]
     if len(lacking) == len(layers):
@@ -216,11 +204,8 @@ def changed_words(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[in
 def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer]:
     """Read a LoRA file or PEFT folder as changes by layer name ("double_blocks.0.img_attn.q_proj").
 
-    alpha comes from the file's own `.alpha` tensors, else from adapter_config.json in the folder, else from
-    the file's metadata, else it equals the rank.
-
-    Raises:
-        CheckpointError: not a LoRA, one of another model, or one that says what is not read.
+    alpha comes from the file's own `.alpha` tensors, else from adapter_config.json in the folder, else from the file's metadata, else it equals
+    the rank. Raises a CheckpointError for no LoRA, one of another model, or one that says what is not read.
     """
     path = Path(path)
     adapter = {}
@@ -248,13 +233,9 @@ def parse_lora(
 ) -> dict[str, LoraLayer]:
     """Tensors of a LoRA file as changes by layer name. What changes a text encoder is named in a warning and left out.
 
-    Args:
-        state: the file's tensors by key, in any of the forms above.
-        adapter: PEFT's adapter_config: lora_alpha, alpha_pattern, use_rslora. Used where the file has no `.alpha`.
-        name: for messages.
-
-    Raises:
-        CheckpointError: it changes layers that the transformer lacks, or in a way that is not read; it is not whole, or a DoRA.
+    state: the file's tensors by key, in any of the forms above. name: for messages.
+    adapter: PEFT's adapter_config: lora_alpha, alpha_pattern, use_rslora. Used where the file has no `.alpha`.
+    Raises a CheckpointError for layers that the transformer lacks, a change that is not read, a file that is not whole, or a DoRA.
     """
     if dora := next((key for key in state if key.endswith(DORA)), None):
         raise CheckpointError(
@@ -281,11 +262,7 @@ def parse_lora(
 
 
 def _layer(name: str, parts: Mapping[str, Tensor], file: str, adapter: Mapping) -> LoraLayer:
-    """The change of one layer, checked for itself.
-
-    Raises:
-        CheckpointError: its tensors are not all there, do not fit each other, or say two things.
-    """
+    """The change of one layer, checked for itself: its tensors are all there, fit each other and say one thing."""
     parts = dict(parts)
     alpha, mid, up_bias = (parts.pop(part, None) for part in ("alpha", "lora_mid.weight", "up_bias"))
     forms = [form for form, of_form in FORMS.items() if not parts.keys().isdisjoint(of_form)]

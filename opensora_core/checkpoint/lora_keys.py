@@ -96,10 +96,7 @@ def _bare(stem: str) -> str:
 
 
 def _layer_name(stem: str, family: Family) -> str | None:
-    """Layer that a key's stem names, or None.
-
-    "base_model.model.single_blocks.3.q_proj", "lora_unet_single_blocks_3_q_proj" -> "single_blocks.3.q_proj".
-    """
+    """ "base_model.model.single_blocks.3.q_proj", "lora_unet_single_blocks_3_q_proj" -> "single_blocks.3.q_proj"; None for no layer of the family's."""
     return _layers(family).get(_bare(stem))
 
 

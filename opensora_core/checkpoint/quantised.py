@@ -39,11 +39,7 @@ class Float8:
         return (out_features, in_features), ()
 
     def quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """[out, in] floats -> int8 bytes and fp32 scale.
-
-        Raises:
-            OpenSoraError: the weight holds values that are not finite.
-        """
+        """[out, in] floats, which must be finite -> int8 bytes and fp32 scale."""
         rows = _row_maxima(weight)
         largest = torch.finfo(self.dtype).max
         scale = _scale(rows.max(), largest)
@@ -137,22 +133,14 @@ FORMS = {form.name: form for form in (Float8, Int8Matmul, NF4)}
 
 
 def precision_format(precision: str) -> Format:
-    """The format that a precision keeps weights in.
-
-    Raises:
-        OpenSoraError: not a quantised precision, or bitsandbytes is needed and missing.
-    """
+    """The format that a quantised precision keeps weights in. Raises an OpenSoraError for another one, and where bitsandbytes is needed and missing."""
     if precision not in FORMS:
         raise OpenSoraError(f"precision={precision!r} is not a quantised one; those are {', '.join(FORMS)}.")
     return FORMS[precision]()
 
 
 def bitsandbytes_functional(precision: str):
-    """The module bitsandbytes.functional.
-
-    Raises:
-        OpenSoraError: it is not installed, or does not work here.
-    """
+    """The module bitsandbytes.functional. Raises an OpenSoraError if it is not installed, or does not work here."""
     try:
         with _nothing_fetched():
             import bitsandbytes.functional
@@ -181,11 +169,7 @@ def _nothing_fetched() -> Iterator[None]:
 
 
 class Adapter(nn.Module):
-    """A low-rank change of a quantised layer, added to its output: up @ down @ x.
-
-    Args:
-        down: [rank, in]. up: [out, rank], with every factor in it.
-    """
+    """A low-rank change of a quantised layer, added to its output: up @ down @ x. down: [rank, in]. up: [out, rank], with every factor in it."""
 
     def __init__(self, down: Tensor, up: Tensor):
         super().__init__()
@@ -258,10 +242,7 @@ def replace_linears(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def relative_error(weight: Tensor, form: Format, stored: Tensor, scale: Tensor) -> float:
-    """RMS of what a format changed, as a share of the weight's RMS.
-
-    For inputs that are white noise this is the error of the layer's output too.
-    """
+    """RMS of what a format changed, as a share of the weight's RMS. For inputs that are white noise this is the error of the layer's output too."""
     changed = total = 0.0
     is_whole = form.bits == 4  # packed weights have no rows
     restored = form.dequantise(stored, scale, tuple(weight.shape), torch.float32) if is_whole else stored

@@ -38,10 +38,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class LayerError:
-    """What quantising did to one layer: RMS of the change as a share of the weight's RMS.
-
-    For inputs of independent values it is the relative error of the layer's output as well.
-    """
+    """What quantising did to one layer: RMS of the change as a share of the weight's RMS (see relative_error)."""
 
     layer: str
     relative_rms: float
@@ -51,10 +48,8 @@ class LayerError:
 class Report:
     """What was written.
 
-    Attributes:
-        source_bytes, target_bytes: sizes of the two files.
-        errors: of every quantised layer, in file order.
-        kept: linear layers that stayed as they were.
+    source_bytes, target_bytes: sizes of the two files. errors: of every quantised layer, in file order.
+    kept: linear layers that stayed as they were.
     """
 
     target: Path
@@ -81,9 +76,8 @@ class Report:
 class _Entry(NamedTuple):
     """A tensor of the new file.
 
-    Attributes:
-        source: its key in the old one, None for what is made from another tensor.
-        layer: of a weight that is quantised, its layer. note: what ComfyUI is to read of that layer, JSON.
+    source: its key in the old one, None for what is made from another tensor. layer: of a weight that is quantised, its layer.
+    note: what ComfyUI is to read of that layer, JSON.
     """
 
     key: str
@@ -105,7 +99,7 @@ def quantize(
     groups: Iterable[str] = QUANTISED_GROUPS,
     progress: Progress | None = None,
 ) -> Report:
-    """Write a quantised copy of an Open-Sora 2.0 transformer file.
+    """Write a quantised copy of an Open-Sora 2.0 transformer file. Tensors that are not quantised are copied bit for bit.
 
     Args:
         source: safetensors or .pth file in bf16, fp16 or fp32, in the released layout.
@@ -114,12 +108,8 @@ def quantize(
         groups: which layers, see family.py; the default set is the result of benchmarks/quantise_layers.py.
         progress: called after each tensor with tensors done, tensors in all, and the tensor's name.
 
-    Returns:
-        The error of every layer. Tensors that are not quantised are copied bit for bit.
-
-    Raises:
-        OpenSoraError: an unknown format or group, a target that exists or cannot be, too little disk.
-        CheckpointError: the source is damaged, incomplete, quantised already or another model.
+    Raises an OpenSoraError for an unknown format or group, a target that exists or cannot be and too little disk, a CheckpointError for a source
+    that is damaged, incomplete, quantised already or another model.
     """
     groups = tuple(groups)
     if format not in FORMATS:
@@ -283,11 +273,7 @@ def _check_space(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def _whole_or_absent(target: Path) -> Iterator[BinaryIO]:
-    """A file to write, called `target` only once it is whole and on disk; what killed runs left is swept, an exception leaves nothing.
-
-    Raises:
-        OpenSoraError: another process writes it, or it cannot be written.
-    """
+    """A file to write, called `target` only once it is whole and on disk; what killed runs left is swept, an exception leaves nothing."""
     try:
         sweep(target.parent)
         claimed = claim(target)

@@ -46,11 +46,8 @@ def run(options: ColoursOptions) -> int:
 def fit(encode: Callable[[Tensor], Tensor], grid: Grid, progress: Callable[[], object]) -> tuple[Tensor, Tensor, float]:
     """Least squares from each latent pixel of still clips to the mean colour of the pixels that it stands for.
 
-    Args:
-        encode: images [T, H, W, 3] in 0..1 -> latents [1, C, t, h, w] in the transformer's scale.
-
-    Returns:
-        Factors [C, 3] and bias [3] that give -1..1, and the root mean square error on pictures that were kept apart.
+    encode: images [T, H, W, 3] in 0..1 -> latents [1, C, t, h, w] in the transformer's scale.
+    Returns factors [C, 3] and bias [3] that give -1..1, and the root mean square error on pictures that were kept apart.
     """
     draw = torch.Generator().manual_seed(0)
     side, frames = max(8 * grid.space, 128), grid.frames.nearest(_FRAMES)

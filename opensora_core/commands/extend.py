@@ -24,11 +24,7 @@ Text = tuple[str, str, SamplingOptions | None]  # as OpenSoraPipeline.encode_pro
 
 
 class KeptFile:
-    """The .latent file beside a video: all that is finished of it, replaced as it grows.
-
-    Attributes:
-        video: the file that is being made.
-    """
+    """The .latent file beside a video: all that is finished of it, replaced as it grows. video: the file that is being made."""
 
     def __init__(self, video: Path, kind: Latents):
         self.video, self.path = video, video.with_suffix(SUFFIX)
@@ -43,8 +39,7 @@ class KeptFile:
     def keep_of(self, latents: Tensor, suffix: str = "") -> str:
         """Write what could not be decoded, or not written, if it is not kept yet, and say where it is and what goes on from it.
 
-        Args:
-            suffix: of its name, so that the next try can have the video's.
+        suffix: of its name, so that the next try can have the video's.
         """
         if self.sentence:
             return self.sentence
@@ -68,11 +63,7 @@ class KeptFile:
 class Longer:
     """What `--extend` and its companions ask for, checked as far as it can be before a network is read.
 
-    Args:
-        arguments: of the call that makes the first clip.
-
-    Raises:
-        OpenSoraError: options that contradict each other, or a file that holds no latents.
+    arguments: of the call that makes the first clip.
     """
 
     def __init__(self, options: GenerateOptions, arguments: dict[str, Any], pipe: OpenSoraPipeline, screen: Screen):
@@ -105,9 +96,7 @@ class Longer:
     def make(self, encoded: dict[Text, EncodedPrompt], first: Text, seed: int, arguments: dict, kept: KeptFile) -> GenerationResult:
         """The first clip, unless latents were given, and what is added to it.
 
-        Args:
-            encoded: all `texts`. first: of the first clip. arguments: of the call that makes it.
-            kept: is told what is finished.
+        encoded: all `texts`. first: of the first clip. arguments: of the call that makes it. kept: is told what is finished.
         """
         clip = GenerationResult(latents=self._latents)
         if self._latents is None:

@@ -30,11 +30,7 @@ PATHS = ("image", "last_image", "video")  # of a call's arguments, those that ar
 
 
 def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
-    """Keywords of a pipeline call, but for prompt, seed and callbacks. files: of the model that is asked.
-
-    Raises:
-        OpenSoraError: options that contradict each other. Their values are checked by the pipeline.
-    """
+    """Keywords of a pipeline call, but for prompt, seed and callbacks. files: of the model that is asked. Their values are checked by the pipeline."""
     options = with_usual(options, files.usual)
     height, width, num_frames = video_size(options, files.usual_clip, files.grid)
     return {
@@ -52,13 +48,9 @@ def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
 
 
 def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) -> tuple[int, int, int]:
-    """(height, width, frames) that are asked for; that they are possible is checked where they are used.
+    """(height, width, frames) that are asked for; whether they are possible is checked where they are used.
 
-    Args:
-        usual: of the model, where nothing else is asked for. grid: how it counts.
-
-    Raises:
-        OpenSoraError: options that contradict each other.
+    usual: of the model, where nothing else is asked for. grid: how the model counts frames and pixels.
     """
     if options.fps < 1:
         raise OpenSoraError(f"--fps {options.fps} is not a frame rate; the default is 24.")
@@ -84,14 +76,7 @@ def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) ->
 
 
 def clip_length(text: str, fps: int, grid: Grid, is_told: bool = True) -> int:
-    """Frames that "129" or "4s" asks for; seconds are rounded to the nearest number that the grid has.
-
-    Args:
-        is_told: say what seconds come to.
-
-    Raises:
-        OpenSoraError: neither of the two.
-    """
+    """Frames that "129" or "4s" asks for; seconds are rounded to the nearest count that the grid has. is_told: whether what they come to is said."""
     frames = grid.length(text, fps)
     if is_told and text.strip().endswith("s"):
         say(f"{text} at {fps} FPS: {frames} frames")
@@ -99,11 +84,7 @@ def clip_length(text: str, fps: int, grid: Grid, is_told: bool = True) -> int:
 
 
 def _aspect_ratio(options: SizeOptions) -> str | None:
-    """The ratio's name, or None for the default; --aspect-ratio image is the one nearest to what is given.
-
-    Raises:
-        OpenSoraError: nothing is given to take it from, or it cannot be read.
-    """
+    """The ratio's name, or None for the default; --aspect-ratio image is the one nearest to what is given."""
     if options.aspect_ratio != ASPECT_OF_REFERENCE:
         return flipped(options.aspect_ratio) if options.aspect_ratio and options.aspect_order == "hw" else options.aspect_ratio
     if not isinstance(options, RunOptions):
@@ -122,11 +103,7 @@ def flipped(ratio: str) -> str:
 
 
 def _references(options: RunOptions) -> dict[str, Any]:
-    """Arguments of a pipeline call that --cond-type, --ref, --ref-end and --strength stand for; what is not used is left out.
-
-    Raises:
-        OpenSoraError: options that contradict each other.
-    """
+    """Arguments of a pipeline call that --cond-type, --ref, --ref-end and --strength stand for; what is not used is left out."""
     if options.mask_strategy is not None or options.reference_path is not None:
         if options.ref or options.ref_end or options.cond_type:
             raise OpenSoraError("--mask-strategy and --reference-path are given without --ref, --ref-end and --cond-type.")

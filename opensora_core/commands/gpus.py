@@ -18,14 +18,7 @@ _HERE, _GRACE = "127.0.0.1", 10.0  # seconds that others have to end by themselv
 
 
 def run(options: GenerateOptions, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Start the processes and wait for them.
-
-    Args:
-        command: of a module, what each runs with `arguments`; gives its exit code.
-
-    Raises:
-        OpenSoraError: fewer GPUs than that.
-    """
+    """Start the processes and wait for them. command: of a module, what each runs with `arguments`; gives its exit code."""
     count, there = options.gpus, torch.cuda.device_count()
     if count < 1 or options.device not in (AUTO, "cuda", "cpu"):
         raise OpenSoraError(f"--gpus {count} with --device {options.device} is not possible; use 1 or more, with --device auto.")

@@ -11,11 +11,7 @@ from .options import GenerateOptions
 
 
 def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
-    """Options in which `loop`, and what a prompt of a model that knows mask strategies says besides its text, stand in their own places.
-
-    Raises:
-        OpenSoraError: a prompt whose parts or settings cannot be read, or loops that cannot be made.
-    """
+    """Options in which `loop`, and what a prompt of a model that knows mask strategies says besides its text, stand in their own places."""
     loops = 1 if options.loop is None else options.loop
     if loops < 1:
         raise OpenSoraError(f"--loop {options.loop} makes nothing; use 1 or more.")

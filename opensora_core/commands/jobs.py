@@ -40,15 +40,12 @@ _LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 class Job:
     """A video to make.
 
-    Attributes:
-        name: for messages, such as "row 3 (line 4)". title: of its bars.
-        arguments: keywords of the pipeline's call, but for prompt, seed and callbacks. fps: of the file.
-        place: claims the file to write, once the video begins; nothing is overwritten.
-        key: what the ledger knows it by. number: its row, for people. asked: all that was asked for, in JSON's terms; a seed that was not
-            given is None.
-        picture: that Flux draws for it, its first frame. longer: what is added to it.
-        recipe: what the file says of itself beside prompt and seed (recipe.recipe_for).
-        has_latents: whether its latents are written beside it.
+    name: for messages, such as "row 3 (line 4)". title: of its bars.
+    arguments: keywords of the pipeline's call, but for prompt, seed and callbacks. fps: of the file.
+    place: claims the file to write, once the video begins; nothing is overwritten.
+    key: what the ledger knows it by. number: its row, for people. asked: all that was asked for, in JSON's terms, a seed that was not given as None.
+    picture: that Flux draws for it, its first frame. longer: what is added to it.
+    recipe: what the file says of itself beside prompt and seed (recipe.recipe_for). has_latents: whether its latents are written beside it.
     """
 
     name: str
@@ -68,7 +65,6 @@ class Job:
 
     @property
     def text(self) -> Text:
-        """The prompt as encode_prompts takes it."""
         return self.prompt, self.arguments["negative_prompt"], self.arguments["options"]
 
     @property
@@ -87,13 +83,10 @@ class Job:
 class Jobs:
     """Videos on their way.
 
-    Args:
-        ledger: says what is made already, and is told what is.
-        is_one_request: all are of one prompt, so that a defect, or a refusal, ends the command. Else it is the failure of its row.
-        is_shared: other processes make the same videos into the same folder: each is claimed before it is begun.
-
-    Attributes:
-        failed: by the job's name, why.
+    ledger: says what is made already, and is told what is.
+    is_one_request: all are of one prompt, so that a defect, or a refusal, ends the command. Else it is the failure of its row.
+    is_shared: other processes make the same videos into the same folder: each is claimed before it is begun.
+    failed: by the job's name, why.
     """
 
     def __init__(self, pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, is_one_request: bool, is_shared: bool = False):

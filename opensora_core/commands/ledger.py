@@ -24,10 +24,8 @@ _REPEAT = "-"  # between what is asked for and how many rows before asked for th
 class Entry:
     """A finished video, or a picture that one begins with.
 
-    Attributes:
-        file: its name in the folder. bytes: its size, by which a file that was replaced or cut off is seen.
-        row: where in the table it was asked for, for people. seed: that it was made with.
-        settings: all that was asked for, as `described` gives it.
+    file: its name in the folder. bytes: its size, by which a file that was replaced or cut off is seen. row: of the table, for people.
+    seed: that it was made with. settings: all that was asked for, as `described` gives it.
     """
 
     file: str
@@ -46,11 +44,7 @@ class Entry:
 class Ledger:
     """The record of one folder: a JSON file that is whole at every moment.
 
-    Args:
-        is_written: False: nothing is read or written, for videos that are made anew each time.
-
-    Raises:
-        OpenSoraError: a file of its name that is something else.
+    is_written: False where videos are made anew each time: nothing is read or written.
     """
 
     def __init__(self, folder: Path, is_written: bool = True):
@@ -111,11 +105,7 @@ class Ledger:
 def described(arguments: dict[str, Any], pictures: tuple[str, ...]) -> dict[str, Any]:
     """Arguments in JSON's terms, so that equal ones make equal videos: files that are read by name and content, not by place.
 
-    Args:
-        pictures: the names in `arguments` that are paths of files, or None.
-
-    Raises:
-        OSError: one of the files cannot be read.
+    pictures: the names in `arguments` that are paths of files, or None.
     """
     found: dict[str, Any] = {}
     for name, value in arguments.items():

@@ -25,11 +25,7 @@ def with_usual(options: T, usual: Clip) -> T:
 
 
 def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
-    """A pipeline of which no weight is read yet.
-
-    Raises:
-        OpenSoraError: files that are not there, a device that cannot be used, or a LoRA that is none.
-    """
+    """A pipeline of which no weight is read yet."""
     if options.ckpt_path_vae2d is not None:
         if options.vae is None:
             options = replace(options, vae=options.ckpt_path_vae2d)

@@ -62,12 +62,9 @@ T = TypeVar("T")
 def option(default: Any, values: str | tuple[str, ...] | None, text: str, kind: str = "flag", also: tuple[str, ...] = ()) -> Any:
     """A field of an options class.
 
-    Args:
-        default: what holds where nobody says anything; ... where it must be said.
-        values: a word for what is given, or all that can be given; None for a flag alone.
-        text: its help. The default is added where the text does not speak of one.
-        also: other flags of the same, as the guides of Open-Sora 1 call it.
-        kind: flag: --name; place: given by its place on the line; source: one of these flags is given, and no other.
+    default: what holds where nobody says anything; ... where it must be said. values: a word for what is given, or all that can be given; None for
+    a flag alone. text: its help; the default is added where the text does not speak of one. kind: flag: --name; place: given by its place on the
+    line; source: one of these flags is given, and no other. also: other flags of the same, as the guides of Open-Sora 1 call it.
     """
     metadata = {"values": values, "help": text, "kind": kind, "also": also}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)

@@ -17,11 +17,7 @@ def say(line: str) -> None:
 def check_writable(folder: Path, name: str = "") -> None:
     """Make a folder to write in, and take away what killed runs left there unfinished.
 
-    Args:
-        name: of the file that will be written, if it is known: its numbered and unfinished forms must be possible too.
-
-    Raises:
-        OpenSoraError: it cannot be made or written in.
+    name: of the file that will be written, if it is known: its numbered and unfinished forms must be possible too.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

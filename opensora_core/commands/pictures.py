@@ -24,11 +24,8 @@ _IN_FOLDER = {"flux": "flux1-dev.safetensors", "flux_vae": "flux1-dev-ae.safeten
 class PictureJob:
     """A picture to draw, for one or more videos.
 
-    Attributes:
-        prompt: read as it is.
-        asked: all that it depends on, in JSON's terms; a seed that was not given is None.
-        name: for messages. file: to write, numbered if it is there.
-        key: what the ledger knows it by. number: the row that asks for it first.
+    prompt: read as it is. asked: all that it depends on, in JSON's terms; a seed that was not given is None. name: for messages.
+    file: to write, numbered if it is there. key: what the ledger knows it by. number: the row that asks for it first.
     """
 
     prompt: str
@@ -42,18 +39,13 @@ class PictureJob:
 
     @property
     def text(self) -> Text:
-        """The prompt as encode_prompts takes it."""
         return self.prompt, "", None
 
 
 def draw(
     pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, pictures: Sequence[PictureJob], encoded: Mapping[Text, EncodedPrompt]
 ) -> None:
-    """Draw pictures, Flux read once for all, write each, and say and record where it is.
-
-    Raises:
-        OpenSoraError, OSError: as the pipeline and the disk do.
-    """
+    """Draw pictures, Flux read once for all; write each, and say and record where it is."""
     screen.at_work = ""
     asked = [(encoded[one.text], one.request, one.seed) for one in pictures]
     names = ", ".join(one.name for one in pictures)
@@ -69,11 +61,7 @@ def draw(
 def picture_job(options: GenerateOptions, arguments: dict[str, Any], seed: int) -> PictureJob:
     """The picture of a video, in the video's shape, at a size of its own; its name, file and key are still to be given.
 
-    Args:
-        arguments: of the call that makes the video. seed: of the video.
-
-    Raises:
-        OpenSoraError: settings that Flux cannot be asked for.
+    arguments: of the call that makes the video. seed: of the video.
     """
     if options.image_seed is not None:
         check_seed("image_seed", options.image_seed)
@@ -88,11 +76,7 @@ def picture_job(options: GenerateOptions, arguments: dict[str, Any], seed: int) 
 
 
 def flux_files(options: GenerateOptions) -> list[Path]:
-    """Flux's transformer and its VAE: named, or in the model's folder.
-
-    Raises:
-        OpenSoraError: neither.
-    """
+    """Flux's transformer and its VAE: named, or in the model's folder."""
     folder = None if options.model in (None, "small") else Path(options.model).expanduser()
     found = []
     for name, file in _IN_FOLDER.items():
@@ -105,11 +89,7 @@ def flux_files(options: GenerateOptions) -> list[Path]:
 
 
 def check_given(options: GenerateOptions) -> None:
-    """Refuse options that do not go with --t2i2v, or not without it.
-
-    Raises:
-        OpenSoraError: names the option.
-    """
+    """Refuse options that do not go with --t2i2v, or not without it."""
     if options.t2i2v and (options.ref is not None or options.cond_type is not None):
         raise OpenSoraError("--t2i2v draws the first frame; leave out --ref and --cond-type.")
     of_pictures = changed(options, PictureOptions)

@@ -30,9 +30,8 @@ class Bar(tqdm):
 class Bars:
     """Bars for the pipeline's `progress` and `callback`; use as a context, so that an interrupt leaves no half line.
 
-    Args:
-        title: a line to show first, once the run has begun; a request that is refused shows none.
-        is_below: there is a bar above these, of a whole batch; they leave no line.
+    title: a line to show first, once the run has begun; a request that is refused shows none.
+    is_below: there is a bar above these, of a whole batch; they leave no line.
     """
 
     def __init__(self, title: str, is_below: bool = False):
@@ -77,11 +76,8 @@ class Screen(logging.Handler):
     With a number of them there is one bar over all; beneath it are those of the video at work, and the library's warnings are whole lines
     above, each with a name.
 
-    Args:
-        num_videos: of a whole batch; None for no such bar. num_done: of these, those that were finished before.
-
-    Attributes:
-        at_work: the name that goes before a warning; "" for none.
+    num_videos: of a whole batch; None for no such bar. num_done: of these, those that were finished before.
+    at_work: the name that goes before a warning; "" for none.
     """
 
     def __init__(self, num_videos: int | None = None, num_done: int = 0):

@@ -65,11 +65,7 @@ def _kind(job: Job) -> str:
 
 
 def _answers(prompts: set[tuple[str, str]], folder: str, device) -> dict[tuple[str, str], tuple[str, int]]:
-    """{(prompt, kind): (description, motion score)}. The text model is read once, and gone when all are written.
-
-    Raises:
-        OpenSoraError: transformers cannot read the folder.
-    """
+    """{(prompt, kind): (description, motion score)}. The text model is read once, and gone when all are written."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

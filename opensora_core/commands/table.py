@@ -44,11 +44,8 @@ _EXPECTED = f"the first row names the columns, 'prompt' and any of {', '.join(na
 class Row:
     """One video of the table.
 
-    Attributes:
-        number: from 1, the first row below the header; rows without any text are not counted.
-        line: of the file, from 1, on which it begins.
-        cells: column -> text, of those that hold any.
-        num_extra: cells to the right of the last column.
+    number: from 1, the first row below the header; rows without any text are not counted. line: of the file, on which the row begins.
+    cells: column -> text, of those that hold any. num_extra: cells to the right of the last column.
     """
 
     number: int
@@ -58,7 +55,6 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
         return f"row {self.number} (line {self.line})"
 
 
@@ -107,11 +103,7 @@ def run(options: GenerateOptions) -> int:
 
 
 def _worker(options: GenerateOptions) -> tuple[int, int] | None:
-    """(which worker this is, from 0; of how many), as --shard says or torchrun does; None where there is one alone.
-
-    Raises:
-        OpenSoraError: no such worker, or pictures to draw, which are not shared out.
-    """
+    """(which worker this is, from 0; of how many), as --shard says or torchrun does; None where there is one alone."""
     ranks = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
     said = options.shard
     if said is None and all(rank.isdecimal() for rank in ranks) and int(ranks[1]) > 1:
@@ -134,11 +126,7 @@ def _own_first(jobs: list[Job], index: int, count: int) -> list[Job]:
 
 
 def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, folder: Path) -> list[Job]:
-    """A job for every row, checked; no weight is read.
-
-    Raises:
-        OpenSoraError: lists all rows that cannot be run.
-    """
+    """A job for every row, checked; no weight is read. The error lists all rows that cannot be run."""
     # What makes the same settings another video: the files, by name and size, and how they compute.
     how = {name: getattr(options, name) for name in ("precision", "decode_policy", "lora_strength")}
     model = {"files": _files({**vars(pipe.files), "lora": options.lora}), "dtype": str(pipe.dtype).removeprefix("torch."), **how}
@@ -212,11 +200,7 @@ def _files(paths: dict[str, Any]) -> dict[str, list[tuple[str, int]]]:
 
 
 def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptions:
-    """The command line with what a row says in place of what it said. grid: how the model counts frames.
-
-    Raises:
-        OpenSoraError: what is wrong with a cell, without the row's name.
-    """
+    """The command line with what a row says in place of what it said. grid: how the model counts frames."""
     if row.num_extra:
         raise OpenSoraError(
             f"{row.num_extra} more cells than the header has columns: text that holds a comma stands in double quotes, "
@@ -253,11 +237,7 @@ def cell_value(column: str, text: str, folder: Path) -> str | int:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read a CSV: commas, double quotes around text that holds commas, quotes or lines, UTF-8; a header of names in CSV_COLUMNS.
-
-    Raises:
-        OpenSoraError: no such file, not a CSV, a header without `prompt` or with a name that is no column, or no row.
-    """
+    """Read a CSV: commas, double quotes around text that holds commas, quotes or lines, UTF-8; a header of names in CSV_COLUMNS."""
     text = _text(Path(path).expanduser())
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     lines = _lines(reader, Path(path).name)
@@ -279,7 +259,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The prompts of a text file, one on each line. Raises an OpenSoraError for no such file, or one without a line."""
+    """The prompts of a text file, one on each line."""
     lines = [line.strip() for line in _text(Path(path).expanduser(), "--prompt-path", "text").splitlines()]
     if not any(lines):
         raise OpenSoraError(f"{Path(path).name} holds no prompt; write one on each line.")

@@ -29,12 +29,9 @@ _UNUSED = ("decoder.", "lm_head.", "vision_model.", "visual_projection.", "text_
 
 @dataclass(frozen=True)
 class Source:
-    """Where an encoder's weights are.
+    """Where an encoder's weights are. path: a file, or a folder in the hub's layout. header: of the file, or of all the shards.
 
-    Attributes:
-        path: a file, or a folder in the hub's layout.
-        header: of the file, or of all the shards.
-        names: key in the file -> the tensor's name in the released files; of the encoder's tensors only.
+    names: key in the file -> the tensor's name in the released files; of the encoder's tensors only.
     """
 
     path: Path
@@ -43,15 +40,7 @@ class Source:
 
     @classmethod
     def open(cls, path: str | Path, slot: str, names_of: Callable[[Shapes, str], Mapping[str, str]]) -> "Source":
-        """An encoder from its header alone.
-
-        Args:
-            slot: see detect.require.
-            names_of: (shapes, what stands before the encoder's keys) -> `names`.
-
-        Raises:
-            CheckpointError: the file is damaged, or something else.
-        """
+        """An encoder from its header alone. slot: see detect.require. names_of: (shapes, what stands before the encoder's keys) -> `names`."""
         path = Path(path).expanduser()
         header = read_network(path)
         shapes = header.shapes
@@ -104,12 +93,8 @@ class Source:
     def formats(self, kept: Iterable[str] = (), precision: str | None = None) -> dict[str, LayerFormat]:
         """The layers whose weight is quantised, by released name.
 
-        Args:
-            kept: linear layers that are to keep their weight in 8 or 4 bits.
-            precision: fp8_e4m3fn, int8 or nf4 for those of them that are not stored in 8 bits; None leaves those plain.
-
-        Raises:
-            CheckpointError: a quantised layer that cannot be read. OpenSoraError: bitsandbytes is needed and missing.
+        kept: linear layers that are to keep their weight in 8 or 4 bits. precision: fp8_e4m3fn, int8 or nf4 for those of them that are not stored in
+        8 bits; None leaves those plain.
         """
         form, kept = precision and precision_format(precision), set(kept)
         stored, formats = stored_formats(self.header), {}
@@ -138,24 +123,12 @@ class Source:
 
 
 def read_sizes(shapes: Shapes, where: Where) -> dict[str, int]:
-    """An encoder's sizes, of those of its tensors that are there.
-
-    Args:
-        shapes: by released name.
-
-    Raises:
-        CheckpointError: a size that cannot be.
-    """
+    """An encoder's sizes, of those of its tensors that are there. shapes: by released name."""
     return {field: size(shapes, name, axis) for field, (name, axis) in where.items() if name in shapes}
 
 
 class Encoder:
-    """An encoder of the transformers library with its tokenizer.
-
-    Attributes:
-        model: its layers may be moved or replaced.
-        tokenizer: see tokens.py.
-    """
+    """An encoder of the transformers library with its tokenizer (tokens.py). model: its layers may be moved or replaced."""
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer

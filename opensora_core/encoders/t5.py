@@ -49,11 +49,7 @@ WHERE = {
 
 
 def t5_sizes(shapes: Shapes) -> T5Sizes:
-    """Sizes from the shapes of an encoder's tensors, by released name; of a tensor that is missing, XXL's.
-
-    Raises:
-        CheckpointError: sizes that cannot be.
-    """
+    """Sizes from the shapes of an encoder's tensors, by released name; of a tensor that is missing, XXL's. Raises a CheckpointError if they cannot be."""
     found = read_sizes(shapes, WHERE)
     heads = found.get("num_heads", T5Sizes.num_heads)
     inner = found.get("d_kv", T5Sizes.num_heads * T5Sizes.d_kv)
@@ -71,8 +67,7 @@ def t5_names(shapes: Shapes, prefix: str) -> dict[str, str]:
 def open_t5(path: str | Path) -> tuple[Source, T5Sizes]:
     """An encoder and its sizes, from the header alone.
 
-    Raises:
-        CheckpointError: the file is damaged, another model, quantised in a way that is not read, or lacks what sizes are read from.
+    Raises a CheckpointError for a file that is damaged, another model, quantised in a way that is not read, or lacks what sizes are read from.
     """
     source = Source.open(path, "t5", t5_names)
     if f"{_FEED_FORWARD}wi.weight" in source.shapes:

@@ -37,16 +37,11 @@ _T5_SENTINELS = 100  # <extra_id_0> to <extra_id_99>, where the tokenizer's file
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """An encoder's tokenizer.
+    """An encoder's tokenizer. kind: T5 or CLIP. folder: where it was read.
 
-    Attributes:
-        kind: T5 or CLIP.
-        ids: text -> token ids with the start token (CLIP) and the end-of-text token, neither padded nor cut.
-        pad: id to pad with.
-        end: id of the end-of-text token.
-        size: one more than the highest id; the encoder's table must have as many rows.
-        length: tokens of a text as its encoder is given it, padded or cut; see text_length.
-        folder: where it was read.
+    ids: text -> token ids with the start token (CLIP) and the end-of-text token, neither padded nor cut.
+    pad, end: ids to pad with and of the end-of-text token. size: one more than the highest id; the encoder's table must have as many rows.
+    length: tokens of a text as its encoder is given it, padded or cut; see text_length.
     """
 
     kind: str
@@ -64,15 +59,10 @@ class Tokenizer:
 
 
 def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -> Path:
-    """The folder of an encoder's tokenizer.
+    """The folder of an encoder's tokenizer. Raises a CheckpointError that says which files to put where, if there is none.
 
-    Args:
-        kind: T5 or CLIP.
-        encoder: the encoder's file or hub folder; its tokenizer may lie beside it or in it.
-        chosen: a folder to look in instead, itself or with the usual subfolders.
-
-    Raises:
-        CheckpointError: none was found; says which files to put where.
+    kind: T5 or CLIP. encoder: the encoder's file or hub folder; its tokenizer may lie beside it or in it.
+    chosen: a folder to look in instead, itself or with the usual subfolders.
     """
     if chosen is not None:
         places = [Path(chosen).expanduser() / name for name in _FOLDERS[kind]]
@@ -91,11 +81,7 @@ def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -
 
 
 def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
-    """Read a tokenizer from a folder that find_tokenizer returned.
-
-    Raises:
-        CheckpointError: its files are damaged.
-    """
+    """Read a tokenizer from a folder that find_tokenizer returned."""
     try:
         return _t5(folder) if kind == T5 else _clip(folder)
     except Exception as error:  # tokenizers documents no exception types; each means the same to a person

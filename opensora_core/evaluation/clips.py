@@ -27,12 +27,8 @@ _ENCODED_AT_A_TIME = 128
 class Job:
     """A video to make.
 
-    Attributes:
-        case: what is asked for.
-        text_guidance: in place of the run's own.
-        negative_prompt: what to avoid; encoded as it is.
-        is_unprompted: with an empty prompt in place of the case's.
-        every_pass: without skipping guidance passes.
+    case: what is asked for. text_guidance: in place of the run's own. negative_prompt: what to avoid; encoded as it is.
+    is_unprompted: with an empty prompt in place of the case's. every_pass: without skipping guidance passes.
     """
 
     case: Case
@@ -81,11 +77,7 @@ def arguments(how: JudgeOptions, job: Job) -> dict:
 
 
 def check(pipe: OpenSoraPipeline, how: JudgeOptions, job: Job) -> None:
-    """Say before any work that a model, or a setting, cannot make the evaluation's clips.
-
-    Raises:
-        OpenSoraError: what the pipeline refuses.
-    """
+    """Say before any work that a model, or a setting, cannot make the evaluation's clips."""
     try:
         pipe(job.case.prompt, check_only=True, **arguments(how, job))
     except OpenSoraError as error:
@@ -126,10 +118,7 @@ def round_trip(pipe: OpenSoraPipeline, frames: Tensor) -> numpy.ndarray:
 
 @torch.inference_mode()
 def in_place(pipe: OpenSoraPipeline, clip: Tensor, ends: str) -> numpy.ndarray:
-    """A true clip through the VAE and back, its first or last latent (or both) being that of a picture alone, uint8.
-
-    This is what a perfect transformer would give for these pictures.
-    """
+    """A true clip through the VAE and back, its first or last latent (or both) being that of a picture alone, uint8: what a perfect transformer gives."""
     clip = quantised(clip)
     latents = pipe.vae.encode(clip, [None]).clone()
     if ends in ("first", "both"):

@@ -76,11 +76,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Run:
-    """One model and its settings, judged.
-
-    Attributes:
-        label: of its table. settings: for the report. lines: of the table. clips: by job. seconds: of everything.
-    """
+    """One model and its settings, judged. label: of its table. settings: for the report. lines: of the table. clips: by job. seconds: of everything."""
 
     label: str
     settings: dict

@@ -11,13 +11,9 @@ _REACH = 5  # pixels; three standard deviations of the widest blur
 
 
 def degraded(clip: Tensor, blur: float, noise: float, seed: int) -> Tensor:
-    """A Gaussian blur within frames, noise on every value, 8 bits.
+    """A Gaussian blur within frames, noise on every value, 8 bits: [T, H, W, 3] uint8.
 
-    Args:
-        clip: [T, H, W, 3] in 0..1. blur, noise: standard deviations, in pixels and in units of the range.
-
-    Returns:
-        [T, H, W, 3] uint8.
+    clip: [T, H, W, 3] in 0..1. blur, noise: standard deviations, in pixels and in units of the range.
     """
     frames, height, width, _ = clip.shape
     if blur:

@@ -20,12 +20,8 @@ SEEN, HELD_OUT = "seen", "held out"
 class Case:
     """One video to ask for.
 
-    Attributes:
-        asked: what it should show. motion_score: how fast.
-        prompt: the wording, without frame rate and motion sentences.
-        seed: of the noise.
-        picture_scene: the ground truth whose frames are given as pictures; None for text to video.
-        picture_ends: first, last or both; empty for text to video.
+    asked: what it should show. motion_score: how fast. prompt: the wording, without frame rate and motion sentences. seed: of the noise.
+    picture_scene: the ground truth whose frames are given as pictures; None for text to video. picture_ends: first, last or both; "" for text to video.
     """
 
     asked: Combination
@@ -44,11 +40,7 @@ class Case:
 
 
 def text_cases(name: str, count: int, seed: int) -> list[Case]:
-    """Prompts of seen or held-out combinations: every colour, shape, background, direction and score about equally often.
-
-    Args:
-        name: SEEN or HELD_OUT.
-    """
+    """Prompts of SEEN or HELD_OUT combinations: every colour, shape, background, direction and score about equally often."""
     seen, held_out = split()
     return _cases(seen if name == SEEN else held_out, count, seed, f"text {name}")
 

@@ -64,11 +64,9 @@ class Share:
 class Line:
     """One figure of the table.
 
-    Attributes:
-        part: of the evaluation, such as "text to video, held out". what: the figure's name.
-        value: a share, a number (None: it could not be measured), with its unit and its interval if it has one.
-        chance: what guessing gives, if that has a meaning.
-        must: what must hold, in words; empty if nothing must. is_reached: whether it does; None where nothing must.
+    part: of the evaluation, such as "text to video, held out". what: the figure's name. chance: what guessing gives, if that has a meaning.
+    value: a share, a number (None: it could not be measured), with its unit and its interval if it has one.
+    must: what must hold, in words; empty if nothing must. is_reached: whether it does; None where nothing must.
     """
 
     part: str
@@ -108,8 +106,7 @@ def shares(part: str, verdicts: list[Verdict], names: Sequence[str], required: d
 def verdict_lines(part: str, verdicts: list[Verdict], required: dict[str, float]) -> list[Line]:
     """The four attributes, all together, steadiness and speed.
 
-    Args:
-        required: least shares by name; the speeds' correlation is required where "all four" is.
+    required: least shares by name; the speeds' correlation is required where "all four" is.
     """
     lines = shares(part, verdicts, (*ATTRIBUTES, "all four", "steady"), required)
     asked = [verdict.motion_score for verdict in verdicts]
@@ -134,13 +131,11 @@ def redirected_lines(part: str, verdicts: list[Verdict]) -> list[Line]:
 
 
 def meeting_lines(part: str, frame: str, found: list[float], in_place: list[float], alone: list[float]) -> list[Line]:
-    """How near a generated frame is to the picture it was given, in dB, one entry for each clip.
+    """How near a generated frame, "first" or "last", is to the picture it was given, in dB, one entry for each clip.
 
-    The VAE's own PSNR is that of the picture's latent decoded in its place in the true clip: what a perfect transformer would give.
+    in_place: the VAE's own PSNR, that of the picture's latent decoded in its place in the true clip: what a perfect transformer would give.
     For a first frame that is what the picture alone gives. A last frame is one of four that its latent stands for, and loses more.
-
-    Args:
-        frame: "first" or "last". in_place: the VAE's own. alone: the picture encoded and decoded by itself, for information.
+    alone: of the picture encoded and decoded by itself, for information.
     """
     least = mean(in_place) - MEETS_WITHIN
     must = f"at least {least:.1f} (the VAE's own, less {MEETS_WITHIN:g})"

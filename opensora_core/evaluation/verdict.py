@@ -12,9 +12,7 @@ ATTRIBUTES = ("colour", "background", "shape", "direction")
 class Verdict:
     """A clip against what was asked.
 
-    Attributes:
-        asked: the combination. motion_score: the score that was asked, or None if any would do.
-        reading: what the clip shows, see vision.Reading.
+    asked: the combination. motion_score: the score that was asked, or None if any would do. reading: what the clip shows, see vision.Reading.
     """
 
     asked: Combination
@@ -51,13 +49,8 @@ class Verdict:
 def judge(frames, combination: Combination, motion_score: int | None = None) -> Verdict:
     """Read a clip and hold it against what was asked.
 
-    Args:
-        frames: [T, H, W, 3] with T of at least 2, uint8 or float in 0..1; `result.frames[0]` of the pipeline as it is.
-        combination: what was asked.
-        motion_score: the motion score that was asked, or None.
-
-    Raises:
-        OpenSoraError: not such a clip.
+    frames: [T, H, W, 3] with T of at least 2, uint8 or float in 0..1; `result.frames[0]` of the pipeline as it is.
+    motion_score: the motion score that was asked, or None.
     """
     return Verdict(combination, motion_score, read(frames))
 

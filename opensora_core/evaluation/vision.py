@@ -41,13 +41,11 @@ _AREA_OF_RADIUS = {"circle": math.pi, "square": 3.24, "triangle": 2.2}  # area =
 class Reading:
     """What a clip shows. None where nothing of the world is to be seen.
 
-    Attributes:
-        colour, shape, background, direction: names as in world.py.
-        speed: pixels per frame along the path. motion_score: the score that asks for it, a real number.
-        faults: why the clip is not one steady object, in words; empty if it is.
-        object_rgb, background_rgb: measured, 0..1; object_rgb is None where no object is found.
-        centres: (row, column) of the object in each frame, pixels; None where it is not found.
-        radius: the object's, as world.Scene has it; 0 if there is none. overlap: of object and fitted shape, 0..1.
+    colour, shape, background, direction: names as in world.py. speed: pixels per frame along the path.
+    faults: why the clip is not one steady object, in words; empty if it is.
+    object_rgb, background_rgb: measured, 0..1; object_rgb is None where no object is found.
+    centres: (row, column) of the object in each frame, pixels; None where it is not found. radius: the object's, as world.Scene has it; 0 if there
+    is none. overlap: of object and fitted shape, 0..1.
     """
 
     colour: str | None
@@ -94,14 +92,7 @@ class _Fit:
 
 @torch.inference_mode()
 def read(frames) -> Reading:
-    """Read one clip.
-
-    Args:
-        frames: [T, H, W, 3] with T of at least 2, uint8 or float in 0..1, a tensor, an array or a sequence of frames.
-
-    Raises:
-        OpenSoraError: not such a clip.
-    """
+    """Read one clip: [T, H, W, 3] with T of at least 2, uint8 or float in 0..1, a tensor, an array or a sequence of frames."""
     clip = as_clip(frames)
     background = clip.reshape(-1, 3).median(dim=0).values
     found = _find(clip, background)
@@ -132,11 +123,7 @@ def read(frames) -> Reading:
 
 
 def as_clip(frames) -> Tensor:
-    """A clip as [T, H, W, 3] fp32 in 0..1 on the CPU; see read().
-
-    Raises:
-        OpenSoraError: not a clip of at least two frames.
-    """
+    """A clip as [T, H, W, 3] fp32 in 0..1 on the CPU; see read()."""
     if isinstance(frames, (list, tuple)) and frames:
         frames = torch.stack([torch.as_tensor(frame) for frame in frames])
     clip = torch.as_tensor(frames).detach().cpu()

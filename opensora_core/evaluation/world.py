@@ -122,13 +122,10 @@ def split() -> tuple[list[Combination], list[Combination]]:
 
 
 def draw(rng: random.Random, among: list[Combination], anywhere: float = ANYWHERE) -> Scene:
-    """A random clip of one of the combinations.
+    """A random clip of one of the combinations. anywhere: share of clips that begin anywhere, 0..1.
 
     Most begin near the middle, whatever their direction, so that a first picture does not tell where the object goes;
     the fastest and largest of them touch the border at the end. The others begin anywhere and stay wholly inside.
-
-    Args:
-        anywhere: share of clips that begin anywhere, 0..1.
     """
     combination = rng.choice(among)
     radius = rng.uniform(*RADII)

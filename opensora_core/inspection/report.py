@@ -94,11 +94,7 @@ class FolderPart:
 def report(path: str | Path) -> str:
     """Say what a file or folder holds, whether it is whole, and how it differs from the released files.
 
-    Args:
-        path: a weights file, or a folder such as the hub repository's, searched three levels deep.
-
-    Raises:
-        CheckpointError: the file cannot be read, or the folder holds no weights.
+    path: a weights file, or a folder such as the hub repository's, searched three levels deep.
     """
     path = Path(path)
     if not path.is_dir():

@@ -34,12 +34,7 @@ class Trial(NamedTuple):
 def try_blocks(header: Header, identity: Identity, formats: Mapping[str, LayerFormat]) -> Trial:
     """Run a network of its first block of each kind on noise.
 
-    Args:
-        identity: of a transformer file, with its config.
-        formats: its quantised layers, by name; empty for a file of plain numbers.
-
-    Raises:
-        CheckpointError: a tensor is missing or cannot be read.
+    identity: of a transformer file, with its config. formats: its quantised layers, by name; empty for a file of plain numbers.
     """
     config = identity.config.with_blocks(1)
     # Nothing here computes in fp16, whose range such a model's activations leave; its weights are exact in fp32.

@@ -12,18 +12,10 @@ _LABEL_SHARE = 8  # of the height of a video is its number high
 
 
 def contact_sheet(videos: Tensor, columns: int = 0, labels: list[str] | None = None) -> Tensor:
-    """Lay videos out in a grid, row by row.
+    """Lay videos out in a grid, row by row: [T, rows * H + gaps, columns * W + gaps, 3]; places without a video are black.
 
-    Args:
-        videos: [B, T, H, W, 3] in 0..1.
-        columns: of the grid; 0 = as near to a square of videos as it can be.
-        labels: one for each video, drawn into its upper left corner; None = none.
-
-    Returns:
-        [T, rows * H + gaps, columns * W + gaps, 3]; places without a video are black.
-
-    Raises:
-        OpenSoraError: videos of another rank, a number of columns that cannot be, or too few labels.
+    videos: [B, T, H, W, 3] in 0..1. columns: of the grid; 0 = as near to a square of videos as it can be.
+    labels: one for each video, drawn into its upper left corner; None = none.
     """
     if videos.ndim != 5 or videos.shape[-1] != 3 or 0 in videos.shape:
         raise OpenSoraError(f"Videos for a contact sheet are [videos, frames, height, width, 3]; these are {list(videos.shape)}.")

@@ -38,11 +38,7 @@ class Piece:
 
 
 def captioned_clips(folder: Path) -> list[CaptionedClip]:
-    """The clips of a folder, by their table where it has one, else by name.
-
-    Raises:
-        OpenSoraError: no clip, one without a caption, two tables, or a table with a row that names no clip of the folder.
-    """
+    """The clips of a folder, by their table where it has one, else by name."""
     tables = sorted(folder.glob("*.csv"))
     if len(tables) > 1:
         raise OpenSoraError(f"{folder.name} holds {len(tables)} tables ({', '.join(table.name for table in tables)}); leave one.")
@@ -53,11 +49,7 @@ def captioned_clips(folder: Path) -> list[CaptionedClip]:
 
 
 def pieces(clip: CaptionedClip, fps: float, cut_scenes: bool) -> list[Piece]:
-    """The scenes of a clip, one if it is not to be cut.
-
-    Raises:
-        OpenSoraError: the clip cannot be read, or it is to be cut and PySceneDetect is not installed.
-    """
+    """The scenes of a clip, one if it is not to be cut; cutting needs PySceneDetect."""
     if not cut_scenes:
         return [Piece(clip, 0, clip.num_frames or _ENDLESS)]
     try:

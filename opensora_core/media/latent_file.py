@@ -20,15 +20,10 @@ _LATENTS, _IS_UNSCALED = "latent_tensor", "latent_format_version_0"
 
 
 def save_latents(path: str | Path, latents: Tensor, about: dict[str, str] | None = None) -> Path:
-    """Write latents; the file appears, or is replaced, only when it is complete.
+    """Write latents; the file appears, or is replaced, only when it is complete. An OSError leaves a file of that name as it was.
 
-    Args:
-        path: ending in .latent; folders are made.
-        latents: [B, C, T, H, W] in the VAE's own scale, on any device.
-        about: texts to write into the file's header.
-
-    Raises:
-        OSError: it cannot be written; a file of that name is then as it was.
+    path: ending in .latent; folders are made. latents: [B, C, T, H, W] in the VAE's own scale, on any device.
+    about: texts to write into the file's header.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +40,7 @@ def save_latents(path: str | Path, latents: Tensor, about: dict[str, str] | None
 
 
 def read_latents(path: str | Path) -> Tensor:
-    """Latents [B, C, T, H, W] fp32 in the VAE's own scale, on the CPU.
-
-    Raises:
-        OpenSoraError: no such file, or not the latents of a video.
-    """
+    """Latents [B, C, T, H, W] fp32 in the VAE's own scale, on the CPU. Raises an OpenSoraError for what is not the file of a video's latents."""
     path = Path(path)
     if kind := kind_of(path):
         raise OpenSoraError(f"{shown(path)} is {kind}; give a {SUFFIX} file.")

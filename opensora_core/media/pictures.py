@@ -24,15 +24,11 @@ LATENT_RANK = 5  # [B, C, T, H, W]: what tells latents from pictures
 class References:
     """What is given, checked as far as it can be without the video that it is for.
 
-    Attributes:
-        first, last: a picture [1, H, W, 3] fp32 in 0..1 of any size, or latents [B or 1, C, 1, h, w], or None.
-        clip: frames [33 or 65, H, W, 3] uint8 or fp32 in 0..1, or latents [B or 1, C, t, h, w], or None.
-            Latents are in the transformer's scale, as `.latents` of a result.
-        direction: forwards: the clip begins the video; backwards: it ends it.
-        use: how a run uses them.
-        grid: of the model.
-        several, groups: of a mask strategy (sampling/masks.py), whose references are frames [t, H, W, 3] each; loop: which clip of a
-            longer video it is.
+    first, last: a picture [1, H, W, 3] fp32 in 0..1 of any size, or latents [B or 1, C, 1, h, w], or None.
+    clip: frames [33 or 65, H, W, 3] uint8 or fp32 in 0..1, or latents [B or 1, C, t, h, w], or None.
+    Latents are in the transformer's scale, as `.latents` of a result.
+    direction: forwards: the clip begins the video; backwards: it ends it. use: how a run uses them. grid: of the model.
+    several, groups: of a mask strategy (sampling/masks.py), whose references are frames [t, H, W, 3] each; loop: which clip of a longer video it is.
     """
 
     first: Tensor | None = None
@@ -140,12 +136,7 @@ def read_references(
 def reference_image(name: str, image) -> Tensor | None:
     """A reference picture as [1, H, W, 3] fp32 in 0..1 on the CPU; latents [B or 1, C, 1, h, w] as they are.
 
-    Args:
-        name: for messages.
-        image: None, a path, a PIL image, a tensor or array [H, W, 3] or [1, H, W, 3], uint8 or float in 0..1, or latents.
-
-    Raises:
-        OpenSoraError: anything else.
+    name: for messages. image: None, a path, a PIL image, a tensor or array [H, W, 3] or [1, H, W, 3], uint8 or float in 0..1, or latents.
     """
     if image is None:
         return None
@@ -229,11 +220,7 @@ def _latent_length(tensor: Tensor, grid: Grid) -> int:
 
 
 def read_masked(references: Sequence, mask_strategy: str, grid: Grid) -> References:
-    """What a mask strategy gives. Without one, the first frame of the first reference begins the video.
-
-    Raises:
-        OpenSoraError: no group of six fields or fewer, or a reference that cannot be read or is not there.
-    """
+    """What a mask strategy gives. Without one, the first frame of the first reference begins the video."""
     groups = tuple(parse_mask_strategy(mask_strategy or "0"))
     missing = [group.reference for group in groups if group.reference >= len(references)]
     if missing:
@@ -245,11 +232,7 @@ def read_masked(references: Sequence, mask_strategy: str, grid: Grid) -> Referen
 def read_reference(place: int, given, grid: Grid) -> Tensor:
     """One reference of a mask strategy as frames [t, H, W, 3], uint8 or fp32 in 0..1; a clip is cut to the longest count that clips can have.
 
-    Args:
-        place: from 0, for messages. given: as an image or a video of read_references.
-
-    Raises:
-        OpenSoraError: it is neither, or too short a clip.
+    place: from 0, for messages. given: as an image or a video of read_references.
     """
     name = f"Reference {place}"
     if isinstance(given, (str, Path)) and not is_video(given):

@@ -25,13 +25,9 @@ def as_tag(recipe: dict[str, Any]) -> str:
 
 
 def recipe_of(path: Path) -> dict[str, Any]:
-    """What an mp4 says of how it was made.
+    """What an mp4 says of how it was made: ours as it was given to `as_tag`; ComfyUI's as {"program": "ComfyUI", "prompt": the graph in API form}.
 
-    Returns:
-        Ours as it was given to `as_tag`; ComfyUI's as {"program": "ComfyUI", "prompt": the graph in API form}.
-
-    Raises:
-        OpenSoraError: it is no mp4, or says nothing.
+    Raises an OpenSoraError for what is no mp4, or says nothing.
     """
     found = tags(path)
     for name, read in (("comment", _ours), ("prompt", _comfyuis)):

@@ -19,12 +19,8 @@ KEPT_PIXELS = 32_000_000
 def read_image(path) -> torch.Tensor:
     """Read a picture as it is meant to be seen: turned by its EXIF orientation; of an animated one the first frame, which is said.
 
-    Returns:
-        [1, H, W, 3] fp32 in 0..1 on the CPU; of more than 32 million pixels, reduced to no more.
-
-    Raises:
-        OpenSoraError: no such file, a file that is not a picture, has too many pixels, numbers of an unknown range, or is
-            transparent in places.
+    Returns [1, H, W, 3] fp32 in 0..1 on the CPU; of more than 32 million pixels, reduced to no more. Raises an OpenSoraError for what is no
+    picture, has too many pixels, numbers of an unknown range, or is transparent in places.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -56,13 +52,9 @@ def read_image(path) -> torch.Tensor:
 
 
 def rgb_array(picture, name: str) -> numpy.ndarray:
-    """[H, W, 3] uint8 of a PIL image of any mode.
+    """[H, W, 3] uint8 of a PIL image of any mode. name: for messages.
 
-    Args:
-        name: for messages.
-
-    Raises:
-        OpenSoraError: it is transparent in places, or holds numbers whose range it does not say.
+    Raises an OpenSoraError for one that is transparent in places, or holds numbers whose range it does not say.
     """
     if picture.mode.startswith("I") or picture.mode == "F":  # Pillow's own conversion clips them to white
         return numpy.repeat(_grey(picture, name)[:, :, None], 3, axis=2)

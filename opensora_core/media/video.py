@@ -131,12 +131,7 @@ def save_prompt(video: Path, prompt: str) -> str:
 def check_can_be_written(path: Path, frames_shape: tuple[int, int, int], fps: float) -> None:
     """See that a video will find what it needs at its end: an encoder that runs, a folder and a name to write, and room on the disk.
 
-    Args:
-        path: the file, or another of its folder and of a name as long.
-        frames_shape: frames, height, width.
-
-    Raises:
-        OpenSoraError: says what is missing.
+    path: the file, or another of its folder and of a name as long. frames_shape: frames, height, width.
     """
     shape = (*frames_shape, 3)
     _check_video(shape, path, fps)
@@ -193,26 +188,15 @@ def _container(start: bytes) -> str | None:
 
 
 def media_size(path) -> tuple[int, int]:
-    """(height, width) of a picture, or of a video's frames, as read_image and read_clip give them.
-
-    Raises:
-        OpenSoraError: no such file, or neither of the two.
-    """
+    """(height, width) of a picture, or of a video's frames, as read_image and read_clip give them."""
     return tuple((read_clip(path, 1, from_end=False) if is_video(path) else read_image(path)).shape[1:3])
 
 
 def read_clip(path, count: int, *, from_end: bool, fps: float | None = None, skip: int = 0) -> torch.Tensor:
     """Read the first or the last `count` frames of a video at its own frame rate, or at `fps`; no more than those are kept.
 
-    skip: frames at the beginning that do not count.
-
-    Pixels that are not square are made so, by the width; PQ and HLG are brought to standard range.
-
-    Returns:
-        [count, H, W, 3] uint8 on the CPU; fewer where the video has fewer.
-
-    Raises:
-        OpenSoraError: no such file, a file that is not a video or is damaged, or no imageio-ffmpeg.
+    Pixels that are not square are made so, by the width; PQ and HLG are brought to standard range. skip: frames at the beginning that do not count.
+    Returns [count, H, W, 3] uint8 on the CPU; fewer where the video has fewer. Raises an OpenSoraError for what is no video or is damaged.
     """
     path = Path(path)
     if not is_file(path):
@@ -325,11 +309,7 @@ def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float, comment: str = "")
 
 
 def _ffmpeg(work: str):
-    """The module imageio_ffmpeg, with an ffmpeg that is there.
-
-    Raises:
-        OpenSoraError: either is missing.
-    """
+    """The module imageio_ffmpeg, with an ffmpeg that is there."""
     try:
         import imageio_ffmpeg
     except ImportError as error:

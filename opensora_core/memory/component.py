@@ -126,8 +126,7 @@ class Component:
 def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Bring a module to a device for the length of the block.
 
-    The tensors it had are kept and put back rather than copied back, so that leaving costs nothing and
-    memory-mapped ones stay mapped.
+    The tensors it had are kept and put back rather than copied back, so that leaving costs nothing and memory-mapped ones stay mapped.
     """
     stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
     home = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
@@ -155,8 +154,7 @@ def _blocks(network: Any) -> Sequence[nn.Module]:
 def resolve_precision(dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:
     """The dtype two settings ask for together, None to leave it to the device; and the quantised precision of weights, if one is asked for.
 
-    Raises:
-        OpenSoraError: not a known precision, a dtype that the networks are not run in, two that differ, or bitsandbytes is missing.
+    Raises an OpenSoraError for an unknown precision or dtype, for two that differ, and where bitsandbytes is missing.
     """
     check_choice("precision", precision, PRECISIONS)
     if precision in QUANTISED:
@@ -170,11 +168,7 @@ def resolve_precision(dtype: torch.dtype | None, precision: str) -> tuple[torch.
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """A device that can be computed on; "auto" is CUDA, else Apple's GPU, else the CPU.
-
-    Raises:
-        OpenSoraError: no such device here.
-    """
+    """A device that can be computed on; "auto" is CUDA, else Apple's GPU, else the CPU. Raises an OpenSoraError if there is no such device here."""
     if str(device) == AUTO:
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -46,9 +46,7 @@ T = TypeVar("T")
 def decode_bytes(config: CodecConfig, size: Size, dtype_bytes: int, parked: bool = False) -> int:
     """Peak of the activations of decoding one tile (or untiled clip) of this latent size, in bytes, its result included.
 
-    Args:
-        dtype_bytes: 2 for bf16 and fp16, 4 for fp32.
-        parked: count only what is on the device when activations are parked in main memory.
+    dtype_bytes: 2 for bf16 and fp16, 4 for fp32. parked: count only what is on the device when activations are parked in main memory.
     """
     estimate = codec_of(config).build.decode_bytes
     return estimate(config, size, dtype_bytes, parked) if estimate else _counted(config, size, dtype_bytes, True)
@@ -137,9 +135,6 @@ class Ladder:
             policy: "exact": `tiling`, at most parked. "auto": as it is if that fits, else parked, else temporal tiles, else smaller
                 tiles too. "low_memory": temporal tiles at once. For a codec that has temporal tiles of its own: shorter ones.
             tiling: what was asked for; what it leaves to the codec (config.cut) is filled in.
-
-        Raises:
-            OpenSoraError: an unknown policy or impossible tiling.
         """
         check_choice("policy", policy, POLICIES)
         first = self._first(policy, check_tiling(self.config.cut(tiling), self.config.grid))
@@ -247,10 +242,8 @@ def _words(tiling: Tiling) -> str:
 class Walk:
     """Tries one attempt of a ladder after the other; the one that worked is kept for the next part of the same clip.
 
-    Args:
-        attempts: Ladder.attempts.
-        tell: takes the lines for people.
-        unless_out_of_memory: runs something and gives None where memory ran out; the host has its own.
+    attempts: Ladder.attempts. tell: takes the lines for people. unless_out_of_memory: runs something and gives None where memory ran out; the host
+    has its own.
     """
 
     def __init__(self, attempts: Iterator[Attempt], tell: Callable[[str], None], unless_out_of_memory: Callable = unless_out_of_memory):
@@ -258,11 +251,7 @@ class Walk:
         self._tiling: Tiling | None = None
 
     def __call__(self, run: Callable[[Tiling], T]) -> T:
-        """The result of `run` with the first tiling that there is memory for.
-
-        Raises:
-            torch.cuda.OutOfMemoryError: there is memory for none.
-        """
+        """The result of `run` with the first tiling that there is memory for; a torch.cuda.OutOfMemoryError if there is none."""
         if self._tiling is None:
             self._step()
         while (made := self._unless_out_of_memory(partial(run, self._tiling))) is None:
@@ -281,10 +270,8 @@ class Walk:
 class VideoVAE:
     """Encodes and decodes clips.
 
-    Attributes:
-        tiling: sizes of the tiles; the defaults are upstream's.
-        policy: how to decode: auto, exact or low_memory, see Ladder.attempts.
-        group: processes that decode tiles of the same clip, or None for this one alone.
+    tiling: sizes of the tiles; the defaults are upstream's. policy: how to decode: auto, exact or low_memory, see Ladder.attempts.
+    group: processes that decode tiles of the same clip, or None for this one alone.
     """
 
     def __init__(self, component: Component, placement: Placement):
@@ -307,12 +294,7 @@ class VideoVAE:
         """Choose the tiles of encode and decode: pixels of a side, and the share of it that neighbours have in common.
 
         The defaults are what the released model was used with; other sizes give slightly other pictures.
-
-        Args:
-            temporal_tile: frames; 0 = as the released model was used, geometry.WHOLE_CLIP (-1) = the whole clip at once, None = as before.
-
-        Raises:
-            OpenSoraError: a size or an overlap that tiles cannot have.
+        temporal_tile: frames; 0 = as the released model was used, geometry.WHOLE_CLIP (-1) = the whole clip at once, None = as before.
         """
         frames = self.tiling.temporal_tile if temporal_tile is None else temporal_tile
         self.tiling, self._is_tiling = check_tiling(Tiling(tile_size, tile_overlap, frames)), True
@@ -329,15 +311,12 @@ class VideoVAE:
     def encode(
         self, images: Tensor, generators: Sequence[torch.Generator | Tensor | None] = (None,), progress: Progress | None = None
     ) -> Tensor:
-        """Latents of a clip (a picture is one of one frame).
+        """Latents of a clip (a picture is one of one frame): [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
 
         Args:
             images: [T, H, W, 3] fp32 in 0..1.
             generators: one for each latent wanted: None for the posterior's mode, or what to sample it with: a generator, or the noise
                 itself, [1, C, t, h, w].
-
-        Returns:
-            [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
         """
         pixels = images.permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
         pixels = pixels.to(self._placement.device, self._placement.dtype)
@@ -350,8 +329,7 @@ class VideoVAE:
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
         """Frames [B, T, H, W, 3] fp32 in 0..1 on the CPU, of latents [B, C, t, h, w] in the transformer's scale, as `encode` gives them.
 
-        Raises:
-            torch.cuda.OutOfMemoryError: the device has no room in any way that the policy permits.
+        Raises a torch.cuda.OutOfMemoryError where the device has no room in any way that the policy permits.
         """
         with torch.inference_mode(), self.decoder((1, *latents.shape[1:]), lambda line: None) as decode:
             videos = [decode(video, progress).float().cpu() for video in latents.split(1)]
@@ -363,10 +341,7 @@ class VideoVAE:
 
         It is called with latents [1, C, t, h, w] in the transformer's scale and a progress, gives pixels [1, 3, T, H, W], about -1..1,
         and raises what the device says where it has no room in any way that the policy permits.
-
-        Args:
-            latent_shape: [1, C, t, h, w], of the largest.
-            tell: takes a line where memory makes the decode other than exact; it is logged too.
+        latent_shape: [1, C, t, h, w], of the largest. tell: takes a line where memory makes the decode other than exact; it is logged too.
         """
         placement = self._placement
 

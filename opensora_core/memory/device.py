@@ -59,8 +59,7 @@ def unless_out_of_memory(run: Callable[[], T]) -> T | None:
 def ran_out(work: str, device: torch.device, advice: str) -> str:
     """The sentence: what ran out, what the device has now that it is given up, what to change.
 
-    Args:
-        work: what was done, "Sampling 129 frames of ...". advice: what follows the colon, without a full stop.
+    work: what was done, "Sampling 129 frames of ...". advice: what follows the colon, without a full stop.
     """
     free, total = free_bytes(device), total_bytes(device)
     has = "" if free is None or total is None else f"; {_name(device)} has {at_most(free)} of {at_most(total)} GiB free without it"

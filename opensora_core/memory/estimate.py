@@ -49,10 +49,8 @@ PROCESS_BYTES_CPU = 3 * GIB // 4
 class Memory:
     """What there is to work with, in bytes.
 
-    Attributes:
-        device: "cuda", "mps", "cpu". name: of the device, for people and for measured times.
-        free, total: of the device's memory; on the CPU the same as RAM.
-        ram_free, ram_total: of main memory.
+    device: "cuda", "mps", "cpu". name: of the device, for people and for measured times. free, total: of the device's memory; on the CPU the same
+    as RAM. ram_free, ram_total: of main memory.
     """
 
     device: str
@@ -90,9 +88,8 @@ class Settings:
 class Request(Workload):
     """A video to plan for.
 
-    Attributes:
-        has_given: whether pictures or a clip are given. tiling: of encode and decode. guidance: which passes the steps take.
-        speed: exact, or a plan of steps, and then num_steps is not read.
+    has_given: whether pictures or a clip are given. tiling: of encode and decode. guidance: which passes the steps take.
+    speed: exact, or a plan of steps, and then num_steps is not read.
     """
 
     has_given: bool = False

@@ -75,11 +75,9 @@ _FORMS: dict[str, type[Format]] = {form.name: form for form in (Float8, _Planned
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a network as it runs.
+    """Weights of a network as it runs: bytes block by block.
 
-    Attributes:
-        sizes: bytes block by block.
-        is_mapped: whether they are the file's own bytes, which are mapped and take no memory that cannot be given back.
+    is_mapped: whether they are the file's own bytes, which are mapped and take no memory that cannot be given back.
     """
 
     sizes: UnitBytes
@@ -99,11 +97,8 @@ class TextSizes:
 class ModelSizes:
     """A model to plan for; the defaults are the released files.
 
-    Attributes:
-        stored: what most of the transformer's file is stored in: fp32, bf16, fp16, or a quantised precision.
-        stored_text: likewise for T5.
-        groups: which layers of the transformer are quantised where it is, see family.py.
-        name: for people.
+    stored: what most of the transformer's file is stored in: fp32, bf16, fp16, or a quantised precision. stored_text: likewise for T5.
+    groups: which layers of the transformer are quantised where it is, see family.py. name: for people.
     """
 
     transformer: NetworkSizes = DEFAULT.released
@@ -118,11 +113,7 @@ class ModelSizes:
 def sizes_of_files(
     dit: str | Path | None = None, vae: str | Path | None = None, t5: str | Path | None = None, clip: str | Path | None = None
 ) -> ModelSizes:
-    """Sizes of a model from the headers of its files; a part that is not given has the released sizes.
-
-    Raises:
-        CheckpointError: a file is damaged or is something else.
-    """
+    """Sizes of a model from the headers of its files; a part that is not given has the released sizes."""
     found = ModelSizes()
     if dit is not None:
         header, identity = open_model(Path(dit).expanduser(), "transformer")
@@ -150,14 +141,10 @@ def transformer_weights(config: NetworkSizes, precision: str, stored: str, group
 
 
 def forward_peak(config: NetworkSizes, precision: str, latent_shape: tuple[int, ...], text_length: int = T5_LENGTH) -> int:
-    """Peak of one forward's activations, its result included, its inputs not.
+    """Peak of one forward's activations, its result included, its inputs not. latent_shape: [B, C, T, H, W]. text_length: tokens of T5's.
 
     Above some thousands of tokens it is a line: what is alive at the peak takes so many bytes a token, or does not depend on them.
     There it is taken from two shorter sequences; a test compares that with the whole, to the byte.
-
-    Args:
-        latent_shape: [B, C, T, H, W].
-        text_length: tokens of T5's.
     """
     batch, channels, *extent = latent_shape
     side, time = config.patch_size, config.grid.patch_time

@@ -44,11 +44,7 @@ class FileStamp:
 
 
 def stamp(path: str | Path) -> FileStamp:
-    """What a path is now. Links are followed; no file is opened.
-
-    Raises:
-        CheckpointError: nothing is there.
-    """
+    """What a path is now. Links are followed; no file is opened. Raises a CheckpointError if nothing is there."""
     resolved = Path(path).expanduser().resolve()
     try:
         if resolved.is_dir():
@@ -87,8 +83,7 @@ def weight_bytes(network: Any) -> int:
 class LoadedModels:
     """A cache of loaded models, safe to use from several threads.
 
-    Args:
-        keep_limit_gib: how much may be kept loaded for calls that ask for it; 0 keeps nothing.
+    keep_limit_gib: how much may be kept loaded for calls that ask for it; 0 keeps nothing.
     """
 
     def __init__(self, keep_limit_gib: float = 0.0):
@@ -111,11 +106,7 @@ class LoadedModels:
         self.keep_up_to(gib)
 
     def keep_up_to(self, gib: float, kinds: Iterable[str] = ()) -> None:
-        """Set the limit; what is loaded of `kinds` is kept from now on too, and given up before what was kept already.
-
-        Raises:
-            OpenSoraError: no amount of memory.
-        """
+        """Set the limit; what is loaded of `kinds` is kept from now on too, and given up before what was kept already."""
         if not gib >= 0 or gib == float("inf"):  # also NaN
             raise OpenSoraError(f"A limit of {gib} GiB for models kept loaded is not an amount of memory; 0 keeps none.")
         wanted = frozenset(kinds)
@@ -143,11 +134,7 @@ class LoadedModels:
             options: whatever changes the weights: precision, dtype, device.
             load: makes the object to share: a module, or a host's patcher. It must allow weak references. Of several threads that ask
                 at the same time one calls it and the others wait. If it raises, nothing is remembered.
-            size: gives the bytes that the object counts for within the limit.
-            keep: hold it within the limit when nobody else does.
-
-        Raises:
-            CheckpointError: there is no such file. Also whatever `load` raises.
+            size: gives the bytes that the object counts for within the limit. keep: hold it within the limit when nobody else does.
         """
         key = Key(kind, stamp(path), tuple(sorted(options.items())))
         with self._gate(key):
@@ -256,10 +243,9 @@ class EncodedPrompts:
     ) -> list[T]:
         """What these encoders made of each text before, else what `encode` gives for it. Do not write into it.
 
-        Args:
-            texts: each a text, or several that are encoded together.
-            encoders: files or folders of the encoders. options: what else changes the encoding (precision, dtype, device).
-            encode: the texts that are not kept -> tensors for each, or lists, tuples or dictionaries of them.
+        texts: each a text, or several that are encoded together. encoders: files or folders of the encoders.
+        options: what else changes the encoding (precision, dtype, device).
+        encode: the texts that are not kept -> tensors for each, or lists, tuples or dictionaries of them.
         """
         made_by = tuple(stamp(path) for path in encoders), tuple(sorted(options.items()))
         values = {}
@@ -290,10 +276,8 @@ PROMPTS = EncodedPrompts()
 def own_structure(network: T) -> T:
     """A network of one's own over the same weights: moving, streaming or replacing its tensors leaves the shared one as it is.
 
-    Args:
-        network: a module, or an object whose `.model` is one. Its tensors are shared, not copied; nobody may write into them.
-
-    The result keeps `network` alive, and with it its entry in a cache.
+    network: a module, or an object whose `.model` is one. Its tensors are shared, not copied; nobody may write into them. The result keeps it
+    alive, and with it its entry in a cache.
     """
     if isinstance(network, nn.Module):
         mine = _twin(network, {})

@@ -32,9 +32,8 @@ _QUANTISE_FIRST = (
 class Preflight:
     """The answer.
 
-    Attributes:
-        asked: the need of the settings as asked for. recommended: settings that fit, the asked ones where they do; None if none does.
-        nearest: what to ask for instead where nothing fits: a sentence.
+    asked: the need of the settings as asked for. recommended: settings that fit, the asked ones where they do; None if none does.
+    nearest: what to ask for instead where nothing fits: a sentence.
     """
 
     request: Request
@@ -74,12 +73,7 @@ class Preflight:
 
 
 def preflight(request: Request, model: ModelSizes, memory: Memory) -> Preflight:
-    """Plan a video.
-
-    Args:
-        model: footprint.ModelSizes() for the released files, or footprint.sizes_of_files(...).
-        memory: see memory_of.
-    """
+    """Plan a video. model: ModelSizes() for the released files, or sizes_of_files(...). memory: see memory_of."""
     asked_for = request.settings.precision
     precision = _precisions(request, model, memory, True)[0] if asked_for == AUTO else asked_for
     asked = estimate(request, replace(request.settings, precision=precision), model, memory)

@@ -30,13 +30,9 @@ class UnitBytes:
 class Residency:
     """Where the weights are while the network works.
 
-    Attributes:
-        mode: resident, budget or minimal.
-        sizes: what it was made from.
-        streamed: the blocks (indices into sizes.blocks, ascending) whose weights live in main memory and are copied
-            to the device for each use.
-        num_buffers: staging buffers on the device, each as large as the largest streamed block: two where the next
-            block is copied while one computes, one where only one block may be there at a time.
+    mode: resident, budget or minimal. sizes: what it was made from. streamed: the blocks (indices into sizes.blocks, ascending) whose weights live
+    in main memory and are copied to the device for each use. num_buffers: staging buffers on the device, each as large as the largest streamed
+    block: two where the next block is copied while one computes, one where only one block may be there at a time.
     """
 
     mode: str
@@ -84,7 +80,7 @@ def least_bytes(sizes: UnitBytes, mode: str) -> int:
 
 
 def make_residency(sizes: UnitBytes, mode: str, budget_gib: float | None = None, device_bytes: int | None = None) -> Residency:
-    """Decide where weights live.
+    """Decide where weights live. Raises an OpenSoraError for weights that cannot fit, or a budget that cannot be kept; it says what can.
 
     Args:
         sizes: of the network, see stream.module_bytes.
@@ -92,9 +88,6 @@ def make_residency(sizes: UnitBytes, mode: str, budget_gib: float | None = None,
             stream. minimal: one block at a time.
         budget_gib: for the mode budget: the most that weights may take on the device, buffers included.
         device_bytes: what weights could take on this device at most; None where it is not known.
-
-    Raises:
-        OpenSoraError: an unknown mode, weights that cannot fit, or a budget that cannot be kept; says what can.
     """
     check_choice("offload", mode, (RESIDENT, BUDGET, MINIMAL))
     if mode == BUDGET:
@@ -118,12 +111,10 @@ def residency_within(sizes: UnitBytes, room: int | None) -> Residency:
 
 
 def residency_in_mode(sizes: UnitBytes, offload: str, budget_gib: float | None, room: int | None, is_main: bool) -> Residency:
-    """The residency of an offload mode.
+    """The residency of an offload mode, one of choices.OFFLOADS. budget_gib: for the mode budget.
 
-    Args:
-        offload: one of choices.OFFLOADS. budget_gib: for the mode budget.
-        room: bytes that weights can take beside the computation, for the mode auto; None = as many as they like.
-        is_main: of the network that a budget is about, refused if it cannot be kept; another one streams block by block instead.
+    room: bytes that weights can take beside the computation, for the mode auto; None = as many as they like.
+    is_main: of the network that a budget is about, refused if it cannot be kept; another one streams block by block instead.
     """
     if offload == AUTO:
         return residency_within(sizes, room)
@@ -133,11 +124,7 @@ def residency_in_mode(sizes: UnitBytes, offload: str, budget_gib: float | None, 
 
 
 def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int | None = None) -> int:
-    """A budget in bytes, if a residency can keep it.
-
-    Raises:
-        OpenSoraError: not a positive number, larger than the device, or less than two buffers and the rest need.
-    """
+    """A budget in bytes. Raises an OpenSoraError if it is not a positive number, larger than the device, or less than two buffers and the rest need."""
     least = least_bytes(sizes, BUDGET)
     if device_bytes is not None and least > device_bytes:
         raise OpenSoraError(_does_not_fit(sizes, BUDGET, device_bytes))

@@ -18,11 +18,7 @@ _RANK = 5  # of a tile; before it goes its shape, zeros where memory ran out
 
 
 class SharedTiles:
-    """What decodes the tiles of a clip, in the first process. A context manager.
-
-    Args:
-        decode: of one tile, as Codec.decode. total: tiles of the clip.
-    """
+    """What decodes the tiles of a clip, in the first process. A context manager. decode: of one tile, as Codec.decode. total: tiles of the clip."""
 
     def __init__(self, group: Group, decode: Callable[..., Tensor], total: int):
         self._group, self._decode, self._total = group, decode, total

@@ -28,11 +28,7 @@ _PLAIN = (Tensor, nn.Parameter)
 def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
     """What a residency is made from, of a module that may be on meta: parameters and buffers, each counted once in a block.
 
-    Args:
-        blocks: its blocks in the order in which they run.
-
-    Raises:
-        OpenSoraError: there are no blocks.
+    blocks: its blocks in the order in which they run. Raises an OpenSoraError if there are none.
     """
     if not blocks:
         raise OpenSoraError("This network cannot be streamed: it has no blocks.")
@@ -46,17 +42,14 @@ class BlockStream:
     """A residency at work on a network, from the moment this is made until `release()` or the end of a `with` block.
 
     An exception or an interrupt in the middle of a forward leaves the network usable; the next forward begins afresh.
+    Raises an OpenSoraError where the network is streamed already, its weights are elsewhere or of a kind that cannot be streamed.
 
     Args:
         model: with its streamed weights in main memory, its LoRAs merged. For inference.
-        residency: made from this model's sizes (module_bytes).
-        device: where it is to compute.
+        residency: made from this model's sizes (module_bytes). device: where it is to compute.
         blocks: its blocks in the order in which they run, as they were for the residency.
         pin_limit_bytes: main memory that may be page-locked for a CUDA device; None is as much as the residency streams.
             Blocks beyond the limit are copied from pageable memory: slower, but still beside the computation.
-
-    Raises:
-        OpenSoraError: the network is streamed already, its weights are elsewhere or of a kind that cannot be streamed.
     """
 
     def __init__(
@@ -202,11 +195,9 @@ class _Entry:
 
 
 class _Block:
-    """A streamed block and its places in a staging buffer.
+    """A streamed block and its places in a staging buffer. places: every tensor once, with the bytes of the buffer that it is copied to.
 
-    Attributes:
-        places: every tensor once, with the bytes of the buffer that it is copied to.
-        pinned: (first byte, page-locked bytes) that together are the block as it lies in the buffer; empty if not page-locked.
+    pinned: (first byte, page-locked bytes) that together are the block as it lies in the buffer; empty if not page-locked.
     """
 
     def __init__(self, block: nn.Module, buffer: Tensor):
@@ -316,10 +307,7 @@ def page_locked(num_bytes: int) -> Tensor:
 
 
 def piece_sizes(num_bytes: int) -> list[int]:
-    """Powers of two, and what is left below the smallest: torch rounds page-locked memory up to a power of two.
-
-    A block of 283 MB in one piece would take 512.
-    """
+    """Powers of two, and what is left below the smallest: torch rounds page-locked memory up to a power of two (283 MB in one piece would take 512)."""
     sizes = []
     while num_bytes:
         size = 1 << (num_bytes.bit_length() - 1) if num_bytes >= _SMALLEST_PIECE else num_bytes

@@ -67,9 +67,8 @@ class Calibrated:
 class Calibration:
     """The runs to calibrate with.
 
-    Attributes:
-        whole: the released run's way. use: how the runs use what they are given. latent_frames: T of the latents.
-        keys: what tells each prompt's run from others'.
+    whole: the released run's way. use: how the runs use what they are given. latent_frames: T of the latents. keys: what tells each prompt's run
+    from the others'.
     """
 
     subject: Subject
@@ -80,11 +79,7 @@ class Calibration:
     keys: tuple[str, ...]
 
     def run(self, make: Make, folder: Path, progress: Callable[[int, int], None]) -> Calibrated:
-        """Record, plan, measure, write. progress: (steps done, of all).
-
-        Raises:
-            OpenSoraError: another process calibrates the same, or what is kept of a calibration cannot be read.
-        """
+        """Record, plan, measure, write. progress: (steps done, of all). Raises an OpenSoraError where another process calibrates the same."""
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         claimed = claim(folder / self.subject.file_name)
@@ -175,8 +170,7 @@ class _State:
 class Runs:
     """Runs that are asked for, of which the way and the guidance alone are still open.
 
-    Attributes:
-        transformer: in memory. prompts, conditions: of each request, see `told`. placement: where the transformer computes.
+    transformer: in memory. prompts, conditions: of each request, see `told`. placement: where the transformer computes.
     """
 
     transformer: Any
@@ -218,8 +212,7 @@ def told(networks: Networks, requests: Sequence[GenerationRequest], watchers: Wa
 def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder: Path, watchers: Watchers) -> Calibrated:
     """Calibrate the plans of a model with the runs that are asked for, which differ by prompt, pictures and seed alone.
 
-    Raises:
-        OpenSoraError: they differ otherwise. OutOfMemory: the device has no room, in any way that the offload mode permits.
+    Raises an OpenSoraError where they differ otherwise, an OutOfMemory where the device has no room in any way that the offload mode permits.
     """
     first, placement = requests[0], networks.placement
     _check_alike(requests)

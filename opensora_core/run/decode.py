@@ -28,12 +28,8 @@ def decode_latents(
 ) -> tuple[list[Frames], list[str]]:
     """(frames of every video, uint8 [H, W, 3]; lines a person should see where memory made the decode other than exact).
 
-    Args:
-        latents: [B, C, T, H, W] in the transformer's scale.
-        continuation: of a video of segments, which is decoded in parts as long as one; None = in one part.
-
-    Raises:
-        NotNumbers: the VAE gave such; it holds the latents. DecodeOutOfMemory: the device has no room, whatever the decode policy could do; it holds the latents.
+    latents: [B, C, T, H, W] in the transformer's scale. continuation: of a video of segments, which is decoded in parts as long as one; None = in
+    one part. Both errors hold the latents: NotNumbers, which the VAE gave, and DecodeOutOfMemory, whatever the decode policy could do.
     """
     continuation = continuation or Continuation(segment=latents.shape[2], context=0)
     videos, parts = latents.split(1), windows(latents.shape[2], continuation)
@@ -69,11 +65,7 @@ def decode_latents(
 
 
 def _shown(pieces: Iterable[Tensor]) -> Frames:
-    """Pixels [t, H, W, 3], about -1..1, as frames. One at a time: fp32 copies of a whole clip would be larger than the clip.
-
-    Raises:
-        FloatingPointError: they are not numbers.
-    """
+    """Pixels [t, H, W, 3], about -1..1, as frames. One at a time: fp32 copies of a whole clip would be larger than the clip."""
     frames = []
     for piece in pieces:
         for frame in piece.split(1):

@@ -55,10 +55,7 @@ class ModelFiles:
 
         Without that model's transformer, those of the high-compression variant (hpcai-tech/Open-Sora-v2-Video-DC-AE) are taken. A folder in
         the layout of the diffusers library, as CogVideoX is published, is known by its folder of the transformer; one of the repositories
-        of Open-Sora 1.0 to 1.3, as their guides download them, by their names.
-
-        Raises:
-            OpenSoraError: no such folder, or a part is missing in it.
+        of Open-Sora 1.0 to 1.3, as their guides download them, by their names. Raises an OpenSoraError for what is not there.
         """
         if str(folder) == "small":
             if not SMALL.is_dir():
@@ -128,11 +125,7 @@ class ModelFiles:
         return self.dit.parent == SMALL
 
     def check_exist(self) -> "ModelFiles":
-        """Return self if every part is there.
-
-        Raises:
-            OpenSoraError: names the first that is not.
-        """
+        """Return self; an OpenSoraError names the first part that is not there."""
         for part in fields(self):
             path = getattr(self, part.name)
             if path is not None and not path.exists():
@@ -147,11 +140,7 @@ def _in(folder: Path, name: str) -> Path:
 
 
 def _published(folder: Path) -> dict[str, Path] | None:
-    """The parts of a folder that holds a model's repositories as they are called on the hub, each perhaps under its owner's name.
-
-    Raises:
-        OpenSoraError: a transformer is there, and its VAE or text encoder is not.
-    """
+    """The parts of a folder that holds a model's repositories as they are called on the hub, each perhaps under its owner's name."""
 
     def place(names: tuple[str, ...]) -> Path | None:
         return next((path for name in names for path in sorted([*folder.glob(name), *folder.glob(f"*/{name}")])), None)
@@ -176,11 +165,7 @@ def clip_of(family: Family) -> tuple[int, int, int]:
 
 
 def family_of_file(dit: Path) -> Family:
-    """The row of a transformer's file. Its header is read once, and again only if the file is replaced.
-
-    Raises:
-        CheckpointError: the file is something else.
-    """
+    """The row of a transformer's file. Its header is read once, and again only if the file is replaced."""
     return _family_of_file(stamp(dit))
 
 
@@ -190,11 +175,7 @@ def _family_of_file(dit: FileStamp) -> Family:
 
 
 def check_files(files: ModelFiles) -> None:
-    """Compare the parts by their headers, and find the tokenizers; no weight is read.
-
-    Raises:
-        CheckpointError: a part is something else, or of another model than the transformer.
-    """
+    """Compare the parts by their headers, and find the tokenizers; no weight is read."""
     model, codec = _require("transformer", files.dit), _require("vae", files.vae)
     if codec.kind not in model.family.codecs:
         wanted = codecs_of(model.family)[0].title
@@ -217,12 +198,8 @@ def check_files(files: ModelFiles) -> None:
 def check_encoders(files: ModelFiles, reader: str, sizes: NetworkSizes, end: str) -> None:
     """Compare the text encoders with what reads them; no weight is read.
 
-    Args:
-        reader: the name of the file that reads them. sizes: of its network: context_in_dim and, where CLIP is read, vec_in_dim.
-        end: of the sentence where they differ.
-
-    Raises:
-        CheckpointError: they give other widths.
+    reader: the name of the file that reads them. sizes: of its network: context_in_dim and, where CLIP is read, vec_in_dim. end: of the sentence
+    where they differ.
     """
     found = [(T5, files.t5, open_t5(files.t5)[1].d_model, sizes.context_in_dim)]
     if CLIP in family_of(sizes).text.encoders:
@@ -235,14 +212,7 @@ def check_encoders(files: ModelFiles, reader: str, sizes: NetworkSizes, end: str
 
 
 def check_lora(files: ModelFiles, path: str | Path) -> str:
-    """Compare a LoRA with the transformer's sizes; no weight of the transformer is read.
-
-    Returns:
-        For people: how many of how many layers it changes.
-
-    Raises:
-        CheckpointError: not a LoRA, or one of another model.
-    """
+    """For people: how many of the transformer's layers a LoRA changes. No weight of the transformer is read. Raises a CheckpointError if it is none."""
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"The LoRA {path} does not exist.")
@@ -252,11 +222,7 @@ def check_lora(files: ModelFiles, path: str | Path) -> str:
 
 
 def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
-    """The sizes of a Flux transformer that can draw with this autoencoder, from the files' headers.
-
-    Raises:
-        CheckpointError: one of them is something else, not whole, or they do not belong together.
-    """
+    """The sizes of a Flux transformer that can draw with this autoencoder, from the files' headers."""
     header, identity = open_model(dit, "flux")
     config = identity.config
     if "img_in.weight" in {key[len(identity.prefix) :] for key in header.shapes}:

@@ -17,11 +17,7 @@ from .request import GenerationRequest
 
 
 def encode_references(networks: Networks, request: GenerationRequest, progress: Progress) -> ImageCondition | None:
-    """What a video begins or ends with, on the device; None where the network reads nothing beside noise and prompt.
-
-    Raises:
-        OutOfMemory: the device has no room to encode a picture or clip.
-    """
+    """What a video begins or ends with, on the device; None where the network reads nothing beside noise and prompt."""
     if not request.has_given:
         return None
     references = request.references

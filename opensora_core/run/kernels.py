@@ -18,11 +18,7 @@ PACKAGES = {SAGE: "sageattention", FLASH: "flash-attn"}
 
 
 def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """An attention of ops.py's form by its name in choices.ATTENTIONS.
-
-    Raises:
-        OpenSoraError: its library is not installed, or it does not compute on this device in this dtype.
-    """
+    """An attention of ops.py's form by its name in choices.ATTENTIONS; its library must be there, and compute on this device in this dtype."""
     if name == SLICED:
         return sliced_attention(1)
     if name in (AUTO, SDPA):

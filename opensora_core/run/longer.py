@@ -27,12 +27,8 @@ def make_longer(
 ) -> GenerationResult:
     """Add a segment for every request, then decode the whole.
 
-    Args:
-        latents: [B, C, T, H, W] of the finished videos, in the transformer's scale.
-        requests: what differs between them is the prompt; a segment's seed and what it is given follow from the continuation.
-
-    Raises:
-        OutOfMemory: a segment could not be made; `latents` of the error are what is finished.
+    latents: [B, C, T, H, W] of the finished videos, in the transformer's scale. requests: what differs between them is the prompt; a segment's seed
+    and what it is given follow from the continuation. Where a segment could not be made, `latents` of the OutOfMemory are what is finished.
     """
     seed, latents, device = requests[0].seed, latents.float().cpu(), networks.placement.device
     rule, as_scripts = networks.files.family.check_longer(), requests[0].options.parity == SCRIPTS
@@ -85,11 +81,7 @@ def _given(networks: Networks, latents: Tensor, continuation: Continuation, seed
 
 
 def checked_latents(latents: Tensor | None) -> Tensor:
-    """Latents [B, C, T, H, W] that can be gone on from; that they are this model's is checked with the request.
-
-    Raises:
-        OpenSoraError: no latents, another shape, or values that are not numbers.
-    """
+    """Latents [B, C, T, H, W] that can be gone on from; that they are this model's is checked with the request."""
     if isinstance(latents, Tensor) and latents.ndim == LATENT_RANK and 0 not in latents.shape and torch.isfinite(latents).all():
         return latents
     found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__

@@ -36,13 +36,11 @@ class Networks:
         quantised: the quantised precision that the large layers of the transformer and of T5 are read in, if one was asked for.
 
     Attributes:
-        transformer, vae, t5, clip: see components.Component.at_work.
-        video_vae: clips in and out of the VAE, see memory/decode.py.
+        transformer, vae, t5, clip: see component.Component.at_work. video_vae: clips in and out of the VAE, see memory/decode.py.
         keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
         keep_encoded: keep encoded prompts, within loaded.PROMPTS.
         is_compiled: whether the transformer's blocks are compiled as it is read. fingerprint: of it once it was read, see sampling/plan.py.
-        plan_folders: where calibrated plans are.
-        group: the processes that make a video together with this one, or None; see parallel/group.py.
+        attention: what its blocks attend by, of ops.py's form. plan_folders: where calibrated plans are.
     """
 
     def __init__(self, files: ModelFiles, placement: Placement, quantised: str | None):
@@ -80,11 +78,7 @@ class Networks:
         return _options(self.placement.dtype, self.placement.device, self.quantised)
 
     def check_files(self) -> None:
-        """Compare the parts by their headers and find the tokenizers, once.
-
-        Raises:
-            OpenSoraError: a part is something else, or of another model than the others.
-        """
+        """Compare the parts by their headers and find the tokenizers, once."""
         if not self._is_checked:
             paths = [path for path in vars(self.files).values() if path is not None]
             SHARED.checked(paths, partial(check_files, self.files))

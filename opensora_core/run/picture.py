@@ -29,13 +29,10 @@ DRAWING, GUIDANCE = PAINTER.draws, PAINTER.usual.scales[0]
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """A picture to draw, checked.
+    """A picture to draw, checked. height, width: pixels, multiples of 16.
 
-    Attributes:
-        height, width: pixels, multiples of 16.
-        steps: 0 = what the model was made for: 50 for dev, 4 for schnell.
-        guidance: of dev, which is distilled from it; schnell has none.
-        schedule: auto, open-sora or flux; see families/flux.py.
+    steps: 0 = what the model was made for: 50 for dev, 4 for schnell. guidance: of dev, which is distilled from it; schnell has none.
+    schedule: auto, open-sora or flux; see families/flux.py.
     """
 
     height: int
@@ -116,14 +113,10 @@ def _latents(networks: PictureNetworks, pictures: Sequence[Asked], progress: Cal
 def draw(
     transformer, prompt: EncodedPrompt, request: PictureRequest, start: Tensor, on_step: Callable[[StepReport], None] | None = None
 ) -> Tensor:
-    """From noise to a picture's latents.
+    """From noise to a picture's latents, [1, C, h, w] fp32 on the CPU in the transformer's scale.
 
-    Args:
-        transformer: an MMDiT without a condition embedding; its parameters' dtype is the dtype it is called in.
-        start: [1, C, 1, h, w]; kept in its own dtype between steps.
-
-    Returns:
-        [1, C, h, w] fp32 on the CPU, in the transformer's scale.
+    transformer: an MMDiT without a condition embedding; its parameters' dtype is the dtype it is called in.
+    start: [1, C, 1, h, w]; kept in its own dtype between steps.
     """
     config, recipe = transformer.config, PAINTER.sampling
     shift = DRAWING.shift(request.schedule, start.shape[-1] * start.shape[-2] // config.patch_size**2, config.guidance_embed)

@@ -18,11 +18,7 @@ _ROUNDING = 1e-3  # of a step
 
 @dataclass(frozen=True)
 class Subject:
-    """What a plan is calibrated for.
-
-    Attributes:
-        fingerprint: of the transformer, see fingerprint_of. mode: one of MODES. size: (height, width) in pixels.
-    """
+    """What a plan is calibrated for. fingerprint: of the transformer, see fingerprint_of. mode: one of MODES. size: (height, width) in pixels."""
 
     fingerprint: str
     mode: str
@@ -37,11 +33,7 @@ class Subject:
 def find(speed: str, subject: Subject | None, folders: Iterable[Path], num_steps: int = RELEASED_STEPS) -> StepPlan:
     """The plan of a speed other than exact: the calibrated one of the first folder that has it, else the uncalibrated one.
 
-    Args:
-        subject: None where no calibrated plan can hold, as with a shift of one's own.
-
-    Raises:
-        OpenSoraError: a file that is no plan, or of another model, size or length than its name says.
+    subject: None where no calibrated plan can hold, as with a shift of one's own. Raises an OpenSoraError for a file that `read` refuses.
     """
     for folder in folders if subject is not None else ():
         path = Path(folder) / subject.file_name
@@ -53,11 +45,7 @@ def find(speed: str, subject: Subject | None, folders: Iterable[Path], num_steps
 
 
 def read(path: Path, subject: Subject) -> list[StepPlan]:
-    """The plans of a file.
-
-    Raises:
-        OpenSoraError: it is damaged, of another version, or not for the subject.
-    """
+    """The plans of a file. Raises an OpenSoraError if it is damaged, of another version, or not for the subject."""
     try:
         record = read_json(path, _MOST_BYTES)
         version = _number(record["format"], int)

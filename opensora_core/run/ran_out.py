@@ -52,7 +52,6 @@ def sampling_ran_out(request: GenerationRequest, placement: Placement) -> str:
 
 
 def encoding_ran_out(placement: Placement) -> str:
-    """What to say where the text encoders had no room."""
     return ran_out(
         "Encoding the prompt", placement.device, f"use T5 in 8 bits (an fp8 file, or precision fp8_e4m3fn), {_change(placement)}"
     )
@@ -76,7 +75,6 @@ def decoding_ran_out(size: str, policy: str, device: torch.device) -> str:
 
 
 def drawing_ran_out(height: int, width: int, device: torch.device) -> str:
-    """What to say where a picture could not be drawn."""
     what = f"Drawing a picture of {height}x{width} (height x width)"
     return ran_out(what, device, "use --offload minimal, a quantised --precision or a smaller picture")
 

@@ -34,9 +34,7 @@ from ..text.prompt import check_text, decorate
 class EncodedPrompt:
     """A prompt ready to sample with, from OpenSoraPipeline.encode_prompt; give it in place of a prompt to encode only once.
 
-    Attributes:
-        text: the positive prompt as it was encoded.
-        condition: what the transformer reads of it and of the negative prompt, batch 1, on the CPU.
+    text: the positive prompt as it was encoded. condition: what the transformer reads of it and of the negative prompt, batch 1, on the CPU.
     """
 
     text: str
@@ -169,7 +167,6 @@ class GenerationRequest(Workload):
 
     @property
     def asked(self) -> Asked:
-        """The prompt, for run.text.encode."""
         return self.prompt if isinstance(self.prompt, EncodedPrompt) else (self.prompt, self.negative_prompt, self.options)
 
     @property

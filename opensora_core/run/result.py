@@ -48,10 +48,8 @@ class GenerationResult:
 class Watchers:
     """Who is told while videos are made; each may be left out.
 
-    Attributes:
-        callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents).
-        progress: (stage, done, total).
-        on_segment: (segments done, latents of the whole video so far).
+    callback: after every step, (step from 1, num_steps, forwards_done, forwards_saved, latents). progress: (stage, done, total).
+    on_segment: (segments done, latents of the whole video so far).
     """
 
     callback: StepCallback | None = None

@@ -34,13 +34,8 @@ def sample_latents(
 ) -> tuple[Tensor, list[str]]:
     """([B, C, T, H, W] fp32 on the CPU in the transformer's scale, lines a person should see).
 
-    Args:
-        prompt: in place of the request's; every video of the request is made of it.
-        condition: from encode_references.
-
-    Raises:
-        OutOfMemory: the device has no room, in any way that the offload mode permits.
-        OpenSoraError: the transformer gave values that are not numbers.
+    prompt: in place of the request's; every video of the request is made of it. condition: from encode_references.
+    Raises an OutOfMemory where the device has no room in any way that the offload mode permits, an OpenSoraError for values that are not numbers.
     """
     placement, said, group = networks.placement, [], networks.group
     if group is not None:

@@ -26,14 +26,7 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 
 
 def segment_prompts(prompts, segments: int) -> list:
-    """A prompt for each segment: the last one given holds for all that follow.
-
-    Args:
-        prompts: one, or a sequence of them, texts or encoded.
-
-    Raises:
-        OpenSoraError: no segment, no prompt, or more prompts than segments.
-    """
+    """A prompt for each segment: the last one given holds for all that follow. prompts: one, or a sequence of them, texts or encoded."""
     if not isinstance(segments, int) or isinstance(segments, bool) or segments < 1:
         raise OpenSoraError(f"segments={segments!r} adds nothing; use 1 or more.")
     if segments > MOST_SEGMENTS:
@@ -84,13 +77,9 @@ def windows(length: int, continuation: Continuation) -> list[tuple[int, int]]:
 def decode_windows(latents: Tensor, continuation: Continuation, decode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """Decode one long video a window at a time.
 
-    Args:
-        latents: [1, C, T, H, W].
-        decode: latents [1, C, t, H, W] of a window -> its frames, [4t - 3, ...], of a floating type.
-
-    Yields:
-        Frames in their order, as they become final: 4T - 3 in all. Those of a window that the next has too are held back
-        and faded into it, linearly.
+    latents: [1, C, T, H, W]. decode: latents [1, C, t, H, W] of a window -> its frames, [4t - 3, ...], of a floating type.
+    Yields frames in their order, as they become final: 4T - 3 in all. Those of a window that the next has too are held back and faded into it,
+    linearly.
     """
     parts = windows(latents.shape[2], continuation)
     held = None

@@ -24,11 +24,7 @@ Texts = tuple[str, str | Unread]  # a prompt and a negative prompt as the encode
 def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lambda done, total: None) -> list[EncodedPrompt]:
     """Encode prompts. Those that were encoded before, or are kept from before (networks.keep_encoded), need no encoder.
 
-    Args:
-        progress: (done, total) of T5's work alone.
-
-    Raises:
-        OutOfMemory: the device has no room for an encoder's work.
+    progress: (done, total) of T5's work alone. Raises an OutOfMemory where the device has no room for an encoder's work.
     """
     recipe = family_of_file(networks.files.dit).text
     texts = [_texts(recipe, one) for one in asked if not isinstance(one, EncodedPrompt)]

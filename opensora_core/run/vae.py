@@ -14,19 +14,15 @@ from .files import ModelFiles
 
 
 def open_vae(path: str | Path = "small", device: str | torch.device = "cpu", torch_dtype: torch.dtype | None = None) -> VideoVAE:
-    """A VAE to encode and decode with: `open_vae("hunyuan_vae.safetensors").decode(latents)`.
+    """A VAE to encode and decode with: `open_vae("hunyuan_vae.safetensors").decode(latents)`. It is read at the first use.
+
+    `.encode(images [T, H, W, 3] in 0..1)` gives latents in the transformer's scale, `.decode(latents)` frames in 0..1; what else it can,
+    memory/decode.py says.
 
     Args:
         path: a VAE's file, its folder or its shards; a picture autoencoder's (ae.safetensors) too, for clips of one frame; "small" for
             the built-in model's.
         device: "auto", "cuda", "mps", "cpu". torch_dtype: None = bf16 on an accelerator, fp32 on the CPU.
-
-    Returns:
-        `.encode(images [T, H, W, 3] in 0..1)` gives latents in the transformer's scale, `.decode(latents)` frames in 0..1; what else it
-        can, memory/decode.py says. It is read at the first use.
-
-    Raises:
-        CheckpointError: another file than a VAE's. No weight is read.
     """
     file = ModelFiles.in_folder("small").vae if str(path) == "small" else Path(path).expanduser()
     header = read_network(file)

@@ -20,11 +20,7 @@ _ENDS_WITH_FPS = re.compile(r"\d+ FPS\.$")
 
 
 def check_text(text: str, what: str = "The prompt") -> str:
-    """Return a text if it is one that a text encoder can read.
-
-    Raises:
-        OpenSoraError: it holds a NUL, or half of a character (a lone surrogate), as of bytes that are no UTF-8.
-    """
+    """Return a text if it is one that a text encoder can read: without a NUL, or half of a character (a lone surrogate), as of bytes that are no UTF-8."""
     bad = next((place for place, letter in enumerate(text) if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
     if bad is not None:
         raise OpenSoraError(f"{what} is not text: its character {bad + 1} is {ascii(text[bad])}; write it again.")
@@ -59,16 +55,7 @@ def decorate(prompt: str, fps: int | None = 24, motion_score: int | None = MOTIO
 
 
 def fit_tokens(tokens: list, length: int, pad) -> tuple[list, int]:
-    """Exactly `length` tokens: padded at the end, or cut so that the last one, the end-of-text token, stays.
-
-    Args:
-        tokens: a whole prompt, end-of-text token included.
-        length: what the encoder reads, see tokens.text_length.
-        pad: the token to pad with.
-
-    Returns:
-        The tokens, and how many were dropped.
-    """
+    """Exactly `length` tokens, and how many were dropped: padded at the end, or cut so that the last one, the end-of-text token, stays."""
     dropped = max(0, len(tokens) - length)
     if dropped:
         return [*tokens[: length - 1], tokens[-1]], dropped

@@ -47,12 +47,9 @@ def with_words(prompt: str, aesthetic: float | str | None = None, motion: float 
 
 
 def split_settings(prompt: str, also_lists: bool = False) -> tuple[str, dict[str, str]]:
-    """A prompt without the {"reference_path": ..., "mask_strategy": ...} at its end, and that.
+    """A prompt without the {"reference_path": ..., "mask_strategy": ...} at its end, and that; it may be there once.
 
     also_lists: 1.1, where a "[" begins it as well.
-
-    Raises:
-        OpenSoraError: it is no such record, or there is more than one.
     """
     text, *rest = re.split(r"(?=[{\[])" if also_lists else r"(?=\{)", prompt)
     if not rest:
@@ -71,11 +68,7 @@ def split_settings(prompt: str, also_lists: bool = False) -> tuple[str, dict[str
 
 
 def split_parts(prompt: str) -> list[tuple[int, str]]:
-    """(first loop, text) of the parts of "|0| a day |2| a night"; the whole from loop 0 where a prompt has no parts.
-
-    Raises:
-        OpenSoraError: a loop that is no whole number or not above the one before it, or a part without text.
-    """
+    """(first loop, text) of the parts of "|0| a day |2| a night"; the whole from loop 0 where a prompt has no parts."""
     if not prompt.startswith("|0|"):
         return [(0, prompt)]
     pieces = prompt.split("|")[1:]

@@ -21,11 +21,8 @@ class Unread(Enum):
 class Said:
     """What is said to a model about the video, beside the prompt itself; 0, "" or None = nothing.
 
-    Attributes:
-        fps: frames per second, 1-120.
-        motion_score: how much moves, on the model's own scale: 2.0's is 1 (still) to 15 (wild), 1.2's and 1.3's 0 to 100.
-        aesthetic_score: how good it looks, 0 to 10, or a word of 1.3's.
-        camera_motion: such as "pan left".
+    fps: frames per second, 1-120. motion_score: how much moves, on the model's own scale: 2.0's is 1 (still) to 15 (wild), 1.2's and 1.3's 0 to 100.
+    aesthetic_score: how good it looks, 0 to 10, or a word of 1.3's. camera_motion: such as "pan left".
     """
 
     fps: int | None = None
@@ -38,14 +35,10 @@ class Said:
 class TextRecipe:
     """From a prompt to what a model's network reads of it.
 
-    Attributes:
-        encoders: T5, or T5 and CLIP, whose pooled features stand for the whole text.
-        length: tokens that T5 reads, padded or cut.
-        has_mask: whether padding is hidden, from T5 itself and from the network; without a mask it is attended like words.
-        words: (prompt, what is said) -> the text that is encoded.
-        negative: the negative prompt where a person gives none, or what stands in its place.
-        clean: what becomes of a negative prompt before it is encoded.
-        usual: what is said where a person says nothing of it.
+    encoders: T5, or T5 and CLIP, whose pooled features stand for the whole text. length: tokens that T5 reads, padded or cut.
+    has_mask: whether padding is hidden, from T5 itself and from the network; without a mask it is attended like words.
+    words: (prompt, what is said) -> the text that is encoded. negative: the negative prompt where a person gives none, or what stands in its place.
+    clean: what becomes of a negative prompt before it is encoded. usual: what is said where a person says nothing of it.
     """
 
     encoders: tuple[str, ...]
@@ -61,11 +54,7 @@ class TextRecipe:
         return Said(**{one.name: getattr(self.usual, one.name) if said.get(one.name) is None else said[one.name] for one in fields(Said)})
 
     def against(self, negative_prompt: str, unconditional: str = AUTO) -> str | Unread:
-        """What the unconditional pass reads. unconditional: of choices.UNCONDITIONALS.
-
-        Raises:
-            OpenSoraError: a negative prompt where that pass is to read nothing.
-        """
+        """What the unconditional pass reads. unconditional: of choices.UNCONDITIONALS; with zero there can be no negative prompt."""
         if unconditional == ZERO:
             if negative_prompt:
                 raise OpenSoraError("With unconditional zero there is no negative prompt; leave it out, or use encoded.")

@@ -36,11 +36,7 @@ _LABEL = re.compile(r"\A\W*(?:video )?(?:caption|description|prompt)\W*:\W*", re
 
 
 def asked(prompt: str, kind: str = TEXT, sees_picture: bool = False) -> str:
-    """What a text model is asked.
-
-    Args:
-        kind: one of KINDS. sees_picture: whether the model is given the picture too.
-    """
+    """What a text model is asked. kind: one of KINDS. sees_picture: whether the model is given the picture too."""
     open_ = _OPEN if kind == TEXT else _PICTURE[sees_picture]
     return f"{_TASKS[kind]}\n{_RULES.format(open=open_)}\n\nRequest: {prompt.strip() or '(none)'}"
 
