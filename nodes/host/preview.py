@@ -33,6 +33,7 @@ FIRST_COST = 0.01  # seconds for each latent frame that the first one is taken t
 
 _told_off = False
 _shown: dict = {}  # what was sent last of the run that goes on
+pages: set[str] = set()  # clients whose page has web/js: any other would complain of an event that it does not know
 
 
 def watching(model, callback: Callable | None) -> Callable | None:
@@ -54,7 +55,8 @@ def watching(model, callback: Callable | None) -> Callable | None:
     def both(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
         if callback is not None:
             callback(step, denoised, x, steps)
-        show.offer(denoised, step + 1, steps)
+        if server.client_id in pages:
+            show.offer(denoised, step + 1, steps)
 
     return both
 
@@ -179,4 +181,5 @@ def _send(server, node_id: str, image: bytes = b"", **more) -> None:
     message = {"node": notice.shown_on(node_id), "image": image.decode("latin-1"), **more}
     if image:
         _shown.update(message)
-    server.send_sync(EVENT, message, server.client_id)
+    if server.client_id in pages:
+        server.send_sync(EVENT, message, server.client_id)

@@ -35,13 +35,14 @@ def reply(asked: dict) -> dict:
     """What is said to a page.
 
     Args:
-        asked: {locale}, the language of a page that has opened or runs something, answered by what preview.now says;
+        asked: {locale, page}, the language of a page that has opened or runs something and its client id, answered by what preview.now says;
             {size: [resolution, aspect ratio, multiple]}, answered by
             {size: [width, height]}; or {prompt, motion_score, fps, loaders: [T5's file, CLIP's]}, by {text, t5, clip, dropped}: the prompt as it is
             read, [tokens, most] of each encoder, and the end of the prompt that T5 would not read.
     """
     if "locale" in asked:
         notice.speak(str(asked["locale"])[:20])
+        preview.pages.add(str(asked.get("page", "")))
         return preview.now()
     if "size" in asked:
         resolution, ratio, multiple = asked["size"]

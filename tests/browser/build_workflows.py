@@ -77,7 +77,9 @@ def main(names: list[str]) -> int:
         if not one.is_part:
             _write(WORKFLOWS / f"{name}{'.app' if one.app else ''}.json", made[name]["workflow"])
         if one.blueprint:
-            _write(BLUEPRINTS / f"{one.blueprint}.json", made[name]["blueprint"])
+            blueprint = made[name]["blueprint"]
+            blueprint["nodes"][0]["title"] = blueprint["definitions"]["subgraphs"][0]["name"] = one.blueprint
+            _write(BLUEPRINTS / f"{one.blueprint}.json", blueprint)
     return 0
 
 

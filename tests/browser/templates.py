@@ -97,7 +97,8 @@ class Template:
         said: what the note says, in English and in Chinese.
         needs: names of FILES.
         outside: columns of what stays on the canvas behind the one node.
-        blueprint: the name of a blueprint that is the one node alone. is_part: no template, the blueprint alone.
+        blueprint: the name of a blueprint that is the one node alone, in both languages: the front-end's search reads nothing else of it.
+        is_part: no template, the blueprint alone.
     """
 
     name: str
@@ -233,7 +234,7 @@ def all_of() -> list[Template]:
             ),
         ),
         Template(
-            "03 Text to video, 256px", **_text(text("256px")), seen=seen, blueprint="Open-Sora Text to Video", aliases=TEXT_ALIASES,
+            "03 Text to video, 256px", **_text(text("256px")), seen=seen, blueprint="Open-Sora Text to Video 文生视频", aliases=TEXT_ALIASES,
             describes="Text to video with Open-Sora 2.0 in one node: loaders, prompt, size, sampling and decode.",
             said=(
                 f"A prompt becomes a video of 336 x 192: the quickest way to try one. {_SIZES}\n\nOne flowing description of subject, movement, place, light and "
@@ -242,7 +243,7 @@ def all_of() -> list[Template]:
             ),
         ),
         Template(
-            "04 Image to video, 256px", **_image(image("256px")), seen=picture, blueprint="Open-Sora Image to Video", aliases=IMAGE_ALIASES,
+            "04 Image to video, 256px", **_image(image("256px")), seen=picture, blueprint="Open-Sora Image to Video 图生视频", aliases=IMAGE_ALIASES,
             describes="Image to video with Open-Sora 2.0 in one node: the picture becomes the first frame.",
             said=(
                 f"Your picture becomes the first frame and is kept as it is. {_SIZES}\n\nDescribe what moves, not only what is seen.",
@@ -279,7 +280,7 @@ def all_of() -> list[Template]:
         ),
         Template(
             "08 First and last frame", **_image(reference.between_pictures(text("256px")), ("10", "12")) | {"title": "Open-Sora First and Last Frame"},
-            blueprint="Open-Sora First and Last Frame", aliases=("first and last frame", "first last frame", "loop", "首尾帧", "循环视频"),
+            blueprint="Open-Sora First and Last Frame 首尾帧", aliases=("first and last frame", "first last frame", "loop", "首尾帧", "循环视频"),
             describes="A video between two pictures with Open-Sora 2.0 in one node; the same picture twice makes a loop.",
             seen=(("10", "image", "first frame"), ("12", "image", "last frame"), *TEXT_WIDGETS[:2], *TEXT_WIDGETS[2:3], *TEXT_WIDGETS[4:], *FILE_WIDGETS),
             said=(
@@ -289,7 +290,7 @@ def all_of() -> list[Template]:
         ),
         Template(
             "09 Extend a video", **_image(reference.extended_clip(text("256px")), ("12", "10")) | {"title": "Open-Sora Extend Video"},
-            blueprint="Open-Sora Extend Video", aliases=("extend video", "video to video", "continue", "视频续写", "视频延长"),
+            blueprint="Open-Sora Extend Video 视频续写", aliases=("extend video", "video to video", "continue", "视频续写", "视频延长"),
             describes="Goes on from a clip with Open-Sora 2.0 in one node: its last 33 frames begin a new video.",
             seen=(("12", "image", "picture"), ("11", "direction"), *TEXT_WIDGETS, *FILE_WIDGETS),
             said=(
@@ -299,7 +300,7 @@ def all_of() -> list[Template]:
             ),
         ),
         Template(
-            "10 Long video", graph=longer.continued(text("256px")), title="Open-Sora Long Video", blueprint="Open-Sora Long Video",
+            "10 Long video", graph=longer.continued(text("256px")), title="Open-Sora Long Video", blueprint="Open-Sora Long Video 长视频",
             aliases=("long video", "extend", "continue video", "长视频"),
             describes="A longer video with Open-Sora 2.0 in one node, segment by segment, with a prompt for each.",
             parts={LOAD: [["1", "2", "3"]], MAKE: [["4", "5"]], RESULT: [["6"], ["10"], ["8"]]},
@@ -553,12 +554,12 @@ def parts() -> list[Template]:
         Template(
             "Open-Sora 2 Promote Draft", promotion, {RESULT: [["30", "31", "32"], ["33", "34", "35", "36"], ["37", "38"]]}, longer.PROMOTION_WIDGETS,
             title="Open-Sora 2 Promote Draft", describes=longer.PROMOTION_TEXT, outputs=("images",), inputs={"samples": "drafts"},
-            blueprint="Open-Sora 2 Promote Draft", is_part=True, aliases=("promote draft", "upscale video", "草稿"),
+            blueprint="Open-Sora 2 Promote Draft 草稿", is_part=True, aliases=("promote draft", "upscale video", "草稿"),
         ),
         Template(
             "Open-Sora 2 Flux to Video", flux.in_parts(graphs.text_to_video("256px")), {RESULT: [list(column) for column in flux.CHAIN]}, flux.CHAIN_WIDGETS,
             title="Open-Sora 2 Flux to Video", describes=flux.CHAIN_TEXT, outputs=("picture", "fps", "video frames"),
             inputs={"model": "flux_model", "vae": "flux_vae", "model_1": "model", "vae_1": "vae"},
-            blueprint="Open-Sora 2 Flux to Video", is_part=True, aliases=("flux to video", "t2i2v", *TEXT_ALIASES),
+            blueprint="Open-Sora 2 Flux to Video 文生图生视频", is_part=True, aliases=("flux to video", "t2i2v", *TEXT_ALIASES),
         ),
     ]  # fmt: skip

@@ -62,7 +62,8 @@ def test_blueprint_is_whole(path, nodes):
 
 
 def test_a_prompt_a_picture_two_pictures_a_clip_and_a_draft_become_a_video_by_one_node():
-    names = ("Text to Video", "Image to Video", "First and Last Frame", "Extend Video", "Long Video", "2 Promote Draft", "2 Flux to Video")
+    names = ("Text to Video 文生视频", "Image to Video 图生视频", "First and Last Frame 首尾帧", "Extend Video 视频续写", "Long Video 长视频",
+             "2 Promote Draft 草稿", "2 Flux to Video 文生图生视频")  # fmt: skip
     assert {f"Open-Sora {name}" for name in names} <= {path.stem for path in BLUEPRINTS}
 
 
@@ -115,6 +116,6 @@ def hide(blueprint):
 
 @pytest.mark.parametrize("damage", [cut, rename, lose, hide], ids=lambda f: f.__name__)
 def test_the_checks_see_a_damaged_blueprint(damage, nodes):
-    blueprint = copy.deepcopy(load(comfy.PACK / "subgraphs" / "Open-Sora 2 Promote Draft.json"))
+    blueprint = copy.deepcopy(load(comfy.PACK / "subgraphs" / "Open-Sora 2 Promote Draft 草稿.json"))
     damage(blueprint)
     assert problems(blueprint, nodes)

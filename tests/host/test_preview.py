@@ -13,9 +13,16 @@ def test_the_whole_clip_moves(server, listen):
     graph = comfy.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"))
     sampler = next(number for number, node in graph.items() if node["class_type"] == "OpenSoraRectifiedFlowSampler")
     sent = []
+
+    def greet_and_hear(kind, data):
+        if kind == "status" and "sid" in data:
+            server.post("/open_sora/text", {"locale": "en", "page": data["sid"]})
+        if kind == "open_sora.preview":
+            sent.append(data)
+
     for steps in (40, 400, 1000):  # as many as make a run of some seconds here, which has time for a preview
         graph[sampler]["inputs"]["steps"] = steps
-        events = listen(graph, on_message=lambda kind, data: sent.append(data) if kind == "open_sora.preview" else None)
+        events = listen(graph, on_message=greet_and_hear)
         if sent:
             break
     assert events.error is None and sent, "a run of some seconds has time for a preview"

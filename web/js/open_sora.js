@@ -85,9 +85,9 @@ const showPreview = quietly(({ detail }) => {
   }
 })
 
-// The server is told the language that it speaks in; it answers with the picture of a run that goes on, if this page is new.
+// The server is told who listens and the language that it speaks in; it answers with the picture of a run that goes on, if this page is new.
 const greet = quietly(async () => {
-  const { preview } = await ask({ locale: app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en' })
+  const { preview } = await ask({ locale: app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en', page: api.clientId })
   return preview
 })
 

@@ -97,7 +97,11 @@ def test_a_page_that_opens_meanwhile_is_given_the_last_picture_of_the_node_that_
     server = types.SimpleNamespace(last_node_id="14:6", client_id="one", send_sync=lambda *message: sent.append(message))
     monkeypatch.setattr(preview.PromptServer, "instance", server, raising=False)
     monkeypatch.setattr(preview.notice, "shown_on", lambda node: node)
+    monkeypatch.setattr(preview, "pages", {"one"})
     preview._send(server, "14:6", image=b"picture", step=3, steps=9)
     assert preview.now() == {"preview": sent[0][1]}
     server.last_node_id = None  # the run is over
     assert preview.now() == {}
+    server.client_id = "a page without web/js"
+    preview._send(server, "14:6", image=b"picture", step=4, steps=9)
+    assert len(sent) == 1
