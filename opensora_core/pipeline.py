@@ -96,7 +96,8 @@ class OpenSoraPipeline:
     ) -> "OpenSoraPipeline":
         """A pipeline over single files (or hub folders, for the text encoders). clip: for models that read CLIP beside T5."""
         parts = {"dit": dit, "vae": vae, "t5": t5, "clip": clip, "tokenizers": tokenizers}
-        files = ModelFiles(**{name: None if path is None else Path(path).expanduser() for name, path in parts.items()})
+        paths = {name: Path(path).expanduser() if isinstance(path, str | Path) else path for name, path in parts.items()}
+        files = ModelFiles(**paths)
         return cls(files, torch_dtype, precision)
 
     @property

@@ -9,16 +9,18 @@ import folder_paths
 from torch import Tensor
 
 from ...opensora_core.checkpoint import detect
-from ...opensora_core.checkpoint.files import merged_metadata, network_files, open_tensors, read_header
+from ...opensora_core.checkpoint.files import Halves, merged_metadata, network_files, open_tensors, read_header
 from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.names import check_name, shown
 from ...opensora_core.run import files as model_files
 
 SMALL = "small (built in)"
+VAE = "vae"
 T5, CLIP = "t5", "clip"  # parts of the small model that lie in one folder of the host's
 _SMALL_FILES = {
     "diffusion_models": "Open_Sora_v2.safetensors",
-    "vae": "hunyuan_vae.safetensors",
+    VAE: "hunyuan_vae.safetensors",
     T5: "google/t5-v1_1-xxl/model.safetensors",
     CLIP: "openai/clip-vit-large-patch14/model.safetensors",
 }
@@ -35,43 +37,46 @@ def plan_folders() -> list[Path]:
 
 def choices(folder: str, slot: str) -> list[str]:
     """Names to choose from: the files of a model folder, and the small model. What a new node begins with is first: a file that really is
-    what the slot needs, as the reader of its header says; where there is none, the small model.
+    what the slot needs, as the reader of its header says, Open-Sora 2.0's before others; where there is none, the small model.
 
     Args:
         slot: as detect.require's: "transformer", "vae", "t5" or "clip".
     """
     names = folder_paths.get_filename_list(folder)
-    best = next((name for name in names if _slot(folder_paths.get_full_path(folder, name)) == slot), None)
+    fitting = [name for name in names if _what(folder_paths.get_full_path(folder, name))[0] == slot]
+    own = (name for name in fitting if _what(folder_paths.get_full_path(folder, name))[1] in (DEFAULT.kind, *DEFAULT.codecs))
+    best = next(own, (*fitting, None)[0])
     return [best, *(name for name in names if name != best), SMALL] if best else [SMALL, *names]
 
 
-def _slot(path: str | None) -> str:
-    """What a file can be, "" for nothing of ours; its header is read once for each size and time it has."""
+def _what(path: str | None) -> tuple[str, str]:
+    """The slot of a file, "" for nothing of ours, and its kind; its header is read once for each size and time it has."""
     try:
         stat = os.stat(path or "")
-        return _slot_of(path, stat.st_size, stat.st_mtime_ns)
+        return _what_of(path, stat.st_size, stat.st_mtime_ns)
     except OSError:
-        return ""
+        return "", ""
 
 
 @lru_cache(maxsize=4096)
-def _slot_of(path: str, size: int, time: int) -> str:
+def _what_of(path: str, size: int, time: int) -> tuple[str, str]:
     if not path.endswith((".safetensors", ".sft")) or not size:
-        return ""
+        return "", ""
     try:
-        return detect.identify(read_header(path).shapes).slot
+        identity = detect.identify(read_header(path).shapes)
     except OpenSoraError:
-        return ""
+        return "", ""
+    return identity.slot, identity.kind
 
 
-def model_file(folder: str, name: str, part: str | None = None) -> str:
-    """Full path of a file in one of the host's model folders ("diffusion_models", "loras"), or of the small model's.
+def model_file(folder: str, name: str, part: str | None = None) -> str | Halves:
+    """Full path of a file in one of the host's model folders ("diffusion_models", "loras"), or of the small model's; of a VAE's half, both.
 
     Args:
         part: which part of the small model is meant, where the folder is for several.
 
     Raises:
-        CheckpointError: a name that leads out of the folder, or no such file.
+        CheckpointError: a name that leads out of the folder, no such file, or a half whose other one is not beside it.
     """
     small = model_files.SMALL / _SMALL_FILES.get(part or folder, "none")
     if name == SMALL and small.is_file():
@@ -84,11 +89,11 @@ def model_file(folder: str, name: str, part: str | None = None) -> str:
     path = folder_paths.get_full_path(folder, name) if name.isprintable() else None
     if path is None:
         raise CheckpointError(f"{shown(name)} is not in models/{folder} (any more); put it there, press R to refresh, and choose it again.")
-    return path
+    return path if folder != VAE or isinstance(whole := model_files.whole_vae(path), Path) else whole
 
 
-def load_tensors(path: str | Path, **options) -> tuple[dict[str, Tensor], dict | None]:
-    """(tensors by key, metadata) of a network by the host's own reader: of its file, or of all its shards where it is one of several.
+def load_tensors(path: str | Path | Halves, **options) -> tuple[dict[str, Tensor], dict | None]:
+    """(tensors by key, metadata) of a network by the host's own reader: of its file, or of all its shards or halves where it is in several.
 
     Torch files are read by the library: the host does not look for weights beside other things that a training tool saved (SAT's "module").
 
@@ -96,7 +101,7 @@ def load_tensors(path: str | Path, **options) -> tuple[dict[str, Tensor], dict |
         CheckpointError: a shard is missing.
     """
     state, metadata = {}, []
-    for file in network_files(Path(path)):
+    for file in network_files(path):
         header = read_header(file)
         if header.format == "torch":
             with open_tensors(header) as tensor:
@@ -105,7 +110,7 @@ def load_tensors(path: str | Path, **options) -> tuple[dict[str, Tensor], dict |
             part, about = comfy.utils.load_torch_file(str(file), return_metadata=True, **options)
         state.update(part)
         metadata.append(about)
-    return state, merged_metadata(metadata, Path(path).name)
+    return state, merged_metadata(metadata, Path(str(path)).name)
 
 
 def new_file(folder: str, name: str) -> Path:
@@ -133,5 +138,5 @@ def new_file(folder: str, name: str) -> Path:
 def stamp(folder: str, name: str, part: str | None = None) -> tuple[str | int, ...]:
     """What changes when a file, or one of its shards, is replaced by another of the same name: path, modification time, size of each.
     Arguments as model_file's."""
-    files = network_files(Path(model_file(folder, name, part)))
+    files = network_files(model_file(folder, name, part))
     return tuple(fact for file in files for fact in (str(file), file.stat().st_mtime_ns, file.stat().st_size))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.checkpoint import detect
+from ...opensora_core.checkpoint.files import Halves
 from ...opensora_core.checkpoint.load import check_keys, open_codec
 from ...opensora_core.choices import EXACT
 from ...opensora_core.codecs.codec import CodecConfig, Encoded
@@ -195,7 +196,7 @@ class TileProgress:
             self.finished += 1
 
 
-def check_file(path: str) -> detect.Identity:
+def check_file(path: str | Halves) -> detect.Identity:
     """What a VAE file is, by its header alone; what it holds besides is named in a warning.
 
     Raises:
@@ -225,7 +226,7 @@ def in_float32(vae) -> OpenSoraVAE | None:
     """The VAE of the same file in fp32; None where it computes so already, or does not say which file it is from."""
     loader = None if vae.vae_dtype == torch.float32 else vae.patcher.cached_patcher_init
     path = loader[1][0] if loader else None
-    if not isinstance(path, str) or not os.path.isfile(path):
+    if not (isinstance(path, Halves) or isinstance(path, str) and os.path.isfile(path)):
         return None
     try:
         return load_vae(path, vae.device, dtype=torch.float32)

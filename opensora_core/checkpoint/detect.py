@@ -68,6 +68,8 @@ _PREFIXES = (
 _OTHER_FAMILY = "which belongs to that model's own nodes and pipelines"
 _NOT_YET = "which is not supported yet (2.0 is)"
 
+HALF = "vae_half"  # the slot of one half of a VAE
+
 _VISION = "vision_model.embeddings.patch_embedding.weight"
 
 # Asked in this order, each from top to bottom: where the keys of one are in another's files too, the more particular stands first.
@@ -102,11 +104,15 @@ _OTHER_CODECS = (
     ),
     Signature("wan_vae", "the Wan VAE", _OTHER_FAMILY, ("decoder.middle.0.residual.0.gamma|encoder.down_blocks.0.norm1.gamma",)),
     Signature("ltx_vae", "the LTX-Video VAE", _OTHER_FAMILY, ("decoder.up_blocks.0.res_blocks.0.conv1.conv.weight",)),
+)  # fmt: skip
+_AFTER_CODECS = (
+    Signature(
+        "temporal_vae", "the temporal half of the Open-Sora 1.2 VAE", "which is used with SDXL's VAE, a file or folder beside it",
+        ("temporal_vae.encoder.block_res_blocks.0.0.norm1.weight|encoder.block_res_blocks.0.0.norm1.weight",), HALF,
+    ),
     Signature(
         "sd_vae", "a Stable Diffusion VAE", "which makes single pictures", ("encoder.down.0.block.0.conv1.weight", "quant_conv.weight")
     ),
-)  # fmt: skip
-_AFTER_CODECS = (
     Signature(
         "picture_vae_diffusers", "a picture VAE in the diffusers layout", "which makes single pictures",
         ("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight"),

@@ -141,18 +141,42 @@ def read_header(path: str | Path) -> Header:
     return _safetensors_header(path, num_bytes)
 
 
-def read_network(path: str | Path) -> Header:
-    """The header of a network: of its file, or of its shards read as one file.
+@dataclass(frozen=True)
+class Halves:
+    """The paths of a network's two halves, where one is expected."""
+
+    first: Path
+    second: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.first.name} with {self.second.name}"
+
+    def exists(self) -> bool:
+        return self.first.exists() and self.second.exists()
+
+    def is_file(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return f"{self.first} with {self.second}"
+
+
+def read_network(path: "str | Path | Halves") -> Header:
+    """The header of a network: of its file, or of its shards or halves read as one file.
 
     path: a file; or of a network in several files their folder, their index (.index.json) or any one of them.
     """
-    path = Path(path).expanduser()
+    path = path if isinstance(path, Halves) else Path(path).expanduser()
     files = network_files(path)
     return as_one(path, [read_header(file) for file in files])
 
 
-def network_files(path: Path) -> list[Path]:
+def network_files(path: str | Path | Halves) -> list[Path]:
     """The files of a network, arguments and errors as read_network's; a path that is none stays, for read_header to say what it is."""
+    if isinstance(path, Halves):
+        return [*network_files(path.first), *network_files(path.second)]
+    path = Path(path)
     if not path.is_dir():
         if path.name.endswith(_INDEX) and path.is_file():
             return _shards(path)

@@ -5,7 +5,9 @@ autoencoder (temporal.py). Flux's has the key names of its released file (ae.saf
 no more, and no more is read. Frames are [B, 3, T, H, W] in -1..1, latents [B, C, T, H / 8, W / 8] unscaled.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -16,9 +18,23 @@ from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL, Grid
 from ..geometry.open_sora_1 import EVERY_FRAME
 from ..ops import TorchOperations
-from ..shapes import Layout, Shapes, count, dim, size
+from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, count, dim, size
 from .codec import Encoded, Latents, check_video
-from .ladder import DIFFUSERS, GROUPS, LATENT_DIFFUSION, Chain, Half, InPieces, LadderConfig, Layers, Names, Resample, Seams, brought
+from .ladder import (
+    DIFFUSERS,
+    GROUPS,
+    LATENT_DIFFUSION,
+    Chain,
+    Half,
+    InPieces,
+    LadderConfig,
+    Layers,
+    Names,
+    Resample,
+    ResnetBlock,
+    Seams,
+    brought,
+)
 
 KL_SCALE = 0.18215  # of Stable Diffusion's latents; 1.2 was trained with it on SDXL's too
 SCALE, SHIFT = 0.3611, 0.1159  # of Flux's
@@ -39,10 +55,11 @@ class KLConfig(LadderConfig):
 
     @classmethod
     def of(cls, shapes: Shapes) -> "KLConfig":
-        """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing."""
-        stem = "encoder.down_blocks."
-        widths = tuple(size(shapes, f"{stem}{level}.resnets.0.conv1.bias") for level in range(count(shapes, stem)))
-        return cls(size(shapes, "post_quant_conv.bias"), widths, count(shapes, f"{stem}0.resnets."))
+        """Sizes from a file's shapes without prefix, by either naming. Raises a CheckpointError where one is missing."""
+        names = next((names for names in (DIFFUSERS, LATENT_DIFFUSION) if count(shapes, f"encoder.{names.levels[0]}.")), DIFFUSERS)
+        stem = f"encoder.{names.levels[0]}."
+        widths = tuple(size(shapes, f"{stem}{level}.{names.blocks}.0.conv1.bias") for level in range(count(shapes, stem)))
+        return cls(size(shapes, "post_quant_conv.bias"), widths, count(shapes, f"{stem}0.{names.blocks}."))
 
     @property
     def latents(self) -> Latents:
@@ -64,12 +81,14 @@ class PictureConfig(LadderConfig):
     names: ClassVar[Names] = LATENT_DIFFUSION
 
     @classmethod
-    def of(cls, shapes: Shapes) -> "PictureConfig":
-        """Sizes from a file's shapes without prefix.
+    def of(cls, shapes: Shapes) -> "PictureConfig | None":
+        """Sizes from a file's shapes without prefix; None where it is Stable Diffusion's, whose keys are the same and more.
 
         Raises:
             CheckpointError: the sizes cannot be read, or are no such autoencoder's.
         """
+        if "quant_conv.weight" in shapes:
+            return None
         levels, layers = count(shapes, "decoder.up."), count(shapes, "decoder.up.0.block.")
         widths = tuple(size(shapes, f"decoder.up.{level}.block.0.conv2.bias") for level in range(levels))
         channels = dim(shapes, "decoder.conv_in.weight", 1, 0)
@@ -138,7 +157,7 @@ class PictureVAE(InPieces):
         self.encoder = Half(config, False, layers, names) if config.has_encoder else None
         self.decoder = Half(config, True, layers, names)
         self.quant_conv = self.post_quant_conv = nn.Identity()
-        if names is DIFFUSERS:
+        if isinstance(config, KLConfig):
             self.quant_conv = seams.conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
             self.post_quant_conv = seams.conv(config.latent_channels, config.latent_channels, 1)
 
@@ -170,20 +189,57 @@ def by_frames(run, clip: Tensor, device: torch.device, home: torch.device | None
     return out.unflatten(0, (len(clip), -1)).transpose(1, 2)
 
 
-def _renamed(key: str, names: list[tuple[str, str]]) -> str:
+@dataclass(frozen=True)
+class _AsPublished(KLConfig):
+    names: ClassVar[Names] = LATENT_DIFFUSION
+
+
+@lru_cache
+def _published(config: KLConfig) -> dict[str, str]:
+    """Names here by those in files of the first publication, as ComfyUI has them: both run the same layers in the same order."""
+    theirs, ours = (
+        PictureVAE(kind(config.latent_channels, config.widths, config.layers), device="meta") for kind in (_AsPublished, KLConfig)
+    )
+    return dict(zip(_in_order(theirs), _in_order(ours), strict=True))
+
+
+def _in_order(layer: nn.Module, name: str = "") -> list[str]:
+    """Names of its tensors in the order in which they are used."""
+    parts = (
+        layer.order if isinstance(layer, Chain) else [] if isinstance(layer, ResnetBlock) else [part for part, _ in layer.named_children()]
+    )
+    if not parts:
+        return [f"{name}{key}" for key in layer.state_dict()]
+    return [key for part in parts for key in _in_order(layer.get_submodule(part), f"{name}{part}.")]
+
+
+def _converted(key: str, tensor: Tensor, config: KLConfig) -> list[tuple[str, Tensor]]:
+    name = _published(config).get(key, key)
+    return [(name, tensor.flatten(1) if ".to_" in name and tensor.ndim > 2 else tensor)]  # convolutions of a single pixel
+
+
+def _published_manifest(manifest: Manifest) -> Manifest:
+    names = {ours: theirs for theirs, ours in _published(KLConfig.of(manifest)).items()}
+    pixel = {name: (1, 1) for name in manifest if ".to_" in name and name.endswith("weight")}
+    return {names.get(name, name): (*shape, *pixel.get(name, ())) for name, shape in manifest.items()}
+
+
+def _renamed(key: str, names: Iterable[tuple[str, str]]) -> str:
     for name, other in names:
         key = key.replace(f".attentions.0{name}", f".attentions.0{other}")
     return key
 
 
-def _file_name(name: str) -> str:
-    return _renamed(name, [(new, old) for old, new in _OLD_NAMES.items()])
-
-
+PUBLISHED = Layout(
+    mark="encoder.down.0.block.0.conv1.weight",
+    words=" under the key names of its first publication",
+    convert=_converted,
+    manifest=_published_manifest,
+)
 # sd-vae-ft-ema's among others.
 OLD_DIFFUSERS = Layout(
     mark="encoder.mid_block.attentions.0.query.weight",
-    file_name=_file_name,
-    convert=lambda key, tensor, config: [(_renamed(key, list(_OLD_NAMES.items())), tensor)],
-    manifest=lambda manifest: {_file_name(name): shape for name, shape in manifest.items()},
+    convert=lambda key, tensor, config: [(_renamed(key, _OLD_NAMES.items()), tensor)],
+    manifest=lambda manifest: {_renamed(name, ((new, old) for old, new in _OLD_NAMES.items())): shape for name, shape in manifest.items()},
 )
+KL_LAYOUTS = (PUBLISHED, OLD_DIFFUSERS, AS_RELEASED)

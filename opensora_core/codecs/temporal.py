@@ -1,9 +1,10 @@
 """The video autoencoder of Open-Sora 1.2: SDXL's picture autoencoder, frame by frame, and a temporal one over its latents.
 
 Frames are [B, 3, T, H, W] in -1..1, latents [B, 4, t, H / 8, W / 8] unscaled: 5 for each piece of 17 frames, 1 for a picture.
-State-dict keys are those of the released file, which holds both.
+State-dict keys are those of the released file, which holds both; each may have a file of its own too.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,18 +16,19 @@ from torch import Tensor, nn
 from ..geometry import Grid
 from ..geometry.open_sora_1 import PIECES
 from ..ops import TorchOperations
-from ..shapes import Shapes, bare_shapes, count, size
+from ..shapes import AS_RELEASED, Layout, Shapes, bare_shapes, count, size
 from .causal import Block, CausalConv3d
 from .codec import Encoded, Latents, check_video
 from .ladder import Chain, InPieces, LadderConfig, Layers, Seams, brought
-from .picture import FRAMES, KL_SCALE, KLConfig, PictureVAE
+from .picture import FRAMES, KL_LAYOUTS, KL_SCALE, KLConfig, PictureVAE
 
 PIECE, LATENT_PIECE = 17, 5
 TIME_COMPRESSION = 4
 NORM_EPS = 1e-5
 SHIFT, SPREAD = (-0.10, 0.34, 0.27, 0.98), (3.85, 2.32, 2.33, 3.06)
 HALVES_TIME = (1, 2)  # the encoder's levels after which there are half as many frames
-SPATIAL = "spatial_vae.module."
+SPATIAL, TEMPORAL = "spatial_vae.module.", "temporal_vae."
+_OF_TEMPORAL = re.compile(r"((en|de)coder\.)?((block_res_|res_|conv_)blocks|norm1|\w+\.conv)\.")  # in a file of its own
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ class TemporalConfig(LadderConfig):
     @classmethod
     def of(cls, shapes: Shapes) -> "TemporalConfig":
         """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing."""
-        stem = "temporal_vae.encoder.block_res_blocks."
-        widths = tuple(size(shapes, f"{stem}{level}.0.norm2.bias") for level in range(count(shapes, stem)))
-        channels = size(shapes, "temporal_vae.post_quant_conv.conv.bias")
-        return cls(channels, widths, count(shapes, f"{stem}0."), spatial=KLConfig.of(bare_shapes(shapes, SPATIAL)))
+        temporal, spatial, stem = (
+            bare_shapes(shapes, TEMPORAL) or shapes,
+            bare_shapes(shapes, SPATIAL) or shapes,
+            "encoder.block_res_blocks.",
+        )
+        widths = tuple(size(temporal, f"{stem}{level}.0.norm2.bias") for level in range(count(temporal, stem)))
+        return cls(size(temporal, "post_quant_conv.conv.bias"), widths, count(temporal, f"{stem}0."), spatial=KLConfig.of(spatial))
 
     @property
     def latents(self) -> Latents:
@@ -147,9 +152,8 @@ class TwoStageVAE(InPieces):
         self.spatial_vae.module = PictureVAE(config.spatial, operations, dtype, device)
         self.temporal_vae = TemporalVAE(config, Seams(operations, dtype, device))
         # In the file, and the same in all; what is computed with stands above.
-        for name in ("scale", "shift"):
-            empty = torch.empty(1, config.latent_channels, 1, 1, 1, dtype=dtype, device=device)
-            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        for name, values in (("scale", SPREAD), ("shift", SHIFT)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1))
 
     def encode(self, pixels: Tensor) -> TwoStages:
         """Encode a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
@@ -174,3 +178,28 @@ class TwoStageVAE(InPieces):
             out[:, :, end : end + piece.shape[2]] = piece
             end += piece.shape[2]
         return out
+
+
+def _in_two(pictures: Layout) -> Layout:
+    """The temporal autoencoder in a file of its own, and the picture autoencoder in one of its layouts, read together."""
+
+    def convert(key: str, tensor: Tensor, config: TemporalConfig) -> list[tuple[str, Tensor]]:
+        if _OF_TEMPORAL.match(name := _alone(key)):
+            return [(f"{TEMPORAL}{name}", tensor)]
+        names = pictures.convert(key, tensor, config.spatial) if key not in ("scale", "shift") else []
+        return [(f"{SPATIAL}{name}", tensor) for name, tensor in names]
+
+    return Layout(
+        mark=pictures.mark or "encoder.conv_in.weight",
+        words=" in two files",
+        file_name=_alone,
+        convert=convert,
+        manifest=lambda manifest: bare_shapes(manifest, TEMPORAL) | pictures.manifest(bare_shapes(manifest, SPATIAL)),
+    )
+
+
+def _alone(name: str) -> str:
+    return name.removeprefix(TEMPORAL)
+
+
+LAYOUTS = (*map(_in_two, KL_LAYOUTS), AS_RELEASED)

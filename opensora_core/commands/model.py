@@ -12,6 +12,7 @@ from ..errors import OpenSoraError
 from ..family import Clip
 from ..memory.component import resolve_device
 from ..pipeline import OpenSoraPipeline
+from ..run.files import whole_vae
 from .options import PARTS, EvaluateOptions, RunOptions
 from .output import say
 
@@ -27,10 +28,10 @@ def with_usual(options: T, usual: Clip) -> T:
 def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     """A pipeline of which no weight is read yet."""
     if options.ckpt_path_vae2d is not None:
-        if options.vae is None:
-            options = replace(options, vae=options.ckpt_path_vae2d)
-        else:
-            say(f"--ckpt-path-vae2d is not read: {Path(options.vae).name} holds that VAE too")
+        vae = options.ckpt_path_vae2d if options.vae is None else whole_vae(options.vae, options.ckpt_path_vae2d)
+        if vae == Path(options.vae or "").expanduser():
+            say(f"--ckpt-path-vae2d is not read: {vae.name} holds that VAE too")
+        options = replace(options, vae=vae)
     device, dtype = resolve_device(device_of(options.device)), torch_dtype(options.dtype)
     parts = {part: getattr(options, part) for part in PARTS}
     missing = [f"--{part}" for part, path in parts.items() if path is None and part != "clip"]

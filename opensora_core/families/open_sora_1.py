@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..codecs.causal import CausalConfig, CausalVideoVAE
-from ..codecs.picture import OLD_DIFFUSERS, KLConfig, PictureVAE
-from ..codecs.temporal import SPATIAL, TemporalConfig, TwoStageVAE
+from ..codecs.picture import KL_LAYOUTS, KLConfig, PictureVAE
+from ..codecs.temporal import LAYOUTS, TemporalConfig, TwoStageVAE
 from ..family import Clip, Family, Part
 from ..geometry import Grid
 from ..geometry.open_sora_1 import EVERY_FRAME, FIXED, PIECES, SHARED_PIECES
@@ -26,7 +26,7 @@ from ..sampling.masks import ALIGN, BesideNoise, Frames, place
 from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, Side
 from ..sampling.schedule import Schedule
-from ..shapes import AS_RELEASED, Layout
+from ..shapes import Layout
 from ..text.clean import clean_caption
 from ..text.prompt_1x import with_scores, with_words
 from ..text.recipe import T5, Said, TextRecipe, Unread
@@ -40,13 +40,17 @@ SD_VAE = Part(
     other="a Stable Diffusion VAE",
     place=f"as Open-Sora 1.0 and 1.1 use it (stabilityai/sd-vae-ft-ema), {_IN_SLOT}",
     slot="vae",
-    keys=("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight", "post_quant_conv.bias"),
+    keys=(
+        "encoder.down_blocks.0.resnets.0.conv1.weight|encoder.down.0.block.0.conv1.weight",
+        "decoder.conv_in.weight",
+        "post_quant_conv.bias",
+    ),
     config=KLConfig.of,
     released=KLConfig(),
     dtype="F32",
     repositories=("sd-vae-ft-ema",),
     build=PictureVAE,
-    layouts=(OLD_DIFFUSERS, AS_RELEASED),
+    layouts=KL_LAYOUTS,
 )
 VAE_1_2 = Part(
     kind="open_sora_1_2_vae",
@@ -54,12 +58,16 @@ VAE_1_2 = Part(
     other="an Open-Sora 1.2 VAE",
     place=_IN_SLOT,
     slot="vae",
-    keys=(f"{SPATIAL}encoder.conv_in.weight", "temporal_vae.encoder.conv_in.conv.weight"),
+    keys=(
+        "spatial_vae.module.encoder.conv_in.weight|encoder.conv_in.weight",
+        "temporal_vae.encoder.block_res_blocks.0.0.norm1.weight|encoder.block_res_blocks.0.0.norm1.weight",
+    ),
     config=TemporalConfig.of,
     released=TemporalConfig(),
     dtype="F32",
     repositories=("OpenSora-VAE-v1.2",),
     build=TwoStageVAE,
+    layouts=LAYOUTS,
 )
 VAE_1_3 = Part(
     kind="open_sora_1_3_vae",

@@ -116,13 +116,13 @@ def sizes_of_files(
     """Sizes of a model from the headers of its files; a part that is not given has the released sizes."""
     found = ModelSizes()
     if dit is not None:
-        header, identity = open_model(Path(dit).expanduser(), "transformer")
+        header, identity = open_model(dit, "transformer")
         config, (stored, groups) = identity.config, _stored_transformer(header, identity)
         recipe = family_of(config).text
         text = TextSizes(clip=found.text.clip if CLIP in recipe.encoders else None, length=recipe.length)
         found = replace(found, transformer=config, vae=usual_codec(config), text=text, stored=stored, groups=groups, name=header.name)
     if vae is not None:
-        codec = open_model(Path(vae).expanduser(), "vae")[1].config
+        codec = open_model(vae, "vae")[1].config
         found = replace(found, vae=codec if dit is None else codec_for(family_of(found.transformer), codec))
     if t5 is not None:
         source, sizes = open_t5(t5)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..checkpoint.files import network_files
+from ..checkpoint.files import Halves, network_files
 from ..errors import CheckpointError, OpenSoraError
 from .residency import GIB
 
@@ -43,8 +43,11 @@ class FileStamp:
         return Path(self.path).name
 
 
-def stamp(path: str | Path) -> FileStamp:
+def stamp(path: str | Path | Halves) -> FileStamp:
     """What a path is now. Links are followed; no file is opened. Raises a CheckpointError if nothing is there."""
+    if isinstance(path, Halves):
+        both = stamp(path.first), stamp(path.second)
+        return FileStamp(" with ".join(one.path for one in both), both[0].parts + both[1].parts)
     resolved = Path(path).expanduser().resolve()
     try:
         if resolved.is_dir():

@@ -1,11 +1,12 @@
 """Which files hold a model's parts, and whether they are there and belong together. No weight is read here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..checkpoint.detect import Identity, identify, require
-from ..checkpoint.files import read_network
+from ..checkpoint.detect import HALF, Identity, identify, require
+from ..checkpoint.files import Halves, find_weights, read_network
 from ..checkpoint.load import check_keys, open_decoder, open_model
 from ..checkpoint.lora import changed_words, fitting_layers, shapes_of
 from ..encoders.clip import open_clip
@@ -39,15 +40,20 @@ class ModelFiles:
     """Where a model's parts are.
 
     Attributes:
-        dit, vae: weights files, or folders of them. t5, clip: files or hub folders; clip is None where the model reads none.
+        dit, vae: weights files, or folders of them; a VAE's half is put together with the other (whole_vae).
+        t5, clip: files or hub folders; clip is None where the model reads none.
         tokenizers: a folder to look for both tokenizers in; None = beside the encoders.
     """
 
     dit: Path
-    vae: Path
+    vae: Path | Halves
     t5: Path
     clip: Path | None
     tokenizers: Path | None = None
+
+    def __post_init__(self):
+        if isinstance(self.vae, Path) and self.vae.exists():
+            object.__setattr__(self, "vae", whole_vae(self.vae))
 
     @classmethod
     def in_folder(cls, folder: str | Path, tokenizers: str | Path | None = None) -> "ModelFiles":
@@ -157,6 +163,53 @@ def _published(folder: Path) -> dict[str, Path] | None:
             )
         return {"dit": dit, **found}
     return None
+
+
+def whole_vae(path: str | Path, pictures: str | Path | None = None) -> Path | Halves:
+    """A VAE's path; of 1.2's temporal half with that of the picture VAE which it encodes the latents of.
+
+    Args:
+        pictures: that one's file or folder; None = what lies beside the half and fits, the one that is called sdxl where there are several:
+            Stable Diffusion's and SDXL's cannot be told apart by their tensors.
+
+    Raises:
+        CheckpointError: another file than a half's is named with `pictures`, or what is to stand beside it is not there or something else.
+    """
+    path = Path(path).expanduser()
+    try:
+        half = read_network(path)
+    except CheckpointError:  # said where it is read
+        return path
+    if identify(half.shapes).slot != HALF:
+        return path
+    if pictures is not None:
+        found = [Path(pictures).expanduser()]
+        if not _completes(half.shapes, found[0]):
+            header = read_network(found[0])
+            raise CheckpointError(f"{header.name} is {identify(header.shapes).title}; {half.name} is used with SDXL's picture VAE.")
+    else:
+        places = [path, path.parent] if path.is_dir() else [path.parent]
+        beside = [entry for place in places for entry in (*find_weights(place), *filter(Path.is_dir, sorted(place.iterdir())))]
+        found = [entry for one in beside for entry in (one, one / "vae") if entry.exists() and _completes(half.shapes, entry)]
+        if len(found) > 1:
+            found = [entry for entry in found if "sdxl" in str(entry.relative_to(places[-1])).lower()] or found
+    if len(found) == 1:
+        return Halves(path, found[0])
+    what = f"{len(found)} picture VAEs lie beside it, {', '.join(entry.name for entry in found)}" if found else "none lies beside it"
+    raise CheckpointError(
+        f"{half.name} is the temporal half of the Open-Sora 1.2 VAE, which is used with SDXL's picture VAE; {what}: put that one's file or folder "
+        "there, with sdxl in its name, or name it (--ckpt-path-vae2d)."
+    )
+
+
+def _completes(half: Mapping[str, tuple[int, ...]], path: Path) -> bool:
+    """Whether a file or folder holds what a VAE's half lacks."""
+    try:
+        other = read_network(path).shapes
+    except CheckpointError:
+        return False
+    both = identify({**half, **other})
+    return both.slot == "vae" and both.kind != identify(other).kind
 
 
 def clip_of(family: Family) -> tuple[int, int, int]:

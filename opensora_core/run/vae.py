@@ -10,7 +10,7 @@ from ..checkpoint.files import read_network
 from ..checkpoint.load import load_vae
 from ..memory.component import Component, Placement, resolve_device
 from ..memory.decode import VideoVAE
-from .files import ModelFiles
+from .files import ModelFiles, whole_vae
 
 
 def open_vae(path: str | Path = "small", device: str | torch.device = "cpu", torch_dtype: torch.dtype | None = None) -> VideoVAE:
@@ -24,7 +24,7 @@ def open_vae(path: str | Path = "small", device: str | torch.device = "cpu", tor
             the built-in model's.
         device: "auto", "cuda", "mps", "cpu". torch_dtype: None = bf16 on an accelerator, fp32 on the CPU.
     """
-    file = ModelFiles.in_folder("small").vae if str(path) == "small" else Path(path).expanduser()
+    file = ModelFiles.in_folder("small").vae if str(path) == "small" else whole_vae(path)
     header = read_network(file)
     slot = "flux_vae" if identify(header.shapes).slot == "flux_vae" else "vae"
     require(identify(header.shapes), slot, header.name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_core import cli
+from opensora_core import cli, open_vae
 from opensora_core.media.latent_file import read_latents
 from opensora_core.media.video import media_size, read_clip, save_video
 from tests.golden import open_sora_1_files as files
@@ -99,6 +99,56 @@ def test_single_files_of_the_guides(place, tmp_path, version, vae, transformer):
     parts = [transformer, str(folder / dit), "--ckpt-path-t5", str(folder / "t5-v1_1-xxl"), vae, str(folder / codec)]
     line = ["--num-frames", str(OF[version]), "--prompt", "a cat", "--out", str(tmp_path / "v.mp4")]
     assert cli.main(["generate", *parts, *SIZE, *line]) == 0 and (tmp_path / "v.mp4").is_file()
+
+
+def halves_line(place, tmp_path, *vae):
+    parts = ["--ckpt-path-dit", str(place / "1.2" / "OpenSora-STDiT-v3"), "--ckpt-path-t5", str(place / "1.2" / "t5-v1_1-xxl")]
+    asked = ["--num-frames", "17", "--prompt", "a cat", "--out", str(tmp_path / "v.mp4")]
+    return ["generate", *parts, *vae, *SIZE, *asked, "--mask-strategy", "0,0,0,0,5", "--reference-path", str(place / "c.mp4")]
+
+
+@pytest.mark.parametrize("naming", ["diffusers", "old", "published"])
+def test_a_vae_in_two_files_is_the_one_in_one_file(place, tmp_path, naming):
+    folder = files.write_halves(tmp_path / "halves", naming)
+    clip = torch.rand(17, 40, 56, 3, generator=torch.Generator().manual_seed(1))
+    whole, halves = open_vae(place / "1.2" / "OpenSora-VAE-v1.2"), open_vae(folder / "temporal.safetensors")
+    latents = whole.encode(clip)
+    assert torch.equal(latents, halves.encode(clip))
+    for one, other in zip(whole.decode(latents), halves.decode(latents), strict=True):
+        assert numpy.array_equal(one, other)
+
+
+def test_guides_name_both_files(place, tmp_path, capsys):
+    folder = files.write_halves(tmp_path / "halves")
+    (folder / "sdxl-vae").rename(tmp_path / "elsewhere")
+    named = ["--ckpt-path-vae3d", str(folder / "temporal.safetensors")]
+    assert cli.main(halves_line(place, tmp_path, *named)) == 2
+    assert "none lies beside it" in capsys.readouterr().err
+    assert cli.main(halves_line(place, tmp_path, *named, "--ckpt-path-vae2d", str(place / "1.3" / "OpenSora-VAE-v1.3"))) == 2
+    assert "model.safetensors is an Open-Sora 1.3 VAE of other sizes" in capsys.readouterr().err
+    assert cli.main(halves_line(place, tmp_path, *named, "--ckpt-path-vae2d", str(tmp_path / "elsewhere"))) == 0
+
+
+def test_a_folder_with_both_halves_is_the_model(place, tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("OpenSora-STDiT-v3", "t5-v1_1-xxl"):
+        (folder / name).symlink_to(place / "1.2" / name)
+    halves = files.write_halves(tmp_path / "halves")
+    (folder / "OpenSora-VAE-v1.2").mkdir()
+    (halves / "temporal.safetensors").rename(folder / "OpenSora-VAE-v1.2" / "model.safetensors")
+    pixart = folder / "pixart_sigma_sdxlvae_T5_diffusers"
+    pixart.mkdir()
+    (halves / "sdxl-vae").rename(pixart / "vae")
+    (folder / "sd-vae-ft-ema").symlink_to(place / "1.1" / "sd-vae-ft-ema")
+    line = ["--num-frames", "17", "--prompt", "a cat", *SIZE]
+    for name, model in (("whole", place / "1.2"), ("halves", folder)):
+        assert cli.main(["generate", "--model", str(model), *line, "--out", str(tmp_path / f"{name}.mp4")]) == 0
+    one, other = (read_clip(tmp_path / f"{name}.mp4", 20, from_end=False) for name in ("whole", "halves"))
+    assert numpy.array_equal(one, other)
+    (folder / "sdxl-again").symlink_to(pixart / "vae")
+    assert cli.main(["generate", "--model", str(folder), *line, "--out", str(tmp_path)]) == 2
+    assert "2 picture VAEs lie beside it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("more", "size"), [(["--aspect-order", "hw"], (144, 256)), ([], (256, 144))])

@@ -8,7 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from demo.tiny import random_weights
+from opensora_core.codecs.picture import OLD_DIFFUSERS, PUBLISHED
+from opensora_core.codecs.temporal import TemporalConfig
 from opensora_core.encoders.t5 import T5Sizes, t5_manifest
+from opensora_core.shapes import AS_RELEASED
 from tests.golden import open_sora_1_cases as cases
 from training.tokenizers import T5Recipe, write_t5
 
@@ -59,3 +62,19 @@ def write(folder, version, is_golden=False):
     save_file(t5_weights(), folder / "t5-v1_1-xxl" / "model.safetensors")
     write_t5(folder / "t5-v1_1-xxl", ["a red kite over the sea, raining"], T5Recipe(512, sentinels=100, capitals=False))
     return folder
+
+
+def write_halves(folder, naming="diffusers"):
+    """1.2's VAE in two files, temporal.safetensors and sdxl-vae/. naming: of the picture VAE's keys, "diffusers", "old" or "published"."""
+    whole, spatial = weights("1.2", "vae_shapes"), "spatial_vae.module."
+    config = TemporalConfig.of({name: tuple(tensor.shape) for name, tensor in whole.items()}).spatial
+    layout = {"diffusers": AS_RELEASED, "old": OLD_DIFFUSERS, "published": PUBLISHED}[naming]
+    ours = {name.removeprefix(spatial): tensor for name, tensor in whole.items() if name.startswith(spatial)}
+    theirs = {}
+    for name, shape in layout.manifest({name: tuple(tensor.shape) for name, tensor in ours.items()}).items():
+        theirs[name] = ours[layout.convert(name, torch.empty(shape, device="meta"), config)[0][0]].reshape(shape)
+    temporal = {name.removeprefix("temporal_vae."): tensor for name, tensor in whole.items() if name.startswith("temporal_vae.")}
+    (Path(folder) / "sdxl-vae").mkdir(parents=True)
+    save_file(theirs, Path(folder) / "sdxl-vae" / "diffusion_pytorch_model.safetensors")
+    save_file(temporal, Path(folder) / "temporal.safetensors")
+    return Path(folder)

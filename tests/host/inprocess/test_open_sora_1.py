@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 WIDTH = 16
@@ -297,6 +297,27 @@ def test_a_wrong_pairing_is_one_sentence(loaded, run_node, pack):
     }
     with pytest.raises(error, match="makes videos of a prompt alone; leave out image"):
         run_node("OpenSoraRectifiedFlowSampler", **run, steps=2)
+
+
+def test_a_temporal_file_beside_sdxl_s_vae_is_one_vae(files, loaded, base, run_node, pack):
+    whole = loaded("1.2")[2]
+    state = load_file(base / "models" / "vae" / files["1.2"])
+    folder, spatial = base / "models" / "vae" / "halves", "spatial_vae.module."
+    folder.mkdir()
+    save_file(
+        {key.removeprefix("temporal_vae."): value for key, value in state.items() if key.startswith("temporal_vae.")},
+        folder / "t.safetensors",
+    )
+    error, name = pack("opensora_core.errors").OpenSoraError, "halves/t.safetensors"
+    with pytest.raises(error, match="is the temporal half of the Open-Sora 1.2 VAE.*none lies beside it"):
+        run_node("OpenSoraVAELoader", vae_name=name)
+    save_file(
+        {key.removeprefix(spatial): value for key, value in state.items() if key.startswith(spatial)}, folder / "sdxl_vae.safetensors"
+    )
+    vae = run_node("OpenSoraVAELoader", vae_name=name)[0]
+    latents = torch.randn(1, 4, 5, 5, 7, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(vae.decode(latents), whole.decode(latents))
 
 
 @pytest.mark.parametrize("version", SIZES)
