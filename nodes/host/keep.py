@@ -54,7 +54,7 @@ def yield_to_host() -> None:
     if _free_was_asked.is_set():
         _free_was_asked.clear()
         SHARED.release()  # whoever uses them still does, until the host lets go too
-        gc.collect()  # as the host does then: a VAE of its refers to itself
+        gc.collect()  # as the host does then: a VAE of its own refers to itself
     while psutil.virtual_memory().available < comfy.memory_management.RAM_CACHE_HEADROOM:
         name = SHARED.give_up_oldest()
         if name is None:

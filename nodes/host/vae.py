@@ -128,8 +128,6 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         self.upscale_index_formula = self.downscale_index_formula = (time, space, space)
         self.process_input = lambda image: image * 2.0 - 1.0
         self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
-        self.memory_used_decode = self._decode_bytes
-        self.memory_used_encode = self._encode_bytes
         self.handles_tiling = True
         self.crop_input = True
         self.disable_offload = self.not_video = False
@@ -167,12 +165,12 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
     def _dtype_bytes(self) -> int:
         return comfy.model_management.dtype_size(self.vae_dtype)
 
-    def _decode_bytes(self, shape, dtype: torch.dtype) -> int:
+    def memory_used_decode(self, shape, dtype: torch.dtype) -> int:
         shape = (1, *check_latent_shape(shape, self.config)[1:])  # per video: the host multiplies
         tiling = self.config.cut(Tiling())
         return int(MARGIN * tile_decode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
 
-    def _encode_bytes(self, shape, dtype: torch.dtype) -> int:
+    def memory_used_encode(self, shape, dtype: torch.dtype) -> int:
         tiling = self.config.cut(Tiling())
         return int(MARGIN * tile_encode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
 
