@@ -150,21 +150,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(command: str, options) -> int:
-    """Run a command, which is imported only now: `--help` answers without torch."""
+    """Run a command; they are imported only now: `--help` answers without torch."""
     if any(limit.free < LEAST_BYTES for limit in limits()):  # libraries that run out while they begin end the process themselves
         raise OpenSoraError(NO_ROOM)
-    if command == "generate":
-        from .commands import generate as module
-    elif command == "benchmark":
-        from .commands import benchmark as module
-    elif command == "calibrate":
-        from .commands import calibrate as module
-    elif command == "evaluate":
-        from .evaluation import command as module
-    elif command == "inspect":
-        from .commands import inspect as module
-    elif command == "colours":
-        from .commands import colours as module
-    else:
-        from .commands import quantize as module
-    return module.run(options)
+    from .commands import benchmark, calibrate, colours, generate, inspect, quantize
+    from .evaluation import command as evaluate
+
+    modules = {"benchmark": benchmark, "calibrate": calibrate, "colours": colours, "evaluate": evaluate, "generate": generate}
+    return (modules | {"inspect": inspect, "quantize": quantize})[command].run(options)

@@ -40,12 +40,7 @@ def is_file(path: Path) -> bool:
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
-    """The text of a file in UTF-8.
-
-    Raises:
-        OpenSoraError: it is no regular file, larger than `limit` bytes, or not UTF-8.
-        OSError: it is not there or cannot be read.
-    """
+    """The text of a file in UTF-8. Raises an OpenSoraError for anything else, and an OSError where it is not there or cannot be read."""
     if kind := kind_of(path):
         raise OpenSoraError(f"{path.name} is {kind}; give a file.")
     with path.open("rb") as file:
@@ -53,9 +48,13 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     if len(data) > limit:
         raise OpenSoraError(f"{path.name} has more than {limit:,} bytes, which no such file has; give another.")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise OpenSoraError(f"{path.name} is not text in UTF-8 (byte {error.start}).") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save it in UTF-8.") from error
+    if "\0" in text:
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save it in UTF-8.")
+    return text
 
 
 def read_json(path: Path, limit: int = MAX_TEXT_BYTES) -> dict:

@@ -12,7 +12,6 @@ from .. import __version__
 from ..errors import OpenSoraError
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
-from ..run.result import GenerationResult
 from .frames import PATHS, call_arguments
 from .model import pipeline
 from .options import DONE, MOST_VIDEOS, BenchmarkOptions, flag
@@ -67,18 +66,14 @@ def _measure(pipe: OpenSoraPipeline, prompt: str, arguments: dict, title: str) -
 
     with Bars(title) as bars:
         result = pipe(prompt, callback=count, progress=bars.progress, **arguments)
+    seconds = result.seconds | {"per_step": result.seconds["sampling"] / steps, "total": sum(result.seconds.values())}
     return {
-        "seconds": _seconds(result, steps),
+        "seconds": {stage: round(number, 6) for stage, number in seconds.items()},
         "forwards": result.forwards,
         "forwards_saved": result.forwards_saved,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(pipe.device) if on_cuda else _peak_resident_bytes(),
         "notes": result.notes,
     }
-
-
-def _seconds(result: GenerationResult, num_steps: int) -> dict[str, float]:
-    stages = {stage: round(seconds, 6) for stage, seconds in result.seconds.items()}
-    return {**stages, "per_step": round(result.seconds["sampling"] / num_steps, 6), "total": round(sum(result.seconds.values()), 6)}
 
 
 def _settings(options: BenchmarkOptions, pipe: OpenSoraPipeline, arguments: dict) -> dict:

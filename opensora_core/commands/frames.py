@@ -1,5 +1,6 @@
 """What the command line says of a video's frames: their size and number, and what they begin or end with."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,6 @@ from .model import with_usual
 from .options import ASPECT_OF_REFERENCE, RunOptions, SizeOptions
 from .output import say
 
-_OF_SAMPLING = (
-    "fps",
-    "motion_score",
-    "aesthetic_score",
-    "camera_motion",
-    "fit",
-    "solver",
-    "guidance_curve",
-    "condition_scale",
-    "unconditional",
-    "parity",
-)
 PATHS = ("image", "last_image", "video")  # of a call's arguments, those that are paths of files
 
 
@@ -43,7 +32,9 @@ def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
         "image_guidance_scale": options.guidance_img,
         **_references(options),
         **({} if options.speed == EXACT else {"speed": options.speed}),
-        "options": SamplingOptions(**{name: getattr(options, name) for name in _OF_SAMPLING}),
+        "options": SamplingOptions(
+            **{one.name: getattr(options, one.name) for one in fields(SamplingOptions) if hasattr(options, one.name)}
+        ),
     }
 
 

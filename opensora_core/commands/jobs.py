@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -25,8 +25,6 @@ from .extend import KeptFile, Longer, Text
 from .ledger import Ledger
 from .pictures import PictureJob, draw
 from .progress import Screen
-
-T = TypeVar("T")
 
 # Prompts are encoded so many at a time: half a GiB of main memory, and the text encoders are read once for all of them.
 ENCODED_TOGETHER = 32
@@ -193,7 +191,7 @@ class Jobs:
                 path = save_video(result.frames[0], claimed.path, job.fps, comment=self._recipe(job, seed))
             except OSError as error:
                 raise OSError(f"{error} {self._kept.keep_of(result.latents, '_finished')}") from error
-            problems = [*self._written_beside(job, path, result.prompt.text, seed), self._latents_beside(job, path, result.latents)]
+            problems = list(self._written_beside(job, path, result, seed))
             self._screen.finished(str(path))
             for problem in filter(None, problems):
                 self._screen.say(problem)
@@ -213,28 +211,24 @@ class Jobs:
         with self._screen.stages(f"{job.title}, seed {seed}, {where}") as bars:
             return self._pipe(self._encoded[job.text], seed=seed, callback=bars.step, progress=bars.progress, **arguments)
 
-    def _written_beside(self, job: Job, path: Path, text: str, seed: int) -> tuple[str, str]:
-        """Write the prompt, and the video's line in the ledger; what failed of them. A finished video stands, whatever becomes of these."""
-        of_prompt = save_prompt(path, text)
+    def _written_beside(self, job: Job, path: Path, result: GenerationResult, seed: int) -> Iterator[str]:
+        """Write the prompt, the video's line in the ledger, and its latents if asked for; what failed. The finished video stands all the same."""
+        yield save_prompt(path, result.prompt.text)
         try:
             self._ledger.add(job.key, path, job.number, seed, job.asked)
         except OSError as error:
-            return of_prompt, f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again."
-        return of_prompt, ""
-
-    def _latents_beside(self, job: Job, path: Path, latents: torch.Tensor) -> str:
-        """Write a video's latents if that was asked for; what failed, "" if nothing did."""
+            yield f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again."
         try:
             if job.has_latents:
-                save_latents(path.with_suffix(SUFFIX), self._pipe.latents.to_codec(latents))
+                save_latents(path.with_suffix(SUFFIX), self._pipe.latents.to_codec(result.latents))
         except OSError as error:
-            return f"{path} is finished; its latents could not be written beside it ({error.strerror or error})."
-        return ""
+            yield f"{path} is finished; its latents could not be written beside it ({error.strerror or error})."
 
-    def _try(self, jobs: list[Job], work: Callable[[], T]) -> T | None:
-        """What `work` gives, or None where it failed: then these jobs have, and the others go on."""
+    def _try(self, jobs: list[Job], work: Callable[[], None]) -> None:
+        """Do some work; where it fails, these jobs have, and the others go on."""
         try:
-            return work()
+            work()
+            return
         except BrokenPipeError:  # whoever read the paths is gone
             raise
         except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
@@ -246,7 +240,6 @@ class Jobs:
         for job in jobs:
             self.failed[job.name] = sentence
             self._screen.failed(f"error: {job.name} failed: {sentence}")
-        return None
 
     def _sentence(self, error: Exception) -> str:
         """Why a video failed, and where finished work is kept; a refusal or a defect is raised again where all jobs are one request."""

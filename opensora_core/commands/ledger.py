@@ -112,13 +112,10 @@ def described(arguments: dict[str, Any], pictures: tuple[str, ...]) -> dict[str,
         if name in pictures and value is not None:
             found[name] = {"file": Path(value).name, "sha256": hashlib.sha256(Path(value).read_bytes()).hexdigest()}
         else:
-            found[name] = _changed(value) if is_dataclass(value) else value
+            found[name] = value
+        if is_dataclass(value):  # what differs from its default, so that an option that comes with a later version changes no key
+            found[name] = {one.name: getattr(value, one.name) for one in fields(value) if getattr(value, one.name) != one.default}
     return found
-
-
-def _changed(options) -> dict[str, Any]:
-    """What differs from its default, so that an option that comes with a later version changes no key."""
-    return {field.name: getattr(options, field.name) for field in fields(options) if getattr(options, field.name) != field.default}
 
 
 def keys(settings: list[dict[str, Any]]) -> list[str]:

@@ -10,25 +10,7 @@ from inspect import get_annotations
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
-from ..choices import (
-    ATTENTIONS,
-    AUTO,
-    COND_TYPES,
-    CONDITION_SCALES,
-    CURVES,
-    DIFFUSERS,
-    DTYPES,
-    FILE_FORMATS,
-    FITS,
-    OFFLOADS,
-    PICTURE_SCHEDULES,
-    POLICIES,
-    PRECISIONS,
-    SCRIPTS,
-    SOLVERS,
-    SPEEDS,
-    UNCONDITIONALS,
-)
+from .. import choices
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 from ..text.prompt_1x import CAMERA_MOTIONS
 
@@ -137,6 +119,10 @@ def _form(one: Field) -> dict[str, Any]:
     return {**form, "action": "append"} if get_origin(kind) is list else {**form, "type": kind}
 
 
+# A flag on a line or two: what holds without it, what it takes, its help.
+# fmt: off
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model: a folder, or the four files of one."""
@@ -160,26 +146,18 @@ class SizeOptions:
     """How large and how long a video is."""
 
     GROUP: ClassVar = ("video",)
-    resolution: str | None = option(
-        None, "NAME", f"area of the picture: {', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)"
-    )
-    aspect_ratio: str | None = option(
-        None,
-        "W:H",
-        f"width to height: {', '.join(ASPECT_RATIOS)}, or {ASPECT_OF_REFERENCE}: the one nearest to generate's --ref (default 16:9)",
-    )
+    resolution: str | None = option(None, "NAME", f"area of the picture: {', '.join(RESOLUTIONS)} (default 256px; the built-in model: 64x64)")
+    aspect_ratio: str | None = option(None, "W:H",
+        f"width to height: {', '.join(ASPECT_RATIOS)}, or {ASPECT_OF_REFERENCE}: the one nearest to generate's --ref (default 16:9)")
     width: int | None = option(None, "PX", "with --height, in place of --resolution and --aspect-ratio; a multiple of 16")
     height: int | None = option(None, "PX", "with --width; a multiple of 16")
     image_size: tuple[int, int] | None = option(None, ("H", "W"), "as --height and --width, in the order of the guides of Open-Sora 1")
-    aspect_order: str | None = option(
-        None, ASPECT_ORDERS, "wh: --aspect-ratio is width to height, hw: height to width, as in the guides of Open-Sora 1 (default wh)"
-    )
-    num_frames: str | None = option(
-        None, "N|Ns", "length: frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)"
-    )
-    fps: int | None = option(
-        None, "N", "frames per second of the file, also said in the prompt where the model reads it (default 24, or the model's own)"
-    )
+    aspect_order: str | None = option(None, ASPECT_ORDERS,
+        "wh: --aspect-ratio is width to height, hw: height to width, as in the guides of Open-Sora 1 (default wh)")
+    num_frames: str | None = option(None, "N|Ns",
+        "length: frames, 4k+1, or seconds such as 4s, to the nearest 4k+1 (default 129; the built-in model: 17)")
+    fps: int | None = option(None, "N",
+        "frames per second of the file, also said in the prompt where the model reads it (default 24, or the model's own)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,21 +166,13 @@ class SamplerOptions:
 
     GROUP: ClassVar = ("sampling",)
     num_steps: int | None = option(None, "N", f"{_STEPS} (default 50, or the model's own)", also=("--num-sampling-steps",))
-    guidance: float | None = option(
-        None,
-        "X",
-        "how strongly the video follows the prompt; 1 is neutral (default 7.5, or the model's own, 6 for CogVideoX)",
-        also=("--cfg-scale",),
-    )
-    guidance_img: float | None = option(
-        None,
-        "X",
-        "how strongly the video follows the pictures or the clip it is given; 1 is neutral (default 3; CogVideoX reads none)",
-    )
-    seed: int | None = option(
-        None, "N", "what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)"
-    )
-    speed: str = option(SPEEDS[0], SPEEDS, _SPEED)
+    guidance: float | None = option(None, "X",
+        "how strongly the video follows the prompt; 1 is neutral (default 7.5, or the model's own, 6 for CogVideoX)", also=("--cfg-scale",))
+    guidance_img: float | None = option(None, "X",
+        "how strongly the video follows the pictures or the clip it is given; 1 is neutral (default 3; CogVideoX reads none)")
+    seed: int | None = option(None, "N",
+        "what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)")
+    speed: str = option(choices.SPEEDS[0], choices.SPEEDS, _SPEED)
     plans: str | None = option(None, "DIR", "where plans of one's own are, as calibrate wrote them")
 
 
@@ -211,38 +181,26 @@ class MemoryOptions:
     """Where the networks are, and what their weights take there."""
 
     GROUP: ClassVar = ("machine",)
-    device: str = option(AUTO, "DEVICE", "auto, cuda, cuda:1, mps, cpu")
-    precision: str = option(
-        AUTO,
-        PRECISIONS,
-        "what the large weights of transformer and T5 are held in (default auto: what is computed in; a quantised file as it is stored)",
-    )
-    offload: str = option(
-        AUTO,
-        OFFLOADS,
-        "how many weights are on the device while sampling. auto: all that fit; resident: all of the transformer, or refuse; budget: at most "
-        "--budget-gib; minimal: one block",
-    )
+    device: str = option(choices.AUTO, "DEVICE", "auto, cuda, cuda:1, mps, cpu")
+    precision: str = option(choices.AUTO, choices.PRECISIONS,
+        "what the large weights of transformer and T5 are held in (default auto: what is computed in; a quantised file as it is stored)")
+    offload: str = option(choices.AUTO, choices.OFFLOADS,
+        "how many weights are on the device while sampling. auto: all that fit; resident: all of the transformer, or refuse; budget: at most --budget-gib; "
+        "minimal: one block")
     budget_gib: float | None = option(None, "N", "GiB of weights on the device, with --offload budget (default 8)")
-    decode_policy: str = option(
-        AUTO,
-        POLICIES,
-        "exact: the whole clip in time, with activations in main memory if the device has too little; low_memory: temporal tiles; "
-        "auto: exact if that can be, and a line if not",
-    )
+    decode_policy: str = option(choices.AUTO, choices.POLICIES,
+        "exact: the whole clip in time, with activations in main memory if the device has too little; low_memory: temporal tiles; auto: exact if that can be, "
+        "and a line if not")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions(MemoryOptions):
     """What is computed where, and how."""
 
-    dtype: str = option(AUTO, (AUTO, *DTYPES), "what is computed in (default auto: bf16, on the CPU fp32)")
-    attention: str = option(
-        ATTENTIONS[0],
-        ATTENTIONS,
-        "how attention is computed. auto, sdpa: as torch chooses; sliced: one head at a time, slower and in less memory; cudnn, sage, flash: by "
-        "these, on NVIDIA GPUs in bf16, where they are installed",
-    )
+    dtype: str = option(choices.AUTO, (choices.AUTO, *choices.DTYPES), "what is computed in (default auto: bf16, on the CPU fp32)")
+    attention: str = option(choices.ATTENTIONS[0], choices.ATTENTIONS,
+        "how attention is computed. auto, sdpa: as torch chooses; sliced: one head at a time, slower and in less memory; cudnn, sage, flash: by these, on "
+        "NVIDIA GPUs in bf16, where they are installed")
     compile: bool = option(False, None, "compile the transformer's blocks, which takes a minute for each size and then is faster")
 
 
@@ -251,72 +209,36 @@ class VideoOptions(SizeOptions):
     """What a video shows, but for its prompt."""
 
     negative_prompt: str = option("", "TEXT", "what to avoid; encoded as it is (default none)")
-    motion_score: float | None = option(
-        None,
-        "N",
-        "how much moves, 1 (still) to 15 (wild), said in the prompt; of Open-Sora 1.2 and 1.3 0 to 100; 0 leaves it out (default 4; Open-Sora 1: "
-        "left out)",
-        also=("--flow",),
-    )
-    aesthetic_score: str | None = option(
-        None,
-        "N",
-        "how good it looks, 0 to 10, said to Open-Sora 1.2 and 1.3; 0 leaves it out (default: the model's own, 6.5 for 1.2)",
-        also=("--aes",),
-    )
+    motion_score: float | None = option(None, "N",
+        "how much moves, 1 (still) to 15 (wild), said in the prompt; of Open-Sora 1.2 and 1.3 0 to 100; 0 leaves it out (default 4; "
+        "Open-Sora 1: left out)", also=("--flow",))
+    aesthetic_score: str | None = option(None, "N",
+        "how good it looks, 0 to 10, said to Open-Sora 1.2 and 1.3; 0 leaves it out (default: the model's own, 6.5 for 1.2)", also=("--aes",))
     camera_motion: str | None = option(None, "TEXT", f"said to Open-Sora 1.2 and 1.3: {', '.join(CAMERA_MOTIONS)}")
-    mask_strategy: str | None = option(
-        None,
-        "GROUPS",
-        "of Open-Sora 1.1 to 1.3: where frames of --reference-path go, loop,reference,reference start,target start,length,edit;... in latent frames",
-    )
+    mask_strategy: str | None = option(None, "GROUPS",
+        "of Open-Sora 1.1 to 1.3: where frames of --reference-path go, loop,reference,reference start,target start,length,edit;... in latent frames")
     reference_path: str | None = option(None, "FILE;FILE", "pictures and clips of --mask-strategy, with ; between them")
-    cond_type: str | None = option(
-        None,
-        COND_TYPES,
-        "what is given: nothing but the prompt (t2v); the first frame (i2v_head), the last (i2v_tail), both (i2v_loop); or a clip, extended "
-        "forwards (v2v_head) or backwards (v2v_tail) from 33 of its frames, from 65 with _easy: experimental (default: as --ref and --ref-end "
-        "say)",
-    )
-    ref: str | None = option(
-        None, "FILE", "the first frame (the last, with --cond-type i2v_tail), or a clip: its last frames begin the video"
-    )
+    cond_type: str | None = option(None, choices.COND_TYPES,
+        "what is given: nothing but the prompt (t2v); the first frame (i2v_head), the last (i2v_tail), both (i2v_loop); or a clip, extended forwards (v2v_head)"
+        " or backwards (v2v_tail) from 33 of its frames, from 65 with _easy: experimental (default: as --ref and --ref-end say)")
+    ref: str | None = option(None, "FILE", "the first frame (the last, with --cond-type i2v_tail), or a clip: its last frames begin the video")
     ref_end: str | None = option(None, "IMAGE", "the last frame")
-    strength: float = option(
-        1.0,
-        "X",
-        "how closely the video holds to --ref and --ref-end, 0 to 1: the share of the steps, from the first, that see them (default 1, exactly)",
-    )
-    solver: str = option(
-        AUTO,
-        SOLVERS,
-        "how steps are taken: euler for Open-Sora; dpm or ddim for CogVideoX (default auto: what the model was released with)",
-    )
-    guidance_curve: str = option(
-        AUTO,
-        CURVES,
-        "how --guidance goes over the steps of CogVideoX: the same at all; as the released code computes it; or the ramp that its formula means "
-        "(default auto: released with dpm, else constant)",
-    )
-    condition_scale: str = option(
-        AUTO,
-        CONDITION_SCALES,
-        "what CogVideoX's picture is multiplied by: 1.0 as the authors' code has it for 1.5, or as diffusers does (default auto: the model's own)",
-    )
-    unconditional: str = option(
-        AUTO, UNCONDITIONALS, "what the pass without the prompt reads: --negative-prompt, encoded, or nothing (default auto: encoded)"
-    )
-    parity: str = option(
-        "",
-        ("", DIFFUSERS, SCRIPTS),
-        "diffusers: compute schedules and scales as diffusers does where it differs; scripts: make the --loop of Open-Sora 1.1 to 1.3 as the published "
-        "scripts do (default: neither)",
-    )
-    fit: str = option(
-        FITS[0],
-        FITS,
-        "how a picture or clip of another shape is fitted (default crop: it covers the video, and the middle is cut out)",
-    )
+    strength: float = option(1.0, "X",
+        "how closely the video holds to --ref and --ref-end, 0 to 1: the share of the steps, from the first, that see them (default 1, exactly)")
+    solver: str = option(choices.AUTO, choices.SOLVERS,
+        "how steps are taken: euler for Open-Sora; dpm or ddim for CogVideoX (default auto: what the model was released with)")
+    guidance_curve: str = option(choices.AUTO, choices.CURVES,
+        "how --guidance goes over the steps of CogVideoX: the same at all; as the released code computes it; or the ramp that its formula means (default auto: "
+        "released with dpm, else constant)")
+    condition_scale: str = option(choices.AUTO, choices.CONDITION_SCALES,
+        "what CogVideoX's picture is multiplied by: 1.0 as the authors' code has it for 1.5, or as diffusers does (default auto: the model's own)")
+    unconditional: str = option(choices.AUTO, choices.UNCONDITIONALS,
+        "what the pass without the prompt reads: --negative-prompt, encoded, or nothing (default auto: encoded)")
+    parity: str = option("", ("", choices.DIFFUSERS, choices.SCRIPTS),
+        "diffusers: compute schedules and scales as diffusers does where it differs; scripts: make the --loop of Open-Sora 1.1 to 1.3 as the published scripts "
+        "do (default: neither)")
+    fit: str = option(choices.FITS[0], choices.FITS,
+        "how a picture or clip of another shape is fitted (default crop: it covers the video, and the middle is cut out)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,12 +252,9 @@ class ExtendOptions:
 
     GROUP: ClassVar = ("longer", "go on from the video (experimental); the latents so far are kept beside it as .latent")
     extend: int | None = option(None, "N", "how many segments to add")
-    extend_prompt: list[str] | None = option(
-        None, "TEXT", "what the next segment shows; may be repeated, the last holds for the rest (default: --prompt)"
-    )
-    extend_frames: int | None = option(
-        None, "N", "frames of a segment, 4k+1, those it is given included (default: as the video, at most 129)"
-    )
+    extend_prompt: list[str] | None = option(None, "TEXT",
+        "what the next segment shows; may be repeated, the last holds for the rest (default: --prompt)")
+    extend_frames: int | None = option(None, "N", "frames of a segment, 4k+1, those it is given included (default: as the video, at most 129)")
     extend_context: int | None = option(None, "N", "frames a segment is given, 4k+1 (default: a quarter of it, 33 of 129)")
     extend_from: str | None = option(None, "FILE", "a .latent file to go on from, in place of a first clip")
 
@@ -348,17 +267,12 @@ class PictureOptions:
     flux: str | None = option(None, "FILE", "flux1-dev or flux1-schnell (default: flux1-dev.safetensors in --model)")
     flux_vae: str | None = option(None, "FILE", "Flux's autoencoder (default: flux1-dev-ae.safetensors in --model)")
     image_steps: int = option(0, "N", "steps of the picture; 0: 50 for dev, as released, and 4 for schnell")
-    image_seed: int | None = option(
-        None, "N", "draw one picture of this seed for all videos (default: a picture for each, of the video's seed)"
-    )
+    image_seed: int | None = option(None, "N", "draw one picture of this seed for all videos (default: a picture for each, of the video's seed)")
     image_prompt: str | None = option(None, "TEXT", "what the picture shows (default: --prompt)")
     image_resolution: str = option("768px", "NAME", "size the picture is drawn in, before it is scaled to the video")
     flux_guidance: float = option(4.0, "X", "how strongly Flux dev follows the prompt; schnell reads none")
-    flux_schedule: str = option(
-        AUTO,
-        PICTURE_SCHEDULES,
-        "how the picture's steps are spaced: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)",
-    )
+    flux_schedule: str = option(choices.AUTO, choices.PICTURE_SCHEDULES,
+        "how the picture's steps are spaced: as released with Open-Sora, or Flux's own (default auto: the former for dev, the latter for schnell)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,53 +281,26 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
 
     prompt: str | None = option(None, "TEXT", "what to show, in full sentences", "source")
     prompt_path: str | None = option(None, "FILE", "a prompt on each line of a text file, in place of --prompt: a video for each", "source")
-    csv: str | None = option(
-        None,
-        "FILE",
-        f"a video for each row, in place of --prompt: columns {', '.join(CSV_COLUMNS)}, all but the first as needed; "
-        "an empty cell is what this command line says. Goes on where it stopped when it is given again",
-        "source",
-    )
-    decode: str | None = option(
-        None,
-        "FILE",
-        "in place of --prompt, a .latent file that is finished, such as a run leaves where memory or disk ran out: its video",
-        "source",
-    )
-    shard: str | None = option(
-        None,
-        "I/N",
-        "with --csv: this is worker I of N that share one table and one --out folder; each row is made once, and what a lost worker leaves is taken "
-        "up by the others (default: under torchrun, its rank)",
-    )
-    gpus: int = option(
-        1,
-        "N",
-        "GPUs of this machine that make each video together; with --csv, each its own rows (for several machines: torchrun). With --device cpu, "
-        "processes",
-    )
+    csv: str | None = option(None, "FILE",
+        f"a video for each row, in place of --prompt: columns {', '.join(CSV_COLUMNS)}, all but the first as needed; an empty cell is what this command line "
+        "says. Goes on where it stopped when it is given again", "source")
+    decode: str | None = option(None, "FILE",
+        "in place of --prompt, a .latent file that is finished, such as a run leaves where memory or disk ran out: its video", "source")
+    shard: str | None = option(None, "I/N",
+        "with --csv: this is worker I of N that share one table and one --out folder; each row is made once, and what a lost worker leaves is taken up by the "
+        "others (default: under torchrun, its rank)")
+    gpus: int = option(1, "N",
+        "GPUs of this machine that make each video together; with --csv, each its own rows (for several machines: torchrun). With --device cpu, processes")
     num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...")
-    out: str = option(
-        "outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead"
-    )
-    save_latents: bool = option(
-        False, None, "also write the finished latents beside each video, as .latent, for --decode and --extend-from"
-    )
+    out: str = option("outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead")
+    save_latents: bool = option(False, None, "also write the finished latents beside each video, as .latent, for --decode and --extend-from")
     sample_name: str | None = option(None, "NAME", "what files in the folder begin with (default video)")
-    loop: int | None = option(
-        None,
-        "N",
-        "clips that follow one another: one and N - 1 of --extend; a prompt may change with them: |0| text |2| text from clip 2 on",
-    )
-    condition_frame_length: int | None = option(
-        None, "N", "with --loop: latent frames that a clip is given of the one before (default 5; 1.1: 4)"
-    )
+    loop: int | None = option(None, "N",
+        "clips that follow one another: one and N - 1 of --extend; a prompt may change with them: |0| text |2| text from clip 2 on")
+    condition_frame_length: int | None = option(None, "N", "with --loop: latent frames that a clip is given of the one before (default 5; 1.1: 4)")
     t2i2v: bool = option(False, None, "draw the first frame; its picture is written beside the video")
-    refine_prompt: bool = option(
-        False,
-        None,
-        "have --refine-model make the prompt, in any language, the long description that the models were trained on, and propose a motion score",
-    )
+    refine_prompt: bool = option(False, None,
+        "have --refine-model make the prompt, in any language, the long description that the models were trained on, and propose a motion score")
     refine_model: str | None = option(None, "DIR", "a folder of a causal model of transformers, with its tokenizer; nothing is downloaded")
 
 
@@ -445,12 +332,9 @@ class JudgeOptions(SamplerOptions):
     """What an evaluation judges."""
 
     GROUP: ClassVar = ("what is judged",)
-    parts: str = option(
-        ",".join(EVALUATION_PARTS),
-        "NAMES",
-        "vision (the judge itself, on true clips), t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last "
-        "frame), vae, guidance (default all)",
-    )
+    parts: str = option(",".join(EVALUATION_PARTS), "NAMES",
+        "vision (the judge itself, on true clips), t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last frame), vae, guidance "
+        "(default all)")
     num_prompts: int = option(96, "N", "videos of each kind")
     seed: int = option(0, "N", "prompts and noise are drawn from it")
     num_steps: int = option(40, "N", _STEPS)
@@ -472,8 +356,8 @@ class PlanOptions(MemoryOptions, SizeOptions):
 
     GROUP: ClassVar = ("plan", "what a video needs; all that follows goes with --plan")
     num_steps: int | None = option(None, "N", f"{_STEPS} (default 50, or the model's own)")
-    speed: str = option(SPEEDS[0], SPEEDS, _SPEED)
-    cond_type: str = option(COND_TYPES[0], COND_TYPES, "what is given besides the prompt, as of generate")
+    speed: str = option(choices.SPEEDS[0], choices.SPEEDS, _SPEED)
+    cond_type: str = option(choices.COND_TYPES[0], choices.COND_TYPES, "what is given besides the prompt, as of generate")
     gpu_gib: float | None = option(None, "N", "plan for a CUDA card with this much free instead of this machine's")
     ram_gib: float | None = option(None, "N", "plan for this much free main memory instead of this machine's")
 
@@ -482,12 +366,8 @@ class PlanOptions(MemoryOptions, SizeOptions):
 class InspectOptions(PlanOptions):
     """Say what a weights file is, its dtype and size, what is missing or extra; how a video was made; or, with --plan, what memory one needs."""
 
-    path: str | None = option(
-        None,
-        "FILE_OR_DIR",
-        "a weights file, a model folder, or an mp4 of ours or ComfyUI's (with --plan none: the released sizes)",
-        "place",
-    )
+    path: str | None = option(None, "FILE_OR_DIR",
+        "a weights file, a model folder, or an mp4 of ours or ComfyUI's (with --plan none: the released sizes)", "place")
     check: bool = option(False, None, "also compare every key, shape and dtype with the released model and run a part of it")
     plan: bool = option(False, None, "say what GPU memory, RAM and how many forwards a video needs, and settings that fit")
     as_command: bool = option(False, None, "of an mp4: print the line that makes it again")
@@ -499,10 +379,8 @@ class QuantizeOptions:
 
     source: str = option(..., "IN", "the transformer's bf16, fp16 or fp32 file", "place")
     target: str = option(..., "OUT", "the new .safetensors file; never overwritten", "place")
-    format: str = option(FILE_FORMATS[0], FILE_FORMATS, "what the large layers are written in")
-    layers: str = option(
-        "attention,mlp", "GROUPS", "which of them: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer"
-    )
+    format: str = option(choices.FILE_FORMATS[0], choices.FILE_FORMATS, "what the large layers are written in")
+    layers: str = option("attention,mlp", "GROUPS", "which of them: attention, mlp, modulation (a smaller file, less exact), embedders, final_layer")
     all_layers: bool = option(False, None, "print the error of every layer, not of the worst five alone")
 
 
@@ -512,4 +390,4 @@ class ColoursOptions:
 
     vae: str = option(..., "VAE", "the VAE's file, such as ComfyUI/models/vae/F32T4C128_AE.safetensors", "place")
     out: str | None = option(None, "FILE", "where they are kept (default: beside the VAE, under its name with .colours.json)")
-    device: str = option(AUTO, "DEVICE", "auto, cuda, cuda:1, mps, cpu")
+    device: str = option(choices.AUTO, "DEVICE", "auto, cuda, cuda:1, mps, cpu")

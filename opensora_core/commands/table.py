@@ -15,7 +15,7 @@ from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, check_can_be_written
 from ..memory.loaded import stamp
 from ..names import check_name, claim_unused, shown
 from ..pipeline import OpenSoraPipeline
-from ..readers import kind_of
+from ..readers import read_text
 from ..run.files import ModelFiles
 from ..run.request import random_seed
 from ..text.prompt import file_name_part
@@ -32,7 +32,6 @@ from .recipe import recipe_for
 from .refine import refined_jobs
 
 _SHOWN = 60  # characters of a cell in a sentence
-MOST_BYTES = 64 * 2**20  # of a table
 _NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
 _FILES = ("image", "end_image")
 _OF_A_PICTURE = ("image_seed", "image_prompt")
@@ -89,7 +88,10 @@ def run(options: GenerateOptions) -> int:
     try:
         with Screen(len(jobs), len(jobs) - len(waiting)) as screen:
             making = Jobs(pipe, ledger, screen, is_one_request=False, is_shared=worker is not None)
-            making.run(waiting if worker is None else _own_first(waiting, *worker))
+            if worker is not None:  # its own rows, then those of the workers after it: all are tried, whoever is lost
+                index, count = worker
+                waiting = sorted(waiting, key=lambda job: ((job.number - 1 - index) % count, job.number))
+            making.run(waiting)
     except KeyboardInterrupt:
         done = sum(ledger.finished(job.key) is not None for job in jobs)
         say(f"{done} of {len(jobs)} rows are finished; the same command goes on with the others")
@@ -118,11 +120,6 @@ def _worker(options: GenerateOptions) -> tuple[int, int] | None:
             "--shard does not go with --t2i2v, whose pictures are drawn together; draw them first, and give them as images."
         )
     return int(match[1]) - 1, int(match[2])
-
-
-def _own_first(jobs: list[Job], index: int, count: int) -> list[Job]:
-    """A worker's own rows, every `count`th of the table, then those of the workers after it: all are tried, whoever is lost."""
-    return sorted(jobs, key=lambda job: ((job.number - 1 - index) % count, job.number))
 
 
 def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, folder: Path) -> list[Job]:
@@ -238,53 +235,38 @@ def cell_value(column: str, text: str, folder: Path) -> str | int:
 
 def read_rows(path: str | Path) -> list[Row]:
     """Read a CSV: commas, double quotes around text that holds commas, quotes or lines, UTF-8; a header of names in CSV_COLUMNS."""
-    text = _text(Path(path).expanduser())
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    lines = _lines(reader, Path(path).name)
-    header, rows = None, []
-    for line, cells in lines:
+    text, name, header, rows = _text(path, "--csv"), Path(path).name, None, []
+    for line, cells in _lines(csv.reader(io.StringIO(text, newline=""), strict=True), name):
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = _header(cells, Path(path).name)
+            header = _header(cells, name)
             continue
-        values = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
+        values = {column: cell.strip() for column, cell in zip(header, cells, strict=False) if cell.strip()}
         if "" in values:
-            raise OpenSoraError(f"{Path(path).name}, line {line}: {values[''][:_SHOWN]!r} stands in a column without a name; {_EXPECTED}")
+            raise OpenSoraError(f"{name}, line {line}: {values[''][:_SHOWN]!r} stands in a column without a name; {_EXPECTED}")
         num_extra = sum(bool(cell.strip()) for cell in cells[len(header) :])
         rows.append(Row(len(rows) + 1, line, values, num_extra))
     if header is None or not rows:
-        raise OpenSoraError(f"{Path(path).name} holds no row{'' if header else ' and no header'}; {_EXPECTED}")
+        raise OpenSoraError(f"{name} holds no row{'' if header else ' and no header'}; {_EXPECTED}")
     return rows
 
 
 def read_lines(path: str | Path) -> list[str]:
     """The prompts of a text file, one on each line."""
-    lines = [line.strip() for line in _text(Path(path).expanduser(), "--prompt-path", "text").splitlines()]
-    if not any(lines):
+    lines = [line.strip() for line in _text(path, "--prompt-path").splitlines() if line.strip()]
+    if not lines:
         raise OpenSoraError(f"{Path(path).name} holds no prompt; write one on each line.")
-    return [line for line in lines if line]
+    return lines
 
 
-def _text(path: Path, option: str = "--csv", what: str = "CSV") -> str:
-    if kind := kind_of(path):  # of a device or a pipe there may be no end
-        raise OpenSoraError(f"{option} {shown(path)} is {kind}; give a {what} file.")
+def _text(path: str | Path, option: str) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise OpenSoraError(f"{option} {shown(path)} holds more than {MOST_BYTES >> 20} MiB; split it.")
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save it as {what} in UTF-8.") from error
+        return read_text(Path(path).expanduser())
+    except OpenSoraError as error:
+        raise OpenSoraError(f"{option}: {error}") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, OpenSoraError):
-            raise
         raise OpenSoraError(f"{option} {shown(path)} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
-    if "\0" in text:
-        raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save it as {what} in UTF-8.")
-    return text
 
 
 def _lines(reader, name: str):

@@ -15,7 +15,6 @@ from ..errors import OpenSoraError
 from ..readers import read_text
 from .video import is_video, read_clip
 
-MOST_TABLE_BYTES = 64 * 2**20
 _CAPTION = ("text", "caption", "prompt")
 
 
@@ -85,7 +84,7 @@ def _beside(folder: Path) -> list[CaptionedClip]:
 
 def _of_table(table: Path) -> list[CaptionedClip]:
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(table, MOST_TABLE_BYTES).lstrip("\ufeff"), newline=""), strict=True))
+        rows = list(csv.DictReader(io.StringIO(read_text(table), newline=""), strict=True))
     except csv.Error as error:
         raise OpenSoraError(f"{table.name} is no table that can be read ({error}).") from error
     column = next((name for name in _CAPTION if rows and name in rows[0]), None)
@@ -115,6 +114,6 @@ def _inside(folder: Path, name: str) -> Path | None:
 
 
 def _caption(text: str, where: str) -> str:
-    if not text.strip() or "\0" in text:
+    if not text.strip():
         raise OpenSoraError(f"{where} holds no caption; write what the clip shows.")
     return " ".join(text.split())

@@ -26,11 +26,7 @@ def open_vae(path: str | Path = "small", device: str | torch.device = "cpu", tor
     """
     file = ModelFiles.in_folder("small").vae if str(path) == "small" else whole_vae(path)
     header = read_network(file)
-    slot = "flux_vae" if identify(header.shapes).slot == "flux_vae" else "vae"
-    require(identify(header.shapes), slot, header.name)
+    identity = identify(header.shapes)
+    slot = require(identity, "flux_vae" if identity.slot == "flux_vae" else "vae", header.name).slot
     placement = Placement(resolve_device(device), torch_dtype)
-    return VideoVAE(Component(partial(_read, file, slot), placement), placement)
-
-
-def _read(file: Path, slot: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    return load_vae(file, dtype, device, slot=slot)
+    return VideoVAE(Component(partial(load_vae, file, slot=slot), placement), placement)
