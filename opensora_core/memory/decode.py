@@ -158,7 +158,7 @@ class Ladder:
         if policy != LOW_MEMORY:
             if free is None or self._surely_fits(tiling, free) or self.need(tiling) <= free:
                 return Attempt(tiling)
-            why = f"tiles as asked for need {self._gib(tiling)} GiB and {free / GIB:.2f} GiB are free"
+            why = f"{_taken(tiling)} {self._gib(tiling)} GiB and {free / GIB:.2f} GiB are free"
             parked = self._parked(tiling)
             if parked and self.need(parked) <= free:
                 return Attempt(parked, f"{_PARKED} ({self._gib(parked)} GiB of it on the device): {why}.")
@@ -171,7 +171,7 @@ class Ladder:
         reason = f"a tile of the whole clip ({frames} frames) needs {self._gib(tiling)} GiB"
         if policy == AUTO:
             chosen = self._first_that_fits(chosen, free)
-            reason = f"tiles as asked for need {self._gib(tiling)} GiB for {frames} frames and {free / GIB:.2f} GiB are free"
+            reason = f"{_taken(tiling)} {self._gib(tiling)} GiB for {frames} frames and {free / GIB:.2f} GiB are free{self._in_ram(tiling, free)}"
             doubt = "" if self.need(chosen) <= free else ", which may not fit either"
         if chosen == tiling:
             return Attempt(tiling, f"Decoding may not fit: {reason}." if doubt else None)
@@ -230,8 +230,20 @@ class Ladder:
         """Bytes that decoding takes on the device beside weights and finished frames, with a margin."""
         return int(MARGIN * tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes))
 
+    def _in_ram(self, tiling: Tiling, free: int) -> str:
+        """What there would have to be of main memory for the same tiles to be decoded with activations there, where the device has room."""
+        parked = replace(tiling, parked=True)
+        if not codec_of(self.config).build.can_park or self.need(parked) > free or self._parked(tiling):
+            return ""
+        ram = parking_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes)
+        return f" ({self._gib(parked)} GiB would do with {ram / GIB:.2f} GiB of free main memory)"
+
     def _gib(self, tiling: Tiling) -> str:
         return f"{self.need(tiling) / GIB:.2f}"
+
+
+def _taken(tiling: Tiling) -> str:
+    return "tiles as asked for need" if tiling.tile_size else "whole pictures need"
 
 
 def _words(tiling: Tiling) -> str:

@@ -139,16 +139,20 @@ def test_what_a_decode_needs_is_known_without_it(size, frames):
 def test_a_decode_is_exact_then_parked_then_in_tiles(monkeypatch):
     monkeypatch.setattr(memory, "codec_of", lambda config: SimpleNamespace(build=codec.CogVideoXVAE))
     ways = []
-    for free in (8, 4, 1):
-        ladder = memory.Ladder(codec.COGVIDEOX_VAE, (1, 16, 13, 60, 90), 2, lambda free=free: free * 2**30, lambda: 2**36)
+    for free, ram in ((8, 64), (4, 64), (1, 64), (4, 4)):
+        ladder = memory.Ladder(codec.COGVIDEOX_VAE, (1, 16, 13, 60, 90), 2, lambda free=free: free * 2**30, lambda ram=ram: ram * 2**30)
         ways.append(next(ladder.attempts("auto", Tiling())))
     assert [(way.tiling.tile_size, way.tiling.temporal_tile, way.tiling.parked) for way in ways] == [
         (0, 0, False),
         (0, 0, True),
         (224, 0, False),
+        (240, 0, False),
     ]
     assert ways[0].line is None and "exactly, with activations in main memory" in ways[1].line
-    assert "Decoding in spatial tiles of" in ways[2].line and "differ slightly from an exact decode" in ways[2].line
+    for way in ways[2:]:
+        assert "Decoding in spatial tiles of" in way.line and "differ slightly from an exact decode" in way.line
+    assert all("whole pictures need 6.27 GiB" in way.line for way in ways[1:])
+    assert "(1.14 GiB would do with 5.45 GiB of free main memory)" in ways[3].line and "would do" not in ways[2].line
 
 
 def test_needs_of_the_released_sizes():
