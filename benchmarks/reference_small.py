@@ -81,7 +81,7 @@ def vae(files: ModelFiles) -> dict[str, float]:
     config = ours.config
     theirs = CausalVAE3D_HUNYUAN(
         from_pretrained=str(files.vae), device_map="cpu", torch_dtype=torch.float32, in_channels=3, out_channels=3,
-        latent_channels=config.latent_channels, block_out_channels=list(config.block_out_channels), layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels, block_out_channels=list(config.widths), layers_per_block=config.layers,
         norm_num_groups=config.norm_groups, use_spatial_tiling=False, use_temporal_tiling=False,
     )  # fmt: skip
     combination = world.split()[1][0]

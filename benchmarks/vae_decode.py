@@ -76,8 +76,8 @@ def diffusers_vae(config: VAEConfig, device: str, dtype: torch.dtype):
 
     model = AutoencoderKLHunyuanVideo(
         latent_channels=config.latent_channels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
+        block_out_channels=config.widths,
+        layers_per_block=config.layers,
         norm_num_groups=config.norm_groups,
     )
     model.load_state_dict(weights(config))  # the names are the same

@@ -40,7 +40,7 @@ TRANSFORMER = TransformerConfig(
         "vec_in_dim": 64,
     }
 )
-VAE = VAEConfig(latent_channels=16, block_out_channels=(16, 32, 32, 32), layers_per_block=2)
+VAE = VAEConfig(latent_channels=16, widths=(16, 32, 32, 32), layers=2)
 
 T5_SIZES = {"d_model": 64, "d_kv": 64, "num_heads": 2, "d_ff": 128, "num_layers": 2}
 CLIP_SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "num_hidden_layers": 2}

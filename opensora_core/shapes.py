@@ -1,6 +1,6 @@
 """A model's tensors by name and shape, before any is read: sizes from them, and how a file's names and cuts become a module's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,3 +81,25 @@ class Layout:
 
 
 AS_RELEASED = Layout()
+
+
+def renamed(pairs: Sequence[tuple[str, str]], mark: str, words: str = "", dropped: str = "no such tensor") -> Layout:
+    """A layout in which only names differ. pairs: parts of keys, (a file's, the module's). dropped: how tensors begin that no module holds."""
+
+    def module_name(key: str) -> str:
+        for theirs, ours in pairs:
+            key = key.replace(theirs, ours)
+        return key
+
+    def file_name(name: str) -> str:
+        for theirs, ours in pairs:
+            name = name.replace(ours, theirs)
+        return name
+
+    return Layout(
+        mark=mark,
+        words=words,
+        file_name=file_name,
+        convert=lambda key, tensor, config: [] if key.startswith(dropped) else [(module_name(key), tensor)],
+        manifest=lambda manifest: {file_name(name): shape for name, shape in manifest.items()},
+    )

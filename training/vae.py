@@ -21,7 +21,7 @@ from opensora_core.evaluation import world
 from .muon import Muon
 from .state import Run, learning_rate, set_learning_rate
 
-CONFIG = VAEConfig(latent_channels=16, block_out_channels=(16, 32, 48, 48), layers_per_block=1)
+CONFIG = VAEConfig(latent_channels=16, widths=(16, 32, 48, 48), layers=1)
 KL_WEIGHT = 5e-4
 ADAM_SHARE = 0.15  # of the rate, for biases and norms
 CROP, CROP_FRAMES = 32, 9

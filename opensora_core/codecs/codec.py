@@ -171,27 +171,22 @@ class CodecModule(nn.Module):
 
 @dataclass(frozen=True)
 class WidthsConfig:
-    """Sizes of a codec of four levels of residual blocks.
-
-    Attributes:
-        block_out_channels: the encoder's widths, full size first.
-        layers_per_block: of the encoder; the decoder has one more.
-    """
+    """Sizes of a codec of levels of residual blocks. widths: channels of each level, full size first; layers: blocks of each in the encoder,
+    whose decoder has one more."""
 
     latent_channels: int
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
+    widths: tuple[int, ...]
+    layers: int
     in_channels: int = 3
 
     def words(self) -> str:
         """For people: "widths 128/256/512/512, 2 layers per block, 16 latent channels"."""
-        widths = "/".join(map(str, self.block_out_channels))
-        return f"widths {widths}, {self.layers_per_block} layers per block, {self.latent_channels} latent channels"
+        return f"widths {'/'.join(map(str, self.widths))}, {self.layers} layers per block, {self.latent_channels} latent channels"
 
     @property
     def norm_groups(self) -> int:
         """Groups of four channels at the narrowest width: 128 -> 32, the released value."""
-        return min(self.block_out_channels) // 4
+        return min(self.widths) // 4
 
 
 def sizes_of(shapes: Shapes) -> dict[str, Any]:
@@ -208,4 +203,4 @@ def sizes_of(shapes: Shapes) -> dict[str, Any]:
             f"The widths of this VAE cannot be: {list(widths)}; four multiples of a quarter of the narrowest are expected."
         )
     layers, channels = count(shapes, "encoder.down_blocks.0.resnets."), size(shapes, "encoder.conv_in.conv.weight", 1)
-    return {"block_out_channels": widths, "layers_per_block": layers, "in_channels": channels}
+    return {"widths": widths, "layers": layers, "in_channels": channels}

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from ..errors import OpenSoraError
 from ..geometry import CAUSAL, SPACE_COMPRESSION, FrameRule, Grid, Tiling
 from ..ops import TorchOperations
-from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, size
-from .codec import CodecModule, Encoded, Latents, WidthsConfig, check_video, sizes_of
+from ..shapes import AS_RELEASED, Shapes, renamed, size
+from . import ladder
+from .codec import Encoded, Latents, WidthsConfig, check_video, sizes_of
+from .ladder import DIFFUSERS, InPieces, Layers, Resample, ResnetBlock, Seams
 
-NORM_EPS = 1e-6
+NAMES = replace(DIFFUSERS, middle=("mid_block.resnets.0", "", "mid_block.resnets.1"), norm_out="norm_out")
 LEVELS = 4
 TIME_STEPS = 2  # the first steps of the encoder, and of the decoder, change the number of frames
 CHUNK_FRAMES, CHUNK_LATENTS = 8, 2
@@ -47,7 +49,7 @@ class CogVideoXVAEConfig(WidthsConfig):
         Raises:
             CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
         """
-        shapes = {name: shape for key, shape in shapes.items() for name, _ in convert(key, None)}
+        shapes = {name: shape for key, shape in shapes.items() for name, _ in SAT.convert(key, None, None)}
         return cls(size(shapes, "encoder.conv_out.conv.bias") // 2, **sizes_of(shapes))
 
     @property
@@ -69,7 +71,7 @@ class CogVideoXVAEConfig(WidthsConfig):
 
 
 GRID = Grid(SPACE_COMPRESSION, 2, FrameRule("8k+1", step=8, lead=1, shortest_clip=9), 49)
-COGVIDEOX_VAE = CogVideoXVAEConfig(latent_channels=16, block_out_channels=(128, 256, 256, 512), layers_per_block=3)
+COGVIDEOX_VAE = CogVideoXVAEConfig(latent_channels=16, widths=(128, 256, 256, 512), layers=3)
 
 # SAT's names of what the published layout calls otherwise; its decoder counts levels from full size.
 _SAT_NAMES = [("mid.block_1.", "mid_block.resnets.0."), ("mid.block_2.", "mid_block.resnets.1."), ("nin_shortcut.", "conv_shortcut.")]
@@ -77,25 +79,7 @@ for _way, _levels in (("down", range(LEVELS)), ("up", range(LEVELS)[::-1])):
     for _level, _block in enumerate(_levels):
         _SAT_NAMES += [(f".{_way}.{_level}.block.", f".{_way}_blocks.{_block}.resnets.")]
         _SAT_NAMES += [(f".{_way}.{_level}.{_way}sample.", f".{_way}_blocks.{_block}.{_way}samplers.0.")]
-
-
-def convert(key: str, tensor: Tensor, config: CogVideoXVAEConfig | None = None) -> list[tuple[str, Tensor]]:
-    """One tensor of a file, SAT's or the published layout's, as (name in the module, tensor) pairs; none for the training's own."""
-    for sat, published in _SAT_NAMES:
-        key = key.replace(sat, published)
-    return [] if key.startswith("loss.") else [(key, tensor)]
-
-
-def _sat_manifest(module: Manifest) -> Manifest:
-    found = {}
-    for key, shape in module.items():
-        for sat, published in _SAT_NAMES:
-            key = key.replace(published, sat)
-        found[key] = shape
-    return found
-
-
-SAT = Layout(mark="encoder.down.0.block.0.conv1.conv.weight", words=" in SAT's layout", convert=convert, manifest=_sat_manifest)
+SAT = renamed(_SAT_NAMES, "encoder.down.0.block.0.conv1.conv.weight", " in SAT's layout", dropped="loss.")
 LAYOUTS = (SAT, AS_RELEASED)
 
 
@@ -112,13 +96,12 @@ class _Clip:
     Attributes:
         device: where layers work. home: where whole chunks are kept between them: the device, or main memory.
         past: the last two frames that each convolution has read of the chunk before.
-        latents: of the chunk, for the decoder's norms; None while encoding.
+        latents: of the chunk, for the decoder's norms.
     """
 
     def __init__(self, device: torch.device, home: torch.device | None):
         self.device, self.home = device, home or device
         self.past: dict[nn.Module, Tensor] = {}
-        self.latents: Tensor | None = None
 
     def step(self, x: Tensor) -> int:
         """Frames of a chunk that are worked on at once."""
@@ -134,30 +117,12 @@ class _Clip:
         return like.new_empty((*like.shape[:2], frames, *like.shape[3:]), device=self.home)
 
 
-class _Seams:
-    """How layers are made: a namespace of layer classes (ops.py), a dtype and a device."""
-
-    def __init__(self, config: CogVideoXVAEConfig, operations, dtype, device):
-        self.groups, self.z_channels = config.norm_groups, config.latent_channels
-        self.operations, self.place = operations, {"dtype": dtype, "device": device}
-
-    def conv3d(self, in_channels: int, out_channels: int, kernel: int) -> nn.Module:
-        return self.operations.Conv3d(in_channels, out_channels, kernel, padding=(0, kernel // 2, kernel // 2), **self.place)
-
-    def conv2d(self, channels: int, stride: int) -> nn.Module:
-        return self.operations.Conv2d(channels, channels, 3, stride=stride, padding=2 - stride, **self.place)
-
-    def norm(self, channels: int, is_spatial: bool) -> nn.Module:
-        norm = self.operations.GroupNorm(self.groups, channels, eps=NORM_EPS, **self.place)
-        return SpatialNorm(norm, channels, self) if is_spatial else norm
-
-
 class CausalConv3d(nn.Module):
     """A convolution whose output frame t reads input frames t - 2 .. t."""
 
-    def __init__(self, in_channels: int, out_channels: int, seams: _Seams):
+    def __init__(self, in_channels: int, out_channels: int, seams: Seams):
         super().__init__()
-        self.conv = seams.conv3d(in_channels, out_channels, 3)
+        self.conv = seams.operations.Conv3d(in_channels, out_channels, 3, padding=(0, 1, 1), **seams.place)
 
     def forward(self, x: Tensor, clip: _Clip, prepare: Part | None = None, beside: Part | None = None, out: Tensor | None = None) -> Tensor:
         """Convolve a chunk. Before its first frame stand the last two of the chunk before, or its own first frame twice.
@@ -194,10 +159,10 @@ class CausalConv3d(nn.Module):
 class SpatialNorm(nn.Module):
     """A group norm, times and plus what two convolutions of the chunk's latents say of each place."""
 
-    def __init__(self, norm: nn.Module, channels: int, seams: _Seams):
+    def __init__(self, norm: nn.Module, latent_channels: int, channels: int, seams: Seams):
         super().__init__()
         self.norm_layer = norm
-        self.conv_y, self.conv_b = (nn.ModuleDict({"conv": seams.conv3d(seams.z_channels, channels, 1)}) for _ in range(2))
+        self.conv_y, self.conv_b = (nn.ModuleDict({"conv": seams.conv3d(latent_channels, channels, 1)}) for _ in range(2))
 
 
 def normalised(norm: nn.Module, x: Tensor, clip: _Clip) -> Part:
@@ -216,7 +181,7 @@ def normalised(norm: nn.Module, x: Tensor, clip: _Clip) -> Part:
     weight, bias = (p.to(clip.device, wide).view(1, -1, 1, 1, 1) for p in (group_norm.weight, group_norm.bias))
     scale = torch.cat(scales, 1) * weight
     shift = bias - torch.cat(means, 1) * scale
-    z, frames = clip.latents, x.shape[2]
+    z, frames = clip.latents if isinstance(norm, SpatialNorm) else None, x.shape[2]
     if z is not None:
         factor, offset = norm.conv_y["conv"](z)[..., :, None, :, None], norm.conv_b["conv"](z)[..., :, None, :, None]
         odd = int(frames > 1 and frames % 2)
@@ -233,89 +198,51 @@ def normalised(norm: nn.Module, x: Tensor, clip: _Clip) -> Part:
     return prepare
 
 
-class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, added to the input (through a 1x1x1 convolution where the width changes)."""
-
-    def __init__(self, in_channels: int, out_channels: int, is_spatial: bool, seams: _Seams):
-        super().__init__()
-        self.norm1, self.norm2 = seams.norm(in_channels, is_spatial), seams.norm(out_channels, is_spatial)
-        self.conv1 = CausalConv3d(in_channels, out_channels, seams)
-        self.conv2 = CausalConv3d(out_channels, out_channels, seams)
-        self.conv_shortcut = seams.conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
-
+class Block(ResnetBlock):
     def forward(self, x: Tensor, clip: _Clip) -> Tensor:
-        own, shortcut = clip.part(x), self.conv_shortcut
+        own = clip.part(x)
+        beside = (lambda start, stop: self.conv_shortcut(own(start, stop))) if self.shortcut else own
         h = self.conv1(x, clip, normalised(self.norm1, x, clip))
-        beside = own if shortcut is None else lambda start, stop: shortcut(own(start, stop))
         return self.conv2(h, clip, normalised(self.norm2, h, clip), beside, out=h)
 
 
-class Step(nn.Module):
-    """The step from one resolution to the next, frame by frame with a 2D convolution.
+class Step(Resample):
+    """The step from one resolution to the next, frame by frame.
 
     Down: means of two frames where time is halved, then every second pixel. Up: nearest neighbours, where time is doubled two frames of
     each, which are convolved once. Of an odd number of frames the first stands for itself.
     """
 
-    def __init__(self, channels: int, is_up: bool, changes_time: bool, seams: _Seams):
-        super().__init__()
-        self.is_up, self.changes_time, self.conv = is_up, changes_time, seams.conv2d(channels, 1 if is_up else 2)
+    def __init__(self, channels: int, level: int, is_down: bool, seams: Seams):
+        super().__init__(channels, is_down, seams)
+        self.changes_time = level < TIME_STEPS if is_down else level >= LEVELS - 1 - TIME_STEPS
 
     def forward(self, x: Tensor, clip: _Clip) -> Tensor:
         frames, out = x.shape[2], None
         odd = frames % 2
-        few = (frames if self.is_up else (frames + odd) // 2) if self.changes_time else frames
+        few = (frames + odd) // 2 if self.changes_time and self.is_down else frames
         many = 2 * few - odd if self.changes_time else frames
         for index in range(few):
             one = slice(index, index + 1)
             pair = slice(max(0, 2 * index - odd), 2 * index + 2 - odd) if self.changes_time else one
-            frame = x[:, :, one if self.is_up else pair].to(clip.device).mean(2)
-            frame = F.interpolate(frame, scale_factor=2.0) if self.is_up else F.pad(frame, (0, 1, 0, 1))
-            result = self.conv(frame)[:, :, None]
-            out = clip.room(result, many if self.is_up else few) if out is None else out
-            out[:, :, pair if self.is_up else one] = result
+            frame = x[:, :, pair if self.is_down else one].to(clip.device).mean(2)
+            result = super().forward(frame)[:, :, None]
+            out = clip.room(result, few if self.is_down else many) if out is None else out
+            out[:, :, one if self.is_down else pair] = result
         return out
 
 
-class Half(nn.Module):
-    """The encoder or the decoder: names under the keys, and the run through them."""
+class Half(ladder.Half):
+    """The encoder or the decoder, for a chunk of a clip."""
 
-    def __init__(self, config: CogVideoXVAEConfig, is_decoder: bool, seams: _Seams):
-        super().__init__()
-        widths = config.block_out_channels[:: -1 if is_decoder else 1]
-        ends = (config.latent_channels, config.in_channels) if is_decoder else (config.in_channels, 2 * config.latent_channels)
-        layers = config.layers_per_block + is_decoder
-        self.conv_in = CausalConv3d(ends[0], widths[0], seams)
-        middle = widths[0] if is_decoder else widths[-1]
-        mid = [ResnetBlock(middle, middle, is_decoder, seams) for _ in range(2)]
-        self.mid_block = nn.ModuleDict({"resnets": nn.ModuleList(mid)})
-        blocks, width_in = [], widths[0]
-        for level, width in enumerate(widths):
-            inputs = [width_in] + [width] * (layers - 1)
-            steps = [Step(width, is_decoder, level < TIME_STEPS, seams)] if level < LEVELS - 1 else []
-            resnets = nn.ModuleList([ResnetBlock(each, width, is_decoder, seams) for each in inputs])
-            blocks.append(nn.ModuleDict({"resnets": resnets, "upsamplers" if is_decoder else "downsamplers": nn.ModuleList(steps)}))
-            width_in = width
-        setattr(self, "up_blocks" if is_decoder else "down_blocks", nn.ModuleList(blocks))
-        self.norm_out = seams.norm(widths[-1], is_decoder)
-        self.conv_out = CausalConv3d(widths[-1], ends[1], seams)
-        self.is_decoder = is_decoder
-
-    def forward(self, x: Tensor, clip: _Clip) -> Tensor:
-        """Run one chunk of a clip."""
-        clip.latents = x if self.is_decoder else None
-        sides = [self.mid_block, *self.up_blocks] if self.is_decoder else [*self.down_blocks, self.mid_block]
-        x = self.conv_in(x, clip)
-        # Layer by layer: a caller that waits for a block keeps the block's input alive.
-        for layer in (layer for side in sides for layers in side.values() for layer in layers):
-            x = layer(x, clip)
-        return self.conv_out(x, clip, normalised(self.norm_out, x, clip))
+    def last(self, norm: nn.Module, conv: nn.Module, x: Tensor, clip: _Clip) -> Tensor:
+        return conv(x, clip, normalised(norm, x, clip))
 
 
 def _peak(config: CogVideoXVAEConfig, is_decoder: bool, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:
     """Bytes alive at most, which is where frames have full size: in the first chunk, which is the longest, when its last convolutions
     run, or later in the first block, whose input is the widest, when every convolution remembers the chunk before. size: of pixels."""
-    (length, height, width), widths, layers = size, config.block_out_channels, config.layers_per_block + is_decoder
+    (length, height, width), widths, layers = size, config.widths, config.layers + is_decoder
     area, wide = height * width, max(1, 4 // dtype_bytes)
     width_in, width_out = (widths[1], widths[0]) if is_decoder else (widths[0], widths[0])
     step = max(1, min(length, PART_ELEMENTS // (width_in * area)))
@@ -333,7 +260,7 @@ def _peak(config: CogVideoXVAEConfig, is_decoder: bool, size: tuple[int, int, in
     return dtype_bytes * area * (peak + (config.in_channels * length if is_decoder else 0))
 
 
-class CogVideoXVAE(CodecModule):
+class CogVideoXVAE(InPieces):
     """The whole VAE; tiling.py splits what is larger than one tile.
 
     Args:
@@ -342,7 +269,6 @@ class CogVideoXVAE(CodecModule):
         dtype, device: of the parameters, which are left uninitialised.
     """
 
-    can_park = True
     straight_from = staticmethod(lambda config, shape: 5)  # latent frames: the chunks that come later need no more
 
     @staticmethod
@@ -359,8 +285,17 @@ class CogVideoXVAE(CodecModule):
     def __init__(self, config: CogVideoXVAEConfig, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
         super().__init__()
         self.config = config
-        seams = _Seams(config, operations, dtype, device)
-        self.encoder, self.decoder = (Half(config, is_decoder, seams) for is_decoder in (False, True))
+        seams = Seams(operations, dtype, device, config.norm_groups)
+        layers = Layers(
+            conv=lambda *sizes: seams.conv3d(*sizes) if sizes[2:] == (1,) else CausalConv3d(*sizes, seams),
+            norm=seams.norm,
+            shortcut=NAMES.shortcut,
+            step=lambda *what: Step(*what, seams),
+            block=Block,
+        )
+        self.encoder = Half(config, False, layers, NAMES)
+        spatial = replace(layers, norm=lambda channels: SpatialNorm(seams.norm(channels), config.latent_channels, channels, seams))
+        self.decoder = Half(config, True, spatial, NAMES)
 
     def encode(self, pixels: Tensor) -> Encoded:
         """Latents of a clip, as a posterior.
@@ -405,6 +340,7 @@ class CogVideoXVAE(CodecModule):
 def _in_chunks(half: Half, x: Tensor, size: int, frames: int, home: torch.device | None = None) -> Tensor:
     clip, out, done = _Clip(x.device, home), None, 0
     for start, stop in chunks(x.shape[2], size):
+        clip.latents = x[:, :, start:stop]
         part = half(x[:, :, start:stop], clip)
         out = clip.room(part, frames) if out is None else out
         out[:, :, done : done + part.shape[2]] = part

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Tiling
-from .codec import CodecModule
+from .codec import CodecModule, WidthsConfig
 
 GROUPS, NORM_EPS = 32, 1e-6
 
@@ -19,8 +19,8 @@ GROUPS, NORM_EPS = 32, 1e-6
 class Seams:
     """How layers are made: a namespace of layer classes (ops.py), a dtype and a device."""
 
-    def __init__(self, operations, dtype, device):
-        self.operations, self.place = operations, {"dtype": dtype, "device": device}
+    def __init__(self, operations, dtype, device, groups: int = GROUPS):
+        self.operations, self.place, self.groups = operations, {"dtype": dtype, "device": device}, groups
 
     def conv(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
         padding = 0 if stride > 1 else kernel // 2
@@ -33,7 +33,7 @@ class Seams:
         return self.operations.Linear(in_features, out_features, **self.place)
 
     def norm(self, channels: int, eps: float = NORM_EPS) -> nn.Module:
-        return self.operations.GroupNorm(GROUPS, channels, eps=eps, **self.place)
+        return self.operations.GroupNorm(self.groups, channels, eps=eps, **self.place)
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Names:
     """What files call the parts.
 
     Attributes:
-        steps: down and up. middle: its block, attention and block. is_mirrored: levels of a decoder count back.
+        steps: down and up. middle: its block, attention ("": it has none) and block. is_mirrored: levels of a decoder count back.
         attention: its norm, query, key, value and output, linear layers (is_linear) or convolutions. shortcut: beside a block.
     """
 
@@ -132,22 +132,14 @@ LATENT_DIFFUSION = Names(
 
 
 @dataclass(frozen=True)
-class LadderConfig:
-    """Sizes. widths: channels of each level, the largest first; layers: residual blocks of each in the encoder."""
+class LadderConfig(WidthsConfig):
+    """Sizes of a codec that cuts clips in time for itself."""
 
-    latent_channels: int
-    widths: tuple[int, ...]
-    layers: int
-    in_channels: int = 3
     short_tile: int = 0
 
     def cut(self, tiling: Tiling) -> Tiling:
-        """See CodecConfig: in time these codecs cut for themselves, and of the picture only smaller tiles than the usual ones are taken."""
+        """See CodecConfig: of the picture only smaller tiles than the usual ones are taken."""
         return replace(tiling, tile_size=0) if tiling.tile_size == Tiling.tile_size else tiling
-
-    def words(self) -> str:
-        """For people: "widths 128, 256, 512, 512"."""
-        return f"widths {', '.join(map(str, self.widths))}"
 
 
 class InPieces(CodecModule):
@@ -191,11 +183,12 @@ class Chain(nn.Module):
         for index in range(depth):
             self.add(f"{path}.{index}", layers.block(widths[index > 0], widths[1], layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *told) -> Tensor:
+        """told: what every layer is given besides."""
         *layers, norm, conv = (self.get_submodule(path) for path in self.order)
         for layer in layers:
-            x = layer(x)
-        return self.last(norm, conv, x)
+            x = layer(x, *told)
+        return self.last(norm, conv, x, *told)
 
     def last(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
         return conv(norm_silu(norm, x))
@@ -204,7 +197,7 @@ class Chain(nn.Module):
 class Half(Chain):
     """An encoder, down to twice the latent channels, or a decoder."""
 
-    def __init__(self, config: LadderConfig, is_decoder: bool, layers: Layers, names: Names):
+    def __init__(self, config: WidthsConfig, is_decoder: bool, layers: Layers, names: Names):
         super().__init__()
         widths, steps = config.widths, range(len(config.widths) - 1)  # steps from the largest level
         first, last = config.in_channels, 2 * config.latent_channels
@@ -227,5 +220,6 @@ class Half(Chain):
     def _add_middle(self, width: int, layers: Layers, names: Names):
         before, attention, after = names.middle
         self.add(before, layers.block(width, width, layers))
-        self.add(attention, layers.attention(width))
+        if attention:
+            self.add(attention, layers.attention(width))
         self.add(after, layers.block(width, width, layers))

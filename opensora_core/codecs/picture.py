@@ -5,7 +5,6 @@ autoencoder (temporal.py). Flux's has the key names of its released file (ae.saf
 no more, and no more is read. Frames are [B, 3, T, H, W] in -1..1, latents [B, C, T, H / 8, W / 8] unscaled.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -18,7 +17,7 @@ from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL, Grid
 from ..geometry.open_sora_1 import EVERY_FRAME
 from ..ops import TorchOperations
-from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, count, dim, size
+from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, count, dim, renamed, size
 from .codec import Encoded, Latents, check_video
 from .ladder import (
     DIFFUSERS,
@@ -39,8 +38,6 @@ from .ladder import (
 KL_SCALE = 0.18215  # of Stable Diffusion's latents; 1.2 was trained with it on SDXL's too
 SCALE, SHIFT = 0.3611, 0.1159  # of Flux's
 FRAMES = 4  # taken at a time
-# The attention's layers in files older than diffusers 0.17, and here.
-_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 @dataclass(frozen=True)
@@ -224,22 +221,16 @@ def _published_manifest(manifest: Manifest) -> Manifest:
     return {names.get(name, name): (*shape, *pixel.get(name, ())) for name, shape in manifest.items()}
 
 
-def _renamed(key: str, names: Iterable[tuple[str, str]]) -> str:
-    for name, other in names:
-        key = key.replace(f".attentions.0{name}", f".attentions.0{other}")
-    return key
-
-
 PUBLISHED = Layout(
     mark="encoder.down.0.block.0.conv1.weight",
     words=" under the key names of its first publication",
     convert=_converted,
     manifest=_published_manifest,
 )
-# sd-vae-ft-ema's among others.
-OLD_DIFFUSERS = Layout(
+# sd-vae-ft-ema's among others, older than diffusers 0.17.
+_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+OLD_DIFFUSERS = renamed(
+    [(f".attentions.0{theirs}", f".attentions.0{ours}") for theirs, ours in _ATTENTION.items()],
     mark="encoder.mid_block.attentions.0.query.weight",
-    convert=lambda key, tensor, config: [(_renamed(key, _OLD_NAMES.items()), tensor)],
-    manifest=lambda manifest: {_renamed(name, ((new, old) for old, new in _OLD_NAMES.items())): shape for name, shape in manifest.items()},
 )
 KL_LAYOUTS = (PUBLISHED, OLD_DIFFUSERS, AS_RELEASED)

@@ -19,7 +19,7 @@ from opensora_core.geometry import Tiling
 from opensora_core.memory.decode import GIB, Ladder, decode_bytes, encode_bytes, tile_decode_bytes
 from opensora_core.ops import TorchOperations
 
-TINY = VAEConfig(latent_channels=4, block_out_channels=(8, 16, 16, 16), layers_per_block=1)
+TINY = VAEConfig(latent_channels=4, widths=(8, 16, 16, 16), layers=1)
 SMALL_TILES = Tiling(tile_size=64, overlap=0.25, temporal_tile=16)
 
 
@@ -473,8 +473,8 @@ def test_impossible_tilings(tiling, words):
     (lambda vae: tiled_encode(vae.encode, noise(3, 16, 16), Tiling()), "5 dimensions"),
     (lambda vae: tiled_decode(vae.decode, noise(4, 16, 16), Tiling()), "5 dimensions"),
     (lambda vae: choose("fast", 1), "auto, exact, low_memory"),
-    (lambda vae: CausalVAE(replace(TINY, block_out_channels=(8, 16, 16)), device="meta"), "3 widths"),
-    (lambda vae: CausalVAE(replace(TINY, block_out_channels=(8, 15, 16, 16)), device="meta"), "2 groups"),
+    (lambda vae: CausalVAE(replace(TINY, widths=(8, 16, 16)), device="meta"), "3 widths"),
+    (lambda vae: CausalVAE(replace(TINY, widths=(8, 15, 16, 16)), device="meta"), "2 groups"),
 ])  # fmt: skip
 def test_errors_name_the_way_out(vae, call, words):
     with pytest.raises(OpenSoraError, match=words):

@@ -43,4 +43,4 @@ class VAEConfig(WidthsConfig):
         return tiling
 
 
-HUNYUAN_VAE = VAEConfig(latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+HUNYUAN_VAE = VAEConfig(latent_channels=16, widths=(128, 256, 512, 512), layers=2)

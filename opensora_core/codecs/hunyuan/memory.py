@@ -37,7 +37,7 @@ def straight_from(config: VAEConfig, shape: tuple[int, ...]) -> int:
     the finest layers. What is alive is then whole clips, and temporaries of one group of channels or one chunk. Of the released sizes."""
     if config != HUNYUAN_VAE:
         return shape[2]
-    finest = shape[0] * config.block_out_channels[0] * config.grid.space**2 * shape[3] * shape[4]
+    finest = shape[0] * config.widths[0] * config.grid.space**2 * shape[3] * shape[4]
     return 1 + _STRAIGHT_CHUNKS * max(2, layers.CHUNK_ELEMENTS // finest) // TIME_COMPRESSION
 
 
@@ -55,14 +55,14 @@ class _Walk:
         self.is_parked = False
 
     def decode(self, size: Size, parked: bool) -> Iterator[int]:
-        config, widths = self.config, self.config.block_out_channels[::-1]
+        config, widths = self.config, self.config.widths[::-1]
         yield 2 * _elements(config.latent_channels, size)  # post_quant_conv
         yield self.conv(config.latent_channels, widths[0], size, size)
         yield from self.mid(widths[0], size)
         self.is_parked = parked
         width_in = widths[0]
         for width, step in zip(widths, (*STEPS, None), strict=True):
-            for _ in range(config.layers_per_block + 1):
+            for _ in range(config.layers + 1):
                 yield self.resnet(width_in, width, size)
                 width_in = width
             if step:
@@ -71,11 +71,11 @@ class _Walk:
         yield self.normed_conv(width_in, config.in_channels, size)
 
     def encode(self, size: Size) -> Iterator[int]:
-        config, widths = self.config, self.config.block_out_channels
+        config, widths = self.config, self.config.widths
         yield self.conv(config.in_channels, widths[0], size, size)
         width_in = widths[0]
         for width, step in zip(widths, (*STEPS, None), strict=True):
-            for _ in range(config.layers_per_block):
+            for _ in range(config.layers):
                 yield self.resnet(width_in, width, size)
                 width_in = width
             if step:
@@ -162,7 +162,7 @@ def _merging_bytes(config: VAEConfig, dtype_bytes: int) -> int:
     """While the widest kernels are merged, in fp32: the parameters if they are of another type, what is merged in time,
     in space and in one kernel on its way; and the finished kernels. It counts for very small tiles only."""
     taps = 4 * ((KERNEL**3 if dtype_bytes < 4 else 0) + 36 + 30) + dtype_bytes * _merged_taps((2, 2, 2))
-    return taps * max(config.block_out_channels[1:]) ** 2
+    return taps * max(config.widths[1:]) ** 2
 
 
 def _up(size: Size, step: Size) -> Size:

@@ -45,12 +45,12 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VAEConfig, **factory):
         super().__init__()
-        widths, groups = config.block_out_channels, config.norm_groups
+        widths, groups = config.widths, config.norm_groups
         self.conv_in = CausalConv3d(config.in_channels, widths[0], **factory)
         inputs = (widths[0], *widths[:-1])
         self.down_blocks = nn.ModuleList(
             [
-                DownBlock(width_in, width, groups, config.layers_per_block, step, **factory)
+                DownBlock(width_in, width, groups, config.layers, step, **factory)
                 for width_in, width, step in zip(inputs, widths, (*STEPS, None), strict=True)
             ]
         )
@@ -75,13 +75,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VAEConfig, **factory):
         super().__init__()
-        widths, groups = config.block_out_channels[::-1], config.norm_groups
+        widths, groups = config.widths[::-1], config.norm_groups
         self.conv_in = CausalConv3d(config.latent_channels, widths[0], **factory)
         self.mid_block = MidBlock(widths[0], groups, **factory)
         inputs = (widths[0], *widths[:-1])
         self.up_blocks = nn.ModuleList(
             [
-                UpBlock(width_in, width, groups, config.layers_per_block + 1, step, **factory)
+                UpBlock(width_in, width, groups, config.layers + 1, step, **factory)
                 for width_in, width, step in zip(inputs, widths, (*STEPS, None), strict=True)
             ]
         )
@@ -167,8 +167,8 @@ class CausalVAE(CodecModule):
 
 
 def _check_config(config: VAEConfig) -> None:
-    widths, groups = config.block_out_channels, config.norm_groups
+    widths, groups = config.widths, config.norm_groups
     if len(widths) != len(STEPS) + 1:
-        raise OpenSoraError(f"block_out_channels={widths} has {len(widths)} widths; this VAE layout has {len(STEPS) + 1}.")
+        raise OpenSoraError(f"widths={widths} has {len(widths)} widths; this VAE layout has {len(STEPS) + 1}.")
     if groups < 1 or any(width % groups for width in widths):
-        raise OpenSoraError(f"block_out_channels={widths} cannot be split into {groups} groups each; use multiples of the narrowest width.")
+        raise OpenSoraError(f"widths={widths} cannot be split into {groups} groups each; use multiples of the narrowest width.")
