@@ -353,7 +353,7 @@ class OpenSoraPipeline:
 
         Raises an OpenSoraError for a request that cannot be met, before any weight is read.
         """
-        files, options, given = self.files, options_of(options), (image, last_image, video)
+        watchers, files, options, given = Watchers(callback, progress), self.files, options_of(options), (image, last_image, video)
         how = {"direction": direction, "context": context, "strength": finite("image_strength", image_strength)}
         size = {"height": height, "width": width, "num_frames": num_frames, "num_steps": steps_of(files, speed, num_inference_steps)}
         size = with_usual(files, **size)
@@ -372,7 +372,7 @@ class OpenSoraPipeline:
         )
         check_request(self._networks, request)
         only = GenerationResult(seeds=request.seeds, request=request)
-        return only if check_only else make_clip(self._networks, request, Watchers(callback, progress), not latents_only)
+        return only if check_only else make_clip(self._networks, request, watchers, not latents_only)
 
     @torch.inference_mode()
     def extend(  # noqa: PLR0913 - as __call__
@@ -414,7 +414,7 @@ class OpenSoraPipeline:
         Raises:
             OpenSoraError: a request that cannot be met, before any weight is read.
         """
-        grid, options = self.files.grid, options_of(options)
+        watchers, grid, options = Watchers(callback, progress, on_segment), self.files.grid, options_of(options)
         video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)
         latents = checked_latents(video.latents)
         batch, _, length, height, width = latents.shape
@@ -436,7 +436,7 @@ class OpenSoraPipeline:
             grid=grid,
         )
         check_request(self._networks, request)
-        requests, watchers = [replace(request, prompt=text) for text in texts], Watchers(callback, progress, on_segment)
+        requests = [replace(request, prompt=text) for text in texts]
         return video if check_only else make_longer(self._networks, latents, going, requests, watchers)
 
     @torch.inference_mode()

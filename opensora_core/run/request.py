@@ -41,6 +41,7 @@ class EncodedPrompt:
     condition: TextCondition
 
 
+MAX_SHIFT = 1000.0  # far above any; at the released sizes it is 2 to 12
 _WORDS = {
     "fit": FITS,
     "posterior": POSTERIORS,
@@ -103,8 +104,8 @@ class SamplingOptions:
             check_choice(name, getattr(self, name), choices)
         if self.motion_score is not None and not 0 <= finite("motion_score", self.motion_score) <= 100:
             raise OpenSoraError(f"motion_score={self.motion_score} is no score; use 1 to 15 with Open-Sora 2.0, 0 to 100 with 1.2 and 1.3.")
-        if finite("shift", self.shift) < 0:
-            raise OpenSoraError(f"shift={self.shift} is negative; 0 takes it from size and length.")
+        if not 0 <= finite("shift", self.shift) <= MAX_SHIFT:
+            raise OpenSoraError(f"shift={self.shift} is out of range; use 0 (from size and length) to {MAX_SHIFT:g}.")
 
     def guidance(self, guidance_scale: float, image_guidance_scale: float) -> Guidance:
         """Guidance of a whole run with these scales; 1 is neutral."""

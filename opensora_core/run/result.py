@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..codecs.tiling import Progress
+from ..errors import OpenSoraError
 from ..sampling.run import StepReport
 from .request import EncodedPrompt, GenerationRequest
 
@@ -55,6 +56,11 @@ class Watchers:
     callback: StepCallback | None = None
     progress: StageProgress | None = None
     on_segment: SegmentCallback | None = None
+
+    def __post_init__(self):
+        for name, told in vars(self).items():
+            if not (told is None or callable(told)):
+                raise OpenSoraError(f"{name} is of the type {type(told).__name__}; give a function, or None.")
 
     def tell(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:

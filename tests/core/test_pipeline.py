@@ -479,6 +479,8 @@ REFUSED = [
     ({"seed": 2**64 - 1, "num_videos_per_prompt": 2}, "out of range"),
     ({"num_videos_per_prompt": 0}, "at least 1"),
     ({"negative_prompt": None}, "one text"),
+    ({"callback": 3}, "callback is of the type int; give a function"),
+    ({"progress": "bar"}, "progress is of the type str"),
     ({"image": torch.zeros(2, 64, 96, 3)}, r"\[2, 64, 96, 3\]"),
     ({"image": torch.zeros(96, 3)}, r"\[1, 96, 3\]|\[96, 3\]"),
     ({"last_image": PICTURE[..., :2]}, "last_image"),
