@@ -133,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; `run(args.command, taken(args.options, args))` runs the chosen one."""
     parser = Parser(
         prog="python -m opensora_core",
-        description="Open-Sora 2.0: text and pictures to video, without ComfyUI. COMMAND --help lists what a command can be asked.",
+        description="Open-Sora and CogVideoX: text and pictures to video, without ComfyUI. COMMAND --help lists what a command can be asked.",
         epilog=f'To begin: %(prog)s generate --prompt "a red circle moving right on a blue background" makes a video with the built-in model. {_ENDS}',
         allow_abbrev=False,
     )
