@@ -109,7 +109,8 @@ def english(nodes: dict) -> dict:
         outputs = {
             str(i): {"name": label, "tooltip": tip or ""} for i, (label, tip) in enumerate(zip(info["output_name"], tooltips, strict=True))
         }
-        texts[name] = {"display_name": info["display_name"], "description": info["description"], "inputs": inputs, "outputs": outputs}
+        of_node = {"display_name": info["display_name"], "description": info["description"], "search_aliases": info["search_aliases"]}
+        texts[name] = {**of_node, "inputs": inputs, "outputs": outputs}
     return texts
 
 

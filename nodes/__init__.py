@@ -9,17 +9,16 @@ from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAEL
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
 from .host import keep, moving, route, selftest
 from .host.families import register
-from .latents import OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
+from .latents import OpenSoraEmptyLatent, OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
 from .long import OpenSoraContinueVideo
 from .masks import OpenSoraMaskStrategy
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
 from .prompt_helper import OpenSoraPromptHelper
 from .prompt_list import OpenSoraPromptList
-from .sampling import OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
+from .sampling import OpenSoraDefaults, OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
 from .sheet import OpenSoraContactSheet
 from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
-from .usual import OpenSoraDefaults, OpenSoraEmptyLatent
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraModelLoader,

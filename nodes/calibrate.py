@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.sampling.guidance import Guidance
 from .host import calibrate, inputs, notice
-from .host.node import Node
+from .host.node import Node, outputs
 
 
 class OpenSoraCalibrate(Node):
@@ -14,7 +14,6 @@ class OpenSoraCalibrate(Node):
         return io.Schema(
             node_id="OpenSoraCalibrate",
             category="Open-Sora/sampling",
-            search_aliases=["open sora calibrate", "speed plan", "faster", "step schedule", "align your steps"],
             is_input_list=True,
             is_output_node=True,
             inputs=[
@@ -26,7 +25,7 @@ class OpenSoraCalibrate(Node):
                 inputs.text_guidance(),
                 inputs.image_guidance(),
             ],
-            outputs=[io.String.Output(display_name="report")],
+            outputs=outputs(report=io.String),
             hidden=[io.Hidden.unique_id],
         )
 

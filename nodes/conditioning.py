@@ -11,7 +11,7 @@ from ..opensora_core.sampling.given import CONTEXTS, check_room, clip_cond_type,
 from ..opensora_core.sampling.guidance import ReferenceUse
 from .host import clips, inputs, notice, references
 from .host.condition import SCALE_KEY, marked, with_condition
-from .host.node import Node
+from .host.node import Node, outputs
 from .host.vae import clip_shape, vae_config
 
 
@@ -23,31 +23,12 @@ def _given_inputs() -> list:
     return [io.Conditioning.Input("positive"), io.Conditioning.Input("negative"), io.Vae.Input("vae"), io.Latent.Input("latent")]
 
 
-def _outputs() -> list:
-    return [
-        io.Conditioning.Output(display_name="positive"),
-        io.Conditioning.Output(display_name="negative"),
-        io.Latent.Output(display_name="latent"),
-    ]
-
-
 class OpenSoraImageToVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="OpenSoraImageToVideo",
             category="Open-Sora/conditioning",
-            search_aliases=[
-                "open sora i2v",
-                "image to video",
-                "first frame",
-                "last frame",
-                "start image",
-                "loop",
-                "start frame",
-                "图生视频",
-                "首尾帧",
-            ],
             inputs=[
                 *_given_inputs(),
                 io.Image.Input("start_image", optional=True),
@@ -58,7 +39,7 @@ class OpenSoraImageToVideo(Node):
                 io.Latent.Input("end_latent", optional=True),
                 inputs.choice("condition_scale", CONDITION_SCALES, optional=True, advanced=True),
             ],
-            outputs=_outputs(),
+            outputs=outputs(positive=io.Conditioning, negative=io.Conditioning, latent=io.Latent),
         )
 
     @classmethod
@@ -124,7 +105,6 @@ class OpenSoraVideoToVideo(Node):
         return io.Schema(
             node_id="OpenSoraVideoToVideo",
             category="Open-Sora/conditioning",
-            search_aliases=["open sora v2v", "video to video", "extend video", "continue video", "clip", "视频续写", "图生视频"],
             is_experimental=True,
             inputs=[
                 *_given_inputs(),
@@ -134,7 +114,7 @@ class OpenSoraVideoToVideo(Node):
                 inputs.choice("fit", FITS, advanced=True),
                 _strength_input(),
             ],
-            outputs=_outputs(),
+            outputs=outputs(positive=io.Conditioning, negative=io.Conditioning, latent=io.Latent),
             hidden=[io.Hidden.unique_id],
         )
 

@@ -7,7 +7,7 @@ from ..opensora_core.codecs.tiling import check_tiling
 from ..opensora_core.errors import check_choice
 from ..opensora_core.geometry import WHOLE_CLIP, Tiling
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
-from .host.node import Node
+from .host.node import Node, outputs
 from .host.vae import clip_shape
 
 FOLDER = "vae"
@@ -26,9 +26,8 @@ class OpenSoraVAELoader(Node):
         return io.Schema(
             node_id="OpenSoraVAELoader",
             category="Open-Sora/loaders",
-            search_aliases=["open sora vae", "hunyuan vae", "vae loader"],
             inputs=[io.Combo.Input("vae_name", options=paths.choices(FOLDER, "vae"))],
-            outputs=[io.Vae.Output(display_name="vae")],
+            outputs=outputs(vae=io.Vae),
         )
 
     @classmethod
@@ -51,7 +50,6 @@ class OpenSoraTiledVAEDecode(Node):
         return io.Schema(
             node_id="OpenSoraTiledVAEDecode",
             category="Open-Sora/vae",
-            search_aliases=["open sora decode", "vae decode", "tiled decode", "latent to video"],
             inputs=[
                 io.Vae.Input("vae"),
                 io.Latent.Input("latent"),
@@ -66,7 +64,7 @@ class OpenSoraTiledVAEDecode(Node):
                 ),
                 inputs.policy(),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=outputs(images=io.Image),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -88,7 +86,6 @@ class OpenSoraTiledVAEEncode(Node):
         return io.Schema(
             node_id="OpenSoraTiledVAEEncode",
             category="Open-Sora/vae",
-            search_aliases=["open sora encode", "vae encode", "tiled encode", "video to latent"],
             inputs=[
                 io.Vae.Input("vae"),
                 io.Image.Input("image"),
@@ -96,7 +93,7 @@ class OpenSoraTiledVAEEncode(Node):
                 inputs.choice("posterior", POSTERIORS, advanced=True),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, advanced=True),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=outputs(latent=io.Latent),
             hidden=[io.Hidden.unique_id],
         )
 

@@ -9,7 +9,7 @@ from ..opensora_core.run.picture import DRAWING, GUIDANCE, PictureRequest
 from ..opensora_core.sampling.solvers import MAX_SEED
 from ..opensora_core.text.recipe import Said
 from .host import flux, inputs, prompts
-from .host.node import Node
+from .host.node import Node, outputs
 
 SAME_SEED = -1
 VIDEO_RESOLUTIONS = ("256px", "768px")
@@ -38,7 +38,6 @@ class OpenSoraFluxPicture(Node):
         return io.Schema(
             node_id="OpenSoraFluxPicture",
             category="Open-Sora/flux",
-            search_aliases=["open sora flux", "t2i2v", "text to image", "first frame"],
             inputs=[
                 *_flux_inputs(),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True),
@@ -49,7 +48,7 @@ class OpenSoraFluxPicture(Node):
                 inputs.choice("resolution", PICTURE_RESOLUTIONS, advanced=True),
                 io.Boolean.Input("unload", default=False, advanced=True),
             ],
-            outputs=[io.Image.Output(display_name="picture")],
+            outputs=outputs(picture=io.Image),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -74,7 +73,6 @@ class OpenSoraFluxToVideo(Node):
         return io.Schema(
             node_id="OpenSoraFluxToVideo",
             category="Open-Sora/flux",
-            search_aliases=["open sora flux", "t2i2v", "text to image to video", "flux video", "text to video", "文生视频"],
             enable_expand=True,
             inputs=[
                 *_flux_inputs(),
@@ -149,12 +147,8 @@ class OpenSoraFluxToVideo(Node):
             "prompt": shown, "aspect_ratio": aspect_ratio, "seed": seed if image_seed == SAME_SEED else image_seed, "steps": image_steps,
             "flux_schedule": flux_schedule, "flux_guidance": flux_guidance, "resolution": image_resolution, "unload": True,
         }  # fmt: skip
-        video = flux.VideoInputs(
-            text={"prompt": prompt, "negative_prompt": negative_prompt, "motion_score": motion_score, "fps": fps, "keep_encoded": is_kept},
-            latent={
-                "resolution": resolution, "aspect_ratio": aspect_ratio, "num_frames": num_frames, "width": 336, "height": 192, "batch_size": 1,
-            },
-            sampler={"seed": seed, "steps": steps, "text_guidance": text_guidance, "image_guidance": image_guidance, "speed": speed},
-        )  # fmt: skip
-        outputs, nodes = flux.video_graph(cls.hidden.dynprompt, cls.hidden.unique_id, picture, video)
-        return io.NodeOutput(*outputs, expand=nodes)
+        text = {"prompt": prompt, "negative_prompt": negative_prompt, "motion_score": motion_score, "fps": fps, "keep_encoded": is_kept}
+        latent = {"resolution": resolution, "aspect_ratio": aspect_ratio, "num_frames": num_frames}
+        sampler = {"seed": seed, "steps": steps, "text_guidance": text_guidance, "image_guidance": image_guidance, "speed": speed}
+        links, nodes = flux.video_graph(cls.hidden.dynprompt, cls.hidden.unique_id, picture, text, latent, sampler)
+        return io.NodeOutput(*links, expand=nodes)

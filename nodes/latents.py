@@ -3,11 +3,13 @@
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
+from ..opensora_core.choices import AUTO
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT, FAMILIES
 from .host import clips, inputs
-from .host.families import require_open_sora
-from .host.node import Node, shown
+from .host.families import family_of, require_open_sora
+from .host.node import Node, outputs, shown
+from .host.vae import CODECS_KEY
 
 CUSTOM = "custom"
 GRID = geometry.HIGH_COMPRESSION
@@ -15,14 +17,14 @@ HIGH = next(family for family in FAMILIES if family.grid == GRID)
 OFFERED = ("256px", "768px", CUSTOM)  # what the released model was trained at
 FPS = 24.0  # the rate that the released model was trained to show
 
+_GRIDS = dict.fromkeys(family.grid for family in FAMILIES if family.slot == DEFAULT.slot)
+SIZES = tuple(dict.fromkeys(name for grid in _GRIDS for name in grid.size_names))
+RATIOS = tuple(dict.fromkeys(name for grid in _GRIDS for name in grid.ratios))
 
-def _outputs() -> list:
-    return [
-        io.Latent.Output(display_name="latent"),
-        io.Int.Output(display_name="width"),
-        io.Int.Output(display_name="height"),
-        io.Float.Output(display_name="fps"),
-    ]
+
+def _empty(batch_size: int, channels: int, frames: int, size: tuple[int, int], grid: geometry.Grid) -> dict:
+    """An empty LATENT; size: (height, width) in pixels."""
+    return clips.empty((batch_size, channels, grid.latent_frames(frames), *grid.latent_size(*size)), grid)
 
 
 def _clip_problems(
@@ -41,19 +43,6 @@ class OpenSoraEmptyLatentVideo(Node):
         return io.Schema(
             node_id="OpenSoraEmptyLatentVideo",
             category="Open-Sora/latents",
-            search_aliases=[
-                "open sora size",
-                "open-sora resolution",
-                "empty video latent",
-                "aspect ratio",
-                "seconds",
-                "length",
-                "duration",
-                "text to video",
-                "时长",
-                "尺寸",
-                "文生视频",
-            ],
             inputs=[
                 inputs.choice("resolution", OFFERED),
                 inputs.choice("aspect_ratio", geometry.ASPECT_RATIOS),
@@ -63,7 +52,7 @@ class OpenSoraEmptyLatentVideo(Node):
                 io.Image.Input("image", optional=True),
                 inputs.length(),
             ],
-            outputs=_outputs(),
+            outputs=outputs(latent=io.Latent, width=io.Int, height=io.Int, fps=io.Float),
         )
 
     @classmethod
@@ -77,13 +66,8 @@ class OpenSoraEmptyLatentVideo(Node):
             aspect_ratio = _shape_of(image, resolution)
         if resolution != CUSTOM:
             height, width = geometry.CAUSAL.named_size(resolution, aspect_ratio)
-        shape = (
-            batch_size,
-            DEFAULT.released.in_channels,
-            geometry.CAUSAL.latent_frames(num_frames),
-            *geometry.CAUSAL.latent_size(height, width),
-        )
-        return io.NodeOutput(clips.empty(shape), width, height, FPS)
+        latent = _empty(batch_size, DEFAULT.released.in_channels, num_frames, (height, width), geometry.CAUSAL)
+        return io.NodeOutput(latent, width, height, FPS)
 
 
 def _shape_of(image, resolution: str) -> str:
@@ -104,7 +88,6 @@ class OpenSoraEmptyLatentHighCompression(Node):
         return io.Schema(
             node_id="OpenSoraEmptyLatentHighCompression",
             category="Open-Sora/latents",
-            search_aliases=["open sora dc-ae", "video dc-ae size", "high compression latent", "seconds", "length", "时长"],
             inputs=[
                 inputs.choice("resolution", OFFERED, default="768px"),
                 inputs.choice("aspect_ratio", geometry.ASPECT_RATIOS),
@@ -120,7 +103,7 @@ class OpenSoraEmptyLatentHighCompression(Node):
                 io.Model.Input("model", optional=True),
                 inputs.length(),
             ],
-            outputs=_outputs(),
+            outputs=outputs(latent=io.Latent, width=io.Int, height=io.Int, fps=io.Float),
         )
 
     @classmethod
@@ -137,5 +120,39 @@ class OpenSoraEmptyLatentHighCompression(Node):
             )
         if resolution != CUSTOM:
             height, width = GRID.named_size(resolution, aspect_ratio)
-        shape = (batch_size, config.in_channels, GRID.latent_frames(num_frames), *GRID.latent_size(height, width))
-        return io.NodeOutput(clips.empty(shape, GRID), width, height, FPS)
+        latent = _empty(batch_size, config.in_channels, num_frames, (height, width), GRID)
+        return io.NodeOutput(latent, width, height, FPS)
+
+
+class OpenSoraEmptyLatent(Node):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraEmptyLatent",
+            category="Open-Sora/latents",
+            inputs=[
+                io.Model.Input("model"),
+                inputs.choice("size", (AUTO, *SIZES, CUSTOM)),
+                inputs.choice("aspect_ratio", RATIOS),
+                io.String.Input("length", default=""),
+                *(
+                    io.Int.Input(name, default=default, min=8, max=geometry.LARGEST[name])
+                    for name, default in (("width", 426), ("height", 240))
+                ),
+                inputs.batch_size(),
+            ],
+            outputs=outputs(latent=io.Latent, width=io.Int, height=io.Int, frames=io.Int, fps=io.Float),
+        )
+
+    @classmethod
+    def execute(cls, model, size, aspect_ratio, length, width, height, batch_size) -> io.NodeOutput:
+        config, usual, grid = require_open_sora(model), family_of(model).usual, family_of(model).grid
+        if size == AUTO:
+            height, width = usual.height, usual.width
+        elif size != CUSTOM:
+            if size not in grid.size_names:
+                raise OpenSoraError(f"size={size!r} is not one of this model's: {', '.join(grid.size_names)}.")
+            height, width = grid.named_size(size, aspect_ratio)
+        frames = inputs.frames_of(length, usual.num_frames, grid, usual.fps)
+        latent = _empty(batch_size, config.in_channels, frames, (height, width), grid) | {CODECS_KEY: family_of(model).codecs}
+        return io.NodeOutput(latent, width, height, frames, float(usual.fps))

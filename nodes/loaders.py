@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..opensora_core.choices import OFFLOADS, PRECISIONS
 from .host import attention, inputs, keep, lora, notice, paths, shared
 from .host.attention import with_attention
-from .host.node import Node
+from .host.node import Node, outputs
 from .host.offload import apply_offload
 
 MODELS, LORAS = "diffusion_models", "loras"
@@ -18,7 +18,6 @@ class OpenSoraModelLoader(Node):
         return io.Schema(
             node_id="OpenSoraModelLoader",
             category="Open-Sora/loaders",
-            search_aliases=["open sora model", "opensora", "unet loader", "load diffusion model", "video model", "加载模型"],
             inputs=[
                 io.Combo.Input("model_name", options=paths.choices(MODELS, "transformer")),
                 inputs.choice("precision", PRECISIONS),
@@ -26,7 +25,7 @@ class OpenSoraModelLoader(Node):
                 inputs.budget(optional=True, advanced=True),
                 inputs.choice("attention", attention.CHOICES, optional=True, advanced=True),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=outputs(model=io.Model),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -50,13 +49,12 @@ class OpenSoraLoraLoader(Node):
         return io.Schema(
             node_id="OpenSoraLoraLoader",
             category="Open-Sora/loaders",
-            search_aliases=["open sora lora", "load lora", "peft", "lora loader"],
             inputs=[
                 io.Model.Input("model"),
                 io.Combo.Input("lora_name", options=folder_paths.get_filename_list(LORAS)),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=outputs(model=io.Model),
             hidden=[io.Hidden.unique_id],
         )
 

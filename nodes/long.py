@@ -13,7 +13,7 @@ from .host.condition import FPS_KEY, marked
 from .host.families import family_of, require_open_sora
 from .host.guider import check_latent
 from .host.kept import OutputFile
-from .host.node import Node
+from .host.node import Node, outputs
 from .host.vae import check_pair
 
 _MAX_SEGMENTS = 1000
@@ -26,16 +26,6 @@ class OpenSoraContinueVideo(Node):
         return io.Schema(
             node_id="OpenSoraContinueVideo",
             category="Open-Sora/sampling",
-            search_aliases=[
-                "open sora long video",
-                "extend video",
-                "continue",
-                "go on",
-                "longer video",
-                "video to video",
-                "长视频",
-                "视频延长",
-            ],
             is_experimental=True,
             inputs=[
                 io.Model.Input("model"),
@@ -61,11 +51,7 @@ class OpenSoraContinueVideo(Node):
                 inputs.length(),
                 inputs.speed(),
             ],
-            outputs=[
-                io.Latent.Output(display_name="latent"),
-                io.Image.Output(display_name="images"),
-                io.String.Output(display_name="file"),
-            ],
+            outputs=outputs(latent=io.Latent, images=io.Image, file=io.String),
             hidden=[io.Hidden.unique_id],
         )
 

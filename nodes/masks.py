@@ -11,7 +11,7 @@ from ..opensora_core.sampling.given import ImageCondition, fit_image
 from ..opensora_core.sampling.masks import parse_mask_strategy
 from .host import clips, inputs, notice
 from .host.condition import with_condition
-from .host.node import Node
+from .host.node import Node, outputs
 from .host.vae import clip_shape, vae_config
 
 _MOST = 4
@@ -23,7 +23,6 @@ class OpenSoraMaskStrategy(Node):
         return io.Schema(
             node_id="OpenSoraMaskStrategy",
             category="Open-Sora/conditioning",
-            search_aliases=["open sora mask", "mask strategy", "reference", "video editing", "connect", "inpaint frames"],
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
@@ -32,11 +31,7 @@ class OpenSoraMaskStrategy(Node):
                 io.String.Input("strategy", default="0"),
                 *(io.MultiType.Input(f"reference_{place}", [io.Image, io.Video], optional=place > 0) for place in range(_MOST)),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
-            ],
+            outputs=outputs(positive=io.Conditioning, negative=io.Conditioning, latent=io.Latent),
             hidden=[io.Hidden.unique_id],
         )
 

@@ -8,7 +8,7 @@ from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.memory.estimate import Request, Settings
 from .host import inputs, notice, offload, paths, planning, precision, shared
 from .host.families import require_open_sora
-from .host.node import Node
+from .host.node import Node, outputs
 
 MODELS = "diffusion_models"
 
@@ -25,9 +25,8 @@ class OpenSoraOffload(Node):
         return io.Schema(
             node_id="OpenSoraOffload",
             category="Open-Sora/memory",
-            search_aliases=["open sora offload", "low vram", "block swap", "cpu offload", "out of memory"],
             inputs=[io.Model.Input("model"), inputs.choice("mode", OFFLOADS), inputs.budget()],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=outputs(model=io.Model),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -45,14 +44,13 @@ class OpenSoraQuantize(Node):
         return io.Schema(
             node_id="OpenSoraQuantize",
             category="Open-Sora/memory",
-            search_aliases=["open sora fp8", "open sora int8", "quantise", "convert model", "smaller model"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input("model_name", options=paths.choices(MODELS, "transformer")),
                 inputs.choice("format", FILE_FORMATS),
                 io.String.Input("file_name", default="Open_Sora_v2_fp8_e4m3fn.safetensors"),
             ],
-            outputs=[io.String.Output(display_name="report")],
+            outputs=outputs(report=io.String),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -73,14 +71,13 @@ class OpenSoraLoadedModels(Node):
         return io.Schema(
             node_id="OpenSoraLoadedModels",
             category="Open-Sora/memory",
-            search_aliases=["open sora memory", "loaded models", "unload models", "free memory", "vram"],
             is_output_node=True,
             inputs=[
                 io.AnyType.Input("any", optional=True),
                 inputs.choice("unload", shared.UNLOAD),
                 io.Float.Input("keep_gib", default=0.0, min=0.0, max=4096.0, step=1.0, optional=True, advanced=True),
             ],
-            outputs=[io.String.Output(display_name="report")],
+            outputs=outputs(report=io.String),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -101,7 +98,6 @@ class OpenSoraPreflight(Node):
         return io.Schema(
             node_id="OpenSoraPreflight",
             category="Open-Sora/memory",
-            search_aliases=["open sora memory estimate", "will it fit", "vram estimate", "out of memory", "plan", "显存"],
             is_output_node=True,
             inputs=[
                 *inputs.sides(336, 192),

@@ -6,7 +6,7 @@ from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.text.prompt import MOTION_SCORE
 from ..opensora_core.text.refine import IMAGE, KINDS
 from .host import inputs, refine
-from .host.node import Node
+from .host.node import Node, outputs
 
 
 class OpenSoraPromptHelper(Node):
@@ -15,16 +15,6 @@ class OpenSoraPromptHelper(Node):
         return io.Schema(
             node_id="OpenSoraPromptHelper",
             category="Open-Sora/conditioning",
-            search_aliases=[
-                "open sora prompt",
-                "prompt enhance",
-                "refine prompt",
-                "prompt extender",
-                "LLM",
-                "translate prompt",
-                "提示词润色",
-                "提示词",
-            ],
             inputs=[
                 io.Clip.Input("clip", lazy=True),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True),
@@ -35,7 +25,7 @@ class OpenSoraPromptHelper(Node):
                 io.Image.Input("image", optional=True),
                 io.String.Input("edited", multiline=True, dynamic_prompts=False, default="", optional=True),
             ],
-            outputs=[io.String.Output(display_name="text"), io.Int.Output(display_name="motion_score")],
+            outputs=outputs(text=io.String, motion_score=io.Int),
             hidden=[io.Hidden.unique_id],
         )
 

@@ -17,7 +17,6 @@ class OpenSoraPromptList(Node):
         return io.Schema(
             node_id="OpenSoraPromptList",
             category="Open-Sora/conditioning",
-            search_aliases=["open sora batch", "prompts from lines", "prompt iterator", "many prompts", "csv", "批量"],
             inputs=[
                 io.String.Input("prompts", multiline=True, dynamic_prompts=False),
                 io.Int.Input("first", default=1, min=1, max=_MOST, control_after_generate=io.ControlAfterGenerate.fixed),

@@ -1,11 +1,11 @@
-"""From noise to a clip: the schedule, the guidance, and one node that does a whole run."""
+"""From noise to a clip: the schedule, the guidance, one node that does a whole run, and the numbers that a model is usually run with."""
 
 from comfy_api.latest import io
 
 from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, notice, run
 from .host.families import family_of
-from .host.node import Node
+from .host.node import Node, outputs
 
 
 def _guidance_inputs() -> list:
@@ -27,10 +27,9 @@ class OpenSoraScheduler(Node):
         return io.Schema(
             node_id="OpenSoraScheduler",
             category="Open-Sora/sampling",
-            search_aliases=["open sora sigmas", "flow shift", "sigmas", "model sampling"],
             inputs=[io.Model.Input("model"), io.Latent.Input("latent"), inputs.steps(), inputs.shift(), inputs.speed()],
             hidden=[io.Hidden.unique_id],
-            outputs=[io.Model.Output(display_name="model"), io.Sigmas.Output(display_name="sigmas")],
+            outputs=outputs(model=io.Model, sigmas=io.Sigmas),
         )
 
     @classmethod
@@ -46,7 +45,6 @@ class OpenSoraGuider(Node):
         return io.Schema(
             node_id="OpenSoraGuider",
             category="Open-Sora/sampling",
-            search_aliases=["open sora cfg", "image guidance", "three-pass guidance", "dual cfg", "oscillating guidance"],
             inputs=[
                 io.Model.Input("model"),
                 *_conditioning_inputs(),
@@ -55,7 +53,7 @@ class OpenSoraGuider(Node):
                 inputs.solver(),
                 inputs.guidance_curve(),
             ],
-            outputs=[io.Guider.Output(display_name="guider")],
+            outputs=outputs(guider=io.Guider),
         )
 
     @classmethod
@@ -84,16 +82,6 @@ class OpenSoraRectifiedFlowSampler(Node):
         return io.Schema(
             node_id="OpenSoraRectifiedFlowSampler",
             category="Open-Sora/sampling",
-            search_aliases=[
-                "open sora sampler",
-                "ksampler",
-                "rectified flow",
-                "text to video",
-                "image to video",
-                "文生视频",
-                "图生视频",
-                "采样器",
-            ],
             inputs=[
                 io.Model.Input("model"),
                 *_conditioning_inputs(),
@@ -107,7 +95,7 @@ class OpenSoraRectifiedFlowSampler(Node):
                 inputs.solver(),
                 inputs.guidance_curve(),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=outputs(latent=io.Latent),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -135,3 +123,22 @@ class OpenSoraRectifiedFlowSampler(Node):
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
         options = run.RunInputs(seed, steps, shift, noise_device, latent_dtype, speed, solver)
         return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, options, cls.hidden.unique_id))
+
+
+class OpenSoraDefaults(Node):
+    @classmethod
+    def define_schema(cls):
+        guidance = {"steps": io.Int, "text_guidance": io.Float, "image_guidance": io.Float}
+        clip = {"width": io.Int, "height": io.Int, "frames": io.Int, "fps": io.Float}
+        return io.Schema(
+            node_id="OpenSoraDefaults",
+            category="Open-Sora/sampling",
+            inputs=[io.Model.Input("model")],
+            outputs=outputs(**guidance, **clip, sampler=io.Sampler),
+        )
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        usual, sampler = family_of(model).usual, run.own_sampler(family_of(model).sampling)
+        text, image = (*usual.scales, 1.0)[:2]
+        return io.NodeOutput(usual.num_steps, text, image, usual.width, usual.height, usual.num_frames, float(usual.fps), sampler)

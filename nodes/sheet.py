@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.media.contact_sheet import contact_sheet
-from .host.node import Node
+from .host.node import Node, outputs
 
 
 class OpenSoraContactSheet(Node):
@@ -13,14 +13,13 @@ class OpenSoraContactSheet(Node):
         return io.Schema(
             node_id="OpenSoraContactSheet",
             category="Open-Sora/video",
-            search_aliases=["open sora grid", "contact sheet", "compare seeds", "drafts", "video grid"],
             inputs=[
                 io.Image.Input("images"),
                 io.Latent.Input("latent"),
                 io.Int.Input("columns", default=0, min=0, max=16),
                 io.Boolean.Input("numbers", default=True),
             ],
-            outputs=[io.Image.Output(display_name="sheet")],
+            outputs=outputs(sheet=io.Image),
         )
 
     @classmethod

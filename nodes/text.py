@@ -8,7 +8,7 @@ from ..opensora_core.text.recipe import TextRecipe, Unread
 from .host import inputs, keep, paths, prompts, shared, text
 from .host.condition import FPS_KEY, NULL_KEY, marked, nothing
 from .host.families import family_of
-from .host.node import Node
+from .host.node import Node, outputs
 
 FOLDER = "text_encoders"
 T5_ALONE = "none (T5 alone)"
@@ -25,14 +25,13 @@ class OpenSoraTextEncoderLoader(Node):
         return io.Schema(
             node_id="OpenSoraTextEncoderLoader",
             category="Open-Sora/loaders",
-            search_aliases=["open sora clip", "t5 loader", "dual clip loader", "text encoder", "文本编码器"],
             inputs=[
                 io.Combo.Input("t5_name", options=paths.choices(FOLDER, "t5")),
                 io.Combo.Input("clip_l_name", options=_with_none(paths.choices(FOLDER, "clip"))),
                 inputs.choice("precision", text.PRECISIONS),
                 inputs.choice("device", text.DEVICES, advanced=True),
             ],
-            outputs=[io.Clip.Output(display_name="clip")],
+            outputs=outputs(clip=io.Clip),
         )
 
     @classmethod
@@ -56,15 +55,6 @@ class OpenSoraT5TextEncode(Node):
         return io.Schema(
             node_id="OpenSoraT5TextEncode",
             category="Open-Sora/conditioning",
-            search_aliases=[
-                "open sora prompt",
-                "clip text encode",
-                "t5 text encode",
-                "motion score",
-                "text to video",
-                "提示词",
-                "文生视频",
-            ],
             inputs=[
                 io.Clip.Input("clip"),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True),
@@ -76,11 +66,7 @@ class OpenSoraT5TextEncode(Node):
                 io.String.Input("camera_motion", default="", optional=True),
                 inputs.choice("unconditional", UNCONDITIONALS, optional=True, advanced=True),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.String.Output(display_name="text"),
-            ],
+            outputs=outputs(positive=io.Conditioning, negative=io.Conditioning, text=io.String),
             hidden=[io.Hidden.unique_id],
         )
 

@@ -21,7 +21,6 @@ import torch
 from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
-from ...opensora_core.choices import AUTO
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import PAINTER
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, SPACE_COMPRESSION
@@ -51,15 +50,6 @@ class FluxFacts:
     @property
     def title(self) -> str:
         return "Flux dev" if self.guidance_embed else "Flux schnell"
-
-
-@dataclass(frozen=True)
-class VideoInputs:
-    """What the graph after the picture is given besides the picture: the inputs of the nodes in it, by their names."""
-
-    text: dict
-    latent: dict
-    sampler: dict
 
 
 def require_flux(model, name: str = "flux_model") -> FluxFacts:
@@ -174,7 +164,7 @@ def keep_prompts(clip, texts: list[str], node_id: str | None) -> bool:
     return True
 
 
-def video_graph(dynprompt, node_id: str, picture: dict, video: VideoInputs) -> tuple[tuple, dict]:
+def video_graph(dynprompt, node_id: str, picture: dict, text: dict, latent: dict, sampler: dict) -> tuple[tuple, dict]:
     """The nodes that a Flux to Video node stands for, linked to what it is linked to.
 
     The host runs and caches them one by one: a new video of a picture does not draw it again, and the picture is shown on the node
@@ -182,7 +172,7 @@ def video_graph(dynprompt, node_id: str, picture: dict, video: VideoInputs) -> t
 
     Args:
         dynprompt: the host's DynamicPrompt, which knows the node's own wires.
-        picture: inputs of Open-Sora Flux Picture besides its sockets.
+        picture, text, latent, sampler: inputs of Open-Sora Flux Picture and of the nodes after it, besides their sockets.
 
     Returns:
         (links of video frames, picture and latent; nodes).
@@ -192,24 +182,13 @@ def video_graph(dynprompt, node_id: str, picture: dict, video: VideoInputs) -> t
     graph = GraphBuilder()
     drawn = graph.node("OpenSoraFluxPicture", id="picture", **{name: wires[name] for name in SOCKETS[:3]}, **picture)
     graph.node("PreviewImage", id="preview", images=drawn.out(0))
-    encoded = graph.node("OpenSoraT5TextEncode", id="text", clip=wires["clip"], **video.text)
-    empty = graph.node("OpenSoraEmptyLatentVideo", id="latent", **video.latent)
-    begun = graph.node(
-        "OpenSoraImageToVideo",
-        id="start",
-        positive=encoded.out(0),
-        negative=encoded.out(1),
-        vae=wires["vae"],
-        latent=empty.out(0),
-        start_image=drawn.out(0),
-    )
-    conditioned = {name: begun.out(slot) for slot, name in enumerate(("positive", "negative", "latent"))}
-    finished = graph.node("OpenSoraRectifiedFlowSampler", id="video", model=wires["model"], **conditioned, **video.sampler)
-    frames = graph.node(
-        "OpenSoraTiledVAEDecode",
-        id="frames",
-        **{"vae": wires["vae"], "latent": finished.out(0), "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": AUTO},
-    )
+    encoded = graph.node("OpenSoraT5TextEncode", id="text", clip=wires["clip"], **text)
+    empty = graph.node("OpenSoraEmptyLatentVideo", id="latent", **latent)
+    sockets = {"positive": encoded.out(0), "negative": encoded.out(1), "latent": empty.out(0)}
+    begun = graph.node("OpenSoraImageToVideo", id="start", vae=wires["vae"], start_image=drawn.out(0), **sockets)
+    conditioned = {name: begun.out(slot) for slot, name in enumerate(sockets)}
+    finished = graph.node("OpenSoraRectifiedFlowSampler", id="video", model=wires["model"], **conditioned, **sampler)
+    frames = graph.node("OpenSoraTiledVAEDecode", id="frames", vae=wires["vae"], latent=finished.out(0))
     return (frames.out(0), drawn.out(0), finished.out(0)), graph.finalize()
 
 

@@ -5,11 +5,9 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...opensora_core.networks.cogvideox.config import CogVideoXConfig
 from ...opensora_core.networks.cogvideox.model import CogVideoX
 from ...opensora_core.networks.mmdit.config import TransformerConfig
 from ...opensora_core.networks.mmdit.model import MMDiT
-from ...opensora_core.networks.stdit.config import STDiTConfig
 from ...opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from ...opensora_core.networks.stdit.stdit3 import STDiT3
 from ...opensora_core.sampling import ddpm
@@ -24,64 +22,58 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -
     return attend(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
 
 
-def _through_wrappers(network, transformer_options: dict | None, *inputs, **named) -> Tensor:
-    """`network._velocity(*inputs, options, **named)` through the host's wrappers, which look for the options at the end."""
-    options = transformer_options if transformer_options is not None else {}
-    wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
-    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(network._velocity, network, wrappers)
-    return executor.execute(*inputs, options, **named)
-
-
-class HostMMDiT(MMDiT):
-    """The core transformer behind the host's calling convention: condition channels appended to x, sigma times 1000, wrappers."""
+class _HostNetwork:
+    """Before a network of the library in a class: the host's calling convention, its wrappers and its choice of attention."""
 
     # In place of the core's property: the host's layers have no weight to ask before the file is read.
     dtype = None
 
-    def __init__(self, config: TransformerConfig, operations, dtype, device):
+    def __init__(self, config, operations, dtype, device):
         super().__init__(config, operations, host_attention, dtype, device)
         self.dtype = dtype
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, y=None, control=None, transformer_options=None, **named) -> Tensor:
+        """x: [B, C or more, T, H, W], latents and then what is given beside them. Returns [B, C, T, H, W], or what the model gives there.
+
+        Args:
+            timestep: [B], as the network is told; of 2.0 sigma * 1000.
+            named: what the MODEL's extra_conds gives. `control` and others are the host's; these models have no use for them.
+        """
+        options = transformer_options if transformer_options is not None else {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
+        return executor.execute(x, timestep, context, y, control, options, **named)  # wrappers look for the options at the end
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(latents, what is given beside them or None)."""
+        latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
+        return latents, cond if cond.shape[1] else None
+
+
+class HostMMDiT(_HostNetwork, MMDiT):
+    """2.0: condition channels appended to x (mask first)."""
+
+    def __init__(self, config: TransformerConfig, operations, dtype, device):
+        super().__init__(config, operations, dtype, device)
         # What the host's own networks of this kind say of themselves, and its nodes ask (RenormCFG for in_channels): of the latents.
         self.in_channels = self.out_channels = config.in_channels
         self.patch_size, self.hidden_size, self.num_heads = [1, config.patch_size, config.patch_size], config.hidden_size, config.num_heads
 
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, y=None, control=None, transformer_options=None, **unused) -> Tensor:
-        """x: [B, C + C + 1, T, H, W], latents then condition (mask first); timestep: [B], sigma * 1000. Returns [B, C, T, H, W].
-
-        `control` and further keywords are the host's; this model has no use for them.
-        """
-        return _through_wrappers(self, transformer_options, x, timestep, context, y, control)
-
-    def _velocity(self, x, timestep, context, y, control, transformer_options):
-        channels = self.config.in_channels
-        latents, cond = x[:, :channels], x[:, channels:]
-        return super().forward(latents, timestep / TIMESTEP_SCALE, context, y, cond, None, transformer_options)
+    def _velocity(self, x, timestep, context, y, control, transformer_options, **unused):
+        latents, cond = self._split(x)
+        return MMDiT.forward(self, latents, timestep / TIMESTEP_SCALE, context, y, cond, None, transformer_options)
 
 
-class _FramesNetwork:
-    """Before an STDiT in a class: the host's calling convention, with the named inputs that the MODEL's extra_conds gives."""
-
-    dtype = None
-
-    def __init__(self, config: STDiTConfig, operations, dtype, device):
-        super().__init__(config, operations, host_attention, dtype, device)
-        self.dtype = dtype
-
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **named) -> Tensor:
-        """x: [B, C or more, T, H, W]; timestep: [B], as the network is told. named: what the MODEL's extra_conds gives."""
-        return _through_wrappers(self, transformer_options, x, timestep, context, None, control, **named)
-
-
-class HostSTDiT3(_FramesNetwork, STDiT3):
+class HostSTDiT3(_HostNetwork, STDiT3):
     """1.2 and 1.3: condition channels appended to x, and the velocity from data to noise."""
 
     def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
-        latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
-        told = {"sizes": sizes, "attention_mask": attention_mask, "edit": edit, "cond": cond if cond.shape[1] else None}
+        latents, cond = self._split(x)
+        told = {"sizes": sizes, "attention_mask": attention_mask, "edit": edit, "cond": cond}
         return -STDiT3.forward(self, latents, timestep, context=context, **told, transformer_options=transformer_options)
 
 
-class HostSTDiT(_FramesNetwork, STDiT):
+class HostSTDiT(_HostNetwork, STDiT):
     """1.0: x is [B, 2 * C, T, H, W], so that the learned variance has a place in what comes back; its second half is not read."""
 
     def _velocity(self, x, timestep, context, y, control, transformer_options, *, attention_mask=None, **unused):
@@ -89,7 +81,7 @@ class HostSTDiT(_FramesNetwork, STDiT):
         return STDiT.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
 
 
-class HostSTDiT2(_FramesNetwork, STDiT2):
+class HostSTDiT2(_HostNetwork, STDiT2):
     """1.1: as 1.0, with sizes, and given frames counted in the steps of the run."""
 
     def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
@@ -99,19 +91,9 @@ class HostSTDiT2(_FramesNetwork, STDiT2):
         return STDiT2.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
 
 
-class HostCogVideoX(CogVideoX):
-    """CogVideoX behind the host's calling convention: the picture's channels appended to x."""
+class HostCogVideoX(_HostNetwork, CogVideoX):
+    """CogVideoX: the picture's channels appended to x; gives v."""
 
-    dtype = None
-
-    def __init__(self, config: CogVideoXConfig, operations, dtype, device):
-        super().__init__(config, operations, host_attention, dtype, device)
-        self.dtype = dtype
-
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, control=None, transformer_options=None, **unused) -> Tensor:
-        """x: [B, C or C + C, T, H, W]; timestep: [B], of training. Returns [B, C, T, H, W], v."""
-        return _through_wrappers(self, transformer_options, x, timestep, context, None, control)
-
-    def _velocity(self, x, timestep, context, y, control, transformer_options):
-        latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
-        return super().forward(latents, timestep, context, cond if cond.shape[1] else None, transformer_options)
+    def _velocity(self, x, timestep, context, y, control, transformer_options, **unused):
+        latents, cond = self._split(x)
+        return CogVideoX.forward(self, latents, timestep, context, cond, transformer_options)

@@ -50,13 +50,18 @@ class Node(io.ComfyNode):
         return {**found, "required": kept, "optional": {**left_out, **found.get("optional", {})}}
 
 
+def outputs(**kinds: type) -> list[io.Output]:
+    """A node's outputs: their types by the names that people see."""
+    return [kind.Output(display_name=name) for name, kind in kinds.items()]
+
+
 @functools.cache
 def _texts() -> dict:
     return json.loads(_TEXTS.read_text(encoding="utf-8"))
 
 
 def _worded(own: Callable) -> Callable:
-    """A schema with its texts: the node's name and description, and the tooltips. What the schema says itself holds."""
+    """A schema with its texts: the node's name, description and search words, and the tooltips. What the schema says itself holds."""
 
     @functools.wraps(own)
     def define_schema(cls):
@@ -64,6 +69,7 @@ def _worded(own: Callable) -> Callable:
         texts = _texts().get(schema.node_id, {})
         schema.display_name = schema.display_name or texts.get("display_name")
         schema.description = schema.description or texts.get("description", "")
+        schema.search_aliases = schema.search_aliases or texts.get("search_aliases", [])
         named = [(texts.get("inputs", {}).get(item.id, {}), item) for item in schema.inputs]
         named += [(texts.get("outputs", {}).get(str(place), {}), item) for place, item in enumerate(schema.outputs)]
         for text, item in named:
