@@ -160,9 +160,7 @@ def test_the_nodes_that_stand_for_flux_to_video_are_given_all_that_it_was_given(
         "OpenSoraT5TextEncode": {
             "clip": wires["clip"], "prompt": "a kite", "negative_prompt": "blur", "motion_score": 5, "fps": 12, "keep_encoded": True,
         },
-        "OpenSoraEmptyLatentVideo": {
-            "resolution": "768px", "aspect_ratio": "9:16", "num_frames": 9, "width": 336, "height": 192, "batch_size": 1,
-        },
+        "OpenSoraEmptyLatentVideo": {"resolution": "768px", "aspect_ratio": "9:16", "num_frames": 9},
         "OpenSoraImageToVideo": {
             "positive": link("OpenSoraT5TextEncode", 0), "negative": link("OpenSoraT5TextEncode", 1), "vae": wires["vae"],
             "latent": link("OpenSoraEmptyLatentVideo", 0), "start_image": drawn,
@@ -171,8 +169,6 @@ def test_the_nodes_that_stand_for_flux_to_video_are_given_all_that_it_was_given(
             "model": wires["model"], "positive": begun, "negative": link("OpenSoraImageToVideo", 1), "latent": link("OpenSoraImageToVideo", 2),
             "seed": 3, "steps": 6, "text_guidance": 5.0, "image_guidance": 2.0, "speed": "fast",
         },
-        "OpenSoraTiledVAEDecode": {
-            "vae": wires["vae"], "latent": finished, "tile_size": 256, "overlap": 0.25, "temporal_tile": 0, "policy": "auto",
-        },
+        "OpenSoraTiledVAEDecode": {"vae": wires["vae"], "latent": finished},
     }  # fmt: skip
     assert list(output.args) == [link("OpenSoraTiledVAEDecode", 0), drawn, finished]

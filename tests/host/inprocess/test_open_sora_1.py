@@ -127,7 +127,7 @@ def test_learned_variance_needs_our_steps_and_no_second_forward(loaded, run_node
     model, clip, _ = loaded(version)
     positive, negative, _ = encoded(run_node, model, clip)
     empty, forwards = latent(model, pack, version), []
-    network = pack("nodes.host.network")._FramesNetwork
+    network = pack("nodes.host.network")._HostNetwork
     forward = network.forward
     monkeypatch.setattr(network, "forward", lambda self, x, *more, **named: (forwards.append(len(x)), forward(self, x, *more, **named))[1])
     ready, sigmas = run_node("OpenSoraScheduler", model=model, latent=empty, steps=3)
