@@ -11,7 +11,6 @@ Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/sampling.py, I2VDenoiser.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -215,11 +214,6 @@ def temporal_ramp(image_scale: float, step: int, num_steps: int, latent_frames: 
     return torch.linspace(1.0, float(ceiling), latent_frames).view(1, 1, -1, 1, 1)
 
 
-def forwards_after(guidance: Guidance, num_steps: int, latent_frames: int, use: ReferenceUse | None) -> list[int]:
-    """Transformer rows per batch item up to the end of each step; the naive count is 3 a step."""
-    return list(accumulate(len(guidance.at_step(i, num_steps, latent_frames, use).passes) for i in range(num_steps)))
-
-
 def num_forwards(guidance: Guidance, num_steps: int, latent_frames: int, use: ReferenceUse | None) -> int:
     """Transformer rows per batch item over a whole run; the naive count is 3 * num_steps."""
-    return forwards_after(guidance, num_steps, latent_frames, use)[-1]
+    return sum(len(guidance.at_step(step, num_steps, latent_frames, use).passes) for step in range(num_steps))

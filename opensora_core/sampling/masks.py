@@ -1,4 +1,4 @@
-"""Which frames of Open-Sora 1.1 to 1.3 are given, half given or made: the published mask strategies, how they enter a run, and loops.
+"""Which frames of Open-Sora 1.1 to 1.3 are given, half given or made: the published mask strategies, and how they enter a run.
 
 Latents are [C, T, H, W] here, of one video. An edit is 0 where a frame is kept, 1 where it is made, between where it is edited.
 """
@@ -16,8 +16,6 @@ from .process import Process
 from .schedule import Schedule
 
 ALIGN = 5  # latent frames of a piece of 1.2, to which starts are moved
-COND_TYPES = ("v2v_head", "i2v_head", "i2v_tail", "i2v_loop")  # 1.3's
-CONTEXT = 5  # latent frames that a later loop of 1.3 sees
 
 
 @dataclass(frozen=True)
@@ -117,11 +115,6 @@ def _start(group: MaskGroup, name: str, length: int, align: int | None) -> int:
     return start if align is None else snap(start, align, length)
 
 
-def next_loop(groups: Sequence[MaskGroup], loop: int, num_references: int, context: int, edit: float = 0.0) -> list[MaskGroup]:
-    """The groups with one that begins a loop with the last `context` frames of the reference that was added last, the clip before."""
-    return [*groups, MaskGroup(loop, num_references - 1, -context, 0, context, edit)]
-
-
 class Frames(Given):
     """Given frames of the rectified flow (1.2, 1.3): one is kept until the noise has fallen to its edit, then made from there on.
 
@@ -186,48 +179,6 @@ class BesideNoise(Given):
             return x
         noised = self._process.noised(self._latents.to(x), self.draw(x).to(x), self._schedule.points[step].to(x))
         return torch.where(self._mask.to(x.device).bool(), noised, x)
-
-
-def cond_latents(cond_type: str, shape: Sequence[int], references: Sequence[Tensor], context: int = CONTEXT) -> tuple[Tensor, Tensor]:
-    """What a condition type of 1.3 gives a video of one clip.
-
-    Args:
-        shape: [C, T, H, W] of the video. references: [C, t, H, W] each; the second is read for i2v_loop alone.
-        context: latent frames of v2v_head.
-
-    Returns:
-        Latents of the shape, zero where nothing is given, and the mask [1, T, H, W].
-
-    Raises:
-        OpenSoraError: another condition type, or no reference.
-    """
-    if cond_type not in COND_TYPES or not references:
-        raise OpenSoraError(
-            f"cond_type={cond_type!r} with {len(references)} references; use one of {', '.join(COND_TYPES)} and at least one reference."
-        )
-    first, frames = references[0], shape[1]
-    cond, mask = first.new_zeros(tuple(shape)), first.new_zeros(1, *shape[1:])
-    head = {"v2v_head": min(context, frames, first.shape[1]), "i2v_tail": 0}.get(cond_type, 1)
-    cond[:, :head], mask[:, :head] = first[:, :head], 1
-    if cond_type in ("i2v_tail", "i2v_loop"):
-        cond[:, -1] = references[1][:, 0] if cond_type == "i2v_loop" and len(references) > 1 else first[:, -1]
-        mask[:, -1] = 1
-    return cond, mask
-
-
-def cond_of_loop(
-    cond_type: str, before: Tensor, references: Sequence[Tensor], loop: int, num_loops: int, context: int = CONTEXT
-) -> tuple[Tensor, Tensor]:
-    """What a condition type of 1.3 gives the clip after `before` [C, T, H, W]: its last frames, and in the last loop the end that is asked for.
-
-    Upstream's script gives i2v_loop's end to every loop after the first, and i2v_tail's never; here the last loop alone has either.
-    """
-    cond, mask = torch.zeros_like(before), before.new_zeros(1, *before.shape[1:])
-    cond[:, :context], mask[:, :context] = before[:, -context:], 1
-    if loop == num_loops - 1 and cond_type in ("i2v_tail", "i2v_loop"):
-        end, where = cond_latents(cond_type, before.shape, references)
-        cond[:, -1], mask[:, -1] = end[:, -1], where[:, -1]
-    return cond, mask
 
 
 def _wide(frames: Tensor) -> Tensor:

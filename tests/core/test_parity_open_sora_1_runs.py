@@ -9,7 +9,7 @@ from opensora_core.networks.stdit.config import STDiTConfig
 from opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from opensora_core.networks.stdit.stdit3 import STDiT3
 from opensora_core.sampling import ddpm, masks, rflow
-from opensora_core.sampling.given import NOTHING
+from opensora_core.sampling.given import NOTHING, image_condition
 from opensora_core.sampling.guidance import oscillate, tame
 from opensora_core.sampling.process import Flow
 from opensora_core.sampling.run import run
@@ -226,33 +226,17 @@ def test_a_group_that_does_not_fit_is_one_sentence():
         masks.place(noise, masks.parse_mask_strategy("0"), [torch.ones(1, 1, 2, 1)])
 
 
-def test_loops_go_on_from_the_clip_before(recorded):
-    expected = masks.parse_mask_strategy(recorded[1]["1.3"]["appended"])
-    assert masks.next_loop(masks.parse_mask_strategy("0"), loop=1, num_references=2, context=5) == expected
-
-
 def test_condition_types(recorded):
     for (name, lengths), (latents, where) in zip(cases.COND_TYPES, recorded[1]["1.3"]["conds"], strict=True):
-        cond, mask = masks.cond_latents(name, (1, 15, 1, 1), cases.reference_latents(lengths))
-        assert cond.flatten().tolist() == latents, name
-        assert mask.flatten().nonzero().flatten().tolist() == where, name
-
-
-@pytest.mark.parametrize("name", masks.COND_TYPES)
-def test_condition_types_of_the_last_loop(recorded, name):
-    """The end of i2v_tail is the last frame of its reference in the one-loop script, the first of the second here and there."""
-    latents, where = recorded[1]["1.3"]["cond_loops"][name]
-    references = cases.reference_latents([1] if name == "i2v_tail" else [1, 1])
-    cond, mask = masks.cond_of_loop(name, torch.arange(15.0).view(1, 15, 1, 1) - 20, references, 1, 2)
-    assert mask.flatten().nonzero().flatten().tolist() == where
-    if name != "i2v_tail":
-        assert cond.flatten().tolist() == latents
-
-
-def test_an_end_is_given_to_the_last_loop_alone():
-    before, references = torch.ones(1, 15, 1, 1), cases.reference_latents([1, 1])
-    for loop, count in ((1, 5), (2, 6)):
-        assert masks.cond_of_loop("i2v_tail", before, references, loop, 3)[1].sum() == count
+        references = [reference[None] for reference in cases.reference_latents(lengths)]
+        head = {"v2v_head": references[0][:, :, :5], "i2v_tail": None}.get(name, references[0][:, :, :1])
+        tail = {
+            "i2v_tail": references[0][:, :, -1:],
+            "i2v_loop": references[1][:, :, :1] if len(references) > 1 else references[0][:, :, -1:],
+        }
+        given = image_condition((1, 1, 15, 1, 1), head, tail.get(name))
+        assert given.latents.flatten().tolist() == latents, name
+        assert given.mask.flatten().nonzero().flatten().tolist() == where, name
 
 
 # ------------------------------------------------------------------ words

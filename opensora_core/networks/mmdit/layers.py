@@ -176,10 +176,9 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, num_txt: int, transformer_options: dict) -> Tensor:
         (mod,) = self.modulation(vec)
         y = norm_modulate(self.pre_norm, x, mod, transformer_options)
-        qkv = [
-            norm_rotate(norm, split_heads(layer(y), self.head_dim), pe, 0, transformer_options)
-            for norm, layer in ((self.norm.query_norm, self.q_proj), (self.norm.key_norm, self.k_proj))
-        ]
+        # One by one: a comprehension over `y` would keep torch.compile from tracing that it is let go.
+        qkv = [norm_rotate(self.norm.query_norm, split_heads(self.q_proj(y), self.head_dim), pe, 0, transformer_options)]
+        qkv.append(norm_rotate(self.norm.key_norm, split_heads(self.k_proj(y), self.head_dim), pe, 0, transformer_options))
         v_mlp = self.v_mlp(y)  # after q and k, whose making needs room of its own
         del y
         qkv.append(split_heads(v_mlp[..., : self.split[0]], self.head_dim))
