@@ -4,7 +4,6 @@ from comfy_api.latest import io
 
 from ..opensora_core.choices import POSTERIORS, SAMPLE
 from ..opensora_core.codecs.tiling import check_tiling
-from ..opensora_core.errors import check_choice
 from ..opensora_core.geometry import WHOLE_CLIP, Tiling
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
 from .host.node import Node, outputs
@@ -103,7 +102,6 @@ class OpenSoraTiledVAEEncode(Node):
 
     @classmethod
     def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
-        check_choice("posterior", posterior, POSTERIORS)
         seed = seed if posterior == SAMPLE else None
         samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, _reporter(cls.hidden.unique_id))
         return io.NodeOutput({"samples": samples})

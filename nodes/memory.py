@@ -134,6 +134,6 @@ class OpenSoraPreflight(Node):
     def execute(cls, width, height, num_frames, model_name, precision, offload, length, speed) -> io.NodeOutput:
         path = paths.model_file(MODELS, model_name)
         request = Request(height, width, num_frames, grid=planning.grid_of(path), settings=Settings(precision, offload), speed=speed)
-        report, *settings, fit = planning.advise(request, path, length)
+        report, settings, fit = planning.advise(request, path, length)
         notice.show(fit["verdict"], cls.hidden.unique_id, notice.INFO)
         return io.NodeOutput(report, *settings, ui={"text": (report,), "open_sora_plan": [fit]})

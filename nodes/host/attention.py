@@ -6,7 +6,7 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 
 from ...opensora_core.choices import AUTO, CUDNN, FLASH, SAGE, SDPA
-from ...opensora_core.errors import OpenSoraError, check_choice
+from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.run.kernels import PACKAGES, cudnn_first
 
 CHOICES = (AUTO, SDPA, CUDNN, SAGE, FLASH)
@@ -19,7 +19,6 @@ def with_attention(model, name: str):
     Raises:
         OpenSoraError: the kernel's library is not installed in ComfyUI's Python, or there is no NVIDIA GPU for it.
     """
-    check_choice("attention", name, CHOICES)
     if name == AUTO:
         return model
     attend = comfy.ldm.modules.attention.attention_pytorch

@@ -1,12 +1,11 @@
 """LoRA files on a MODEL: keys brought into the host's form by the core, applied by the host."""
 
-import math
 from pathlib import Path
 
 import comfy.sd
 
 from ...opensora_core.checkpoint.lora import changed_words, comfy_keys, in_model, read_lora
-from ...opensora_core.errors import CheckpointError, OpenSoraError
+from ...opensora_core.errors import CheckpointError
 from ...opensora_core.run.finite import is_finite
 from .families import require_open_sora
 
@@ -19,11 +18,9 @@ def apply_lora(model, path: str, strength: float):
 
     Raises:
         CheckpointError: not a LoRA, or one that was made for another model.
-        OpenSoraError: another MODEL, or a strength that is not a finite number.
+        OpenSoraError: another MODEL.
     """
     require_open_sora(model)
-    if not math.isfinite(strength):
-        raise OpenSoraError(f"strength={strength} is not a finite number; 1 is the file's own, 0 is none.")
     layers, name = read_lora(path, model.model.family), Path(path).name
     # Compared here: the host would pass over what does not fit with a line in the log. Weights that it quantised do not say their shape.
     weights = {key.removesuffix(".weight"): weight for key, weight in model.model.diffusion_model.state_dict().items()}

@@ -13,8 +13,8 @@ from ...opensora_core.checkpoint.files import Header, quantisation, read_network
 from ...opensora_core.checkpoint.load import compare
 from ...opensora_core.checkpoint.quantised import Format
 from ...opensora_core.checkpoint.quantize import FORMATS
-from ...opensora_core.choices import AUTO, DTYPES, INT8, NF4, PRECISIONS, torch_dtype
-from ...opensora_core.errors import CheckpointError, check_choice
+from ...opensora_core.choices import AUTO, DTYPES, INT8, NF4, torch_dtype
+from ...opensora_core.errors import CheckpointError
 from ...opensora_core.shapes import bare_shapes
 from . import nf4
 from .families import FileClass, belongs_to_the_host, converted, is_open_sora
@@ -36,7 +36,7 @@ def load_model(path: str, precision: str = AUTO, disable_dynamic: bool = False):
 
     Raises:
         CheckpointError: another model, a damaged or incomplete file, or a quantised one for which a precision was asked.
-        OpenSoraError: an unknown precision, or nf4 without bitsandbytes.
+        OpenSoraError: nf4 without bitsandbytes.
     """
     header, identity = _check_file(path, precision)
     form = _form(precision, header)
@@ -78,7 +78,6 @@ def _working_dtype(state: dict[str, Tensor]) -> torch.dtype:
 
 
 def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
-    check_choice("precision", precision, PRECISIONS)
     header = read_network(path)
     identity = detect.require(detect.identify(header.shapes), "transformer", header.name)
     form = quantisation(header)

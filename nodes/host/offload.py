@@ -11,13 +11,12 @@ whoever loads the model next moves it. That part was written from the allocator'
 """
 
 import functools
-import math
 from dataclasses import dataclass
 
 import comfy.model_management
 
-from ...opensora_core.choices import AUTO, BUDGET, MINIMAL, OFFLOADS, RESIDENT
-from ...opensora_core.errors import OpenSoraError, check_choice
+from ...opensora_core.choices import AUTO, BUDGET, MINIMAL, RESIDENT
+from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.memory.residency import GIB, at_least, at_most
 
 _ATTACHMENT = "open_sora_offload"
@@ -67,9 +66,8 @@ def apply_offload(model, mode: str, budget_gib: float) -> tuple[object, str]:
         The copy, and a line for people that says what it means here ("" for auto).
 
     Raises:
-        OpenSoraError: an unknown mode, a budget that is no amount or more than the device has, or weights that can never fit.
+        OpenSoraError: a budget of nothing or of more than the device has, or weights that can never fit.
     """
-    check_choice("offload", mode, OFFLOADS)
     copy = model.clone()
     if mode == AUTO:
         copy.remove_attachments(_ATTACHMENT)
@@ -103,7 +101,7 @@ def _bounded(patcher):
 
 
 def _budget(budget_gib: float, total: int) -> int:
-    if not math.isfinite(budget_gib) or budget_gib <= 0:
+    if budget_gib <= 0:
         raise OpenSoraError(
             f"A budget of {budget_gib} GiB is not an amount of memory; give more than 0, or use minimal for as little as can be."
         )

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import comfy.memory_management
 import comfy.model_management
@@ -24,18 +23,11 @@ from . import notice
 _NF4 = f"{NF4} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
 
 
-class Advice(NamedTuple):
-    """A report for a person, and what our nodes' inputs are best set to."""
-
-    report: str
-    precision: str
-    offload: str
-    decode_policy: str
-    fit: dict  # for web/js: {verdict, card in GiB, stages: [[name, GiB]]}
-
-
-def advise(request: Request, path: str, length: str = "") -> Advice:
+def advise(request: Request, path: str, length: str = "") -> tuple[str, tuple[str, str, str], dict]:
     """Plan a video with a transformer file. length: in place of the request's frames, in frames or seconds of the model.
+
+    Returns:
+        A report for a person; the best precision, offload and decode policy; and for web/js {verdict, card in GiB, stages: [[name, GiB]]}.
 
     Raises:
         CheckpointError: the file is damaged or another model.
@@ -53,7 +45,8 @@ def advise(request: Request, path: str, length: str = "") -> Advice:
     precision, line = _loader_precision(found)
     fit = _fit(found)
     report = "\n".join(filter(None, [fit["verdict"], about, found.report(), _about_ram(found), line]))
-    return Advice(report, precision, found.recommended.settings.offload, found.recommended.settings.decode_policy, fit)
+    best = found.recommended.settings
+    return report, (precision, best.offload, best.decode_policy), fit
 
 
 def _fit(found: Preflight) -> dict:

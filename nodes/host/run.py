@@ -16,12 +16,11 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...opensora_core.choices import DTYPES, EXACT, GPU, NOISE_DEVICES, torch_dtype
-from ...opensora_core.errors import OpenSoraError, check_choice
+from ...opensora_core.choices import AUTO, EXACT, GPU, torch_dtype
+from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import family_of
 from ...opensora_core.geometry import Grid
 from ...opensora_core.run import plans
-from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling import ddpm, plan, run as sampling, schedule, solvers
 from ...opensora_core.sampling.given import NOTHING, Given
 from ...opensora_core.sampling.guidance import Guidance, ReferenceUse
@@ -46,15 +45,11 @@ class RunInputs:
 
     seed: int
     steps: int
-    shift: float = SamplingOptions.shift
-    noise_device: str = SamplingOptions.noise_device
-    latent_dtype: str = SamplingOptions.latent_dtype
-    speed: str = EXACT
-    solver: str = SamplingOptions.solver
-
-    def __post_init__(self):
-        check_choice("noise_device", self.noise_device, NOISE_DEVICES)
-        check_choice("latent_dtype", self.latent_dtype, DTYPES)
+    shift: float
+    noise_device: str
+    latent_dtype: str
+    speed: str
+    solver: str = AUTO
 
 
 def shifted(

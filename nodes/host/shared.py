@@ -15,7 +15,7 @@ import comfy.model_management
 from torch import nn
 
 from ...opensora_core.choices import NF4
-from ...opensora_core.errors import OpenSoraError, check_choice
+from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.memory.loaded import SHARED, stamp
 from ...opensora_core.memory.residency import at_least
 from . import keep, nf4
@@ -112,9 +112,8 @@ def unload(kind: str) -> str:
         What was done, in a sentence; "" for none.
 
     Raises:
-        OpenSoraError: an unknown kind, or one of the models is at work.
+        OpenSoraError: one of the models is at work.
     """
-    check_choice("unload", kind, UNLOAD)
     if kind == NONE:
         return ""
     chosen = [patcher for patcher in _host_patchers() if kind == ALL or _kind(patcher) == kind]

@@ -30,7 +30,7 @@ from ...opensora_core.checkpoint.quantize import FORMATS
 from ...opensora_core.choices import AUTO, BF16, FILE_FORMATS, FP8, NF4
 from ...opensora_core.encoders import clip as clip_model, t5 as t5_model
 from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tokenizer
-from ...opensora_core.errors import CheckpointError, OpenSoraError, check_choice
+from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.shapes import Manifest
 from ...opensora_core.text.recipe import CLIP, T5, TextRecipe
@@ -333,7 +333,6 @@ def _set_precision(t5: EncoderFile, clip_l: EncoderFile | None, precision: str) 
         for file in filter(None, (t5, clip_l)):
             file.state = {key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for key, tensor in file.state.items()}
         return
-    check_choice("precision", precision, PRECISIONS)
     form = quantised.NF4() if precision == NF4 else FORMATS[precision]()
     if t5.state["encoder.final_layer_norm.weight"].dtype == torch.float8_e4m3fn:
         if precision == FP8:
