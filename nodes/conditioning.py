@@ -1,5 +1,7 @@
 """What a video begins and ends with: pictures, clips and latents laid into the conditioning."""
 
+from functools import partial
+
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
@@ -120,7 +122,7 @@ class OpenSoraVideoToVideo(Node):
 
     @classmethod
     def execute(cls, positive, negative, vae, latent, video, direction, context, fit, strength) -> io.NodeOutput:
-        count, node_id, grid = int(context), cls.hidden.unique_id, vae_config(vae).grid
+        count, grid, report = int(context), vae_config(vae).grid, partial(notice.show, node_id=cls.hidden.unique_id)
         clip_cond_type(direction, count)
         shape, is_whole = _check_clip(vae, latent), _makes_over(vae)
         use = ReferenceUse(is_clip=True, strength=strength, is_whole=is_whole)
@@ -130,11 +132,7 @@ class OpenSoraVideoToVideo(Node):
             grid.check_goes_on("; use Open-Sora Image to Video")
             count = grid.frames.nearest(count)  # of the counts that a clip can have
             check_room(grid.latent_frames(count), shape[2], f"the {count} frames of the clip", grid)
-        size = shape[3] * geometry.SPACE_COMPRESSION, shape[4] * geometry.SPACE_COMPRESSION
-
-        def report(line: str) -> None:
-            notice.show(line, node_id)
-
+        size = shape[3] * grid.space, shape[4] * grid.space
         if isinstance(video, dict):
             latents = _part_of_latents(references.check_latents("video", video, shape, grid=grid), direction, count, grid)
         else:

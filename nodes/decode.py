@@ -1,5 +1,7 @@
 """From latents to frames and back, through the VAE that Open-Sora was trained with."""
 
+from functools import partial
+
 from comfy_api.latest import io
 
 from ..opensora_core.choices import POSTERIORS, SAMPLE
@@ -74,9 +76,8 @@ class OpenSoraTiledVAEDecode(Node):
     @classmethod
     def execute(cls, vae, latent, tile_size, overlap, temporal_tile, policy) -> io.NodeOutput:
         tiling = Tiling(tile_size, overlap, _frames_of_tile(temporal_tile))
-        report = _reporter(cls.hidden.unique_id)
         clip_shape(vae, latent)
-        return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, report))
+        return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, partial(notice.show, node_id=cls.hidden.unique_id)))
 
 
 class OpenSoraTiledVAEEncode(Node):
@@ -103,7 +104,7 @@ class OpenSoraTiledVAEEncode(Node):
     @classmethod
     def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
         seed = seed if posterior == SAMPLE else None
-        samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, _reporter(cls.hidden.unique_id))
+        samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, partial(notice.show, node_id=cls.hidden.unique_id))
         return io.NodeOutput({"samples": samples})
 
 
@@ -115,7 +116,3 @@ def _tiling_problems(**sizes: int | None) -> dict[str, str]:
     """What is wrong with each size of a tile, taken alone."""
     alone = {"tile_size": 0, "temporal_tile": 0}
     return inputs.problems(**{name: inputs.problem(check_tiling, Tiling(**{**alone, name: size or 0})) for name, size in sizes.items()})
-
-
-def _reporter(node_id: str | None):
-    return lambda line: notice.show(line, node_id)

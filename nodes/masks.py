@@ -1,13 +1,15 @@
 """Mask strategies of Open-Sora 1.1 to 1.3: frames that are given, half given or made, by the published grammar."""
 
-import torch
+from functools import partial
+
 from comfy_api.latest import Input, io
 
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import FAMILIES, codec_of
 from ..opensora_core.geometry import Tiling
 from ..opensora_core.media.pictures import read_masked
-from ..opensora_core.sampling.given import ImageCondition, fit_image
+from ..opensora_core.run.given import masked
+from ..opensora_core.sampling.given import fit_image
 from ..opensora_core.sampling.masks import parse_mask_strategy
 from .host import clips, inputs, notice
 from .host.condition import with_condition
@@ -51,15 +53,9 @@ class OpenSoraMaskStrategy(Node):
         shape = clip_shape(vae, latent)
         given = read_masked(_in_order(references), strategy, config.grid)
         size = config.grid.picture_size(*(side * config.grid.space for side in shape[3:]))
-        node_id = cls.hidden.unique_id
-
-        def encoded(frames: torch.Tensor) -> torch.Tensor:
-            return clips.encode(vae, fit_image(frames, *size), Tiling(), None, lambda line: notice.show(line, node_id))[0]
-
-        several = [encoded(frames) for frames in given.several]
-        latents, edit = family.sampling.place(several[0].new_full(shape[1:], torch.nan), given.groups, several, 0)
-        mask = (~latents[:1].isnan()).to(latents)[None]
-        condition = ImageCondition(mask, latents.nan_to_num(0.0)[None], given.use, edit[None])
+        report = partial(notice.show, node_id=cls.hidden.unique_id)
+        several = [clips.encode(vae, fit_image(frames, *size), Tiling(), None, report) for frames in given.several]
+        condition = masked(several, given, (1, *shape[1:]), family.sampling.place)
         return io.NodeOutput(*(with_condition(side, condition) for side in (positive, negative)), latent)
 
 

@@ -1,5 +1,6 @@
 """The stage condition: pictures and clips fitted to the video, encoded, and laid where the network reads them."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -35,18 +36,19 @@ def encode_references(networks: Networks, request: GenerationRequest, progress: 
         condition = image_condition((request.num_videos, channels, *request.latent_extent), head, tail, references.use)
     if any(group.loop == references.loop for group in references.groups):
         several = [_latents(networks, request, frames, generators) for frames in references.several]
-        condition = masked(several, references, (request.num_videos, several[0].shape[1], *request.latent_extent), networks, condition)
+        shape = (request.num_videos, several[0].shape[1], *request.latent_extent)
+        condition = masked(several, references, shape, networks.files.family.sampling.place, condition)
     return condition
 
 
 def masked(
-    several: list[Tensor], references: References, shape: tuple[int, ...], networks: Networks, condition: ImageCondition | None
+    several: list[Tensor], references: References, shape: tuple[int, ...], place: Callable, condition: ImageCondition | None = None
 ) -> ImageCondition:
     """What a mask strategy lays into a clip [B, C, T, H, W], over what is given of it already.
 
-    several: latents [B, C, t, H, W] of each reference.
+    several: latents [B, C, t, H, W] of each reference. place: of the model's recipe.
     """
-    place, empty = networks.files.family.sampling.place, several[0].new_full(shape, torch.nan)
+    empty = several[0].new_full(shape, torch.nan)
     if condition is not None:
         empty = torch.where(condition.mask > 0, condition.latents, empty)
     rows = [place(row, references.groups, [one[k] for one in several], references.loop) for k, row in enumerate(empty)]
