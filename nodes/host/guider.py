@@ -209,9 +209,8 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
                 f"Open-Sora Scheduler is set to speed {of_sigmas} and the guider to {self.speed}: the video is neither's; set both the same."
             )
         if self.speed != EXACT and len(sigmas) > 1 and self.report is _show_where_it_runs:  # else whoever reports counts them too
-            num_steps, forwards = len(sigmas) - 1, self.forwards_after(sigmas, latent_frames)[-1]
-            naive = self.family.sampling.passes * self.guidance_over(sigmas).released_steps(num_steps)
-            line = f"Speed {self.speed}: {num_steps} steps, {forwards} forwards, {naive - forwards} of {naive} saved"
+            (*_, forwards), released = self.forwards_after(sigmas, latent_frames)
+            line = f"Speed {self.speed}: {len(sigmas) - 1} steps, {forwards} forwards, {released - forwards} of {released} saved"
             notice.show(line, notice.executing_node(), notice.INFO)
 
     @contextmanager
@@ -229,12 +228,13 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             for name in set(vars(self)) - names:
                 delattr(self, name)
 
-    def forwards_after(self, sigmas: Tensor, latent_frames: int) -> list[int]:
-        """Transformer rows per batch item up to the end of each step."""
+    def forwards_after(self, sigmas: Tensor, latent_frames: int) -> tuple[list[int], int]:
+        """Transformer rows per batch item up to the end of each step, and those of the released run that these steps stand for."""
         guidance, num_steps = self.guidance_over(sigmas), len(sigmas) - 1
         steps = [guidance.at_step(step, num_steps, latent_frames, self.use).passes for step in range(num_steps)]
         negative = reads_negative(self.model_options)
-        return list(accumulate(len(passes) + (negative and "uncond" not in passes) for passes in steps))
+        forwards = accumulate(len(passes) + (negative and "uncond" not in passes) for passes in steps)
+        return list(forwards), self.family.sampling.passes * guidance.released_steps(num_steps)
 
     def _conds_of(self, now: StepGuidance, options: dict) -> list:
         """The passes in the host's order: positive, negative (None: not run), and without reference if it is needed."""

@@ -145,14 +145,9 @@ def run(
     use = None if reference is None else reference.use
     patched, sigmas, line = shifted(model, samples, options.steps, options.shift, options.speed, use)
     notice.show(line, node_id, notice.INFO)
-    notes: list[str] = []
-
-    def report(line: str) -> None:
-        notes.append(line)
-        notice.show(line, node_id)
-
+    lines = _Lines(node_id, title)
     recipe = family_of(require_open_sora(model)).sampling.chosen(options.solver)
-    guider = OpenSoraGuider(patched, *conditionings, guidance, report, options.speed, recipe)
+    guider = OpenSoraGuider(patched, *conditionings, guidance, lines.note, options.speed, recipe)
     shape = tuple(samples.shape)
     given = guider.reference or guider.made_over
     if given is not None:
@@ -160,7 +155,7 @@ def run(
     device = comfy.model_management.get_torch_device() if options.noise_device == GPU else torch.device("cpu")
     dtype = torch_dtype(options.latent_dtype)
     noise = _noise(recipe, patched.model.config.grid, shape, options.seed, (device, dtype))
-    callback = _progress(guider, sigmas, shape[2], _Shown(node_id, title, notes))
+    callback = _progress(guider, sigmas, shape[2], lines)
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     out[CODECS_KEY] = guider.family.codecs
     out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, options.seed, latent.get("noise_mask"))
@@ -204,13 +199,17 @@ def walk(
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Lines:
     """Lines of one run on its node: of 40 characters at most, so that none breaks inside a word; the last of the notes stands below."""
 
     node_id: str | None
     title: str
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        notice.show(line, self.node_id)
 
     def show(self, line: str, level: int) -> None:
         first = " ".join(filter(None, [self.title, line]))
@@ -244,17 +243,15 @@ def _time(seconds: float) -> str:
     return f"{size:.0f}{unit}"
 
 
-def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, shown: _Shown) -> Callable:
+def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, lines: _Lines) -> Callable:
     """The host's progress bar and preview, and a line on the node that says how far it is."""
     num_steps = len(sigmas) - 1
     show = latent_preview.prepare_callback(guider.model_patcher, num_steps)
-    done = guider.forwards_after(sigmas, latent_frames)
-    naive = guider.family.sampling.passes * guider.guidance_over(sigmas).released_steps(num_steps)
+    done, naive = guider.forwards_after(sigmas, latent_frames)
 
     def callback(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
         show(step, denoised, x, total_steps)
-        passes = (done[step], done[-1], naive)
-        shown.show(step_words(step + 1, num_steps, time.monotonic() - shown.began, passes), logging.DEBUG)
+        lines.show(step_words(step + 1, num_steps, time.monotonic() - lines.began, (done[step], done[-1], naive)), logging.DEBUG)
 
     logging.getLogger(__name__).info("Open-Sora: %d steps, %d forwards (all passes at every step would be %d)", num_steps, done[-1], naive)
     return callback

@@ -7,7 +7,6 @@ library makes them from the same tokenizer files. An encoder with a vocabulary o
 model has, brings its tokenizer beside its file, which also says how long a text is.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -353,9 +352,4 @@ def _load_dtype(t5_state: dict, clip_state: dict | None = None) -> torch.dtype:
         return t5
     clip_l = clip_state["text_model.final_layer_norm.weight"].dtype
     known = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight" in t5_state
-    if t5 == clip_l or (known and t5.itemsize <= clip_l.itemsize):
-        dtype = clip_l
-    else:
-        dtype = torch.float32
-    logging.debug("Open-Sora text encoders: T5 stored as %s, CLIP-L as %s, loaded as %s", t5, clip_l, dtype)
-    return dtype
+    return clip_l if t5 == clip_l or (known and t5.itemsize <= clip_l.itemsize) else torch.float32
