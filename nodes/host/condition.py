@@ -189,10 +189,10 @@ def check_conditioning(name: str, conditioning: list, config: NetworkSizes) -> N
 
 def check_text(context: Tensor | None, pooled: Tensor | None, config: NetworkSizes, name: str = "given") -> None:
     """Raise an OpenSoraError unless context is [B, tokens, context_in_dim] and pooled [B, vec_in_dim]."""
-    wanted = [("is not from T5-XXL: its text", context, 3, config.context_in_dim)]
+    wanted = [("conditioning is not from T5-XXL: its text", context, 3, config.context_in_dim)]
     if getattr(config, "vec_in_dim", None) is not None:
-        wanted.append(("lacks CLIP-L: its pooled output", pooled, 2, config.vec_in_dim))
+        wanted.append(("conditioning lacks CLIP-L: its pooled output", pooled, 2, config.vec_in_dim))
     for what, tensor, rank, width in wanted:
         if tensor is None or tensor.ndim != rank or tensor.shape[-1] != width:
             found = "missing" if tensor is None else f"{tensor.shape[-1]} wide"
-            raise OpenSoraError(f"The {name} conditioning {what} is {found}, this model reads {width}; {_ENCODE}.")
+            raise OpenSoraError(f"The {name} {what} is {found}, this model reads {width}; {_ENCODE}.")
