@@ -1,4 +1,4 @@
-"""The seam every layer goes through: a namespace of layer classes, and one attention function.
+"""The seam every layer goes through: a namespace of layer classes, and one attention function; and what networks compute alike.
 
 A model takes `operations` (Linear, LayerNorm, RMSNorm, GroupNorm, Conv2d, Conv3d) and `attention`. Here they are plain
 torch; in ComfyUI they are the host's, which is how casting, offload and quantised weights reach the
@@ -6,12 +6,18 @@ model without a branch in it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+
+from .errors import OpenSoraError
+
+CHUNK_ELEMENTS = 2**24  # that fp32 work takes at a time: 64 MiB, above which kernels are as fast as they get
+THETA = 10000  # of every rotary table and sinusoid
 
 
 class TorchOperations:
@@ -74,6 +80,95 @@ def sinusoid(values: Tensor, dim: int = 256) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
+def rotary_table(ids: Tensor, axes_dim: tuple[int, ...]) -> Tensor:
+    """Cosines and sines for every token.
+
+    Args:
+        ids: [L, 3] positions.
+        axes_dim: rotary dimensions of each axis, summing to the head dimension D. Inside an axis of d,
+            angle k is pos * theta**(-2k/d), k = 0..d/2-1.
+
+    Returns:
+        [2, L, 1, D/2] fp32: cos, sin, ready to broadcast over heads of [B, L, H, D].
+    Source: SPEC of RoFormer (arXiv 2104.09864); axes as in black-forest-labs/flux math.py, rope.
+    """
+    angles = []
+    for axis, dim in enumerate(axes_dim):
+        # fp64 where it exists: a position of 256 at full frequency loses 1e-5 in fp32.
+        precise = torch.float32 if ids.device.type == "mps" else torch.float64
+        exponent = torch.arange(0, dim, 2, dtype=precise, device=ids.device) / dim
+        angles.append(ids[:, axis, None].to(precise) * THETA**-exponent)
+    table = torch.cat(angles, dim=-1)[:, None]
+    return torch.stack((table.cos(), table.sin())).float()
+
+
+def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
+    """Turn the pairs (2k, 2k + 1) of the last axis by cosines and sines, a table [2, ...] that is broadcast over them."""
+    cos, sin = table
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+
+
+def token_chunks(x: Tensor) -> list[slice]:
+    """The tokens of [B, L, H, D] in chunks: fp32 work on all of them at once would be the largest thing in a block."""
+    step = max(1, CHUNK_ELEMENTS * x.shape[1] // max(1, x.numel()))
+    return [slice(start, start + step) for start in range(0, x.shape[1], step)]
+
+
+def token_grid(latent_size: Sequence[int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tokens along time, height and width. Raises an OpenSoraError for latents (frames, height, width) that are no whole patches."""
+    if any(side % step for side, step in zip(latent_size, patch, strict=True)):
+        raise OpenSoraError(
+            f"Latents of {'x'.join(map(str, latent_size))} (frames x height x width) cannot be cut into patches of {'x'.join(map(str, patch))}; "
+            f"they must be multiples of {', '.join(map(str, patch))} (height and width in pixels: of {8 * patch[1]})."
+        )
+    return tuple(side // step for side, step in zip(latent_size, patch, strict=True))
+
+
+def pack(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """[B, C, T, H, W] -> tokens [B, L, C * values of a patch], in the order t, h, w; inside one channel slowest, then t, h, w.
+
+    Raises as token_grid. Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/sampling.py, pack.
+    """
+    t, h, w = token_grid(latents.shape[2:], patch)
+    return rearrange(latents, "b c (t a) (h p) (w q) -> b (t h w) (c a p q)", t=t, h=h, w=w)
+
+
+def unpack(tokens: Tensor, latent_size: Sequence[int], patch: tuple[int, int, int]) -> Tensor:
+    """Exact inverse of pack."""
+    (t, h, w), (a, p, q) = token_grid(latent_size, patch), patch
+    return rearrange(tokens, "b (t h w) (c a p q) -> b c (t a) (h p) (w q)", t=t, h=h, w=w, a=a, p=p, q=q)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """tanh-GELU of a tensor that is the caller's own: in place, unless gradients need it as it was."""
+    return F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(x, approximate="tanh")
+
+
+def place_at(module: nn.Module, path: str, layer: nn.Module) -> None:
+    """Make a layer a module's own under a name of several parts ("net.0.proj")."""
+    *folders, name = path.split(".")
+    for folder in folders:
+        if folder not in module._modules:
+            module.add_module(folder, nn.Module())
+        module = module._modules[folder]
+    module.add_module(name, layer)
+
+
+class TwoLayers(nn.Module):
+    """Two linear layers under the checkpoint's names, and an activation of what the first gives, its own, between them."""
+
+    def __init__(self, names: tuple[str, str], widths: tuple[int, int, int], seams: Seams, activation: Callable[[Tensor], Tensor] = F.silu):
+        super().__init__()
+        self.names, self.activation = names, activation
+        for name, ends in zip(names, (widths[:2], widths[1:]), strict=True):
+            place_at(self, name, seams.linear(*ends))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (self.get_submodule(name) for name in self.names)
+        return second(self.activation(first(x)))
+
+
 FUSED = "open_sora_fused"  # in transformer_options: a Fused, in place of layer by layer
 
 
@@ -101,6 +196,32 @@ class AllTokens:
     def whole(self, tokens: Tensor, count: int) -> Tensor:
         """[B, count, D] of everybody's shares of it."""
         return tokens
+
+
+class JointNetwork(nn.Module):
+    """A network whose text and video tokens attend together.
+
+    Attributes:
+        tokens: which of them this process computes.
+    """
+
+    tokens = AllTokens()
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens that a layer takes at a time at most (token_chunks); far above them a forward's activations grow as a line."""
+        return -(-CHUNK_ELEMENTS // self.config.hidden_size)
+
+
+def inputs_like(
+    latent_shape: tuple[int, ...], timestep: float, text: tuple[int, int], dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Inputs that every network has, by name, for a latent [B, C, T, H, W] and a text (length, width); only the timestep is set."""
+    return {
+        "x": torch.empty(latent_shape, dtype=dtype, device=device),
+        "timestep": torch.full((latent_shape[0],), timestep, device=device),
+        "context": torch.empty(latent_shape[0], *text, dtype=dtype, device=device),
+    }
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:

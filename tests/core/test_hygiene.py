@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "readers": {"errors"},
     "geometry": {"errors"},
     "shapes": {"errors"},
-    "ops": set(),
+    "ops": {"errors"},
     "parallel": {"errors"},
     "text": {"errors"},
     "networks": {"errors", "geometry", "ops", "shapes"},

@@ -8,7 +8,7 @@ import torch
 from opensora_core.choices import COND_TYPES
 from opensora_core.errors import OpenSoraError
 from opensora_core.geometry import ASPECT_RATIOS, CAUSAL, RESOLUTIONS, Tiling, resize_crop, resolution_size, training_size
-from opensora_core.networks.mmdit.packing import pack
+from opensora_core.ops import pack
 from opensora_core.sampling.given import CONTEXTS, ImageCondition, fit_clip, fit_image, image_condition
 from opensora_core.sampling.guidance import oscillate
 from opensora_core.sampling.schedule import flow_shift, sigmas
@@ -93,7 +93,7 @@ def test_packed_condition(conditions, cond_type):
         tail = None if "head" in cond_type else references
         given = image_condition(shape, head, tail)
         assert given.mask[0, 0, :, 0, 0].tolist() == mask_of(cond_type, frames)
-    assert torch.equal(pack(given.packed_input(), 2), expected)
+    assert torch.equal(pack(given.packed_input(), (1, 2, 2)), expected)
 
 
 @pytest.mark.parametrize("size", [(24, 40), (48, 24), (52, 72)])

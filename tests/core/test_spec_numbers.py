@@ -10,9 +10,7 @@ from opensora_core.codecs.codec import Encoded
 from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.geometry import CAUSAL, Tiling, resize_crop
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
-from opensora_core.networks.mmdit.packing import pack
-from opensora_core.networks.mmdit.rope import rotary_table
-from opensora_core.ops import sinusoid
+from opensora_core.ops import pack, rotary_table, sinusoid
 from opensora_core.sampling.guidance import PICTURES, Guidance, num_forwards, oscillate, temporal_ramp
 from opensora_core.sampling.schedule import flow_shift, sigmas
 
@@ -96,7 +94,7 @@ def test_packing_order():
     """Channel slowest, then patch row, then patch column."""
     c, h, w = torch.meshgrid(torch.arange(17), torch.arange(2), torch.arange(2), indexing="ij")
     block = (4 * c + 2 * h + w)[None, :, None].float()
-    assert pack(block, 2).flatten().tolist() == list(range(68))
+    assert pack(block, (1, 2, 2)).flatten().tolist() == list(range(68))
 
 
 def test_sizes_of_the_released_model():

@@ -6,13 +6,12 @@ import pytest
 import torch
 from einops import rearrange
 
+from opensora_core import ops
 from opensora_core.errors import OpenSoraError
-from opensora_core.networks.mmdit import rope
 from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
-from opensora_core.networks.mmdit.packing import pack, unpack
-from opensora_core.networks.mmdit.rope import position_ids, rotary_table, rotate_half
-from opensora_core.ops import FUSED, TorchOperations, attention, sliced_attention
+from opensora_core.networks.mmdit.rope import position_ids, rotate_half
+from opensora_core.ops import FUSED, TorchOperations, attention, pack, rotary_table, sliced_attention, unpack
 
 TINY = TransformerConfig(4, 2, 64, 2, 128, 2, 2, 24, 12, cond_embed=True, guidance_embed=False)
 
@@ -54,16 +53,16 @@ def test_released_sizes_on_meta(config, tensors, parameters):
 
 def test_pack_and_unpack():
     block = torch.arange(17 * 4, dtype=torch.float32).view(1, 17, 1, 2, 2)  # 4 * c + 2 * ph + pw
-    assert pack(block, 2).flatten().tolist() == list(range(68))
+    assert pack(block, (1, 2, 2)).flatten().tolist() == list(range(68))
     latents = torch.randn(2, 3, 4, 6, 10)
-    assert torch.equal(unpack(pack(latents, 2), 4, 6, 10, 2), latents)
-    tokens = pack(latents, 2).view(2, 4, 3, 5, 12)
+    assert torch.equal(unpack(pack(latents, (1, 2, 2)), (4, 6, 10), (1, 2, 2)), latents)
+    tokens = pack(latents, (1, 2, 2)).view(2, 4, 3, 5, 12)
     assert torch.equal(tokens[1, 2, 1, 4], rearrange(latents[1, :, 2, 2:4, 8:10], "c h w -> (c h w)"))
 
 
 def test_a_latent_that_cannot_be_patched():
     with pytest.raises(OpenSoraError, match="25x42"):
-        pack(torch.zeros(1, 1, 1, 25, 42), 2)
+        pack(torch.zeros(1, 1, 1, 25, 42), (1, 2, 2))
 
 
 def test_rotation_is_relative_and_leaves_text_alone():
@@ -123,7 +122,7 @@ def test_long_sequences_rotate_in_chunks(monkeypatch):
     pe = rotary_table(position_ids(2, 3, 4, "cpu"), (4, 14, 14))
     x = torch.randn(2, 24, 2, 32)
     whole = rotate_half(x, pe)
-    monkeypatch.setattr(rope, "CHUNK_ELEMENTS", 5 * 2 * 2 * 32)
+    monkeypatch.setattr(ops, "CHUNK_ELEMENTS", 5 * 2 * 2 * 32)
     assert torch.equal(rotate_half(x, pe), whole)
 
 

@@ -15,12 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...ops import AllTokens, Seams, TorchOperations, attention as torch_attention, sinusoid
+from ...ops import (
+    JointNetwork,
+    Seams,
+    TorchOperations,
+    TwoLayers,
+    attention as torch_attention,
+    gelu,
+    inputs_like,
+    pack,
+    rotary_table,
+    rotate_pairs,
+    sinusoid,
+    token_chunks,
+    token_grid,
+    unpack,
+)
 from .config import BASE_GRID, CogVideoXConfig
-from .positions import CHUNK_ELEMENTS, rotary_table, rotate, sincos_tables
+from .positions import rotary_positions, sincos_tables
 
 OFS = 2.0  # the 1.5-5B-I2V's second "timestep", the same in every run
 BLOCK_EPS, HEAD_EPS = 1e-5, 1e-6
+EMBEDDING = "linear_1", "linear_2"
 
 
 def modulate(x: Tensor, num_txt: int, txt: tuple[Tensor, Tensor], video: tuple[Tensor, Tensor]) -> Tensor:
@@ -52,22 +68,11 @@ class PatchEmbed(nn.Module):
         self.pos_embedding = nn.Parameter(table) if config.table_rows else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T, H, W] -> [B, T' * H' * W', D], in the order t, h, w. A token's features are (c, t, h, w)."""
-        if self.patch[0] == 1:
-            tokens = self.proj(x.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)
-            return tokens.reshape(x.shape[0], -1, tokens.shape[-1])
-        time, rows, columns = self.patch
-        parts = x.unflatten(4, (-1, columns)).unflatten(3, (-1, rows)).unflatten(2, (-1, time))
-        return self.proj(parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3))
-
-
-class Embedding(nn.Module):
-    def __init__(self, in_dim: int, dim: int, seams: Seams):
-        super().__init__()
-        self.linear_1, self.linear_2 = seams.linear(in_dim, dim), seams.linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+        """[B, C, T, H, W] -> [B, T' * H' * W', D], in the order t, h, w."""
+        if self.patch[0] > 1:
+            return self.proj(pack(x, self.patch))
+        tokens = self.proj(x.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)
+        return tokens.reshape(x.shape[0], -1, tokens.shape[-1])
 
 
 class AdaptiveNorm(nn.Module):
@@ -97,23 +102,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, pe: Tensor | None, num_txt: int, attend: Callable[..., Tensor]) -> Tensor:
         # One after another: a projection is let go once it is normalised.
         q, k = (norm(layer(x).unflatten(-1, (-1, self.head_dim))) for norm, layer in ((self.norm_q, self.to_q), (self.norm_k, self.to_k)))
-        if pe is not None:
-            rotate(q[:, num_txt:], pe)
-            rotate(k[:, num_txt:], pe)
+        for video in (q[:, num_txt:], k[:, num_txt:]) if pe is not None else ():
+            for tokens in token_chunks(video):
+                video[:, tokens] = rotate_pairs(video[:, tokens].float(), pe[:, tokens])
         v = self.to_v(x).unflatten(-1, (-1, self.head_dim))
         return self.to_out[0](attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, dim: int, hidden: int, seams: Seams):
-        super().__init__()
-        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": seams.linear(dim, hidden)}), "2": seams.linear(hidden, dim)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.net["0"]["proj"](x)
-        # The widest tensor of a block: in place, unless gradients need it as it was.
-        x = F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(x, approximate="tanh")
-        return self.net["2"](x)
 
 
 class Block(nn.Module):
@@ -123,7 +116,7 @@ class Block(nn.Module):
         self.norm1 = AdaptiveNorm(dim, config.time_embed_dim, 6, seams)
         self.attn1 = Attention(dim, config.head_dim, seams)
         self.norm2 = AdaptiveNorm(dim, config.time_embed_dim, 6, seams)
-        self.ff = FeedForward(dim, config.mlp_hidden_size, seams)
+        self.ff = TwoLayers(("net.0.proj", "net.2"), (dim, config.mlp_hidden_size, dim), seams, gelu)
 
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor | None, num_txt: int, transformer_options: dict) -> Tensor:
         """x: [B, L, D], text tokens first; vec: [B, time_embed_dim]; pe: rotary_table's, or None."""
@@ -138,27 +131,22 @@ class Block(nn.Module):
         return x
 
 
-class CogVideoX(nn.Module):
+class CogVideoX(JointNetwork):
     """v of a noisy video latent, given text and, for the I2V models, a picture.
 
     Args:
         config: sizes.
         operations: namespace with Linear, LayerNorm and Conv2d.
         attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
-
-    Attributes:
-        tokens: which of them this process computes, see ops.AllTokens.
     """
-
-    tokens = AllTokens()
 
     def __init__(self, config: CogVideoXConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
         super().__init__()
         self.config = config
         seams, dim, ofs = Seams(operations, attention, dtype, device), config.hidden_size, config.ofs_embed_dim
         self.patch_embed = PatchEmbed(config, seams)
-        self.time_embedding = Embedding(dim, config.time_embed_dim, seams)
-        self.ofs_embedding = Embedding(ofs, ofs, seams) if ofs else None
+        self.time_embedding = TwoLayers(EMBEDDING, (dim, config.time_embed_dim, config.time_embed_dim), seams)
+        self.ofs_embedding = TwoLayers(EMBEDDING, (ofs, ofs, ofs), seams) if ofs else None
         self.transformer_blocks = nn.ModuleList([Block(config, seams) for _ in range(config.num_layers)])
         self.norm_final = seams.layer_norm(dim, BLOCK_EPS, affine=True)
         self.norm_out = AdaptiveNorm(dim, config.time_embed_dim, 2, seams)
@@ -168,11 +156,6 @@ class CogVideoX(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype to call the model in: that of its unquantised input layer."""
         return self.patch_embed.proj.weight.dtype
-
-    @property
-    def piece_tokens(self) -> int:
-        """Tokens that a layer takes at a time at most (positions.py); far above them a forward's activations grow as a line."""
-        return -(-CHUNK_ELEMENTS // self.config.hidden_size)
 
     def blocks(self) -> list[nn.Module]:
         """The blocks in the order in which they run."""
@@ -196,9 +179,8 @@ class CogVideoX(nn.Module):
         Raises:
             OpenSoraError: latents of a size, or a picture, that the model cannot have.
         """
-        options, size, patch = dict(transformer_options or {}), x.shape[2:], self.config.patch
+        options, grid = dict(transformer_options or {}), token_grid(x.shape[2:], self.config.patch)
         self._check(x, cond)
-        grid = tuple(side // step for side, step in zip(size, patch, strict=True))
         vec = self.time_embedding(sinusoid(timestep, self.config.hidden_size).to(x.dtype))
         if self.ofs_embedding is not None:
             vec = vec + self.ofs_embedding(sinusoid(timestep.new_full((1,), OFS), self.config.ofs_embed_dim).to(x.dtype))
@@ -206,7 +188,7 @@ class CogVideoX(nn.Module):
         h = torch.cat((self.patch_embed.text_proj(context), video), dim=1)
         del video
         self._add_positions(h, num_txt, grid)
-        pe = rotary_table(self.config, grid, h.device) if self.config.is_rotary else None
+        pe = self._rotary_table(grid, h.device) if self.config.is_rotary else None
         counts = options["token_counts"] = (num_txt, h.shape[1] - num_txt)
         h, num_txt = self.tokens.mine(h, counts), self.tokens.count(num_txt)
         pe = pe if pe is None else self.tokens.mine(pe, counts[1:])
@@ -216,8 +198,13 @@ class CogVideoX(nn.Module):
             h = block(h, vec, pe, num_txt, options)
         numbers = self.norm_out.numbers(vec)
         h = modulate(self.norm_out.norm(self.norm_final(h[:, num_txt:])), 0, numbers, numbers)
-        parts = self.tokens.whole(self.proj_out(h), counts[1]).reshape(h.shape[0], *grid, -1, *patch)
-        return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(x.shape)
+        return unpack(self.tokens.whole(self.proj_out(h), counts[1]), x.shape[2:], self.config.patch)
+
+    def _rotary_table(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
+        """Of every video token, [2, T * h * w, 1, head_dim / 2] fp32: a quarter of a head is time, three eighths each height and width."""
+        ids = torch.stack(torch.meshgrid(*rotary_positions(self.config, grid), indexing="ij"), dim=-1).flatten(0, 2)
+        head = self.config.head_dim
+        return rotary_table(ids, (head // 4, head * 3 // 8, head * 3 // 8)).to(device)  # made on the CPU: some devices have no fp64
 
     def _add_positions(self, h: Tensor, num_txt: int, grid: tuple[int, int, int]) -> None:
         """Add the learned table, or the one that the 2B computes, to the tokens, in place. Only the learned one has rows for text."""
@@ -235,11 +222,6 @@ class CogVideoX(nn.Module):
 
     def _check(self, x: Tensor, cond: Tensor | None) -> None:
         config, (frames, height, width) = self.config, x.shape[2:]
-        if x.shape[1] != config.in_channels or any(side % step for side, step in zip(x.shape[2:], config.patch, strict=True)):
-            raise OpenSoraError(
-                f"Latents of shape {list(x.shape)} do not fit this CogVideoX model; expected are {config.in_channels} channels and frames, "
-                f"height and width that are multiples of {', '.join(map(str, config.patch))}."
-            )
         if (cond is not None) != config.takes_picture:
             lacks = "makes a video from a picture, and none was given; give one, or a text-to-video model"
             has = "makes videos from text alone, and a picture was given; give an I2V model, or no picture"
@@ -256,9 +238,5 @@ def example(
     config: CogVideoXConfig, latent_shape: tuple[int, ...], text_length: int, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
     """Inputs of CogVideoX.forward by name, for a latent [B, C, T, H, W]; only timestep is set."""
-    inputs = {
-        "x": torch.empty(latent_shape, dtype=dtype, device=device),
-        "timestep": torch.full((latent_shape[0],), 500.0, device=device),
-        "context": torch.empty(latent_shape[0], text_length, config.context_in_dim, dtype=dtype, device=device),
-    }
+    inputs = inputs_like(latent_shape, 500.0, (text_length, config.context_in_dim), dtype, device)
     return inputs | ({"cond": torch.empty(latent_shape, dtype=dtype, device=device)} if config.takes_picture else {})

@@ -10,8 +10,6 @@ from ...errors import CheckpointError
 from ...geometry import CAUSAL, HIGH_COMPRESSION, Grid
 from ...shapes import Shapes, count, size
 
-ROPE_THETA = 10000
-
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -73,6 +71,11 @@ class TransformerConfig:
             f"hidden {self.hidden_size}, {self.num_heads} heads of {self.head_dim}, "
             f"{self.depth} double and {self.depth_single_blocks} single blocks"
         )
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent (frames, rows, columns) of a token."""
+        return 1, self.patch_size, self.patch_size
 
     @property
     def head_dim(self) -> int:

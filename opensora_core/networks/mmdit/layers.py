@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import FUSED, Seams
+from ...ops import FUSED, Seams, TwoLayers, gelu
 from .rope import rotate_half
 
 
@@ -31,16 +31,6 @@ def norm_rotate(norm: nn.Module, x: Tensor, pe: Tensor, start: int, options: dic
     """x [B, L, H, D] of the tokens from `start` on, normalised; already rotated by pe [2, all, 1, D/2] where the two are fused."""
     fused = options.get(FUSED)
     return norm(x) if fused is None else fused.norm_rotate(norm, x, pe, start)
-
-
-class MLPEmbedder(nn.Module):
-    def __init__(self, in_dim: int, hidden_size: int, seams: Seams):
-        super().__init__()
-        self.in_layer = seams.linear(in_dim, hidden_size)
-        self.out_layer = seams.linear(hidden_size, hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(F.silu(self.in_layer(x)))
 
 
 class QKNorm(nn.Module):
@@ -115,29 +105,17 @@ def joint_attention(qkv: list[Tensor], pe: Tensor, attention, num_txt: int, opti
     return out
 
 
-def gelu(x: Tensor) -> Tensor:
-    """tanh-GELU of a tensor that is the caller's own: in place, unless gradients need it as it was."""
-    return F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(x, approximate="tanh")
-
-
-class GELU(nn.Module):
-    """`gelu` as a layer of an MLP, whose input is the linear layer's fresh output."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return gelu(x)
-
-
 class DoubleStreamBlock(nn.Module):
     def __init__(self, hidden_size: int, head_dim: int, mlp_hidden_size: int, seams: Seams):
         super().__init__()
         self.attention = seams.attention
         for stream in ("img", "txt"):
-            mlp = (seams.linear(hidden_size, mlp_hidden_size), GELU(), seams.linear(mlp_hidden_size, hidden_size))
+            mlp = TwoLayers(("0", "2"), (hidden_size, mlp_hidden_size, hidden_size), seams, gelu)
             self.add_module(f"{stream}_mod", Modulation(hidden_size, 2, seams))
             self.add_module(f"{stream}_norm1", seams.layer_norm(hidden_size))
             self.add_module(f"{stream}_attn", SelfAttention(hidden_size, head_dim, seams))
             self.add_module(f"{stream}_norm2", seams.layer_norm(hidden_size))
-            self.add_module(f"{stream}_mlp", nn.Sequential(*mlp))
+            self.add_module(f"{stream}_mlp", mlp)
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
         img_mod1, img_mod2 = self.img_mod(vec)

@@ -7,26 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OpenSoraError
-from ...ops import FUSED, AllTokens, Seams, TorchOperations, attention as torch_attention, sinusoid
+from ...ops import (
+    FUSED,
+    JointNetwork,
+    Seams,
+    TorchOperations,
+    TwoLayers,
+    attention as torch_attention,
+    inputs_like,
+    pack,
+    rotary_table,
+    sinusoid,
+    unpack,
+)
 from .config import TransformerConfig
-from .layers import DoubleStreamBlock, LastLayer, MLPEmbedder, SingleStreamBlock
-from .packing import pack, unpack
-from .rope import CHUNK_ELEMENTS, position_ids, rotary_table
+from .layers import DoubleStreamBlock, LastLayer, SingleStreamBlock
+from .rope import position_ids
+
+EMBEDDER = "in_layer", "out_layer"
+SINUSOID = 256
 
 
-class MMDiT(nn.Module):
+class MMDiT(JointNetwork):
     """Velocity of a video latent, from data to noise, given text and an image condition.
 
     Args:
         config: sizes, see config.py.
         operations: namespace with Linear, LayerNorm and RMSNorm.
         attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
-
-    Attributes:
-        tokens: which of them this process computes, see ops.AllTokens.
     """
-
-    tokens = AllTokens()
 
     def __init__(self, config: TransformerConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
         super().__init__()
@@ -39,9 +48,9 @@ class MMDiT(nn.Module):
         seams = Seams(operations, attention, dtype, device)
         hidden, block = config.hidden_size, (config.hidden_size, config.head_dim, config.mlp_hidden_size, seams)
         self.img_in = seams.linear(config.packed_channels, hidden)
-        self.time_in = MLPEmbedder(256, hidden, seams)
-        self.vector_in = MLPEmbedder(config.vec_in_dim, hidden, seams)
-        self.guidance_in = MLPEmbedder(256, hidden, seams) if config.guidance_embed else None
+        self.time_in = TwoLayers(EMBEDDER, (SINUSOID, hidden, hidden), seams)
+        self.vector_in = TwoLayers(EMBEDDER, (config.vec_in_dim, hidden, hidden), seams)
+        self.guidance_in = TwoLayers(EMBEDDER, (SINUSOID, hidden, hidden), seams) if config.guidance_embed else None
         self.cond_in = seams.linear(config.packed_cond_channels, hidden) if config.cond_embed else None
         self.txt_in = seams.linear(config.context_in_dim, hidden)
         self.double_blocks = nn.ModuleList(DoubleStreamBlock(*block) for _ in range(config.depth))
@@ -90,24 +99,19 @@ class MMDiT(nn.Module):
         for index, block in enumerate(self.single_blocks):
             joined = _run_single(block, index, (joined, vec, pe), num_txt, options)
         out = self.tokens.whole(self.final_layer(joined[:, num_txt:], vec), counts[1])
-        return unpack(out, *latent_size, self.config.patch_size)
+        return unpack(out, latent_size, self.config.patch)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype to call the model in, which is not that of a weight that is quantised."""
         return self.img_in.bias.dtype
 
-    @property
-    def piece_tokens(self) -> int:
-        """Tokens that a layer takes at a time at most (rope.py); far above them a forward's activations grow as a line."""
-        return -(-CHUNK_ELEMENTS // self.config.hidden_size)
-
     def blocks(self) -> list[nn.Module]:
         """The blocks in the order in which they run."""
         return [*self.double_blocks, *self.single_blocks]
 
     def _embed(self, x, timestep, context, y, cond, guidance):
-        patch = self.config.patch_size
+        patch = self.config.patch
         img = self.img_in(pack(x, patch))
         if self.cond_in is not None:
             if cond is None:
@@ -139,12 +143,8 @@ def example(
 ) -> dict[str, Tensor]:
     """Inputs of MMDiT.forward by name, for a latent [B, C, T, H, W]; only timestep and guidance are set."""
     batch, channels, *extent = latent_shape
-    inputs = {
-        "x": torch.empty(latent_shape, dtype=dtype, device=device),
-        "timestep": torch.full((batch,), 0.5, device=device),
-        "context": torch.empty(batch, text_length, config.context_in_dim, dtype=dtype, device=device),
-        "y": torch.empty(batch, config.vec_in_dim, dtype=dtype, device=device),
-    }
+    inputs = inputs_like(latent_shape, 0.5, (text_length, config.context_in_dim), dtype, device)
+    inputs["y"] = torch.empty(batch, config.vec_in_dim, dtype=dtype, device=device)
     if config.cond_embed:
         inputs["cond"] = torch.empty(batch, channels + 1, *extent, dtype=dtype, device=device)
     if config.guidance_embed:

@@ -7,9 +7,7 @@ permuted once at load (layout.py), so that there is one layout here.
 import torch
 from torch import Tensor
 
-from .config import ROPE_THETA
-
-CHUNK_ELEMENTS = 2**24  # of one rotated chunk: 64 MiB in fp32, above which kernels are as fast as they get
+from ...ops import token_chunks
 
 
 def position_ids(latent_frames: int, rows: int, columns: int, device, options: dict | None = None) -> Tensor:
@@ -27,39 +25,13 @@ def position_ids(latent_frames: int, rows: int, columns: int, device, options: d
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
 
-def rotary_table(ids: Tensor, axes_dim: tuple[int, ...]) -> Tensor:
-    """Cosines and sines for every token.
-
-    Args:
-        ids: [L, 3] positions.
-        axes_dim: rotary dimensions of each axis, summing to the head dimension D. Inside an axis of d,
-            angle k is pos * theta**(-2k/d), k = 0..d/2-1.
-
-    Returns:
-        [2, L, 1, D/2] fp32: cos, sin, ready to broadcast over heads of [B, L, H, D].
-    Source: SPEC of RoFormer (arXiv 2104.09864); axes as in black-forest-labs/flux math.py, rope.
-    """
-    angles = []
-    for axis, dim in enumerate(axes_dim):
-        # fp64 where it exists: a position of 256 at full frequency loses 1e-5 in fp32.
-        precise = torch.float32 if ids.device.type == "mps" else torch.float64
-        exponent = torch.arange(0, dim, 2, dtype=precise, device=ids.device) / dim
-        angles.append(ids[:, axis, None].to(precise) * ROPE_THETA**-exponent)
-    table = torch.cat(angles, dim=-1)[:, None]
-    return torch.stack((table.cos(), table.sin())).float()
-
-
 def rotate_half(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotate [B, L, H, D] by the table of [2, L, 1, D/2], in fp32; the result has x's dtype.
-
-    Long sequences go a chunk of tokens at a time: the fp32 work would else be the largest thing in the block.
-    """
-    step = max(1, CHUNK_ELEMENTS * x.shape[1] // max(1, x.numel()))
-    if step >= x.shape[1]:
+    """Rotate [B, L, H, D] by the table of [2, L, 1, D/2], in fp32, a chunk of tokens at a time; the result has x's dtype."""
+    chunks = token_chunks(x)
+    if len(chunks) == 1:
         return _rotate(x, pe)
     out = torch.empty_like(x)
-    for start in range(0, x.shape[1], step):
-        tokens = slice(start, start + step)
+    for tokens in chunks:
         out[:, tokens] = _rotate(x[:, tokens], pe[:, tokens])
     return out
 

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...ops import Seams, sinusoid
+from ...ops import THETA, Seams, TwoLayers, gelu, inputs_like, rotate_pairs, sinusoid
 from .config import BASE_SIZE, PATCH_SIZE, STDiTConfig
 
-THETA = 10000  # of every sinusoid here
 # What a network is told of a video, in this order; a picture has 120 frames per second. Height and width, in pixels, are a batch's own.
 SIZES = ("fps", "num_frames", "height", "width")
 
@@ -51,10 +50,8 @@ def rotary_table(positions: list[Tensor], freqs: Tensor, table_dtype: torch.dtyp
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the interleaved pairs of [N, H, L, D] by a rotary table [2, L, D/2]."""
-    cos, sin = table.to(x.dtype)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    """Turn the interleaved pairs of [N, H, L, D] by a rotary table [2, L, D/2], in x's type."""
+    return rotate_pairs(x, table.to(x.dtype))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -77,14 +74,8 @@ class Embedder(nn.Module):
         return self.mlp(sinusoid(values).to(dtype))
 
 
-class Mlp(nn.Module):
-    def __init__(self, in_features: int, hidden_features: int, out_features: int, seams: Seams):
-        super().__init__()
-        self.fc1, self.fc2 = seams.linear(in_features, hidden_features), seams.linear(hidden_features, out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.fc1(x)  # a fresh tensor, overwritten unless gradients need it
-        return self.fc2(F.gelu(h, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(h, approximate="tanh"))
+def mlp(widths: tuple[int, int, int], seams: Seams) -> TwoLayers:
+    return TwoLayers(("fc1", "fc2"), widths, seams, gelu)
 
 
 class PatchEmbed(nn.Module):
@@ -105,7 +96,7 @@ class CaptionEmbedder(nn.Module):
 
     def __init__(self, config: STDiTConfig, seams: Seams):
         super().__init__()
-        self.y_proj = Mlp(config.context_in_dim, config.hidden_size, config.hidden_size, seams)
+        self.y_proj = mlp((config.context_in_dim, config.hidden_size, config.hidden_size), seams)
         self.y_embedding = seams.parameter(config.text_length, config.context_in_dim)
 
     def forward(self, context: Tensor, mask: Tensor | None) -> list[Tensor]:
@@ -293,11 +284,7 @@ def example(
 ) -> dict[str, Tensor]:
     """Inputs of a forward by name, for a latent [B, C, T, H, W]; only timestep and sizes are set."""
     batch, channels, frames, height, width = latent_shape
-    inputs = {
-        "x": torch.empty(latent_shape, dtype=dtype, device=device),
-        "timestep": torch.full((batch,), 500.0, device=device),
-        "context": torch.empty(batch, text_length, config.context_in_dim, dtype=dtype, device=device),
-    }
+    inputs = inputs_like(latent_shape, 500.0, (text_length, config.context_in_dim), dtype, device)
     if config.has_sizes:
         pixels = (config.grid.pixel_frames(frames), 8 * height, 8 * width)
         inputs["sizes"] = torch.tensor([[24.0, *pixels]] * batch, device=device)

@@ -18,7 +18,7 @@ class STDiTBlock(layers.Block):
         self.scale_shift_table = seams.parameter(6, config.hidden_size)
         self.cross_attn = layers.CrossAttention(config, seams)
         self.norm2 = seams.layer_norm(config.hidden_size)
-        self.mlp = layers.Mlp(config.hidden_size, config.mlp_hidden_size, config.hidden_size, seams)
+        self.mlp = layers.mlp((config.hidden_size, config.mlp_hidden_size, config.hidden_size), seams)
         self.attn_temp = layers.SelfAttention(config, config.has_sizes, True, seams)
         self.norm_temp = seams.layer_norm(config.hidden_size) if config.has_sizes else None
         self.scale_shift_table_temporal = seams.parameter(3, config.hidden_size) if config.has_sizes else None

@@ -37,7 +37,7 @@ class STDiT3Block(layers.Block):
         self.attn = layers.SelfAttention(config, has_norm=True, rotates_first=False, seams=seams)
         self.cross_attn = layers.CrossAttention(config, seams)
         self.norm2 = seams.layer_norm(config.hidden_size)
-        self.mlp = layers.Mlp(config.hidden_size, config.mlp_hidden_size, config.hidden_size, seams)
+        self.mlp = layers.mlp((config.hidden_size, config.mlp_hidden_size, config.hidden_size), seams)
         self.scale_shift_table = seams.parameter(6, config.hidden_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
