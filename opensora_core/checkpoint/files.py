@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,14 +246,21 @@ def merged_metadata(parts: Sequence[Mapping[str, str] | None], name: str) -> dic
 
 
 @contextmanager
-def open_tensors(header: Header) -> Iterator[Callable[[str], Tensor]]:
+def open_parts(header: Header, open_file: Callable[[Header], Any]) -> Iterator[Callable[[str], Tensor]]:
+    """Give a function from key to tensor over all files of a network, each opened by `open_file`, a context that gives such a function."""
+    with ExitStack() as stack:
+        opened = [(part, stack.enter_context(open_file(part))) for part in header.parts or (header,)]
+        getters = {key: get for part, get in opened for key in part.tensors}
+        yield lambda key: getters[key](key)
+
+
+def open_tensors(header: Header) -> AbstractContextManager[Callable[[str], Tensor]]:
     """Give a function from key to tensor. Tensors are memory-mapped: nothing is read before it is used."""
-    if header.parts:
-        with ExitStack() as stack:
-            opened = [(part, stack.enter_context(open_tensors(part))) for part in header.parts]
-            getters = {key: get for part, get in opened for key in part.tensors}
-            yield lambda key: getters[key](key)
-        return
+    return open_parts(header, _mapped)
+
+
+@contextmanager
+def _mapped(header: Header) -> Iterator[Callable[[str], Tensor]]:
     if header.format == "torch":
         state = _torch_state(header.path)
         yield state.__getitem__

@@ -84,7 +84,12 @@ def _notes(header: Header, prefix: str) -> dict[str, dict]:
     keys = [key for key in header.tensors if key.endswith(".comfy_quant")]
     with open_tensors(header) as get:
         for key in keys:
-            notes[key.removesuffix(".comfy_quant")] = _read_note(header.name, key, get(key))
+            try:
+                notes[key.removesuffix(".comfy_quant")] = json_object(bytes(get(key).to(torch.uint8).flatten().tolist()), key)
+            except (ValueError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{key} in {header.name} should say how its layer is quantised and cannot be read; download the file again."
+                ) from error
     for key in header.tensors:
         layer, _, leaf = key.rpartition(".")
         # One scale beside an fp8 weight can mean only one thing, note or none.
@@ -93,16 +98,6 @@ def _notes(header: Header, prefix: str) -> dict[str, dict]:
             if float8 or leaf == "scale_weight":
                 notes.setdefault(layer, {"format": float8 or "float8_e4m3fn"})
     return notes
-
-
-def _read_note(name: str, key: str, tensor: Tensor) -> dict:
-    try:
-        note = json_object(bytes(tensor.to(torch.uint8).flatten().tolist()), key)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{key} in {name} should say how its layer is quantised and cannot be read; download the file again."
-        ) from error
-    return note
 
 
 def _layer_format(header: Header, layer: str, note: dict) -> LayerFormat:

@@ -77,65 +77,29 @@ class LoraLayer:
         return None if delta is None else tuple(delta.shape)
 
 
-@dataclass(frozen=True)
-class MergedLora:
-    """What a merge changed. `restore` puts it back, bit for bit; undo several merges last first.
-
-    Attributes:
-        originals: weights that were replaced, by layer. biases: likewise.
-        adapters: what was laid beside quantised weights, by layer.
-    """
-
-    model: nn.Module
-    originals: Mapping[str, nn.Parameter]
-    adapters: Mapping[str, Adapter]
-    biases: Mapping[str, nn.Parameter]
-
-    def restore(self) -> None:
-        for name, original in self.originals.items():
-            self.model.get_submodule(name).weight = original
-        for name, original in self.biases.items():
-            self.model.get_submodule(name).bias = original
-        for name, adapter in self.adapters.items():
-            self.model.get_submodule(name).drop(adapter)
-
-
-def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> MergedLora:
+def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> None:
     """Add a LoRA to a loaded transformer's weights.
 
     Into a quantised weight (fp8, int8, nf4) it is not rounded, which would lose most of a small change: it is kept
     beside the weight and added to the layer's output.
 
-    Args:
-        model: a transformer.
-        path: a LoRA file or a PEFT folder (adapter_config.json and adapter_model.safetensors).
-        strength: factor on the change; 0 leaves the model as it is, negative subtracts.
-
-    Returns:
-        What was replaced, to restore it. Memory-mapped originals cost nothing to keep.
-
-    Raises:
-        CheckpointError: it is of another model, shapes differ, or weights are in a form that nothing can be added to.
+    path: a LoRA file or a PEFT folder (adapter_config.json and adapter_model.safetensors).
+    strength: factor on the change; 0 leaves the model as it is, negative subtracts.
     """
     if not math.isfinite(strength):
         raise CheckpointError(f"strength={strength} is not a number a LoRA can be applied with; 1 is the file's own.")
     matched, modules = fitting_layers(model, path), dict(model.named_modules())
-    originals, biases, adapters = {}, {}, {}
     for key, layer in matched.items():
         module = modules[key]
         if "diff_b" in layer.parts:
-            biases[key] = module.bias
             module.bias = _added(module.bias, layer.parts["diff_b"].float(), strength)
         if not layer.form:
             continue
         if is_quantised(module):
             down, up = (layer.parts[part].flatten(1).to(module.weight.device, torch.float32) for part in FORMS["LoRA"][:2])
-            adapters[key] = Adapter(down.to(module.bias.dtype), (strength * layer.scale * up).to(module.bias.dtype))
-            module.adapters.append(adapters[key])
-            continue
-        originals[key] = module.weight
-        module.weight = _added(module.weight, layer.delta(), strength)
-    return MergedLora(model, originals, adapters, biases)
+            module.adapters.append(Adapter(down.to(module.bias.dtype), (strength * layer.scale * up).to(module.bias.dtype)))
+        else:
+            module.weight = _added(module.weight, layer.delta(), strength)
 
 
 def _added(parameter: nn.Parameter, delta: Tensor, strength: float) -> nn.Parameter:

@@ -9,17 +9,9 @@ from ..family import Family
 from ..shapes import Shapes
 
 _PREFIXES = (
-    "lora_unet_",
-    "lora_transformer_",
-    "lycoris_",
-    "base_model.model.",
-    "base_model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "module.",
-    "model.",
-)
+    "lora_unet_", "lora_transformer_", "lycoris_", "base_model.model.", "base_model.", "model.diffusion_model.", "diffusion_model.",
+    "transformer.", "module.", "model.",
+)  # fmt: skip
 _DOWN = (
     ".lora_A.default.weight", ".lora_A.weight", ".lora_A", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight",
     ".lora_linear_layer.down.weight",

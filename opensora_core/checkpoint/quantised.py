@@ -87,8 +87,8 @@ class Int8(Float8):
 class Int8Matmul(Int8):
     """The weights of Int8, multiplied as integers by bitsandbytes: every token is rounded to 8 bits under its own scale."""
 
-    def __init__(self):
-        self._functional = bitsandbytes_functional(self.name)
+    def __init__(self, functional=None):
+        self._functional = functional or bitsandbytes_functional(self.name)
 
     def linear(self, x: Tensor, layer: "QuantisedOperations.Linear") -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -109,8 +109,8 @@ class NF4(Float8):
     name = choices.NF4
     bits = 4
 
-    def __init__(self):
-        self._functional = bitsandbytes_functional(self.name)
+    def __init__(self, functional=None):
+        self._functional = functional or bitsandbytes_functional(self.name)
 
     def shapes(self, out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         elements = out_features * in_features
@@ -220,10 +220,6 @@ class QuantisedOperations(TorchOperations):
             for adapter in self.adapters:
                 out = out + adapter(x)
             return out
-
-        def drop(self, adapter: Adapter) -> None:
-            """Take away a change that was laid beside the weight."""
-            self.adapters = nn.ModuleList(kept for kept in self.adapters if kept is not adapter)
 
 
 def is_quantised(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import shutil
 import statistics
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -24,7 +24,7 @@ from ..errors import CheckpointError, OpenSoraError
 from ..family import QUANTISED_GROUPS
 from ..names import claim, complete_or_absent, sweep
 from .detect import Identity
-from .files import QUANTISED_NOTE, TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
+from .files import QUANTISED_NOTE, TORCH_DTYPES, Header, bytes_text, open_parts, open_tensors, quantisation
 from .formats import HOST_NAMES
 from .load import check_keys, open_model
 from .quantised import Float8, Format, Int8, relative_error
@@ -203,7 +203,7 @@ def _head(entries: list[_Entry], header: Header, groups: tuple[str, ...]) -> byt
 
 def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, progress: Progress | None) -> list[LayerError]:
     errors, beside = [], {}
-    with _reader(header) as read:
+    with open_parts(header, _reader) as read:
         for done, entry in enumerate(entries, start=1):
             if entry.source is None:
                 data = beside.pop(entry.key)
@@ -235,12 +235,6 @@ def _put(file: BinaryIO, entry: _Entry, data: Tensor) -> None:
 @contextmanager
 def _reader(header: Header) -> Iterator[Callable[[str], Tensor]]:
     """A function from key to tensor that leaves nothing of the file in this process."""
-    if header.parts:
-        with ExitStack() as stack:
-            readers = [(part, stack.enter_context(_reader(part))) for part in header.parts]
-            getters = {key: read for part, read in readers for key in part.tensors}
-            yield lambda key: getters[key](key)
-        return
     if header.format != "safetensors":
         with open_tensors(header) as get:
             yield get

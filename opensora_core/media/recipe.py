@@ -44,22 +44,30 @@ def recipe_of(path: Path) -> dict[str, Any]:
 
 def tags(path: Path) -> dict[str, str]:
     """The text tags of an mp4 by their names. Raises an OpenSoraError for a file that is none."""
-    with path.open("rb") as file:
-        end, offset, index = path.stat().st_size, 0, b""
-        for _ in range(_MOST_BOXES):
-            if offset + 8 > end:
-                break
-            file.seek(offset)
-            size, kind, head = _head(file.read(16), end - offset)
-            if size < head or offset + size > end:
-                break
-            if kind == b"moov" and size <= _LARGEST:
+    index = b""
+    for kind, offset, size in top_boxes(path):
+        if kind == b"moov" and size <= _LARGEST:
+            with path.open("rb") as file:
                 file.seek(offset)
                 index = file.read(size)
-            offset += size
     if not index:
         raise OpenSoraError(f"{path.name} is not a whole mp4; give a video that this program or ComfyUI wrote.")
     return dict(_tags(index, [], 0))
+
+
+def top_boxes(path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, first byte, bytes) of the boxes that an mp4 is made of, up to one that is not whole."""
+    with path.open("rb") as file:
+        end, offset = path.stat().st_size, 0
+        for _ in range(_MOST_BOXES):
+            file.seek(offset)
+            if offset + 8 > end:
+                return
+            size, kind, head = _head(file.read(16), end - offset)
+            if size < head or offset + size > end:
+                return
+            yield kind, offset, size
+            offset += size
 
 
 def _ours(recipe: dict) -> dict | None:

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shutil
-import struct
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ import torch
 from ..errors import OpenSoraError
 from ..names import TOGETHER, complete_or_absent, hidden, shown
 from ..readers import is_file
+from .recipe import top_boxes
 from .stills import read_image
 
 logger = logging.getLogger(__name__)
@@ -354,19 +354,5 @@ def _reported() -> Iterator:
 
 def _has_index(path: Path) -> bool:
     """Whether an mp4's top level holds the `moov` box that the encoder writes last, and every box is whole."""
-    if not path.is_file():
-        return False
-    end, found, offset = path.stat().st_size, False, 0
-    with path.open("rb") as file:
-        while offset < end:
-            file.seek(offset)
-            header = file.read(16)
-            if len(header) < 8:
-                return False
-            size, kind = struct.unpack(">I4s", header[:8])
-            if size == 1 and len(header) == 16:
-                (size,) = struct.unpack(">Q", header[8:])
-            if size < 8:
-                return False
-            found, offset = found or kind == b"moov", offset + size
-    return found and offset == end
+    boxes = list(top_boxes(path)) if path.is_file() else []
+    return any(kind == b"moov" for kind, _, _ in boxes) and sum(size for _, _, size in boxes) == path.stat().st_size

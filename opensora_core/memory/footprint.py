@@ -15,7 +15,7 @@ from ..checkpoint.detect import Identity
 from ..checkpoint.files import Header
 from ..checkpoint.formats import stored_formats
 from ..checkpoint.load import open_model
-from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Format, Int8Matmul, QuantisedOperations
+from ..checkpoint.quantised import CHUNK_ROWS, NF4, Float8, Int8Matmul, QuantisedOperations
 from ..choices import BF16, FP8, FP32, INT8, QUANTISED, dtype_word, torch_dtype
 from ..codecs.codec import CodecConfig, Encoded
 from ..codecs.tiling import largest_tile, tiled_decode, tiled_encode
@@ -60,17 +60,7 @@ class _Shapes:
         return weight.new_empty(state.shape, dtype=state.dtype)
 
 
-class _PlannedInt8(Int8Matmul):
-    def __init__(self):
-        self._functional = _Shapes
-
-
-class _PlannedNF4(NF4):
-    def __init__(self):
-        self._functional = _Shapes
-
-
-_FORMS: dict[str, type[Format]] = {form.name: form for form in (Float8, _PlannedInt8, _PlannedNF4)}
+_FORMS = {form.name: form for form in (Float8(), Int8Matmul(_Shapes), NF4(_Shapes))}
 
 
 @dataclass(frozen=True)
@@ -188,16 +178,8 @@ def sampling_peak(
             sides_of_text = [{**side, "y": _empty(torch.float32, batch, config.vec_in_dim)} for side in sides_of_text]
         text = TextCondition(*sides_of_text)
         told = Conditions(text, image_condition(latent_shape, _empty(torch.float32, batch, channels, 1, *sides)) if has_given else None)
-        network = _Counted(counter, one, _dtype(precision), config)
-        sample(
-            recipe,
-            network,
-            latents,
-            recipe.way(config, latent_shape, 1),
-            recipe.guidance(Guidance(), recipe.solvers[0]),
-            told,
-            seeds=range(batch),
-        )
+        network, schedule = _Counted(counter, one, _dtype(precision), config), recipe.way(config, latent_shape, 1)
+        sample(recipe, network, latents, schedule, recipe.guidance(Guidance(), recipe.solvers[0]), told, seeds=range(batch))
     return one, counter.peak - one
 
 
@@ -261,7 +243,7 @@ def text_weights(sizes: TextSizes, precision: str, stored: str) -> tuple[Weights
     t5 = t5_network(sizes.t5, _dtype(precision))
     clip = () if sizes.clip is None else clip_network(sizes.clip, _dtype(precision)).parameters()
     if precision in QUANTISED:
-        keep_layers_in(t5, dict.fromkeys(quantised_layers(t5), _FORMS[precision]()))
+        keep_layers_in(t5, dict.fromkeys(quantised_layers(t5), _FORMS[precision]))
     return Weights(module_bytes(t5, t5.encoder.block), precision == stored), sum(parameter.nbytes for parameter in clip)
 
 
@@ -299,9 +281,8 @@ def _transformer(config: NetworkSizes, precision: str, groups: tuple[str, ...] =
     family = family_of(config)
     model = family.build(config, QuantisedOperations, dtype=_dtype(precision), device="meta")
     if precision in QUANTISED:
-        form = _FORMS[precision]()
         for layer in family.layers_to_quantise(manifest_of(model), groups):
-            model.get_submodule(layer).keep_in(form)
+            model.get_submodule(layer).keep_in(_FORMS[precision])
     return model.requires_grad_(False)
 
 

@@ -111,7 +111,7 @@ class BlockStream:
         streamed = [blocks[index] for index in residency.streamed]
         passing = {id(tensor) for block in streamed for _, _, tensor in _tensors(block)}
         # One hook on the network itself marks it as streamed, whatever the residency.
-        self._hooks.append(model.register_forward_pre_hook(_Mark(self)))
+        self._hooks.append(model.register_forward_pre_hook(_marked))
         moved: dict[int, Tensor] = {}
         for store, name, tensor in _tensors(model):
             if id(tensor) not in passing and tensor.device != self._device:
@@ -316,14 +316,8 @@ def piece_sizes(num_bytes: int) -> list[int]:
     return sizes
 
 
-class _Mark:
+def _marked(module: nn.Module, args) -> None:
     """A hook that does nothing but tell that a network is streamed."""
-
-    def __init__(self, stream: BlockStream):
-        self.stream = stream
-
-    def __call__(self, module: nn.Module, args) -> None:
-        pass
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[dict, str, Tensor]]:
@@ -363,7 +357,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _check(model: nn.Module, blocks: Sequence[nn.Module], residency: Residency, device: torch.device) -> None:
-    if any(isinstance(hook, _Mark) for part in model.modules() for hook in part._forward_pre_hooks.values()):
+    if any(_marked in part._forward_pre_hooks.values() for part in model.modules()):
         raise OpenSoraError("This network is streamed already; release the first offload before another begins.")
     if len(blocks) != len(residency.sizes.blocks):
         raise OpenSoraError(f"The plan is for {len(residency.sizes.blocks)} blocks and the network has {len(blocks)}; plan it anew.")

@@ -49,7 +49,7 @@ class Networks:
         self.quantised = quantised
         self.keep_loaded = self.keep_encoded = False
         self.fingerprint, self.plan_folders = "", (PLANS,)
-        self._attention, self.is_compiled = attention, False
+        self.attention, self.is_compiled = attention, False
         self._loras: list[tuple[Path, float]] = []
         self._is_checked = False
         self.transformer = Component(self._read_transformer, placement, is_main=True)
@@ -61,11 +61,6 @@ class Networks:
     @property
     def group(self) -> Group | None:
         return self.video_vae.group
-
-    @property
-    def attention(self) -> Callable:
-        """What the transformer's blocks attend by, of ops.py's form."""
-        return self._attention
 
     @property
     def needs(self) -> Needs:
@@ -86,7 +81,7 @@ class Networks:
 
     def use_attention(self, function: Callable) -> None:
         """Let the transformer's blocks compute attention by another function of ops.py's form."""
-        self._attention = function
+        self.attention = function
         self.transformer.release()
 
     def add_lora(self, path: Path, strength: float) -> None:
@@ -103,7 +98,7 @@ class Networks:
         model = self._read("transformer", self.files.dit, partial(load_transformer, precision=self.quantised), dtype, device)
         self.fingerprint = fingerprint_of(model.named_parameters())
         for block in model.blocks():
-            block.attention = self._attention
+            block.attention = self.attention
         for path, strength in self._loras:
             merge_lora(model, path, strength)
         if self.is_compiled:

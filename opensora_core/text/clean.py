@@ -6,8 +6,9 @@ The rules are those of DeepFloyd IF and PixArt; HTML and damaged characters are 
 import html
 import html.entities
 import re
-import unicodedata
 from html.parser import HTMLParser
+
+from .mend import WINDOWS_CONTROLS, plain
 
 _ENDINGS = "com|co|ru|net|org|edu|gov|it"
 _FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
@@ -157,23 +158,13 @@ def html_text(text: str) -> str:
     return "".join(parser.parts)
 
 
-_JOINED = {ord(letter): unicodedata.normalize("NFKC", letter) for letter in "ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬆ"} | {0xFB05: "ſt"}
-# One width: full-width letters and half-width Japanese, and the wide space.
-_WIDTHS = {0x3000: " "} | {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)}
-_QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "ʼ": "'"})
-_LINE_ENDS = re.compile("\r\n|[\r\u2028\u2029]")
-# Not shown, and of no meaning in a prompt: control characters but tab, line and form feeds, marks of direction and of annotation.
-_CONTROLS = re.compile("\x1b\\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
-_CONTROLS_AS_WINDOWS = {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
 # UTF-8 that was read as Windows-1252. Small letters leave only â€ and one more: dashes, quotes, dots.
 _MISREAD = re.compile("â€[\x80-\u2122]")
 
 
 def fix_text(text: str) -> str:
     """Characters in their plain form: what ftfy.fix_text does to text in small letters."""
-    text = _MISREAD.sub(_reread, text.translate(_CONTROLS_AS_WINDOWS)).replace("â€ ", "†")  # a byte 0xa0 that has become a space
-    text = text.translate(_JOINED).translate(_WIDTHS).translate(_QUOTES)
-    return unicodedata.normalize("NFC", _CONTROLS.sub("", _LINE_ENDS.sub("\n", text)))
+    return plain(_MISREAD.sub(_reread, text.translate(WINDOWS_CONTROLS)).replace("â€ ", "†"))  # a byte 0xa0 that has become a space
 
 
 def _reread(found: re.Match) -> str:

@@ -11,6 +11,8 @@ import unicodedata
 _ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
 _TERMINAL = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _JOINED = "ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬅﬆ"
+# Controls that older Windows programs wrote quotes and dashes with.
+WINDOWS_CONTROLS = {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
 _INVISIBLE = dict.fromkeys([*range(0x09), 0x0B, *range(0x0E, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)])
 
 
@@ -23,10 +25,11 @@ def mend(text: str) -> str:
     """
     first_tag = text.find("<")
     end = text.rfind("\n", 0, first_tag) + 1 if first_tag >= 0 else len(text)
-    return _mended(text[:end], True) + _mended(text[end:], False)
+    return plain(text[:end], True) + plain(text[end:])
 
 
-def _mended(text: str, has_entities: bool) -> str:
+def plain(text: str, has_entities: bool = False) -> str:
+    """Characters in their plain form, and HTML's names for them where has_entities says so."""
     before = None
     while text != before:  # what one replacement leaves, another may take
         before = text
@@ -56,8 +59,7 @@ def _plain_characters() -> dict[int, str]:
     plain |= {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)}
     for letter in _JOINED:
         plain[ord(letter)] = "".join(chr(int(code, 16)) for code in unicodedata.decomposition(letter).split()[1:])
-    # Controls that older Windows programs wrote quotes and dashes with.
-    return plain | {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)}
+    return plain | WINDOWS_CONTROLS
 
 
 _PLAIN = _plain_characters()

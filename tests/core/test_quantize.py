@@ -294,14 +294,10 @@ def test_a_lora_on_quantised_weights_has_its_whole_effect(source, written, preci
     model = load_transformer(written[precision][0], FP32) if is_file else load_transformer(source, FP32, precision=precision)
     merge_lora(plain, lora(size), 0.8)
     before = predict(model)
-    merged = merge_lora(model, lora(size), 0.8)
+    merge_lora(model, lora(size), 0.8)
     wanted = predict(plain) - expected
     assert rms_error(predict(model) - before, wanted) < 2 * OUTPUT_BOUNDS[precision] + 0.05
-    assert set(merged.originals) == {"img_in"} and set(merged.adapters) == {Q, "single_blocks.1.linear2"}
-    second = merge_lora(model, lora(size), -0.5)
-    second.restore()
-    merged.restore()
-    assert torch.equal(predict(model), before)
+    assert {name for name, module in model.named_modules() if len(getattr(module, "adapters", ()))} == {Q, "single_blocks.1.linear2"}
 
 
 def test_the_default_set_is_the_recorded_measurements():
