@@ -88,7 +88,9 @@ def _main(arguments: list[str] | None) -> int:
         args = build_parser().parse_args(arguments)
         options = asked.taken(args.options, args)
         if getattr(options, "gpus", 1) != 1 and "RANK" not in os.environ:
-            return _on_gpus(options, sys.argv[1:] if arguments is None else arguments)
+            from .commands import gpus
+
+            return gpus.run(options, main, sys.argv[1:] if arguments is None else arguments)
         return run(args.command, options)
     except OpenSoraError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -121,12 +123,6 @@ def _main(arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
-
-
-def _on_gpus(options, arguments: list[str]) -> int:
-    from .commands import gpus
-
-    return gpus.run(options, main, arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

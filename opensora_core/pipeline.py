@@ -172,9 +172,8 @@ class OpenSoraPipeline:
             device = AUTO if self._networks.placement.device.type == "cpu" else self._networks.placement.device
         target = Placement(resolve_device(device), self._networks.placement.torch_dtype, mode, budget_gib)
         if mode != AUTO:
-            make_residency(
-                Needs(self.files, target, self._networks.quantised).transformer_weights(), mode, budget_gib, weight_capacity(target)
-            )
+            weights = Needs(self.files, target, self._networks.quantised).transformer_weights()
+            make_residency(weights, mode, budget_gib, weight_capacity(target))
         self.to(target.device)
         self._networks.placement.mode, self._networks.placement.budget_gib = mode, budget_gib
         return self

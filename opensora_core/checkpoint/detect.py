@@ -194,9 +194,8 @@ def _sized(row: Part, shapes: Shapes, prefix: str) -> Identity | None:
     try:
         config = row.config(shapes)
     except CheckpointError as error:
-        return Identity(
-            damaged(row.kind), f"{row.other or row.title} whose sizes cannot be read: {error}", prefix=prefix, layout=row.layout_of(shapes)
-        )
+        title = f"{row.other or row.title} whose sizes cannot be read: {error}"
+        return Identity(damaged(row.kind), title, prefix=prefix, layout=row.layout_of(shapes))
     if config is None or not row.owns(config):
         return None
     layout, title = row.layout_of(shapes), row.title

@@ -192,9 +192,7 @@ def network_files(path: str | Path | Halves) -> list[Path]:
     if len({SHARD.sub(r"\1\3\4", file.name) for file in weights}) == 1:
         return _beside(weights[0])
     inside = ", ".join(file.name for file in weights[:5]) or "no weights file"
-    raise CheckpointError(
-        f"{path} holds no weights; {' or '.join(_WHOLE)} is expected, whole or in shards with their index. Inside it: {inside}."
-    )
+    raise CheckpointError(f"{path} holds no weights; {' or '.join(_WHOLE)} is expected, whole or in shards. Inside it: {inside}.")
 
 
 def _beside(path: Path) -> list[Path]:
@@ -357,9 +355,7 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
         metadata = {str(key): str(value) for key, value in (entries.pop("__metadata__", None) or {}).items()}
         data = 8 + header_bytes
         spans = {key: _whole_numbers(entry["data_offsets"], 2) for key, entry in entries.items()}
-        tensors = {
-            key: TensorInfo(_whole_numbers(entry["shape"]), str(entry["dtype"]), data + spans[key][1]) for key, entry in entries.items()
-        }
+        tensors = {key: TensorInfo(_whole_numbers(one["shape"]), str(one["dtype"]), data + spans[key][1]) for key, one in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"The header of {path.name} is damaged; download it again.") from error
     _check_spans(path.name, tensors, spans)

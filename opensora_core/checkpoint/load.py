@@ -103,9 +103,7 @@ def load_transformer(
     check_keys(header, identity)
     dtype = working_dtype(header, dtype)
     if formats and operations is not TorchOperations:
-        raise OpenSoraError(
-            f"The weights of {header.name} are to be quantised, and other operations than torch's were given; give one of them."
-        )
+        raise OpenSoraError(f"{header.name} is to be quantised, and other operations than torch's were given; give one of them.")
     model = identity.row.build(identity.config, QuantisedOperations if formats else operations, attention, dtype, "meta")
     for layer, layer_format in formats.items():
         model.get_submodule(layer).keep_in(layer_format.form)
@@ -133,9 +131,7 @@ def open_codec(path: str | Path, slot: str) -> tuple[Header, Identity]:
     """Does what open_model does, and refuses a quantised file."""
     header, identity = open_model(path, slot)
     if form := quantisation(header):
-        raise CheckpointError(
-            f"{header.name} is {identity.title}, quantised ({form}), which no loader reads; give the bf16, fp16 or fp32 file."
-        )
+        raise CheckpointError(f"{header.name} is {identity.title}, quantised ({form}), which no loader reads; give the bf16 or fp32 file.")
     return header, identity
 
 

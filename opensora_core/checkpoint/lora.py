@@ -119,7 +119,7 @@ def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
         if is_quantised(modules[key]):
             if layer.form not in ("LoRA", ""):
                 raise CheckpointError(
-                    f"{name} is a {layer.form}, which cannot be laid beside quantised weights ({key}); load the model in bf16."
+                    f"{name} is a {layer.form}, which cannot lie beside quantised weights ({key}); load the model in bf16."
                 )
         elif not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise CheckpointError(f"{name} cannot be merged into quantised weights ({key} is {weight.dtype}); load the model in bf16.")
@@ -272,9 +272,8 @@ def _with_alpha(name: str, layer: LoraLayer, adapter: Mapping) -> LoraLayer:
     if alpha is None or layer.form in ("difference", ""):
         return layer
     if layer.rank is None:  # PEFT scales a LoKr of whole matrices too; LyCORIS and ComfyUI do not
-        return replace(
-            layer, parts={**layer.parts, "lokr_w1": layer.parts["lokr_w1"].float() * (float(alpha) / float(adapter.get("r", alpha)))}
-        )
+        scaled = layer.parts["lokr_w1"].float() * (float(alpha) / float(adapter.get("r", alpha)))
+        return replace(layer, parts={**layer.parts, "lokr_w1": scaled})
     if adapter.get("use_rslora"):
         alpha = alpha * math.sqrt(layer.rank)  # alpha / sqrt(rank), written as alpha' / rank
     return replace(layer, alpha=float(alpha))

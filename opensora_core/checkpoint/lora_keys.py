@@ -58,7 +58,7 @@ def by_layer(state: Mapping[str, object], family: Family) -> tuple[dict[str, dic
         stem, part = _stem_and_part(family.lora_key(key))
         if not part:
             unread.append(key)
-        elif layer := _layer_name(stem, family):
+        elif layer := _layers(family).get(_bare(stem)):
             found.setdefault(layer, {})[part] = value
         else:
             foreign[stem] = None
@@ -85,11 +85,6 @@ def _bare(stem: str) -> str:
         stripped = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), "")
         stem = stem[len(stripped) :]
     return stem
-
-
-def _layer_name(stem: str, family: Family) -> str | None:
-    """ "base_model.model.single_blocks.3.q_proj", "lora_unet_single_blocks_3_q_proj" -> "single_blocks.3.q_proj"; None for no layer of the family's."""
-    return _layers(family).get(_bare(stem))
 
 
 def layers_are_of(stems: list[str]) -> str | None:
@@ -132,8 +127,6 @@ def describe_lora(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> 
 def no_match(name: str, keys: list[str], family: Family) -> str:
     found = ", ".join(keys[:3]) or "none"
     other = layers_are_of([_stem_and_part(key)[0] for key in keys])
-    of_other = f" It is a LoRA for {other}, whose layers {family.title} does not have." if other else ""
+    more = f" It is a LoRA for {other}, whose layers {family.title} does not have." if other else ""
     wanted = next(layer for layer in _layers(family).values() if family.group_of(layer) == "attention")
-    return (
-        f"{name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{of_other}"
-    )
+    return f"{name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{more}"

@@ -122,7 +122,10 @@ def quantize(
     entries = _entries(header, identity, form, groups)
     head = _head(entries, header, groups)
     num_bytes = len(head) + sum(entry.num_bytes for entry in entries)
-    _check_space(target.parent, num_bytes)
+    free = shutil.disk_usage(target.parent).free
+    if free < num_bytes + _MARGIN_BYTES:
+        has = f"{target.parent} has {bytes_text(free)} left"
+        raise OpenSoraError(f"The file needs {bytes_text(num_bytes)} and {has}; make room, or write elsewhere.")
     with _whole_or_absent(target) as file:
         file.write(head)
         errors = _write(file, entries, header, form, progress)
@@ -149,9 +152,7 @@ def _check_source(source: str | Path) -> tuple[Header, Identity]:
     if form := quantisation(header) or ("float8 without scales" if is_plain_fp8 else None):
         raise CheckpointError(f"{header.name} is already quantised ({form}); quantise the bf16 or fp32 file.")
     if identity.layout.is_recut:
-        raise CheckpointError(
-            f"{header.name} is {identity.title}; quantise the file in the released layout (separate q_proj, k_proj, v_proj)."
-        )
+        raise CheckpointError(f"{header.name} is {identity.title}; quantise the file in the released layout (q_proj, k_proj, v_proj).")
     check_keys(header, identity)
     return header, identity
 
@@ -255,14 +256,6 @@ def _reader(header: Header) -> Iterator[Callable[[str], Tensor]]:
             return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
 
         yield read
-
-
-def _check_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes + _MARGIN_BYTES:
-        raise OpenSoraError(
-            f"The file needs {bytes_text(num_bytes)} and {folder} has {bytes_text(free)} left; make room, or write elsewhere."
-        )
 
 
 @contextmanager

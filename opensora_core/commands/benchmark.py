@@ -33,7 +33,7 @@ def run(options: BenchmarkOptions) -> int:
     runs = [_measure(pipe, options.prompt, arguments, f"run {k + 1} of {options.eval_count}") for k in range(options.eval_count)]
     report = {
         "opensora_core": __version__,
-        "hardware": _hardware(pipe.device),
+        "hardware": {"cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), **_gpu(pipe.device)},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -85,12 +85,11 @@ def _settings(options: BenchmarkOptions, pipe: OpenSoraPipeline, arguments: dict
     return {**call, **given, **chosen, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)}
 
 
-def _hardware(device: torch.device) -> dict:
-    found = {"cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {"device": properties.name, "device_memory_bytes": properties.total_memory}
-    return found
+def _gpu(device: torch.device) -> dict:
+    if device.type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {"device": properties.name, "device_memory_bytes": properties.total_memory}
 
 
 def _cpu_name() -> str:

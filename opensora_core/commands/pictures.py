@@ -1,6 +1,6 @@
 """`generate --t2i2v`: the pictures that videos begin with, drawn by Flux before the video's model is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,7 @@ class PictureJob:
         return self.prompt, "", None
 
 
-def draw(
-    pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, pictures: Sequence[PictureJob], encoded: Mapping[Text, EncodedPrompt]
-) -> None:
+def draw(pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, pictures: list[PictureJob], encoded: Mapping[Text, EncodedPrompt]) -> None:
     """Draw pictures, Flux read once for all; write each, and say and record where it is."""
     screen.at_work = ""
     asked = [(encoded[one.text], one.request, one.seed) for one in pictures]

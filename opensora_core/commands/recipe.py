@@ -49,12 +49,8 @@ _NODES = {
     "OpenSoraLoraLoader": {"lora_name": "lora", "strength": "lora_strength"},
 }  # fmt: skip
 _SMALL, _NO_CLIP = "small (built in)", "none (T5 alone)"  # as nodes name them
-_NAMES = {
-    "LoadImage": "image",
-    "LoadVideo": "file",
-    "UNETLoader": "unet_name",
-    "VAELoader": "vae_name",
-}  # node -> its input that names a file
+# node -> its input that names a file
+_NAMES = {"LoadImage": "image", "LoadVideo": "file", "UNETLoader": "unet_name", "VAELoader": "vae_name"}
 # What nodes say where nothing is asked for, and no flag needs to.
 _UNASKED = (None, "", AUTO, -1, _NO_CLIP)
 
@@ -82,9 +78,7 @@ def describe(path: Path) -> str:
         lines = [f"{path.name}: made by ComfyUI, a graph of {len(recipe['prompt'])} nodes"]
         return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in _of_graph(recipe["prompt"]).items())])
     lines = [f"{path.name}: made by {PROGRAM} {_short(recipe['versions'][PROGRAM])}, torch {_short(recipe['versions']['torch'])}"]
-    lines += [
-        f"  {name}: {_short(recipe[name])}" for name in ("prompt", "request", "seed", "num_frames", "dtype", "device") if name in recipe
-    ]
+    lines += [f"  {key}: {_short(recipe[key])}" for key in ("prompt", "request", "seed", "num_frames", "dtype", "device") if key in recipe]
     lines += [f"  {_short(name)}: {_short(value)}" for name, value in recipe["settings"].items()]
     lines += [f"  {_short(name)}: {_short(part['name'])}, {part['bytes']:,} bytes" for name, part in recipe["files"].items()]
     return "\n".join(lines)

@@ -25,9 +25,7 @@ def check(options: GenerateOptions) -> None:
     if not options.refine_prompt:
         raise OpenSoraError("--refine-model is what --refine-prompt asks; add --refine-prompt.")
     if options.refine_model is None:
-        raise OpenSoraError(
-            "--refine-prompt asks a text model of yours: add --refine-model DIR, a folder of a causal model of transformers."
-        )
+        raise OpenSoraError("--refine-prompt asks a text model of yours: add --refine-model DIR, a causal model of transformers.")
     if options.decode is not None:
         raise OpenSoraError("--refine-prompt needs a prompt; --decode has none.")
     folder = Path(options.refine_model).expanduser()

@@ -116,9 +116,7 @@ def _worker(options: GenerateOptions) -> tuple[int, int] | None:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise OpenSoraError(f"--shard {said} is no worker; --shard 1/8 is the first of eight.")
     if options.t2i2v:
-        raise OpenSoraError(
-            "--shard does not go with --t2i2v, whose pictures are drawn together; draw them first, and give them as images."
-        )
+        raise OpenSoraError("--shard does not go with --t2i2v: its pictures are drawn together; draw them first, and give them as images.")
     return int(match[1]) - 1, int(match[2])
 
 
@@ -290,13 +288,10 @@ def _header(cells: list[str], name: str) -> list[str]:
     for given, column in zip(cells, columns, strict=True):
         if column and column not in CSV_COLUMNS:
             if len(columns) == 1 and (";" in column or "\t" in given):
-                raise OpenSoraError(
-                    f"{name}: cells are separated by commas, and the header {given[:_SHOWN]!r} has none; save it with commas."
-                )
+                raise OpenSoraError(f"{name}: cells are separated by commas; the header {given[:_SHOWN]!r} has none: save it with commas.")
             near = difflib.get_close_matches(column, CSV_COLUMNS, n=1, cutoff=0.4)
-            raise OpenSoraError(
-                f"{name} has a column {given.strip()[:_SHOWN]!r}; " + (f"did you mean {near[0]!r}? {_EXPECTED}" if near else _EXPECTED)
-            )
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise OpenSoraError(f"{name} has a column {given.strip()[:_SHOWN]!r}; {hint}{_EXPECTED}")
         if column and columns.count(column) > 1:
             raise OpenSoraError(f"{name} has two columns {column!r}; leave one.")
     if "prompt" not in columns:

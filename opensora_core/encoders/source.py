@@ -61,9 +61,7 @@ class Source:
         shapes = self.shapes
         for name, _ in where.values():
             if len(shapes.get(name, ())) != 2:
-                raise CheckpointError(
-                    f"{self.title} lacks the table {name}, from which the encoder's size is read; the file is incomplete or damaged."
-                )
+                raise CheckpointError(f"{self.title} lacks the table {name}, which its size is read from; it is incomplete or damaged.")
         tensors = self.header.tensors
         for key, info in tensors.items():
             layer, _, leaf = key.rpartition(".")

@@ -71,9 +71,7 @@ def open_t5(path: str | Path) -> tuple[Source, T5Sizes]:
     """
     source = Source.open(path, "t5", t5_names)
     if f"{_FEED_FORWARD}wi.weight" in source.shapes:
-        raise CheckpointError(
-            f"{source.title} is a T5 1.0 encoder; Open-Sora 2.0 reads T5 v1.1 XXL, whose feed-forward layers are gated (wi_0, wi_1)."
-        )
+        raise CheckpointError(f"{source.title} is a T5 1.0 encoder; Open-Sora 2.0 reads T5 v1.1 XXL, which is gated (wi_0, wi_1).")
     source.check(WHERE)
     return source, t5_sizes(source.shapes)
 
@@ -160,7 +158,7 @@ def load_t5(
     source, sizes = open_t5(path)
     if sizes.d_model in _OTHERS:
         raise CheckpointError(
-            f"{source.title} is {_OTHERS[sizes.d_model]} (width {sizes.d_model}); Open-Sora 2.0 reads T5 v1.1 XXL (width 4096)."
+            f"{source.title} is {_OTHERS[sizes.d_model]} (width {sizes.d_model}); Open-Sora 2.0 reads T5 v1.1 XXL (4096)."
         )
     tokenizer = source.tokenizer(T5, tokenizers, sizes.vocab_size)
     source.check_whole(t5_manifest(sizes))

@@ -167,11 +167,6 @@ def lower_line(part: str, what: str, hits: list[bool], reference: list[bool]) ->
     return Line(part, what, share, must=f"clearly below {other.value:.1%}", is_reached=least > 0)
 
 
-def same_line(part: str, what: str, psnrs: list[float]) -> Line:
-    """Videos that must be the same but for rounding: the worst PSNR between the two."""
-    return Line(part, what, min(psnrs), "dB", must=f"at least {SAME_VIDEO:g}", is_reached=min(psnrs) >= SAME_VIDEO)
-
-
 def nearness_lines(part: str, psnrs: list[float], forwards: list[int], must: tuple[float, int] | None) -> list[Line]:
     """How near clips are to another run's of the same noise. must: of a speed, see SPEEDS."""
     lines = [Line(part, "PSNR, mean of the clips", mean(psnrs), "dB"), Line(part, "PSNR, worst clip", min(psnrs), "dB")]

@@ -96,7 +96,8 @@ def read(frames) -> Reading:
     clip = as_clip(frames)
     background = clip.reshape(-1, 3).median(dim=0).values
     found = _find(clip, background)
-    faults = _background_faults(clip, background)
+    changes = (clip.flatten(1, 2).median(dim=1).values - background).norm(dim=1) > COLOUR_LIMIT / 2
+    faults = ["the background changes"] if changes.any() else []
     nothing = {"background": name_of(background, BACKGROUNDS), "background_rgb": tuple(background.tolist())}
     if found.visible.sum() < 2:
         where = (None,) * len(clip)
@@ -108,6 +109,7 @@ def read(frames) -> Reading:
     rgb = found.colours[found.visible].median(dim=0).values
     times = found.visible.nonzero()[:, 0].float()
     velocity, residuals = _line(times, fit.centres[best])
+    places = iter(fit.centres[best].tolist())
     return Reading(
         colour=name_of(rgb, COLOURS),
         shape=SHAPES[best] if overlap >= LEAST_OVERLAP else None,
@@ -115,7 +117,7 @@ def read(frames) -> Reading:
         speed=velocity.norm().item(),
         faults=(*_object_faults(found, fit, best), *_path_faults(times, fit.centres[best], velocity, residuals), *faults),
         object_rgb=tuple(rgb.tolist()),
-        centres=_in_all_frames(found.visible, fit.centres[best]),
+        centres=tuple(tuple(next(places)) if seen else None for seen in found.visible.tolist()),
         radius=fit.radii[best].median().item(),
         overlap=overlap,
         **nothing,
@@ -195,17 +197,12 @@ def _fit(clip: Tensor, background: Tensor, found: _Found) -> _Fit:
     near = F.max_pool2d(F.max_pool2d(mask.float(), (9, 1), stride=1, padding=(4, 0)), (1, 9), stride=1, padding=(0, 4))
     opacity = opacity.clamp(0, 1) * near  # what lies farther off is another object, counted elsewhere
     # Where no frame has anything near, there is nothing to fit; less than half of the picture is left of most clips.
-    rows, columns = (_span(near.amax(dim=axes)) for axes in ((0, 2), (0, 1)))
+    places = (near.amax(dim=axes).nonzero()[:, 0].tolist() for axes in ((0, 2), (0, 1)))
+    rows, columns = (slice(each[0], each[-1] + 1) for each in places)
     window = slice(None), rows, columns
     origin = torch.tensor([rows.start, columns.start, 0.0])
     fits = [_fit_shape(shape, opacity[window], mask[window], origin) for shape in SHAPES]
     return _Fit(*(torch.stack(parts) for parts in zip(*fits, strict=True)))
-
-
-def _span(is_near: Tensor) -> slice:
-    """The first and the last place of [N] that is not zero."""
-    places = is_near.nonzero()[:, 0]
-    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def _fit_shape(shape: str, opacity: Tensor, mask: Tensor, origin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -234,8 +231,8 @@ def _fit_shape(shape: str, opacity: Tensor, mask: Tensor, origin: Tensor) -> tup
         if step.abs().max() < _CLOSE_ENOUGH:
             break
     fitted = drawn(found)
-    solid, drawn_solid = mask, fitted > 0.5
-    overlap = (solid & drawn_solid).sum(dim=(1, 2)) / (solid | drawn_solid).sum(dim=(1, 2)).clamp(min=1)
+    solid = fitted > 0.5
+    overlap = (mask & solid).sum(dim=(1, 2)) / (mask | solid).sum(dim=(1, 2)).clamp(min=1)
     found = found + origin
     return found[:, :2], found[:, 2], (opacity - fitted).square().sum(dim=(1, 2)), overlap
 
@@ -256,12 +253,6 @@ def _direction(velocity: Tensor, num_frames: int) -> str | None:
         if along > 0 and aside <= ASIDE * along:
             return name
     return None
-
-
-def _background_faults(clip: Tensor, background: Tensor) -> list[str]:
-    per_frame = clip.flatten(1, 2).median(dim=1).values
-    changes = (per_frame - background).norm(dim=1) > COLOUR_LIMIT / 2
-    return ["the background changes"] if changes.any() else []
 
 
 def _object_faults(found: _Found, fit: _Fit, best: int) -> list[str]:
@@ -286,8 +277,3 @@ def _path_faults(times: Tensor, centres: Tensor, velocity: Tensor, residuals: Te
     steps = centres.diff(dim=0) / times.diff()[:, None]
     jumps = (steps - velocity).norm(dim=1).max() > STEP_CHANGE
     return ["it jumps"] if jumps or residuals.max() > STRAIGHT else []
-
-
-def _in_all_frames(visible: Tensor, centres: Tensor) -> tuple[tuple[float, float] | None, ...]:
-    places = iter(centres.tolist())
-    return tuple(tuple(next(places)) if seen else None for seen in visible.tolist())

@@ -123,12 +123,9 @@ def check(path: str | Path) -> Check:
     lines += ["", _folder_sentence(components)] if path.is_dir() else [""]
     passed = bool(verdicts) and all(verdicts)
     nothing = "" if verdicts else ", nothing that Open-Sora 2.0 uses was found"
-    other = ", of another size than the released model" if passed and any(map(_is_of_another_size, components)) else ""
+    sizes = (part.compared.is_released_size for part in components if passed and part.compared is not None)
+    other = "" if all(sizes) else ", of another size than the released model"
     return Check("\n".join([*lines, f"verdict: {'PASS' if passed else 'FAIL'}{other}{nothing}"]), passed)
-
-
-def _is_of_another_size(part: FolderPart) -> bool:
-    return part.header is not None and part.compared is not None and not part.compared.is_released_size
 
 
 def _components(folder: Path) -> Iterator[FolderPart]:

@@ -81,9 +81,7 @@ def try_vae(header: Header) -> Trial:
 def _about_weights(model: Network, formats: Mapping[str, LayerFormat]) -> list[tuple[str, str]]:
     """What the weights of the layers outside the blocks, which read the inputs, look like."""
     plain = {name: layer.weight for name, layer in model.named_children() if hasattr(layer, "weight") and name not in formats}
-    notes = [
-        ("note", f"{name} is all zero: untrained start weights, what it reads has no effect") for name in plain if not plain[name].any()
-    ]
+    notes = [("note", f"{name} is all zero: start weights, what it reads has no effect") for name in plain if not plain[name].any()]
     return [*(("weights", f"{name}: {_statistics(weight)}") for name, weight in plain.items()), *notes]
 
 

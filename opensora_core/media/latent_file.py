@@ -57,7 +57,5 @@ def read_latents(path: str | Path) -> Tensor:
     if _IS_UNSCALED not in tensors:
         raise OpenSoraError(f"{path.name} is of an old form whose scale is another model's; save the latents again.")
     if not torch.isfinite(latents).all():
-        raise OpenSoraError(
-            f"{path.name} holds values that are not numbers (NaN or infinite); it is damaged, or the run that made it failed."
-        )
+        raise OpenSoraError(f"{path.name} holds values that are not numbers; it is damaged, or the run that made it failed.")
     return latents.float()

@@ -75,7 +75,7 @@ class References:
                 )
             if tensor.ndim == LATENT_RANK and tensor.shape[0] not in (1, num_videos):
                 raise OpenSoraError(
-                    f"{name} holds the latents of {tensor.shape[0]} videos for a batch of {num_videos}; give 1 or {num_videos}."
+                    f"{name} holds the latents of {len(tensor)} videos for a batch of {num_videos}; give 1 or {num_videos}."
                 )
         if self.use.is_whole:
             return

@@ -37,9 +37,7 @@ def recipe_of(path: Path) -> dict[str, Any]:
             continue
         if recipe:
             return recipe
-    raise OpenSoraError(
-        f"{path.name} does not say how it was made: it was not written by this program or ComfyUI, or was written anew by another."
-    )
+    raise OpenSoraError(f"{path.name} does not say how it was made: it was not written by this program or ComfyUI, or anew by another.")
 
 
 def tags(path: Path) -> dict[str, str]:
@@ -74,11 +72,11 @@ def _ours(recipe: dict) -> dict | None:
     parts = [recipe.get(name) for name in ("settings", "files", "versions")]
     is_ours = recipe.get("program") == PROGRAM and isinstance(recipe.get("prompt"), str) and type(recipe.get("seed")) is int
     is_whole = is_ours and all(isinstance(part, dict) for part in parts) and {PROGRAM, "torch"} <= set(parts[2])
-    return recipe if is_whole and all(_is_file(part) for part in parts[1].values()) else None
-
-
-def _is_file(part) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("name"), str) and type(part.get("bytes")) is int
+    if is_whole and all(
+        isinstance(one, dict) and type(one.get("name")) is str and type(one.get("bytes")) is int for one in parts[1].values()
+    ):
+        return recipe
+    return None
 
 
 def _comfyuis(graph: dict) -> dict | None:

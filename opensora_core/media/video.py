@@ -108,8 +108,11 @@ def save_video(frames, path, fps: float = 24, *, prompt: str | None = None, comm
     _check_video(pixels.shape, path, fps)
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(pixels) == 1:
+        from PIL import Image
+
         path = path.with_suffix(IMAGE_SUFFIX)
-        _write_png(pixels[0], path)
+        with complete_or_absent(path) as partial:
+            Image.fromarray(pixels[0]).save(partial, format="PNG")
     else:
         _write_mp4(pixels, path, fps, comment)
     if prompt is not None and (problem := save_prompt(path, prompt)):
@@ -261,9 +264,7 @@ def _check_video(shape: Sequence[int], path: Path, fps: float) -> None:
     if not (math.isfinite(fps) and 0 < fps <= 1000):
         raise OpenSoraError(f"fps={fps} is not a frame rate; use a number above 0, such as 24.")
     if path.suffix.lower() not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
-        raise OpenSoraError(
-            f"{shown(path.name)} does not say what to write; end it in {VIDEO_SUFFIX} (or {IMAGE_SUFFIX} for a single frame)."
-        )
+        raise OpenSoraError(f"{shown(path.name)} does not say what to write; end it in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame).")
     frames, height, width, _ = shape
     if frames == 1:
         return
@@ -271,13 +272,6 @@ def _check_video(shape: Sequence[int], path: Path, fps: float) -> None:
         raise OpenSoraError(f"{frames} frames do not fit in one picture; end {shown(path.name)} in {VIDEO_SUFFIX}.")
     if height % 2 or width % 2:
         raise OpenSoraError(f"An H.264 video has even sides; {height}x{width} (height x width) does not.")
-
-
-def _write_png(pixels: numpy.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    with complete_or_absent(path) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG")
 
 
 def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float, comment: str = "") -> None:
@@ -317,9 +311,7 @@ def _ffmpeg(work: str):
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise OpenSoraError(
-            f"{work} needs ffmpeg, and imageio-ffmpeg brings none here; install it, or name it in IMAGEIO_FFMPEG_EXE."
-        ) from error
+        raise OpenSoraError(f"{work} needs ffmpeg, and imageio-ffmpeg has none; install it, or name it in IMAGEIO_FFMPEG_EXE.") from error
     if shutil.which(program) is None:
         raise OpenSoraError(f"{work} needs ffmpeg, and IMAGEIO_FFMPEG_EXE names {program}, which is no program; unset it, or name one.")
     return imageio_ffmpeg

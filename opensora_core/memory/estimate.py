@@ -6,36 +6,14 @@ Peaks come from footprint.py, what streams from residency.py, the tiles of a dec
 
 from dataclasses import dataclass, replace
 
-from ..choices import (
-    AUTO,
-    BF16,
-    BUDGET,
-    DEFAULT_BUDGET_GIB,
-    EXACT,
-    FP32,
-    MINIMAL,
-    OFFLOADS,
-    POLICIES,
-    PRECISIONS,
-    QUANTISED,
-    RESIDENT,
-)
+from .. import choices
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Tiling, Workload
 from ..sampling.guidance import PICTURES, Guidance, ReferenceUse, num_forwards
 from ..sampling.plan import RELEASED_STEPS, Averaged, StepPlan
+from . import footprint
 from .decode import MARGIN, Ladder, parking_bytes, tile_decode_bytes
-from .footprint import (
-    ModelSizes,
-    Weights,
-    decode_peak,
-    encode_peak,
-    sampling_peak,
-    text_peak,
-    text_weights,
-    transformer_weights,
-    vae_weights,
-)
+from .footprint import ModelSizes, Weights
 from .residency import GIB, Residency, at_least, at_most, least_bytes, residency_in_mode
 
 # Assumed, not counted: what libraries take for themselves.
@@ -69,18 +47,18 @@ class Memory:
 class Settings:
     """How to run; the words are those of choices.py. budget_gib: for the offload mode budget."""
 
-    precision: str = AUTO
-    offload: str = AUTO
-    budget_gib: float = DEFAULT_BUDGET_GIB
-    decode_policy: str = AUTO
+    precision: str = choices.AUTO
+    offload: str = choices.AUTO
+    budget_gib: float = choices.DEFAULT_BUDGET_GIB
+    decode_policy: str = choices.AUTO
 
     def __post_init__(self):
-        check_choice("precision", self.precision, PRECISIONS)
-        check_choice("offload", self.offload, OFFLOADS)
-        check_choice("decode_policy", self.decode_policy, POLICIES)
+        check_choice("precision", self.precision, choices.PRECISIONS)
+        check_choice("offload", self.offload, choices.OFFLOADS)
+        check_choice("decode_policy", self.decode_policy, choices.POLICIES)
 
     def words(self) -> str:
-        budget = f" {self.budget_gib:g} GiB" if self.offload == BUDGET else ""
+        budget = f" {self.budget_gib:g} GiB" if self.offload == choices.BUDGET else ""
         return f"precision {self.precision}, offload {self.offload}{budget}, decode {self.decode_policy}"
 
 
@@ -96,13 +74,15 @@ class Request(Workload):
     settings: Settings = Settings()
     tiling: Tiling = Tiling()
     guidance: Guidance = Guidance()
-    speed: str = EXACT
+    speed: str = choices.EXACT
 
     @property
     def forwards(self) -> int:
         """Passes of the transformer, each guidance pass counted."""
         use = PICTURES if self.has_given else None
-        return num_forwards(self.guidance, self.num_steps, self.latent_extent[0], use) if self.speed == EXACT else self._planned(use)
+        if self.speed == choices.EXACT:
+            return num_forwards(self.guidance, self.num_steps, self.latent_extent[0], use)
+        return self._planned(use)
 
     def _planned(self, use: ReferenceUse | None) -> int:
         """Forwards of the plan that is used where none is calibrated; a calibrated one of the same speed has as many points."""
@@ -111,9 +91,9 @@ class Request(Workload):
         return num_forwards(averaged, len(points) - 1, self.latent_extent[0], use)
 
     def _steps_words(self, kind: str) -> str:
-        if self.speed == EXACT:
+        if self.speed == choices.EXACT:
             return f"{self.num_steps} steps, {kind}: {self.forwards} forwards"
-        exact = replace(self, speed=EXACT, num_steps=RELEASED_STEPS)
+        exact = replace(self, speed=choices.EXACT, num_steps=RELEASED_STEPS)
         return f"speed {self.speed}, {kind}: {self.forwards} of {exact.forwards} forwards"
 
     def words(self) -> str:
@@ -216,15 +196,15 @@ class Stages:
         self.context_bytes = CONTEXT_BYTES if memory.device == "cuda" else 0
         self.latent_shape = request.latent_shape(model.transformer.in_channels)
         # The VAE and CLIP are never quantised.
-        self.plain = settings.precision if settings.precision not in QUANTISED else BF16
+        self.plain = settings.precision if settings.precision not in choices.QUANTISED else choices.BF16
         # A precision asked for by name holds for T5 too; a quantised transformer file says nothing of T5.
-        is_as_stored = request.settings.precision == AUTO and settings.precision == model.stored
+        is_as_stored = request.settings.precision == choices.AUTO and settings.precision == model.stored
         self.text_precision = self.plain if is_as_stored else settings.precision
-        if model.stored_text in QUANTISED:
+        if model.stored_text in choices.QUANTISED:
             self.text_precision = model.stored_text
-        self.t5, self.clip_bytes = text_weights(model.text, self.text_precision, model.stored_text)
-        self.transformer = transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
-        one, rest = sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_given, model.text.length)
+        self.t5, self.clip_bytes = footprint.text_weights(model.text, self.text_precision, model.stored_text)
+        self.transformer = footprint.transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
+        one, rest = footprint.sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_given, model.text.length)
         self._beside_transformer = (
             Item("activations of one forward", one, "fused attention, one pass at a time"),
             Item("latents, predictions, prompt", rest),
@@ -240,7 +220,7 @@ class Stages:
         return sum(item.num_bytes for item in self._beside_transformer)
 
     def text(self) -> Stage:
-        encoding = text_peak(self.model.text, self.text_precision)
+        encoding = footprint.text_peak(self.model.text, self.text_precision)
         residency = self._residency(self.t5, encoding)
         items = (
             Item("T5's weights", residency.device_bytes, f"{self.text_precision}, {_residency_words(residency)}"),
@@ -252,10 +232,10 @@ class Stages:
 
     def image(self) -> Stage:
         request, vae = self.request, self.model.vae
-        tile, rest = encode_peak(vae, self.plain, request.height, request.width, request.tiling)
+        tile, rest = footprint.encode_peak(vae, self.plain, request.height, request.width, request.tiling)
         items = (
             self._staying(),
-            Item("VAE's weights", vae_weights(vae, self.plain), self.plain),
+            Item("VAE's weights", footprint.vae_weights(vae, self.plain), self.plain),
             Item("encoding a tile", tile),
             Item("picture", rest),
         )
@@ -277,8 +257,8 @@ class Stages:
     def decode(self) -> tuple[Stage, Tiling, str | None]:
         """The stage, the tiles that the decode policy takes in what is free, and its line."""
         vae, request, staying = self.model.vae, self.request, self._staying()
-        weights = vae_weights(vae, self.plain)
-        itemsize = 4 if self.plain == FP32 else 2
+        weights = footprint.vae_weights(vae, self.plain)
+        itemsize = 4 if self.plain == choices.FP32 else 2
         free = self.memory.free - staying.num_bytes - weights - self.num_values * itemsize - self.context_bytes
         ram = max(0, self.memory.ram_free - self.ram([]).num_bytes) if self.memory.device != "cpu" else 0
         ladder = Ladder(vae, self.latent_shape, itemsize, lambda: max(0, free), lambda: ram)
@@ -287,7 +267,7 @@ class Stages:
             tile, rest = tile_decode_bytes(vae, self.latent_shape, tiling, itemsize), 0
             self.parked_bytes = parking_bytes(vae, self.latent_shape, tiling, itemsize)
         else:
-            tile, rest = decode_peak(vae, self.plain, self.latent_shape, tiling)
+            tile, rest = footprint.decode_peak(vae, self.plain, self.latent_shape, tiling)
         items = (
             staying,
             Item("VAE's weights", weights, self.plain),
@@ -299,8 +279,8 @@ class Stages:
 
     def least(self, stages: list[Stage]) -> tuple[tuple[str, int], ...]:
         """The stages with one block of weights at a time."""
-        saved = {"sampling": self.transformer_residency.device_bytes - least_bytes(self.transformer.sizes, MINIMAL)}
-        saved["text"] = stages[0].items[0].num_bytes - least_bytes(self.t5.sizes, MINIMAL) + self._staying().num_bytes
+        saved = {"sampling": self.transformer_residency.device_bytes - least_bytes(self.transformer.sizes, choices.MINIMAL)}
+        saved["text"] = stages[0].items[0].num_bytes - least_bytes(self.t5.sizes, choices.MINIMAL) + self._staying().num_bytes
         saved["image"] = saved["decode"] = self._staying().num_bytes
         return tuple((stage.name, stage.num_bytes - saved[stage.name]) for stage in stages)
 
@@ -316,7 +296,7 @@ class Stages:
             largest = max(stages, key=lambda stage: stage.num_bytes)
             return Stage("RAM", (process, Item(f"the stage {largest.name}", largest.num_bytes), frames))
         # What was converted on reading is nobody's file; resident weights are on the device only.
-        networks = {"transformer": self.transformer, "T5": self.t5} if self.settings.offload != RESIDENT else {}
+        networks = {"transformer": self.transformer, "T5": self.t5} if self.settings.offload != choices.RESIDENT else {}
         converted = {name: weights.sizes.total for name, weights in networks.items() if not weights.is_mapped}
         name = max(converted, key=converted.get, default="")
         parked = Item("activations of the decode", self.parked_bytes)
@@ -330,7 +310,7 @@ class Stages:
 
     def _staying(self) -> Item:
         """The transformer during the other stages: it stays on the device only if everything does."""
-        is_resident = self.settings.offload == RESIDENT
+        is_resident = self.settings.offload == choices.RESIDENT
         return Item("transformer's weights", self.transformer.sizes.total if is_resident else 0, "resident")
 
     def _libraries(self, convolved: int = 0) -> tuple[Item, ...]:

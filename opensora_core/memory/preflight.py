@@ -188,9 +188,7 @@ def _estimate_lines(found: Estimate, kind: str) -> list[str]:
     for stage in found.stages:
         lines += stage.lines()
     if kind != "Memory":
-        lines.append(
-            f"  At least, with one block of weights at a time: {', '.join(f'{name} {at_least(size)}' for name, size in found.least)}."
-        )
+        lines.append(f"  At least, with one block at a time: {', '.join(f'{name} {at_least(size)}' for name, size in found.least)}.")
     lines += ["RAM needed at least, in GiB:", *found.ram.lines()]
     if found.streamed_bytes:
         lines.append(

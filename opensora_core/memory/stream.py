@@ -32,10 +32,9 @@ def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
     """
     if not blocks:
         raise OpenSoraError("This network cannot be streamed: it has no blocks.")
-    return UnitBytes(
-        tuple(_bytes_of(tensor for _, _, tensor in _tensors(block)) for block in blocks),
-        _bytes_of(tensor for _, _, tensor in _rest(model, blocks)),
-    )
+    inside = {id(tensor) for block in blocks for _, _, tensor in _tensors(block)}
+    rest = _bytes_of(tensor for _, _, tensor in _tensors(model) if id(tensor) not in inside)
+    return UnitBytes(tuple(_bytes_of(tensor for _, _, tensor in _tensors(block)) for block in blocks), rest)
 
 
 class BlockStream:
@@ -178,9 +177,7 @@ class BlockStream:
             block.pin()
             self._pin_left -= block.num_bytes
         except (RuntimeError, MemoryError) as error:  # a system's limit on page-locked memory, which CUDA reports as out of memory
-            logger.warning(
-                "No more main memory can be page-locked (%s); further blocks are copied from where they are, which is slower.", error
-            )
+            logger.warning("No more main memory can be page-locked (%s); others are copied from where they are, which is slower.", error)
             self._pin_left = 0
 
 
@@ -327,11 +324,6 @@ def _tensors(module: nn.Module) -> Iterator[tuple[dict, str, Tensor]]:
             yield from ((store, name, tensor) for name, tensor in store.items() if tensor is not None)
 
 
-def _rest(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[tuple[dict, str, Tensor]]:
-    inside = {id(tensor) for block in blocks for _, _, tensor in _tensors(block)}
-    return (entry for entry in _tensors(model) if id(entry[2]) not in inside)
-
-
 def _bytes_of(tensors: Iterator[Tensor]) -> int:
     return sum({id(tensor): padded(tensor.nbytes) for tensor in tensors}.values())
 
@@ -363,9 +355,7 @@ def _check(model: nn.Module, blocks: Sequence[nn.Module], residency: Residency, 
         raise OpenSoraError(f"The plan is for {len(residency.sizes.blocks)} blocks and the network has {len(blocks)}; plan it anew.")
     for index in residency.streamed:
         if _bytes_of(tensor for _, _, tensor in _tensors(blocks[index])) > residency.buffer_bytes:
-            raise OpenSoraError(
-                "The network's weights are larger than the plan says; plan it anew, after its precision and LoRAs are chosen."
-            )
+            raise OpenSoraError("The network's weights are larger than the plan says; plan anew, after its precision and LoRAs are chosen.")
         for _, name, tensor in _tensors(blocks[index]):
             if type(tensor) not in _PLAIN:
                 raise OpenSoraError(

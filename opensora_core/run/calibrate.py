@@ -57,9 +57,8 @@ class Calibrated:
         names = {points: speed for speed, points in POINTS.items()}
         lines = [f"Distance to the exact run of {self.released_forwards} forwards, as a share of the latents' length (mean, worst prompt):"]
         for plan, forwards, worst in zip(self.plans, self.forwards, self.worst, strict=True):
-            lines.append(
-                f"{len(plan.steps):3} steps {forwards:4} forwards  {plan.error:.4f}  {worst:.4f}  {names.get(len(plan.steps), '')}".rstrip()
-            )
+            speed = names.get(len(plan.steps), "")
+            lines.append(f"{len(plan.steps):3} steps {forwards:4} forwards  {plan.error:.4f}  {worst:.4f}  {speed}".rstrip())
         return "\n".join([*lines, f"Written to {self.path}"])
 
 
@@ -225,9 +224,8 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
         trial = Calibration(subject, runs.whole(), first.guidance, runs.use, first.latent_extent[0], keys)
         return trial.run(runs.make, folder, watchers.stage("sampling"))
 
-    found, _ = with_less(
-        networks.transformer, placement, work, networks.needs.beside_transformer(first), ("calibrating", "the transformer")
-    )
+    beside_bytes = networks.needs.beside_transformer(first)
+    found, _ = with_less(networks.transformer, placement, work, beside_bytes, ("calibrating", "the transformer"))
     if found is None:
         raise OutOfMemory(sampling_ran_out(first, placement))
     return found
@@ -235,16 +233,13 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
 
 def _check_alike(requests: Sequence[GenerationRequest]) -> None:
     first = requests[0]
-    for name in ("height", "width", "num_frames", "guidance", "mode"):
-        values = {_mode(request) if name == "mode" else getattr(request, name) for request in requests}
+    alike = {name: {getattr(request, name) for request in requests} for name in ("height", "width", "num_frames", "guidance")}
+    alike["mode"] = {mode_of(request.references.use if request.has_given else None) for request in requests}
+    for name, values in alike.items():
         if len(values) > 1:
             raise OpenSoraError(f"A plan is of one size, length and kind of run; {name} is {', '.join(sorted(map(str, values)))} here.")
     if first.options.shift or first.references.use.strength not in (0, 1):
         raise OpenSoraError("A plan is calibrated with the model's own shift and a strength of 1; it is used with others too.")
-
-
-def _mode(request: GenerationRequest) -> str:
-    return mode_of(request.references.use if request.has_given else None)
 
 
 def _given(request: GenerationRequest) -> str:

@@ -72,11 +72,7 @@ class ModelFiles:
             folder = SMALL
         folder = Path(folder).expanduser()
         if not folder.is_dir():
-            hint = (
-                "; for a transformer's file give all four parts (--dit, --vae, --t5, --clip)"
-                if folder.is_file()
-                else " (nothing is downloaded)"
-            )
+            hint = "; for a transformer's file give all four parts" if folder.is_file() else " (nothing is downloaded)"
             raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
         layout = _LAYOUT
         if (folder / "transformer").is_dir():
@@ -88,9 +84,7 @@ class ModelFiles:
             return cls(**found, clip=None, tokenizers=tokenizers and Path(tokenizers))
         missing = [name for name in layout.values() if not _in(folder, name).exists()]
         if missing:
-            raise OpenSoraError(
-                f"The model folder {folder} lacks {', '.join(missing)}; download the whole repository, or name each part's file."
-            )
+            raise OpenSoraError(f"The model folder {folder} lacks {', '.join(missing)}; download it whole, or name each part's file.")
         paths = {"clip": None, **{part: _in(folder, name) for part, name in layout.items()}}
         return cls(**paths, tokenizers=None if tokenizers is None else Path(tokenizers))
 

@@ -78,9 +78,8 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> None:
                 try:
                     return compiled(*args)
                 except Exception as error:
-                    if isinstance(error, torch.cuda.OutOfMemoryError) or not type(error).__module__.startswith(
-                        ("torch._dynamo", "torch._inductor")
-                    ):
+                    is_compiler_s = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+                    if isinstance(error, torch.cuda.OutOfMemoryError) or not is_compiler_s:
                         raise
                     is_compiled[0] = False
                     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

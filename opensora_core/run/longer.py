@@ -53,9 +53,8 @@ def make_longer(
             result.prompt, result.notes = prompt, result.notes + notes
             watchers.segment(index + 1, latents)
     with timed(result, "decode", device):
-        result.frames, notes = decode_latents(
-            networks, latents, watchers.stage("decode"), None if networks.files.grid.piece else continuation
-        )
+        joined = None if networks.files.grid.piece else continuation
+        result.frames, notes = decode_latents(networks, latents, watchers.stage("decode"), joined)
         result.notes += notes
     return result
 

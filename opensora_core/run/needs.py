@@ -35,9 +35,8 @@ class Needs:
             return 0
         sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
         shape = request.latent_shape(sizes.transformer.in_channels)
-        return with_margin(
-            sum(sampling_peak(sizes.transformer, self._precision(sizes.stored), shape, request.has_given, sizes.text.length))
-        )
+        peak = sampling_peak(sizes.transformer, self._precision(sizes.stored), shape, request.has_given, sizes.text.length)
+        return with_margin(sum(peak))
 
     def beside_t5(self) -> int:
         """What encoding needs beside T5's weights, where that decides how many of them stay on the device; else 0."""

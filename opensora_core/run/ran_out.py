@@ -52,9 +52,7 @@ def sampling_ran_out(request: GenerationRequest, placement: Placement) -> str:
 
 
 def encoding_ran_out(placement: Placement) -> str:
-    return ran_out(
-        "Encoding the prompt", placement.device, f"use T5 in 8 bits (an fp8 file, or precision fp8_e4m3fn), {_change(placement)}"
-    )
+    return ran_out("Encoding the prompt", placement.device, f"use T5 in 8 bits (an fp8 file or precision fp8_e4m3fn), {_change(placement)}")
 
 
 def reference_ran_out(shape: tuple[int, ...], device: torch.device) -> str:

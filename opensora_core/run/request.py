@@ -7,20 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..choices import (
-    AUTO,
-    CONDITION_SCALES,
-    CURVES,
-    DIFFUSERS,
-    DTYPES,
-    EXACT,
-    FITS,
-    NOISE_DEVICES,
-    POSTERIORS,
-    SCRIPTS,
-    SOLVERS,
-    UNCONDITIONALS,
-)
+from .. import choices
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Workload, check_whole
 from ..media.pictures import References
@@ -43,15 +30,15 @@ class EncodedPrompt:
 
 MAX_SHIFT = 1000.0  # far above any; at the released sizes it is 2 to 12
 _WORDS = {
-    "fit": FITS,
-    "posterior": POSTERIORS,
-    "noise_device": NOISE_DEVICES,
-    "latent_dtype": DTYPES,
-    "solver": SOLVERS,
-    "guidance_curve": CURVES,
-    "condition_scale": CONDITION_SCALES,
-    "unconditional": UNCONDITIONALS,
-    "parity": ("", DIFFUSERS, SCRIPTS),
+    "fit": choices.FITS,
+    "posterior": choices.POSTERIORS,
+    "noise_device": choices.NOISE_DEVICES,
+    "latent_dtype": choices.DTYPES,
+    "solver": choices.SOLVERS,
+    "guidance_curve": choices.CURVES,
+    "condition_scale": choices.CONDITION_SCALES,
+    "unconditional": choices.UNCONDITIONALS,
+    "parity": ("", choices.DIFFUSERS, choices.SCRIPTS),
 }
 
 
@@ -85,23 +72,23 @@ class SamplingOptions:
     image_oscillation: bool = True
     temporal_ramp: bool = True
     shift: float = 0.0
-    fit: str = FITS[0]
-    posterior: str = POSTERIORS[0]
-    noise_device: str = NOISE_DEVICES[0]
-    latent_dtype: str = DTYPES[0]
+    fit: str = choices.FITS[0]
+    posterior: str = choices.POSTERIORS[0]
+    noise_device: str = choices.NOISE_DEVICES[0]
+    latent_dtype: str = choices.DTYPES[0]
     every_pass: bool = False
-    solver: str = AUTO
-    guidance_curve: str = AUTO
-    condition_scale: str = AUTO
-    unconditional: str = AUTO
+    solver: str = choices.AUTO
+    guidance_curve: str = choices.AUTO
+    condition_scale: str = choices.AUTO
+    unconditional: str = choices.AUTO
     parity: str = ""
     aesthetic_score: float | str | None = None
     camera_motion: str | None = None
 
     def __post_init__(self):
         decorate("", self.fps, None)  # raises for a number outside its range
-        for name, choices in _WORDS.items():
-            check_choice(name, getattr(self, name), choices)
+        for name, words in _WORDS.items():
+            check_choice(name, getattr(self, name), words)
         if self.motion_score is not None and not 0 <= finite("motion_score", self.motion_score) <= 100:
             raise OpenSoraError(f"motion_score={self.motion_score} is no score; use 1 to 15 with Open-Sora 2.0, 0 to 100 with 1.2 and 1.3.")
         if not 0 <= finite("shift", self.shift) <= MAX_SHIFT:
@@ -137,7 +124,7 @@ class GenerationRequest(Workload):
     seed: int
     options: SamplingOptions
     noise: Tensor | None = None
-    speed: str = EXACT
+    speed: str = choices.EXACT
 
     def __post_init__(self):
         if not isinstance(self.prompt, (str, EncodedPrompt)):

@@ -112,11 +112,9 @@ def _noise(request: GenerationRequest, shape: tuple[int, ...], device: torch.dev
     return torch.cat([noise(shape, seed, source, torch_dtype(options.latent_dtype)) for seed in request.seeds]).to(device)
 
 
-def _repeated(text: TextCondition, num_videos: int) -> TextCondition:
+def _repeated(text: TextCondition, count: int) -> TextCondition:
     sides = vars(text).items()
-    return TextCondition(
-        **{side: {name: part.expand(num_videos, *part.shape[1:]) for name, part in parts.items()} for side, parts in sides}
-    )
+    return TextCondition(**{side: {name: part.expand(count, *part.shape[1:]) for name, part in parts.items()} for side, parts in sides})
 
 
 def do_share(networks: Networks) -> None:

@@ -30,9 +30,7 @@ def segment_prompts(prompts, segments: int) -> list:
     if not isinstance(segments, int) or isinstance(segments, bool) or segments < 1:
         raise OpenSoraError(f"segments={segments!r} adds nothing; use 1 or more.")
     if segments > MOST_SEGMENTS:
-        raise OpenSoraError(
-            f"{segments} segments are more than can be asked for at once; use at most {MOST_SEGMENTS}, and go on from them."
-        )
+        raise OpenSoraError(f"{segments} segments are more than can be asked for at once; use at most {MOST_SEGMENTS} and go on from them.")
     given = list(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
     if not given or None in given:
         raise OpenSoraError("There is no prompt to go on with; give one, or one for each segment.")

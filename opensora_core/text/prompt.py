@@ -77,11 +77,10 @@ def file_name_part(prompt: str, length: int = 40) -> str:
 
 def _whole(name: str, value: int, limits: tuple[int, int]) -> int:
     low, high = limits
+    wanted = f"a whole number from {low} to {high} (0 leaves the sentence out)"
     if not isinstance(value, numbers.Real):
-        raise OpenSoraError(f"{name}={value!r} is not a whole number from {low} to {high} (0 leaves the sentence out).")
+        raise OpenSoraError(f"{name}={value!r} is not {wanted}.")
     nearest = round(min(max(low, value), high))
     if value != nearest:
-        raise OpenSoraError(
-            f"{name}={value} is not a whole number from {low} to {high} (0 leaves the sentence out); the nearest is {nearest}."
-        )
+        raise OpenSoraError(f"{name}={value} is not {wanted}; the nearest is {nearest}.")
     return nearest

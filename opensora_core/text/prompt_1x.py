@@ -77,9 +77,7 @@ def split_parts(prompt: str) -> list[tuple[int, str]]:
     parts = []
     for start, text in zip(pieces[::2], pieces[1::2], strict=True):
         if not re.fullmatch(r"\s*[0-9]{1,6}\s*", start) or (parts and int(start) <= parts[-1][0]):
-            raise OpenSoraError(
-                f"|{start}| in the prompt is not a loop after the one before it; write |0| first text |2| text from loop 2 on."
-            )
+            raise OpenSoraError(f"|{start}| in the prompt is not a loop after the one before it; {_LOOPS}.")
         parts.append((int(start), text.strip()))
     return parts
 

@@ -468,7 +468,7 @@ def test_the_nearest_is_found_without_counting_every_decode_on_the_way(monkeypat
         counted_decodes.append(shape)
         return decode_peak(config, precision, shape, tiling)
 
-    monkeypatch.setattr(estimate_module, "decode_peak", counting)
+    monkeypatch.setattr(estimate_module.footprint, "decode_peak", counting)
     assert "The nearest that does: " in preflight(Request(2048, 2048), MODEL, card(8.6)).nearest
     assert len(set(counted_decodes)) <= 2 + 2  # as asked for, and where sampling ends in either search; one of them once more
 
