@@ -36,8 +36,7 @@ class CheckpointError(OpenSoraError):
 class OutOfMemory(OpenSoraError, MemoryError):
     """Memory ran out, whatever could be tried; says what was free and what to change.
 
-    Attributes:
-        latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale: what is finished, for OpenSoraPipeline.decode; or None.
+    latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale: what is finished, for OpenSoraPipeline.decode; or None.
     """
 
     def __init__(self, message: str, latents=None):
@@ -50,11 +49,7 @@ class DecodeOutOfMemory(OutOfMemory):
 
 
 class NotNumbers(OpenSoraError):
-    """Finished latents were decoded to values that are not numbers; they are not lost.
-
-    Attributes:
-        latents: as OutOfMemory's.
-    """
+    """Finished latents were decoded to values that are not numbers; they are not lost. latents: as OutOfMemory's."""
 
     def __init__(self, message: str, latents):
         super().__init__(message)

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 class NetworkSizes(Protocol):
     """Sizes of a network that denoises, frozen and hashable.
 
-    Attributes:
-        in_channels, patch_size: channels of the latents; latent pixels of a token's side.
-        grid: how it counts frames, pixels, latents and tokens.
+    in_channels, patch_size: channels of the latents; latent pixels of a token's side. grid: how it counts frames, pixels, latents and tokens.
     """
 
     in_channels: int
@@ -46,9 +44,7 @@ class NetworkSizes(Protocol):
 class Network(Protocol):
     """A network that denoises. It is called as network(x, timestep, **named inputs, transformer_options).
 
-    Attributes:
-        dtype: what it is to be called in.
-        piece_tokens: tokens that a layer takes at a time at most; far above them activations grow as a line.
+    dtype: what it is to be called in. piece_tokens: tokens that a layer takes at a time at most; far above them activations grow as a line.
     """
 
     config: NetworkSizes

@@ -225,14 +225,9 @@ def inputs_like(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-    """Softmax attention without a mask, scale head_dim**-0.5.
+    """Softmax attention without a mask, scale head_dim**-0.5: q, k, v [B, H, L, D] -> [B, L, H * D].
 
-    Args:
-        q, k, v: [B, H, L, D].
-        transformer_options: the host's per-call options; unused here, so that a host function fits the seam.
-
-    Returns:
-        [B, L, H * D].
+    transformer_options: the host's per-call options; unused here, so that a host function fits the seam.
     """
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 

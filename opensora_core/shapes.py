@@ -24,11 +24,7 @@ def dim(shapes: Shapes, key: str, axis: int, default: int) -> int:
 
 
 def size(shapes: Shapes, key: str, axis: int = 0) -> int:
-    """One dimension of a tensor that must be there.
-
-    Raises:
-        CheckpointError: the tensor or that dimension is missing, or it is no size of a model.
-    """
+    """One dimension of a tensor that must be there, and be a size of a model."""
     found = dim(shapes, key, axis, 0)
     if not 1 <= found <= _LARGEST_SIZE:
         what = f"has shape {list(shapes[key])}" if key in shapes else "is missing"
@@ -39,10 +35,7 @@ def size(shapes: Shapes, key: str, axis: int = 0) -> int:
 def count(shapes: Shapes, stem: str) -> int:
     """How many blocks follow `stem` ("double_blocks."): one more than the highest index; 0 where there is none.
 
-    A gap is left for the comparison of keys to name.
-
-    Raises:
-        CheckpointError: an index that a file of so few tensors cannot have.
+    A gap is left for the comparison of keys to name. Raises a CheckpointError for an index that a file of so few tensors cannot have.
     """
     indices = {key[len(stem) :].split(".", 1)[0] for key in shapes if key.startswith(stem)}
     highest = max((index.zfill(20) for index in indices if index.isdecimal()), default="")

@@ -218,14 +218,8 @@ def as_one(path: Path, parts: list[Header]) -> Header:
     if len(parts) == 1:
         return parts[0]
     tensors = {key: info for part in parts for key, info in part.tensors.items()}
-    return Header(
-        path,
-        parts[0].format,
-        tensors,
-        merged_metadata([part.metadata for part in parts], path.name),
-        sum(part.num_bytes for part in parts),
-        tuple(parts),
-    )
+    metadata = merged_metadata([part.metadata for part in parts], path.name)
+    return Header(path, parts[0].format, tensors, metadata, sum(part.num_bytes for part in parts), tuple(parts))
 
 
 def merged_metadata(parts: Sequence[Mapping[str, str] | None], name: str) -> dict[str, str]:
@@ -366,9 +360,8 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
     if num_bytes > expected:
         raise CheckpointError(f"{path.name} has {num_bytes - expected:,} bytes more than its header describes; download it again.")
     try:
-        with safe_open(
-            path, framework="numpy"
-        ):  # maps the file without promising memory for it; refuses gaps, overlaps and whatever else the format forbids
+        # Maps the file without promising memory for it; refuses gaps, overlaps and whatever else the format forbids.
+        with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"The header of {path.name} is damaged ({str(error)[:_SHOWN]}); download it again.") from error
@@ -392,11 +385,8 @@ def _check_spans(name: str, tensors: dict[str, TensorInfo], spans: dict[str, tup
 
 def _torch_header(path: Path, num_bytes: int) -> Header:
     state = _torch_state(path)
-    tensors = {
-        key: TensorInfo(tuple(value.shape), TORCH_NAMES.get(value.dtype, str(value.dtype)))
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: TensorInfo(tuple(one.shape), TORCH_NAMES.get(one.dtype, str(one.dtype))) for key, one in tensors.items()}
     return Header(path, "torch", tensors, {}, num_bytes)
 
 

@@ -108,12 +108,8 @@ class Target:
             return claim_unused(self.folder, lambda number: self.folder / f"{self._name}_{number:04d}{VIDEO_SUFFIX}")
         made = claim_unused(self.path)
         if made.path != self.path and not self._is_told:
-            what = taken_by(self.path)
-            say(
-                f"{what.name} is there already; writing {made.path.name}"
-                if what
-                else f"{self.path.name} is being made; writing {made.path.name}"
-            )
+            there = taken_by(self.path)
+            say(f"{f'{there.name} is there already' if there else f'{self.path.name} is being made'}; writing {made.path.name}")
         self._is_told = True
         return made
 

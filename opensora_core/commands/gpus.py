@@ -52,9 +52,8 @@ def _waited_for(started: Sequence, is_rows: bool) -> int:
         for rank, process in enumerate(started):
             if (process.exitcode or 0) < 0 and rank not in told:
                 told.add(rank)
-                say(
-                    f"process {rank} of {len(started)} was lost (signal {-process.exitcode}); {'the others take up its rows' if is_rows else 'all end'}"
-                )
+                what = "the others take up its rows" if is_rows else "all end"
+                say(f"process {rank} of {len(started)} was lost (signal {-process.exitcode}); {what}")
         if not is_rows and any(process.exitcode for process in started):
             ended_at = ended_at or time.monotonic()
             if time.monotonic() - ended_at > _GRACE:

@@ -26,7 +26,7 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
     piece, given = family.grid.piece or 1, options.condition_frame_length
     if given is not None and (given < 1 or given % piece):
         raise OpenSoraError(
-            f"--condition-frame-length {given} is no count of latent frames that this model can be given; use {piece}{' or a multiple of it' * (piece > 1)}."
+            f"--condition-frame-length {given} is no count that this model can be given; use {piece}{' or a multiple of it' * (piece > 1)}."
         )
     parts = [(0, options.prompt)]
     if family.sampling.place is not None and options.prompt is not None:

@@ -197,12 +197,8 @@ class Jobs:
                 self._screen.say(problem)
 
     def _recipe(self, job: Job, seed: int) -> str:
-        of_run = {
-            "num_frames": job.arguments["num_frames"],
-            "dtype": str(self._pipe.dtype).removeprefix("torch."),
-            "device": self._pipe.device.type,
-        }
-        return as_tag({"prompt": job.prompt, "seed": seed, **of_run, **job.recipe})
+        of_run = {"prompt": job.prompt, "seed": seed, "num_frames": job.arguments["num_frames"]}
+        return as_tag({**of_run, "dtype": str(self._pipe.dtype).removeprefix("torch."), "device": self._pipe.device.type, **job.recipe})
 
     def _sampled(self, job: Job, seed: int, arguments: dict[str, Any]) -> GenerationResult:
         if job.longer is not None:

@@ -95,7 +95,7 @@ class Ledger:
                 raise ValueError("not what was written")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OpenSoraError(
-                f"{self._path} is not the record of a batch, or it is damaged; move it away to begin anew, or give --out another folder."
+                f"{self._path} is not the record of a batch, or it is damaged; move it away, or give --out another folder."
             ) from error
         if version != _FORMAT:
             raise OpenSoraError(f"{self._path} was written by another version of this program; give --out another folder.")

@@ -143,10 +143,9 @@ def _of_graph(graph: dict) -> dict[str, Any]:
     direction, context = asked.pop("direction", ""), asked.pop("context", "")
     if direction:
         asked["cond_type"] = f"v2v_{'head' if direction == FORWARDS else 'tail'}{'_easy' * (str(context) == '65')}"
-    sides = "resolution" in asked and asked["resolution"] == "custom"
-    unused = (
-        ("resolution", "aspect_ratio") if sides else ("width", "height") if "resolution" in asked else ("aspect_ratio", "width", "height")
-    )
+    unused = ("width", "height") if "resolution" in asked else ("aspect_ratio", "width", "height")
+    if asked.get("resolution") == "custom":
+        unused = ("resolution", "aspect_ratio")
     defaults = {one.name: one.default for one in fields(GenerateOptions)}
     return {name: value for name, value in asked.items() if name not in unused and value != defaults[name]}
 

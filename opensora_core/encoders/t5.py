@@ -156,10 +156,8 @@ def load_t5(
         CheckpointError: the file is damaged, incomplete or another model, or there is no tokenizer.
     """
     source, sizes = open_t5(path)
-    if sizes.d_model in _OTHERS:
-        raise CheckpointError(
-            f"{source.title} is {_OTHERS[sizes.d_model]} (width {sizes.d_model}); Open-Sora 2.0 reads T5 v1.1 XXL (4096)."
-        )
+    if other := _OTHERS.get(sizes.d_model):
+        raise CheckpointError(f"{source.title} is {other} (width {sizes.d_model}); Open-Sora 2.0 reads T5 v1.1 XXL (width 4096).")
     tokenizer = source.tokenizer(T5, tokenizers, sizes.vocab_size)
     source.check_whole(t5_manifest(sizes))
     model = t5_network(sizes, dtype)

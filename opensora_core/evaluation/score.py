@@ -14,13 +14,8 @@ from .verdict import ATTRIBUTES, Verdict
 from .world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, combinations
 
 Z = 1.959964  # of 95 %
-CHANCE = {
-    "colour": 1 / len(COLOURS),
-    "background": 1 / len(BACKGROUNDS),
-    "shape": 1 / len(SHAPES),
-    "direction": 1 / len(DIRECTIONS),
-    "all four": 1 / len(combinations()),
-}
+_KINDS = {"colour": COLOURS, "background": BACKGROUNDS, "shape": SHAPES, "direction": DIRECTIONS, "all four": combinations()}
+CHANCE = {name: 1 / len(kinds) for name, kinds in _KINDS.items()}
 PSNR_CEILING = 100.0  # dB, for identical pictures, so that a mean exists
 # The figures that the requirements speak of: at least so many prompts, exactly so many steps, the default guidance.
 REQUIRED_PROMPTS, REQUIRED_STEPS, REQUIRED_GUIDANCE = 96, 40, (7.5, 3.0)

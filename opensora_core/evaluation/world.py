@@ -15,13 +15,9 @@ NUM_FRAMES = 17
 FPS = 24
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {
-    "red": (205, 50, 50),
-    "green": (50, 165, 70),
-    "blue": (60, 85, 205),
-    "yellow": (225, 200, 60),
-    "purple": (155, 65, 185),
+    "red": (205, 50, 50), "green": (50, 165, 70), "blue": (60, 85, 205), "yellow": (225, 200, 60), "purple": (155, 65, 185),
     "white": (235, 235, 235),
-}
+}  # fmt: skip
 BACKGROUNDS = {"black": (25, 25, 25), "gray": (128, 128, 128), "white": (235, 235, 235), "blue": (60, 85, 205)}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (row, column) steps
 MOTION_SCORES = (2, 3, 4, 5, 6)

@@ -36,9 +36,8 @@ WHOLE_CLIP = -1  # of a temporal tile
 class Tiling:
     """Overlapping tiles. Sizes in pixels and frames; overlap as a share of a tile. A tile_size of 0 = not tiled in space.
 
-    Attributes:
-        temporal_tile: 0 = as the codec was used by its makers (the whole clip at once, the Video DC-AE 32 frames); WHOLE_CLIP = not tiled.
-        parked: decode with activations in main memory, parts of them at a time on the device (codecs/hunyuan/layers.py): the same frames.
+    temporal_tile: 0 = as the codec was used by its makers (the whole clip at once, the Video DC-AE 32 frames); WHOLE_CLIP = not tiled.
+    parked: decode with activations in main memory, parts of them at a time on the device (codecs/hunyuan/layers.py): the same frames.
     """
 
     tile_size: int = 256
@@ -54,16 +53,10 @@ def check_whole(name: str, value) -> None:
 
 
 def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
-    """(height, width) in pixels that Open-Sora 2.0 generates at for a named resolution and ratio.
+    """(height, width) in pixels that Open-Sora 2.0 generates at for a named resolution and ratio; any other size is asked for by width and height.
 
-    Args:
-        resolution: "256px" (a square's area) or "720p" (a 16:9 frame's area).
-        aspect_ratio: "width:height", one of ASPECT_RATIOS.
-        multiple: 16, or 32 for the high-compression autoencoder.
-
-    Raises:
-        OpenSoraError: a name or a ratio that is not in the lists; any other size is asked for by width and height.
-
+    resolution: "256px" (a square's area) or "720p" (a 16:9 frame's area). aspect_ratio: "width:height", one of ASPECT_RATIOS.
+    multiple: 16, or 32 for the high-compression autoencoder.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/aspect.py, training=False.
     """
     if resolution not in RESOLUTIONS:
@@ -182,21 +175,13 @@ class Grid:
         return self.frames.pixel_frames(latent_length)
 
     def frames_for_seconds(self, seconds: float, fps: float) -> int:
-        """The count of frames nearest to a length in seconds: 4 s at 24 FPS -> 97, or 96.
-
-        Raises:
-            OpenSoraError: a length or frame rate that is not a positive, finite number.
-        """
+        """The count of frames nearest to a length in seconds, a positive, finite number: 4 s at 24 FPS -> 97, or 96."""
         if not (math.isfinite(seconds) and seconds > 0 and math.isfinite(fps) and fps > 0):
             raise OpenSoraError(f"A length of {seconds} s at {fps} FPS is not a clip; both must be positive numbers.")
         return self.frames.nearest(seconds * fps)
 
     def length(self, text: str, fps: float) -> int:
-        """Frames that "129" or "4s" asks for; seconds are rounded to the nearest count that there is.
-
-        Raises:
-            OpenSoraError: neither of the two.
-        """
+        """Frames that "129" or "4s" asks for; seconds are rounded to the nearest count that there is."""
         match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?s", text.strip())
         if match:
             return self.frames_for_seconds(float(match[1]), fps)
@@ -211,8 +196,7 @@ class Grid:
     def check_size(self, height: int, width: int, multiple: int = 0) -> tuple[int, int]:
         """Return (height, width) if a video can have it, else raise an OpenSoraError that names the nearest.
 
-        Args:
-            multiple: what both sides must be a multiple of, in pixels; 0 = size_multiple. The codec alone needs only `space`.
+        multiple: what both sides must be a multiple of, in pixels; 0 = size_multiple. The codec alone needs only `space`.
         """
         multiple = multiple or self.size_multiple
         if height < multiple or width < multiple or height % multiple or width % multiple:
@@ -242,10 +226,8 @@ HIGH_COMPRESSION = Grid(32, 1, FrameRule(_FOURS, step=4, lead=0, shortest_clip=8
 class Workload:
     """The size, length, steps and number of the videos to make.
 
-    Attributes:
-        height, width, num_frames: pixels and frames that the grid has: for Open-Sora 2.0 multiples of 16 and 4k+1.
-        num_steps: from noise to video. num_videos: made at a time.
-        grid: of the model.
+    height, width, num_frames: pixels and frames that the grid has: for Open-Sora 2.0 multiples of 16 and 4k+1.
+    num_steps: from noise to video. num_videos: made at a time. grid: of the model.
     """
 
     height: int

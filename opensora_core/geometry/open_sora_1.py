@@ -66,12 +66,8 @@ def size_table(resolution: str) -> dict[str, tuple[int, int]]:
 def named_size(resolutions: tuple[str, ...], resolution: str, aspect_ratio: str, multiple: int = 1) -> tuple[int, int]:
     """(height, width) in pixels of a named resolution and ratio.
 
-    Args:
-        resolutions: the version's. aspect_ratio: "width:height"; of an area's sizes ("512") the nearest is taken.
-        multiple: not made use of: any size can be made.
-
-    Raises:
-        OpenSoraError: no such resolution or ratio.
+    resolutions: the version's. aspect_ratio: "width:height"; of an area's sizes ("512") the nearest is taken.
+    multiple: not made use of: any size can be made.
     """
     if resolution not in resolutions:
         raise OpenSoraError(f"resolution={resolution!r} is not known; use one of {', '.join(resolutions)}.")

@@ -314,9 +314,6 @@ def _holes(header: Header, zero: tuple[str, ...]) -> list[str]:
 
     A downloader that reserves a file's whole size leaves such holes when it stops, and no length gives it away.
     """
-    matrices = [
-        key
-        for key, info in header.tensors.items()
-        if len(info.shape) > 1 and info.num_elements and info.dtype in ("F32", "F16", "BF16") and key not in zero
-    ]
+    plain = {key: info for key, info in header.tensors.items() if info.dtype in ("F32", "F16", "BF16") and key not in zero}
+    matrices = [key for key, info in plain.items() if len(info.shape) > 1 and info.num_elements]
     return [key for key, row in last_rows(header, matrices) if not (row.isfinite().all() and row.any())]

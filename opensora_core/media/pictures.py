@@ -172,10 +172,8 @@ def _reference_clip(video, direction: str, context: int, grid: Grid) -> Tensor:
         return frames
     if isinstance(video, Sequence) and len(video):
         check_clip_length("video", len(video), context)
-        video = [
-            rgb_array(frame, "A frame of video") if hasattr(frame, "convert") else frame
-            for frame in nearest_frames(video, direction, context)
-        ]
+        frames = nearest_frames(video, direction, context)
+        video = [rgb_array(frame, "A frame of video") if hasattr(frame, "convert") else frame for frame in frames]
         shapes = {tuple(getattr(frame, "shape", ())) for frame in video}
         if len(shapes) > 1:
             raise OpenSoraError(f"The frames of video are of different sizes: {', '.join(map(str, sorted(shapes)[:3]))}.")
@@ -195,7 +193,7 @@ def _latents(name: str, latents: Tensor, at_least: int) -> Tensor:
     """Latents as they are, once they are seen to be that; a picture's are of one frame."""
     if 0 in latents.shape or not latents.is_floating_point() or not torch.isfinite(latents).all():
         raise OpenSoraError(
-            f"The latents of {name} are {list(latents.shape)} {latents.dtype}; finite numbers [videos, channels, frames, height, width] are expected."
+            f"The latents of {name} are {list(latents.shape)} {latents.dtype}; they are finite numbers [videos, channels, frames, height, width]."
         )
     if name != "video" and latents.shape[2] != 1:
         raise OpenSoraError(

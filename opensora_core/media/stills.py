@@ -62,7 +62,7 @@ def rgb_array(picture, name: str) -> numpy.ndarray:
         picture = picture.convert("RGBA")
         if picture.getextrema()[3][0] < 255:
             raise OpenSoraError(
-                f"{name} is transparent in places, which no frame of a video is; lay it on a background of your choice and save it without alpha channel."
+                f"{name} is transparent in places, which no frame of a video is; lay it on a background, and save it without alpha channel."
             )
     return numpy.array(picture.convert("RGB"))
 

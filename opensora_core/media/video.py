@@ -42,7 +42,8 @@ _FIRST_BYTES = (
     (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x30\x26\xb2\x75", "asf"), (8, b"AVI ", "avi"),
     *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
 )  # fmt: skip
-_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+_PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_PICTURE_BRANDS = (b"WEBP", b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 # High dynamic range, by the word that ffmpeg has for its transfer: brought to SDR with reference white (203 nits) just below white.
 _HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
 _TO_SDR = (
@@ -164,10 +165,7 @@ def is_video(path) -> bool:
     """Whether a file holds a video, by its first bytes; one that is not there, or cannot be told so, by its name."""
     path = Path(path)
     start = _first_bytes(path)
-    is_picture = start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")) or start[8:12] in (
-        b"WEBP",
-        *_PICTURE_BRANDS,
-    )
+    is_picture = start.startswith(_PICTURE_STARTS) or start[8:12] in _PICTURE_BRANDS
     return not is_picture and (_container(start) is not None or path.suffix.lower() in VIDEO_SUFFIXES)
 
 

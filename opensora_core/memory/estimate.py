@@ -172,11 +172,8 @@ def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Me
             f"{at_least(streamed)} GiB of the transformer's file are copied to the device in every forward and RAM has not room for them: "
             "they are read from disk each time."
         )
-    problems = [
-        f"{stage.name}: {at_least(stage.num_bytes)} GiB needed, {at_most(memory.free)} GiB free."
-        for stage in stages
-        if stage.num_bytes > memory.free
-    ]
+    short = [stage for stage in stages if stage.num_bytes > memory.free]
+    problems = [f"{stage.name}: {at_least(stage.num_bytes)} GiB needed, {at_most(memory.free)} GiB free." for stage in short]
     if memory.device != "cpu" and ram.num_bytes > memory.ram_free:
         problems.append(f"RAM: {at_least(ram.num_bytes)} GiB needed, {at_most(memory.ram_free)} GiB free.")
     return Estimate(settings, tiling, tuple(stages), ram, streamed, is_cached, need.least(stages), tuple(problems), tuple(notes))
@@ -233,13 +230,9 @@ class Stages:
     def image(self) -> Stage:
         request, vae = self.request, self.model.vae
         tile, rest = footprint.encode_peak(vae, self.plain, request.height, request.width, request.tiling)
-        items = (
-            self._staying(),
-            Item("VAE's weights", footprint.vae_weights(vae, self.plain), self.plain),
-            Item("encoding a tile", tile),
-            Item("picture", rest),
-        )
-        return Stage("image", (*items, *self._libraries(tile)))
+        weights = Item("VAE's weights", footprint.vae_weights(vae, self.plain), self.plain)
+        work = Item("encoding a tile", tile), Item("picture", rest)
+        return Stage("image", (self._staying(), weights, *work, *self._libraries(tile)))
 
     def sampling(self) -> Stage:
         residency = self.transformer_residency

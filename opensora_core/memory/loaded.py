@@ -12,8 +12,7 @@ import copy
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -94,7 +93,7 @@ class LoadedModels:
         self._models: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
         self._sizes: dict[Key, int] = {}  # bytes
         self._kept: OrderedDict[Key, Any] = OrderedDict()
-        self._gates: dict[Key, list] = {}  # [lock, how many want it], of keys that are being loaded
+        self._gates: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()  # locks of keys that are being loaded
         self._checked: OrderedDict[Hashable, None] = OrderedDict()
         self._keep_limit = 0
         self.keep_limit_gib = keep_limit_gib
@@ -140,7 +139,9 @@ class LoadedModels:
             size: gives the bytes that the object counts for within the limit. keep: hold it within the limit when nobody else does.
         """
         key = Key(kind, stamp(path), tuple(sorted(options.items())))
-        with self._gate(key):
+        with self._lock:
+            gate = self._gates.setdefault(key, threading.RLock())  # one thread at a time for a key; others' keys are not held up
+        with gate:
             with self._lock:
                 model = self._models.get(key)
             if model is None:
@@ -191,21 +192,6 @@ class LoadedModels:
             self._checked[key] = None
             while len(self._checked) > _CHECKS:
                 self._checked.popitem(last=False)
-
-    @contextmanager
-    def _gate(self, key: Key) -> Iterator[None]:
-        """One thread at a time for a key; others' keys are not held up."""
-        with self._lock:
-            gate = self._gates.setdefault(key, [threading.RLock(), 0])
-            gate[1] += 1
-        try:
-            with gate[0]:
-                yield
-        finally:
-            with self._lock:
-                gate[1] -= 1
-                if not gate[1]:
-                    self._gates.pop(key, None)
 
     def _forget_replaced(self, key: Key) -> None:
         """Models of what this path was before: not kept, and not found again if the old file comes back."""

@@ -192,6 +192,6 @@ def _estimate_lines(found: Estimate, kind: str) -> list[str]:
     lines += ["RAM needed at least, in GiB:", *found.ram.lines()]
     if found.streamed_bytes:
         lines.append(
-            f"    and {at_least(found.streamed_bytes)} of the mapped file, streamed in every forward; the system keeps them where there is room"
+            f"    and {at_least(found.streamed_bytes)} of the mapped file, streamed in every forward; the system keeps what it can"
         )
     return [*lines, *(f"  Note: {note}" for note in found.notes)]

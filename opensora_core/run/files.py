@@ -65,10 +65,7 @@ class ModelFiles:
         """
         if str(folder) == "small":
             if not SMALL.is_dir():
-                raise OpenSoraError(
-                    "The built-in model 'small' is not part of this copy; install it again, or give a folder with the Open-Sora 2.0 files "
-                    "as the model."
-                )
+                raise OpenSoraError("The built-in model 'small' is not part of this copy; install it again, or give a folder as the model.")
             folder = SMALL
         folder = Path(folder).expanduser()
         if not folder.is_dir():
@@ -283,7 +280,7 @@ def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
     decoder = open_decoder(vae)[1].config
     if decoder.latent_channels != config.in_channels:
         raise CheckpointError(
-            f"{vae.name} has {decoder.latent_channels} latent channels and {header.name} works on {config.in_channels}; they are not of one model."
+            f"{vae.name} has {decoder.latent_channels} latent channels, {header.name} works on {config.in_channels}: not of one model."
         )
     return config
 

@@ -70,9 +70,8 @@ def _given(networks: Networks, latents: Tensor, continuation: Continuation, seed
     rule = networks.files.family.check_longer()
     if rule.re_encodes:
         # The last frame depends on those before it: it is decoded with them.
-        videos, _ = decode_latents(
-            networks, latents[:, :, -(continuation.segment if rule.from_picture else continuation.context) :], lambda done, total: None
-        )
+        length = continuation.segment if rule.from_picture else continuation.context
+        videos, _ = decode_latents(networks, latents[:, :, -length:], lambda done, total: None)
         clips = [torch.from_numpy(numpy.stack(frames[-1:] if rule.from_picture else frames)).float() / 255 for frames in videos]
         draws = [None] * len(clips) if seeds is None else [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         latents = torch.cat([networks.video_vae.encode(clip, [draw]) for clip, draw in zip(clips, draws, strict=True)]).cpu()

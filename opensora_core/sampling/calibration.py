@@ -30,8 +30,7 @@ class RecordedStep(StepGuidance):
 class Recorder:
     """Guidance of a released run for which every pass is run at every step, and kept, in fp32 on the CPU.
 
-    Attributes:
-        steps: of the run so far: guidance and predictions.
+    steps: of the run so far: guidance and predictions.
     """
 
     guidance: Guidance
@@ -56,8 +55,7 @@ class Recorder:
 def interval_costs(points: Tensor, steps: Sequence[StepGuidance], predictions: Sequence[Predictions], latents: Tensor) -> Tensor:
     """[N, N + 1] fp64: at [a, b] the cost of holding step a up to step b, as a share of the finished latents' squared length; inf for b <= a.
 
-    Args:
-        points: [N + 1] of the released run. steps, predictions: of its N steps. latents: [B, C, T, H, W] that it ended with.
+    points: [N + 1] of the released run. steps, predictions: of its N steps. latents: [B, C, T, H, W] that it ended with.
     """
     strides, num_steps = (points[1:] - points[:-1]).tolist(), len(steps)
     costs = torch.full((num_steps, num_steps + 1), torch.inf, dtype=torch.float64)

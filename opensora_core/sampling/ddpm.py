@@ -19,11 +19,7 @@ GUIDED_CHANNELS = 3  # of the four; the last, and the variance, stay as the prom
 
 
 def respaced(num_steps: int, total: int = NUM_TIMESTEPS) -> list[int]:
-    """The timesteps that are taken, evenly from 0 to the last, halves to even. Source: improved-diffusion respace.py, space_timesteps.
-
-    Raises:
-        OpenSoraError: fewer than one step, or more than there are.
-    """
+    """The timesteps that are taken, evenly from 0 to the last, halves to even. Source: improved-diffusion respace.py, space_timesteps."""
     if not 1 <= num_steps <= total:
         raise OpenSoraError(f"steps={num_steps} cannot be taken; use 1 to {total} (the model's own default is 100).")
     stride, place, taken = (total - 1) / (num_steps - 1) if num_steps > 1 else 1, 0.0, []
@@ -37,8 +33,7 @@ def respaced(num_steps: int, total: int = NUM_TIMESTEPS) -> list[int]:
 class Tables:
     """Tables of the steps that are taken, [N] each.
 
-    Attributes:
-        timesteps: what the network is told. betas: variance that a step adds. clean: share of the clean picture's variance, cumulated.
+    timesteps: what the network is told. betas: variance that a step adds. clean: share of the clean picture's variance, cumulated.
     """
 
     timesteps: Tensor
@@ -86,11 +81,7 @@ class Respaced(Schedule):
 
 
 def respaced_schedule(config, extent, num_steps: int, shift: float = 0.0, dtype: torch.dtype = torch.float64) -> Respaced:
-    """dtype: see `tables`.
-
-    Raises:
-        OpenSoraError: steps that cannot be taken, or a shift, which this diffusion has none of.
-    """
+    """The released schedule; this diffusion has no shift. dtype: see `tables`."""
     if shift:
         raise OpenSoraError(f"shift={shift} is of the rectified flow, which this model does not follow; leave it at 0.")
     table = tables(num_steps, dtype)

@@ -34,12 +34,10 @@ CONTEXTS = (33, 65)  # frames of a clip that a video is made to go on from
 class ImageCondition:
     """Given latent frames.
 
-    Attributes:
-        mask: [B, 1, T, H, W], 1 where a latent frame is given.
-        latents: [B, C, T, H, W] in the transformer's scale (LATENT_SCALE times the VAE's), zero elsewhere.
-        use: how a run uses them.
-        edit: [B, T], how far each frame may be edited, 0 (kept) to 1 (made), for models that hold frames by degrees and are asked to;
-            None = 0 where a frame is given, 1 elsewhere.
+    mask: [B, 1, T, H, W], 1 where a latent frame is given. use: how a run uses them.
+    latents: [B, C, T, H, W] in the transformer's scale (LATENT_SCALE times the VAE's), zero elsewhere.
+    edit: [B, T], how far each frame may be edited, 0 (kept) to 1 (made), for models that hold frames by degrees and are asked to;
+    None = 0 where a frame is given, 1 elsewhere.
     """
 
     mask: Tensor
@@ -55,11 +53,9 @@ class ImageCondition:
 class Given:
     """How what is given enters a run: here not at all. A family whose frames enter otherwise overrides what it needs (run.py calls it).
 
-    Attributes:
-        use: how the run uses it; None where nothing is given.
-        cond: what the network reads beside the noise, if it reads anything.
-        edit: [B, T], how far each frame may be edited, if the network reads that.
-        draw: (latents) -> noise of their shape, for those that noise what is given; a run sets it.
+    use: how the run uses it; None where nothing is given. cond: what the network reads beside the noise, if it reads anything.
+    edit: [B, T], how far each frame may be edited, if the network reads that.
+    draw: (latents) -> noise of their shape, for those that noise what is given; a run sets it.
     """
 
     use: ReferenceUse | None = None
@@ -91,8 +87,7 @@ NOTHING = Given()
 class Beside(Given):
     """Given frames that the network reads beside the noise, and that replace the result's at the end where their use says so.
 
-    Args:
-        x: the latents of the run. dtype: of the network.
+    x: the latents of the run. dtype: of the network.
     """
 
     def __init__(self, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
@@ -106,8 +101,7 @@ class Beside(Given):
 class FirstFrame(Given):
     """A first picture that the network reads beside the noise, zeros in the other frames; nothing is put back at the end.
 
-    Args:
-        x: the latents of the run, which may be longer than what the condition was laid out for. dtype: not made use of; `cond` is fp32.
+    x: the latents of the run, which may be longer than what the condition was laid out for. dtype: not made use of; `cond` is fp32.
     """
 
     def __init__(self, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
@@ -119,8 +113,7 @@ class FirstFrame(Given):
 class MadeOver(Given):
     """A whole clip that is made over: the run begins with it, under as much noise as there is at the first point of its schedule.
 
-    Args:
-        process: of the model. x: noise; where it is longer than the clip, the clip's first frame stands before it too.
+    process: of the model. x: noise; where it is longer than the clip, the clip's first frame stands before it too.
     """
 
     def __init__(self, process: Process, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
@@ -139,11 +132,7 @@ def put_back(x: Tensor, mask: Tensor, latents: Tensor) -> Tensor:
 
 
 def clip_cond_type(direction: str, context: int) -> str:
-    """Upstream's name of a video-to-video mode: forwards is v2v_head, backwards v2v_tail, with 65 frames v2v_*_easy.
-
-    Raises:
-        OpenSoraError: an unknown direction, or a context that upstream has no mode for.
-    """
+    """Upstream's name of a video-to-video mode: forwards is v2v_head, backwards v2v_tail, with 65 frames v2v_*_easy. Refuses what has no mode."""
     check_choice("direction", direction, DIRECTIONS)
     if context not in CONTEXTS:
         raise OpenSoraError(f"A clip is gone on from by {' or '.join(map(str, CONTEXTS))} of its frames, not {context}.")
@@ -161,8 +150,7 @@ def check_clip_length(name: str, num_frames: int, context: int) -> None:
 def nearest_frames(frames, direction: str, count: int):
     """The `count` frames of a clip that the new video touches: its last ones forwards, its first ones backwards.
 
-    Args:
-        frames: a sequence or a tensor, one frame for each entry of its first axis; at least `count` of them.
+    frames: a sequence or a tensor, one frame for each entry of its first axis; at least `count` of them.
     """
     check_choice("direction", direction, DIRECTIONS)
     return frames[len(frames) - count :] if direction == FORWARDS else frames[:count]
@@ -178,15 +166,10 @@ def check_room(given: int, clip: int, what: str = "what is given", grid: Grid = 
 
 
 def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | None = None, use: ReferenceUse = PICTURES) -> ImageCondition:
-    """Lay reference latents into an otherwise empty clip.
+    """Lay reference latents into an otherwise empty clip [B, C, T, H, W].
 
-    Args:
-        latent_shape: [B, C, T, H, W] of the clip.
-        head, tail: [B or 1, C, t, H, W] latents (transformer's scale) of its first and last frames, t of any length.
-        use: how a run uses them; ReferenceUse(is_clip=True) for frames of a clip.
-
-    Raises:
-        OpenSoraError: a reference that does not match the clip.
+    head, tail: [B or 1, C, t, H, W] latents (transformer's scale) of its first and last frames, t of any length.
+    use: how a run uses them; ReferenceUse(is_clip=True) for frames of a clip. Refuses a reference that does not match the clip.
     """
     batch, channels, frames, height, width = latent_shape
     like = head if head is not None else tail
@@ -213,15 +196,10 @@ def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | Non
 
 
 def fit_image(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tensor:
-    """Bring pictures to the video's size.
+    """Bring pictures [T, H, W, 3], float in 0..1, to the video's size: fp32 in 0..1 on the CPU, in steps of 1/255.
 
-    Args:
-        frames: [T, H, W, 3] float in 0..1.
-        fit: crop (scale to cover, cut the middle: upstream's rule, bicubic on 8-bit RGB through PIL, exactly),
-            pad (scale to fit, black borders) or stretch.
-
-    Returns:
-        [T, height, width, 3] fp32 in 0..1 on the CPU, in steps of 1/255.
+    fit: crop (scale to cover, cut the middle: upstream's rule, bicubic on 8-bit RGB through PIL, exactly),
+    pad (scale to fit, black borders) or stretch.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, resize_crop_to_fill.
     """
     _check_frames(frames, fit)
@@ -229,13 +207,9 @@ def fit_image(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tenso
 
 
 def fit_clip(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tensor:
-    """Bring a clip to the video's size: as fit_image, but bilinear without antialiasing, and unrounded, as upstream does.
+    """Bring a clip [T, H, W, 3], uint8 or float in 0..1, to the video's size: fp32 in 0..1 on the CPU.
 
-    Args:
-        frames: [T, H, W, 3] uint8, or float in 0..1.
-
-    Returns:
-        [T, height, width, 3] fp32 in 0..1 on the CPU.
+    As fit_image, but bilinear without antialiasing, and unrounded, as upstream does.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/video_transforms.py, resize_crop_to_fill.
     """
     _check_frames(frames, fit)

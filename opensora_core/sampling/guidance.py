@@ -150,10 +150,8 @@ class Guidance:
     def at_step(self, step: int, num_steps: int, latent_frames: int, use: ReferenceUse | None, timestep: float = 0.0) -> StepGuidance:
         """Guidance of step 0..num_steps-1.
 
-        Args:
-            latent_frames: T of the latent; the length of the temporal ramp.
-            use: how the run uses what it is given; None = nothing is given, and the image scale has no effect.
-            timestep: what the network is told, of which the released curve is a function.
+        latent_frames: T of the latent; the length of the temporal ramp. timestep: what the network is told, of which the released curve is a function.
+        use: how the run uses what it is given; None = nothing is given, and the image scale has no effect.
         """
         reads = use is not None and step < use.num_steps(num_steps)
         has_image = reads and not use.is_held
@@ -205,11 +203,7 @@ def tame(guided: Tensor, cond: Tensor) -> Tensor:
 
 
 def temporal_ramp(image_scale: float, step: int, num_steps: int, latent_frames: int) -> Tensor:
-    """Image scale per latent frame: 1 at the first, at the last falling from image_scale towards 1 over the steps.
-
-    Returns:
-        [1, 1, T, 1, 1] fp32.
-    """
+    """Image scale per latent frame, [1, 1, T, 1, 1] fp32: 1 at the first, at the last falling from image_scale towards 1 over the steps."""
     ceiling = torch.linspace(image_scale, 1.0, num_steps + 1)[step]
     return torch.linspace(1.0, float(ceiling), latent_frames).view(1, 1, -1, 1, 1)
 

@@ -15,10 +15,8 @@ _LEAST_CONTEXT = 4  # latent frames that a segment is given, where the codec dec
 class Continuation:
     """How a video goes on, in latent frames.
 
-    Attributes:
-        segment: of a segment, what it is given included.
-        context: that each is given.
-        shared: that one window of a decode has in common with the one before, where segments share fewer.
+    segment: of a segment, what it is given included. context: that each is given.
+    shared: that one window of a decode has in common with the one before, where segments share fewer.
     """
 
     segment: int
@@ -48,15 +46,11 @@ class LongRule:
     has_scripts: bool = False
 
     def continuation(self, video_length: int, num_frames: int | None, context_frames: int | None, grid: Grid) -> Continuation:
-        """How a video of `video_length` latent frames goes on.
+        """How a video of `video_length` latent frames goes on. Refuses counts that no clip has, and a context that leaves nothing to make.
 
-        Args:
-            num_frames: of a segment with what it is given; None = as long as the video, at most the model's usual length.
-            context_frames: given to each segment, counted as the beginning of a clip (33 = 9 latent frames, upstream's rule
-                for video to video); None: see usual_context.
-
-        Raises:
-            OpenSoraError: counts that no clip has, a context that leaves nothing to make, or more of it than the video has.
+        num_frames: of a segment with what it is given; None = as long as the video, at most the model's usual length.
+        context_frames: given to each segment, counted as the beginning of a clip (33 = 9 latent frames, upstream's rule
+        for video to video); None: see usual_context.
         """
         grid.check_goes_on()
         if num_frames is None and video_length == 1:

@@ -31,11 +31,7 @@ class MaskGroup:
 
 
 def parse_mask_strategy(text: str | None) -> list[MaskGroup]:
-    """Groups of "loop,reference,reference start,target start,length,edit;...": what is left out at a group's end is 0,0,0,0,1,0.
-
-    Raises:
-        OpenSoraError: a group of more than six fields, or a field that is no number, is empty or out of range.
-    """
+    """Groups of "loop,reference,reference start,target start,length,edit;...": what is left out at a group's end is 0,0,0,0,1,0."""
     return [_group(group) for group in text.split(";")] if text else []
 
 
@@ -73,18 +69,11 @@ def place(
     align: int | None = ALIGN,
     repeats_picture: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Lay references into a video's noise.
+    """Lay references [C, t, H, W] into a video's noise [C, T, H, W]: the latents, and the edit of every frame [T].
 
-    Args:
-        noise: [C, T, H, W]. references: [C, t, H, W] each.
-        align: what starts are moved to (1.2), or None (1.1, 1.3).
-        repeats_picture: a reference of one frame fills the whole target length (1.1), and nothing else may be too short.
-
-    Returns:
-        The latents, and the edit of every frame [T].
-
-    Raises:
-        OpenSoraError: a reference that is not there or has another size, or a start outside of either.
+    align: what starts are moved to (1.2), or None (1.1, 1.3).
+    repeats_picture: a reference of one frame fills the whole target length (1.1), and nothing else may be too short.
+    Refuses a reference that is not there or has another size, or a start outside of either.
     """
     x, edit = noise.clone(), torch.ones(noise.shape[1], device=noise.device)
     for group in groups:

@@ -32,8 +32,7 @@ class Process(Protocol):
 class Flow:
     """The rectified flow: x = (1 - sigma) * clean + sigma * noise.
 
-    Attributes:
-        sign: +1 where the network predicts noise - clean (Open-Sora 2.0, Flux), -1 where it predicts clean - noise (Open-Sora 1.2, 1.3).
+    sign: +1 where the network predicts noise - clean (Open-Sora 2.0, Flux), -1 where it predicts clean - noise (Open-Sora 1.2, 1.3).
     """
 
     sign: int = 1

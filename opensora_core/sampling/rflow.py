@@ -27,15 +27,10 @@ def sized_schedule(
 ) -> Schedule:
     """Timesteps from 1000 down, shifted by the roots of area and length: r * t / (1 + (r - 1) * t).
 
-    Args:
-        size: frames, height, width in pixels. measure: of the frames, `pieces` or `quarters`; a picture's is 1.
-        shift: the ratio r in their place, where it is not 0.
-        dtype: that size, length and ratio are rounded to. The released versions work in bf16, where sizes above 256 are not exact.
-
+    size: frames, height, width in pixels. measure: of the frames, `pieces` or `quarters`; a picture's is 1.
+    shift: the ratio r in their place, where it is not 0.
+    dtype: that size, length and ratio are rounded to. The released versions work in bf16, where sizes above 256 are not exact.
     Source: hpcaitech/Open-Sora@v1.2.0 opensora/schedulers/rf/rectified_flow.py and @v1.3 time_sampler.py, timestep_transform.
-
-    Raises:
-        OpenSoraError: fewer than one step.
     """
     if num_steps < 1:
         raise OpenSoraError(f"steps={num_steps} makes no video; use at least 1 (the model's own default is 30).")

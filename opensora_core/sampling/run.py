@@ -29,11 +29,9 @@ class TextCondition:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the network of one run is told.
+    """What the network of one run is told. text, condition: on any device; moved once to that of the latents.
 
-    Attributes:
-        text, condition: on any device; moved once to that of the latents.
-        numbers: what some networks read besides, such as fps, or guidance of a distilled one; or a word of choices.py.
+    numbers: what some networks read besides, such as fps, or guidance of a distilled one; or a word of choices.py.
     """
 
     text: TextCondition
@@ -111,14 +109,7 @@ class SamplingRecipe:
         return self.schedule(config, extent, num_steps, shift, size=size or decoded)
 
     def chosen(self, solver: str = AUTO, parity: bool = False) -> "SamplingRecipe":
-        """The recipe of a run: its first solver is the one that is used.
-
-        Args:
-            solver: a name, or auto. parity: as diffusers computes it.
-
-        Raises:
-            OpenSoraError: the model is not sampled with this solver.
-        """
+        """The recipe of a run: its first solver is the one that is used. solver: a name, or auto. parity: as diffusers computes it."""
         recipe = self.as_diffusers if parity and self.as_diffusers else self
         if solver == AUTO:
             return recipe

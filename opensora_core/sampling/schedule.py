@@ -18,9 +18,7 @@ _INTERCEPT = 1 - 256 * _SLOPE
 class Schedule:
     """The way of one run.
 
-    Attributes:
-        points: [N + 1] fp32 on the CPU, of the process's own axis (process.py), from noise to clean.
-        timesteps: [N], what the network is told at each step.
+    points: [N + 1] fp32 on the CPU, of the process's own axis (process.py), from noise to clean. timesteps: [N], what the network is told.
     """
 
     points: Tensor
@@ -58,11 +56,7 @@ def latent_flow_shift(latent_shape, patch_size: int = PATCH_SIZE) -> float:
 
 
 def sigmas(num_steps: int, alpha: float) -> Tensor:
-    """num_steps + 1 sigmas from exactly 1 to exactly 0, fp32: alpha * t / (1 + (alpha - 1) * t) of equally spaced t.
-
-    Raises:
-        OpenSoraError: fewer than one step, or a shift that is not a positive, finite number.
-    """
+    """num_steps + 1 sigmas from exactly 1 to exactly 0, fp32: alpha * t / (1 + (alpha - 1) * t) of equally spaced t."""
     if num_steps < 1:
         raise OpenSoraError(f"steps={num_steps} makes no video; use at least 1 (the model's own default is 50).")
     if not (math.isfinite(alpha) and alpha > 0):

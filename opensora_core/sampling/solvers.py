@@ -19,13 +19,9 @@ Solver = Callable[[Process, Tensor, int, Tensor, Schedule], Tensor]
 
 
 def noise(shape, seed: int, device="cpu", dtype=torch.float32, on_piece: Callable[[], None] | None = None) -> Tensor:
-    """Standard normal noise from a fresh generator of `device`: on the CPU, the same for a seed on every machine.
+    """Standard normal noise from a fresh generator of `device`: on the CPU, the same for a seed (0..2**64-1) on every machine.
 
-    Args:
-        on_piece: called again and again while a CPU draws, which takes seconds for each gigabyte; raising from it stops that.
-
-    Raises:
-        OpenSoraError: a seed outside 0..2**64-1.
+    on_piece: called again and again while a CPU draws, which takes seconds for each gigabyte; raising from it stops that.
     """
     if not 0 <= seed <= MAX_SEED:
         raise OpenSoraError(f"seed={seed} is out of range; use 0 to {MAX_SEED}.")
@@ -63,8 +59,7 @@ def clip_noise(shape, seed: int, device="cpu", dtype=torch.float32, before: int 
 class StepNoise:
     """Standard normal noise for the steps of a run, drawn on the CPU; every video's from its own seed, and other than what it begins with.
 
-    Args:
-        use: what it is for, from 1: another has other noise.
+    use: what it is for, from 1: another has other noise.
     """
 
     def __init__(self, seeds: Sequence[int], use: int):

@@ -41,11 +41,7 @@ class VPrediction:
 
 @dataclass(frozen=True)
 class DriftingSchedule(Schedule):
-    """A schedule whose steps do not end where the next ones begin, as diffusers' do where the count does not divide 1000.
-
-    Attributes:
-        ends: [N] of each step.
-    """
+    """A schedule whose steps end at `ends` [N], not where the next ones begin, as diffusers' do where the count does not divide 1000."""
 
     ends: Tensor
 
@@ -53,8 +49,7 @@ class DriftingSchedule(Schedule):
 def training_angles(snr_shift: float) -> Tensor:
     """The point of every timestep of training, fp64 [1000], 0.029 to exactly pi/2 (zero terminal signal).
 
-    Args:
-        snr_shift: by how much signal is weakened against noise; 3 for the 2B, 1 for the 5B models.
+    snr_shift: by how much signal is weakened against noise; 3 for the 2B, 1 for the 5B models.
     """
     first, last = (math.sqrt(beta) for beta in BETAS)
     a = torch.cumprod(1 - torch.linspace(first, last, TRAIN_STEPS, dtype=torch.float64) ** 2, dim=0)
@@ -65,12 +60,8 @@ def training_angles(snr_shift: float) -> Tensor:
 def v_schedule(num_steps: int, snr_shift: float, parity: bool = False) -> Schedule:
     """N steps, equally spaced from the noisy end: 50 are timesteps 999, 979, ... 19, and then the clean picture.
 
-    Args:
-        parity: end each step at timestep t - 1000 // N, as diffusers does. Where N does not divide 1000 that is not where the next one
-            begins, and for some N (48, 51, ...) the last step leaves noise in the picture.
-
-    Raises:
-        OpenSoraError: fewer than one step, or more than there were in training.
+    parity: end each step at timestep t - 1000 // N, as diffusers does. Where N does not divide 1000 that is not where the next one
+    begins, and for some N (48, 51, ...) the last step leaves noise in the picture.
     """
     if not 1 <= num_steps <= TRAIN_STEPS:
         raise OpenSoraError(f"steps={num_steps} is not between 1 and {TRAIN_STEPS}; CogVideoX's own default is 50.")
@@ -84,11 +75,7 @@ def v_schedule(num_steps: int, snr_shift: float, parity: bool = False) -> Schedu
 
 
 def last_steps(schedule: Schedule, strength: float) -> Schedule:
-    """The last int(N * strength) steps, for a video that is made over: from its latents with as much noise as there is at points[0].
-
-    Raises:
-        OpenSoraError: a strength outside 0..1, or one that leaves no step.
-    """
+    """The last int(N * strength) steps, for a video that is made over: from its latents with as much noise as there is at points[0]."""
     count = int(schedule.num_steps * strength) if 0 <= strength <= 1 else 0
     if not count:
         raise OpenSoraError(f"strength={strength} of {schedule.num_steps} steps leaves none; use {1 / schedule.num_steps:.3g} to 1.")
