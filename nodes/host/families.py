@@ -40,6 +40,9 @@ from . import selftest
 from .condition import BLANK_KEY, FPS_KEY, NULL_KEY, SCALE_KEY, STEPS_KEY, Reference, check_text, not_its_steps
 from .network import HostCogVideoX, HostMMDiT, HostSTDiT, HostSTDiT2, HostSTDiT3
 
+_FLOW = getattr(getattr(comfy.model_base, "ModelType", None), "FLOW", None)
+_SHIFT = 5.73  # of stock samplers' schedule: 256px, 129 frames; Open-Sora Scheduler sets each clip's own
+
 
 class CoreModel(selftest.base(comfy.model_base, "BaseModel")):
     """The host's model object around one of the library's networks."""
@@ -49,7 +52,7 @@ class CoreModel(selftest.base(comfy.model_base, "BaseModel")):
             # `detected` is what the host's own detector says of these keys; the sizes are read from the tensors instead.
             return row.network(identity.config, operations, dtype, device)
 
-        super().__init__(model_config, row.model_type, device=device, unet_model=build)
+        super().__init__(model_config, _FLOW, device=device, unet_model=build)
         self.family, self.config = identity.family, identity.config
 
     def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
@@ -213,8 +216,9 @@ class LearnedModel(FramesModel):
         return super().extra_conds(**kwargs)
 
 
-def latents_of(config: NetworkSizes, seen_as: str = "") -> type:
-    """The host's format of the latents that a network was trained on. seen_as: its format whose colours a preview has; "" = grey."""
+def latents_of(row: "HostRow") -> type:
+    """A format of the host for the latents that a model was trained on."""
+    config = next(family for family in FAMILIES if family.kind == row.kind).released
     latents: Latents = usual_codec(config).latents
     own = {
         "latent_dimensions": 3,
@@ -224,7 +228,7 @@ def latents_of(config: NetworkSizes, seen_as: str = "") -> type:
         "process_in": lambda self, values: latents.to_model(values),
         "process_out": lambda self, values: latents.to_codec(values),
     }
-    if like := getattr(comfy.latent_formats, seen_as, None):
+    if like := getattr(comfy.latent_formats, row.seen_as, None):
         own |= {name: value for name, value in vars(like()).items() if name.startswith("latent_rgb_factors")}
     return type("OpenSoraLatents", (selftest.base(comfy.latent_formats, "LatentFormat"),), own)
 
@@ -237,45 +241,30 @@ class HostRow:
     name: str  # of the class for its files; the MODEL's has "Model" after it, which people read
     model: type  # says what of a CONDITIONING becomes which input of the network
     network: Callable  # (config, operations, dtype, device) -> the network as the host calls it
-    latent_format: type
     memory_factor: float  # what the host multiplies latent pixels by to estimate the activations
+    seen_as: str = ""  # the host's format of latents whose colours a preview has; "" = grey
+    latent_format: type | None = None  # the host's own, where it has one of these latents
     own_of_the_host: str = ""  # a key of files that the host has a class of its own for, which stock loaders then give
-    shift: float = 5.73  # of stock samplers' schedule: 256px, 129 frames; Open-Sora Scheduler sets each clip's own
-    model_type: object = getattr(getattr(comfy.model_base, "ModelType", None), "FLOW", None)
-
-
-def row_of(kind: str) -> Family:
-    return next(row for row in FAMILIES if row.kind == kind)
 
 
 _FACTOR = 1.8  # as the host has it for HunyuanVideo: the same width and tokens
 _HUNYUAN = selftest.base(comfy.latent_formats, "HunyuanVideo")
 _DENSE = _FACTOR * geometry.PATCH_SIZE**2  # the host counts latent pixels, each of which is a token here
 ROWS = (
-    HostRow("open_sora_2", "OpenSora2", BesideModel, HostMMDiT, _HUNYUAN, _FACTOR),
-    HostRow(
-        "open_sora_2_dc_ae", "OpenSora2HighCompression", BesideModel, HostMMDiT, latents_of(row_of("open_sora_2_dc_ae").released), _DENSE
-    ),
-    *(
-        HostRow(
-            f"open_sora_1_{minor}", f"OpenSora1{minor}", model, network, latents_of(row_of(f"open_sora_1_{minor}").released, seen_as), 1.0
-        )
-        for minor, model, network, seen_as in (
-            (0, LearnedModel, HostSTDiT, "SD15"),
-            (1, LearnedModel, HostSTDiT2, "SD15"),
-            (2, FramesModel, HostSTDiT3, ""),
-            (3, FramesModel, HostSTDiT3, ""),
-        )
-    ),
+    HostRow("open_sora_2", "OpenSora2", BesideModel, HostMMDiT, _FACTOR, latent_format=_HUNYUAN),
+    HostRow("open_sora_2_dc_ae", "OpenSora2HighCompression", BesideModel, HostMMDiT, _DENSE),
+    HostRow("open_sora_1_0", "OpenSora10", LearnedModel, HostSTDiT, 1.0, seen_as="SD15"),
+    HostRow("open_sora_1_1", "OpenSora11", LearnedModel, HostSTDiT2, 1.0, seen_as="SD15"),
+    HostRow("open_sora_1_2", "OpenSora12", FramesModel, HostSTDiT3, 1.0),
+    HostRow("open_sora_1_3", "OpenSora13", FramesModel, HostSTDiT3, 1.0),
     *(
         HostRow(
             family.kind,
             f"OpenSora{family.repositories[0].replace('-', '').replace('.', '')}",
             PictureModel,
             HostCogVideoX,
-            latents_of(family.released),
-            1.8,
-            HOST.mark,
+            _FACTOR,
+            own_of_the_host=HOST.mark,
         )
         for family in FAMILIES
         if family.build is CogVideoX
@@ -300,7 +289,7 @@ class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
         return kind in (cls.row.kind, detect.damaged(cls.row.kind))
 
     def model_type(self, state_dict, prefix=""):
-        return self.row.model_type
+        return _FLOW
 
     def inpaint_model(self):
         return False
@@ -335,8 +324,8 @@ class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
 def _file_class(row: HostRow) -> type:
     settings = {
         "row": row,
-        "sampling_settings": {"shift": row.shift},
-        "latent_format": row.latent_format,
+        "sampling_settings": {"shift": _SHIFT},
+        "latent_format": row.latent_format or latents_of(row),
         "memory_usage_factor": row.memory_factor,
     }
     return type(row.name, (FileClass,), {**settings, "model": type(f"{row.name}Model", (row.model,), {})})
