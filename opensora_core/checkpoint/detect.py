@@ -66,7 +66,6 @@ _PREFIXES = (
 )  # fmt: skip
 
 _OTHER_FAMILY = "which belongs to that model's own nodes and pipelines"
-_NOT_YET = "which is not supported yet (2.0 is)"
 
 HALF = "vae_half"  # the slot of one half of a VAE
 

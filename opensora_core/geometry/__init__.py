@@ -17,7 +17,6 @@ SPACE_COMPRESSION = 8  # pixels per latent pixel
 PATCH_SIZE = 2  # latent pixels per token side; time is never patched
 SIZE_MULTIPLE = SPACE_COMPRESSION * PATCH_SIZE
 
-MAX_TEXT_FRAMES = 129  # the longest clip the released 2.0 model was trained on
 # The largest that may be asked for, on the nodes too: past it is a slip of the finger, which would run for days before memory ends it.
 LARGEST = {"num_frames": 1025, "height": 8192, "width": 8192, "num_steps": 1000}
 

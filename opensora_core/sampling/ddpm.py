@@ -67,12 +67,6 @@ def tables(num_steps: int, dtype: torch.dtype = torch.float64) -> Tables:
     return Tables(torch.tensor(taken), betas, (1 - betas).cumprod(0))
 
 
-def guided(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """Both predictions [B, 2C, T, H, W] -> one: three channels are guided."""
-    head = uncond[:, :GUIDED_CHANNELS] + scale * (cond[:, :GUIDED_CHANNELS] - uncond[:, :GUIDED_CHANNELS])
-    return torch.cat((head, cond[:, GUIDED_CHANNELS:]), dim=1)
-
-
 @dataclass(frozen=True)
 class Respaced(Schedule):
     """The way of one run; points are the ratio of noise to clean, and the timesteps those that are taken, the noisiest first."""

@@ -10,7 +10,7 @@ from opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from opensora_core.networks.stdit.stdit3 import STDiT3
 from opensora_core.sampling import ddpm, masks, rflow
 from opensora_core.sampling.given import NOTHING, image_condition
-from opensora_core.sampling.guidance import oscillate, tame
+from opensora_core.sampling.guidance import Guidance, oscillate, tame
 from opensora_core.sampling.process import Flow
 from opensora_core.sampling.run import run
 from opensora_core.sampling.solvers import euler
@@ -161,6 +161,7 @@ def test_run_of_learned_variance(recorded, network, relative_error, name):
     model = network(version)
     noise, steps, scale, prompt, negative = setting(version, model)
     table, draws = ddpm.tables(steps, torch.float32 if version == "1.1" else torch.float64), cases.Draws()
+    guidance = Guidance(scale, text_oscillation=False, channels=ddpm.GUIDED_CHANNELS)
     rows = torch.cat((noise, noise))  # the reference draws for both passes, and uses the first's
     given, more = NOTHING, {}
     if name == "1.1_masked":
@@ -172,7 +173,8 @@ def test_run_of_learned_variance(recorded, network, relative_error, name):
         place = steps - 1 - step
         x = given.before(x, step)
         timestep = table.timesteps[place].float().expand(2)
-        prediction = ddpm.guided(model(x, timestep, **prompt, **more), model(x, timestep, **negative, **more), scale)
+        predictions = {"cond": model(x, timestep, **prompt, **more), "uncond": model(x, timestep, **negative, **more)}
+        prediction = guidance.at_step(step, steps, x.shape[2], None).combine(predictions)
         x = given.after(ddpm.ancestral_step(x, prediction, place, table, draws(rows)[:2]), step)
     assert relative_error(x, recorded[0][f"run.{name}"]) < TOLERANCE
 
