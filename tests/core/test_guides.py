@@ -7,8 +7,10 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from opensora_core import cli, open_vae
+from opensora_core.checkpoint.load import load_transformer
 from opensora_core.media.latent_file import read_latents
 from opensora_core.media.video import media_size, read_clip, save_video
 from tests.golden import open_sora_1_files as files
@@ -165,11 +167,30 @@ def test_a_benchmark_writes_its_report(generate, tmp_path):
     assert len(json.loads(report.read_text(encoding="utf-8"))["runs"]) == 2
 
 
-@pytest.mark.parametrize("more", [["--offload", "minimal", "--precision", "int8"], ["--dtype", "bf16", "--precision", "fp8_e4m3fn"]])
+@pytest.mark.parametrize(
+    "more",
+    [["--offload", "minimal", "--precision", "int8"], ["--dtype", "bf16", "--precision", "fp8_e4m3fn"], ["--precision", "nf4"]],
+)
 @pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
 def test_memory_is_saved_as_of_any_model(generate, version, more):
-    pytest.importorskip("bitsandbytes" if "int8" in more else "accelerate")
+    pytest.importorskip("accelerate" if "bf16" in more else "bitsandbytes")
     assert generate(version, "--prompt", "a cat", *more) == (0, ["video_0000.mp4"])
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp8_e4m3fn", 0.07), ("int8", 0.01), ("nf4", 0.2)])
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2", "1.3"])
+def test_weights_of_fewer_bits_stand_for_the_files(tmp_path, relative_error, version, precision, bound):
+    if precision != "fp8_e4m3fn":
+        pytest.importorskip("bitsandbytes")
+    save_file(files.weights(version), tmp_path / "dit.safetensors")
+    model = load_transformer(tmp_path / "dit.safetensors", torch.float32, precision=precision)
+    plain = dict(load_transformer(tmp_path / "dit.safetensors", torch.float32).named_modules())
+    held = {name: layer for name, layer in model.named_modules() if getattr(layer, "form", None) is not None}
+    assert {name.rsplit(".", 2)[1] for name in held} >= {"attn", "cross_attn", "mlp"}
+    for name, layer in held.items():
+        shape = (layer.out_features, layer.in_features)
+        values = layer.form.dequantise(layer.weight, layer.weight_scale, shape, torch.float32)
+        assert 1e-4 < relative_error(values, plain[name].weight) < bound, name
 
 
 BAD = [

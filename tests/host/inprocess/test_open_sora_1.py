@@ -121,6 +121,25 @@ def test_a_run_is_the_librarys(loaded, library, run_node, pack, relative_error, 
     assert frames.shape == (FRAMES[version], height, width, 3)
 
 
+@pytest.mark.parametrize("version", SIZES)
+def test_four_bits_are_the_librarys(files, loaded, base, run_node, pack, relative_error, version):
+    pytest.importorskip("bitsandbytes")
+    plain, clip, _ = loaded(version)
+    model = run_node("OpenSoraModelLoader", model_name=files[version], precision="nf4")[0]
+    path = base / "models" / "diffusion_models" / files[version]
+    library = pack("opensora_core.checkpoint.load").load_transformer(path, torch.float32, precision="nf4")
+    held, network = {name: of for name, of in library.named_modules() if getattr(of, "form", None) is not None}, model.model.diffusion_model
+    assert len(held) == 7 * len(library.blocks()) + 2 * (version < "1.2") * len(library.blocks())
+    for name, layer in held.items():
+        assert torch.equal(network.get_submodule(name).weight, layer.weight), name
+    positive, negative, _ = encoded(run_node, plain, clip)
+    run = {"positive": positive, "negative": negative, "latent": latent(plain, pack, version), "seed": 5, "text_guidance": 1.0, "steps": 2}
+    few, many = (run_node("OpenSoraRectifiedFlowSampler", model=one, image_guidance=1.0, **run)[0]["samples"] for one in (model, plain))
+    assert 1e-4 < relative_error(few, many) < 0.5
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="Weights in nf4 take no LoRA"):
+        model.add_patches({})
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_learned_variance_needs_our_steps_and_no_second_forward(loaded, run_node, pack, monkeypatch, version):
     error = pack("opensora_core.errors").OpenSoraError
