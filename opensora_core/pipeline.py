@@ -385,6 +385,7 @@ class OpenSoraPipeline:
         context_frames: int | None = None,
         references: Sequence = (),
         mask_strategy: str = "",
+        last_image=None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
@@ -402,6 +403,7 @@ class OpenSoraPipeline:
             video: what a call gave, or its `.latents`: [B, C, T, H, W] in the transformer's scale.
             prompts: one for each segment in turn, the last for all that follow; None = the video's own.
             segments: how many to add. references, mask_strategy: as for a call; segments are its loops from 1 on.
+            last_image: what the last segment ends with (Open-Sora 1.1 to 1.3).
             num_frames, context_frames: of a segment, and what of it is given; see sampling/longer.py.
             seed: None = the video's own, or one drawn. A segment's noise depends on it and on where the segment begins.
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
@@ -427,7 +429,7 @@ class OpenSoraPipeline:
             num_frames=grid.pixel_frames(going.segment),
             num_steps=self.files.usual.num_steps if (steps := steps_of(self.files, speed, num_inference_steps)) is None else steps,
             guidance=guidance_of(self.files, options, guidance_scale, image_guidance_scale),
-            references=going_on_of(self.files, latents, going, references, mask_strategy),
+            references=going_on_of(self.files, latents, going, references, mask_strategy, last_image),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),
             num_videos=batch,
             options=options,
@@ -436,7 +438,7 @@ class OpenSoraPipeline:
         )
         check_request(self._networks, request)
         requests = [replace(request, prompt=text) for text in texts]
-        return video if check_only else make_longer(self._networks, latents, going, requests, watchers)
+        return video if check_only else make_longer(self._networks, latents, going, requests, watchers, video.request)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, progress: StageProgress | None = None) -> list[list[numpy.ndarray]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..choices import SCRIPTS
 from ..codecs.codec import Latents
 from ..errors import OpenSoraError
 from ..media.latent_file import SUFFIX, read_latents, save_latents
@@ -68,7 +69,7 @@ class Longer:
 
     def __init__(self, options: GenerateOptions, arguments: dict[str, Any], pipe: OpenSoraPipeline, screen: Screen):
         pipe.files.grid.check_goes_on()
-        pipe.files.family.check_longer()
+        rule = pipe.files.family.check_longer()
         self._pipe, self._screen = pipe, screen
         self._latents = None if options.extend_from is None else pipe.latents.to_model(_read(options))
         self._prompts = segment_prompts(options.extend_prompt or options.prompt, options.extend)
@@ -77,6 +78,13 @@ class Longer:
             for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "options", "speed", *_OF_MASKS)
             if name in arguments
         } | {"num_frames": options.extend_frames, "context_frames": options.extend_context, "segments": options.extend}
+        if rule.has_scripts and arguments.get("last_image") is not None:
+            if options.parity == SCRIPTS and arguments["image"] is None and not rule.re_encodes:
+                raise OpenSoraError(
+                    "With --parity scripts an end alone (i2v_tail) is given to no clip of a loop: upstream's script takes every clip for one that "
+                    "another follows. Leave out --parity scripts, which gives it to the last clip, or give --ref too (i2v_loop)."
+                )
+            self._arguments["last_image"] = arguments["last_image"]
         length = pipe.latent_frames(arguments["num_frames"]) if self._latents is None else self._latents.shape[2]
         pipe.continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made
         if self._latents is not None:
@@ -99,6 +107,8 @@ class Longer:
         encoded: all `texts`. first: of the first clip. arguments: of the call that makes it. kept: is told what is finished.
         """
         clip = GenerationResult(latents=self._latents)
+        if "last_image" in self._arguments:  # of the last segment
+            arguments = {**arguments, "last_image": None} | ({} if arguments["image"] is not None else {"image_strength": 1.0})
         if self._latents is None:
             with self._screen.stages(f"first clip, seed {seed}") as bars:
                 clip = self._pipe(encoded[first], seed=seed, latents_only=True, callback=bars.step, progress=bars.progress, **arguments)

@@ -52,7 +52,7 @@ class References:
         """What begins the video, and what ends it."""
         if self.clip is None:
             return self.first, self.last
-        return (self.clip, None) if self.direction == FORWARDS else (None, self.clip)
+        return (self.clip, self.last) if self.direction == FORWARDS else (self.first, self.clip)
 
     @property
     def cond_type(self) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..choices import EXACT, SCRIPTS
 from ..errors import OpenSoraError
-from ..media.pictures import LATENT_RANK, References, read_masked, read_references
+from ..media.pictures import LATENT_RANK, References, read_masked, read_references, reference_image
 from ..memory.footprint import sizes_of_files
 from ..sampling.guidance import Guidance
 from ..sampling.longer import Continuation
@@ -62,9 +62,16 @@ def given_of(files: ModelFiles, given: tuple, how: dict, num_frames: int, refere
     return read_references(*given, **how, whole=num_frames if files.family.sampling.makes_over else 0, grid=files.grid)
 
 
-def going_on_of(files: ModelFiles, latents: Tensor, continuation: Continuation, references: Sequence, mask_strategy: str) -> References:
-    """What the first segment behind finished latents begins with, and references of a mask strategy."""
-    found, masked = going_on(latents, continuation, files.family.longer), _masked(files, references, mask_strategy, ())
+def going_on_of(
+    files: ModelFiles, latents: Tensor, continuation: Continuation, references: Sequence, mask_strategy: str, last_image
+) -> References:
+    """What the first segment behind finished latents begins with, references of a mask strategy, and the picture that the last one ends with."""
+    if last_image is not None and not files.family.longer.has_scripts:
+        raise OpenSoraError(
+            f"This model is {files.family.title}, whose longer videos go on without a picture to end with; leave out last_image."
+        )
+    found, masked = going_on(latents, continuation, files.family.longer), _masked(files, references, mask_strategy, (last_image,))
+    found = replace(found, last=reference_image("last_image", last_image))
     return found if masked is None else replace(found, several=masked.several, groups=masked.groups)
 
 

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def make_clip(networks: Networks, request: GenerationRequest, watchers: Watchers, has_frames: bool = True) -> GenerationResult:
     """Encode, sample, and decode unless has_frames is False."""
-    result, device = GenerationResult(seeds=request.seeds), networks.placement.device
+    result, device = GenerationResult(seeds=request.seeds, request=request), networks.placement.device
     note = networks.files.clip_note(request.height, request.width, request.num_frames)
     if note:
         logger.warning("%s", note)

@@ -23,25 +23,33 @@ from .text import encode
 
 
 def make_longer(
-    networks: Networks, latents: Tensor, continuation: Continuation, requests: list[GenerationRequest], watchers: Watchers
+    networks: Networks,
+    latents: Tensor,
+    continuation: Continuation,
+    requests: list[GenerationRequest],
+    watchers: Watchers,
+    first: GenerationRequest | None = None,
 ) -> GenerationResult:
     """Add a segment for every request, then decode the whole.
 
     latents: [B, C, T, H, W] of the finished videos, in the transformer's scale. requests: what differs between them is the prompt; a segment's seed
-    and what it is given follow from the continuation. Where a segment could not be made, `latents` of the OutOfMemory are what is finished.
+    and what it is given follow from the continuation. first: of the videos, where it is known: upstream has another script for those to which
+    something was given. Where a segment could not be made, `latents` of the OutOfMemory are what is finished.
     """
     seed, latents, device = requests[0].seed, latents.float().cpu(), networks.placement.device
     rule, as_scripts = networks.files.family.check_longer(), requests[0].options.parity == SCRIPTS
-    result = GenerationResult(latents=latents, seeds=requests[0].seeds)
+    is_given, result = bool(first and first.references.given), GenerationResult(latents=latents, seeds=requests[0].seeds)
     with timed(result, "text", device):
         prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
     with timed(result, "sampling", device):
         for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
-            is_alone = as_scripts and not rule.re_encodes
+            is_alone, is_tied = (as_scripts and not rule.re_encodes and is_given == given for given in (False, True))
             request = replace(request, seed=seed if is_alone else segment_seed(seed, latents.shape[2]))
             watchers.tell("sampling", index * request.num_steps, len(requests) * request.num_steps)
             try:
                 going = References() if is_alone else _given(networks, latents, continuation, request.seeds if as_scripts else None)
+                if is_tied or index == len(requests) - 1:
+                    going = replace(going, last=_end(networks, requests[0]))
                 masks = {name: getattr(request.references, name) for name in ("several", "groups")}
                 request = replace(request, references=replace(going, **masks, loop=index + 1))
                 condition = encode_references(networks, request, lambda done, total: None)
@@ -57,6 +65,13 @@ def make_longer(
         result.frames, notes = decode_latents(networks, latents, watchers.stage("decode"), joined)
         result.notes += notes
     return result
+
+
+def _end(networks: Networks, request: GenerationRequest) -> Tensor | None:
+    """Latents [B, C, 1, H, W] of the picture that videos are to end with, if there is one."""
+    request = replace(request, references=References(last=request.references.last))
+    condition = encode_references(networks, request, lambda done, total: None)
+    return None if condition is None else condition.latents[:, :, -1:].cpu()
 
 
 def going_on(latents: Tensor, continuation: Continuation, rule: LongRule) -> References:

@@ -31,7 +31,7 @@ class GenerationResult:
         forwards: transformer rows of each video; forwards_saved: against the passes of the released code, at every step.
         seconds: spent in each stage: text, condition, sampling, decode. Reading a network counts where it happened.
         notes: lines a person should see, such as a decode that memory made other than exact.
-        request: what was asked for, where it was only checked.
+        request: what was asked for.
     """
 
     frames: list[list[numpy.ndarray]] = field(default_factory=list)

@@ -37,8 +37,9 @@ class LongRule:
         re_encodes: what a segment is given is decoded and encoded again; False = the latents are given as they were sampled.
         from_picture: a segment begins with the picture of the last frame, not with a clip of the last frames.
         has_scripts: upstream's scripts make loops, and otherwise than here, which parity "scripts" repeats: what is encoded again is a sample of
-            the posterior; where latents would be given as they are, a segment is given nothing, begins with the same noise, and loses its head.
-            Source: hpcaitech/Open-Sora@v1.3 scripts/inference.py, whose reference is of the loop that is over.
+            the posterior; where latents would be given as they are, a segment is given nothing, begins with the same noise, and loses its head;
+            but where something is given to the first clip, every later one ends with the picture that is for the end, and not the last alone.
+            Source: hpcaitech/Open-Sora@v1.3 scripts/inference.py, whose reference is of the loop that is over, and inference_i2v.py.
     """
 
     re_encodes: bool = False

@@ -177,7 +177,7 @@ def test_memory_is_saved_as_of_any_model(generate, version, more):
     assert generate(version, "--prompt", "a cat", *more) == (0, ["video_0000.mp4"])
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp8_e4m3fn", 0.07), ("int8", 0.01), ("nf4", 0.2)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp8_e4m3fn", 0.07), ("int8", 0.01), ("nf4", 0.3)])
 @pytest.mark.parametrize("version", ["1.0", "1.1", "1.2", "1.3"])
 def test_weights_of_fewer_bits_stand_for_the_files(tmp_path, relative_error, version, precision, bound):
     if precision != "fp8_e4m3fn":

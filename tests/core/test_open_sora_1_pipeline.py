@@ -5,7 +5,9 @@ from functools import partial
 import numpy
 import pytest
 import torch
+from PIL import Image
 
+from opensora_core import cli
 from opensora_core.checkpoint.detect import identify
 from opensora_core.choices import AUTO
 from opensora_core.codecs.picture import OLD_DIFFUSERS
@@ -16,6 +18,7 @@ from opensora_core.memory.footprint import ModelSizes, TextSizes
 from opensora_core.memory.preflight import preflight
 from opensora_core.memory.residency import GIB
 from opensora_core.pipeline import OpenSoraPipeline
+from opensora_core.run import clip as first_clip, longer as later_clips
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.request import EncodedPrompt, SamplingOptions
 from opensora_core.sampling import masks, rflow, run as sampling, solvers
@@ -229,6 +232,62 @@ def test_loops_as_the_scripts_make_them(pipe):
     ours, theirs = (model.extend(first, "a cat", **how, options=options).latents for options in (SamplingOptions(), scripts))
     assert ours.shape == theirs.shape and not torch.equal(ours, theirs)
     assert torch.equal(model.extend(first, "a cat", **how, options=scripts).latents, theirs)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What each clip of a run was given: [(mask by latent frame, latents)], or None."""
+    found = []
+    for room in (first_clip, later_clips):
+        sample = room.sample_latents
+
+        def kept(networks, request, prompt, condition, on_step, sample=sample):
+            found.append(condition and (condition.mask[0, 0, :, 0, 0].tolist(), condition.latents))
+            return sample(networks, request, prompt, condition, on_step)
+
+        monkeypatch.setattr(room, "sample_latents", kept)
+    return found
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
+@pytest.mark.parametrize("cond_type", ["i2v_tail", "i2v_loop"])
+def test_the_end_of_a_loop_is_of_its_last_clip(folder, tmp_path, given, version, cond_type):
+    ends = loop_of(folder(version), tmp_path, "--cond-type", cond_type)
+    assert cli.main(ends) == 0
+    frames = len(given[-1][0])
+    known = 4 if version == "1.1" else 5
+    first = [1.0] + [0.0] * (frames - 1) if cond_type == "i2v_loop" else None
+    head = [1.0] * known + [0.0] * (frames - known)
+    assert [one and one[0] for one in given] == [first, head, head[:-1] + [1.0]]
+    alone = OpenSoraPipeline.from_pretrained(folder(version)).vae.encode(torch.from_numpy(PICTURE)[None].float() / 255, [None])
+    assert torch.allclose(given[-1][1][:, :, -1:], alone, atol=1e-5)
+
+
+def test_loops_with_an_end_as_the_script_makes_them(folder, tmp_path, given, golden, capsys):
+    """inference_i2v.py gives every later clip the end, and i2v_tail's never."""
+    expected = golden("open_sora_1")[1]["info"]["1.3"]["cond_loops"]
+    scripts = ("--parity", "scripts", "--num-frames", "49", "--condition-frame-length", "5")
+    assert cli.main(loop_of(folder("1.3"), tmp_path, "--cond-type", "i2v_loop", *scripts)) == 0
+    where = [place for place, is_given in enumerate(given[1][0]) if is_given]
+    assert where == expected["i2v_loop"][1] and given[2][0] == given[1][0] and given[0][0] == [1.0] + 14 * [0.0]
+    assert torch.equal(given[1][1][:, :, -1:], given[2][1][:, :, -1:])
+    given.clear()
+    assert cli.main(loop_of(folder("1.3"), tmp_path, "--cond-type", "i2v_head", *scripts)) == 0
+    where = [place for place, is_given in enumerate(given[2][0]) if is_given]
+    assert where == expected["i2v_head"][1]
+    assert cli.main(loop_of(folder("1.3"), tmp_path, "--cond-type", "i2v_tail", *scripts)) == 2
+    assert "With --parity scripts an end alone (i2v_tail) is given to no clip" in capsys.readouterr().err
+
+
+def loop_of(folder, place, *more):
+    """A command line of three loops that are given a picture for the end, and one for the beginning where they take it."""
+    Image.fromarray(PICTURE).save(place / "b.png")
+    Image.fromarray(PICTURE[::-1].copy()).save(place / "a.png")
+    ref, end = ["--ref", str(place / "a.png")], ["--ref-end", str(place / "b.png")]
+    pictures = {"i2v_head": ref, "i2v_tail": end, "i2v_loop": ref + end}[more[1]]
+    frames = [] if "--num-frames" in more else ["--num-frames", str(LENGTHS[folder.name[:3]])]
+    size = ["--image-size", "40", "56", "--num-sampling-steps", "1", "--seed", "1", *frames]
+    return ["generate", "--model", str(folder), "--prompt", "a cat", "--loop", "3", *pictures, *size, *more, "--out", str(place / "v.mp4")]
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,13 @@ def test_a_group_that_does_not_fit_is_one_sentence():
         masks.place(noise, masks.parse_mask_strategy("0"), [torch.ones(1, 1, 2, 1)])
 
 
+def test_a_strategy_of_the_scripts_loops_is_the_clip_before_as_a_head(recorded):
+    groups, before = masks.parse_mask_strategy(recorded[1]["1.3"]["appended"]), torch.arange(15.0).view(1, 15, 1, 1)
+    laid, edit = masks.place(torch.full_like(before, 99), groups, [before[:, :1], before], loop=1, align=None)
+    ours = image_condition((1, 1, 15, 1, 1), before[None, :, -5:])
+    assert torch.equal(ours.mask.flatten(), 1 - edit) and torch.equal(laid[:, :5], ours.latents[0, :, :5])
+
+
 def test_condition_types(recorded):
     for (name, lengths), (latents, where) in zip(cases.COND_TYPES, recorded[1]["1.3"]["conds"], strict=True):
         references = [reference[None] for reference in cases.reference_latents(lengths)]
