@@ -177,9 +177,9 @@ def test_memory_is_saved_as_of_any_model(generate, version, more):
     assert generate(version, "--prompt", "a cat", *more) == (0, ["video_0000.mp4"])
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp8_e4m3fn", 0.07), ("int8", 0.01), ("nf4", 0.3)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp8_e4m3fn", 0.03), ("int8", 0.01), ("nf4", 0.11)])
 @pytest.mark.parametrize("version", ["1.0", "1.1", "1.2", "1.3"])
-def test_weights_of_fewer_bits_stand_for_the_files(tmp_path, relative_error, version, precision, bound):
+def test_weights_of_fewer_bits_stand_for_the_files(tmp_path, version, precision, bound):
     if precision != "fp8_e4m3fn":
         pytest.importorskip("bitsandbytes")
     save_file(files.weights(version), tmp_path / "dit.safetensors")
@@ -190,7 +190,8 @@ def test_weights_of_fewer_bits_stand_for_the_files(tmp_path, relative_error, ver
     for name, layer in held.items():
         shape = (layer.out_features, layer.in_features)
         values = layer.form.dequantise(layer.weight, layer.weight_scale, shape, torch.float32)
-        assert 1e-4 < relative_error(values, plain[name].weight) < bound, name
+        error = (values - plain[name].weight).norm() / plain[name].weight.norm()
+        assert 1e-4 < error < bound, name
 
 
 BAD = [
