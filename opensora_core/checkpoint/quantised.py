@@ -124,8 +124,9 @@ class NF4(Float8):
         return stored.view(torch.int8), state.absmax.float()
 
     def dequantise(self, weight: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        state = self._functional.QuantState(scale, torch.Size(shape), None, NF4_BLOCK, "nf4", dtype)
-        return self._functional.dequantize_4bit(weight.view(torch.uint8), state)
+        # As one row: on a CPU, rows of no whole number of blocks come out wrong (bitsandbytes 0.50).
+        state = self._functional.QuantState(scale, torch.Size((1, math.prod(shape))), None, NF4_BLOCK, "nf4", dtype)
+        return self._functional.dequantize_4bit(weight.view(torch.uint8), state).view(shape)
 
 
 Format = Float8  # what every format offers
