@@ -70,18 +70,21 @@ def _python_of(root: Path) -> Path:
 
 
 class Server:
-    """A running host. Use as a context manager; `base` gets models/, input/, output/ and custom_nodes/ and is left behind."""
+    """A running host. Use as a context manager; `base` gets models/, input/, output/ and custom_nodes/ and is left behind.
 
-    def __init__(self, installation: Installation, base: Path, extra_arguments: tuple[str, ...] = ("--cpu",)):
+    is_published: the pack is installed as the registry has it; else as a checkout is, with all that lies in it.
+    """
+
+    def __init__(self, installation: Installation, base: Path, extra_arguments: tuple[str, ...] = ("--cpu",), is_published: bool = True):
         self.installation = installation
         self.base = base.resolve()
-        self.extra_arguments = extra_arguments
+        self.extra_arguments, self.is_published = extra_arguments, is_published
         self.log_path = self.base / "host.log"
         self.url = ""
         self._process = None
 
     def __enter__(self) -> "Server":
-        prepare_base(self.base)
+        prepare_base(self.base, self.is_published)
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [
@@ -172,8 +175,8 @@ class Server:
         return [self.base / "output" / entry.get("subfolder", "") / entry["filename"] for entry in entries]
 
 
-def prepare_base(base: Path) -> None:
-    """A base directory with the model folders that this pack reads from and the pack under custom_nodes, as it is published."""
+def prepare_base(base: Path, is_published: bool = True) -> None:
+    """A base directory with the model folders that this pack reads from and the pack under custom_nodes, as it is published or cloned."""
     for folder in ("diffusion_models", "text_encoders", "vae", "loras"):
         (base / "models" / folder).mkdir(parents=True, exist_ok=True)
     for folder in ("input", "output", "user", "custom_nodes"):
@@ -182,7 +185,7 @@ def prepare_base(base: Path) -> None:
     if pack.is_symlink():
         pack.unlink()  # never what it leads to
     shutil.rmtree(pack, ignore_errors=True)
-    left_out = set(unpublished_names()) | set(_plain_names(".gitignore"))
+    left_out = set(_plain_names(".gitignore")) | set(unpublished_names() if is_published else [])
 
     def ignore(folder: str, names: list[str]) -> list[str]:
         at_the_top = Path(folder) == PACK

@@ -1,4 +1,4 @@
-"""examples/comfy_queue.py against servers that answer as ComfyUI does, fail, or go away. Against ComfyUI itself: tests/host/test_comfy_queue.py."""
+"""clients/comfy_queue.py against servers that answer as ComfyUI does, fail, or go away. Against ComfyUI itself: tests/host/test_comfy_queue.py."""
 
 import json
 import threading
@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from examples import comfy_queue
+from clients import comfy_queue
 
 GRAPH = {"1": {"class_type": "Text", "inputs": {"text": "of {{prompt}}, slowly", "seed": "{{seed}}", "steps": 3}}}
 

@@ -52,3 +52,10 @@ def test_it_runs_from_anywhere(installed, tmp_path):
     command = [sys.executable, "-c", "import opensora_core, sys; print(opensora_core.__file__, 'torch' in sys.modules)"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True)
     assert done.stdout.split() == [str(installed / "opensora_core" / "__init__.py"), "False"], done.stderr
+
+
+@pytest.mark.parametrize("name", ["example_workflows", "example", "examples", "workflow"])
+def test_no_folder_stands_before_the_templates(name):
+    """ComfyUI serves templates from the first of these folders that a pack has and from no other: beside one, `workflows` would answer 404
+    for every template (0.33, app/custom_node_manager.py)."""
+    assert (ROOT / "workflows").is_dir() and not (ROOT / name).exists()

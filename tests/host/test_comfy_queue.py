@@ -1,8 +1,8 @@
-"""examples/comfy_queue.py against the host itself."""
+"""clients/comfy_queue.py against the host itself."""
 
 import json
 
-from examples import comfy_queue
+from clients import comfy_queue
 from tests.host.test_sampling import graph
 
 

@@ -64,8 +64,27 @@ def test_help_page_is_where_the_front_end_looks(server, node_id, language):
     assert fetch(server, url) == path.read_text(encoding="utf-8")
 
 
-def test_workflows_are_offered_as_templates(server):
+def check_templates(server) -> None:
+    """Every template that is listed is served, with its card."""
     names = sorted(path.stem for path in (comfy.PACK / "workflows").glob("*.json"))
     assert sorted(server.get("/workflow_templates")[comfy.PACK_FOLDER]) == names
     for name in names:
-        assert server.get(f"/api/workflow_templates/{comfy.PACK_FOLDER}/{urllib.parse.quote(name)}.json")["version"] == 0.4
+        address = f"/api/workflow_templates/{comfy.PACK_FOLDER}/{urllib.parse.quote(name)}"
+        assert server.get(f"{address}.json")["version"] == 0.4
+        with urllib.request.urlopen(f"{server.url}{address}.jpg", timeout=30) as card:
+            assert card.status == 200
+
+
+def test_workflows_are_offered_as_templates(server):
+    check_templates(server)
+
+
+def test_a_checkout_serves_all_that_the_published_archive_does(installation, tmp_path, server):
+    """Most people clone: then tests, benchmarks and the rest lie in custom_nodes too, and the host goes by the names of folders."""
+    with comfy.Server(installation, tmp_path, is_published=False) as cloned:
+        assert (tmp_path / "custom_nodes" / comfy.PACK_FOLDER / "tests").is_dir()
+        check_templates(cloned)
+        assert cloned.get("/i18n") == server.get("/i18n") and cloned.get("/extensions") == server.get("/extensions")
+        assert set(cloned.get("/object_info")) == set(server.get("/object_info"))
+        subgraphs = cloned.get("/global_subgraphs").values()
+        assert {one["name"] for one in subgraphs} == {one["name"] for one in server.get("/global_subgraphs").values()}
