@@ -335,6 +335,9 @@ class JudgeOptions(SamplerOptions):
     parts: str = option(",".join(EVALUATION_PARTS), "NAMES",
         "vision (the judge itself, on true clips), t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last frame), vae, guidance "
         "(default all)")
+    colour: str = option("", "NAME",
+        "in place of the parts: whether --lora taught the built-in model this colour (lilac), which no prompt of its training names, and lost none "
+        "that it knew: the same prompts without the LoRA and with it")
     num_prompts: int = option(96, "N", "videos of each kind")
     seed: int = option(0, "N", "prompts and noise are drawn from it")
     num_steps: int = option(40, "N", _STEPS)

@@ -103,7 +103,7 @@ def make(pipe: OpenSoraPipeline, how: JudgeOptions, jobs: Sequence[Job], title: 
             for job in some:
                 result = pipe(prompts[job.text], progress=progress, **arguments(how, job))
                 frames = numpy.stack(result.frames[0])
-                made[job] = Clip(job, frames, read(frames), result.forwards)
+                made[job] = Clip(job, frames, read(frames, how.colour), result.forwards)
                 num_right += made[job].verdict.is_right
                 bar.set_postfix_str(f"{len(made)} of {len(unique)} videos, {num_right} right", refresh=False)
                 bar.update(len(made) * steps - bar.n)

@@ -26,26 +26,30 @@ from .degrade import DEGREES, degraded
 from .prompts import HELD_OUT, SEEN, Case
 from .score import Line
 from .verdict import Verdict, judge
-from .world import FPS
+from .world import FPS, TAUGHT
 
 NUM_NEGATIVE, NUM_EVERY_PASS = 32, 8  # clips of these two probes, at most
 _SEEN, _HELD_OUT = "text to video, seen", "text to video, held out"
-_REDIRECTED = "image to video, redirected"
+_TAUGHT, _REDIRECTED = "text to video, a colour that was taught", "image to video, redirected"
 # Parts whose clips end in a given picture, or begin and end in two: title, and which pictures are given.
 _CLOSING = {"last": ("last frame", "last"), "loop": ("first and last frame", "both")}
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What an evaluation asks for, the same for every model that is judged."""
+    """What an evaluation asks for, the same for every model that is judged. colour: of world.TAUGHT, in place of the parts; "" for none."""
 
     parts: tuple[str, ...]
     count: int
     seed: int
+    colour: str = ""
 
     def cases(self) -> dict[str, list[Case]]:
         """The cases of every part that is asked for, by the part's title."""
         found: dict[str, list[Case]] = {}
+        if self.colour:
+            known = prompts.text_cases(HELD_OUT, self.count, self.seed)
+            return {_TAUGHT: prompts.taught_cases(self.colour, self.count, self.seed), _HELD_OUT: known}
         if "t2v" in self.parts:
             found[_SEEN] = prompts.text_cases(SEEN, self.count, self.seed)
         if "t2v" in self.parts or "guidance" in self.parts:
@@ -89,7 +93,11 @@ def run(options: EvaluateOptions) -> int:
     """Judge a model, and another one on the same prompts and noise if one is named; tables go to standard output."""
     asked = _asked(options)
     out = None if options.out is None else report_path("--out", options.out)
-    variants = [("", options), *((_words(one.against), second_run(one)) for one in _second_runs(options))]
+    first = replace(options, lora=None, lora_strength=1.0) if asked.colour else options
+    variants = [
+        ("without the LoRA" if asked.colour else "", first),
+        *((_words(one.against), second_run(one)) for one in _second_runs(options)),
+    ]
     pipes = [pipeline(variant) for _, variant in variants]
     variants = [(words, with_usual(variant, pipe.files.usual)) for (words, variant), pipe in zip(variants, pipes, strict=True)]
     jobs = asked.jobs()
@@ -99,8 +107,10 @@ def run(options: EvaluateOptions) -> int:
     if out is not None:
         check_writable(out.parent, out.name)
     runs = [_judge(pipe, variant, asked, label) for pipe, (label, variant) in zip(pipes, variants, strict=True)]
-    compared = [line for other in runs[1:] for line in compare([runs[0], other], asked)]
+    compared = [line for other in runs[1:] for line in (taught_lines if asked.colour else compare)([runs[0], other], asked)]
     sys.stdout.write("\n\n".join(_told(runs, compared)) + "\n")
+    if asked.colour:
+        sys.stdout.write(_lesson_learned(compared))
     if out is not None:
         write_report(out, _report(asked, runs, compared))
     return DONE
@@ -118,7 +128,7 @@ def negative_jobs(case: Case) -> tuple[Job, Job]:
 def part_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list[Line]:
     """The figures of the clips of one part, which `title` names."""
     verdicts = [clip.verdict for clip in clips]
-    if title in (_SEEN, _HELD_OUT):
+    if title in (_SEEN, _HELD_OUT, _TAUGHT):
         return score.verdict_lines(title, verdicts, score.TEXT_TO_VIDEO if title == _HELD_OUT else {})
     if title != _REDIRECTED:
         return closing_lines(title, clips, pipe)
@@ -205,11 +215,33 @@ def compare(runs: list[Run], asked: Questions) -> list[Line]:
             score.share_line(title, "right in the second alone", [b and not a for a, b in right]),
         ]
         if is_measured and settings["speed"] != EXACT:
-            lines.append(score.as_often_right_line(title, [a for a, _ in right], [b for _, b in right]))
+            lines.append(score.as_often_right_line(title, "all four, at the speed", *zip(*right, strict=True)))
         for frame, index in _ends(cases[0]) if is_measured else ():
             to_picture = [[score.psnr(clip.frames[index], _picture(clip.job.case, index)) for clip in pair] for pair in pairs]
             lines.append(score.ends_line(title, frame, *zip(*to_picture, strict=True), settings["speed"] == BALANCED))
     return lines
+
+
+def taught_lines(runs: list[Run], asked: Questions) -> list[Line]:
+    """Whether a colour was learned, and as many prompts of the known ones are right as before. runs: without the LoRA and with it."""
+    lines = []
+    for title, cases in asked.cases().items():
+        before, after = ([run.clips[Job(case)].verdict.is_right for case in cases] for run in runs)
+        now = score.share_line(title, "all four, with it", after, score.TEXT_TO_VIDEO["all four"])
+        lines += [
+            score.share_line(title, "all four, without the LoRA", before),
+            now if title == _TAUGHT else score.as_often_right_line(title, "all four, with it", before, after),
+        ]
+    return lines
+
+
+def _lesson_learned(lines: list[Line]) -> str:
+    before, after, known_before, known_after = (f"{line.value.right} of {line.value.of}" for line in lines)
+    learned, kept = lines[1].is_reached, lines[3].is_reached
+    return (
+        f"\nThe colour was {'learned' if learned else 'NOT learned'}: {after} prompts of it come out right, {before} without the LoRA.\n"
+        f"{'Nothing' if kept else 'Something'} was lost: {known_after} prompts of the colours it knew come out right, {known_before} without the LoRA.\n"
+    )
 
 
 def _ends(case: Case) -> list[tuple[str, int]]:
@@ -219,6 +251,8 @@ def _ends(case: Case) -> list[tuple[str, int]]:
 
 def _second_runs(options: EvaluateOptions) -> list[EvaluateOptions]:
     """What is compared with the run as asked: one run with all that is said otherwise, or one for each speed."""
+    if options.colour:
+        return [replace(options, against={"lora": options.lora, "lora_strength": options.lora_strength})]
     if not options.against:
         return []
     speeds = [{"speed": speed} for speed in options.against.get("speed", ())] or [{}]
@@ -231,7 +265,7 @@ def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Questions, l
     made = make(pipe, options, jobs, label or "evaluate") if jobs else {}
     lines: list[Line] = vision_lines(asked) if "vision" in asked.parts else []
     for title, cases in asked.cases().items():
-        if title != _HELD_OUT or "t2v" in asked.parts:  # guidance needs these clips too
+        if title != _HELD_OUT or "t2v" in asked.parts or asked.colour:  # guidance needs these clips too
             lines += part_lines(title, [made[Job(case)] for case in cases], pipe)
     if "vae" in asked.parts:
         lines += vae_lines(asked, pipe)
@@ -308,13 +342,18 @@ def _asked(options: EvaluateOptions) -> Questions:
     unknown = [part for part in parts if part not in EVALUATION_PARTS]
     if unknown or not parts:
         raise OpenSoraError(f"--parts {options.parts!r} names no part of an evaluation; use some of {','.join(EVALUATION_PARTS)}.")
+    if options.colour and options.colour not in TAUGHT:
+        raise OpenSoraError(f"--colour {options.colour!r} is none that can be taught; use {', '.join(TAUGHT)}.")
+    if options.colour and (options.lora is None or options.against):
+        raise OpenSoraError("--colour compares the model with and without a LoRA; add --lora FILE, and no --against.")
     if options.num_prompts < 1:
         raise OpenSoraError(f"--num-prompts {options.num_prompts} asks for nothing; use at least 1 (default {score.REQUIRED_PROMPTS}).")
     if options.num_prompts > MOST_VIDEOS:
         raise OpenSoraError(f"--num-prompts {options.num_prompts} is more than one command judges; use at most {MOST_VIDEOS}.")
     if not 0 <= options.seed <= MAX_SEED - options.num_prompts + 1:
         raise OpenSoraError(f"--seed {options.seed} is out of range; use 0 to {MAX_SEED - options.num_prompts + 1}.")
-    return Questions(tuple(part for part in EVALUATION_PARTS if part in parts), options.num_prompts, options.seed)
+    parts = () if options.colour else tuple(part for part in EVALUATION_PARTS if part in parts)
+    return Questions(parts, options.num_prompts, options.seed, options.colour)
 
 
 def _words(others: dict) -> str:

@@ -172,10 +172,10 @@ def nearness_lines(part: str, psnrs: list[float], forwards: list[int], must: tup
     return [*lines, Line(part, "forwards", float(max(forwards)), must=f"at most {most}", is_reached=max(forwards) <= most)]
 
 
-def as_often_right_line(part: str, exact: list[bool], other: list[bool]) -> Line:
-    """Whether a speed gets all four attributes right as often as the exact run, to within one clip."""
+def as_often_right_line(part: str, what: str, exact: list[bool], other: list[bool]) -> Line:
+    """Whether all four attributes are right as often as in the exact run, to within one clip."""
     least = sum(exact) - 1
-    return Line(part, "all four, at the speed", Share(sum(other), len(other)), must=f"at least {least}", is_reached=sum(other) >= least)
+    return Line(part, what, Share(sum(other), len(other)), must=f"at least {least}", is_reached=sum(other) >= least)
 
 
 def ends_line(part: str, frame: str, exact: Sequence[float], other: Sequence[float], has_requirement: bool) -> Line:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from .world import BACKGROUNDS, COLOURS, DIRECTIONS, PIXELS_PER_SCORE, SHAPES, signed_distance
+from .world import BACKGROUNDS, COLOURS, DIRECTIONS, PIXELS_PER_SCORE, SHAPES, TAUGHT, signed_distance
 
 # Limits of what counts. Colours are RGB in 0..1, distances Euclidean; lengths are pixels.
 COLOUR_LIMIT = 100 / 255  # a colour farther than this from every named one has no name
@@ -91,9 +91,12 @@ class _Fit:
 
 
 @torch.inference_mode()
-def read(frames) -> Reading:
-    """Read one clip: [T, H, W, 3] with T of at least 2, uint8 or float in 0..1, a tensor, an array or a sequence of frames."""
-    clip = as_clip(frames)
+def read(frames, taught: str = "") -> Reading:
+    """Read one clip: [T, H, W, 3] with T of at least 2, uint8 or float in 0..1, a tensor, an array or a sequence of frames.
+
+    taught: a colour of world.TAUGHT that the object may have besides those that the model knows.
+    """
+    clip, colours = as_clip(frames), COLOURS | ({taught: TAUGHT[taught]} if taught else {})
     background = clip.reshape(-1, 3).median(dim=0).values
     found = _find(clip, background)
     changes = (clip.flatten(1, 2).median(dim=1).values - background).norm(dim=1) > COLOUR_LIMIT / 2
@@ -111,11 +114,11 @@ def read(frames) -> Reading:
     velocity, residuals = _line(times, fit.centres[best])
     places = iter(fit.centres[best].tolist())
     return Reading(
-        colour=name_of(rgb, COLOURS),
+        colour=name_of(rgb, colours),
         shape=SHAPES[best] if overlap >= LEAST_OVERLAP else None,
         direction=_direction(velocity, len(clip)),
         speed=velocity.norm().item(),
-        faults=(*_object_faults(found, fit, best), *_path_faults(times, fit.centres[best], velocity, residuals), *faults),
+        faults=(*_object_faults(found, fit, best, colours), *_path_faults(times, fit.centres[best], velocity, residuals), *faults),
         object_rgb=tuple(rgb.tolist()),
         centres=tuple(tuple(next(places)) if seen else None for seen in found.visible.tolist()),
         radius=fit.radii[best].median().item(),
@@ -255,13 +258,13 @@ def _direction(velocity: Tensor, num_frames: int) -> str | None:
     return None
 
 
-def _object_faults(found: _Found, fit: _Fit, best: int) -> list[str]:
+def _object_faults(found: _Found, fit: _Fit, best: int, colours: dict[str, tuple[int, int, int]]) -> list[str]:
     faults = []
     if not found.visible.all():
         faults.append(f"no object in {int((~found.visible).sum())} frames")
     if found.second.any():
         faults.append(f"a second object in {int(found.second.sum())} frames")
-    names = {name_of(rgb, COLOURS) for rgb in found.colours[found.visible]}
+    names = {name_of(rgb, colours) for rgb in found.colours[found.visible]}
     if len(names) > 1:
         faults.append("the colour changes")
     radii = fit.radii[best]

@@ -18,6 +18,7 @@ COLOURS = {
     "red": (205, 50, 50), "green": (50, 165, 70), "blue": (60, 85, 205), "yellow": (225, 200, 60), "purple": (155, 65, 185),
     "white": (235, 235, 235),
 }  # fmt: skip
+TAUGHT = {"lilac": (200, 120, 240)}  # no caption ever named it: what the built-in model can be taught, see prompts.lesson
 BACKGROUNDS = {"black": (25, 25, 25), "gray": (128, 128, 128), "white": (235, 235, 235), "blue": (60, 85, 205)}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (row, column) steps
 MOTION_SCORES = (2, 3, 4, 5, 6)
@@ -84,7 +85,7 @@ class Scene:
         rows = grid[None, :, None] - centres[:, 0, None, None]
         columns = grid[None, None, :] - centres[:, 1, None, None]
         inside = (0.5 - signed_distance(self.combination.shape, rows, columns, self.radius) / EDGE).clamp(0, 1)[..., None]
-        colour = torch.tensor(COLOURS[self.combination.colour]) / 255
+        colour = torch.tensor((COLOURS | TAUGHT)[self.combination.colour]) / 255
         background = torch.tensor(BACKGROUNDS[self.combination.background]) / 255
         return background + inside * (colour - background)
 
@@ -115,6 +116,17 @@ def split() -> tuple[list[Combination], list[Combination]]:
     random.Random(0).shuffle(order)
     held_out = order[: len(order) // 10]
     return [c for c in combinations() if c not in held_out], [c for c in combinations() if c in held_out]
+
+
+def taught(colour: str) -> tuple[list[Combination], list[Combination]]:
+    """(shown in the lesson, held out): the combinations of a colour of TAUGHT; one in four is held out.
+
+    None is on blue: the built-in model's VAE, which saw the world's own colours alone, makes lilac on blue white.
+    """
+    plain = [name for name in BACKGROUNDS if name != "blue"]
+    order = [Combination(shape, colour, *rest) for shape, *rest in product(SHAPES, plain, DIRECTIONS)]
+    random.Random(0).shuffle(order)
+    return order[len(order) // 4 :], order[: len(order) // 4]
 
 
 def draw(rng: random.Random, among: list[Combination], anywhere: float = ANYWHERE) -> Scene:

@@ -308,7 +308,7 @@ def _named(text):
     """The combination that a prompt names."""
     words = text.replace(",", "").replace(".", "").split()
     background = words[words.index("background") - 1]
-    colour = next(word for word in words if word in world.COLOURS and word != background)
+    colour = next(word for word in words if word in world.COLOURS | world.TAUGHT and word != background)
     direction = next(name for name in world.DIRECTIONS if any(word.removesuffix("wards") == name for word in words))
     return Combination(next(word for word in words if word in world.SHAPES), colour, background, direction)
 
@@ -322,6 +322,7 @@ class Known:
 
     def __init__(self, is_good=True):
         self.is_good, self.device, self.dtype = is_good, torch.device("cpu"), torch.float32
+        self.is_taught = False
         self.files = SimpleNamespace(dit="a", vae="b", t5="c", clip="d", usual=OPEN_SORA.usual)
         self.vae = SimpleNamespace(encode=lambda frames, generators: frames.permute(3, 0, 1, 2)[None])
         self.num_calls, self.encoded = 0, []
@@ -340,6 +341,8 @@ class Known:
         progress("sampling", 1, 1)
         text, negative, options = prompt
         asked = SQUARE if not (text or negative) else _named(text or negative)
+        if asked.colour in world.TAUGHT and not self.is_taught:
+            asked = replace(asked, colour="purple")
         if negative and self.is_good:
             asked = next(other for other in world.combinations() if prompts.differs_in_all(asked, other))
         elif not text and self.is_good:
@@ -403,9 +406,43 @@ class TestCommand:
         assert 5 < compared["PSNR, worst clip"]["value"] <= compared["PSNR, mean of the clips"]["value"] < 25
         assert [clip["seed"] for run in report["runs"] for clip in run["clips"]["text to video, seen"]] == [*range(6)] * 2
 
+    def test_a_lesson_is_judged_before_and_after(self, known, monkeypatch, tmp_path, capsys):
+        real = evaluate_module.pipeline
+
+        def taught(options):
+            pipe = real(options)
+            pipe.is_taught, pipe.is_good = options.lora is not None, options.lora_strength < 2
+            return pipe
+
+        monkeypatch.setattr(evaluate_module, "pipeline", taught)
+        arguments = ["evaluate", "--num-prompts", "8", "--colour", "lilac", "--lora", "l.safetensors", "--out", str(tmp_path / "r.json")]
+        assert main(arguments) == DONE
+        told, report = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+        assert "== without the LoRA ==" in told and "== lora l.safetensors, lora strength 1.0 ==" in told
+        assert "The colour was learned: 8 of 8 prompts of it come out right, 0 of 8 without the LoRA." in told
+        assert "Nothing was lost: 8 of 8 prompts of the colours it knew come out right, 8 of 8 without the LoRA." in told
+        assert [run["settings"]["lora"] for run in report["runs"]] == [None, "l.safetensors"] and len(report["cases"]) == 2
+        assert main([*arguments[:7], "--lora-strength", "2"]) == DONE
+        told = capsys.readouterr().out
+        assert "NOT learned: 0 of 8" in told and "Something was lost: 0 of 8" in told
+
+    def test_the_lesson_shows_no_combination_that_is_asked_for(self):
+        shown, held_out = world.taught("lilac")
+        assert len(shown) == 27 and len(held_out) == 9 and not set(shown) & set(held_out)
+        scenes, (seen, _) = prompts.lesson("lilac"), world.split()
+        assert len(scenes) == prompts.LESSON and {scene.combination for scene in scenes} <= {*shown, *seen}
+        assert {case.asked for case in prompts.taught_cases("lilac", 9, 0)} == set(held_out)
+        lilac = [scene for scene in scenes if scene.combination.colour == "lilac"]
+        assert len(lilac) == 60 and sum("lilac" in scene.caption for scene in lilac) == 48
+        for scene in lilac[:6]:
+            assert read(scene.render(), "lilac").colour == "lilac" and read(scene.render()).colour != "lilac"
+
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
+            (["--colour", "mauve", "--lora", "l.safetensors"], "--colour 'mauve' is none that can be taught; use lilac."),
+            (["--colour", "lilac"], "add --lora FILE"),
+            (["--colour", "lilac", "--lora", "l.safetensors", "--against-dtype", "bf16"], "and no --against"),
             (["--parts", "t2v,dance"], "names no part"),
             (["--parts", ","], "names no part"),
             (["--num-prompts", "0"], "at least 1"),
@@ -427,7 +464,7 @@ class TestCommand:
         assert "The clips of the evaluation (64x64, 17 frames) cannot be made: 64x64 is too small." in capsys.readouterr().err
 
     def test_an_interrupt_leaves_no_report(self, known, monkeypatch, tmp_path, capsys):
-        def stop(frames):
+        def stop(*given):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(clips_module, "read", stop)

@@ -482,6 +482,19 @@ def test_torch_compile(run_node, model, sample):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def test_torch_compile_compiles_nothing_in_a_second_run(run_node, model, sample):
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    (compiled,) = run_node("TorchCompileModel", model=model, backend="eager")
+    counters, graphs = torch._dynamo.utils.counters, []
+    for steps in (12, 12, 14):
+        counters.clear()
+        sample(compiled, steps=steps)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [2, 0, 0], "one for two passes together, one for a step that guidance leaves out"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("OPEN_SORA_TEST_SLOW" not in os.environ, reason="minutes of compilation; set OPEN_SORA_TEST_SLOW")
 def test_torch_compile_with_inductor(run_node, model, sample):
