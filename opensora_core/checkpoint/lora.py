@@ -118,9 +118,7 @@ def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
         weight = modules[key].weight
         if is_quantised(modules[key]):
             if layer.form not in ("LoRA", ""):
-                raise CheckpointError(
-                    f"{name} is a {layer.form}, which cannot lie beside quantised weights ({key}); load the model in bf16."
-                )
+                raise CheckpointError(f"{name} is a {layer.form}, which quantised weights ({key}) cannot take; load the model in bf16.")
         elif not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise CheckpointError(f"{name} cannot be merged into quantised weights ({key} is {weight.dtype}); load the model in bf16.")
     return matched
@@ -202,9 +200,7 @@ def parse_lora(
     Raises a CheckpointError for layers that the transformer lacks, a change that is not read, a file that is not whole, or a DoRA.
     """
     if dora := next((key for key in state if key.endswith(DORA)), None):
-        raise CheckpointError(
-            f"{name} is a DoRA ({dora} scales directions), which is not supported here; use a plain LoRA. {_BY_COMFYUI}, DoRAs included."
-        )
+        raise CheckpointError(f"{name} is a DoRA ({dora}), which is not supported here; use a plain LoRA. {_BY_COMFYUI}, DoRAs included.")
     found, foreign, unread = by_layer(state, family)
     if not found:
         raise CheckpointError(no_match(name, list(state), family))

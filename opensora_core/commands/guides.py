@@ -25,9 +25,7 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
         raise OpenSoraError("--parity scripts goes with --loop N, the clips that follow one another.")
     piece, given = family.grid.piece or 1, options.condition_frame_length
     if given is not None and (given < 1 or given % piece):
-        raise OpenSoraError(
-            f"--condition-frame-length {given} is no count that this model can be given; use {piece}{' or a multiple of it' * (piece > 1)}."
-        )
+        raise OpenSoraError(f"--condition-frame-length {given} does not fit this model; use {piece}{' or a multiple of it' * (piece > 1)}.")
     parts = [(0, options.prompt)]
     if family.sampling.place is not None and options.prompt is not None:
         prompt, settings = split_settings(options.prompt)

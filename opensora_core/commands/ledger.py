@@ -94,9 +94,7 @@ class Ledger:
             if not all(entry.is_possible for entry in entries.values()):
                 raise ValueError("not what was written")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise OpenSoraError(
-                f"{self._path} is not the record of a batch, or it is damaged; move it away, or give --out another folder."
-            ) from error
+            raise OpenSoraError(f"{self._path} is not the record of a batch, or damaged; move it away, or give another --out.") from error
         if version != _FORMAT:
             raise OpenSoraError(f"{self._path} was written by another version of this program; give --out another folder.")
         return entries

@@ -75,10 +75,9 @@ class Source:
     def check_whole(self, expected: Shapes) -> None:
         """Raise a CheckpointError unless every tensor of the encoder is there; what else the file holds is named in a warning."""
         result = compare(self.shapes, expected)
-        if result.missing:
+        if lacking := result.missing:
             raise CheckpointError(
-                f"{self.title} is incomplete: it lacks {len(result.missing)} of {result.expected} tensors, "
-                f"the first: {', '.join(result.missing[:5])}."
+                f"{self.title} is incomplete: it lacks {len(lacking)} of {result.expected} tensors, the first: {lacking[0]}."
             )
         for name, (found, wanted) in result.misshaped.items():
             raise CheckpointError(

@@ -27,7 +27,7 @@ class References:
     first, last: a picture [1, H, W, 3] fp32 in 0..1 of any size, or latents [B or 1, C, 1, h, w], or None.
     clip: frames [33 or 65, H, W, 3] uint8 or fp32 in 0..1, or latents [B or 1, C, t, h, w], or None.
     Latents are in the transformer's scale, as `.latents` of a result.
-    direction: forwards: the clip begins the video; backwards: it ends it. use: how a run uses them. grid: of the model.
+    direction: forwards: the clip begins the video; backwards: it ends it. use: how a run uses them.
     several, groups: of a mask strategy (sampling/masks.py), whose references are frames [t, H, W, 3] each; loop: which clip of a longer video it is.
     """
 
@@ -36,7 +36,6 @@ class References:
     clip: Tensor | None = None
     direction: str = FORWARDS
     use: ReferenceUse = PICTURES
-    grid: Grid = CAUSAL
     several: tuple[Tensor, ...] = ()
     groups: tuple[MaskGroup, ...] = ()
     loop: int = 0
@@ -53,15 +52,6 @@ class References:
         if self.clip is None:
             return self.first, self.last
         return (self.clip, self.last) if self.direction == FORWARDS else (self.first, self.clip)
-
-    @property
-    def cond_type(self) -> str:
-        """Upstream's name of the mode; latents of another length than a clip's are named as the shorter one."""
-        if self.clip is not None:
-            is_easy = _latent_length(self.clip, self.grid) == self.grid.latent_frames(self.grid.frames.nearest(CONTEXTS[1]))
-            return clip_cond_type(self.direction, CONTEXTS[is_easy])
-        known = (self.first is not None, self.last is not None)
-        return {(False, False): "t2v", (True, False): "i2v_head", (False, True): "i2v_tail", (True, True): "i2v_loop"}[known]
 
     def check(self, num_videos: int, latent_extent: tuple[int, int, int], grid: Grid = CAUSAL) -> None:
         """Raise an OpenSoraError unless they fit so many videos of latent (T, H, W) and leave a frame to make."""
@@ -123,14 +113,14 @@ def read_references(
             raise OpenSoraError(f"direction={direction!r} needs a video to go on from; none was given.")
         if first is None and last is None and strength != 1:
             raise OpenSoraError(f"strength={strength} needs an image, a last image or a video to hold to; none was given.")
-        return References(first, last, use=use, grid=grid)
+        return References(first, last, use=use)
     if first is not None or last is not None:
         raise OpenSoraError("A video to go on from is given alone; leave out image and last_image, or the video.")
     if not whole and getattr(video, "ndim", 0) != LATENT_RANK:
         clip_cond_type(direction, context)  # raises for what has no mode
         context = grid.frames.nearest(context)
     clip = _reference_clip(video, BACKWARDS if whole else direction, whole or context, grid)
-    return References(clip=clip, direction=FORWARDS if whole else direction, use=use, grid=grid)
+    return References(clip=clip, direction=FORWARDS if whole else direction, use=use)
 
 
 def reference_image(name: str, image) -> Tensor | None:
@@ -224,7 +214,7 @@ def read_masked(references: Sequence, mask_strategy: str, grid: Grid) -> Referen
     if missing:
         raise OpenSoraError(f"mask_strategy names reference {missing[0]}; {len(references)} are given, counted from 0.")
     several = tuple(read_reference(place, given, grid) for place, given in enumerate(references))
-    return References(use=ReferenceUse(is_held=True), grid=grid, several=several, groups=groups)
+    return References(use=ReferenceUse(is_held=True), several=several, groups=groups)
 
 
 def read_reference(place: int, given, grid: Grid) -> Tensor:

@@ -101,7 +101,6 @@ def check_request(networks: Networks, request: GenerationRequest) -> None:
     check_said(family.text, request.options)
     if request.options.parity == SCRIPTS and not (family.longer and family.longer.has_scripts):
         raise OpenSoraError(f"parity={SCRIPTS!r} is of the loops of Open-Sora 1.1 to 1.3, and this model is {family.title}; leave it out.")
-    references.check(request.num_videos, request.latent_extent, files.grid)
     has_latents = any(given.ndim == LATENT_RANK for given in references.given.values())
     if has_latents or request.noise is not None:
         channels = sizes_of_files(files.dit).transformer.in_channels

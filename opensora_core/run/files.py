@@ -149,9 +149,7 @@ def _published(folder: Path) -> dict[str, Path] | None:
         wanted = {"vae": codecs_of(family)[0].repositories, "t5": _T5_REPOSITORIES}
         found = {part: place(names) for part, names in wanted.items()}
         if missing := [names[0] for part, names in wanted.items() if found[part] is None]:
-            raise OpenSoraError(
-                f"The model folder {folder} holds {dit.name} and lacks {' and '.join(missing)}; put it beside, or name each part's file."
-            )
+            raise OpenSoraError(f"{folder} holds {dit.name} and lacks {' and '.join(missing)}; put it beside, or name each part's file.")
         return {"dit": dit, **found}
     return None
 
@@ -277,11 +275,9 @@ def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
                 "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
             )
     check_keys(header, identity)
-    decoder = open_decoder(vae)[1].config
-    if decoder.latent_channels != config.in_channels:
-        raise CheckpointError(
-            f"{vae.name} has {decoder.latent_channels} latent channels, {header.name} works on {config.in_channels}: not of one model."
-        )
+    channels = open_decoder(vae)[1].config.latent_channels
+    if channels != config.in_channels:
+        raise CheckpointError(f"{vae.name} has {channels} latent channels, {header.name} works on {config.in_channels}: not of one model.")
     return config
 
 

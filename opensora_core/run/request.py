@@ -147,20 +147,13 @@ class GenerationRequest(Workload):
         wanted = [self.num_videos, channels, *self.latent_extent]
         if not isinstance(self.noise, Tensor) or not self.noise.is_floating_point() or list(self.noise.shape) != wanted:
             found = list(self.noise.shape) if isinstance(self.noise, Tensor) else type(self.noise).__name__
-            raise OpenSoraError(
-                f"noise is {found}; for this request it is a tensor of floats {wanted}: videos, channels, latent frames, height, width."
-            )
+            raise OpenSoraError(f"noise is {found}; it is a tensor of floats {wanted}: videos, channels, latent frames, height, width.")
         if not torch.isfinite(self.noise).all():
             raise OpenSoraError("noise holds values that are not numbers (NaN or infinite).")
 
     @property
     def asked(self) -> Asked:
         return self.prompt if isinstance(self.prompt, EncodedPrompt) else (self.prompt, self.negative_prompt, self.options)
-
-    @property
-    def cond_type(self) -> str:
-        """Upstream's name of the mode: t2v, i2v_head, ..., as what is given says."""
-        return self.references.cond_type
 
     @property
     def seeds(self) -> list[int]:

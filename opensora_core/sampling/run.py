@@ -121,9 +121,7 @@ class SamplingRecipe:
         """Raise an OpenSoraError for a speed that is none, or that this model cannot be sampled at."""
         check_choice("speed", speed, SPEEDS)
         if speed != EXACT and self.use is not None:
-            raise OpenSoraError(
-                f"speed={speed!r}: what is given enters this model at every step, which a plan would skip; use speed {EXACT}."
-            )
+            raise OpenSoraError(f"speed={speed!r}: what is given enters this model at every step, which a plan skips; use speed {EXACT}.")
         if speed != EXACT and not (isinstance(self.process, Flow) and self.solvers[0] == "euler" and not self.reads_size):
             raise OpenSoraError(
                 f"speed={speed!r} joins steps of a rectified flow, and this model is sampled by another process; use speed {EXACT}."

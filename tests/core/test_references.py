@@ -82,16 +82,6 @@ def test_latents_of_a_clip_are_cut_by_the_same_count_of_frames():
     assert read_references(video=latents, context=17).ends[0].shape[2] == 5
 
 
-def test_modes_have_the_references_names():
-    picture, clip = torch.zeros(8, 8, 3), torch.zeros(65, 8, 8, 3)
-    assert References().cond_type == "t2v"
-    assert read_references(picture).cond_type == "i2v_head"
-    assert read_references(None, picture).cond_type == "i2v_tail"
-    assert read_references(picture, picture).cond_type == "i2v_loop"
-    named = {(d, c): read_references(video=clip, direction=d, context=c).cond_type for d in conditioning.DIRECTIONS for c in (33, 65)}
-    assert list(named.values()) == ["v2v_head", "v2v_head_easy", "v2v_tail", "v2v_tail_easy"]
-
-
 CLIP = torch.zeros(40, 8, 8, 3)
 LATENTS = torch.zeros(1, 16, 9, 4, 6)
 
