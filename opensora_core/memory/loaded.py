@@ -164,12 +164,10 @@ class LoadedModels:
         with self._lock:
             return [Loaded(key, self._sizes[key], key in self._kept) for key in list(self._models)]
 
-    def release(self, path: str | Path | None = None) -> None:
-        """Keep no longer what was kept of a file, or of all. Whoever uses it still does."""
-        resolved = None if path is None else str(Path(path).expanduser().resolve())
+    def release(self) -> None:
+        """Keep no longer what was kept. Whoever uses it still does."""
         with self._lock:
-            for key in [key for key in self._kept if resolved in (None, key.file.path)]:
-                del self._kept[key]
+            self._kept.clear()
 
     def kept(self) -> list:
         """What is held beyond its use, the least recently used first."""

@@ -43,10 +43,6 @@ class Preflight:
     recommended: Estimate | None
     nearest: str | None = None
 
-    @property
-    def fits(self) -> bool:
-        return self.asked.fits
-
     def report(self) -> str:
         """Everything, for a person."""
         memory = self.memory

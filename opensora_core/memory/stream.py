@@ -84,11 +84,6 @@ class BlockStream:
         self.release()
 
     @property
-    def staging_bytes(self) -> int:
-        """Bytes of the buffers on the device."""
-        return sum(buffer.nbytes for buffer in self._buffers)
-
-    @property
     def pinned_bytes(self) -> int:
         """Page-locked in main memory so far."""
         return sum(piece.nbytes for block in self._streamed for _, piece in block.pinned)

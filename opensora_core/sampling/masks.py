@@ -137,7 +137,7 @@ class BesideNoise(Given):
 
     Args:
         latents: [B, C, T, H, W]. mask: [B, 1, T, H, W], 1 where they are given.
-        draw: see Given. noises: whether every step begins with the given frames at its own noise (SDEdit).
+        draw: see Given. Every step begins with the given frames at its own noise (SDEdit).
         use: its strength counts: steps after it are as of a video of which nothing is given.
     """
 
@@ -148,10 +148,9 @@ class BesideNoise(Given):
         schedule: Schedule,
         process: Process,
         draw: Callable[[Tensor], Tensor] | None = None,
-        noises: bool = True,
         use: ReferenceUse = PICTURES,
     ):
-        self._latents, self._mask, self._noises = latents * mask, mask, noises
+        self._latents, self._mask = latents * mask, mask
         self._schedule, self._process, self.draw = schedule, process, draw
         self.use = ReferenceUse(strength=use.strength)
         self.cond = torch.cat((mask, self._latents), dim=1)
@@ -164,7 +163,7 @@ class BesideNoise(Given):
         return blank
 
     def before(self, x: Tensor, step: int) -> Tensor:
-        if not self._noises or step >= self.use.num_steps(self._schedule.num_steps):
+        if step >= self.use.num_steps(self._schedule.num_steps):
             return x
         noised = self._process.noised(self._latents.to(x), self.draw(x).to(x), self._schedule.points[step].to(x))
         return torch.where(self._mask.to(x.device).bool(), noised, x)

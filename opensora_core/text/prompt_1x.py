@@ -46,12 +46,9 @@ def with_words(prompt: str, aesthetic: float | str | None = None, motion: float 
     return _with(prompt, "camera motion:", camera and f"camera motion: {camera}.")
 
 
-def split_settings(prompt: str, also_lists: bool = False) -> tuple[str, dict[str, str]]:
-    """A prompt without the {"reference_path": ..., "mask_strategy": ...} at its end, and that; it may be there once.
-
-    also_lists: 1.1, where a "[" begins it as well.
-    """
-    text, *rest = re.split(r"(?=[{\[])" if also_lists else r"(?=\{)", prompt)
+def split_settings(prompt: str) -> tuple[str, dict[str, str]]:
+    """A prompt without the {"reference_path": ..., "mask_strategy": ...} at its end, and that; it may be there once."""
+    text, *rest = re.split(r"(?=\{)", prompt)
     if not rest:
         return text, {}
     try:

@@ -99,7 +99,7 @@ def test_kept_up_to_a_limit_the_least_recently_used_given_up_first(tmp_path):
     cache.keep_limit_gib = 1 / 1024
     gc.collect()
     assert [entry.key.file.name for entry in cache.listing()] == ["d"]
-    cache.release(paths[3])
+    cache.release()
     gc.collect()
     assert cache.listing() == []
 

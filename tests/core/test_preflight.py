@@ -306,7 +306,7 @@ def test_the_released_sizes():
 @pytest.mark.parametrize(("request_", "gb"), [(LOW, 8), (HIGH, 12)], ids=["256px in 8 GB", "768px in 12 GB"])
 def test_the_promise(request_, gb, mode, model):
     found = preflight(replace(request_, settings=Settings(offload=mode)), model, card(gb))
-    assert found.fits, found.report()
+    assert found.asked.fits, found.report()
     assert all(stage.num_bytes <= gb * 1e9 for stage in found.asked.stages)
     # Neither needs anything but an exact decode.
     assert found.asked.tiling == Tiling() and not found.asked.notes
@@ -346,7 +346,7 @@ def test_the_promise_of_quantised_weights_from_a_file_of_the_released_size(relea
     assert model.transformer == OPEN_SORA_2 and model.stored == (precision if precision in FORMATS else "bf16")
     for video, gb in ((LOW, 8), (HIGH, 12)):
         found = preflight(replace(video, has_given=has_given, settings=Settings(precision, mode, budget_gib)), model, card(gb, 16))
-        assert found.fits and found.recommended.fits, found.report()
+        assert found.asked.fits and found.recommended.fits, found.report()
         assert max(stage.num_bytes for stage in found.asked.stages) <= gb * 1e9
         assert found.asked.ram.num_bytes <= 16 * GIB and found.asked.tiling == Tiling()  # an exact decode, not parked
         # Minimal copies all of the file every time, a hair more than such a machine holds; said, and not called a failure.
@@ -368,14 +368,14 @@ def test_what_is_recommended_to_an_impossible_wish_holds_the_promise(released_fi
     model = sizes_of_files(released_file("int8"))
     for wish in (Settings(offload="resident"), Settings(offload="budget", budget_gib=gb)):
         found = preflight(replace(request_, settings=wish), model, card(gb, 16))
-        assert not found.fits and found.recommended.settings == Settings("int8") and found.recommended.is_cached
+        assert not found.asked.fits and found.recommended.settings == Settings("int8") and found.recommended.is_cached
         assert found.recommended.device_bytes <= gb * 1e9
 
 
 @pytest.mark.parametrize(("request_", "gb"), [(LOW, 8), (HIGH, 12)], ids=["256px", "768px"])
 def test_the_eight_bit_file_in_16_gb_of_ram(request_, gb):
     found = preflight(request_, FP8_FILE, card(gb, 16))
-    assert found.fits and found.asked.is_cached and found.recommended is found.asked, found.report()
+    assert found.asked.fits and found.asked.is_cached and found.recommended is found.asked, found.report()
     assert found.asked.ram.num_bytes + found.asked.streamed_bytes <= 16 * GIB
     assert found.asked.ram.num_bytes < 3 * GIB  # what cannot be dropped
 
@@ -405,9 +405,9 @@ def test_stages_are_the_sum_of_what_they_are_made_of():
 def test_resident_keeps_the_transformer_in_every_stage_and_is_refused_where_it_cannot():
     resident = replace(LOW, settings=Settings(offload="resident"))
     found = preflight(resident, MODEL, card(80))
-    assert found.fits and min(stage.num_bytes for stage in found.asked.stages) > 22 * GIB
+    assert found.asked.fits and min(stage.num_bytes for stage in found.asked.stages) > 22 * GIB
     small = preflight(resident, MODEL, card(24))
-    assert not small.fits and any("sampling" in problem for problem in small.asked.problems)
+    assert not small.asked.fits and any("sampling" in problem for problem in small.asked.problems)
     assert small.recommended.settings.offload == "resident"  # asked for by name: kept, in a precision that fits
     assert small.recommended.settings.precision == "fp8_e4m3fn" and small.recommended.fits
 
@@ -416,7 +416,7 @@ def test_exact_first_then_what_ram_can_hold():
     assert preflight(HIGH, MODEL, card(24)).recommended.settings == Settings("bf16")
     # 17 GiB of bf16 would be read from disk in every forward.
     found = preflight(LOW, MODEL, card(8, 16))
-    assert found.fits and not found.asked.is_cached and "read from disk" in found.report()
+    assert found.asked.fits and not found.asked.is_cached and "read from disk" in found.report()
     assert found.recommended.settings.precision == "fp8_e4m3fn" and found.recommended.is_cached
     assert "quantize" in found.recommended.notes[-1]
 
@@ -431,7 +431,7 @@ def test_decoding_is_parked_in_main_memory_where_that_has_room():
     memory = replace(card(24), free=6 * GIB)
     for policy in ("auto", "exact"):
         found = preflight(replace(LOW, settings=Settings(decode_policy=policy)), MODEL, memory)
-        assert found.fits and found.asked.tiling == Tiling(parked=True)
+        assert found.asked.fits and found.asked.tiling == Tiling(parked=True)
         assert "activations in main memory" in found.report() and "activations of the decode" in found.report()
     assert not preflight(replace(LOW, settings=Settings(decode_policy="low_memory")), MODEL, memory).asked.tiling.parked
 
@@ -439,10 +439,10 @@ def test_decoding_is_parked_in_main_memory_where_that_has_room():
 def test_decoding_finds_its_way_and_an_exact_one_that_does_not_fit_is_a_problem():
     memory = replace(card(24, 6), free=6 * GIB)
     found = preflight(LOW, MODEL, memory)
-    assert found.fits and found.asked.tiling.temporal_tile == 64
+    assert found.asked.fits and found.asked.tiling.temporal_tile == 64
     assert "64 frames at a time" in found.report() and "Frames differ" in found.report()
     exact = preflight(replace(LOW, settings=Settings(decode_policy="exact")), MODEL, memory)
-    assert not exact.fits and exact.asked.problems[0].startswith("decode: ")
+    assert not exact.asked.fits and exact.asked.problems[0].startswith("decode: ")
     assert exact.recommended.settings.decode_policy == "auto"
 
 
@@ -451,7 +451,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can():
     needed = estimate(asked, least, MODEL, card(24)).stage("sampling").num_bytes
     memory = replace(card(24), free=needed * 9 // 10)
     found = preflight(asked, MODEL, memory)
-    assert not found.fits and found.recommended is None and "No settings fit" in found.report()
+    assert not found.asked.fits and found.recommended is None and "No settings fit" in found.report()
     frames = int(found.nearest.split("The nearest that does: ")[1].split()[0])
     size = found.nearest.split(" or ")[1].split()[0]
     width, height = map(int, size.split("x"))
@@ -493,7 +493,7 @@ def test_nothing_at_all_fits():
 
 def test_ram_too_small_for_weights_converted_on_reading():
     nf4 = preflight(replace(LOW, settings=Settings("nf4")), MODEL, card(24, 8))
-    assert not nf4.fits and nf4.asked.problems[-1].startswith("RAM: ")
+    assert not nf4.asked.fits and nf4.asked.problems[-1].startswith("RAM: ")
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_bad_input_is_a_sentence(make, says):
 
 def test_a_budget_larger_than_the_card_does_not_fit():
     found = preflight(replace(LOW, settings=Settings("bf16", "budget", 16)), MODEL, card(8))
-    assert not found.fits and found.recommended.settings.offload == "auto"
+    assert not found.asked.fits and found.recommended.settings.offload == "auto"
 
 
 def test_this_machine():
