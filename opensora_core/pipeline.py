@@ -159,11 +159,9 @@ class OpenSoraPipeline:
         Args:
             mode: auto: each network whole while it works, streamed block by block as far as it does not fit. resident: the
                 transformer stays. budget: at most budget_gib of weights on the device. minimal: one block at a time.
-            budget_gib: GiB, for the mode budget.
             device: where to compute; None = the device chosen before, or one that is found.
 
-        Raises:
-            OpenSoraError: an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
+        Raises an OpenSoraError for an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
         """
         check_choice("offload", mode, OFFLOADS)
         if budget_gib is not None and mode != BUDGET:
@@ -255,18 +253,11 @@ class OpenSoraPipeline:
     ) -> tuple[list[Tensor], EncodedPrompt]:
         """Draw pictures with Flux, and encode the videos' prompt: both encoders are read once for picture and video.
 
-        Args:
-            prompt: of the video; of the picture too, undecorated, unless picture_prompt is another.
-            seeds: one for each picture. Upstream gives picture and video the same.
-            request: see run/picture.py, PictureRequest.for_ratio.
-            progress: (stage, done, total) for the stages text and picture.
+        prompt: of the video; of the picture too, undecorated, unless picture_prompt is another. seeds: one for each picture; upstream gives picture and
+        video the same. request: see run/picture.py, PictureRequest.for_ratio. progress: (stage, done, total) for the stages text and picture.
 
-        Returns:
-            ([1, H, W, 3] uint8 for each seed, the encoded prompt): `pipe(encoded, image=picture, seed=seed, ...)` makes the video.
-            Nothing of Flux is in memory any more.
-
-        Raises:
-            OpenSoraError: load_flux was not called, a seed out of range, or memory ran out.
+        Returns ([1, H, W, 3] uint8 for each seed, the encoded prompt): `pipe(encoded, image=picture, seed=seed, ...)` makes the video.
+        Nothing of Flux is in memory any more.
         """
         self._drawing()
         self.check_files()
@@ -276,10 +267,7 @@ class OpenSoraPipeline:
 
     @torch.inference_mode()
     def paint(self, pictures: Sequence[tuple[EncodedPrompt, PictureRequest, int]], progress: StageProgress | None = None) -> list[Tensor]:
-        """Draw a picture with Flux for each (prompt as encode_prompts gives it with options None, request, seed); Flux is read once for all.
-
-        Returns, raises: as draw.
-        """
+        """Draw a picture with Flux for each (prompt as encode_prompts gives it with options None, request, seed); Flux is read once for all."""
         flux = self._drawing()
         if self.offload != EVERYTHING:
             self._networks.transformer.release()  # one large network in memory at a time

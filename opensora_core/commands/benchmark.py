@@ -4,12 +4,12 @@ import os
 import platform
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 
 from .. import __version__
 from ..errors import OpenSoraError
+from ..memory.limits import proc_fields
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from .frames import PATHS, call_arguments
@@ -33,7 +33,12 @@ def run(options: BenchmarkOptions) -> int:
     runs = [_measure(pipe, options.prompt, arguments, f"run {k + 1} of {options.eval_count}") for k in range(options.eval_count)]
     report = {
         "opensora_core": __version__,
-        "hardware": {"cpu": _cpu_name(), "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), **_gpu(pipe.device)},
+        "hardware": {
+            "cpu": proc_fields("cpuinfo").get("model name") or platform.processor() or platform.machine(),
+            "cpu_cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            **_gpu(pipe.device),
+        },
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -90,15 +95,6 @@ def _gpu(device: torch.device) -> dict:
         return {}
     properties = torch.cuda.get_device_properties(device)
     return {"device": properties.name, "device_memory_bytes": properties.total_memory}
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _peak_resident_bytes() -> int | None:

@@ -145,15 +145,10 @@ def load_t5(
 ) -> T5Encoder:
     """Read a T5 v1.1 encoder. Linear layers that its file stores in 8 bits are kept so, and brought to `dtype` as they are called.
 
-    Args:
-        path: a single file as Flux users have it, or a hub folder such as google/t5-v1_1-xxl.
-        dtype: to compute in, see t5_network.
-        device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
-        tokenizers: folder of the tokenizer; None = beside the file, in its folder, or in a ComfyUI that is found.
-        precision: fp8_e4m3fn, int8 or nf4 to quantise linear layers that are stored plain; see checkpoint/quantised.py.
-
-    Raises:
-        CheckpointError: the file is damaged, incomplete or another model, or there is no tokenizer.
+    path: a single file as Flux users have it, or a hub folder such as google/t5-v1_1-xxl. dtype: to compute in, see t5_network.
+    device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
+    tokenizers: folder of the tokenizer; None = beside the file, in its folder, or in a ComfyUI that is found.
+    precision: fp8_e4m3fn, int8 or nf4 to quantise linear layers that are stored plain; see checkpoint/quantised.py.
     """
     source, sizes = open_t5(path)
     if other := _OTHERS.get(sizes.d_model):

@@ -50,12 +50,10 @@ class Placement:
 class Component:
     """One network, read at its first use.
 
-    Args:
-        read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files. One whose `blocks()` gives its
-            blocks in the order in which they run is streamed where it must be.
-        placement: shared with the pipeline.
-        is_main: it is the one that `resident` and a budget are about.
-        is_kept: False for one that works once a run (a text encoder): outside `everything` it is given up after its work.
+    read: (dtype, device) -> the network: a module, or an object whose `.model` is one; reads files. One whose `blocks()` gives its
+    blocks in the order in which they run is streamed where it must be. placement: shared with the pipeline.
+    is_main: it is the one that `resident` and a budget are about.
+    is_kept: False for one that works once a run (a text encoder): outside `everything` it is given up after its work.
     """
 
     def __init__(self, read: Callable[[torch.dtype, torch.device], Any], placement: Placement, is_main: bool = False, is_kept: bool = True):
@@ -67,9 +65,8 @@ class Component:
     def at_work(self, beside_bytes: int = 0, is_last_try: bool = False) -> Iterator[Any]:
         """The network, able to compute on the placement's device inside the block.
 
-        Args:
-            beside_bytes: what the device will need beside the weights; only `auto` asks.
-            is_last_try: the device ran out of memory before: in auto and budget one block at a time, whatever was planned.
+        beside_bytes: what the device will need beside the weights; only `auto` asks.
+        is_last_try: the device ran out of memory before: in auto and budget one block at a time, whatever was planned.
         """
         if self._network is None:
             self._network = self._load()

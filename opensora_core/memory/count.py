@@ -16,13 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class AllocationCounter:
-    """While it is entered, follows the bytes of all storages that are made inside and still alive.
+    """While it is entered, follows the bytes of all storages that are made inside and still alive: `live` now, at most `peak` at once.
 
     Attention on meta tensors counts as a fused kernel does: its output and one fp32 number for each row, and no
     L x L matrix. Real attention is counted as it allocates.
-
-    Attributes:
-        live: bytes alive now. peak: most that were alive at once.
     """
 
     def __init__(self):

@@ -110,13 +110,10 @@ class Attempt(NamedTuple):
 class Ladder:
     """The ways to decode a clip in the memory there is.
 
-    Attributes:
-        config: of the codec.
-        latent_shape: [B, C, t, h, w] of the clip, or of the longest part of it that is decoded at a time.
-        dtype_bytes: of one value.
-        free: gives the bytes free on the device, with the codec's weights already there; None: not known.
-        ram: gives the main memory that activations may be parked in; 0 where they cannot be, or where the device works in it.
-            Both are asked when they decide something, and so is what a tile needs, which of some codecs takes a moment to count.
+    config: of the codec. latent_shape: [B, C, t, h, w] of the clip, or of the longest part of it that is decoded at a time.
+    dtype_bytes: of one value. free: gives the bytes free on the device, with the codec's weights already there; None: not known.
+    ram: gives the main memory that activations may be parked in; 0 where they cannot be, or where the device works in it.
+    Both are asked when they decide something, and so is what a tile needs, which of some codecs takes a moment to count.
     """
 
     config: CodecConfig

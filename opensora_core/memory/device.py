@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from .limits import limits
+from .limits import limits, proc_fields
 from .residency import at_most
 
 T = TypeVar("T")
@@ -90,8 +89,5 @@ def _pages(name: str) -> int | None:
 
 
 def _meminfo(name: str) -> int | None:
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return int(lines[name].split()[0]) * 1024 if name in lines else None
+    said = proc_fields("meminfo").get(name)
+    return int(said.split()[0]) * 1024 if said else None

@@ -128,12 +128,10 @@ class Stage:
 class Estimate:
     """What one choice of settings needs.
 
-    Attributes:
-        settings: with precision, offload and budget decided. tiling: of the decode.
-        stages: of device memory. ram: of main memory.
-        streamed_bytes: of the transformer's mapped file, read in every forward. The system keeps them in RAM if there is room.
-        is_cached: whether it is so. least: (stage, bytes) with one block of weights on the device at a time, however slow.
-        problems: why it does not fit, in sentences; empty if it fits. notes: what to know about it.
+    settings: with precision, offload and budget decided. tiling: of the decode. stages: of device memory. ram: of main memory.
+    streamed_bytes: of the transformer's mapped file, read in every forward; the system keeps them in RAM if there is room, is_cached: whether it is so.
+    least: (stage, bytes) with one block of weights on the device at a time, however slow.
+    problems: why it does not fit, in sentences; empty if it fits. notes: what to know about it.
     """
 
     settings: Settings

@@ -56,16 +56,23 @@ def _resource_limits() -> list[Limit | None]:
     """Limits of address space and of data; a mapped file counts as address space."""
     try:
         import resource
-
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    except (ImportError, OSError):
+    except ImportError:  # not on Windows
         return []
-    found: list[Limit | None] = []
+    found, fields = [], proc_fields("self/status")
     for kind, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         total = resource.getrlimit(kind)[0]
         if total != resource.RLIM_INFINITY and field in fields:
             found.append(Limit(total, max(0, total - int(fields[field].split()[0]) * 1024)))
     return found
+
+
+def proc_fields(name: str) -> dict[str, str]:
+    """{name: value} of a file of /proc whose lines are "name: value"; {} where there is none."""
+    try:
+        lines = (line.split(":", 1) for line in Path("/proc", name).read_text(errors="replace").splitlines() if ":" in line)
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, value in lines}
 
 
 def _number(path: Path) -> int | None:

@@ -39,10 +39,8 @@ _HIGH_COMPRESSION = {"dit": "Open_Sora_v2_Video_DC_AE.safetensors", "vae": "F32T
 class ModelFiles:
     """Where a model's parts are.
 
-    Attributes:
-        dit, vae: weights files, or folders of them; a VAE's half is put together with the other (whole_vae).
-        t5, clip: files or hub folders; clip is None where the model reads none.
-        tokenizers: a folder to look for both tokenizers in; None = beside the encoders.
+    dit, vae: weights files, or folders of them. t5, clip: files or hub folders; clip is None where the model reads none.
+    tokenizers: a folder to look for both tokenizers in; None = beside the encoders.
     """
 
     dit: Path

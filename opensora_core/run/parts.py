@@ -125,15 +125,10 @@ class Networks:
 
 
 class PictureNetworks:
-    """Flux.1 from its own files: the transformer that draws a picture, and the decoder of its autoencoder.
+    """Flux.1 from its own files: the transformer that draws a picture, and the decoder of its autoencoder. No weight is read until they are used.
 
-    Args:
-        dit: the transformer's file, dev or schnell. vae: the picture autoencoder's.
-        placement: where and how they compute; shared with a pipeline.
-        quantised: as of Networks, or None.
-
-    Raises:
-        CheckpointError: a file that is not there, is something else, or is not whole. No weight is read.
+    dit: the transformer's file, dev or schnell. vae: the picture autoencoder's. quantised: as of Networks, or None.
+    placement: where and how they compute; shared with a pipeline.
     """
 
     def __init__(self, dit: str | Path, vae: str | Path, placement: Placement, quantised: str | None = None):

@@ -61,17 +61,10 @@ Asked = tuple[EncodedPrompt, PictureRequest, int]  # what a picture shows, how i
 
 @torch.inference_mode()
 def paint(networks: PictureNetworks, pictures: Sequence[Asked], progress: Callable[[int, int], None] | None = None) -> list[Tensor]:
-    """Draw pictures; either network is read once for all of them.
+    """Draw pictures, [1, H, W, 3] uint8 on the CPU for each; either network is read once for all of them.
 
-    Args:
-        pictures: prompts undecorated.
-        progress: called with (steps done, steps of all pictures).
-
-    Returns:
-        [1, H, W, 3] uint8 on the CPU, one for each.
-
-    Raises:
-        OpenSoraError: a seed out of range, text of another width, memory that ran out, or values that are not numbers.
+    pictures: prompts undecorated. progress: called with (steps done, steps of all pictures).
+    Raises an OpenSoraError for a seed out of range, text of another width, memory that ran out, or values that are not numbers.
     """
     for prompt, _, seed in pictures:
         check_seed("seed", seed)

@@ -22,11 +22,8 @@ def with_less(
     """(what `work` makes of a network, lines a person should see); None where memory ran out in every way that the offload mode permits.
 
     Say so with the failed work's tensors gone, as they are when this returns.
-
-    Args:
-        work: gives its result; it begins anew where memory runs out, and keeps no name for the network, which would keep the weights.
-        beside_bytes: see Component.at_work.
-        words: what is done, and the network's name: ("sampling", "the transformer").
+    work: gives its result; it begins anew where memory runs out, and keeps no name for the network, which would keep the weights.
+    beside_bytes: see Component.at_work. words: what is done, and the network's name: ("sampling", "the transformer").
     """
 
     def attempt(is_last_try: bool) -> T:

@@ -110,11 +110,9 @@ Asked = EncodedPrompt | tuple[str, str, SamplingOptions | None]
 class GenerationRequest(Workload):
     """One call of the pipeline, checked.
 
-    Attributes:
-        references: what it begins or ends with.
-        seed: of the first video; video k of the batch is the one that seed + k gives alone.
-        noise: [B, C, T, H, W] to begin from, in place of what the seeds give; None = theirs.
-        speed: exact, or a plan (sampling/plan.py), whose steps num_steps then counts.
+    references: what it begins or ends with. seed: of the first video; video k of the batch is the one that seed + k gives alone.
+    noise: [B, C, T, H, W] to begin from, in place of what the seeds give; None = theirs.
+    speed: exact, or a plan (sampling/plan.py), whose steps num_steps then counts.
     """
 
     prompt: str | EncodedPrompt

@@ -24,14 +24,12 @@ SegmentCallback = Callable[[int, Tensor], None]
 class GenerationResult:
     """What a run made.
 
-    Attributes:
-        frames: for every video, its frames, uint8 [H, W, 3]; empty where latents alone were asked for.
-        latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale (LATENT_SCALE times the VAE's).
-        prompt: its text as it was encoded, and what may be given to a next call in place of the text. seeds: of every video.
-        forwards: transformer rows of each video; forwards_saved: against the passes of the released code, at every step.
-        seconds: spent in each stage: text, condition, sampling, decode. Reading a network counts where it happened.
-        notes: lines a person should see, such as a decode that memory made other than exact.
-        request: what was asked for.
+    frames: for every video, its frames, uint8 [H, W, 3]; empty where latents alone were asked for.
+    latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale (LATENT_SCALE times the VAE's).
+    prompt: its text as it was encoded, and what may be given to a next call in place of the text. seeds: of every video.
+    forwards: transformer rows of each video; forwards_saved: against the passes of the released code, at every step.
+    seconds: spent in each stage: text, condition, sampling, decode. Reading a network counts where it happened.
+    notes: lines a person should see, such as a decode that memory made other than exact. request: what was asked for.
     """
 
     frames: list[list[numpy.ndarray]] = field(default_factory=list)
