@@ -24,7 +24,7 @@ from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Shapes, renamed, size
 from . import ladder
 from .codec import Encoded, Latents, WidthsConfig, check_video, sizes_of
-from .ladder import DIFFUSERS, InPieces, Layers, Resample, ResnetBlock, Seams
+from .ladder import DIFFUSERS, InPieces, Layers, Resample, ResnetBlock, Seams, joined
 
 NAMES = replace(DIFFUSERS, middle=("mid_block.resnets.0", "", "mid_block.resnets.1"), norm_out="norm_out")
 LEVELS = 4
@@ -44,11 +44,7 @@ class CogVideoXVAEConfig(WidthsConfig):
 
     @classmethod
     def of(cls, shapes: Shapes) -> "CogVideoXVAEConfig":
-        """Sizes from a file's shapes without prefix, in the published layout or SAT's.
-
-        Raises:
-            CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
-        """
+        """Sizes from a file's shapes without prefix, in the published layout or SAT's. Raises a CheckpointError where they cannot be."""
         shapes = {name: shape for key, shape in shapes.items() for name, _ in SAT.convert(key, None, None)}
         return cls(size(shapes, "encoder.conv_out.conv.bias") // 2, **sizes_of(shapes))
 
@@ -261,13 +257,7 @@ def _peak(config: CogVideoXVAEConfig, is_decoder: bool, size: tuple[int, int, in
 
 
 class CogVideoXVAE(InPieces):
-    """The whole VAE; tiling.py splits what is larger than one tile.
-
-    Args:
-        config: widths and depths.
-        operations: namespace of Conv2d, Conv3d and GroupNorm.
-        dtype, device: of the parameters, which are left uninitialised.
-    """
+    """Clips and latents, both ways; operations: namespace of Conv2d, Conv3d and GroupNorm."""
 
     straight_from = staticmethod(lambda config, shape: 5)  # latent frames: the chunks that come later need no more
 
@@ -298,16 +288,9 @@ class CogVideoXVAE(InPieces):
         self.decoder = Half(config, True, spatial, NAMES)
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Latents of a clip, as a posterior.
+        """Moments of the latents [B, 2C, (T - 1) / 4 + 1, H / 8, W / 8] of a clip [B, 3, T, H, W] in -1..1, `self.dtype`.
 
-        Args:
-            pixels: [B, 3, T, H, W], -1..1, `self.dtype`; T = 4k + 1, sides multiples of 8.
-
-        Returns:
-            Moments [B, 2 * latent_channels, (T - 1) / 4 + 1, H / 8, W / 8].
-
-        Raises:
-            OpenSoraError: another rank, channel count, frame count or size.
+        Raises an OpenSoraError unless T is 4k + 1 and the sides are multiples of 8.
         """
         check_video(pixels, self.config.in_channels, "pixels")
         frames = CAUSAL.latent_frames(pixels.shape[2])
@@ -315,18 +298,10 @@ class CogVideoXVAE(InPieces):
         return Encoded(_in_chunks(self.encoder, pixels, CHUNK_FRAMES, frames))
 
     def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
-        """Frames of a clip.
+        """Frames [B, 3, 4t - 3, 8h, 8w], about -1..1, not clamped, of unscaled latents [B, C, t, h, w], `self.dtype`.
 
-        Args:
-            latents: [B, latent_channels, t, h, w], unscaled, `self.dtype`; t odd, as of every clip the model makes.
-            home: where chunks and what convolutions remember are parked between layers, a few frames at a time being on the latents'
-                device; None for all of them there. It makes no difference to the frames.
-
-        Returns:
-            [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w], about -1..1, not clamped; at home, if one is given.
-
-        Raises:
-            OpenSoraError: another rank, channel count or length.
+        home: where chunks, what convolutions remember, and the frames are kept, a few frames at a time being on the latents' device.
+        Raises an OpenSoraError unless t is odd, as of every clip the model makes.
         """
         check_video(latents, self.config.latent_channels, "latents")
         frames = latents.shape[2]
@@ -338,11 +313,10 @@ class CogVideoXVAE(InPieces):
 
 
 def _in_chunks(half: Half, x: Tensor, size: int, frames: int, home: torch.device | None = None) -> Tensor:
-    clip, out, done = _Clip(x.device, home), None, 0
-    for start, stop in chunks(x.shape[2], size):
+    clip = _Clip(x.device, home)
+
+    def run(start: int, stop: int) -> Tensor:
         clip.latents = x[:, :, start:stop]
-        part = half(x[:, :, start:stop], clip)
-        out = clip.room(part, frames) if out is None else out
-        out[:, :, done : done + part.shape[2]] = part
-        done += part.shape[2]
-    return out
+        return half(clip.latents, clip)
+
+    return joined((run(*chunk) for chunk in chunks(x.shape[2], size)), frames, clip.home)

@@ -3,7 +3,7 @@
 Pictures (picture.py) and clips (causal.py) differ in the layers; published files differ in what they call them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Tiling
+from ..ops import place_at
 from .codec import CodecModule, WidthsConfig
 
 GROUPS, NORM_EPS = 32, 1e-6
@@ -157,6 +158,17 @@ def brought(x: Tensor, device: torch.device) -> Tensor:
     return x if device.type == "meta" else x.to(device)
 
 
+def joined(pieces: Iterable[Tensor], length: int, home: torch.device | None = None) -> Tensor:
+    """A clip of so many frames, on `home` or where the pieces are, from pieces [B, C, T, H, W] that follow one another."""
+    out, end = None, 0
+    for piece in pieces:
+        if out is None:
+            out = piece.new_empty((*piece.shape[:2], length, *piece.shape[3:]), device=home or piece.device)
+        out[:, :, end : end + piece.shape[2]] = piece
+        end += piece.shape[2]
+    return out
+
+
 class Chain(nn.Module):
     """Layers under the files' names, which run one after another; the last two are a norm, SiLU and a convolution.
 
@@ -169,13 +181,7 @@ class Chain(nn.Module):
         self.order = []
 
     def add(self, path: str, layer: nn.Module):
-        *folders, name = path.split(".")
-        place = self
-        for folder in folders:
-            if folder not in place._modules:
-                place.add_module(folder, nn.Module())
-            place = place._modules[folder]
-        place.add_module(name, layer)
+        place_at(self, path, layer)
         self.order.append(path)
 
     def add_blocks(self, path: str, widths: tuple[int, int], depth: int, layers: Layers):

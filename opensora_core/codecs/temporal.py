@@ -19,7 +19,7 @@ from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Layout, Shapes, bare_shapes, count, size
 from .causal import Block, CausalConv3d
 from .codec import Encoded, Latents, check_video
-from .ladder import Chain, InPieces, LadderConfig, Layers, Seams, brought
+from .ladder import Chain, InPieces, LadderConfig, Layers, Seams, brought, joined
 from .picture import FRAMES, KL_LAYOUTS, KL_SCALE, KLConfig, PictureVAE
 
 PIECE, LATENT_PIECE = 17, 5
@@ -169,15 +169,13 @@ class TwoStageVAE(InPieces):
         num_frames: where a clip is no multiple of 17 frames and its last latent stands for fewer than 4; None = as many as there can be.
         """
         check_video(latents, self.config.latent_channels, "latents")
-        length, out, end = num_frames or self.config.grid.pixel_frames(latents.shape[2]), None, 0
-        for z in latents.split(LATENT_PIECE, dim=2):
-            pictures = self.temporal_vae.decode(brought(z, self.device), min(PIECE, length - end))
-            piece = self.spatial_vae.module.decode(pictures / KL_SCALE, home)
-            if out is None:
-                out = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
-            out[:, :, end : end + piece.shape[2]] = piece
-            end += piece.shape[2]
-        return out
+        length = num_frames or self.config.grid.pixel_frames(latents.shape[2])
+
+        def decoded(index: int, z: Tensor) -> Tensor:
+            pictures = self.temporal_vae.decode(brought(z, self.device), min(PIECE, length - PIECE * index))
+            return self.spatial_vae.module.decode(pictures / KL_SCALE, home)
+
+        return joined((decoded(*each) for each in enumerate(latents.split(LATENT_PIECE, dim=2))), length, home)
 
 
 def _in_two(pictures: Layout) -> Layout:

@@ -63,60 +63,41 @@ def picture_factor(config: CogVideoXConfig, condition_scale: str) -> float:
     return SCALE if is_first and condition_scale == AUTO else 1.0
 
 
-def _inputs(config: CogVideoXConfig, side: Side, given: Given, numbers: Mapping[str, float | str]) -> Side:
+def _inputs(config: CogVideoXConfig, side: Side, given: Given, numbers: Mapping[str, float | str], parity: bool = False) -> Side:
     if given.cond is None:
         return side
-    factor = picture_factor(config, str(numbers.get("condition_scale", AUTO))) / SCALE
+    factor = picture_factor(config, DIFFUSERS if parity else str(numbers.get("condition_scale", AUTO))) / SCALE
     return {**side, "cond": (given.cond * factor).to(side["context"])}
 
 
-def _inputs_as_diffusers(config: CogVideoXConfig, side: Side, given: Given, numbers: Mapping[str, float | str]) -> Side:
-    return _inputs(config, side, given, {**numbers, "condition_scale": DIFFUSERS})
+def _made_over(schedule: Schedule, use: ReferenceUse) -> Schedule:
+    return last_steps(schedule, round(1 - use.strength, 6))
 
 
 def _recipe(takes_picture: bool, solvers: tuple[str, ...]) -> SamplingRecipe:
+    own = {"given": FirstFrame} if takes_picture else {"given": partial(MadeOver, VPrediction()), "cut": _made_over, "makes_over": True}
     recipe = SamplingRecipe(
-        process=VPrediction(),
-        schedule=_schedule,
-        solvers=solvers,
-        given=FirstFrame if takes_picture else partial(MadeOver, VPrediction()),
-        inputs=_inputs,
-        guidance=_guidance,
-        noise=clip_noise,
-        cut=(lambda schedule, use: schedule) if takes_picture else _cut,
-        makes_over=not takes_picture,
-        passes=2,
+        process=VPrediction(), schedule=_schedule, solvers=solvers, inputs=_inputs, guidance=_guidance, noise=clip_noise, passes=2, **own
     )
-    theirs = {"schedule": partial(_schedule, parity=True), "inputs": _inputs_as_diffusers}
+    theirs = {"schedule": partial(_schedule, parity=True), "inputs": partial(_inputs, parity=True)}
     if takes_picture:  # whose posterior is sampled, of the stream that then gives the noise
         theirs |= {"before": 1, "noise": partial(clip_noise, before=1)}
     return replace(recipe, as_diffusers=replace(recipe, **theirs))
 
 
-def _cut(schedule: Schedule, use: ReferenceUse) -> Schedule:
-    return last_steps(schedule, round(1 - use.strength, 6))
-
-
-def _suits(model: str, learned: bool, height: int, width: int, num_frames: int) -> str:
-    """What to tell a person who asks one of the models that know a single size for another."""
-    if (height, width) == (480, 720):
-        return ""
-    if learned:
+def _suits(name: str, config: CogVideoXConfig, height: int, width: int, num_frames: int) -> str:
+    """See Family.suits."""
+    sides, trained, is_trained = sorted((height, width)), "720x480", (height, width) == (480, 720)
+    if config.patch[0] > 1:
+        trained, is_trained = f"{LONG_SIDE}x{SHORT_SIDE}", (height, width) == (SHORT_SIDE, LONG_SIDE)
+        if config.takes_picture:
+            trained, is_trained = "a short side of 768 and a long one of 768 to 1360", sides[0] == SHORT_SIDE and sides[1] <= LONG_SIDE
+    if config.table_rows and not is_trained:
         raise OpenSoraError(
-            f"CogVideoX {model} has learned positions for 720x480 pixels (width x height) alone; {width}x{height} cannot be made."
+            f"CogVideoX {name} has learned positions for {trained} pixels (width x height) alone; {width}x{height} cannot be made."
         )
-    return _note(model, "720x480", height, width)
-
-
-def _suits_1_5(takes_picture: bool, height: int, width: int, num_frames: int) -> str:
-    if takes_picture:
-        good = min(height, width) == SHORT_SIDE and max(height, width) <= LONG_SIDE
-        return "" if good else _note("1.5-5B-I2V", "a short side of 768 and a long one of 768 to 1360", height, width)
-    return "" if (height, width) == (SHORT_SIDE, LONG_SIDE) else _note("1.5-5B", "1360x768", height, width)
-
-
-def _note(model: str, trained: str, height: int, width: int) -> str:
-    return f"CogVideoX {model} was trained on {trained} pixels (width x height); {width}x{height} is made all the same, and is likely to be worse."
+    said = f"CogVideoX {name} was trained on {trained} pixels (width x height); {width}x{height} is made all the same, and is likely to be worse."
+    return "" if is_trained else said
 
 
 _USUAL_1_0 = Clip(height=480, width=720, num_frames=49, fps=8, num_steps=50, scales=(6.0,))
@@ -124,7 +105,7 @@ _USUAL_1_5 = Clip(height=SHORT_SIDE, width=LONG_SIDE, num_frames=81, fps=16, num
 _LICENSED = "; CogVideoX License: commercial use needs a registration"
 
 
-def _row(kind: str, name: str, released: CogVideoXConfig, **own) -> Family:
+def _row(kind: str, name: str, released: CogVideoXConfig, dtype: str = "BF16") -> Family:
     takes_picture, is_first = released.takes_picture, released.patch[0] == 1
     return Family(
         kind=kind,
@@ -151,14 +132,15 @@ def _row(kind: str, name: str, released: CogVideoXConfig, **own) -> Family:
         requires=("image",) if takes_picture else (),
         longer=LongRule(re_encodes=True, from_picture=True) if takes_picture else None,
         lora_key=layout.lora_key,
-        **own,
+        suits=partial(_suits, name, released),
+        dtype=dtype,
     )
 
 
 ROWS = (
-    _row("cogvideox_2b", "2B", configs.COGVIDEOX_2B, dtype="F16", suits=partial(_suits, "2B", False)),
-    _row("cogvideox_5b", "5B", configs.COGVIDEOX_5B, suits=partial(_suits, "5B", False)),
-    _row("cogvideox_5b_i2v", "5B-I2V", configs.COGVIDEOX_5B_I2V, suits=partial(_suits, "5B-I2V", True)),
-    _row("cogvideox_1_5", "1.5-5B", configs.COGVIDEOX_1_5_5B, suits=partial(_suits_1_5, False)),
-    _row("cogvideox_1_5_i2v", "1.5-5B-I2V", configs.COGVIDEOX_1_5_5B_I2V, suits=partial(_suits_1_5, True)),
+    _row("cogvideox_2b", "2B", configs.COGVIDEOX_2B, "F16"),
+    _row("cogvideox_5b", "5B", configs.COGVIDEOX_5B),
+    _row("cogvideox_5b_i2v", "5B-I2V", configs.COGVIDEOX_5B_I2V),
+    _row("cogvideox_1_5", "1.5-5B", configs.COGVIDEOX_1_5_5B),
+    _row("cogvideox_1_5_i2v", "1.5-5B-I2V", configs.COGVIDEOX_1_5_5B_I2V),
 )

@@ -6,7 +6,7 @@ say `latent_`. Aspect ratios are "width:height", as in Open-Sora 2.0.
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MUL
     """
     if resolution not in RESOLUTIONS:
         raise OpenSoraError(_unknown(resolution))
-    return _lookup(_size_table(_num_pixels(resolution), multiple, nearest=False), aspect_ratio)
+    return sized(_size_table(_num_pixels(resolution), multiple, nearest=False), aspect_ratio)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ def training_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTI
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/aspect.py, training=True. Ratios whose size
     repeats an earlier one do not exist in this table.
     """
-    return _lookup(_size_table(_num_pixels(resolution), multiple, nearest=True), aspect_ratio)
+    return sized(_size_table(_num_pixels(resolution), multiple, nearest=True), aspect_ratio)
 
 
 def training_ratios(resolution: str, multiple: int = SIZE_MULTIPLE) -> tuple[str, ...]:
@@ -343,7 +343,8 @@ def _nearest_area(height: int, width: int, num_pixels: int, multiple: int) -> tu
     return best
 
 
-def _lookup(table: dict[str, tuple[int, int]], aspect_ratio: str) -> tuple[int, int]:
+def sized(table: Mapping[str, tuple[int, int]], aspect_ratio: str) -> tuple[int, int]:
+    """The (height, width) of a ratio. Raises an OpenSoraError where the table has none."""
     if aspect_ratio not in table:
         raise OpenSoraError(f"aspect_ratio={aspect_ratio!r} is not known (width:height); use one of {', '.join(table)}.")
     return table[aspect_ratio]

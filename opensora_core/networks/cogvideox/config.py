@@ -1,11 +1,11 @@
 """Sizes of a CogVideoX transformer, read from a checkpoint's tensor shapes, and those of the released ones."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 from ...errors import CheckpointError, OpenSoraError
-from ...geometry import SPACE_COMPRESSION, FrameRule, Grid
+from ...geometry import SPACE_COMPRESSION, FrameRule, Grid, sized
 from ...shapes import Shapes, count, dim, size
 
 BASE_GRID = 13, 30, 45  # tokens (time, height, width) of the 1.0 models' 49 frames at 480x720
@@ -94,43 +94,25 @@ class CogVideoXConfig:
 
 
 # Of 1.0 the one size that it was trained on; of 1.5 those whose short side is 768.
-_SIZES = {
-    1: {"480p": {"3:2": (480, 720)}},
-    2: {
-        "768p": {
-            "16:9": (768, 1360), "9:16": (1360, 768), "1:1": (768, 768), "4:3": (768, 1024), "3:4": (1024, 768), "3:2": (768, 1152),
-            "2:3": (1152, 768),
-        }
-    },
+_SIZES_1_0 = {"3:2": (480, 720)}
+_SIZES_1_5 = {
+    "16:9": (768, 1360), "9:16": (1360, 768), "1:1": (768, 768), "4:3": (768, 1024), "3:4": (1024, 768), "3:2": (768, 1152),
+    "2:3": (1152, 768),
 }  # fmt: skip
 
 
-def _size(patch_time: int, resolution: str, aspect_ratio: str, multiple: int) -> tuple[int, int]:
-    sizes = _SIZES[patch_time]
-    if resolution not in sizes:
-        raise OpenSoraError(f"resolution={resolution!r} is not known to this model; use {', '.join(sizes)}, or width and height.")
-    if aspect_ratio not in sizes[resolution]:
-        known = ", ".join(sizes[resolution])
-        raise OpenSoraError(f"aspect_ratio={aspect_ratio!r} is not one of this model at {resolution} (width:height); use {known}.")
-    return sizes[resolution][aspect_ratio]
+def _grid(patch_time: int, name: str, sizes: Mapping[str, tuple[int, int]], frames: FrameRule, default_frames: int) -> Grid:
+    def size(resolution: str, aspect_ratio: str, multiple: int) -> tuple[int, int]:
+        if resolution != name:
+            raise OpenSoraError(f"resolution={resolution!r} is not known to this model; use {name}, or width and height.")
+        return sized(sizes, aspect_ratio)
+
+    names = {"size_table": size, "size_names": (name,), "ratios": tuple(sizes)}
+    return Grid(SPACE_COMPRESSION, 2, frames, default_frames, **names, patch_time=patch_time)
 
 
-def _grid(patch_time: int, frames: FrameRule, default_frames: int) -> Grid:
-    ((name, sizes),) = _SIZES[patch_time].items()
-    return Grid(
-        SPACE_COMPRESSION,
-        2,
-        frames,
-        default_frames,
-        size_table=partial(_size, patch_time),
-        size_names=(name,),
-        ratios=tuple(sizes),
-        patch_time=patch_time,
-    )
-
-
-GRID_1_0 = _grid(1, FrameRule("8k+1", step=8, lead=1, shortest_clip=9, longest=49), 49)
-GRID_1_5 = _grid(2, FrameRule("16k+1", step=16, lead=1, shortest_clip=17, longest=161), 81)
+GRID_1_0 = _grid(1, "480p", _SIZES_1_0, FrameRule("8k+1", step=8, lead=1, shortest_clip=9, longest=49), 49)
+GRID_1_5 = _grid(2, "768p", _SIZES_1_5, FrameRule("16k+1", step=16, lead=1, shortest_clip=17, longest=161), 81)
 COGVIDEOX_2B = CogVideoXConfig(
     in_channels=16,
     takes_picture=False,

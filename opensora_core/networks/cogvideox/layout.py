@@ -25,25 +25,18 @@ GROUPS = {
 
 _BLOCK = "transformer_blocks.{}."
 _QKV = tuple(f"{_BLOCK}attn1.to_{part}" for part in "qkv")
-_MODULATION = "mixins.adaln_layer.adaLN_modulations.{}.1"
-_SAT_QKV = "transformer.layers.{}.attention.query_key_value"
 _SAT = {
-    "time_embed.0": ("time_embedding.linear_1",),
-    "time_embed.2": ("time_embedding.linear_2",),
-    "ofs_embed.0": ("ofs_embedding.linear_1",),
-    "ofs_embed.2": ("ofs_embedding.linear_2",),
-    "mixins.patch_embed.proj": ("patch_embed.proj",),
-    "mixins.patch_embed.text_proj": ("patch_embed.text_proj",),
+    **{f"{name}_embed.{2 * n}": (f"{name}_embedding.linear_{n + 1}",) for name in ("time", "ofs") for n in (0, 1)},
+    **{f"mixins.patch_embed.{name}": (f"patch_embed.{name}",) for name in ("proj", "text_proj")},
     "mixins.pos_embed": ("patch_embed",),
     "transformer.layers.{}.input_layernorm": (_BLOCK + "norm1.norm",),
     "transformer.layers.{}.post_attention_layernorm": (_BLOCK + "norm2.norm",),
-    _SAT_QKV: _QKV,
+    "transformer.layers.{}.attention.query_key_value": _QKV,
     "transformer.layers.{}.attention.dense": (_BLOCK + "attn1.to_out.0",),
     "transformer.layers.{}.mlp.dense_h_to_4h": (_BLOCK + "ff.net.0.proj",),
     "transformer.layers.{}.mlp.dense_4h_to_h": (_BLOCK + "ff.net.2",),
-    "mixins.adaln_layer.query_layernorm_list.{}": (_BLOCK + "attn1.norm_q",),
-    "mixins.adaln_layer.key_layernorm_list.{}": (_BLOCK + "attn1.norm_k",),
-    _MODULATION: (_BLOCK + "norm1.linear", _BLOCK + "norm2.linear"),
+    **{f"mixins.adaln_layer.{name}_layernorm_list.{{}}": (f"{_BLOCK}attn1.norm_{name[0]}",) for name in ("query", "key")},
+    "mixins.adaln_layer.adaLN_modulations.{}.1": (_BLOCK + "norm1.linear", _BLOCK + "norm2.linear"),
     "transformer.final_layernorm": ("norm_final",),
     "mixins.final_layer.norm_final": ("norm_out.norm",),
     "mixins.final_layer.adaLN_modulation.1": ("norm_out.linear",),
@@ -58,9 +51,14 @@ _HOST = {
     "blocks.{}.ff_proj": (_BLOCK + "ff.net.0.proj",),
     "blocks.{}.ff_out": (_BLOCK + "ff.net.2",),
 }
-_TABLE = _SAT | _HOST
 _NUMBERED = re.compile(r"\b(layers|adaLN_modulations|(?:query|key)_layernorm_list|(?:transformer_)?blocks)\.(\d+)\b")
 _COMPUTED = re.compile(r"embed_tokens|word_embeddings|freqs_(sin|cos)|position_embedding")  # in SAT files only
+
+
+def _numbered(stem: str) -> tuple[str, str]:
+    """A tensor's name with a place for the block's number, and the number."""
+    found = _NUMBERED.search(stem)
+    return (_NUMBERED.sub(r"\1.{}", stem, count=1), found[2]) if found else (stem, "")
 
 
 def convert(key: str, tensor: Tensor, config: CogVideoXConfig | None = None) -> list[tuple[str, Tensor]]:
@@ -71,16 +69,16 @@ def convert(key: str, tensor: Tensor, config: CogVideoXConfig | None = None) -> 
     if _COMPUTED.search(key):
         return []
     stem, _, leaf = key.rpartition(".")
-    names = _TABLE.get(_NUMBERED.sub(r"\1.{}", stem, count=1))
+    place, number = _numbered(stem)
+    names = (_SAT | _HOST).get(place)
     if names is None:
         return [(key, tensor)]
     parts = [tensor] if len(names) == 1 else tensor.chunk(len(names))
-    if stem.startswith("mixins.adaln_layer.adaLN"):
+    if "adaLN_modulations" in stem:
         # Three each of the attention's and the MLP's for video, then the same for text: each norm has its own six together.
         twelve = tensor.chunk(12)
         parts = torch.cat(twelve[0:3] + twelve[6:9]), torch.cat(twelve[3:6] + twelve[9:12])
-    number = _NUMBERED.search(stem)
-    return [(f"{name.format(number[2] if number else '')}.{leaf}", part) for name, part in zip(names, parts, strict=True)]
+    return [(f"{name.format(number)}.{leaf}", part) for name, part in zip(names, parts, strict=True)]
 
 
 def config_of(shapes: Shapes) -> CogVideoXConfig:
@@ -97,8 +95,8 @@ def _manifest_by(table: Mapping[str, tuple[str, ...]]):
         found: Manifest = {}
         for name, shape in module.items():
             stem, _, leaf = name.rpartition(".")
-            number = _NUMBERED.search(stem)
-            key = keys.get(_NUMBERED.sub(r"\1.{}", stem, count=1), stem).format(number[2] if number else "") + "." + leaf
+            place, number = _numbered(stem)
+            key = f"{keys.get(place, place).format(number)}.{leaf}"
             found[key] = shape if key not in found else (found[key][0] + shape[0], *shape[1:])
         return found
 
