@@ -1,17 +1,17 @@
 """How files name CogVideoX's tensors: as diffusers, which is as published; as SAT, the authors' training code; or as ComfyUI's own class.
 
-A table says which parameters of the module a tensor holds; where it holds several, their rows follow one another.
+SAT's table says which parameters of the module a tensor holds; where it holds several, their rows follow one another.
 
 Source: huggingface/diffusers@58eb52c0 scripts/convert_cogvideox_to_diffusers.py; zai-org/CogVideo@e519eced tools/export_sat_lora_weight.py.
 """
 
 import re
-from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...shapes import AS_RELEASED, Layout, Manifest, Shapes
+from ...shapes import AS_RELEASED, Layout, Manifest, Shapes, renamed
 from .config import CogVideoXConfig
 
 KEYS = ("patch_embed.text_proj.weight|mixins.patch_embed.text_proj.weight",)
@@ -42,15 +42,6 @@ _SAT = {
     "mixins.final_layer.adaLN_modulation.1": ("norm_out.linear",),
     "mixins.final_layer.linear": ("proj_out",),
 }
-_HOST = {
-    **{f"{name}_embedding_linear_{n}": (f"{name}_embedding.linear_{n}",) for name in ("time", "ofs") for n in (1, 2)},
-    **{f"blocks.{{}}.{name}": (_BLOCK + name,) for name in ("norm1.linear", "norm1.norm", "norm2.linear", "norm2.norm")},
-    **{f"blocks.{{}}.{name}": (f"{_BLOCK}attn1.{name}",) for name in ("norm_q", "norm_k")},
-    **{f"blocks.{{}}.{part}": (name,) for part, name in zip("qkv", _QKV, strict=True)},
-    "blocks.{}.attn_out": (_BLOCK + "attn1.to_out.0",),
-    "blocks.{}.ff_proj": (_BLOCK + "ff.net.0.proj",),
-    "blocks.{}.ff_out": (_BLOCK + "ff.net.2",),
-}
 _NUMBERED = re.compile(r"\b(layers|adaLN_modulations|(?:query|key)_layernorm_list|(?:transformer_)?blocks)\.(\d+)\b")
 _COMPUTED = re.compile(r"embed_tokens|word_embeddings|freqs_(sin|cos)|position_embedding")  # in SAT files only
 
@@ -62,15 +53,12 @@ def _numbered(stem: str) -> tuple[str, str]:
 
 
 def convert(key: str, tensor: Tensor, config: CogVideoXConfig | None = None) -> list[tuple[str, Tensor]]:
-    """One tensor of a file of any layout as (name in the module, tensor) pairs; none for what is computed anew.
-
-    Exact: rows are moved, never computed. A key of the published layout stays as it is.
-    """
+    """One tensor of SAT's as (name in the module, tensor) pairs; none for what is computed anew. Exact: rows are moved, never computed."""
     if _COMPUTED.search(key):
         return []
     stem, _, leaf = key.rpartition(".")
     place, number = _numbered(stem)
-    names = (_SAT | _HOST).get(place)
+    names = _SAT.get(place)
     if names is None:
         return [(key, tensor)]
     parts = [tensor] if len(names) == 1 else tensor.chunk(len(names))
@@ -81,33 +69,38 @@ def convert(key: str, tensor: Tensor, config: CogVideoXConfig | None = None) -> 
     return [(f"{name.format(number)}.{leaf}", part) for name, part in zip(names, parts, strict=True)]
 
 
+def _manifest(module: Manifest) -> Manifest:
+    """See Layout."""
+    keys, found = {name: key for key, names in _SAT.items() for name in names}, {}
+    for name, shape in module.items():
+        stem, _, leaf = name.rpartition(".")
+        place, number = _numbered(stem)
+        key = f"{keys.get(place, place).format(number)}.{leaf}"
+        found[key] = shape if key not in found else (found[key][0] + shape[0], *shape[1:])
+    return found
+
+
+SAT = Layout(mark="mixins.patch_embed.text_proj.weight", words=" in SAT's layout", convert=convert, manifest=_manifest, is_recut=True)
+_OF_THE_HOST = {
+    "_embedding_linear_": "_embedding.linear_",
+    "blocks.": "transformer_blocks.",
+    ".attn_out.": ".attn1.to_out.0.",
+    ".ff_proj.": ".ff.net.0.proj.",
+    ".ff_out.": ".ff.net.2.",
+    **{f".{part}.": f".attn1.to_{part}." for part in "qkv"},
+    **{f".norm_{part}.": f".attn1.norm_{part}." for part in "qk"},
+}
+# As read it has the published names, under which it is not the host's own class of model any more.
+HOST = replace(renamed(list(_OF_THE_HOST.items()), "blocks.0.attn_out.weight", " in ComfyUI's own layout"), file_name=AS_RELEASED.file_name)
+LAYOUTS = (SAT, HOST, AS_RELEASED)
+
+
 def config_of(shapes: Shapes) -> CogVideoXConfig:
     """Sizes from the shapes of a file of any layout, without prefix. Raises as CogVideoXConfig.of."""
-    found = (pair for key, shape in shapes.items() for pair in convert(key, torch.empty(tuple(shape), device="meta")))
+    kept = next(each for each in LAYOUTS if each.mark in shapes or each is AS_RELEASED)
+    found = (pair for key, shape in shapes.items() for pair in kept.convert(key, torch.empty(tuple(shape), device="meta"), None))
     return CogVideoXConfig.of({name: tuple(tensor.shape) for name, tensor in found})
 
-
-def _manifest_by(table: Mapping[str, tuple[str, ...]]):
-    """Layout.manifest of a table."""
-    keys = {name: key for key, names in table.items() for name in names}
-
-    def manifest(module: Manifest) -> Manifest:
-        found: Manifest = {}
-        for name, shape in module.items():
-            stem, _, leaf = name.rpartition(".")
-            place, number = _numbered(stem)
-            key = f"{keys.get(place, place).format(number)}.{leaf}"
-            found[key] = shape if key not in found else (found[key][0] + shape[0], *shape[1:])
-        return found
-
-    return manifest
-
-
-SAT = Layout(
-    mark="mixins.patch_embed.text_proj.weight", words=" in SAT's layout", convert=convert, manifest=_manifest_by(_SAT), is_recut=True
-)
-HOST = Layout(mark="blocks.0.attn_out.weight", words=" in ComfyUI's own layout", convert=convert, manifest=_manifest_by(_HOST))
-LAYOUTS = (SAT, HOST, AS_RELEASED)
 
 _SAT_LORA = re.compile(r".*?\b(transformer\.layers\.\d+\..+)\.matrix_([AB])\.(\d)")
 
