@@ -62,7 +62,8 @@ class OpenSoraPipeline:
 
     def __init__(self, files: ModelFiles, torch_dtype: torch.dtype | None = None, precision: str = AUTO):
         self.files = files.check_exist()
-        torch_dtype, quantised = resolve_precision(torch_dtype, precision)
+        runs_in_half = torch_dtype == torch.float16 and self.files.family.dtype == "F16"
+        torch_dtype, quantised = resolve_precision(torch_dtype, precision, runs_in_half)
         self._networks = Networks(self.files, Placement(torch.device("cpu"), torch_dtype), quantised)
         self._flux: PictureNetworks | None = None
         self.lora_notes: list[str] = []

@@ -46,9 +46,9 @@ def _schedule(config: CogVideoXConfig, extent, num_steps: int, shift: float = 0.
 
 
 def _guidance(guidance: Guidance, solver: str) -> Guidance:
-    """Two passes at every step; the released curve goes with the solver that it was released with."""
+    """Two passes at every step, and one where the scale is at most 1; the released curve goes with the solver that it was released with."""
     curve = guidance.curve if guidance.curve != AUTO else RELEASED if solver == "dpm" else CONSTANT
-    return Guidance(guidance.text, 1.0, False, False, False, curve=curve)
+    return Guidance(max(1.0, guidance.text), 1.0, False, False, False, curve=curve if guidance.text > 1 else CONSTANT)
 
 
 def picture_factor(config: CogVideoXConfig, condition_scale: str) -> float:

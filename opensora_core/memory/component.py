@@ -148,16 +148,17 @@ def _blocks(network: Any) -> Sequence[nn.Module]:
     return network.blocks() if hasattr(network, "blocks") else ()
 
 
-def resolve_precision(dtype: torch.dtype | None, precision: str) -> tuple[torch.dtype | None, str | None]:
+def resolve_precision(dtype: torch.dtype | None, precision: str, runs_in_half: bool = False) -> tuple[torch.dtype | None, str | None]:
     """The dtype two settings ask for together, None to leave it to the device; and the quantised precision of weights, if one is asked for.
 
+    runs_in_half: the model was trained in float16, so that its numbers stay within it.
     Raises an OpenSoraError for an unknown precision or dtype, for two that differ, and where bitsandbytes is missing.
     """
     check_choice("precision", precision, PRECISIONS)
     if precision in QUANTISED:
         precision_format(precision)  # says at once if its library is missing
     wanted = torch_dtype(precision)
-    if dtype not in (None, *map(torch_dtype, DTYPES)):
+    if dtype not in (None, *map(torch_dtype, DTYPES)) and not (dtype == torch.float16 and runs_in_half):
         raise OpenSoraError(f"dtype {dtype} is not one the networks are run in; use torch.bfloat16 or torch.float32.")
     if wanted and dtype and wanted != dtype:
         raise OpenSoraError(f"precision={precision!r} and dtype {dtype} contradict each other; give one of them.")

@@ -144,6 +144,19 @@ def test_what_a_call_can_ask_for(pipe, name):
     assert torch.equal(model("a red kite", **SHORT, options=SamplingOptions(guidance_curve=curve)).latents, first.latents)
 
 
+def test_a_scale_of_one_or_less_is_no_guidance_whatever_the_curve(pipe):
+    one, less, more = (pipe("5b")("a red kite", **SHORT, guidance_scale=scale) for scale in (1.0, 0.5, 1.5))
+    assert (one.forwards, less.forwards, more.forwards) == (2, 2, 4) and torch.equal(one.latents, less.latents)
+
+
+def test_the_2b_runs_in_the_type_that_it_is_published_in(folder, pipe, relative_error):
+    model = OpenSoraPipeline.from_pretrained(folder("2b"), torch_dtype=torch.float16).enable_model_cpu_offload("cpu")
+    found, plain = (each("a red kite", **SHORT).latents for each in (model, pipe("2b")))
+    assert model.dtype == torch.float16 and 1e-6 < relative_error(found, plain) < 1e-2
+    with pytest.raises(OpenSoraError, match="float16 is not one the networks are run in"):
+        OpenSoraPipeline.from_pretrained(folder("5b"), torch_dtype=torch.float16)
+
+
 def test_a_batch_is_what_its_seeds_give_alone(pipe):
     model, steps = pipe("5b"), []
     both = model("a red kite", **SHORT, num_videos_per_prompt=2, callback=lambda *told: steps.append(told[:2]))
