@@ -25,8 +25,9 @@ from ..checkpoint.lora_keys import describe_lora
 from ..encoders.clip import clip_manifest, clip_names, clip_sizes
 from ..encoders.t5 import t5_manifest, t5_names, t5_sizes
 from ..errors import CheckpointError, OpenSoraError
-from ..families.table import codecs_of
+from ..families.table import DEFAULT, codecs_of
 from ..shapes import AS_RELEASED, Layout, Manifest, bare_shapes
+from ..text.recipe import CLIP
 from .trial import try_blocks, try_vae
 
 # What a folder needs, by slot.
@@ -264,8 +265,10 @@ def _folder_sentence(components: list[FolderPart]) -> str:
     if families and codecs and not any(codec.kind in family.codecs for family in families for codec in codecs):
         wanted = codecs_of(families[0])[0].title
         return f"The transformer and the VAE of this folder are not of one model; {families[0].title} works on the latents of {wanted}."
-    lacking = [name for slot, name in _NEEDED.items() if slot not in slots]
-    return "This folder has every part of Open-Sora 2.0." if not lacking else f"For Open-Sora 2.0 this folder lacks {', '.join(lacking)}."
+    family = families[0] if families else DEFAULT
+    model = family.title.removeprefix("the ").partition(" transformer")[0]
+    lacking = [name for slot, name in _NEEDED.items() if slot not in slots and (slot != "clip" or CLIP in family.text.encoders)]
+    return f"For {model} this folder lacks {', '.join(lacking)}." if lacking else f"This folder has every part of {model}."
 
 
 def _versions() -> str:

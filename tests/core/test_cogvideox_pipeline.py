@@ -348,6 +348,9 @@ def test_the_command_line(folder, tmp_path, capsys):
     assert out.exists()
     assert main(["inspect", str(folder("1.5_5b_i2v"))]) == 0
     text = capsys.readouterr().out
+    assert "This folder has every part of CogVideoX 1.5-5B-I2V." in text
+    main(["inspect", str(folder("1.5_5b_i2v") / "transformer")])
+    assert "For CogVideoX 1.5-5B-I2V this folder lacks the video VAE, the T5 encoder." in capsys.readouterr().out
     assert "a CogVideoX transformer like 1.5-5B-I2V of other sizes" in text and "commercial use needs a registration" in text
     assert main(["generate", "--model", str(folder("2b")), "--prompt", "a", "--resolution", "768px", "--device", "cpu"]) == 2
     assert "is not known to this model; use 480p" in capsys.readouterr().err

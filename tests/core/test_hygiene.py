@@ -80,7 +80,7 @@ MAY_IMPORT = {
         "text",
     },  # fmt: skip
     "pipeline": {"codecs", "names", "errors", "geometry", "media", "memory", "ops", "parallel", "run", "sampling"},
-    "inspection": {"checkpoint", "encoders", "errors", "families", "family", "ops", "shapes"},
+    "inspection": {"checkpoint", "encoders", "errors", "families", "family", "ops", "shapes", "text"},
 }
 EDGE_ROOMS = {"cli", "commands", "evaluation", "__main__", "__init__"}  # they put the rooms together and may import any
 
