@@ -32,7 +32,7 @@ class OpenSoraCalibrate(Node):
     @classmethod
     def execute(cls, model, positive, negative, latent, seed, text_guidance, image_guidance) -> io.NodeOutput:
         if len(negative) not in (1, len(positive)):
-            raise OpenSoraError(f"{len(negative)} negative prompts for {len(positive)} prompts; give one, or one for each.")
+            raise OpenSoraError(f"{len(negative)} negative prompts for {len(positive)} prompts; give one negative prompt, or one for each.")
         pairs = [(one, negative[index % len(negative)]) for index, one in enumerate(positive)]
         guidance, node_id = Guidance(text_guidance[0], image_guidance[0]), cls.hidden.unique_id
         found = calibrate.calibrate(model[0], pairs, latent[0]["samples"], guidance, seed[0], node_id)

@@ -88,7 +88,7 @@ def _check_pictures(shape: tuple[int, ...], images: dict, latents: dict, grid: g
     given = sum(end is not None for end in ends)
     if not given:
         raise OpenSoraError(
-            "Image to video needs a start_image, an end_image or both; for none, connect the prompts to the sampler directly."
+            "Image to video without a picture; connect start_image, end_image or both, or the prompts to the sampler directly."
         )
     check_room(given, shape[2], f"the picture{'s' * (given > 1)} given", grid)
     return ends

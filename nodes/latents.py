@@ -151,7 +151,7 @@ class OpenSoraEmptyLatent(Node):
             height, width = usual.height, usual.width
         elif size != CUSTOM:
             if size not in grid.size_names:
-                raise OpenSoraError(f"size={size!r} is not one of this model's: {', '.join(grid.size_names)}.")
+                raise OpenSoraError(f"size={size!r} is not one of this model's; use one of {', '.join(grid.size_names)}.")
             height, width = grid.named_size(size, aspect_ratio)
         frames = inputs.frames_of(length, usual.num_frames, grid, usual.fps)
         latent = _empty(batch_size, config.in_channels, frames, (height, width), grid) | {CODECS_KEY: family_of(model).codecs}

@@ -35,7 +35,7 @@ class OpenSoraPromptList(Node):
         lines = [line.strip() for line in prompts.splitlines()]
         wanted = [line for line in lines if line and not line.startswith(COMMENT)]
         if not wanted:
-            raise OpenSoraError("There is no prompt in the list; write one on each line.")
+            raise OpenSoraError("The list is empty; write a prompt on each line.")
         if first > len(wanted):
             raise OpenSoraError(f"first={first} is past the end of the list, which has {len(wanted)} prompts; use 1 to {len(wanted)}.")
         chosen = list(enumerate(wanted, 1))[first - 1 : first - 1 + count if count else None]

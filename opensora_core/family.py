@@ -183,7 +183,7 @@ class Family(Part):
                 raise OpenSoraError(f"This model is {self.title}, which makes videos of {alone}; leave out {name}, or use another model.")
         for name in self.requires:
             if name not in given:
-                raise OpenSoraError(f"This model is {self.title}, which makes videos of a picture; give it one ({name}).")
+                raise OpenSoraError(f"This model is {self.title}, which makes videos of a picture; give a picture ({name}).")
             if use.strength < 1:
                 raise OpenSoraError(f"This model is {self.title}, which sees its picture at every step; leave the strength at 1.")
         if given and use.is_whole and use.strength == 1:
@@ -195,7 +195,7 @@ class Family(Part):
         """How finished videos of this model go on. Raises an OpenSoraError where they cannot."""
         if self.longer is None:
             raise OpenSoraError(
-                f"This model is {self.title}, which goes on from no video: it reads text alone; use a picture-to-video model."
+                f"This model is {self.title}, which reads text alone and goes on from no video; use a picture-to-video model."
             )
         return self.longer
 

@@ -204,5 +204,5 @@ def _too_large(config: CodecConfig, shape: tuple[int, ...], needed: int, policy:
     advice = "use policy auto or low_memory" if policy == EXACT else "use a smaller tile_size or temporal_tile, or close other programs"
     return (
         f"Decoding {frames} frames of {height}x{width} (height x width) ran out of memory; "
-        f"one tile needs about {needed / 2**30:.1f} GiB beside the weights: {advice}."
+        f"one tile needs about {needed / 2**30:.1f} GiB beside the weights; {advice}."
     )

@@ -373,7 +373,7 @@ def require_open_sora(model) -> NetworkSizes:
     found = type(getattr(model, "model", model)).__name__
     if found.startswith("CogVideoX"):
         raise OpenSoraError(f"This MODEL is ComfyUI's own {found}; load its file with Open-Sora Load Model, which makes it this pack's.")
-    raise OpenSoraError(f"This MODEL is {found}, not Open-Sora 2.0; load Open_Sora_v2.safetensors with Open-Sora Load Model.")
+    raise OpenSoraError(f"This MODEL is {found}, not one of this pack's; load Open_Sora_v2.safetensors with Open-Sora Load Model.")
 
 
 def belongs_to_the_host(keys: Iterable[str], identity: detect.Identity) -> bool:

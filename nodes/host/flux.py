@@ -85,7 +85,7 @@ def check_flux_vae(vae, name: str = "flux_vae") -> None:
         return
     found = "no VAE" if network is None else f"{type(network).__name__} ({channels} latent channels, {dimensions}D)"
     video = "; the video VAE belongs to vae" if dimensions == 3 else ""
-    raise OpenSoraError(f"{name} holds {found}; Flux needs its own picture VAE, ae.safetensors (16 latent channels, 2D){video}.")
+    raise OpenSoraError(f"{name} holds {found}; connect Flux's own picture VAE, ae.safetensors (16 latent channels, 2D){video}.")
 
 
 def check_parts(flux_model, flux_vae, clip, model, vae) -> None:

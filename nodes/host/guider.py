@@ -293,7 +293,7 @@ def check_latent(samples: Tensor, config) -> tuple[int, ...]:
         raise OpenSoraError(f"This LATENT is {list(shape)}; this model denoises {latent_words(config.grid, config.in_channels)}.")
     if config.grid.size_multiple > 1 and any(side % config.patch_size for side in shape[3:]):
         raise OpenSoraError(
-            f"This LATENT is {shape[3] * config.grid.space}x{shape[4] * config.grid.space} pixels (height x width); both must be multiples "
-            f"of {config.grid.size_multiple}."
+            f"This LATENT is {shape[3] * config.grid.space}x{shape[4] * config.grid.space} pixels (height x width); use multiples of "
+            f"{config.grid.size_multiple}."
         )
     return shape

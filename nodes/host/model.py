@@ -82,13 +82,9 @@ def _check_file(path: str, precision: str) -> tuple[Header, detect.Identity]:
     identity = detect.require(detect.identify(header.shapes), "transformer", header.name)
     form = quantisation(header)
     if form and precision != AUTO:
-        raise CheckpointError(
-            f"{header.name} is already quantised ({form}); use it with precision auto, or choose the bf16 file for {precision}."
-        )
+        raise CheckpointError(f"{header.name} is already quantised ({form}); use precision auto, or the bf16 file for {precision}.")
     if precision in (INT8, NF4) and _is_float8(header):
-        raise CheckpointError(
-            f"{header.name} is stored in float8 already; use it with precision auto, or choose the bf16 file for {precision}."
-        )
+        raise CheckpointError(f"{header.name} is stored in float8 already; use precision auto, or the bf16 file for {precision}.")
     found = compare(bare_shapes(header.shapes, identity.prefix), identity.manifest(), identity.layout)
     extra = found.whole(f"{header.name} is {identity.title}", exact=form is None)
     if extra and not form:

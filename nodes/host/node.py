@@ -17,7 +17,7 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.errors import OpenSoraError, cure_first
 
 _TEXTS = Path(__file__).parents[2] / "locales" / "en" / "nodeDefs.json"
 _SHOWN = 60  # characters of a value in a sentence
@@ -25,7 +25,7 @@ _LONGEST_NUMBER = 40  # digits
 _LEAST = {"budget_gib": 0}  # where less than a widget offers is possible
 _NO_AMOUNT = "is not an amount of memory"
 _NOT_FINITE = {"shift": "is not a positive, finite number", "budget_gib": _NO_AMOUNT, "keep_gib": _NO_AMOUNT}
-_OUT_OF_RANGE = {"seed": "is out of range; use {0} to {1}", "steps": "makes no video; use {0} to {1}"}  # where there are better words
+_OUT_OF_RANGE = {"steps": "makes no video; use {0} to {1}"}  # where there are better words
 _OUT_OF_RANGE |= dict.fromkeys(("budget_gib", "keep_gib"), f"{_NO_AMOUNT} that is possible; use {{0}} to {{1}} GiB")
 
 
@@ -110,7 +110,7 @@ def _wrong_number(item, value) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{item.id}={value} {_NOT_FINITE.get(item.id, 'is not a finite number')}; use {item.min} to {item.max}."
     if not _LEAST.get(item.id, item.min) <= value <= item.max:
-        wrong = _OUT_OF_RANGE.get(item.id, "is not between {0} and {1}").format(item.min, item.max)
+        wrong = _OUT_OF_RANGE.get(item.id, "is out of range; use {0} to {1}").format(item.min, item.max)
         return f"{item.id}={shown(value)} {wrong}."
     return ""
 
@@ -134,7 +134,7 @@ def _wrong_values(cls, given: dict[str, Any]) -> dict[str, str]:
     else:
         each = list(given.items())
     found = {name: wrong_value(items[name], value) for name, value in each if name in items and value is not None}
-    return {name: sentence for name, sentence in found.items() if sentence}
+    return {name: cure_first(sentence) for name, sentence in found.items() if sentence}
 
 
 def _with_defaults(cls, parameters: Iterable[inspect.Parameter], given: dict[str, Any]) -> dict[str, Any]:

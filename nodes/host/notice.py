@@ -39,7 +39,7 @@ def _send(server, text: str, node_id: str) -> None:
     """Send to a node, and to those on whose inside it lies ("14:6" is inside "14"): whichever of them a person looks at."""
     parts = node_id.split(":")
     for depth in range(len(parts), 0, -1):
-        server.send_progress_text(text, ":".join(parts[:depth]))
+        server.send_progress_text(text, ":".join(parts[:depth]), server.client_id)
 
 
 def language() -> str:

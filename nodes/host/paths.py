@@ -85,10 +85,12 @@ def model_file(folder: str, name: str, part: str | None = None) -> str | Halves:
         raise CheckpointError(f"The built-in model is not in this copy of the pack ({small.name} is missing); install it again.")
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts) if isinstance(name, str) else ()
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
-        raise CheckpointError(f"{name!r} is not inside models/{folder}; put the file there and choose it from the list.")
+        raise CheckpointError(f"{name!r} is not inside models/{folder}; put the file into that folder and choose it from the list.")
     path = folder_paths.get_full_path(folder, name) if name.isprintable() else None
     if path is None:
-        raise CheckpointError(f"{shown(name)} is not in models/{folder} (any more); put it there, press R to refresh, and choose it again.")
+        raise CheckpointError(
+            f"{shown(name)} is not in models/{folder} (any more); put the file there, press R to refresh, and choose it again."
+        )
     return path if folder != VAE or isinstance(whole := model_files.whole_vae(path), Path) else whole
 
 
@@ -121,7 +123,7 @@ def new_file(folder: str, name: str) -> Path:
     """
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if not name.strip() or parts != (name, name) or name.startswith(".") or not name.isprintable():
-        raise OpenSoraError(f"{name!r} is not a file name; give one without folders, such as Open_Sora_v2_fp8.safetensors.")
+        raise OpenSoraError(f"{name!r} is not a file name; give a name without folders, such as Open_Sora_v2_fp8.safetensors.")
     check_name(name, "file_name")
     if not PurePosixPath(name).suffix:
         name += ".safetensors"
@@ -131,7 +133,7 @@ def new_file(folder: str, name: str) -> Path:
     folders = [Path(path) for path in folder_paths.get_folder_paths(folder)]
     target = next((path for path in folders if path.name == folder and path.is_dir()), None) or next(filter(Path.is_dir, folders), None)
     if target is None:
-        raise OpenSoraError(f"There is no folder models/{folder}; make it, and try again.")
+        raise OpenSoraError(f"There is no folder models/{folder}; make that folder, and try again.")
     return target / name
 
 

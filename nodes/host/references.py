@@ -54,12 +54,12 @@ def check_latents(
     if shape[3:] != clip_shape[3:]:
         found, wanted = (f"{size[0] * grid.space}x{size[1] * grid.space}" for size in (shape[3:], clip_shape[3:]))
         raise OpenSoraError(
-            f"{name} is of {found} pixels (height x width) and the clip {wanted}; they must be equal: latents are not scaled."
+            f"{name} is of {found} pixels (height x width) and the clip {wanted}, and latents are not scaled; make them of one size."
         )
     if shape[0] not in (1, clip_shape[0]):
         raise OpenSoraError(f"{name} holds {shape[0]} videos for a batch of {clip_shape[0]}; give 1 or {clip_shape[0]}.")
     if frames is not None and shape[2] != frames:
-        raise OpenSoraError(f"{name} holds {shape[2]} latent frames, a picture is one; to go on from a clip use Open-Sora Video to Video.")
+        raise OpenSoraError(f"{name} holds {shape[2]} latent frames, a picture is one; use Open-Sora Video to Video to go on from a clip.")
     _check_finite(name, samples)
     return samples
 
@@ -114,8 +114,8 @@ def _check_image(name: str, image) -> None:
         raise OpenSoraError(f"{name} is empty: {list(image.shape)}; an IMAGE is [pictures, height, width, 3], with at least one picture.")
     if image.shape[-1] == 4:
         raise OpenSoraError(
-            f"{name} has an alpha channel, which is no part of a video: {list(image.shape)}; Split Image with Alpha gives its colours, and "
-            "ImageCompositeMasked lays them on a background."
+            f"{name} has an alpha channel, which is no part of a video: {list(image.shape)}; take its colours with Split Image with Alpha, "
+            "and lay them on a background with ImageCompositeMasked."
         )
 
 

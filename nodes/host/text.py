@@ -268,7 +268,7 @@ def _clip_overrides(clip_l: EncoderFile) -> dict:
 def _sizes(file: EncoderFile, where: dict, sizes_of: Callable, manifest_of: Callable[[Any], Manifest]):
     """An encoder's sizes. Raises a CheckpointError unless all of its tensors are there."""
     if missing := [name for name in dict.fromkeys(name for name, _ in where.values()) if name not in file.state]:
-        raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; it is not whole, download it again.")
+        raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; download it again.")
     sizes = sizes_of(file.shapes)
     # 4-bit layers show half their columns, so a quantised file is only asked for its tensors' names.
     compare(file.shapes, manifest_of(sizes)).whole(f"{file.name} is {file.identity.title}", exact=not file.is_quantised)
@@ -327,7 +327,7 @@ def _set_precision(t5: EncoderFile, clip_l: EncoderFile | None, precision: str) 
     if precision == AUTO:
         return
     if t5.is_quantised:
-        raise CheckpointError(f"{t5.name} is already quantised; use it with precision auto, or choose an unquantised file for {precision}.")
+        raise CheckpointError(f"{t5.name} is already quantised; use precision auto, or an unquantised file for {precision}.")
     if precision == BF16:
         for file in filter(None, (t5, clip_l)):
             file.state = {key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for key, tensor in file.state.items()}
@@ -336,7 +336,7 @@ def _set_precision(t5: EncoderFile, clip_l: EncoderFile | None, precision: str) 
     if t5.state["encoder.final_layer_norm.weight"].dtype == torch.float8_e4m3fn:
         if precision == FP8:
             return  # stored so already
-        raise CheckpointError(f"{t5.name} is stored in fp8; use it with precision auto, or choose an unquantised file for {precision}.")
+        raise CheckpointError(f"{t5.name} is stored in fp8; use precision auto, or an unquantised file for {precision}.")
     layers = [key[: -len(".weight")] for key in t5.state if key.endswith(_T5_LINEARS)]
     t5.state = quantise_layers(t5.state, layers, form)
 

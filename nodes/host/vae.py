@@ -302,7 +302,7 @@ def check_pair(vae, codecs: Sequence[str] | None) -> None:
     row = codec_of(vae_config(vae))
     if codecs and row.kind not in codecs:
         own = next(codecs_of(family)[0].title for family in FAMILIES if family.codecs == tuple(codecs))
-        raise OpenSoraError(f"This VAE is {row.title}, and the model works on the latents of {own}; load that one with Open-Sora Load VAE.")
+        raise OpenSoraError(f"This VAE is {row.title}, and the model works on the latents of {own}; load {own} with Open-Sora Load VAE.")
 
 
 def check_latent_shape(shape, config: CodecConfig) -> tuple[int, int, int, int, int]:

@@ -180,7 +180,7 @@ def require(identity: Identity, slot: str, name: str) -> Identity:
     if identity.slot == slot:
         return identity
     place = f", {identity.place}" if identity.place else ""
-    raise CheckpointError(f"{name} is {identity.title}{place}; Open-Sora 2.0 needs {_SLOTS[slot]} here.")
+    raise CheckpointError(f"{name} is {identity.title}{place}; give {_SLOTS[slot]}.")
 
 
 def damaged(kind: str) -> str:

@@ -128,7 +128,7 @@ def read_header(path: str | Path) -> Header:
     _check_exists(path)
     num_bytes = path.stat().st_size
     if num_bytes == 0:
-        raise CheckpointError(f"{path.name} is empty (0 bytes); the download did not finish, download it again.")
+        raise CheckpointError(f"{path.name} is empty (0 bytes), its download did not finish; download it again.")
     with path.open("rb") as file:
         start = file.read(64)
     if start[8:9] != b"{":

@@ -204,7 +204,7 @@ def _formats(header: Header, identity: Identity, precision: str | None) -> dict[
         return {layer: LayerFormat(form, False) for layer in layers}
     if other := {layer_format.form.name for layer_format in stored.values()} - {precision}:
         raise OpenSoraError(
-            f"{header.name} is already quantised ({', '.join(sorted(other))}); use it without a precision, or give the bf16 file for {precision}."
+            f"{header.name} is already quantised ({', '.join(sorted(other))}); leave out precision, or give the bf16 file for {precision}."
         )
     return {layer: LayerFormat(form, True, found.scale_key) for layer, found in stored.items()}
 

@@ -182,9 +182,11 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
     header = read_header(path)
     found = identify(header.shapes)
     if found.kind != "lora":
-        raise CheckpointError(f"{path.name} is {found.title}, not a LoRA.")
+        raise CheckpointError(f"{path.name} is {found.title}; give a LoRA.")
     if other := said_to_be_of(header.metadata, family):
-        raise CheckpointError(f"{path.name} is a LoRA for {other}, and this model is {family.title}; use one that was trained for it.")
+        raise CheckpointError(
+            f"{path.name} is a LoRA for {other}, and this model is {family.title}; use a LoRA that was trained for {family.title}."
+        )
     with open_tensors(header) as get:
         state = {key: get(key) for key in header.tensors}
     return parse_lora(state, adapter or _adapter_of_header(header.metadata), path.name, family)
@@ -211,7 +213,7 @@ def parse_lora(
         other = layers_are_of(lacking)
         raise CheckpointError(
             f"{name} is a LoRA for {other or 'another model'}: {len(lacking)} of its {len(found) + len(lacking)} layers are not in "
-            f"{family.title}, the first is {lacking[0]}."
+            f"{family.title}, the first is {lacking[0]}; use a LoRA that was trained for it."
         )
     if unknown := [key for key in unread if key not in of_text]:
         raise CheckpointError(

@@ -44,7 +44,7 @@ def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) ->
     usual: of the model, where nothing else is asked for. grid: how the model counts frames and pixels.
     """
     if options.fps < 1:
-        raise OpenSoraError(f"--fps {options.fps} is not a frame rate; the default is 24.")
+        raise OpenSoraError(f"--fps {options.fps} is not a frame rate; use a number above 0, such as 24.")
     height, width, num_frames = usual
     named, sides = (options.resolution, options.aspect_ratio), options.image_size or (options.height, options.width)
     if options.image_size is not None and (options.height, options.width) != (None, None):
@@ -99,7 +99,7 @@ def _references(options: RunOptions) -> dict[str, Any]:
         if options.ref or options.ref_end or options.cond_type:
             raise OpenSoraError("--mask-strategy and --reference-path are given without --ref, --ref-end and --cond-type.")
         if not options.reference_path:
-            raise OpenSoraError("--mask-strategy lays frames of --reference-path; give that too.")
+            raise OpenSoraError("--mask-strategy lays frames of pictures and clips; give --reference-path too.")
         paths = tuple(path.strip() for path in options.reference_path.split(";"))
         for path in paths:
             if not Path(path).expanduser().is_file():
@@ -115,9 +115,9 @@ def _references(options: RunOptions) -> dict[str, Any]:
         return {"image": None, "last_image": None, "video": options.ref, "direction": direction, "context": context, **strength}
     image, last_image = _pictures(options.ref, options.ref_end, mode)
     if strength and not (image or last_image):
-        raise OpenSoraError(f"--strength {options.strength} needs something to hold to: --ref or --ref-end.")
+        raise OpenSoraError(f"--strength {options.strength} needs something to hold to; give --ref or --ref-end.")
     if options.fit != FITS[0] and not (image or last_image or getattr(options, "csv", None)):  # a table: some rows have pictures
-        raise OpenSoraError(f"--fit {options.fit} needs something to fit: --ref or --ref-end.")
+        raise OpenSoraError(f"--fit {options.fit} needs something to fit; give --ref or --ref-end.")
     return {"image": image, "last_image": last_image, **strength}
 
 
@@ -130,9 +130,9 @@ def _pictures(ref: str | None, end: str | None, mode: str | None) -> tuple[str |
     if mode != "t2v" and not (ref or end):
         raise OpenSoraError(f"--cond-type {mode} needs a picture: --ref{' or --ref-end' if mode == 'i2v_tail' else ''}.")
     if mode == "i2v_head" and (end or not ref):
-        raise OpenSoraError("--cond-type i2v_head takes --ref alone; for a last frame too use i2v_loop.")
+        raise OpenSoraError("--cond-type i2v_head takes --ref alone; use i2v_loop for a last frame too.")
     if mode == "i2v_tail" and ref and end:
-        raise OpenSoraError("--cond-type i2v_tail takes one picture, --ref-end; for a first frame too use i2v_loop.")
+        raise OpenSoraError("--cond-type i2v_tail takes one picture, --ref-end; use i2v_loop for a first frame too.")
     if mode == "i2v_loop" and not ref:
         raise OpenSoraError("--cond-type i2v_loop needs --ref (and --ref-end, if it does not end where it began).")
     return {"t2v": (None, None), "i2v_head": (ref, None), "i2v_tail": (None, end or ref), "i2v_loop": (ref, end or ref)}[mode]

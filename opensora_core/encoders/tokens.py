@@ -75,7 +75,7 @@ def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -
     if chosen is not None:
         raise CheckpointError(f"There is no {kind} tokenizer in {chosen}; it needs {_FILES[kind]}.")
     raise CheckpointError(
-        f"No {kind} tokenizer was found for {encoder.name}: put {_FILES[kind]} beside it, name their folder with --tokenizers, "
+        f"No {kind} tokenizer was found for {encoder.name}; put {_FILES[kind]} beside it, name their folder with --tokenizers, "
         "or set COMFYUI_PATH to a ComfyUI, which brings them."
     )
 

@@ -88,7 +88,7 @@ class FrameRule:
         if num_frames == 1 or (num_frames >= self.shortest_clip and (num_frames - self.lead) % self.step == 0):
             return num_frames
         if num_frames < self.lead:
-            raise OpenSoraError(f"num_frames={num_frames} is not a clip; the shortest is 1 frame.")
+            raise OpenSoraError(f"num_frames={num_frames} is not a clip; use 1 frame or more.")
         below = num_frames - (num_frames - self.lead) % self.step
         near = (below, below + self.step) if below >= self._shortest else (1, self.shortest_clip)
         raise OpenSoraError(f"num_frames={num_frames} is not {self.words}; use {near[0]} or {near[1]}.")
@@ -176,7 +176,7 @@ class Grid:
     def frames_for_seconds(self, seconds: float, fps: float) -> int:
         """The count of frames nearest to a length in seconds, a positive, finite number: 4 s at 24 FPS -> 97, or 96."""
         if not (math.isfinite(seconds) and seconds > 0 and math.isfinite(fps) and fps > 0):
-            raise OpenSoraError(f"A length of {seconds} s at {fps} FPS is not a clip; both must be positive numbers.")
+            raise OpenSoraError(f"A length of {seconds} s at {fps} FPS is not a clip; use positive numbers.")
         return self.frames.nearest(seconds * fps)
 
     def length(self, text: str, fps: float) -> int:
@@ -185,7 +185,7 @@ class Grid:
         if match:
             return self.frames_for_seconds(float(match[1]), fps)
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
-            raise OpenSoraError(f"The length {text[:40]!r} is neither a number of frames (129) nor seconds (4s).")
+            raise OpenSoraError(f"The length {text[:40]!r} is no length; write a number of frames (129) or seconds (4s).")
         return int(text)
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
@@ -201,7 +201,7 @@ class Grid:
         if height < multiple or width < multiple or height % multiple or width % multiple:
             near_h, near_w = (max(multiple, int(side / multiple + 0.5) * multiple) for side in (height, width))
             raise OpenSoraError(
-                f"height={height}, width={width} are not both multiples of {multiple}; the nearest is {near_h}x{near_w} (height x width)."
+                f"height={height}, width={width} are not both multiples of {multiple}; use {near_h}x{near_w} (height x width)."
             )
         return height, width
 

@@ -100,7 +100,7 @@ def _of_row(table: Path, line: int, row: dict[str, str | None], column: str) -> 
         raise OpenSoraError(f"{where}: path={name[:60]!r} is no file of the folder; name a clip in {table.parent.name}.")
     count = (row.get("num_frames") or "").strip()
     if count and not (count.isascii() and count.isdigit() and 0 < len(count) < 10):
-        raise OpenSoraError(f"{where}: num_frames={count[:20]!r} is no number of frames; write one such as 33, or leave it empty.")
+        raise OpenSoraError(f"{where}: num_frames={count[:20]!r} is no number of frames; write a number such as 33, or leave it empty.")
     return CaptionedClip(path, _caption(row[column] or "", where), int(count) if count else None)
 
 

@@ -61,7 +61,7 @@ class References:
             if tensor.ndim == LATENT_RANK and tuple(tensor.shape[3:]) != latent_extent[1:]:
                 found, wanted = (" x ".join(str(grid.space * side) for side in size) for size in (tensor.shape[3:], latent_extent[1:]))
                 raise OpenSoraError(
-                    f"The latents of {name} are of {found} pixels (height x width), the video is {wanted}; they must agree."
+                    f"The latents of {name} are of {found} pixels (height x width), the video is {wanted}; make them of one size."
                 )
             if tensor.ndim == LATENT_RANK and tensor.shape[0] not in (1, num_videos):
                 raise OpenSoraError(
@@ -110,9 +110,9 @@ def read_references(
     first, last = reference_image("image", image), reference_image("last_image", last_image)
     if video is None:
         if direction != FORWARDS:
-            raise OpenSoraError(f"direction={direction!r} needs a video to go on from; none was given.")
+            raise OpenSoraError(f"direction={direction!r} needs a video to go on from; give one.")
         if first is None and last is None and strength != 1:
-            raise OpenSoraError(f"strength={strength} needs an image, a last image or a video to hold to; none was given.")
+            raise OpenSoraError(f"strength={strength} needs something to hold to; give an image, a last image or a video.")
         return References(first, last, use=use)
     if first is not None or last is not None:
         raise OpenSoraError("A video to go on from is given alone; leave out image and last_image, or the video.")
@@ -132,7 +132,7 @@ def reference_image(name: str, image) -> Tensor | None:
         return None
     if isinstance(image, (str, Path)):
         if is_video(image):
-            raise OpenSoraError(f"{image} is a video where a picture is wanted ({name}); to go on from a clip, give it as the video.")
+            raise OpenSoraError(f"{image} is a video where a picture is wanted ({name}); give it as the video, to go on from a clip.")
         return read_image(image)
     if hasattr(image, "convert"):  # a PIL image, without importing PIL to ask
         image = rgb_array(image, name)
@@ -187,7 +187,7 @@ def _latents(name: str, latents: Tensor, at_least: int) -> Tensor:
         )
     if name != "video" and latents.shape[2] != 1:
         raise OpenSoraError(
-            f"The latents of {name} hold {latents.shape[2]} latent frames, a picture's one; to go on from a clip, give it as the video."
+            f"The latents of {name} hold {latents.shape[2]} latent frames, a picture's one; give it as the video, to go on from a clip."
         )
     if latents.shape[2] < at_least:
         raise OpenSoraError(

@@ -85,7 +85,7 @@ def memory_of(device: str | torch.device) -> Memory:
     device = torch.device(device)
     ram_free, ram_total = (amount(torch.device("cpu")) for amount in (free_bytes, total_bytes))
     if ram_total is None:
-        raise OpenSoraError("How much main memory this machine has cannot be found out; give it (--ram-gib).")
+        raise OpenSoraError("How much main memory this machine has cannot be found out; say how much (--ram-gib).")
     ram_free = ram_total if ram_free is None else ram_free
     if device.type == "cuda":
         total = total_bytes(device)

@@ -131,7 +131,9 @@ def find(device: torch.device) -> Group | None:
     if not (rank.isdecimal() and size.isdecimal() and int(size) > 1):
         return None
     if not dist.is_available():
-        raise OpenSoraError("This torch was built without torch.distributed, by which several processes make one video; install another.")
+        raise OpenSoraError(
+            "This torch was built without torch.distributed, by which several processes make one video; install another torch."
+        )
     from torch.distributed.rendezvous import rendezvous
 
     local = os.environ.get("LOCAL_WORLD_SIZE", "")

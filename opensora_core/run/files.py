@@ -68,7 +68,7 @@ class ModelFiles:
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             hint = "; for a transformer's file give all four parts" if folder.is_file() else " (nothing is downloaded)"
-            raise OpenSoraError(f"The model {folder} is not a folder; expected one that holds {', '.join(_LAYOUT.values())}{hint}.")
+            raise OpenSoraError(f"The model {folder} is not a folder; give a folder that holds {', '.join(_LAYOUT.values())}{hint}.")
         layout = _LAYOUT
         if (folder / "transformer").is_dir():
             own, layout = folder / "tokenizer", _DIFFUSERS
@@ -244,7 +244,7 @@ def check_encoders(files: ModelFiles, reader: str, sizes: NetworkSizes, end: str
     found = [(T5, files.t5, open_t5(files.t5)[1].d_model, sizes.context_in_dim)]
     if CLIP in family_of(sizes).text.encoders:
         if files.clip is None:
-            raise CheckpointError(f"{reader} reads CLIP-L beside T5; give its file too (--clip).")
+            raise CheckpointError(f"{reader} reads CLIP-L beside T5; give CLIP-L's file too (--clip).")
         found.append((CLIP, files.clip, open_clip(files.clip)[1].hidden_size, sizes.vec_in_dim))
     for kind, path, width, wanted in found:
         if width != wanted:

@@ -66,7 +66,7 @@ def decoding_ran_out(size: str, policy: str, device: torch.device) -> str:
     """What to say where finished latents could not be decoded. size: "129 frames of 192x336 (height x width)"."""
     smaller = "smaller tiles (vae.enable_tiling)"
     change = smaller if policy == LOW_MEMORY else f"policy low_memory or {smaller}"
-    return ran_out(f"Decoding {size} with policy {policy}", device, f"the finished latents are kept; decode them with {change}")
+    return ran_out(f"Decoding {size} with policy {policy}", device, f"decode the finished latents, which are kept, with {change}")
 
 
 def drawing_ran_out(height: int, width: int, device: torch.device) -> str:

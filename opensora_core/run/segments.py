@@ -33,7 +33,7 @@ def segment_prompts(prompts, segments: int) -> list:
         raise OpenSoraError(f"{segments} segments are more than can be asked for at once; use at most {MOST_SEGMENTS} and go on from them.")
     given = list(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
     if not given or None in given:
-        raise OpenSoraError("There is no prompt to go on with; give one, or one for each segment.")
+        raise OpenSoraError("There is no prompt to go on with; give a prompt, or one for each segment.")
     if len(given) > segments:
         raise OpenSoraError(f"{len(given)} prompts for {segments} segment(s); give at most {segments}, or add more segments.")
     return given + [given[-1]] * (segments - len(given))

@@ -174,7 +174,7 @@ def image_condition(latent_shape, head: Tensor | None = None, tail: Tensor | Non
     batch, channels, frames, height, width = latent_shape
     like = head if head is not None else tail
     if like is None:
-        raise OpenSoraError("Image to video needs a first or a last frame; none was given.")
+        raise OpenSoraError("Image to video needs a first or a last frame; give one.")
     mask = like.new_zeros(batch, 1, frames, height, width)
     latents = like.new_zeros(batch, channels, frames, height, width)
     given = sum(reference.shape[2] for reference in (head, tail) if reference is not None and reference.ndim == 5)

@@ -185,9 +185,9 @@ def test_every_bad_row_is_listed_before_anything_is_read(run, no_weights, capsys
     assert first == "error: 15 of 16 rows of list.csv cannot be run; nothing was begun:"
     says = [
         "missing.png does not exist", "text.png is not a picture", "half.png is damaged", "seed 'one' is not a whole number",
-        "seed=-1 is out of range", "use 5 or 9", "'long' is neither", "multiples of 16", "motion_score=99",
+        "seed=-1 is out of range", "Use 5 or 9", "the length 'long' is no length", "multiples of 16", "motion_score=99",
         "aspect_ratio='7:3'", "the prompt is empty", None, "1 frame", "running", "stands in double quotes",
-        ": The image alpha.png is transparent in places",
+        ": the image alpha.png is transparent in places",
     ]  # fmt: skip
     expected = [(number, part) for number, part in enumerate(says, 1) if part is not None]
     assert len(lines) == len(expected)
@@ -207,7 +207,7 @@ def test_every_bad_row_is_listed_before_anything_is_read(run, no_weights, capsys
         (["--csv", "absent.csv"], "absent.csv cannot be read"),
         (["--csv", "."], "is a folder"),
         (["--guidance", "nan"], "finite"),
-        (["--num-frames", "many"], "neither"),
+        (["--num-frames", "many"], "is no length"),
         (["--model", "absent"], "not a folder"),
     ],
 )

@@ -202,17 +202,17 @@ def test_a_stop_while_videos_are_made_loses_no_picture(run, drawn, made, monkeyp
         (
             "prompt,length\na,1\nb,5\n",
             [],
-            "row 1 (line 2): A video of 1 frame is all taken up by the picture given; use at least 5 frames.",
+            "row 1 (line 2): Use at least 5 frames: a video of 1 frame is all taken up by the picture given.",
         ),
         (
             "prompt,image,image_seed\na,red.png,3\n",
             [],
-            "row 1 (line 2): image_seed is of a picture that Flux draws, and the row has an image",
+            "Leave one of them out: image_seed is of a picture that Flux draws, and the row has an image",
         ),
         ("prompt,image_seed\na,x\n", [], "row 1 (line 2): image_seed 'x' is not a whole number"),
-        ("prompt,image_seed\na,-1\n", [], "row 1 (line 2): image_seed=-1 is out of range; use 0 to"),
+        ("prompt,image_seed\na,-1\n", [], ": image_seed=-1 is out of range"),
         ("prompt\na\n", ["--image-steps", "-1"], "image_steps=-1 draws nothing"),
-        ("prompt\na\n", ["--ref", "red.png"], "--t2i2v draws the first frame; leave out --ref"),
+        ("prompt\na\n", ["--ref", "red.png"], "Leave out --ref and --cond-type: --t2i2v draws the first frame"),
         ("prompt\na\n", ["--flux", "absent.safetensors"], "absent.safetensors"),
     ],
 )
@@ -235,7 +235,7 @@ def test_what_is_of_a_picture_is_refused_without_one(tiny_checkpoint, tmp_path, 
     (tmp_path / "list.csv").write_text(table)
     base = ["generate", "--model", str(tiny_checkpoint), "--csv", str(tmp_path / "list.csv"), *SIZE, "--out", str(tmp_path / "out")]
     assert main([*base, *arguments]) == REFUSED
-    assert "is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err
+    assert "Add --t2i2v: " in capsys.readouterr().err
 
 
 def same_frames(one, other) -> bool:

@@ -214,15 +214,15 @@ def test_text_encoders_say_their_size():
 
 def test_a_wrong_file_is_told_what_it_is_and_what_is_needed():
     flux = detect.identify(table.manifest(FLUX_DEV))
-    sentence = r"flux1\.safetensors is a Flux\.1 transformer \(fused qkv, no cond_in\).*needs .*Open_Sora_v2\.safetensors"
+    sentence = r"Give the .*Open_Sora_v2\.safetensors.*flux1\.safetensors is a Flux\.1 transformer \(fused qkv, no cond_in\)"
     with pytest.raises(CheckpointError, match=sentence):
         detect.require(flux, "transformer", "flux1.safetensors")
     assert detect.require(flux, "flux", "flux1.safetensors") is flux
-    with pytest.raises(CheckpointError, match="high-compression Video DC-AE.*belongs in the model slot.*needs the HunyuanVideo VAE"):
+    with pytest.raises(CheckpointError, match="Give the HunyuanVideo VAE.*high-compression Video DC-AE.*belongs in the model slot"):
         detect.require(detect.identify(table.manifest(OPEN_SORA_2_DC_AE)), "vae", "dc.safetensors")
     with pytest.raises(CheckpointError, match="is the Video DC-AE.*high-compression variant.*belongs in the VAE slot"):
         detect.require(detect.identify(table.manifest(VIDEO_DC_AE)), "transformer", "F32T4C128_AE.safetensors")
-    with pytest.raises(CheckpointError, match="is the HunyuanVideo VAE.*belongs in the VAE slot.*needs a T5"):
+    with pytest.raises(CheckpointError, match="Give a T5.*is the HunyuanVideo VAE.*belongs in the VAE slot"):
         detect.require(detect.identify(table.manifest(HUNYUAN_VAE)), "t5", "vae.safetensors")
 
 

@@ -92,7 +92,7 @@ def test_what_is_not_weights_is_named(tmp_path, content, sentence):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=sentence) as caught:
         read_header(tmp_path / "x.safetensors")
-    assert str(caught.value).startswith(("x.safetensors", "The header of x.safetensors"))
+    assert "x.safetensors" in str(caught.value)
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5000])
@@ -118,7 +118,7 @@ def test_missing_files_and_folders_say_what_is_there(save, tmp_path):
     save({"a": torch.zeros(1)}, "Open_Sora_v2.safetensors")
     with pytest.raises(CheckpointError, match=r"does not exist\. Did you mean Open_Sora_v2\.safetensors"):
         read_header(tmp_path / "open_sora_v2.safetensors")
-    with pytest.raises(CheckpointError, match=r"is a folder; give a file\. Inside it: Open_Sora_v2\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"Give a file: .*is a folder\. Inside it: Open_Sora_v2\.safetensors"):
         read_header(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         read_header(tmp_path / "nowhere" / "x.safetensors")
@@ -249,10 +249,10 @@ def test_unexpected_keys_of_another_model_are_an_error(tensors, save, golden_pat
 
 def test_a_wrong_file_in_a_slot_is_told_where_it_belongs(golden_path):
     with pytest.raises(
-        CheckpointError, match=r"vae_weights\.safetensors is .*VAE.*belongs in the VAE slot.*needs the Open-Sora 2\.0 transformer"
+        CheckpointError, match=r"Give the Open-Sora 2\.0 transformer.*vae_weights\.safetensors is .*VAE.*belongs in the VAE slot"
     ):
         load_transformer(golden_path / "vae_weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"is an Open-Sora 2\.0 transformer.*needs the HunyuanVideo VAE"):
+    with pytest.raises(CheckpointError, match=r"Give the HunyuanVideo VAE.*is an Open-Sora 2\.0 transformer"):
         load_vae(golden_path / "transformer_weights.safetensors")
 
 

@@ -150,7 +150,7 @@ def test_no_match_names_what_was_found_and_what_is_expected(tmp_path, model):
 
 
 def test_a_file_that_is_no_lora_is_named(golden_path, model, tmp_path):
-    with pytest.raises(CheckpointError, match=r"vae_weights\.safetensors is .*VAE.*, not a LoRA"):
+    with pytest.raises(CheckpointError, match=r"Give a LoRA: .*vae_weights\.safetensors is .*VAE"):
         merge_lora(model, golden_path / "vae_weights.safetensors")
     with pytest.raises(CheckpointError, match="holds no LoRA"):
         read_lora(tmp_path)
@@ -314,7 +314,7 @@ def test_no_kind_of_lora_is_called_no_lora(tmp_path, key):
     try:
         read_lora(tmp_path / "l.safetensors")
     except CheckpointError as error:
-        assert "not a LoRA" not in str(error)
+        assert "Give a LoRA" not in str(error)
 
 
 @pytest.mark.parametrize(

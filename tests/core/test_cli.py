@@ -199,19 +199,19 @@ def test_single_files_may_be_named_instead_of_a_folder(tiny_checkpoint, here, ca
 
 @pytest.mark.parametrize("name", ["700px", "768", "768P", "256px "])
 def test_a_resolution_that_is_not_in_the_list_is_refused(name, tiny_checkpoint):
-    with pytest.raises(OpenSoraError, match=f"resolution='{name}' is not known; use one of 256px, .*, or a width and a height"):
+    with pytest.raises(OpenSoraError, match=f"Use one of 256px, .*, or a width and a height.*resolution='{name}' is not known"):
         arguments_of("--model", str(tiny_checkpoint), "--resolution", name)
 
 
 REFUSALS = [
-    (["--num-frames", "6"], "use 5 or 9"),
+    (["--num-frames", "6"], "Use 5 or 9"),
     (["--num-frames", "1000001"], "at most 1025"),
     (["--num-frames", "99999999999s"], "at most 1025"),
     (["--width", "100000"], "at most 8192"),
     (["--num-steps", "1000000"], "at most 1000"),
-    (["--num-frames", "many"], "neither"),
+    (["--num-frames", "many"], "is no length"),
     (["--num-frames", "0s"], "not a clip"),
-    (["--width", "100"], "nearest is 32x96"),
+    (["--width", "100"], "Use 32x96 (height x width)"),
     (["--num-steps", "0"], "at least 1"),
     (["--guidance", "nan"], "finite"),
     (["--guidance-img", "inf"], "finite"),
@@ -230,9 +230,9 @@ REFUSALS = [
     (["--cond-type", "i2v_loop", "--ref-end", "x.png"], "needs --ref"),
     (["--out", "clip.avi"], ".mp4"),
     (["--out", "clip.png"], "one picture"),
-    (["--out", "notes.txt/clip.mp4"], "choose another folder"),
+    (["--out", "notes.txt/clip.mp4"], "Choose another folder"),
     (["--out", f"{'n' * 300}.mp4"], "File name too long"),
-    (["--out", f"{'n' * 240}.mp4"], "choose a shorter name"),
+    (["--out", f"{'n' * 240}.mp4"], "Choose a shorter name"),
     (["--out", "n" * 300], "File name too long"),
     (["--device", "nonsense"], "device"),
     (["--dtype", "fp32", "--precision", "bf16"], "contradict"),
@@ -244,7 +244,7 @@ REFUSALS = [
     (["--offload", "budget", "--budget-gib", "nan"], "not an amount"),
     (["--offload", "budget", "--budget-gib", "0.001"], "mode minimal needs 0.00"),
     (["--budget-gib", "4"], "goes with the offload mode budget"),
-    (["--lora-strength", "0.5"], "is that of no LoRA; add --lora FILE"),
+    (["--lora-strength", "0.5"], "Add --lora FILE: --lora-strength 0.5 is that of no LoRA"),
 ]
 
 
@@ -295,13 +295,13 @@ def test_a_missing_built_in_model_is_said_in_one_sentence(here, capsys, monkeypa
     monkeypatch.setattr(model_files, "SMALL", here / "absent")
     assert main(["generate", "--prompt", "a cat", *SIZE]) == REFUSED
     told = capsys.readouterr().err
-    assert told.startswith("error: ") and "install it again" in told and told.count("\n") == 1
+    assert told.startswith("error: ") and "Install it again" in told and told.count("\n") == 1
 
 
 def test_a_bad_model_folder_ends_with_2_in_a_process_of_its_own(tmp_path):
     done = run_process("generate", "--model", tmp_path / "absent", "--prompt", "a cat", cwd=tmp_path)
     assert done.returncode == REFUSED and done.stdout == ""
-    assert done.stderr.startswith("error: The model ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: Give a folder that holds ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_inspect_knows_the_built_in_model_by_name(tiny_checkpoint, here, capsys,
     [
         (["small", "--gpu-gib", "8"], "--gpu-gib is about a video; it goes with --plan"),
         (["small", "--check", "--num-frames", "17"], "--num-frames is about a video"),
-        (["--plan", "--aspect-ratio", "image"], "name the ratio here, such as 16:9"),
+        (["--plan", "--aspect-ratio", "image"], "Name the ratio here, such as 16:9"),
     ],
 )
 def test_inspect_passes_over_nothing_that_it_is_given(words, says, capsys):

@@ -39,3 +39,33 @@ def test_nodes_raise_no_other_error_than_ours():
     assert not wrong
     of_nodes = {path.name: found for path in FILES if "nodes" in path.relative_to(ROOT).parts and (found := raised(path) - OURS)}
     assert set().union(*of_nodes.values()) <= {"torch.cuda.OutOfMemoryError", "AttributeError"}, of_nodes
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("num_frames=32 is not 4k+1; use 29 or 33.", "Use 29 or 33: num_frames=32 is not 4k+1."),
+        ("The header of a.bin is damaged; download it again.", "Download it again: the header of a.bin is damaged."),
+        ("x is a folder; give a file. Inside it: a.bin.", "Give a file: x is a folder. Inside it: a.bin."),
+        ("This CLIP holds Flux. Use another, or none.", "Use another, or none: this CLIP holds Flux."),
+        ("a.csv, line 2: path='x' is none; name a clip.", "Name a clip. a.csv, line 2: path='x' is none."),
+        ("It ran out of memory; 1 of 2 GiB are free: make less.", "Make less: It ran out of memory; 1 of 2 GiB are free."),
+        ("Use 29 or 33: it holds two; use one.", "Use 29 or 33: it holds two; use one."),
+        ("x is none; plans are looked for in one.", "x is none; plans are looked for in one."),
+        ("rows cannot be run:\nrow 1: it is none; use one.", "rows cannot be run:\nrow 1: it is none; use one."),
+    ],
+)  # fmt: skip
+def test_a_sentence_begins_with_what_to_do(written, said):
+    assert str(errors.OpenSoraError(written)) == said == errors.cure_first(said)
+
+
+def test_most_of_what_is_refused_begins_with_what_to_do():
+    """As our sources write it: "what failed; what to do."."""
+    written = [ast.unparse(node.exc) for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+               if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in OURS]  # fmt: skip
+    told = [
+        sentence
+        for sentence in written
+        if errors.cure_first(" ".join(sentence.split("('", 1)[-1].splitlines())) != sentence.split("('", 1)[-1]
+    ]
+    assert len(told) > 0.5 * len(written)

@@ -44,7 +44,7 @@ def test_what_is_kept_says_of_which_vae(fitted):
 
 def test_another_file_is_said(capsys):
     assert main(["colours", str(SMALL / "Open_Sora_v2.safetensors")]) == 2
-    assert "needs the HunyuanVideo VAE" in capsys.readouterr().err
+    assert "Give the HunyuanVideo VAE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["dc_ae", "1.1", "1.2", "1.3", "cogvideox"])

@@ -90,10 +90,10 @@ def test_a_budget_that_is_none(tiny_checkpoint, tmp_path, refused, monkeypatch, 
 
 
 def test_an_unknown_format_or_precision(tiny_checkpoint, tmp_path, refused):
-    with pytest.raises(OpenSoraError, match="use one of fp8_e4m3fn, int8"):
+    with pytest.raises(OpenSoraError, match="Use one of fp8_e4m3fn, int8"):
         quantize(tiny_checkpoint / DIT, tmp_path / "x.safetensors", "q4_k")
     assert "fp8_e4m3fn" in refused("quantize", tiny_checkpoint / DIT, tmp_path / "x.safetensors", "--format", "q4_k")
-    with pytest.raises(OpenSoraError, match="use one of auto, fp32, bf16, fp8_e4m3fn, int8, nf4"):
+    with pytest.raises(OpenSoraError, match="Use one of auto, fp32, bf16, fp8_e4m3fn, int8, nf4"):
         OpenSoraPipeline.from_pretrained(tiny_checkpoint, precision="q4_k")
     assert "nf4" in refused("generate", "--model", tiny_checkpoint, "--precision", "q4_k", "--prompt", "x", "--out", tmp_path / "x.mp4")
     assert not list(tmp_path.iterdir())

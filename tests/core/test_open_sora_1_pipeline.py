@@ -293,12 +293,12 @@ def loop_of(folder, place, *more):
 @pytest.mark.parametrize(
     ("version", "asked", "words"),
     [
-        ("1.2", {"num_frames": 50}, "num_frames=50 is not a multiple of 17, nor 1; use 34 or 51"),
-        ("1.3", {"num_frames": 50}, "is not 16k\\+1; use 49 or 65"),
+        ("1.2", {"num_frames": 50}, "Use 34 or 51.*num_frames=50 is not a multiple of 17, nor 1"),
+        ("1.3", {"num_frames": 50}, "Use 49 or 65.*is not 16k\\+1"),
         ("1.2", {"references": [PICTURE], "mask_strategy": "0,1"}, "names reference 1; 1 are given"),
         ("1.2", {"references": [PICTURE], "mask_strategy": "0,a"}, "reference is 'a'"),
         ("1.2", {"references": [PICTURE], "image": PICTURE}, "given alone"),
-        ("1.0", {"image": PICTURE}, "makes videos of a prompt alone; leave out image"),
+        ("1.0", {"image": PICTURE}, "Leave out image.*makes videos of a prompt alone"),
         ("1.0", {"references": [PICTURE]}, "knows no mask strategies"),
         ("1.0", {"num_inference_steps": 1001}, "num_steps=1001|1 to 1000"),
         ("1.2", {"height": 8}, "is too small"),

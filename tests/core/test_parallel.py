@@ -146,7 +146,7 @@ def _command(out: str, rank_1: str) -> int:
     [
         ("killed", [REFUSED, -9], "error: Another of the 2 processes ended or does not answer ("),
         ("other version", {REFUSED, 1}, "runs Open-Sora "),
-        ("no memory", [1, REFUSED], "error: Process 1 of 2: Sampling 5 frames of 64x64 (height x width)"),
+        ("no memory", [1, REFUSED], ": sampling 5 frames of 64x64 (height x width)"),
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -166,7 +166,7 @@ def test_others_that_are_not_there_are_waited_for_no_longer_than_the_limit(monke
     for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
     assert main(["generate", "--prompt", PROMPT, "--device", "cpu"]) == REFUSED
-    assert f"error: Process {rank} of 2 cannot reach the others at 127.0.0.1:{port} within 1.5 s" in capsys.readouterr().err
+    assert f"the first one's: Process {rank} of 2 cannot reach the others at 127.0.0.1:{port} within 1.5 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_passes_are_shared_out_where_that_fits_better(passes, heads, size, expec
 @pytest.mark.parametrize(
     ("heads", "size", "says"),
     [
-        (5, 7, "7 processes: its transformer has 5 attention heads, and a step has at most 2 guidance passes; use 6"),
+        (5, 7, "7 processes: its transformer has 5 attention heads, and a step has at most 2 guidance passes"),
         (1, 3, "does not attend to all frames at once"),
     ],
 )
@@ -218,7 +218,7 @@ def test_shares_differ_by_one_at_most():
 def test_gpus_that_cannot_be_are_refused(capsys, monkeypatch, arguments, says):
     monkeypatch.delenv("RANK", raising=False)
     assert main(["generate", "--prompt", PROMPT, *arguments]) == REFUSED
-    assert capsys.readouterr().err.startswith(f"error: {says}")
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["prompt", "csv"])

@@ -204,8 +204,8 @@ def test_mask_strategies(recorded, version):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("0,0,0,0,1,0,3", "7 fields; the most are 6"), ("0,a", "reference is 'a'; use a whole number"), ("0;;1", "loop is ''"),
-        ("0,0,0,0,1,x", "edit is 'x'; use a number from 0 to 1"), ("0,0,0,0,1,1.5", "edit is 1.5"), ("-1", "loop is -1"),
+        ("0,0,0,0,1,0,3", "7 fields; the most are 6"), ("0,a", "Use a whole number. mask_strategy group '0,a': reference is 'a'"), ("0;;1", "loop is ''"),
+        ("0,0,0,0,1,x", "Use a number from 0 to 1. mask_strategy group '0,0,0,0,1,x': edit is 'x'"), ("0,0,0,0,1,1.5", "edit is 1.5"), ("-1", "loop is -1"),
         ("0,0,0,0,0", "length is 0"), ("0,-1", "reference is -1"), ("0,0,0,0,1,nan", "edit is nan"),
     ],
 )  # fmt: skip
@@ -315,13 +315,13 @@ def test_lengths(recorded):
     assert [SHARED_PIECES.latent_frames(frames) for frames in (1, 49, 113)] == [1, 15, 35]
     assert SHARED_PIECES.pixel_frames(35) == 113 and PIECES.pixel_frames(15) == 51
     assert SHARED_PIECES.latent_size(240, 426) == (30, 54) and PIECES.latent_size(240, 426) == (30, 53)
-    with pytest.raises(OpenSoraError, match="use 34 or 51"):
+    with pytest.raises(OpenSoraError, match="Use 34 or 51"):
         PIECES.check_num_frames(50)
 
 
 def test_a_size_that_is_not_listed_is_one_sentence():
     assert named_size(("512",), "512", "1:1") == (512, 512)
-    with pytest.raises(OpenSoraError, match="resolution='2k' is not known; use one of 144p"):
+    with pytest.raises(OpenSoraError, match="Use one of 144p.*resolution='2k' is not known"):
         EVERY_FRAME.named_size("2k", "16:9")
     with pytest.raises(OpenSoraError, match="width:height"):
         PIECES.named_size("720p", "7:5")

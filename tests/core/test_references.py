@@ -89,11 +89,11 @@ LATENTS = torch.zeros(1, 16, 9, 4, 6)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"video": CLIP[:32]}, "video has 32 frames; going on from it takes 33: use a longer clip"),
+        ({"video": CLIP[:32]}, "Use a longer clip.*video has 32 frames; going on from it takes 33"),
         ({"video": CLIP[:1]}, "video has 1 frame;"),
-        ({"video": CLIP, "context": 65}, "video has 40 frames; .* takes 65: use context 33, or a longer clip"),
+        ({"video": CLIP, "context": 65}, "Use context 33, or a longer clip.*video has 40 frames; .* takes 65"),
         ({"video": CLIP, "context": 40}, "by 33 or 65 of its frames, not 40"),
-        ({"video": CLIP, "direction": "up"}, "direction='up' is not known; use one of forwards, backwards"),
+        ({"video": CLIP, "direction": "up"}, "Use one of forwards, backwards.*direction='up' is not known"),
         ({"video": CLIP[..., :2]}, r"video is a clip, .*\[40, 8, 8, 2\]"),
         ({"video": CLIP - 1}, "video holds uint8, or floats from 0 to 1"),
         ({"video": [CLIP[0]] * 32 + [CLIP[0, :4]]}, "frames of video are of different sizes"),
@@ -110,7 +110,7 @@ LATENTS = torch.zeros(1, 16, 9, 4, 6)
         ({"image": torch.zeros(0, 8, 3)}, "image is one picture"),
         ({"image": "clip.mp4"}, "clip.mp4 is a video where a picture is wanted"),
         ({"direction": "backwards"}, "needs a video"),
-        ({"strength": 0.5}, "needs an image, a last image or a video"),
+        ({"strength": 0.5}, "Give an image, a last image or a video"),
         ({"image": CLIP[0], "strength": 1.1}, "strength=1.1 is not between 0"),
         ({"image": CLIP[0], "strength": float("nan")}, "strength=nan is not between 0"),
     ],
@@ -125,8 +125,8 @@ def test_what_cannot_be_is_one_sentence(given, words):
     ("references", "words"),
     [
         (References(first=torch.zeros(1, 16, 1, 4, 8)), "of 32 x 64 pixels .*, the video is 32 x 48"),
-        (References(last=torch.zeros(3, 16, 1, 4, 6)), "last_image holds the latents of 3 videos for a batch of 2; give 1 or 2"),
-        (References(clip=torch.zeros(1, 16, 9, 4, 6)), "A video of 33 frames is all taken up by the frames of the clip; use at least 37"),
+        (References(last=torch.zeros(3, 16, 1, 4, 6)), "Give 1 or 2.*last_image holds the latents of 3 videos for a batch of 2"),
+        (References(clip=torch.zeros(1, 16, 9, 4, 6)), "Use at least 37.*a video of 33 frames is all taken up by the frames of the clip"),
     ],
 )
 def test_what_does_not_fit_the_video_is_one_sentence(references, words):
@@ -298,8 +298,8 @@ def test_clips_and_strength_reach_the_pipeline(words, expected):
         (["--cond-type", "v2v_tail", "--ref", "a.mp4", "--ref-end", "b.png"], "no --ref-end"),
         (["--ref", "a.mp4", "--ref-end", "b.png"], "no --ref-end"),
         (["--strength", "0.5"], "--ref or --ref-end"),
-        (["--fit", "pad"], "--fit pad needs something to fit: --ref or --ref-end"),
-        (["--aspect-ratio", "image"], "give --ref or --ref-end too"),
+        (["--fit", "pad"], "Give --ref or --ref-end: --fit pad needs something to fit"),
+        (["--aspect-ratio", "image"], "Give --ref or --ref-end too"),
         (["--aspect-ratio", "image", "--ref", "missing.png"], "missing.png does not exist"),
     ],
 )

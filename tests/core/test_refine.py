@@ -136,8 +136,8 @@ def test_a_random_model_runs_to_its_end(writer, tiny_checkpoint, tmp_path, monke
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--refine-prompt"], "add --refine-model DIR"),
-        (["--refine-model", "x"], "add --refine-prompt"),
+        (["--refine-prompt"], "Add --refine-model DIR"),
+        (["--refine-model", "x"], "Add --refine-prompt"),
         (["--refine-prompt", "--refine-model", "nowhere"], "no config.json in it"),
     ],
 )

@@ -252,7 +252,7 @@ def test_a_scale_that_is_no_number_is_an_error(field, value):
 
 class TestImageCondition:
     def test_needs_an_image(self):
-        with pytest.raises(OpenSoraError, match="none was given"):
+        with pytest.raises(OpenSoraError, match="Give one: "):
             conditioning.image_condition(SHAPE)
 
     def test_first_and_last(self):

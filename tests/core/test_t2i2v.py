@@ -88,7 +88,7 @@ def test_flux_reads_the_prompt_as_it_is_or_another(pipe):
 
 
 def test_what_cannot_be_drawn(pipe, tiny_checkpoint, flux, golden_path, tmp_path):
-    with pytest.raises(OpenSoraError, match="call load_flux"):
+    with pytest.raises(OpenSoraError, match="Call load_flux"):
         OpenSoraPipeline.from_pretrained(tiny_checkpoint).draw(PROMPT, [1], request())
     with pytest.raises(OpenSoraError, match="seed=-1 is out of range"):
         pipe.draw(PROMPT, [-1], request())
@@ -157,11 +157,11 @@ def test_files_in_the_model_folder_need_no_name(tiny_checkpoint, flux, tmp_path,
         (["--flux", "DIT"], "Open_Sora_v2.safetensors is an Open-Sora 2.0"),
         (["--flux-vae", "VAE"], "hunyuan_vae.safetensors is a HunyuanVideo"),
         (["--flux", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--ref", "a.png"], "--t2i2v draws the first frame; leave out --ref"),
-        (["--cond-type", "i2v_tail"], "--t2i2v draws the first frame; leave out --ref and --cond-type"),
+        (["--ref", "a.png"], "Leave out --ref and --cond-type: --t2i2v draws the first frame"),
+        (["--cond-type", "i2v_tail"], "Leave out --ref and --cond-type: --t2i2v draws the first frame"),
         (["--image-steps", "-1"], "image_steps=-1 draws nothing"),
-        (["--image-seed", "-1"], "image_seed=-1 is out of range; use 0 to"),
-        (["--num-frames", "7"], "use 5 or 9"),
+        (["--image-seed", "-1"], ": image_seed=-1 is out of range"),
+        (["--num-frames", "7"], "Use 5 or 9"),
         (["--image-resolution", "769q"], "resolution='769q' is not known"),
         (["--flux-guidance", "nan"], "flux_guidance=nan"),
     ],
@@ -181,9 +181,9 @@ def test_a_flux_file_in_the_video_model_s_place_and_flags_without_a_picture(tiny
     assert "flux1-dev.safetensors is a Flux.1 transformer" in (said := capsys.readouterr().err) and "--flux on the command line" in said
     base = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SMALL, "--out", str(tmp_path)]
     assert cli.main([*base, "--flux", str(flux[0])]) == REFUSED
-    assert "--flux is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err
+    assert "Add --t2i2v: --flux is of the picture that Flux draws" in capsys.readouterr().err
     assert cli.main([*base, "--flux-guidance", "3"]) == REFUSED
-    assert "--flux-guidance is of the picture that Flux draws; add --t2i2v" in capsys.readouterr().err
+    assert "Add --t2i2v: --flux-guidance is of the picture that Flux draws" in capsys.readouterr().err
 
 
 def same_frames(one, other) -> bool:

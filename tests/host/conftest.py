@@ -10,27 +10,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 INPROCESS = HERE / "inprocess"
-MODEL_FOLDERS = {
-    "Open_Sora_v2.safetensors": "diffusion_models",
-    "hunyuan_vae.safetensors": "vae",
-    "t5xxl.safetensors": "text_encoders",
-    "clip_l.safetensors": "text_encoders",
-}
-# Of the high-compression variant: recorded small weights, and where they stand for the released files.
-HIGH_COMPRESSION = {
-    "dc_ae_transformer_weights.safetensors": "diffusion_models/Open_Sora_v2_Video_DC_AE.safetensors",
-    "dc_ae_weights.safetensors": "vae/F32T4C128_AE.safetensors",
-}
-
-COGVIDEOX = {  # as templates name them
-    "2b": "diffusion_pytorch_model.safetensors",
-    "1.5_5b": "CogVideoX_1_5_5b_T2V_bf16.safetensors",
-    "1.5_5b_i2v": "CogVideoX_1_5_5b_I2V_bf16.safetensors",
-}
 
 collect_ignore = ["inprocess"]  # these import the host, so the host's interpreter collects them (fixture `inprocess_results`)
 
@@ -63,29 +45,12 @@ def installation():
 @pytest.fixture(scope="session")
 def host_base(installation, tiny_checkpoint, tmp_path_factory) -> Path:
     """A base directory for the host: this pack under custom_nodes and random checkpoints in models/, Flux too."""
-    from demo import comfy, tiny_flux
-    from tests.golden import cogvideox_files, open_sora_1_files
+    from demo import comfy
+    from tests.golden import host_files
 
     base = tmp_path_factory.mktemp("host")
     comfy.prepare_base(base)
-    for name, folder in MODEL_FOLDERS.items():
-        shutil.copy(tiny_checkpoint / name, base / "models" / folder / name)
-    for name, place in HIGH_COMPRESSION.items():
-        shutil.copy(HERE.parent / "golden" / name, base / "models" / place)
-    for version, name, part in (
-        ("1.2", "STDiT-v3", "shapes"), ("1.2", "VAE-v1.2", "vae_shapes"), ("1.3", "STDiT-v4", "shapes"), ("1.3", "STDiT-v4-i2v", "shapes"),
-        ("1.3", "VAE-v1.3", "vae_shapes"),
-    ):  # fmt: skip
-        place = base / "models" / ("vae" if part == "vae_shapes" else "diffusion_models") / f"OpenSora-{name}.safetensors"
-        save_file(open_sora_1_files.weights(version, part), place)
-    save_file(open_sora_1_files.t5_weights(), base / "models" / "text_encoders" / "t5_1.safetensors")
-    for name, file in COGVIDEOX.items():
-        save_file(cogvideox_files.network(name).state_dict(), base / "models" / "diffusion_models" / file)
-    save_file(cogvideox_files.vae().state_dict(), base / "models" / "vae" / "cogvideox_vae_bf16.safetensors")
-    save_file(cogvideox_files.t5(), base / "models" / "text_encoders" / "t5_cogvideox.safetensors")
-    for schnell in (True, False):
-        for path in tiny_flux.write(tmp_path_factory.mktemp("flux"), schnell=schnell):
-            shutil.copy(path, base / "models" / ("vae" if path.stem == "ae" else "diffusion_models"))
+    host_files.lay_out(base, tiny_checkpoint, tmp_path_factory.mktemp("flux"))
     return base
 
 

@@ -97,9 +97,9 @@ def test_from_a_prompt_or_a_picture_to_a_video(listen, name, loader, file):
 @pytest.mark.parametrize(
     ("name", "length", "node", "words"),
     [
-        ("2b", "13", "plan", "not 8k+1; use 9 or 17"),
-        ("2b", "57", "plan", "longer than this model can make; use at most 49"),
-        ("1.5_5b_i2v", "17", "sampler", "makes videos of a picture; give it one"),
+        ("2b", "13", "plan", "Use 9 or 17"),
+        ("2b", "57", "plan", "Use at most 49: num_frames=57 is longer than this model can make"),
+        ("1.5_5b_i2v", "17", "sampler", "Give a picture (image): "),
     ],
 )
 def test_what_does_not_fit_is_said(listen, name, length, node, words):

@@ -144,8 +144,8 @@ def test_a_finished_video_is_extended_without_pixels(server, listen, clip_file):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_frames": 33}, "A video of 33 frames is all taken up by the 33 frames of the clip; use at least 37 frames."),
-        ({"num_frames": 73, "context": "65"}, "video has 40 frames; going on from it takes 65: use context 33, or a longer clip."),
+        ({"num_frames": 33}, "Use at least 37 frames: a video of 33 frames is all taken up by the 33 frames of the clip."),
+        ({"num_frames": 73, "context": "65"}, "Use context 33, or a longer clip: video has 40 frames; going on from it takes 65."),
     ],
 )
 def test_what_is_too_short_is_one_sentence(listen, clip_file, changes, words):
@@ -158,8 +158,8 @@ def test_what_is_too_short_is_one_sentence(listen, clip_file, changes, words):
 def test_a_picture_with_alpha_is_one_sentence(listen, pictures):
     join = {"see-through": node("JoinImageWithAlpha", image=["first", 0], alpha=["first", 1])}
     error = listen(graph(image_to_video(start_image=["see-through", 0]), **pictures, **join)).error
-    assert (
-        error["exception_message"].startswith("start_image has an alpha channel") and "Split Image with Alpha" in error["exception_message"]
+    assert "start_image has an alpha channel" in error["exception_message"] and error["exception_message"].startswith(
+        "Take its colours with Split Image"
     )
 
 

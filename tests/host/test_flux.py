@@ -162,9 +162,9 @@ def test_the_picture_has_a_node_of_its_own_and_a_prompt_of_its_own(server, liste
     ("changes", "sentence"),
     [
         ({"flux_model": ["model", 0]}, "flux_model holds Open-Sora 2.0, the video model"),
-        ({"model": ["flux", 0]}, "model: This MODEL is Flux, not Open-Sora 2.0"),
-        ({"flux_vae": ["vae", 0]}, "flux_vae holds VAENetwork (16 latent channels, 3D); Flux needs its own picture VAE"),
-        ({"vae": ["flux_vae", 0]}, "vae: This VAE holds AutoencodingEngine (16 latent channels, 2D)"),
+        ({"model": ["flux", 0]}, "model: Load Open_Sora_v2.safetensors with Open-Sora Load Model: this MODEL is Flux"),
+        ({"flux_vae": ["vae", 0]}, "flux_vae holds VAENetwork (16 latent channels, 3D)"),
+        ({"vae": ["flux_vae", 0]}, "this VAE holds AutoencodingEngine (16 latent channels, 2D)"),
         ({"aspect_ratio": "8:5"}, "aspect_ratio='8:5' is not known"),
     ],
 )  # fmt: skip
@@ -177,5 +177,5 @@ def test_wrong_parts_get_one_sentence_before_anything_is_drawn(listen, changes, 
 def test_a_frame_count_that_cannot_be_is_refused_at_once(server):
     from demo.comfy import HostError
 
-    with pytest.raises(HostError, match="use 5 or 9"):
+    with pytest.raises(HostError, match="Use 5 or 9"):
         server.post("/prompt", {"prompt": graph(num_frames=7)})

@@ -20,9 +20,9 @@ def test_the_sizes_are_outputs(listen):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_frames": 128}, r"num_frames=128 is not 4k\+1; use 125 or 129"),
+        ({"num_frames": 128}, r"Use 125 or 129.*num_frames=128 is not 4k\+1"),
         ({"num_frames": 0}, "num_frames=0 is not a clip"),
-        ({"width": 100}, r"height=48, width=100 are not both multiples of 16; the nearest is 48x96"),
+        ({"width": 100}, r"Use 48x96 \(height x width\): height=48, width=100 are not both multiples of 16"),
         ({"resolution": "300px"}, "resolution='300px' is not one of 256px, 768px, custom"),
         ({"aspect_ratio": "5:1"}, "not in list"),
         ({"batch_size": 0}, "smaller than min"),
@@ -40,7 +40,7 @@ def test_a_wrong_count_over_a_wire_is_refused_when_it_runs(listen):
         "latent": clip(num_frames=["number", 0]),
         "show": {"class_type": "PreviewAny", "inputs": {"source": ["latent", 1]}},
     }
-    assert listen(nodes).error["exception_message"].strip() == "num_frames=10 is not 4k+1; use 9 or 13."
+    assert listen(nodes).error["exception_message"].strip() == "Use 9 or 13: num_frames=10 is not 4k+1."
 
 
 def image_to_video(pictures=2, **changes) -> dict:
@@ -76,4 +76,4 @@ def test_pictures_for_every_item_of_a_batch(listen):
 
 def test_a_wrong_number_of_pictures_is_one_sentence(listen):
     message = listen(image_to_video(pictures=3)).error["exception_message"].strip()
-    assert message == "start_image holds 3 pictures for a batch of 2 videos; give 1 or 2."
+    assert message == "Give 1 or 2: start_image holds 3 pictures for a batch of 2 videos."

@@ -77,7 +77,7 @@ def test_a_cancelled_run_keeps_what_was_finished_and_says_where(server, listen):
 
 
 def test_what_does_not_fit_gets_one_sentence_before_anything_is_sampled(listen):
-    for changes, words in (({"prompts": "night falls"}, "connect clip"), ({"context_frames": 9}, "leaves nothing of a segment of 9")):
+    for changes, words in (({"prompts": "night falls"}, "Connect clip"), ({"context_frames": 9}, "leaves nothing of a segment of 9")):
         events = listen(graph(seed=23, **changes))
         assert words in events.error["exception_message"] and not events.progress("longer")
 

@@ -177,7 +177,7 @@ def test_a_plans_outputs_feed_loader_and_decoder(server, listen):
     assert [text for node, text in events.texts if node == "plan"] == [report.splitlines()[0]]
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"num_frames": 6}, "use 5 or 9"), ({"width": 72}, "multiple")])
+@pytest.mark.parametrize(("changes", "words"), [({"num_frames": 6}, "Use 5 or 9"), ({"width": 72}, "multiple")])
 def test_a_plan_for_impossible_sizes_is_refused_when_queued(changes, words, server):
     from demo import comfy
 

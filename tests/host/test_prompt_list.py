@@ -100,7 +100,7 @@ def test_a_list_of_pictures_goes_along_item_by_item(server, run, outputs):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"prompts": " \n# only this\n"}, "There is no prompt in the list"),
+        ({"prompts": " \n# only this\n"}, "Write a prompt on each line"),
         ({"first": 4}, "first=4 is past the end of the list, which has 3 prompts"),
     ],
 )

@@ -56,7 +56,7 @@ def test_refusals_are_one_sentence_and_the_queue_goes_on(listen):
     encode = {"vae": ["vae", 0], "image": ["picture", 0], "tile_size": 256, "overlap": 0.25, "posterior": "mode", "seed": 0}
     nodes["encode"] = {"class_type": "OpenSoraTiledVAEEncode", "inputs": encode}
     nodes["decode"]["inputs"]["latent"] = ["encode", 0]
-    assert listen(nodes).error["exception_message"].strip() == "num_frames=6 is not 4k+1; use 5 or 9."
+    assert listen(nodes).error["exception_message"].strip() == "Use 5 or 9: num_frames=6 is not 4k+1."
     nodes = graph()
     nodes["latent"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     assert "This LATENT is [1, 4, 8, 8]; a video latent is" in listen(nodes).error["exception_message"]

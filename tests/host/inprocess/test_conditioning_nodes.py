@@ -115,7 +115,7 @@ def test_a_video_of_frames_or_cut_before_is_taken_as_it_is(run_node, conditionin
 
 def test_another_frame_rate_is_said(run_node, conditioning, vae, pack, monkeypatch):
     lines = []
-    monkeypatch.setattr(pack("nodes.host.notice"), "show", lambda line, *_: lines.append(line))
+    monkeypatch.setattr(pack("nodes.host.notice"), "show", lambda line, *_, **__: lines.append(line))
     for rate in (24, 30):
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames_of(33), frame_rate=rate))
         from_video(run_node, conditioning, vae, video=video)
@@ -248,12 +248,12 @@ CLIP = frames_of(40)
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"start_image": torch.rand(1, 32, 48, 4)}, "start_image has an alpha channel.*Split Image with Alpha"),
+        ({"start_image": torch.rand(1, 32, 48, 4)}, "Split Image with Alpha.*start_image has an alpha channel"),
         ({"end_image": torch.zeros(0, 32, 48, 3)}, "end_image is empty"),
-        ({"start_image": torch.rand(5, 32, 48, 3)}, "start_image holds 5 pictures for one video; give one"),
+        ({"start_image": torch.rand(5, 32, 48, 3)}, "Give one.*start_image holds 5 pictures for one video"),
         ({"start_image": PICTURE * torch.nan}, "start_image holds values that are not numbers"),
-        ({"start_image": PICTURE, "latent": clip_of((1, 16, 1, 4, 6))}, "1 frame is all taken up by the picture given; use at least 5"),
-        ({"end_latent": {"samples": torch.zeros(1, 16, 1, 4, 6)}, "latent": clip_of((1, 16, 1, 4, 6))}, "use at least 5 frames"),
+        ({"start_image": PICTURE, "latent": clip_of((1, 16, 1, 4, 6))}, "Use at least 5.*1 frame is all taken up by the picture given"),
+        ({"end_latent": {"samples": torch.zeros(1, 16, 1, 4, 6)}, "latent": clip_of((1, 16, 1, 4, 6))}, "Use at least 5 frames"),
         ({"start_image": PICTURE, "start_latent": {"samples": torch.zeros(1, 16, 1, 4, 6)}}, "start_image and start_latent are both given"),
         ({"start_latent": {"samples": torch.zeros(1, 16, 4, 6)}}, "start_latent is .*of a picture model"),
         ({"end_latent": {"samples": torch.zeros(1, 4, 1, 4, 6)}}, "end_latent has 4 latent channels and the clip 16"),
@@ -261,7 +261,7 @@ CLIP = frames_of(40)
         ({"start_latent": {"samples": torch.zeros(1, 16, 2, 4, 6)}}, "start_latent holds 2 latent frames, a picture is one"),
         ({"start_latent": {"samples": torch.zeros(3, 16, 1, 4, 6)}}, "start_latent holds 3 videos for a batch of 1"),
         ({"start_latent": {"samples": torch.full((1, 16, 1, 4, 6), torch.nan)}}, "start_latent holds values that are not numbers"),
-        ({"start_image": PICTURE, "strength": 1.5}, "strength=1.5 is not between 0"),
+        ({"start_image": PICTURE, "strength": 1.5}, "Use 0.0 to 1.0: strength=1.5 is out of range"),
     ],
 )
 def test_pictures_that_cannot_be(inputs, words, run_node, conditioning, vae, error, nothing_encoded):
@@ -273,23 +273,23 @@ def test_pictures_that_cannot_be(inputs, words, run_node, conditioning, vae, err
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"video": CLIP[:32]}, "video has 32 frames; going on from it takes 33: use a longer clip"),
+        ({"video": CLIP[:32]}, "Use a longer clip.*video has 32 frames; going on from it takes 33"),
         (
             {"video": CLIP, "context": "65", "latent": clip_of((1, 16, 20, 4, 6))},
-            "video has 40 frames; .*takes 65: use context 33, or a longer",
+            "Use context 33, or a longer.*video has 40 frames; .*takes 65",
         ),
         (
             {"video": CLIP, "latent": clip_of((1, 16, 9, 4, 6))},
-            "A video of 33 frames is all taken up by the 33 frames of the clip; use at least 37",
+            "Use at least 37.*a video of 33 frames is all taken up by the 33 frames of the clip",
         ),
-        ({"video": frames_of(65), "context": "65"}, "use at least 69 frames"),
+        ({"video": frames_of(65), "context": "65"}, "Use at least 69 frames"),
         ({"video": CLIP[..., :1]}, r"video is \[40, 40, 56, 1\]; an IMAGE is"),
         ({"video": torch.rand(40, 8, 8, 4)}, "video has an alpha channel"),
         ({"video": CLIP[:0]}, "video is empty"),
         ({"video": CLIP * torch.nan}, "video holds values that are not numbers"),
         ({"video": CLIP, "direction": "sideways"}, "direction='sideways' is not known"),
         ({"video": CLIP, "fit": "squeeze"}, "fit='squeeze' is not known"),
-        ({"video": {"samples": torch.zeros(1, 16, 8, 4, 6)}}, "video has 29 frames; going on from it takes 33: use a longer clip"),
+        ({"video": {"samples": torch.zeros(1, 16, 8, 4, 6)}}, "Use a longer clip.*video has 29 frames; going on from it takes 33"),
         ({"video": {"samples": torch.zeros(1, 16, 9, 4, 8)}}, "video is of 32x64 pixels"),
         ({"video": {"samples": torch.zeros(1, 8, 9, 4, 6)}}, "video has 8 latent channels"),
     ],
@@ -312,7 +312,7 @@ def test_a_picture_chooses_the_aspect_ratio(size, ratio, run_node, pack):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"resolution": "custom"}, "disconnect image"), ({"image": torch.zeros(0, 8, 8, 3)}, "at least one")]
+    ("changes", "words"), [({"resolution": "custom"}, "Disconnect image"), ({"image": torch.zeros(0, 8, 8, 3)}, "at least one")]
 )
 def test_a_picture_that_cannot_choose(changes, words, run_node, error):
     inputs = {"aspect_ratio": "1:2", "num_frames": 1, "width": 64, "height": 64, "batch_size": 1, "image": torch.zeros(1, 8, 8, 3)}

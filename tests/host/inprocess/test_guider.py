@@ -369,10 +369,10 @@ def wrong(kind, model, conditioning):
     [
         ("steps", "steps=0 makes no video"), ("negative steps", "steps=-3"),
         ("text_guidance", "text_guidance=inf is not a finite number"), ("image_guidance", "image_guidance=inf"),
-        ("shift", "shift=nan"), ("negative shift", "shift=-1"), ("seed", "seed=-1 is out of range"), ("noise_device", "use one of cpu, gpu"),
+        ("shift", "shift=nan"), ("negative shift", "shift=-1"), ("seed", "seed=-1 is out of range"), ("noise_device", "Use one of cpu, gpu"),
         ("text width", "positive conditioning is not from T5-XXL: its text is 63 wide"), ("no pooled", "negative conditioning lacks CLIP-L"),
         ("pooled width", "pooled output is 1280 wide"), ("empty", "positive conditioning is empty"),
-        ("channels", r"\[1, 4, 3, 6, 8\].*16, latent frames"), ("picture latent", r"\[1, 16, 6, 8\]"), ("odd side", "48x56 pixels.*multiples of 16"),
+        ("channels", r"\[1, 4, 3, 6, 8\].*16, latent frames"), ("picture latent", r"\[1, 16, 6, 8\]"), ("odd side", "multiples of 16: .*48x56 pixels"),
         ("picture size", "reference picture's latent is"), ("picture batch", "3 reference pictures for a batch of 2"),
     ],
 )  # fmt: skip
@@ -404,5 +404,5 @@ def test_another_model_is_named(node, run_node, conditioning, pack):
         import folder_paths
 
         (open(f"{folder_paths.get_folder_paths('loras')[0]}/lora.safetensors", "wb")).close()
-    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="This MODEL is Flux, not Open-Sora 2.0"):
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="this MODEL is Flux, not one of this pack's"):
         run_node(node, model=Other(), **inputs)

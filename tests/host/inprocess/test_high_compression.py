@@ -140,9 +140,9 @@ def test_wrong_pairs_are_refused_before_anything_is_computed(run_node, model, va
         ("the HunyuanVideo VAE, works on", lambda: run_node("OpenSoraTiledVAEDecode", vae=other_vae, latent=mine, **decode)),
         ("the Video DC-AE of the high-compression variant", lambda: run_node("OpenSoraImageToVideo", vae=vae, latent=other, **picture)),
         ("the HunyuanVideo VAE, works on", lambda: run_node("OpenSoraImageToVideo", vae=other_vae, latent=mine, **picture)),
-        ("use at least 8 frames", lambda: run_node("OpenSoraImageToVideo", vae=vae, latent={"samples": mine["samples"][:, :, :1]}, **picture)),
+        ("Use at least 8 frames", lambda: run_node("OpenSoraImageToVideo", vae=vae, latent={"samples": mine["samples"][:, :, :1]}, **picture)),
         ("not its high-compression variant", lambda: clip(run_node, other_model, 64, 96, 8)),
-        ("8, 12, ... 128.*use 12 or 16", lambda: run_node("OpenSoraTiledVAEEncode", image=torch.zeros(13, 64, 96, 3), **encode)),
+        ("Use 12 or 16.*8, 12, ... 128", lambda: run_node("OpenSoraTiledVAEEncode", image=torch.zeros(13, 64, 96, 3), **encode)),
         ("multiples of 32", lambda: run_node("OpenSoraTiledVAEEncode", image=torch.zeros(12, 64, 80, 3), **encode)),
         ("goes on from no clip", lambda: run_node(
             "OpenSoraVideoToVideo", positive=positive, negative=negative, vae=vae, latent=mine, video=torch.zeros(40, 64, 96, 3),
@@ -161,8 +161,8 @@ def test_the_node_offers_the_released_sizes(run_node, pack):
     assert (width, height, fps) == (1024, 576, 24.0)
     assert latent["samples"].shape == (2, 128, 32, 18, 32) and latent["downscale_ratio_spacial"] == 32
     node = pack("nodes.latents").OpenSoraEmptyLatentHighCompression
-    assert node.validate_inputs("768px", 126, 1024, 576).endswith("use 124 or 128.")
-    assert "nearest is 64x96" in node.validate_inputs("custom", 128, 80, 64)
+    assert node.validate_inputs("768px", 126, 1024, 576).startswith("Use 124 or 128: ")
+    assert "Use 64x96" in node.validate_inputs("custom", 128, 80, 64)
     assert node.validate_inputs("768px", 128, 100, 100) is True  # not used
 
 

@@ -113,24 +113,24 @@ def test_fingerprints_too(ours):
 
 
 FAULTS = [
-    ("OpenSoraEmptyLatentVideo", {"num_frames": 10}, "num_frames", "use 9 or 13"),
+    ("OpenSoraEmptyLatentVideo", {"num_frames": 10}, "num_frames", "Use 9 or 13"),
     ("OpenSoraEmptyLatentVideo", {"resolution": "custom", "width": 100}, "width", "64x96|192x96"),
     ("OpenSoraEmptyLatentVideo", {"resolution": "custom", "height": 100}, "height", "96x336"),
-    ("OpenSoraEmptyLatentVideo", {"height": 8208}, "height", "height=8208 is not between 16 and 8192"),
-    ("OpenSoraEmptyLatentVideo", {"width": 10**6}, "width", "is not between 16 and 8192"),
-    ("OpenSoraEmptyLatentVideo", {"num_frames": 10**12 + 1}, "num_frames", "is not between 1 and 1025"),
+    ("OpenSoraEmptyLatentVideo", {"height": 8208}, "height", "height=8208 is out of range"),
+    ("OpenSoraEmptyLatentVideo", {"width": 10**6}, "width", "is out of range"),
+    ("OpenSoraEmptyLatentVideo", {"num_frames": 10**12 + 1}, "num_frames", "is out of range"),
     ("OpenSoraEmptyLatentVideo", {"num_frames": 10**400 + 1}, "num_frames", "more than 40 digits"),
     ("OpenSoraEmptyLatentVideo", {"resolution": "300px"}, "resolution", "not one of 256px"),
     ("OpenSoraEmptyLatentVideo", {"batch_size": 0}, "batch_size", "smaller than min"),
-    ("OpenSoraEmptyLatentHighCompression", {"num_frames": 126}, "num_frames", "use 124 or 128"),
-    ("OpenSoraEmptyLatentHighCompression", {"height": 8224}, "height", "is not between 32 and 8192"),
-    ("OpenSoraPreflight", {"num_frames": 10}, "num_frames", "use 9 or 13"),
-    ("OpenSoraPreflight", {"height": 8208}, "height", "is not between 16 and 8192"),
-    ("OpenSoraFluxToVideo", {"num_frames": 10**12 + 1}, "num_frames", "is not between 5 and 1025"),
-    ("OpenSoraContinueVideo", {"context_frames": 10}, "context_frames", "use 9 or 13"),
-    ("OpenSoraContinueVideo", {"num_frames": 1029}, "num_frames", "is not between 0 and 1025"),
+    ("OpenSoraEmptyLatentHighCompression", {"num_frames": 126}, "num_frames", "Use 124 or 128"),
+    ("OpenSoraEmptyLatentHighCompression", {"height": 8224}, "height", "is out of range"),
+    ("OpenSoraPreflight", {"num_frames": 10}, "num_frames", "Use 9 or 13"),
+    ("OpenSoraPreflight", {"height": 8208}, "height", "is out of range"),
+    ("OpenSoraFluxToVideo", {"num_frames": 10**12 + 1}, "num_frames", "is out of range"),
+    ("OpenSoraContinueVideo", {"context_frames": 10}, "context_frames", "Use 9 or 13"),
+    ("OpenSoraContinueVideo", {"num_frames": 1029}, "num_frames", "is out of range"),
     ("OpenSoraTiledVAEDecode", {"tile_size": 100}, "tile_size", "tile_size=100"),
-    ("OpenSoraTiledVAEDecode", {"tile_size": 8192}, "tile_size", "is not between 0 and 4096"),
+    ("OpenSoraTiledVAEDecode", {"tile_size": 8192}, "tile_size", "is out of range"),
     ("OpenSoraTiledVAEDecode", {"temporal_tile": 5}, "temporal_tile", "temporal_tile=5"),
     ("OpenSoraTiledVAEEncode", {"tile_size": 100}, "tile_size", "tile_size=100"),
     ("OpenSoraVAELoader", {"vae_name": "no\0such"}, "vae_name", "no such|not"),
@@ -181,7 +181,7 @@ def test_every_limit_holds_when_a_node_runs(ours, error):
                         node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**{**whole, item.id: value})
                     taken.append((node_id, item.id, value, "taken"))
                 except error as refused:
-                    if not re.match(f"{item.id}[= ]", str(refused)):
+                    if not re.search(rf"(^|[:.] ){item.id}[= ]", str(refused)):
                         taken.append((node_id, item.id, value, str(refused)))
     assert not taken
     assert count > 400

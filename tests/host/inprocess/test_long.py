@@ -174,7 +174,7 @@ def test_without_room_on_the_disk_one_sentence_and_what_was_finished_stays(go_on
         ({"num_frames": 1}, "no room for what comes next"),
         ({"context_frames": 17}, "leaves nothing of a segment of 17"),
         ({"context_frames": 33, "num_frames": 129}, "more than this video of 17 has"),
-        ({"prompts": "a cat"}, "connect clip"),
+        ({"prompts": "a cat"}, "Connect clip"),
         ({"prompts": "a\nb\nc"}, "3 prompts for 2 segment"),
         ({"latent": {"samples": torch.zeros(1, 4, 6, 8)}}, "this model denoises"),
         ({"latent": {"samples": torch.zeros(1, 16, 1, 6, 8)}}, "single frame"),

@@ -111,7 +111,7 @@ def test_on_an_8_bit_model(pairs, write, run_node, relative_error):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("flux", "no key matches.*LoRA for Flux"), ("text", "no key matches"), ("model", "not a LoRA"), ("half", "only one of its two matrices"),
+        ("flux", "no key matches.*LoRA for Flux"), ("text", "no key matches"), ("model", "Give a LoRA: "), ("half", "only one of its two matrices"),
         ("size", "trained for another model"), ("depth", "none of its 1 layers is in this model"), ("truncated", "truncated"),
     ],
 )  # fmt: skip
