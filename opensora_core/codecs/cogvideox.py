@@ -24,7 +24,7 @@ from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Shapes, renamed, size
 from . import ladder
 from .codec import Encoded, Latents, WidthsConfig, check_video, sizes_of
-from .ladder import DIFFUSERS, InPieces, Layers, Resample, ResnetBlock, Seams, joined
+from .ladder import DIFFUSERS, LATENT_DIFFUSION, InPieces, Layers, Resample, ResnetBlock, Seams, joined, renames
 
 NAMES = replace(DIFFUSERS, middle=("mid_block.resnets.0", "", "mid_block.resnets.1"), norm_out="norm_out")
 LEVELS = 4
@@ -69,13 +69,7 @@ class CogVideoXVAEConfig(WidthsConfig):
 GRID = Grid(SPACE_COMPRESSION, 2, FrameRule("8k+1", step=8, lead=1, shortest_clip=9), 49)
 COGVIDEOX_VAE = CogVideoXVAEConfig(latent_channels=16, widths=(128, 256, 256, 512), layers=3)
 
-# SAT's names of what the published layout calls otherwise; its decoder counts levels from full size.
-_SAT_NAMES = [("mid.block_1.", "mid_block.resnets.0."), ("mid.block_2.", "mid_block.resnets.1."), ("nin_shortcut.", "conv_shortcut.")]
-for _way, _levels in (("down", range(LEVELS)), ("up", range(LEVELS)[::-1])):
-    for _level, _block in enumerate(_levels):
-        _SAT_NAMES += [(f".{_way}.{_level}.block.", f".{_way}_blocks.{_block}.resnets.")]
-        _SAT_NAMES += [(f".{_way}.{_level}.{_way}sample.", f".{_way}_blocks.{_block}.{_way}samplers.0.")]
-SAT = renamed(_SAT_NAMES, "encoder.down.0.block.0.conv1.conv.weight", " in SAT's layout", dropped="loss.")
+SAT = renamed(renames(LATENT_DIFFUSION, NAMES), "encoder.down.0.block.0.conv1.conv.weight", " in SAT's layout", dropped="loss.")
 LAYOUTS = (SAT, AS_RELEASED)
 
 

@@ -5,6 +5,7 @@ Pictures (picture.py) and clips (causal.py) differ in the layers; published file
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,20 @@ LATENT_DIFFUSION = Names(
     is_linear=False,
     shortcut="nin_shortcut",
 )
+
+
+def renames(theirs: Names, ours: Names, levels: int = 4) -> list[tuple[str, str]]:
+    """Parts of keys under two namings, for shapes.renamed."""
+    pairs = [(f"{getattr(theirs, part)}.", f"{getattr(ours, part)}.") for part in ("shortcut", "norm_out")]
+    pairs += [(f"{theirs.middle[place]}.", f"{ours.middle[place]}.") for place in (0, 2)]
+    if ours.middle[1]:
+        layers = zip(theirs.attention, ours.attention, strict=True)
+        pairs += [(f"{theirs.middle[1]}.{their}.", f"{ours.middle[1]}.{our}.") for their, our in layers]
+    for way, level in product((0, 1), range(levels)):
+        place = levels - 1 - level if way and theirs.is_mirrored != ours.is_mirrored else level
+        inside = (theirs.blocks, ours.blocks), (theirs.steps[way], ours.steps[way])
+        pairs += [(f".{theirs.levels[way]}.{level}.{their}.", f".{ours.levels[way]}.{place}.{our}.") for their, our in inside]
+    return pairs
 
 
 @dataclass(frozen=True)

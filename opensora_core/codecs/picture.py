@@ -5,8 +5,7 @@ autoencoder (temporal.py). Flux's has the key names of its released file (ae.saf
 no more, and no more is read. Frames are [B, 3, T, H, W] in -1..1, latents [B, C, T, H / 8, W / 8] unscaled.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL, Grid
 from ..geometry.open_sora_1 import EVERY_FRAME
 from ..ops import TorchOperations
-from ..shapes import AS_RELEASED, Layout, Manifest, Shapes, count, dim, renamed, size
+from ..shapes import AS_RELEASED, Manifest, Shapes, count, dim, renamed, size
 from .codec import Encoded, Latents, check_video
 from .ladder import (
     DIFFUSERS,
@@ -30,9 +29,9 @@ from .ladder import (
     Layers,
     Names,
     Resample,
-    ResnetBlock,
     Seams,
     brought,
+    renames,
 )
 
 KL_SCALE = 0.18215  # of Stable Diffusion's latents; 1.2 was trained with it on SDXL's too
@@ -186,47 +185,22 @@ def by_frames(run, clip: Tensor, device: torch.device, home: torch.device | None
     return out.unflatten(0, (len(clip), -1)).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class _AsPublished(KLConfig):
-    names: ClassVar[Names] = LATENT_DIFFUSION
-
-
-@lru_cache
-def _published(config: KLConfig) -> dict[str, str]:
-    """Names here by those in files of the first publication, as ComfyUI has them: both run the same layers in the same order."""
-    theirs, ours = (
-        PictureVAE(kind(config.latent_channels, config.widths, config.layers), device="meta") for kind in (_AsPublished, KLConfig)
-    )
-    return dict(zip(_in_order(theirs), _in_order(ours), strict=True))
-
-
-def _in_order(layer: nn.Module, name: str = "") -> list[str]:
-    """Names of its tensors in the order in which they are used."""
-    parts = (
-        layer.order if isinstance(layer, Chain) else [] if isinstance(layer, ResnetBlock) else [part for part, _ in layer.named_children()]
-    )
-    if not parts:
-        return [f"{name}{key}" for key in layer.state_dict()]
-    return [key for part in parts for key in _in_order(layer.get_submodule(part), f"{name}{part}.")]
+# As ComfyUI has them. Their attention's layers are convolutions of a single pixel.
+_PUBLISHED = renamed(
+    renames(LATENT_DIFFUSION, DIFFUSERS), "encoder.down.0.block.0.conv1.weight", " under the key names of its first publication"
+)
 
 
 def _converted(key: str, tensor: Tensor, config: KLConfig) -> list[tuple[str, Tensor]]:
-    name = _published(config).get(key, key)
-    return [(name, tensor.flatten(1) if ".to_" in name and tensor.ndim > 2 else tensor)]  # convolutions of a single pixel
+    ((name, tensor),) = _PUBLISHED.convert(key, tensor, config)
+    return [(name, tensor.flatten(1) if ".to_" in name and tensor.ndim > 2 else tensor)]
 
 
-def _published_manifest(manifest: Manifest) -> Manifest:
-    names = {ours: theirs for theirs, ours in _published(KLConfig.of(manifest)).items()}
-    pixel = {name: (1, 1) for name in manifest if ".to_" in name and name.endswith("weight")}
-    return {names.get(name, name): (*shape, *pixel.get(name, ())) for name, shape in manifest.items()}
+def _manifest(manifest: Manifest) -> Manifest:
+    return _PUBLISHED.manifest({name: (*shape, 1, 1) if ".to_" in name and len(shape) > 1 else shape for name, shape in manifest.items()})
 
 
-PUBLISHED = Layout(
-    mark="encoder.down.0.block.0.conv1.weight",
-    words=" under the key names of its first publication",
-    convert=_converted,
-    manifest=_published_manifest,
-)
+PUBLISHED = replace(_PUBLISHED, convert=_converted, manifest=_manifest)
 # sd-vae-ft-ema's among others, older than diffusers 0.17.
 _ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 OLD_DIFFUSERS = renamed(
