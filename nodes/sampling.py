@@ -6,6 +6,7 @@ from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, notice, run
 from .host.families import family_of
 from .host.node import Node, outputs
+from .host.vae import check_decoders
 
 
 def _guidance_inputs() -> list:
@@ -54,6 +55,7 @@ class OpenSoraGuider(Node):
                 inputs.guidance_curve(),
             ],
             outputs=outputs(guider=io.Guider),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -72,6 +74,7 @@ class OpenSoraGuider(Node):
         guidance_curve,
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
+        check_decoders(cls.hidden.dynprompt, cls.hidden.unique_id, family_of(model).codecs)
         recipe = family_of(model).sampling.chosen(solver)
         return io.NodeOutput(guider.OpenSoraGuider(model, positive, negative, guidance, speed=speed, recipe=recipe))
 
@@ -96,7 +99,7 @@ class OpenSoraRectifiedFlowSampler(Node):
                 inputs.guidance_curve(),
             ],
             outputs=outputs(latent=io.Latent),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -122,6 +125,7 @@ class OpenSoraRectifiedFlowSampler(Node):
     ) -> io.NodeOutput:
         guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
         options = run.RunInputs(seed, steps, shift, noise_device, latent_dtype, speed, solver)
+        check_decoders(cls.hidden.dynprompt, cls.hidden.unique_id, family_of(model).codecs)
         return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, options, cls.hidden.unique_id))
 
 

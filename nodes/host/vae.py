@@ -18,10 +18,12 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
+from comfy_execution.graph import DynamicPrompt
+from comfy_execution.graph_utils import is_link
 from torch import Tensor
 
 from ...opensora_core.checkpoint import detect
-from ...opensora_core.checkpoint.files import Halves
+from ...opensora_core.checkpoint.files import Halves, read_network
 from ...opensora_core.checkpoint.load import check_keys, open_codec
 from ...opensora_core.choices import EXACT
 from ...opensora_core.codecs.codec import CodecConfig, Encoded
@@ -30,12 +32,13 @@ from ...opensora_core.codecs.hunyuan.layers import frame_causal_attention
 from ...opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import DEFAULT, FAMILIES, codec_of, codecs_of
+from ...opensora_core.family import Part
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, Grid, Tiling
 from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes
 from ...opensora_core.run.finite import again_words, is_finite, not_numbers
 from . import kept, notice, selftest
 from .out_of_memory import unless_out_of_memory
-from .paths import load_tensors
+from .paths import VAE, load_tensors, model_file
 
 
 def _words(grid: Grid) -> tuple[str, str]:
@@ -299,10 +302,41 @@ def clip_shape(vae, latent: dict) -> tuple[int, ...]:
 
 def check_pair(vae, codecs: Sequence[str] | None) -> None:
     """Raise an OpenSoraError unless a VAE is of a kind whose latents a model works on. codecs: of the model's row; None = not known."""
-    row = codec_of(vae_config(vae))
+    _check_row(codec_of(vae_config(vae)), codecs, "This VAE")
+
+
+def _check_row(row: Part, codecs: Sequence[str] | None, what: str) -> None:
     if codecs and row.kind not in codecs:
         own = next(codecs_of(family)[0].title for family in FAMILIES if family.codecs == tuple(codecs))
-        raise OpenSoraError(f"This VAE is {row.title}, and the model works on the latents of {own}; load {own} with Open-Sora Load VAE.")
+        raise OpenSoraError(f"{what} is {row.title}, and the model works on the latents of {own}; load {own} with Open-Sora Load VAE.")
+
+
+def check_decoders(graph: DynamicPrompt | None, node_id: str, codecs: Sequence[str]) -> None:
+    """Raise an OpenSoraError, before a node samples, where its latents go to a node whose VAE is of another model's, by the file that its loader names.
+
+    Latents are followed through nodes without a VAE. What no file name tells, the node that decodes says: then the latents are there, and kept.
+    """
+    nodes = {name: graph.get_node(name)["inputs"] for name in graph.all_node_ids()} if graph else {}
+    links = [(value[0], name) for name, inputs in nodes.items() for value in inputs.values() if is_link(value)]
+    followed, ahead = set(), [node_id]
+    while ahead:
+        followed.add(name := ahead.pop())
+        users = [user for source, user in links if source == name and user not in followed]
+        ahead += [user for user in users if "vae" not in nodes[user]]
+        for user in users:
+            loader = nodes[user].get("vae")
+            file = nodes.get(loader[0], {}).get("vae_name") if is_link(loader) else None
+            if isinstance(file, str) and any(source == user for source, _ in links) and (row := _row_of_file(file)):
+                _check_row(row, codecs, file)
+
+
+def _row_of_file(name: str) -> Part | None:
+    """The row of a VAE's file in models/vae; None where it cannot be told."""
+    try:
+        identity = detect.identify(read_network(model_file(VAE, name)).shapes)
+    except OpenSoraError:
+        return None
+    return identity.row if identity.slot == "vae" else None
 
 
 def check_latent_shape(shape, config: CodecConfig) -> tuple[int, int, int, int, int]:

@@ -148,3 +148,32 @@ def test_stock_nodes_at_every_joint(server, listen):
     assert events.error is None
     (path,) = server.files(events.outputs)
     assert path.stat().st_size > 1000
+
+
+def of_1_3(sampler: str, vae: str) -> dict:
+    """Text to video of Open-Sora 1.3 by one of two samplers."""
+    nodes = graph(steps=1)
+    nodes["model"]["inputs"]["model_name"] = "OpenSora-STDiT-v4.safetensors"
+    nodes["clip"]["inputs"] |= {"t5_name": "t5_1.safetensors", "clip_l_name": "none (T5 alone)"}
+    nodes["text"]["inputs"]["model"] = ["model", 0]
+    size = {"size": "custom", "aspect_ratio": "16:9", "length": "17", "width": 56, "height": 40, "batch_size": 1}
+    nodes["latent"] = {"class_type": "OpenSoraEmptyLatent", "inputs": {"model": ["model", 0], **size}}
+    nodes["vae"]["inputs"]["vae_name"] = vae
+    if sampler == "KSampler":
+        links = {name: nodes["sampler"]["inputs"][name] for name in ("model", "positive", "negative", "seed", "steps")}
+        how = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+        nodes["sampler"] = {"class_type": sampler, "inputs": {**links, **how, "latent_image": ["latent", 0]}}
+    return nodes
+
+
+@pytest.mark.parametrize("sampler", ["OpenSoraRectifiedFlowSampler", "KSampler"])
+def test_a_wrong_vae_is_said_before_sampling_or_loses_nothing(listen, sampler):
+    """Ours looks where its latents go; the host's cannot, and what it made is there when the right VAE is chosen."""
+    events = listen(of_1_3(sampler, "hunyuan_vae.safetensors"))
+    is_ours = sampler != "KSampler"
+    assert "works on the latents of the Open-Sora 1.3 VAE" in events.error["exception_message"]
+    assert events.error["node_id"] == ("sampler" if is_ours else "frames")
+    assert bool(events.progress("sampler")) != is_ours
+    events = listen(of_1_3(sampler, "OpenSora-VAE-v1.3.safetensors"))
+    assert events.error is None and len(events.outputs["save"]["images"]) == 17
+    assert bool(events.progress("sampler")) == is_ours

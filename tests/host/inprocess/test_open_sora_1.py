@@ -318,6 +318,39 @@ def test_a_wrong_pairing_is_one_sentence(loaded, run_node, pack):
         run_node("OpenSoraRectifiedFlowSampler", **run, steps=2)
 
 
+def test_a_wrong_pairing_is_said_before_anything_is_sampled(files, loaded, run_node, pack, monkeypatch):
+    from comfy_execution.graph import DynamicPrompt
+
+    import nodes
+
+    model, clip, _ = loaded("1.2")
+    positive, negative, _ = encoded(run_node, model, clip)
+    given = {"model": model, "positive": positive, "negative": negative, "text_guidance": 7.0, "image_guidance": 1.0}
+    run = {**given, "latent": latent(model, pack, "1.2"), "seed": 5, "steps": 1}
+    graph = {
+        "8:1": {"class_type": "any", "inputs": {}},
+        "2": {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["8:1", 0]}},
+        "3": {"class_type": "OpenSoraVAELoader", "inputs": {"vae_name": files["1.1"]}},
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["2", 0], "vae": ["3", 0]}},
+        "5": {"class_type": "VAEEncode", "inputs": {"pixels": ["4", 0], "vae": ["6", 0]}},
+        "6": {"class_type": "VAELoader", "inputs": {"vae_name": "hunyuan_vae.safetensors"}},
+    }
+    for node_id, inputs in (("OpenSoraRectifiedFlowSampler", run), ("OpenSoraGuider", given)):
+        node = nodes.NODE_CLASS_MAPPINGS[node_id]
+        hidden = {"hidden_inputs": {"UNIQUE_ID": "8:1", "DYNPROMPT": DynamicPrompt(graph)}}
+        for name, wrong in ((files["1.1"], True), (files["1.2"], False), ("taesd", False)):
+            graph["3"]["inputs"]["vae_name"] = name
+            call = node.PREPARE_CLASS_CLONE(hidden).EXECUTE_NORMALIZED
+            with torch.inference_mode():
+                if not wrong:
+                    call(**inputs)
+                    continue
+                with pytest.raises(
+                    pack("opensora_core.errors").OpenSoraError, match="open_sora_1.1.* Diffusion VAE.* works on .* Open-Sora 1.2 VAE"
+                ):
+                    call(**inputs)
+
+
 def test_a_temporal_file_beside_sdxl_s_vae_is_one_vae(files, loaded, base, run_node, pack):
     whole = loaded("1.2")[2]
     state = load_file(base / "models" / "vae" / files["1.2"])
