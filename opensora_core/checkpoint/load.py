@@ -113,18 +113,12 @@ def load_transformer(
     return model
 
 
-def load_vae(
-    path: str | Path,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    operations=TorchOperations,
-    slot: str = "vae",
-) -> nn.Module:
+def load_vae(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", slot: str = "vae") -> nn.Module:
     """Read a VAE file, both halves; arguments, result and errors as load_transformer's. slot: "flux_vae" for a picture autoencoder's."""
     header, identity = open_codec(path, slot)
     check_keys(header, identity)
     dtype = working_dtype(header, dtype)
-    return fill(identity.row.build(identity.config, operations, dtype, "meta"), header, identity.convert, device)
+    return fill(identity.row.build(identity.config, TorchOperations, dtype, "meta"), header, identity.convert, device)
 
 
 def open_codec(path: str | Path, slot: str) -> tuple[Header, Identity]:

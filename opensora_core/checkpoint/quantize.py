@@ -93,11 +93,7 @@ class _Entry(NamedTuple):
 
 
 def quantize(
-    source: str | Path,
-    target: str | Path,
-    format: str = FP8,
-    groups: Iterable[str] = QUANTISED_GROUPS,
-    progress: Progress | None = None,
+    source: str | Path, target: str | Path, format: str = FP8, groups: Iterable[str] = QUANTISED_GROUPS, progress: Progress | None = None
 ) -> Report:
     """Write a quantised copy of an Open-Sora 2.0 transformer file. Tensors that are not quantised are copied bit for bit.
 

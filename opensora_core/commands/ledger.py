@@ -67,10 +67,9 @@ class Ledger:
         """The right to make what `key` stands for; None while another process that is alive has it."""
         return claim(self._folder / f"{key}.row")
 
-    def seed(self, key: str) -> int | None:
-        """The seed that is recorded with `key`."""
-        entry = self._entries.get(key)
-        return None if entry is None else entry.seed
+    def seed(self, key: str) -> int:
+        """The seed that is recorded with `key`, which is finished."""
+        return self._entries[key].seed
 
     def add(self, key: str, path: Path, row: int, seed: int, settings: dict[str, Any]) -> None:
         """Record a finished video of the folder. What another run recorded meanwhile is kept."""

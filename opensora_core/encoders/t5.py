@@ -137,11 +137,7 @@ class T5Encoder(Encoder):
 
 
 def load_t5(
-    path: str | Path,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    tokenizers: str | Path | None = None,
-    precision: str | None = None,
+    path: str | Path, dtype: torch.dtype, device: torch.device | str, tokenizers: str | Path | None = None, precision: str | None = None
 ) -> T5Encoder:
     """Read a T5 v1.1 encoder. Linear layers that its file stores in 8 bits are kept so, and brought to `dtype` as they are called.
 
