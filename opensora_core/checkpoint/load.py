@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OpenSoraError
 from ..family import Network
-from ..ops import TorchOperations, attention as torch_attention
+from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Layout, Manifest, bare_shapes
 from .detect import Identity, identify, require
 from .files import Header, open_tensors, quantisation, read_header, read_network
@@ -75,8 +75,6 @@ def load_transformer(
     path: str | Path,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    operations=TorchOperations,
-    attention=torch_attention,
     slot: str = "transformer",
     precision: str | None = None,
 ) -> Network:
@@ -86,25 +84,19 @@ def load_transformer(
         path: safetensors or .pth file, in any layout that the model's row names; it is brought into the released one.
         dtype: of every weight that is not quantised; None keeps what most of the file is stored in (plain float8 becomes bfloat16).
         device: where the weights go; "cpu" leaves unconverted ones memory-mapped.
-        operations, attention: the layer seam, see ops.py.
         slot: what it must fit, see detect.require: "flux" for the painter's.
         precision: fp8_e4m3fn, int8 or nf4 to quantise the large layers of a plain file as they are read, see checkpoint/quantised.py.
             int8 and nf4 are bitsandbytes'; an int8 file with precision int8 is multiplied by bitsandbytes too.
 
-    Returns:
-        The model in inference mode, parameters without gradients.
-
-    Raises:
-        CheckpointError: the file is damaged, incomplete, another model, or quantised in a way that is not read here.
-        OpenSoraError: a precision that the file or this machine cannot give.
+    Returns the model in inference mode, parameters without gradients. Raises a CheckpointError for a file that is damaged, incomplete, another model,
+    or quantised in a way that is not read here, an OpenSoraError for a precision that the file or this machine cannot give.
     """
     header, identity = open_model(path, slot)
     formats = _formats(header, identity, precision)
     check_keys(header, identity)
     dtype = working_dtype(header, dtype)
-    if formats and operations is not TorchOperations:
-        raise OpenSoraError(f"{header.name} is to be quantised, and other operations than torch's were given; give one of them.")
-    model = identity.row.build(identity.config, QuantisedOperations if formats else operations, attention, dtype, "meta")
+    operations = QuantisedOperations if formats else TorchOperations
+    model = identity.row.build(identity.config, operations, dtype=dtype, device="meta")
     for layer, layer_format in formats.items():
         model.get_submodule(layer).keep_in(layer_format.form)
     fill(model, header, identity.convert, device, formats)

@@ -14,7 +14,6 @@ from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.families import table
 from opensora_core.networks.mmdit.config import TransformerConfig
-from opensora_core.ops import TorchOperations
 
 
 @pytest.fixture
@@ -265,22 +264,6 @@ def test_a_vae_loads_strictly(golden_path, save):
     del stored["decoder.mid_block.attentions.0.to_q.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing \(decoder\.mid_block\.attentions\.0\.to_q\.bias\)"):
         load_vae(save(stored))
-
-
-def test_layers_come_from_the_seam(golden_path):
-    class Operations(TorchOperations):
-        class Linear(TorchOperations.Linear):
-            pass
-
-    def attend(q, k, v, transformer_options):
-        calls.append(q.shape)
-        return v.transpose(1, 2).flatten(2)
-
-    calls = []
-    model = load_transformer(golden_path / "transformer_weights.safetensors", torch.float32, operations=Operations, attention=attend)
-    assert type(model.img_in) is Operations.Linear
-    run(model)
-    assert len(calls) == len(model.double_blocks) + len(model.single_blocks)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts private memory as Linux reports it")

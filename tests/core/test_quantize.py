@@ -237,15 +237,9 @@ def test_a_quantised_file_is_not_quantised_again(written, precision):
         load_transformer(written["fp8_e4m3fn"][0], precision=precision)
 
 
-def test_an_unknown_precision_and_foreign_operations_are_refused(source, written):
+def test_an_unknown_precision_is_refused(source):
     with pytest.raises(OpenSoraError, match="precision='int4' is not a quantised one; those are fp8_e4m3fn, int8, nf4"):
         load_transformer(source, precision="int4")
-
-    class Foreign(QuantisedOperations):
-        pass
-
-    with pytest.raises(OpenSoraError, match="other operations than torch's"):
-        load_transformer(written["int8"][0], operations=Foreign)
 
 
 def test_the_same_model_whichever_layout_it_comes_in(golden_path, predict):
