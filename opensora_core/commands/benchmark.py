@@ -8,23 +8,20 @@ import sys
 import torch
 
 from .. import __version__
-from ..errors import OpenSoraError
 from ..memory.limits import proc_fields
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from .frames import PATHS, call_arguments
 from .model import pipeline
-from .options import DONE, MOST_VIDEOS, BenchmarkOptions, flag
-from .output import check_writable, report_path, say, write_report
+from .options import DONE, BenchmarkOptions
+from .output import check_count, check_writable, report_path, say, write_report
 from .progress import Bars
 
 
 def run(options: BenchmarkOptions) -> int:
     """Run `--warmup-count` and then `--eval-count` times, write the report and its path."""
-    for name, least in (("warmup_count", 0), ("eval_count", 1)):
-        if not least <= getattr(options, name) <= MOST_VIDEOS:
-            wrong = "few; use at least" if getattr(options, name) < least else "many; use at most"
-            raise OpenSoraError(f"{flag(name)} {getattr(options, name)} is too {wrong} {least if 'few' in wrong else MOST_VIDEOS}.")
+    check_count("--warmup-count", options.warmup_count, 0)
+    check_count("--eval-count", options.eval_count)
     path = report_path("--benchmark-save-path", options.benchmark_save_path)
     pipe = pipeline(options)
     arguments = call_arguments(options, pipe.files) | {"seed": random_seed() if options.seed is None else options.seed}

@@ -8,8 +8,8 @@ from ..errors import OpenSoraError
 from ..names import check_name
 from .frames import call_arguments
 from .model import pipeline
-from .options import CSV_COLUMNS, DONE, MOST_VIDEOS, CalibrateOptions
-from .output import check_writable
+from .options import CSV_COLUMNS, DONE, CalibrateOptions
+from .output import check_count, check_writable
 from .progress import Bars
 from .table import cell_value, read_rows
 
@@ -19,8 +19,7 @@ _COLUMNS = ("prompt", "negative", "image", "end_image", "seed", "motion_score")
 def run(options: CalibrateOptions) -> int:
     """Calibrate with the prompts that are given; the table of what was measured goes to standard output."""
     folder = check_name(options.out, "--out")
-    if not 1 <= options.num_samples <= MOST_VIDEOS:
-        raise OpenSoraError(f"--num-samples {options.num_samples} cannot be measured; use 1 to {MOST_VIDEOS}.")
+    check_count("--num-samples", options.num_samples)
     pipe = pipeline(options)
     first = 0 if options.seed is None else options.seed
     asked = [replace(one, seed=first + index) if one.seed is None else one for index, one in enumerate(_prompts(options))]

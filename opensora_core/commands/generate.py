@@ -20,8 +20,8 @@ from .guides import understood
 from .jobs import Job, Jobs
 from .ledger import Ledger
 from .model import device_of, pipeline, with_usual
-from .options import DONE, MOST_VIDEOS, SOME_FAILED, ExtendOptions, GenerateOptions, changed
-from .output import check_writable, say
+from .options import DONE, SOME_FAILED, ExtendOptions, GenerateOptions, changed
+from .output import check_count, check_writable, say
 from .pictures import check_given, flux_files, picture_job
 from .progress import Screen
 from .recipe import recipe_for
@@ -60,10 +60,7 @@ def _make(options: GenerateOptions, extending: list[str], group: Group | None) -
     if extending and options.extend is None:
         raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
     screen, target = Screen(), Target(options.out, options.sample_name or "video")
-    if options.num_samples < 1:
-        raise OpenSoraError(f"--num-samples {options.num_samples} makes nothing; use at least 1.")
-    if options.num_samples > MOST_VIDEOS:
-        raise OpenSoraError(f"--num-samples {options.num_samples} is more than one command makes; use at most {MOST_VIDEOS}.")
+    check_count("--num-samples", options.num_samples)
     prompts = [options.prompt] if options.prompt_path is None else table.read_lines(options.prompt_path)
     if options.t2i2v and len(prompts) > 1:
         raise OpenSoraError("--t2i2v draws the picture of one prompt; for several, give --csv in place of --prompt-path.")

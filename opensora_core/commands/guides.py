@@ -8,15 +8,13 @@ from ..family import Family
 from ..run.segments import MOST_SEGMENTS
 from ..text.prompt_1x import split_parts, split_settings, text_of_loop
 from .options import GenerateOptions
+from .output import check_count
 
 
 def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
     """Options in which `loop`, and what a prompt of a model that knows mask strategies says besides its text, stand in their own places."""
     loops = 1 if options.loop is None else options.loop
-    if loops < 1:
-        raise OpenSoraError(f"--loop {options.loop} makes nothing; use 1 or more.")
-    if loops > MOST_SEGMENTS:
-        raise OpenSoraError(f"--loop {options.loop} is more than can be asked for at once; use at most {MOST_SEGMENTS}.")
+    check_count("--loop", loops, most=MOST_SEGMENTS)
     if options.loop is not None and options.extend is not None:
         raise OpenSoraError("--loop N is --extend N-1; give one of them.")
     if options.condition_frame_length is not None and loops < 2:

@@ -15,7 +15,6 @@ from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 from ..text.prompt_1x import CAMERA_MOTIONS
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
-MOST_VIDEOS = 10_000  # of one command line
 ASPECT_OF_REFERENCE = "image"
 ASPECT_ORDERS = ("wh", "hw")
 EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")

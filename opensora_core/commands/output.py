@@ -8,10 +8,20 @@ from pathlib import Path
 from ..errors import OpenSoraError
 from ..names import check_name, claim_unused, complete_or_absent, hidden, shown, sweep
 
+MOST_VIDEOS = 10_000  # of one command line
+
 
 def say(line: str) -> None:
     """A line for the person at the terminal; results alone go to standard output."""
     sys.stderr.write(line + "\n")
+
+
+def check_count(flag: str, count: int, least: int = 1, most: int = MOST_VIDEOS) -> None:
+    """Raise an OpenSoraError for fewer or more of something than a command can make of it."""
+    if count < least:
+        raise OpenSoraError(f"{flag} {count} makes nothing; use {least} or more.")
+    if count > most:
+        raise OpenSoraError(f"{flag} {count} is more than can be asked for at once; use at most {most}.")
 
 
 def check_writable(folder: Path, name: str = "") -> None:

@@ -10,8 +10,8 @@ import torch
 from .. import __version__
 from ..choices import BALANCED, EXACT
 from ..commands.model import pipeline, with_usual
-from ..commands.options import DONE, EVALUATION_PARTS, MOST_VIDEOS, PARTS, EvaluateOptions
-from ..commands.output import check_writable, report_path, say, write_report
+from ..commands.options import DONE, EVALUATION_PARTS, PARTS, EvaluateOptions
+from ..commands.output import check_count, check_writable, report_path, say, write_report
 from ..commands.progress import each
 from ..errors import OpenSoraError
 from ..media.video import to_uint8
@@ -346,10 +346,7 @@ def _asked(options: EvaluateOptions) -> Questions:
         raise OpenSoraError(f"--colour {options.colour!r} is none that can be taught; use {', '.join(TAUGHT)}.")
     if options.colour and (options.lora is None or options.against):
         raise OpenSoraError("--colour compares the model with and without a LoRA; add --lora FILE, and no --against.")
-    if options.num_prompts < 1:
-        raise OpenSoraError(f"--num-prompts {options.num_prompts} asks for nothing; use at least 1 (default {score.REQUIRED_PROMPTS}).")
-    if options.num_prompts > MOST_VIDEOS:
-        raise OpenSoraError(f"--num-prompts {options.num_prompts} is more than one command judges; use at most {MOST_VIDEOS}.")
+    check_count("--num-prompts", options.num_prompts)
     if not 0 <= options.seed <= MAX_SEED - options.num_prompts + 1:
         raise OpenSoraError(f"--seed {options.seed} is out of range; use 0 to {MAX_SEED - options.num_prompts + 1}.")
     parts = () if options.colour else tuple(part for part in EVALUATION_PARTS if part in parts)
