@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -83,8 +84,7 @@ class Claim:
 
     def release(self) -> None:
         """Give the name up; a claim that was taken over by somebody else stays."""
-        with _lock:
-            _held.pop(self.file, None)
+        _held.pop(self.file, None)
         with suppress(OSError):
             if self.file.read_bytes() == self.text:
                 self.file.unlink()
@@ -116,7 +116,8 @@ def claim(path: Path) -> Claim | None:
             continue
         with open(handle, "wb") as opened:
             opened.write(made.text)
-        _hold(made)
+        _held[made.file] = made
+        _begin_renewing()
         return made
     return None
 
@@ -208,37 +209,25 @@ def _system() -> str:
 
 _SYSTEM = _system()
 _held: dict[Path, Claim] = {}
-_lock = threading.Lock()
-_is_renewing = False
 
 
-def _hold(made: Claim) -> None:
-    global _is_renewing
-    with _lock:
-        _held[made.file] = made
-        if not _is_renewing:
-            _is_renewing = True
-            threading.Thread(target=_renew, name="open-sora-claims", daemon=True).start()
+@cache
+def _begin_renewing() -> None:
+    threading.Thread(target=_renew, name="open-sora-claims", daemon=True).start()
 
 
 def _renew() -> None:
-    """Say once a minute that what this process has claimed is still worked on; ends when it has none."""
-    global _is_renewing
+    """Say once a minute that what this process has claimed is still worked on."""
     while True:
         time.sleep(RENEWED_EVERY)
-        with _lock:
-            claims = list(_held.values())
-            if not claims:
-                _is_renewing = False
-                return
-        for made in claims:
+        for made in _held.copy().values():
             made.renew()
 
 
 @atexit.register
 def _release_all() -> None:
     own = f'"process": {os.getpid()},'.encode()  # a forked child has its parent's list
-    for made in list(_held.values()):
+    for made in _held.copy().values():
         if own in made.text:
             made.release()
 
