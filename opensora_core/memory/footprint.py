@@ -185,36 +185,30 @@ def sampling_peak(
 
 @lru_cache(maxsize=64)
 def decode_peak(config: CodecConfig, precision: str, latent_shape: tuple[int, ...], tiling: Tiling) -> tuple[int, int]:
-    """(one tile's activations, everything else that is alive beside it): latents, finished frames, seams.
-
-    The tiling itself is run, around a decoder that only counts.
-    """
-    grid, dtype, tiling = config.grid, _dtype(precision), config.cut(tiling)
-    tile = tile_peak(config, dtype, (*latent_shape[:2], *largest_tile(latent_shape, tiling, True, grid)), True)
-
-    def decode(part: Tensor) -> Tensor:
-        counter.count_at_most(tile)
-        frames, height, width = part.shape[2:]
-        return part.new_empty(part.shape[0], config.in_channels, grid.pixel_frames(frames), grid.space * height, grid.space * width)
-
-    with torch.inference_mode(), AllocationCounter() as counter:
-        tiled_decode(decode, _empty(dtype, *latent_shape), tiling, grid=grid)
-    return tile, max(0, counter.peak - tile)
+    """(one tile's activations, everything else that is alive beside it): latents, finished frames, seams."""
+    return _tiled_peak(config, _dtype(precision), latent_shape, config.cut(tiling), True)
 
 
 @lru_cache(maxsize=64)
 def encode_peak(config: CodecConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
     """(one tile's activations, everything else) of encoding one picture of this size in pixels."""
-    grid, dtype, shape = config.grid, _dtype(precision), (1, config.in_channels, 1, height, width)
-    tile = tile_peak(config, dtype, (*shape[:2], *largest_tile(shape, tiling, False, grid)), False)
+    return _tiled_peak(config, _dtype(precision), (1, config.in_channels, 1, height, width), tiling, False)
 
-    def encode(part: Tensor) -> Encoded:
+
+def _tiled_peak(config: CodecConfig, dtype: torch.dtype, shape: tuple[int, ...], tiling: Tiling, is_decode: bool) -> tuple[int, int]:
+    """The tiling itself is run, around a codec that only counts."""
+    grid = config.grid
+    tile = tile_peak(config, dtype, (*shape[:2], *largest_tile(shape, tiling, is_decode, grid)), is_decode)
+
+    def count(part: Tensor) -> Tensor | Encoded:
         counter.count_at_most(tile)
-        rows, columns = (side // grid.space for side in part.shape[3:])
-        return Encoded(part.new_empty(part.shape[0], 2 * config.latents.channels, 1, rows, columns))
+        batch, _, frames, rows, columns = part.shape
+        if is_decode:
+            return part.new_empty(batch, config.in_channels, grid.pixel_frames(frames), grid.space * rows, grid.space * columns)
+        return Encoded(part.new_empty(batch, 2 * config.latents.channels, 1, rows // grid.space, columns // grid.space))
 
     with torch.inference_mode(), AllocationCounter() as counter:
-        tiled_encode(encode, _empty(dtype, *shape), tiling, grid=grid)
+        (tiled_decode if is_decode else tiled_encode)(count, _empty(dtype, *shape), tiling, grid=grid)
     return tile, max(0, counter.peak - tile)
 
 
