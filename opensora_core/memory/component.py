@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint.quantised import precision_format
 from ..choices import AUTO, BUDGET, DTYPES, EVERYTHING, MINIMAL, PRECISIONS, QUANTISED, RESIDENT, torch_dtype
 from ..errors import OpenSoraError, check_choice
 from .device import free_bytes
 from .residency import GIB, Residency, UnitBytes, make_residency, residency_in_mode
-from .stream import BlockStream, module_bytes
+from .stream import BlockStream, Place, module_bytes, move, places
 
 logger = logging.getLogger(__name__)
 
@@ -125,15 +125,9 @@ def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
 
     The tensors it had are kept and put back rather than copied back, so that leaving costs nothing and memory-mapped ones stay mapped.
     """
-    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
-    home = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
-    moved: dict[int, Tensor] = {}  # a tensor under two names is moved once
+    home: list[Place] = []
     try:
-        for store, name, tensor in home:
-            if id(tensor) not in moved:
-                there = tensor.detach().to(device)
-                moved[id(tensor)] = nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
-            store[name] = moved[id(tensor)]
+        move(places(module), device, home)
         yield
     finally:
         for store, name, tensor in home:

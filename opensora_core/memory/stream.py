@@ -9,7 +9,7 @@ file's own pages are the system's to drop meanwhile, so that only weights that w
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SMALLEST_PIECE = 2**20
 _PLAIN = (Tensor, nn.Parameter)
+Place = tuple[dict, str, Tensor]  # a dictionary of a module, a name in it, and the tensor that is there
 
 
 def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
@@ -32,9 +33,9 @@ def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
     """
     if not blocks:
         raise OpenSoraError("This network cannot be streamed: it has no blocks.")
-    inside = {id(tensor) for block in blocks for _, _, tensor in _tensors(block)}
-    rest = _bytes_of(tensor for _, _, tensor in _tensors(model) if id(tensor) not in inside)
-    return UnitBytes(tuple(_bytes_of(tensor for _, _, tensor in _tensors(block)) for block in blocks), rest)
+    inside = {id(tensor) for block in blocks for _, _, tensor in places(block)}
+    rest = _bytes_of(tensor for _, _, tensor in places(model) if id(tensor) not in inside)
+    return UnitBytes(tuple(_bytes_of(tensor for _, _, tensor in places(block)) for block in blocks), rest)
 
 
 class BlockStream:
@@ -63,7 +64,7 @@ class BlockStream:
         _check(model, blocks, residency, self._device)
         self._lane = lane(self._device, residency.num_buffers)
         self._pin_left = (residency.copied_bytes if pin_limit_bytes is None else pin_limit_bytes) if self._lane.is_async else 0
-        self._away: list[tuple[dict, str, Tensor]] = []  # resident tensors as they were
+        self._away: list[Place] = []  # resident tensors as they were
         self._hooks: list = []
         self._buffers: list[Tensor] = []
         self._holds: list[int | None] = [None] * residency.num_buffers  # the streamed block in each buffer, or on its way there
@@ -103,16 +104,11 @@ class BlockStream:
 
     def _start(self, model: nn.Module, blocks: Sequence[nn.Module], residency: Residency) -> None:
         streamed = [blocks[index] for index in residency.streamed]
-        passing = {id(tensor) for block in streamed for _, _, tensor in _tensors(block)}
+        passing = {id(tensor) for block in streamed for _, _, tensor in places(block)}
         # One hook on the network itself marks it as streamed, whatever the residency.
         self._hooks.append(model.register_forward_pre_hook(_marked))
-        moved: dict[int, Tensor] = {}
-        for store, name, tensor in _tensors(model):
-            if id(tensor) not in passing and tensor.device != self._device:
-                if id(tensor) not in moved:
-                    moved[id(tensor)] = _like(tensor, tensor.detach().to(self._device))
-                self._away.append((store, name, tensor))
-                store[name] = moved[id(tensor)]
+        resident = (place for place in places(model) if id(place[2]) not in passing and place[2].device != self._device)
+        move(resident, self._device, self._away)
         self._buffers = [torch.empty(residency.buffer_bytes, dtype=torch.uint8, device=self._device) for _ in range(residency.num_buffers)]
         self._lane.open()
         self._streamed = [_Block(block, self._buffers[index % residency.num_buffers]) for index, block in enumerate(streamed)]
@@ -198,7 +194,7 @@ class _Block:
         self.pinned: list[tuple[int, Tensor]] = []
         self.num_bytes = 0
         staged: dict[int, Tensor] = {}
-        for store, name, home in _tensors(block):
+        for store, name, home in places(block):
             if id(home) not in staged:
                 place = buffer[self.num_bytes : self.num_bytes + home.nbytes]
                 staged[id(home)] = _like(home, place.view(home.dtype).as_strided(home.shape, _strides(home)))
@@ -312,11 +308,21 @@ def _marked(module: nn.Module, args) -> None:
     """A hook that does nothing but tell that a network is streamed."""
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[dict, str, Tensor]]:
-    """(dictionary, name in it, tensor) of every parameter and buffer, under every name it has."""
+def places(module: nn.Module) -> Iterator[Place]:
+    """Where a module keeps every parameter and buffer, under every name it has."""
     for part in module.modules():
         for store in (part._parameters, part._buffers):
             yield from ((store, name, tensor) for name, tensor in store.items() if tensor is not None)
+
+
+def move(tensors: Iterable[Place], device: torch.device, home: list[Place]) -> None:
+    """Put tensors on a device, one that is under two names once. home: takes what was there, to put back."""
+    moved: dict[int, Tensor] = {}
+    for store, name, tensor in tensors:
+        if id(tensor) not in moved:
+            moved[id(tensor)] = _like(tensor, tensor.detach().to(device))
+        home.append((store, name, tensor))
+        store[name] = moved[id(tensor)]
 
 
 def _bytes_of(tensors: Iterator[Tensor]) -> int:
@@ -349,9 +355,9 @@ def _check(model: nn.Module, blocks: Sequence[nn.Module], residency: Residency, 
     if len(blocks) != len(residency.sizes.blocks):
         raise OpenSoraError(f"The plan is for {len(residency.sizes.blocks)} blocks and the network has {len(blocks)}; plan it anew.")
     for index in residency.streamed:
-        if _bytes_of(tensor for _, _, tensor in _tensors(blocks[index])) > residency.buffer_bytes:
+        if _bytes_of(tensor for _, _, tensor in places(blocks[index])) > residency.buffer_bytes:
             raise OpenSoraError("The network's weights are larger than the plan says; plan anew, after its precision and LoRAs are chosen.")
-        for _, name, tensor in _tensors(blocks[index]):
+        for _, name, tensor in places(blocks[index]):
             if type(tensor) not in _PLAIN:
                 raise OpenSoraError(
                     f"Block {index} keeps its {name} as {type(tensor).__name__}, which is more than bytes and cannot be streamed; "
