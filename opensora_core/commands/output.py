@@ -19,7 +19,7 @@ def say(line: str) -> None:
 def check_count(flag: str, count: int, least: int = 1, most: int = MOST_VIDEOS) -> None:
     """Raise an OpenSoraError for fewer or more of something than a command can make of it."""
     if count < least:
-        raise OpenSoraError(f"{flag} {count} makes nothing; use {least} or more.")
+        raise OpenSoraError(f"{flag} {count} makes nothing; use at least {least}.")
     if count > most:
         raise OpenSoraError(f"{flag} {count} is more than can be asked for at once; use at most {most}.")
 
