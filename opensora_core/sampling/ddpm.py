@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from .given import Given
-from .guidance import ReferenceUse
+from .masks import Frames
 from .schedule import Schedule
 
 NUM_TIMESTEPS = 1000
@@ -100,23 +99,14 @@ class NoisePrediction:
         return (clean + point * noise) / (1 + point**2) ** 0.5
 
 
-def noised(clean: Tensor, noise: Tensor, place: int, table: Tables) -> Tensor:
-    share = table.clean[place]
-    return float(share.sqrt()) * clean + float((1 - share).sqrt()) * noise
-
-
-def denoised(x: Tensor, prediction: Tensor, place: int, table: Tables) -> Tensor:
-    """The clean latents that a prediction [B, C or 2C, ...] stands for."""
-    share = table.clean[place]
-    return float((1 / share).sqrt()) * x - float((1 / share - 1).sqrt()) * prediction[:, : x.shape[1]]
-
-
 def ancestral_step(x: Tensor, prediction: Tensor, place: int, table: Tables, noise: Tensor) -> Tensor:
     """x [B, C, T, H, W] at a place -> at the one below, with as much noise as the prediction's second half asks for.
 
     Source: improved-diffusion gaussian_diffusion.py, p_sample with learned range.
     """
-    mean = float(table.mean_of_clean[place]) * denoised(x, prediction, place, table) + float(table.mean_of_noisy[place]) * x
+    share = table.clean[place]
+    clean = float((1 / share).sqrt()) * x - float((1 / share - 1).sqrt()) * prediction[:, : x.shape[1]]
+    mean = float(table.mean_of_clean[place]) * clean + float(table.mean_of_noisy[place]) * x
     if place == 0:
         return mean
     share = (prediction[:, x.shape[1] :] + 1) / 2
@@ -136,7 +126,7 @@ def network_edit(edit: Tensor, table: Tables) -> Tensor:
     return torch.where(places >= len(table.timesteps), torch.ones_like(edit), (times - 0.5) / NUM_TIMESTEPS)
 
 
-class RespacedFrames(Given):
+class RespacedFrames(Frames):
     """1.1's given frames: one is kept until its place comes, noised there, and made below it.
 
     At its own place the network still takes it for given, and the step's result is kept: so a given frame moves a little in the last step.
@@ -145,21 +135,16 @@ class RespacedFrames(Given):
         edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in. draw: see Given; called once in every step.
     """
 
-    use = ReferenceUse(is_held=True)
-
     def __init__(self, edit: Tensor, placed: Tensor, table: Tables, draw=None):
-        self.edit = network_edit(edit, table)
-        self._places, self._placed, self._table, self.draw = places_of(edit, len(table.timesteps)), placed, table, draw
+        self.edit, self._placed, self.draw, self._table = network_edit(edit, table), placed, draw, table
+        self._places = places_of(edit, len(table.timesteps))
 
-    def before(self, x: Tensor, step: int) -> Tensor:
-        self._kept = x = x if step else self._placed.to(x)
-        place = len(self._table.timesteps) - 1 - step
-        return torch.where(self._where(self._places == place, x), noised(x, self.draw(x).to(x), place, self._table), x)
+    def made(self, step: int) -> Tensor:
+        return self._places >= len(self._table.timesteps) - 1 - step
 
-    def after(self, x: Tensor, step: int) -> Tensor:
-        place = len(self._table.timesteps) - 1 - step
-        return torch.where(self._where(self._places < place, x), self._kept, x)
+    def begun(self, step: int) -> Tensor:
+        return self._places == len(self._table.timesteps) - 1 - step
 
-    @staticmethod
-    def _where(frames: Tensor, x: Tensor) -> Tensor:
-        return frames[:, None, :, None, None].to(x.device)
+    def noised(self, x: Tensor, step: int) -> Tensor:
+        share = self._table.clean[len(self._table.timesteps) - 1 - step]
+        return float(share.sqrt()) * x + float((1 - share).sqrt()) * self.draw(x).to(x)

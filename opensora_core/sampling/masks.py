@@ -118,18 +118,24 @@ class Frames(Given):
         self.edit, self._placed, self._schedule, self._process, self.draw = edit, placed, schedule, process, draw
         self._was = edit >= 1
 
-    def _active(self, step: int) -> Tensor:
+    def made(self, step: int) -> Tensor:
+        """Which frames [B, T] a step's result is taken of."""
         return (self.edit * 1000 >= self._schedule.timesteps[step].to(self.edit)) | (self.edit >= 1)
+
+    def begun(self, step: int) -> Tensor:
+        """Which frames [B, T] are noised before a step, from which on they are made. It is asked once for every step, in their order."""
+        was, self._was = self._was, self.made(step)
+        return self._was & ~was
+
+    def noised(self, x: Tensor, step: int) -> Tensor:
+        return self._process.noised(x, self.draw(x).to(x), self._schedule.points[step].to(x))
 
     def before(self, x: Tensor, step: int) -> Tensor:
         self._kept = x = x if step else self._placed.to(x)
-        active = self._active(step)
-        noised = self._process.noised(x, self.draw(x).to(x), self._schedule.points[step].to(x))
-        begun, self._was = active & ~self._was, active
-        return torch.where(_wide(begun), noised, x)
+        return torch.where(_wide(self.begun(step)), self.noised(x, step), x)
 
     def after(self, x: Tensor, step: int) -> Tensor:
-        return torch.where(_wide(self._active(step)), x, self._kept)
+        return torch.where(_wide(self.made(step)), x, self._kept)
 
 
 class BesideNoise(Given):

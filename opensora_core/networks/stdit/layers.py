@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...ops import THETA, Seams, TwoLayers, gelu, inputs_like, rotate_pairs, sinusoid
+from ...ops import THETA, Seams, TorchOperations, TwoLayers, attention as torch_attention, gelu, inputs_like, rotate_pairs, sinusoid
 from .config import BASE_SIZE, PATCH_SIZE, STDiTConfig
 
 # What a network is told of a video, in this order; a picture has 120 frames per second. Height and width, in pixels, are a batch's own.
@@ -21,12 +21,15 @@ def frequencies(dim: int, device=None) -> Tensor:
     return 1.0 / THETA ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
 
 
+def token_places(height: int, width: int, device) -> tuple[Tensor, Tensor]:
+    """Row and column of every token of a frame [H * W], whole numbers."""
+    return torch.arange(height, device=device).repeat_interleave(width), torch.arange(width, device=device).repeat(height)
+
+
 def grid_positions(height: int, width: int, scale: float, device) -> tuple[Tensor, Tensor]:
     """Row and column of every token of a frame [H * W] fp32, stretched to a square of the same area and divided by the scale."""
-    side = round((height * width) ** 0.5)
-    rows = torch.arange(height, device=device) / scale * (side / height)
-    columns = torch.arange(width, device=device) / scale * (side / width)
-    return rows.repeat_interleave(width), columns.repeat(height)
+    side, (rows, columns) = round((height * width) ** 0.5), token_places(height, width, device)
+    return rows / scale * (side / height), columns / scale * (side / width)
 
 
 def position_embedding(rows: Tensor, columns: Tensor, dim: int, table_dtype: torch.dtype) -> Tensor:
@@ -157,20 +160,6 @@ def windowed(size: tuple[int, int, int], window: int, attention):
     return attend
 
 
-class Block(nn.Module):
-    """A block whose attention can be exchanged."""
-
-    @property
-    def attention(self):
-        return self.cross_attn.attention
-
-    @attention.setter
-    def attention(self, function) -> None:
-        for part in self.modules():
-            if isinstance(part, (SelfAttention, CrossAttention)):
-                part.attention = function
-
-
 class CrossAttention(nn.Module):
     """Every token looks at its own prompt's tokens."""
 
@@ -189,6 +178,29 @@ class CrossAttention(nn.Module):
             k, v = (part.transpose(1, 2) for part in self.kv_linear(text).unflatten(-1, (2, -1, self.head_dim)).unbind(2))
             parts.append(self.attention(q, k, v, options))
         return self.proj(parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
+
+
+class Block(nn.Module):
+    """What every block has, whose attention can be exchanged. The rest as of SelfAttention."""
+
+    def __init__(self, config: STDiTConfig, seams: Seams, has_norm: bool = True, rotates_first: bool = False):
+        super().__init__()
+        self.norm1 = seams.layer_norm(config.hidden_size)
+        self.attn = SelfAttention(config, has_norm, rotates_first, seams)
+        self.scale_shift_table = seams.parameter(6, config.hidden_size)
+        self.cross_attn = CrossAttention(config, seams)
+        self.norm2 = seams.layer_norm(config.hidden_size)
+        self.mlp = mlp((config.hidden_size, config.mlp_hidden_size, config.hidden_size), seams)
+
+    @property
+    def attention(self):
+        return self.cross_attn.attention
+
+    @attention.setter
+    def attention(self, function) -> None:
+        for part in self.modules():
+            if isinstance(part, (SelfAttention, CrossAttention)):
+                part.attention = function
 
 
 class FinalLayer(nn.Module):
@@ -214,18 +226,28 @@ class FinalLayer(nn.Module):
 
 
 class STDiTBase(nn.Module):
-    """What the networks have in common: what goes in, and what comes out."""
+    """What the networks have in common: what goes in, and what comes out.
+
+    Args:
+        config: sizes, read from a file.
+        operations: namespace with Linear, LayerNorm, RMSNorm and Conv3d.
+        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
+    """
 
     piece_tokens = 1  # layers take all tokens at once
 
-    def __init__(self, config: STDiTConfig, seams: Seams):
+    def __init__(self, config: STDiTConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
         super().__init__()
-        self.config = config
+        self.config, seams = config, Seams(operations, attention, dtype, device)
         self.x_embedder = PatchEmbed(config, seams)
         self.t_embedder = Embedder(config.hidden_size, seams)
         self.t_block = nn.Sequential(nn.SiLU(), seams.linear(config.hidden_size, 6 * config.hidden_size))
         self.y_embedder = CaptionEmbedder(config, seams)
         self.final_layer = FinalLayer(config, seams)
+        self.add_parts(config, seams)
+
+    def add_parts(self, config: STDiTConfig, seams: Seams) -> None:
+        """Make what a network has of its own."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from ...ops import TorchOperations, attention as torch_attention
 from . import layers
 from .config import STDiTConfig
 
@@ -12,13 +11,7 @@ class STDiTBlock(layers.Block):
     """Space, time, text, MLP. 1.0 has neither a norm nor modulations of its own for time, and gates it as it gates space."""
 
     def __init__(self, config: STDiTConfig, seams: layers.Seams):
-        super().__init__()
-        self.norm1 = seams.layer_norm(config.hidden_size)
-        self.attn = layers.SelfAttention(config, config.has_sizes, True, seams)
-        self.scale_shift_table = seams.parameter(6, config.hidden_size)
-        self.cross_attn = layers.CrossAttention(config, seams)
-        self.norm2 = seams.layer_norm(config.hidden_size)
-        self.mlp = layers.mlp((config.hidden_size, config.mlp_hidden_size, config.hidden_size), seams)
+        super().__init__(config, seams, has_norm=config.has_sizes, rotates_first=True)
         self.attn_temp = layers.SelfAttention(config, config.has_sizes, True, seams)
         self.norm_temp = seams.layer_norm(config.hidden_size) if config.has_sizes else None
         self.scale_shift_table_temporal = seams.parameter(3, config.hidden_size) if config.has_sizes else None
@@ -53,17 +46,9 @@ class BlockList(nn.ModuleList):
 
 
 class STDiT(layers.STDiTBase):
-    """Noise of a video latent and its learned variance, given text: Open-Sora 1.0.
+    """Noise of a video latent and its learned variance, given text: Open-Sora 1.0."""
 
-    Args:
-        config: sizes, read from a file.
-        operations: namespace with Linear, LayerNorm, RMSNorm and Conv3d.
-        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
-    """
-
-    def __init__(self, config: STDiTConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
-        seams = layers.Seams(operations, attention, dtype, device)
-        super().__init__(config, seams)
+    def add_parts(self, config: STDiTConfig, seams: layers.Seams) -> None:
         self.blocks = BlockList(STDiTBlock(config, seams) for _ in range(config.depth))
 
     def forward(
@@ -88,10 +73,8 @@ class STDiT(layers.STDiTBase):
         options, frames = dict(transformer_options or {}), x.shape[2]
         t = self.t_embedder(timestep.to(x.dtype), x.dtype)
         texts = self.y_embedder(self.context_of(context, attention_mask), attention_mask)
-        rows, columns = layers.token_size(x)
-        row = torch.arange(rows, device=x.device).repeat_interleave(columns) / self.config.space_scale
-        column = torch.arange(columns, device=x.device).repeat(rows) / self.config.space_scale
-        tokens = self.x_embedder(x) + layers.position_embedding(row, column, self.config.hidden_size, torch.float32).to(x.dtype)
+        places = (place / self.config.space_scale for place in layers.token_places(*layers.token_size(x), x.device))
+        tokens = self.x_embedder(x) + layers.position_embedding(*places, self.config.hidden_size, torch.float32).to(x.dtype)
         angles = (
             torch.arange(frames, device=x.device)[:, None] / self.config.time_scale * layers.frequencies(self.config.hidden_size, x.device)
         )
@@ -105,9 +88,9 @@ class STDiT(layers.STDiTBase):
 class STDiT2(STDiT):
     """Open-Sora 1.1: knows the size, length and frame rate, and which frames are given."""
 
-    def __init__(self, config: STDiTConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
-        super().__init__(config, operations, attention, dtype, device)
-        seams, hidden = layers.Seams(operations, attention, dtype, device), config.hidden_size
+    def add_parts(self, config: STDiTConfig, seams: layers.Seams) -> None:
+        super().add_parts(config, seams)
+        hidden = config.hidden_size
         self.t_block_temp = nn.Sequential(nn.SiLU(), seams.linear(hidden, 3 * hidden))
         self.rope = nn.Module()
         self.rope.freqs = seams.parameter(config.head_dim // 2)

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...ops import TorchOperations, attention as torch_attention
 from . import layers
 from .config import STDiTConfig
 
@@ -31,14 +30,8 @@ class Step:
 
 class STDiT3Block(layers.Block):
     def __init__(self, config: STDiTConfig, is_temporal: bool, seams: layers.Seams):
-        super().__init__()
+        super().__init__(config, seams)
         self.is_temporal = is_temporal
-        self.norm1 = seams.layer_norm(config.hidden_size)
-        self.attn = layers.SelfAttention(config, has_norm=True, rotates_first=False, seams=seams)
-        self.cross_attn = layers.CrossAttention(config, seams)
-        self.norm2 = seams.layer_norm(config.hidden_size)
-        self.mlp = layers.mlp((config.hidden_size, config.mlp_hidden_size, config.hidden_size), seams)
-        self.scale_shift_table = seams.parameter(6, config.hidden_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: [B, T, S, C]."""
@@ -69,17 +62,9 @@ class STDiT3Block(layers.Block):
 
 
 class STDiT3(layers.STDiTBase):
-    """Velocity of a video latent, from noise to data, given text.
+    """Velocity of a video latent, from noise to data, given text."""
 
-    Args:
-        config: sizes, read from a file.
-        operations: namespace with Linear, LayerNorm, RMSNorm and Conv3d.
-        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
-    """
-
-    def __init__(self, config: STDiTConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
-        seams = layers.Seams(operations, attention, dtype, device)
-        super().__init__(config, seams)
+    def add_parts(self, config: STDiTConfig, seams: layers.Seams) -> None:
         self.fps_embedder = layers.Embedder(config.hidden_size, seams)
         self.rope = nn.Module()
         self.rope.freqs = seams.parameter(config.head_dim // (6 if config.window else 2))
@@ -150,8 +135,7 @@ class STDiT3(layers.STDiTBase):
         time = torch.arange(frames, device=x.device)
         if not self.config.window:
             return None, layers.rotary_table([time], self.rope.freqs, self.table_dtype)
-        row = torch.arange(rows, device=x.device).repeat_interleave(columns)
-        column = torch.arange(columns, device=x.device).repeat(rows)
+        row, column = layers.token_places(rows, columns, x.device)
         spatial = self._table(torch.zeros_like(row), row, column, scale)
         row, column = ((place % self.config.window).repeat(frames) for place in (row, column))
         return spatial, self._table(time.repeat_interleave(rows * columns), row, column, scale)
