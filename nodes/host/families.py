@@ -218,7 +218,7 @@ class LearnedModel(FramesModel):
 
 def latents_of(row: "HostRow") -> type:
     """A format of the host for the latents that a model was trained on."""
-    config = next(family for family in FAMILIES if family.kind == row.kind).released
+    config = row.family.released
     latents: Latents = usual_codec(config).latents
     own = {
         "latent_dimensions": 3,
@@ -245,6 +245,10 @@ class HostRow:
     seen_as: str = ""  # the host's format of latents whose colours a preview has; "" = grey
     latent_format: type | None = None  # the host's own, where it has one of these latents
     own_of_the_host: str = ""  # a key of files that the host has a class of its own for, which stock loaders then give
+
+    @property
+    def family(self) -> Family:
+        return next(family for family in FAMILIES if family.kind == self.kind)
 
 
 _FACTOR = 1.8  # as the host has it for HunyuanVideo: the same width and tokens
@@ -328,6 +332,8 @@ def _file_class(row: HostRow) -> type:
         "latent_format": row.latent_format or latents_of(row),
         "memory_usage_factor": row.memory_factor,
     }
+    if row.family.dtype == "F16":  # trained in it: a file that is stored so computes so
+        settings["supported_inference_dtypes"] = [*FileClass.supported_inference_dtypes, torch.float16]
     return type(row.name, (FileClass,), {**settings, "model": type(f"{row.name}Model", (row.model,), {})})
 
 

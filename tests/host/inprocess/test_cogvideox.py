@@ -287,6 +287,24 @@ def test_stock_loaders_open_what_is_published(loaded, base, run_node, pack, rela
     assert torch.equal(sampled(run_node, whole, clip), expected)
 
 
+def test_the_2b_computes_in_the_type_that_it_is_published_in(loaded, base, run_node, relative_error, monkeypatch):
+    import comfy.model_management as management
+    from safetensors.torch import load_file
+
+    ours, clip, _ = loaded("2b")
+    expected = sampled(run_node, ours, clip)
+    for check in ("should_use_fp16", "should_use_bf16"):
+        monkeypatch.setattr(management, check, lambda *args, **kwargs: True)
+    for name, dtype in (("2b", torch.float16), ("5b", torch.bfloat16)):
+        state = load_file(base / "models" / "diffusion_models" / f"cogvideox_{name}.safetensors")
+        written(base, f"cogvideox_{name}_half.safetensors", {key: tensor.half() for key, tensor in state.items()})
+        for loader, also in (("UNETLoader", {"weight_dtype": "default"}), ("OpenSoraModelLoader", {"precision": "auto"})):
+            file = {"unet_name" if loader == "UNETLoader" else "model_name": f"cogvideox_{name}_half.safetensors"}
+            (model,) = run_node(loader, **file, **also)
+            assert model.model.get_dtype_inference() == dtype, (name, loader)
+            assert name != "2b" or relative_error(sampled(run_node, model, clip), expected) < 1e-2
+
+
 def test_stock_nodes_at_the_joints(loaded, base, run_node):
     model, clip, vae = loaded("1.5_5b")
     plain, layer = sampled(run_node, model, clip, "1.5_5b", 10), "transformer_blocks.0.attn1.to_q"
