@@ -21,10 +21,6 @@ def _strength_input() -> io.Float.Input:
     return io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True)
 
 
-def _given_inputs() -> list:
-    return [io.Conditioning.Input("positive"), io.Conditioning.Input("negative"), io.Vae.Input("vae"), io.Latent.Input("latent")]
-
-
 class OpenSoraImageToVideo(Node):
     @classmethod
     def define_schema(cls):
@@ -32,7 +28,7 @@ class OpenSoraImageToVideo(Node):
             node_id="OpenSoraImageToVideo",
             category="Open-Sora/conditioning",
             inputs=[
-                *_given_inputs(),
+                *inputs.clip(),
                 io.Image.Input("start_image", optional=True),
                 io.Image.Input("end_image", optional=True),
                 inputs.choice("fit", FITS),
@@ -109,7 +105,7 @@ class OpenSoraVideoToVideo(Node):
             category="Open-Sora/conditioning",
             is_experimental=True,
             inputs=[
-                *_given_inputs(),
+                *inputs.clip(),
                 io.MultiType.Input("video", [io.Image, io.Video, io.Latent]),
                 inputs.choice("direction", DIRECTIONS),
                 inputs.choice("context", [str(count) for count in CONTEXTS]),

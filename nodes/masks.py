@@ -26,10 +26,7 @@ class OpenSoraMaskStrategy(Node):
             node_id="OpenSoraMaskStrategy",
             category="Open-Sora/conditioning",
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Vae.Input("vae"),
-                io.Latent.Input("latent"),
+                *inputs.clip(),
                 io.String.Input("strategy", default="0"),
                 *(io.MultiType.Input(f"reference_{place}", [io.Image, io.Video], optional=place > 0) for place in range(_MOST)),
             ],

@@ -11,8 +11,7 @@ from .host.vae import check_decoders
 
 def _guidance_inputs() -> list:
     return [
-        inputs.text_guidance(),
-        inputs.image_guidance(),
+        *inputs.guidance(),
         *inputs.oscillation(),
         io.Boolean.Input("temporal_ramp", default=Guidance.temporal_ramp, advanced=True),
     ]
@@ -51,8 +50,7 @@ class OpenSoraGuider(Node):
                 *_conditioning_inputs(),
                 *_guidance_inputs(),
                 inputs.speed(),
-                inputs.solver(),
-                inputs.guidance_curve(),
+                *inputs.own_way(),
             ],
             outputs=outputs(guider=io.Guider),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -95,8 +93,7 @@ class OpenSoraRectifiedFlowSampler(Node):
                 inputs.shift(),
                 *inputs.exactness(),
                 inputs.speed(),
-                inputs.solver(),
-                inputs.guidance_curve(),
+                *inputs.own_way(),
             ],
             outputs=outputs(latent=io.Latent),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],

@@ -84,10 +84,9 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         self.is_put_back = recipe.given is Beside
         self.is_learned = isinstance(recipe.process, ddpm.NoisePrediction)
         self.family.check_given([] if self.reference is None else self.reference.names, self.use or PICTURES)
-        if self.family.requires:
+        if self.reference is not None:
             conds["negative"] = with_reference(negative, self.reference, over=False)
-        elif self.reference is not None:
-            conds["negative"] = with_reference(negative, self.reference, over=False)
+        if self.reference is not None and not self.family.requires:
             conds[UNCOND_IMAGE] = without_reference(negative)
             if self.use.strength < 1:
                 conds[COND_FREE], conds[UNCOND_FREE] = without_reference(positive), without_reference(negative)

@@ -15,13 +15,15 @@ from ...opensora_core.sampling.guidance import Guidance
 from ...opensora_core.sampling.solvers import MAX_SEED
 from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE, MOTION_SCORE_RANGE
 
-# The range of every guidance scale.
-_SCALE = {"min": 0.0, "max": 100.0, "step": 0.1}
-
 
 def choice(name: str, options: Sequence[str], default: str = "", **place) -> io.Combo.Input:
     """One of the options, by default the first."""
     return io.Combo.Input(name, options=list(options), default=default or options[0], **place)
+
+
+def clip() -> list:
+    """A clip to make, with its prompts and the VAE of what is given to it."""
+    return [io.Conditioning.Input("positive"), io.Conditioning.Input("negative"), io.Vae.Input("vae"), io.Latent.Input("latent")]
 
 
 def budget(**place) -> io.Float.Input:
@@ -43,22 +45,18 @@ def speed() -> io.Combo.Input:
     return choice("speed", SPEEDS, optional=True)
 
 
-def solver() -> io.Combo.Input:
-    """What walks a run's steps, of the models that know several."""
-    return choice("solver", SOLVERS, optional=True, advanced=True)
+def own_way() -> list:
+    """What walks a run's steps, of the models that know several, and how text guidance goes over them."""
+    return [choice("solver", SOLVERS, optional=True, advanced=True), choice("guidance_curve", CURVES, optional=True, advanced=True)]
 
 
-def guidance_curve() -> io.Combo.Input:
-    """How text guidance goes over the steps."""
-    return choice("guidance_curve", CURVES, optional=True, advanced=True)
-
-
-def text_guidance(**place) -> io.Float.Input:
-    return io.Float.Input("text_guidance", default=Guidance.text, **_SCALE, **place)
-
-
-def image_guidance(**place) -> io.Float.Input:
-    return io.Float.Input("image_guidance", default=Guidance.image, **_SCALE, **place)
+def guidance(**place) -> list:
+    """The scales of a run."""
+    scale = {"min": 0.0, "max": 100.0, "step": 0.1, **place}
+    return [
+        io.Float.Input("text_guidance", default=Guidance.text, **scale),
+        io.Float.Input("image_guidance", default=Guidance.image, **scale),
+    ]
 
 
 def oscillation() -> list:

@@ -75,8 +75,8 @@ def shifted(
             family.check_given(["video"], use)
             way = recipe.cut(way, use)
         return patched, torch.cat((own.sigmas[way.timesteps.long()], torch.zeros(1))), line
+    alpha = shift or schedule.latent_flow_shift(shape, config.patch_size)
     if speed != EXACT:
-        alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
         chosen = plans.find(speed, None if shift else subject(model, shape, use), paths.plan_folders(), family.usual.num_steps)
         sigmas = chosen.schedule(recipe.schedule(config, shape, chosen.num_steps, alpha)).points
         line = f"{chosen.words(speed).capitalize()}. Steps are as the plan has them."
@@ -86,7 +86,6 @@ def shifted(
         half = float(recipe.way(config, shape, 2, shift).points[1])
         sigmas, alpha = recipe.way(config, shape, steps, shift).points, half / (1 - half)
     else:
-        alpha = shift if shift else schedule.latent_flow_shift(shape, config.patch_size)
         sigmas = recipe.schedule(config, shape, steps, alpha).points
     patched = agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha)
     patched.set_attachments(SPEED_KEY, speed)

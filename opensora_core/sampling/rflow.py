@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
+from .guidance import temporal_ramp
 from .schedule import Schedule
 
 BASE_PIXELS = 512 * 512
@@ -45,9 +46,5 @@ def sized_schedule(
 
 
 def image_ramp(scale: float, step: int, num_steps: int, latent_frames: int) -> Tensor:
-    """1.3's image scale for each latent frame [1, 1, T, 1, 1]: 1 at the first, at the last falling from `scale` to 1 over the steps.
-
-    2.0's (guidance.temporal_ramp) falls by one step more.
-    """
-    ceiling = torch.linspace(scale, 1.0, num_steps)[step]
-    return torch.linspace(1.0, float(ceiling), latent_frames).view(1, 1, -1, 1, 1)
+    """1.3's image scale for each latent frame [1, 1, T, 1, 1]: as 2.0's, but at 1 in the last step already."""
+    return temporal_ramp(scale, step, num_steps - 1, latent_frames)
