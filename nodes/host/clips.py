@@ -117,7 +117,6 @@ def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report
     Raises:
         OpenSoraError: another rank, frame count, size or VAE.
     """
-    vae_config(vae)
     latents, used = _once_more_in_float32("Encoding", vae, report, lambda vae: _encode_all(vae, frames, tiling, seed, report))
     if latents is None:
         raise OpenSoraError(not_numbers("Encoding", used.vae_dtype, narrow_words(used)))

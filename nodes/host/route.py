@@ -1,5 +1,6 @@
 """The pack's one route on the host's server, POST /open_sora/text: what its page asks while a person types. Nothing goes out."""
 
+from bisect import bisect_right
 from functools import cache
 from pathlib import Path
 
@@ -58,14 +59,9 @@ def reply(asked: dict) -> dict:
 
 def _dropped(t5: Tokenizer, words: str) -> str:
     """The words at the end that do not fit, "" where all do."""
-    if len(t5.ids(words)) <= t5.length:
-        return ""
     parts = words.split(" ")
-    fits, too_many = 0, len(parts)
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        fits, too_many = (middle, too_many) if len(t5.ids(" ".join(parts[:middle]))) <= t5.length else (fits, middle)
-    return " ".join(parts[fits:])[-80:]
+    too_many = bisect_right(range(len(parts) + 1), t5.length, key=lambda count: len(t5.ids(" ".join(parts[:count]))))
+    return " ".join(parts[too_many - 1 :])[-80:]
 
 
 @cache

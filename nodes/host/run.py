@@ -234,12 +234,9 @@ def step_words(step: int, num_steps: int, seconds: float, passes: tuple[int, int
 
 
 def _time(seconds: float) -> str:
-    units = ((" 秒", " 分钟", " 小时") if notice.language().startswith("zh") else (" s", " min", " h"))  # fmt: skip
-    size, unit = next(
-        ((seconds / size, unit) for size, unit in zip((3600, 60), (units[2], units[1]), strict=True) if seconds >= 1.5 * size),
-        (seconds, units[0]),
-    )
-    return f"{size:.0f}{unit}"
+    names = (" 小时", " 分钟", " 秒") if notice.language().startswith("zh") else (" h", " min", " s")
+    size, unit = next((size, unit) for size, unit in zip((3600, 60, 1), names, strict=True) if seconds >= 1.5 * size or size == 1)
+    return f"{seconds / size:.0f}{unit}"
 
 
 def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, lines: _Lines) -> Callable:
