@@ -132,15 +132,9 @@ def unload(kind: str) -> str:
 def report(done: str) -> str:
     """The listing for a person, after the sentence of what was done."""
     entries = listing()
-    held = {
-        where: sum(size(entry) for entry in entries)
-        for where, size in (("GPU", lambda one: one.on_device if one.device != "cpu" else 0), ("all", lambda one: one.size))
-    }
-    verdict = (
-        f"{len(entries)} loaded: {_gib(held['GPU'])} on the GPU, {_gib(held['all'] - held['GPU'])} in RAM"
-        if entries
-        else "No model is loaded."
-    )
+    on_gpu = sum(entry.on_device for entry in entries if entry.device != "cpu")
+    in_ram = sum(entry.size for entry in entries) - on_gpu
+    verdict = f"{len(entries)} loaded: {_gib(on_gpu)} on the GPU, {_gib(in_ram)} in RAM" if entries else "No model is loaded."
     return "\n".join([verdict, *filter(None, [done]), *(entry.line() for entry in entries)])
 
 
