@@ -3,22 +3,18 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .calibrate import OpenSoraCalibrate
-from .conditioning import OpenSoraImageToVideo, OpenSoraVideoToVideo
+from .conditioning import OpenSoraImageToVideo, OpenSoraMaskStrategy, OpenSoraVideoToVideo
 from .dataset import OpenSoraVideoDataset
-from .decode import OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
+from .decode import OpenSoraContactSheet, OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
 from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
 from .host import keep, moving, route, selftest
 from .host.families import register
 from .latents import OpenSoraEmptyLatent, OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
 from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
 from .long import OpenSoraContinueVideo
-from .masks import OpenSoraMaskStrategy
 from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
-from .prompt_helper import OpenSoraPromptHelper
-from .prompt_list import OpenSoraPromptList
 from .sampling import OpenSoraDefaults, OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
-from .sheet import OpenSoraContactSheet
-from .text import OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
+from .text import OpenSoraPromptHelper, OpenSoraPromptList, OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     OpenSoraModelLoader,

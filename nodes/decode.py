@@ -1,4 +1,4 @@
-"""From latents to frames and back, through the VAE that Open-Sora was trained with."""
+"""From latents to frames and back, through the VAE that Open-Sora was trained with; and frames on one sheet."""
 
 from functools import partial
 
@@ -6,7 +6,9 @@ from comfy_api.latest import io
 
 from ..opensora_core.choices import POSTERIORS, SAMPLE
 from ..opensora_core.codecs.tiling import check_tiling
+from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.geometry import WHOLE_CLIP, Tiling
+from ..opensora_core.media.contact_sheet import contact_sheet
 from .host import clips, inputs, notice, paths, shared, vae as vae_files
 from .host.node import Node, outputs
 from .host.vae import clip_shape
@@ -116,3 +118,29 @@ def _tiling_problems(**sizes: int | None) -> dict[str, str]:
     """What is wrong with each size of a tile, taken alone."""
     alone = {"tile_size": 0, "temporal_tile": 0}
     return inputs.problems(**{name: inputs.problem(check_tiling, Tiling(**{**alone, name: size or 0})) for name, size in sizes.items()})
+
+
+class OpenSoraContactSheet(Node):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraContactSheet",
+            category="Open-Sora/video",
+            inputs=[
+                io.Image.Input("images"),
+                io.Latent.Input("latent"),
+                io.Int.Input("columns", default=0, min=0, max=16),
+                io.Boolean.Input("numbers", default=True),
+            ],
+            outputs=outputs(sheet=io.Image),
+        )
+
+    @classmethod
+    def execute(cls, images, latent, columns, numbers) -> io.NodeOutput:
+        number = latent["samples"].shape[0]
+        if images.ndim != 4 or images.shape[-1] < 3 or images.shape[0] % number:
+            raise OpenSoraError(
+                f"{list(images.shape)} is not the frames of {number} videos of one length; connect the decode of the same latent."
+            )
+        videos = images[..., :3].reshape(number, -1, *images.shape[1:3], 3)
+        return io.NodeOutput(contact_sheet(videos, columns, [str(index) for index in range(number)] if numbers else None))

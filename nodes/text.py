@@ -1,17 +1,23 @@
-"""Prompts: the two text encoders, and what becomes of a prompt before they read it."""
+"""Prompts: the two text encoders, what becomes of a prompt before they read it, many prompts from a list, and long ones made of short ones."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..opensora_core.choices import UNCONDITIONALS
+from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT
+from ..opensora_core.names import check_name
+from ..opensora_core.text.prompt import MOTION_SCORE, file_name_part
 from ..opensora_core.text.recipe import TextRecipe, Unread
-from .host import inputs, keep, paths, prompts, shared, text
+from ..opensora_core.text.refine import IMAGE, KINDS
+from .host import inputs, keep, paths, prompts, refine, shared, text
 from .host.condition import FPS_KEY, NULL_KEY, marked, nothing
 from .host.families import family_of
 from .host.node import Node, outputs
 
 FOLDER = "text_encoders"
 T5_ALONE = "none (T5 alone)"
+COMMENT = "#"
+_MOST_PROMPTS = 9999
 
 
 def _with_none(files: list[str]) -> list[str]:
@@ -94,3 +100,74 @@ def _both(clip, prompt: str, negative: str | Unread, recipe: TextRecipe, node_id
         return prompts.encode(clip, [prompt, negative], node_id, keep, recipe)
     (positive,) = prompts.encode(clip, [prompt], node_id, keep, recipe)
     return [positive, nothing(positive) if negative is Unread.ZEROS else marked(positive, **{NULL_KEY: True})]
+
+
+class OpenSoraPromptList(Node):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraPromptList",
+            category="Open-Sora/conditioning",
+            inputs=[
+                io.String.Input("prompts", multiline=True, dynamic_prompts=False),
+                io.Int.Input("first", default=1, min=1, max=_MOST_PROMPTS, control_after_generate=io.ControlAfterGenerate.fixed),
+                io.Int.Input("count", default=0, min=0, max=_MOST_PROMPTS),
+                io.String.Input("filename_prefix", default="video/open-sora"),
+            ],
+            outputs=[
+                io.String.Output(display_name="prompt", is_output_list=True),
+                io.String.Output(display_name="filename_prefix", is_output_list=True),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, prompts, first, count, filename_prefix) -> io.NodeOutput:
+        check_name(filename_prefix, "filename_prefix")
+        lines = [line.strip() for line in prompts.splitlines()]
+        wanted = [line for line in lines if line and not line.startswith(COMMENT)]
+        if not wanted:
+            raise OpenSoraError("The list is empty; write a prompt on each line.")
+        if first > len(wanted):
+            raise OpenSoraError(f"first={first} is past the end of the list, which has {len(wanted)} prompts; use 1 to {len(wanted)}.")
+        chosen = list(enumerate(wanted, 1))[first - 1 : first - 1 + count if count else None]
+        names = [f"{filename_prefix}_{number:04d}_{file_name_part(prompt)}" for number, prompt in chosen]
+        return io.NodeOutput([prompt for _, prompt in chosen], names)
+
+
+class OpenSoraPromptHelper(Node):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OpenSoraPromptHelper",
+            category="Open-Sora/conditioning",
+            inputs=[
+                io.Clip.Input("clip", lazy=True),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True),
+                inputs.choice("kind", KINDS),
+                inputs.seed(),
+                io.Int.Input("max_length", default=512, min=16, max=8192),
+                io.Float.Input("temperature", default=0.7, min=0.0, max=2.0, step=0.05),
+                io.Image.Input("image", optional=True),
+                io.String.Input("edited", multiline=True, dynamic_prompts=False, default="", optional=True),
+            ],
+            outputs=outputs(text=io.String, motion_score=io.Int),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def check_lazy_status(cls, edited="", **others) -> list[str]:
+        """The text model is loaded only where it is asked."""
+        return [] if edited.strip() else ["clip"]
+
+    @classmethod
+    def execute(cls, clip, prompt, kind, seed, max_length, temperature, edited, image=None) -> io.NodeOutput:
+        if edited.strip():
+            return _written(edited.strip(), MOTION_SCORE)
+        if not prompt.strip() and kind != IMAGE:
+            raise OpenSoraError("The prompt is empty; say in a few words what to show.")
+        sampling = {"seed": seed, "max_length": max_length, "temperature": temperature}
+        return _written(*refine.refined(clip, prompt, kind, image, sampling, cls.hidden.unique_id))
+
+
+def _written(text: str, score: int) -> io.NodeOutput:
+    return io.NodeOutput(text, score, ui=ui.PreviewText(text))
