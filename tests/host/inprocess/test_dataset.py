@@ -43,7 +43,7 @@ def read(pack, small, run_node, folder):
 
 def test_clips_and_captions_are_encoded_as_they_are_for_a_run_and_only_once(read, pack, folder, run_node, monkeypatch):
     notice, said = pack("nodes.host.notice"), []
-    monkeypatch.setattr(notice, "show", lambda line, *args: line and said.append(line))
+    monkeypatch.setattr(notice, "show", lambda line, *args, **named: line and said.append(line))
     latents, positive = read()
     assert [latent["samples"].shape for latent in latents] == [(1, 16, 5, 8, 8)] * 2
     assert said == ["2 samples of 17 frames, 1 too short and left out (c.mp4)"]
