@@ -138,21 +138,25 @@ def in_model(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ..
     """
     lacking = [key for key in layers if key not in shapes]
     if len(lacking) == len(layers):
-        raise CheckpointError(f"{name}: none of its {len(layers)} layers is in this model; the first is {lacking[0]}.")
+        raise CheckpointError(
+            f"{name}: none of its {len(layers)} layers is in this model; the first is {lacking[0]}; use a LoRA of this model."
+        )
     if lacking:
         raise CheckpointError(
-            f"{name} was trained for another model: {len(lacking)} of its {len(layers)} layers are not in this one, the first is {lacking[0]}."
+            f"{name} was trained for another model: {len(lacking)} of its {len(layers)} layers are not in this one, the first is {lacking[0]}; use a LoRA of this model."
         )
     for key, layer in layers.items():
         changes = [("weight", layer.shape(), shapes[key])] if layer.form else []
         if "diff_b" in layer.parts:
             if f"{key}.bias" not in shapes:
-                raise CheckpointError(f"{name} was trained for another model: it changes the bias of {key}, which has none in this one.")
+                raise CheckpointError(
+                    f"{name} was trained for another model: it changes the bias of {key}, which has none in this one; use a LoRA of this model."
+                )
             changes.append(("bias", tuple(layer.parts["diff_b"].shape), shapes[f"{key}.bias"]))
         for what, changed, shape in changes:
             if shape is not None and shape != changed:
                 raise CheckpointError(
-                    f"{name} was trained for another model: {key} changes a {what} of {list(changed)}, this model's is {list(shape)}."
+                    f"{name} was trained for another model: {key} changes a {what} of {list(changed)}, this model's is {list(shape)}; use a LoRA of this model."
                 )
     return dict(layers)
 

@@ -50,7 +50,7 @@ def video_size(options: SizeOptions, usual: tuple[int, int, int], grid: Grid) ->
     if options.image_size is not None and (options.height, options.width) != (None, None):
         raise OpenSoraError("Give either --image-size or --height and --width.")
     if None in sides and sides != (None, None):
-        raise OpenSoraError("--width and --height are given together, or not at all.")
+        raise OpenSoraError("One of --width and --height is given; give both, or neither.")
     if sides != (None, None) and named != (None, None):
         raise OpenSoraError("Give either --resolution and --aspect-ratio, or --width and --height.")
     if sides != (None, None):
@@ -128,7 +128,7 @@ def _pictures(ref: str | None, end: str | None, mode: str | None) -> tuple[str |
     if mode == "t2v" and (ref or end):
         raise OpenSoraError("--cond-type t2v uses no picture; leave out --ref and --ref-end, or choose an i2v type.")
     if mode != "t2v" and not (ref or end):
-        raise OpenSoraError(f"--cond-type {mode} needs a picture: --ref{' or --ref-end' if mode == 'i2v_tail' else ''}.")
+        raise OpenSoraError(f"--cond-type {mode} needs a picture; give --ref{' or --ref-end' if mode == 'i2v_tail' else ''}.")
     if mode == "i2v_head" and (end or not ref):
         raise OpenSoraError("--cond-type i2v_head takes --ref alone; use i2v_loop for a last frame too.")
     if mode == "i2v_tail" and ref and end:

@@ -128,7 +128,7 @@ def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int |
     least = least_bytes(sizes, BUDGET)
     if device_bytes is not None and least > device_bytes:
         raise OpenSoraError(_does_not_fit(sizes, BUDGET, device_bytes))
-    nearest = f"the least for this model is {at_least(least)} GiB"
+    nearest = f"give at least {at_least(least)} GiB"
     if budget_gib is None:
         raise OpenSoraError(f"The offload mode budget needs a budget in GiB; {nearest}.")
     if isinstance(budget_gib, bool) or not isinstance(budget_gib, int | float) or not math.isfinite(budget_gib) or budget_gib <= 0:
@@ -139,7 +139,7 @@ def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int |
             f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(device_bytes)} GiB; give at most that."
         )
     if budget < least:
-        alone = f"; the mode minimal needs {at_least(least_bytes(sizes, MINIMAL))} GiB" if len(sizes.blocks) > 1 else ""
+        alone = f", or use minimal, which needs {at_least(least_bytes(sizes, MINIMAL))} GiB" if len(sizes.blocks) > 1 else ""
         raise OpenSoraError(
             f"A budget of {budget_gib:g} GiB is too small: two blocks of the network must be on the device at a time; {nearest}{alone}."
         )

@@ -240,9 +240,9 @@ REFUSALS = [
     (["--lora", "missing.safetensors"], "does not exist"),
     (["--lora", "notes.txt"], "notes.txt"),
     (["--tokenizers", "nowhere"], "tokenizer"),
-    (["--offload", "budget", "--budget-gib", "0"], "least for this model is 0.00"),
+    (["--offload", "budget", "--budget-gib", "0"], "Give at least 0.00"),
     (["--offload", "budget", "--budget-gib", "nan"], "not an amount"),
-    (["--offload", "budget", "--budget-gib", "0.001"], "mode minimal needs 0.00"),
+    (["--offload", "budget", "--budget-gib", "0.001"], "minimal, which needs 0.00"),
     (["--budget-gib", "4"], "goes with the offload mode budget"),
     (["--lora-strength", "0.5"], "Add --lora FILE: --lora-strength 0.5 is that of no LoRA"),
 ]

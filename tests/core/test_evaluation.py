@@ -440,8 +440,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (["--colour", "mauve", "--lora", "l.safetensors"], "--colour 'mauve' is none that can be taught; use lilac."),
-            (["--colour", "lilac"], "add --lora FILE"),
+            (["--colour", "mauve", "--lora", "l.safetensors"], "Use lilac: --colour 'mauve' is none that can be taught."),
+            (["--colour", "lilac"], "--lora FILE"),
             (["--colour", "lilac", "--lora", "l.safetensors", "--against-dtype", "bf16"], "and no --against"),
             (["--parts", "t2v,dance"], "names no part"),
             (["--parts", ","], "names no part"),

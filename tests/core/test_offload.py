@@ -102,7 +102,7 @@ BAD_BUDGETS = [0, -1, float("nan"), float("inf"), 1.2, None, True, "8"]
 def test_a_budget_that_cannot_be_kept_is_refused_with_one_that_can(released, budget):
     with pytest.raises(OpenSoraError, match=f"{budget} GiB|needs a budget") as refusal:
         make_residency(released, BUDGET, budget, device_bytes=24 * GIB)
-    nearest = float(re.search(r"least for this model is ([\d.]+) GiB", str(refusal.value))[1])
+    nearest = float(re.search(r"Give at least ([\d.]+) GiB", str(refusal.value))[1])
     assert make_residency(released, BUDGET, nearest).device_bytes <= nearest * GIB
     with pytest.raises(OpenSoraError):
         make_residency(released, BUDGET, nearest - 0.02)

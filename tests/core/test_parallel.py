@@ -146,7 +146,7 @@ def _command(out: str, rank_1: str) -> int:
     [
         ("killed", [REFUSED, -9], "error: Another of the 2 processes ended or does not answer ("),
         ("other version", {REFUSED, 1}, "runs Open-Sora "),
-        ("no memory", [1, REFUSED], ": sampling 5 frames of 64x64 (height x width)"),
+        ("no memory", [1, REFUSED], "Process 1 of 2: Sampling 5 frames of 64x64 (height x width)"),
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -200,10 +200,10 @@ def test_transformer_and_t5_stream_and_a_budget_too_small_for_t5_alone_does_not_
     ("arguments", "says"),
     [
         (("some",), "Use one of auto, resident, budget, minimal.*'some' is not known"),
-        (("budget",), r"needs a budget in GiB; the least for this model is 0\.00\d+ GiB"),
+        (("budget",), r"Give at least 0\.00\d+ GiB: the offload mode budget needs a budget"),
         (("budget", 0), "0 GiB is not an amount"),
         (("budget", float("nan")), "nan GiB is not an amount"),
-        (("budget", 0.001), r"too small.*least for this model is 0\.00\d+ GiB; the mode minimal needs"),
+        (("budget", 0.001), r"Give at least 0\.00\d+ GiB, or use minimal, which needs .*too small"),
         (("minimal", 3), "goes with the offload mode budget; minimal takes none"),
     ],
 )
@@ -483,7 +483,7 @@ REFUSED = [
     ({"seed": 2**64 - 1, "num_videos_per_prompt": 2}, "out of range"),
     ({"num_videos_per_prompt": 0}, "at least 1"),
     ({"negative_prompt": None}, "one text"),
-    ({"callback": 3}, "Give a function: callback is of the type int"),
+    ({"callback": 3}, "Give a function, or None: callback is of the type int"),
     ({"progress": "bar"}, "progress is of the type str"),
     ({"image": torch.zeros(2, 64, 96, 3)}, r"\[2, 64, 96, 3\]"),
     ({"image": torch.zeros(96, 3)}, r"\[1, 96, 3\]|\[96, 3\]"),
