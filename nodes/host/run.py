@@ -224,7 +224,8 @@ def step_words(step: int, num_steps: int, seconds: float, passes: tuple[int, int
     is_chinese, (done, total, naive) = notice.language().startswith("zh"), passes
     if step == num_steps:
         saved = naive - total
-        return f"{_time(seconds)}完成,省去 {saved} 遍" if is_chinese else f"Done in {_time(seconds)}, {saved} passes saved"
+        much = "" if saved < 1 else f",省去 {saved} 遍" if is_chinese else f", {saved} passes saved"
+        return f"{_time(seconds)}完成{much}" if is_chinese else f"Done in {_time(seconds)}{much}"
     left = _time(seconds / step * (num_steps - step))
     return (
         f"第 {step}/{num_steps} 步,剩{left},{done}/{total} 遍"

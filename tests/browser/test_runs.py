@@ -85,6 +85,8 @@ def job(name: str, way: str) -> dict:
     changes = host_files.smaller(name[:2]) | {"seed": WAYS.index(way)}  # so that nothing of a run before is used again
     ours = "(node) => node.isSubgraphNode?.() || /^(OpenSora|Primitive)/.test(node.type)"
     words = {"VUE": way == "vue", "NAME": name, "CHANGES": changes, "BUILT_IN": "small (built in)", "PACK": comfy.PACK_FOLDER}
+    if name[:2] == "08":
+        del changes["resolution"]  # its picture chooses the shape, of one that is released
     if name[:2] in ("01", "02"):
         words["CHANGES"] = {"steps": 2, "seed": changes["seed"]}
 
