@@ -24,6 +24,8 @@ OPEN = f"""(async () => {{
   const until = {UNTIL}
   const setting = app.extensionManager.setting
   if (Boolean(setting.get('Comfy.VueNodes.Enabled')) !== VUE) await setting.set('Comfy.VueNodes.Enabled', VUE)
+  const store = app.extensionManager.workflow
+  for (const one of [...store.openWorkflows]) if (one !== store.activeWorkflow) await store.closeWorkflow(one) // whose videos play on
   await app.extensionManager.command.execute('Comfy.BrowseTemplates')
   const named = (words) => [...document.querySelectorAll('[role=dialog] *')].find((one) => !one.children.length && one.textContent.trim() === words)
   if (await until(() => named('Extensions') ?? named('EXTENSIONS'), 30) && !(await until(() => named(PACK), 2))) (named('Extensions') ?? named('EXTENSIONS')).click()
