@@ -1,7 +1,7 @@
 """A model's tensors by name and shape, before any is read: sizes from them, and how a file's names and cuts become a module's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import CheckpointError
@@ -49,6 +49,18 @@ def count(shapes: Shapes, stem: str) -> int:
 def manifest_of(module) -> Manifest:
     """Shape of every tensor of a module, which may be on meta."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+class EqualBlocks:
+    """Sizes of a network of `depth` equal blocks, with hidden_size and head_dim."""
+
+    def with_blocks(self, most: int):
+        """These sizes with at most so many blocks."""
+        return replace(self, depth=min(most, self.depth))
+
+    def words(self) -> str:
+        """For people: "hidden 1152, 16 heads of 72, 28 blocks"."""
+        return f"hidden {self.hidden_size}, {self.hidden_size // self.head_dim} heads of {self.head_dim}, {self.depth} blocks"
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ are those of the released file.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import Grid
 from ..geometry.open_sora_1 import SHARED_PIECES
 from ..ops import TorchOperations
 from ..shapes import Shapes, count, size
-from .codec import Encoded, Latents, check_video
+from .codec import Encoded, check_video
 from .hunyuan import layers as whole
 from .ladder import LATENT_DIFFUSION, Half, InPieces, LadderConfig, Layers, Resample, ResnetBlock, Seams, brought
 from .picture import by_frames
@@ -34,6 +34,9 @@ STD = (
 
 @dataclass(frozen=True)
 class CausalConfig(LadderConfig):
+    grid: ClassVar = SHARED_PIECES
+    scale: ClassVar = tuple(1 / std for std in STD)
+    shift: ClassVar = MEAN
     latent_channels: int = 16
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
@@ -43,14 +46,6 @@ class CausalConfig(LadderConfig):
         """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing."""
         widths = tuple(size(shapes, f"encoder.down.{level}.block.0.conv1.conv.bias") for level in range(count(shapes, "encoder.down.")))
         return cls(size(shapes, "decoder.conv_in.conv.weight", 1), widths, count(shapes, "encoder.down.0.block."))
-
-    @property
-    def latents(self) -> Latents:
-        return Latents(self.latent_channels, tuple(1 / std for std in STD), MEAN)
-
-    @property
-    def grid(self) -> Grid:
-        return SHARED_PIECES
 
 
 class CausalConv3d(whole.CausalConv3d):

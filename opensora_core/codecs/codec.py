@@ -172,12 +172,19 @@ class CodecModule(nn.Module):
 @dataclass(frozen=True)
 class WidthsConfig:
     """Sizes of a codec of levels of residual blocks. widths: channels of each level, full size first; layers: blocks of each in the encoder,
-    whose decoder has one more."""
+    whose decoder has one more. grid: how it counts; scale, shift: of its latents."""
 
     latent_channels: int
     widths: tuple[int, ...]
     layers: int
     in_channels: int = 3
+    grid: ClassVar[Grid]
+    scale: ClassVar[float | tuple[float, ...]]
+    shift: ClassVar[float | tuple[float, ...]] = 0.0
+
+    @property
+    def latents(self) -> Latents:
+        return Latents(self.latent_channels, self.scale, self.shift)
 
     def words(self) -> str:
         """For people: "widths 128/256/512/512, 2 layers per block, 16 latent channels"."""

@@ -13,6 +13,7 @@ Source: huggingface/diffusers@58eb52c0 models/autoencoders/autoencoder_kl_cogvid
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +24,14 @@ from ..geometry import CAUSAL, SPACE_COMPRESSION, FrameRule, Grid, Tiling
 from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Shapes, renamed, size
 from . import ladder
-from .codec import Encoded, Latents, WidthsConfig, check_video, sizes_of
+from .codec import Encoded, WidthsConfig, check_video, sizes_of
 from .ladder import DIFFUSERS, LATENT_DIFFUSION, InPieces, Layers, Resample, ResnetBlock, Seams, joined, renames
 
 NAMES = replace(DIFFUSERS, middle=("mid_block.resnets.0", "", "mid_block.resnets.1"), norm_out="norm_out")
 LEVELS = 4
 TIME_STEPS = 2  # the first steps of the encoder, and of the decoder, change the number of frames
 CHUNK_FRAMES, CHUNK_LATENTS = 8, 2
+GRID = Grid(SPACE_COMPRESSION, 2, FrameRule("8k+1", step=8, lead=1, shortest_clip=9), 49)
 # Elements worked on at once: on a CPU about what a cache holds, elsewhere enough to fill the device.
 PART_ELEMENTS_CPU, PART_ELEMENTS = 2**22, 2**25
 
@@ -40,6 +42,7 @@ Part = Callable[[int, int], Tensor]  # (first frame, past the last) of a chunk -
 class CogVideoXVAEConfig(WidthsConfig):
     """Sizes. scale: model latents = scale * VAE latents: 0.7 for the 5B models, 1.15258426 for the 2B; the file is the same."""
 
+    grid: ClassVar = GRID
     scale: float = 0.7
 
     @classmethod
@@ -47,14 +50,6 @@ class CogVideoXVAEConfig(WidthsConfig):
         """Sizes from a file's shapes without prefix, in the published layout or SAT's. Raises a CheckpointError where they cannot be."""
         shapes = {name: shape for key, shape in shapes.items() for name, _ in SAT.convert(key, None, None)}
         return cls(size(shapes, "encoder.conv_out.conv.bias") // 2, **sizes_of(shapes))
-
-    @property
-    def grid(self) -> Grid:
-        return GRID
-
-    @property
-    def latents(self) -> Latents:
-        return Latents(self.latent_channels, self.scale)
 
     @property
     def short_tile(self) -> int:
@@ -66,7 +61,6 @@ class CogVideoXVAEConfig(WidthsConfig):
         return replace(tiling, tile_size=0 if tiling.tile_size == Tiling.tile_size else tiling.tile_size, temporal_tile=0)
 
 
-GRID = Grid(SPACE_COMPRESSION, 2, FrameRule("8k+1", step=8, lead=1, shortest_clip=9), 49)
 COGVIDEOX_VAE = CogVideoXVAEConfig(latent_channels=16, widths=(128, 256, 256, 512), layers=3)
 
 SAT = renamed(renames(LATENT_DIFFUSION, NAMES), "encoder.down.0.block.0.conv1.conv.weight", " in SAT's layout", dropped="loss.")

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, OpenSoraError
-from ..geometry import CAUSAL, Grid
+from ..geometry import CAUSAL
 from ..geometry.open_sora_1 import EVERY_FRAME
 from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Manifest, Shapes, count, dim, renamed, size
-from .codec import Encoded, Latents, check_video
+from .codec import Encoded, check_video
 from .ladder import (
     DIFFUSERS,
     GROUPS,
@@ -43,6 +43,8 @@ FRAMES = 4  # taken at a time
 class KLConfig(LadderConfig):
     """Sizes of Stable Diffusion's and SDXL's."""
 
+    grid: ClassVar = EVERY_FRAME
+    scale: ClassVar = KL_SCALE
     latent_channels: int = 4
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
@@ -57,19 +59,14 @@ class KLConfig(LadderConfig):
         widths = tuple(size(shapes, f"{stem}{level}.{names.blocks}.0.conv1.bias") for level in range(count(shapes, stem)))
         return cls(size(shapes, "post_quant_conv.bias"), widths, count(shapes, f"{stem}0.{names.blocks}."))
 
-    @property
-    def latents(self) -> Latents:
-        return Latents(self.latent_channels, KL_SCALE)
-
-    @property
-    def grid(self) -> Grid:
-        return EVERY_FRAME
-
 
 @dataclass(frozen=True)
 class PictureConfig(LadderConfig):
     """Sizes of Flux's. has_encoder: whether that half is there."""
 
+    grid: ClassVar = CAUSAL
+    scale: ClassVar = SCALE
+    shift: ClassVar = SHIFT
     latent_channels: int = 16
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
@@ -98,14 +95,6 @@ class PictureConfig(LadderConfig):
                 f"{channels} latent channels ({FLUX_AE.latent_channels} expected) and widths {list(widths)} (four multiples of {GROUPS} expected)."
             )
         return cls(channels, widths, layers - 1, has_encoder="encoder.conv_in.weight" in shapes)
-
-    @property
-    def latents(self) -> Latents:
-        return Latents(self.latent_channels, SCALE, SHIFT)
-
-    @property
-    def grid(self) -> Grid:
-        return CAUSAL
 
 
 FLUX_AE = PictureConfig()

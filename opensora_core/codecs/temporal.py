@@ -8,17 +8,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import Grid
 from ..geometry.open_sora_1 import PIECES
 from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Layout, Shapes, bare_shapes, count, size
 from .causal import Block, CausalConv3d
-from .codec import Encoded, Latents, check_video
+from .codec import Encoded, check_video
 from .ladder import Chain, InPieces, LadderConfig, Layers, Seams, brought, joined
 from .picture import FRAMES, KL_LAYOUTS, KL_SCALE, KLConfig, PictureVAE
 
@@ -35,6 +35,9 @@ _OF_TEMPORAL = re.compile(r"((en|de)coder\.)?((block_res_|res_|conv_)blocks|norm
 class TemporalConfig(LadderConfig):
     """Sizes of the temporal autoencoder, whose levels are of time; spatial: of the picture autoencoder."""
 
+    grid: ClassVar = PIECES
+    scale: ClassVar = tuple(1 / spread for spread in SPREAD)
+    shift: ClassVar = SHIFT
     latent_channels: int = 4
     widths: tuple[int, ...] = (128, 256, 256, 512)
     layers: int = 4
@@ -50,14 +53,6 @@ class TemporalConfig(LadderConfig):
         )
         widths = tuple(size(temporal, f"{stem}{level}.0.norm2.bias") for level in range(count(temporal, stem)))
         return cls(size(temporal, "post_quant_conv.conv.bias"), widths, count(temporal, f"{stem}0."), spatial=KLConfig.of(spatial))
-
-    @property
-    def latents(self) -> Latents:
-        return Latents(self.latent_channels, tuple(1 / spread for spread in SPREAD), SHIFT)
-
-    @property
-    def grid(self) -> Grid:
-        return PIECES
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Sizes of the HunyuanVideo VAE, and those of the released one."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ...geometry import CAUSAL, Grid, Tiling
+from ...geometry import CAUSAL, Tiling
 from ...shapes import Shapes, size
-from ..codec import Latents, WidthsConfig, sizes_of
+from ..codec import WidthsConfig, sizes_of
 
 # (time, height, width) of the step after each of the encoder's first three blocks; the decoder's steps are the same
 # factors in the same order.
@@ -16,6 +17,9 @@ LATENT_SCALE = 0.476986  # model latents = LATENT_SCALE * VAE latents, shift 0
 class VAEConfig(WidthsConfig):
     """The causal 3D VAE (HunyuanVideo layout): time x4, space x8."""
 
+    grid: ClassVar = CAUSAL
+    scale: ClassVar = LATENT_SCALE
+
     @classmethod
     def of(cls, shapes: Shapes) -> "VAEConfig":
         """Sizes from a file's shapes without prefix.
@@ -24,14 +28,6 @@ class VAEConfig(WidthsConfig):
             CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
         """
         return cls(size(shapes, "post_quant_conv.bias"), **sizes_of(shapes))
-
-    @property
-    def grid(self) -> Grid:
-        return CAUSAL
-
-    @property
-    def latents(self) -> Latents:
-        return Latents(self.latent_channels, LATENT_SCALE)
 
     @property
     def short_tile(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import CheckpointError, OpenSoraError
 from ...geometry import SPACE_COMPRESSION, FrameRule, Grid, sized
-from ...shapes import Shapes, count, dim, size
+from ...shapes import EqualBlocks, Shapes, count, dim, size
 
 BASE_GRID = 13, 30, 45  # tokens (time, height, width) of the 1.0 models' 49 frames at 480x720
 SINCOS_HEADS = 30  # the 2B's; shapes hold no other trace of which positions a model computes
@@ -14,7 +14,7 @@ TEXT_TOKENS = 226
 
 
 @dataclass(frozen=True)
-class CogVideoXConfig:
+class CogVideoXConfig(EqualBlocks):
     """Sizes.
 
     Attributes:
@@ -31,7 +31,7 @@ class CogVideoXConfig:
     hidden_size: int
     head_dim: int
     mlp_hidden_size: int
-    num_layers: int
+    depth: int
     context_in_dim: int
     time_embed_dim: int
     ofs_embed_dim: int = 0
@@ -60,20 +60,12 @@ class CogVideoXConfig:
             hidden_size=size(shapes, "patch_embed.proj.bias"),
             head_dim=size(shapes, "transformer_blocks.0.attn1.norm_q.weight"),
             mlp_hidden_size=size(shapes, "transformer_blocks.0.ff.net.0.proj.bias"),
-            num_layers=count(shapes, "transformer_blocks."),
+            depth=count(shapes, "transformer_blocks."),
             context_in_dim=size(shapes, "patch_embed.text_proj.weight", 1),
             time_embed_dim=size(shapes, "time_embedding.linear_1.bias"),
             ofs_embed_dim=dim(shapes, "ofs_embedding.linear_1.bias", 0, 0),
             table_rows=dim(shapes, "patch_embed.pos_embedding", 1, 0),
         )
-
-    def with_blocks(self, most: int) -> "CogVideoXConfig":
-        """These sizes with at most so many blocks."""
-        return replace(self, num_layers=min(most, self.num_layers))
-
-    def words(self) -> str:
-        """For people: "hidden 3072, 48 heads of 64, 42 blocks"."""
-        return f"hidden {self.hidden_size}, {self.num_heads} heads of {self.head_dim}, {self.num_layers} blocks"
 
     @property
     def patch_size(self) -> int:
@@ -120,11 +112,11 @@ COGVIDEOX_2B = CogVideoXConfig(
     hidden_size=1920,
     head_dim=64,
     mlp_hidden_size=7680,
-    num_layers=30,
+    depth=30,
     context_in_dim=4096,
     time_embed_dim=512,
 )
-COGVIDEOX_5B = replace(COGVIDEOX_2B, hidden_size=3072, mlp_hidden_size=12288, num_layers=42)
+COGVIDEOX_5B = replace(COGVIDEOX_2B, hidden_size=3072, mlp_hidden_size=12288, depth=42)
 COGVIDEOX_5B_I2V = replace(COGVIDEOX_5B, takes_picture=True, table_rows=TEXT_TOKENS + math.prod(BASE_GRID))
 COGVIDEOX_1_5_5B = replace(COGVIDEOX_5B, patch=(2, 2, 2))
 COGVIDEOX_1_5_5B_I2V = replace(COGVIDEOX_1_5_5B, takes_picture=True, ofs_embed_dim=512)

@@ -147,7 +147,7 @@ class CogVideoX(JointNetwork):
         self.patch_embed = PatchEmbed(config, seams)
         self.time_embedding = TwoLayers(EMBEDDING, (dim, config.time_embed_dim, config.time_embed_dim), seams)
         self.ofs_embedding = TwoLayers(EMBEDDING, (ofs, ofs, ofs), seams) if ofs else None
-        self.transformer_blocks = nn.ModuleList([Block(config, seams) for _ in range(config.num_layers)])
+        self.transformer_blocks = nn.ModuleList([Block(config, seams) for _ in range(config.depth)])
         self.norm_final = seams.layer_norm(dim, BLOCK_EPS, affine=True)
         self.norm_out = AdaptiveNorm(dim, config.time_embed_dim, 2, seams)
         self.proj_out = seams.linear(dim, config.in_channels * math.prod(config.patch))

@@ -4,12 +4,12 @@ What shapes cannot tell follows the released files, and is written here.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...errors import CheckpointError
 from ...geometry import Grid
 from ...geometry.open_sora_1 import EVERY_FRAME, PIECES, SHARED_PIECES
-from ...shapes import Shapes, count, dim, size
+from ...shapes import EqualBlocks, Shapes, count, dim, size
 
 PATCH_SIZE = 2  # latent pixels per token side; time is never patched
 BASE_SIZE = 512  # pixels: position scale 1 is a picture of 512x512
@@ -19,7 +19,7 @@ WINDOW = 8  # tokens per side of the windows of 1.3's temporal blocks
 
 
 @dataclass(frozen=True)
-class STDiTConfig:
+class STDiTConfig(EqualBlocks):
     """An STDiT.
 
     Attributes:
@@ -73,14 +73,6 @@ class STDiTConfig:
             space_scale=math.isqrt(tokens) / 32,
             time_scale=2 / 3 if frames > 16 else 1.0,
         )
-
-    def with_blocks(self, most: int) -> "STDiTConfig":
-        """These sizes with at most so many blocks."""
-        return replace(self, depth=min(most, self.depth))
-
-    def words(self) -> str:
-        """For people: "hidden 1152, 16 heads of 72, 28 blocks"."""
-        return f"hidden {self.hidden_size}, {self.hidden_size // self.head_dim} heads of {self.head_dim}, {self.depth} blocks"
 
     @property
     def predicted_channels(self) -> int:

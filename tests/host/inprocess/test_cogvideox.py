@@ -211,7 +211,7 @@ def in_layout(pack, layout, channels=16):
     from dataclasses import replace
 
     configs, detect = pack("opensora_core.networks.cogvideox.config"), pack("opensora_core.families.table")
-    config = replace(configs.COGVIDEOX_1_5_5B, hidden_size=64, mlp_hidden_size=256, num_layers=1, context_in_dim=WIDTH, time_embed_dim=32)
+    config = replace(configs.COGVIDEOX_1_5_5B, hidden_size=64, mlp_hidden_size=256, depth=1, context_in_dim=WIDTH, time_embed_dim=32)
     manifest = detect.manifest(config, layout) | {"patch_embed.proj.weight": (64, 8 * channels)}
     return {key: value(key, shape) for key, shape in manifest.items()}
 
