@@ -47,7 +47,7 @@ OPEN = f"""(async () => {{
 RUN = f"""(async () => {{
   const until = {UNTIL}
   const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])]
-  for (const widget of graphs.flatMap((graph) => graph.nodes.filter(OURS).flatMap((node) => node.widgets ?? []))) {{
+  for (const widget of graphs.flatMap((graph) => graph.nodes.flatMap((node) => (node.widgets ?? []).filter((one) => one.name === 'steps' || (OURS)(node))))) {{
     const [value, offered] = [CHANGES[widget.name], widget.options?.values]
     if (value === undefined || widget.value === BUILT_IN || (Array.isArray(offered) && !offered.includes(value))) continue
     widget.value = value
@@ -61,7 +61,7 @@ RUN = f"""(async () => {{
   await new Promise((done) => setTimeout(done, 300))
   const form = [...document.querySelectorAll('[data-testid="linear-run-button-icon"]')].find((one) => one.getClientRects().length)
   ;(form ?? document.querySelector('[data-testid="queue-button"]')).closest('button').click()
-  await until(() => seen.done || seen.error || app.extensionManager.toast?.messages?.some?.((one) => one.severity === 'error'), 60)
+  await until(() => seen.done || seen.error || app.extensionManager.toast?.messages?.some?.((one) => one.severity === 'error'), 120)
   const plays = () => [...document.querySelectorAll('video')].find((one) => one.videoWidth && seen.shown.some((name) => one.src.includes(encodeURIComponent(name))))
   seen.plays = Boolean(seen.done && (await until(plays, 10)))
   seen.errors = Object.values(app.lastNodeErrors ?? {{}}).flatMap((node) => node.errors.map((one) => one.details))
