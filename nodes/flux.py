@@ -89,7 +89,7 @@ class OpenSoraFluxToVideo(Node):
                 *_schedule_inputs(),
                 *inputs.decoration(advanced=True),
                 *inputs.guidance(advanced=True),
-                io.Int.Input("image_seed", default=SAME_SEED, min=SAME_SEED, max=MAX_SEED, optional=True, advanced=True),
+                io.Int.Input("image_seed", default=SAME_SEED, min=SAME_SEED, max=MAX_SEED, optional=True),
                 inputs.choice("image_resolution", PICTURE_RESOLUTIONS, optional=True, advanced=True),
                 io.String.Input("image_prompt", multiline=True, dynamic_prompts=True, default="", optional=True, advanced=True),
                 inputs.length(),
