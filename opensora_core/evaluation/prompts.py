@@ -14,7 +14,6 @@ from torch import Tensor
 from .world import CENTRE_SPREAD, DIRECTIONS, MOTION_SCORES, RADII, SIZE, Combination, Scene, caption, combinations, draw, split, taught
 
 SEEN, HELD_OUT = "seen", "held out"
-LESSON = 96  # clips
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,8 @@ def text_cases(name: str, count: int, seed: int) -> list[Case]:
 
 
 def taught_cases(colour: str, count: int, seed: int) -> list[Case]:
-    """Prompts of a colour of world.TAUGHT, in combinations that its lesson does not show."""
+    """Prompts of a colour of world.TAUGHT, in combinations that are held out."""
     return _cases(taught(colour)[1], count, seed, f"taught {colour}")
-
-
-def lesson(colour: str) -> list[Scene]:
-    """Clips that teach a colour of world.TAUGHT: five of it, then three of the colours that are known, so that those are kept.
-
-    The last of each has no caption: what guidance leads away from has to know the colour too, or it leads to another one.
-    """
-    rng = random.Random(f"lesson {colour}")
-    shown, known = taught(colour)[0], split()[0]
-    scenes = [draw(rng, shown if index % 8 < 5 else known) for index in range(LESSON)]
-    return [replace(scene, caption="") if index % 8 in (4, 7) else scene for index, scene in enumerate(scenes)]
 
 
 def redirected_cases(count: int, seed: int) -> list[Case]:

@@ -18,7 +18,7 @@ COLOURS = {
     "red": (205, 50, 50), "green": (50, 165, 70), "blue": (60, 85, 205), "yellow": (225, 200, 60), "purple": (155, 65, 185),
     "white": (235, 235, 235),
 }  # fmt: skip
-TAUGHT = {"lilac": (200, 120, 240)}  # no caption ever named it: what the built-in model can be taught, see prompts.lesson
+TAUGHT = {"lilac": (200, 120, 240)}  # no caption ever named it: what a LoRA can teach the built-in model
 BACKGROUNDS = {"black": (25, 25, 25), "gray": (128, 128, 128), "white": (235, 235, 235), "blue": (60, 85, 205)}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (row, column) steps
 MOTION_SCORES = (2, 3, 4, 5, 6)
@@ -119,7 +119,7 @@ def split() -> tuple[list[Combination], list[Combination]]:
 
 
 def taught(colour: str) -> tuple[list[Combination], list[Combination]]:
-    """(shown in the lesson, held out): the combinations of a colour of TAUGHT; one in four is held out.
+    """(to be shown, held out): the combinations of a colour of TAUGHT; one in four is held out.
 
     None is on blue: the built-in model's VAE, which saw the world's own colours alone, makes lilac on blue white.
     """
