@@ -67,7 +67,7 @@ def test_a_clip_that_reads_alone_is_one_sentence(run_node, pack):
     clip = run_node(
         "OpenSoraTextEncoderLoader", t5_name="t5xxl.safetensors", clip_l_name="clip_l.safetensors", precision="auto", device="auto"
     )[0]
-    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match=r"reads prompts and writes none\. .*CLIPLoader"):
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="CLIPLoader.*reads prompts and writes none"):
         run_node("OpenSoraPromptHelper", clip=clip, **given())
 
 
@@ -80,5 +80,5 @@ def test_edited_text_asks_no_model(run_node):
 
 
 def test_an_empty_prompt_is_said(writer, run_node, pack):
-    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="The prompt is empty"):
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="the prompt is empty"):
         run_node("OpenSoraPromptHelper", clip=writer, **given(prompt=" "))
