@@ -31,7 +31,7 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
         prompt, settings = split_settings(options.prompt)
         parts = split_parts(prompt.strip())
         options = replace(options, **{name: value for name, value in settings.items() if value})
-    options = replace(options, prompt=parts[0][1])
+    options = _of_cond_type(replace(options, prompt=parts[0][1]))
     if loops == 1:
         return options
     return replace(
@@ -40,3 +40,16 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
         extend_prompt=options.extend_prompt or [text_of_loop(parts, loop) for loop in range(1, loops)],
         extend_context=options.extend_context if given is None else family.grid.pixel_frames(given),
     )
+
+
+def _of_cond_type(options: GenerateOptions) -> GenerateOptions:
+    """Options in which references of a condition type, as the guides of 1.3 list them, are the first and the last frame, or the clip."""
+    if not options.reference_path or options.cond_type in (None, "t2v") or options.mask_strategy or options.ref or options.ref_end:
+        return options
+    paths = [path.strip() for path in options.reference_path.split(";")]
+    most = 2 if options.cond_type == "i2v_loop" else 1
+    if len(paths) > most:
+        raise OpenSoraError(
+            f"--cond-type {options.cond_type} takes {most} reference{'s' * (most > 1)}, and --reference-path lists {len(paths)}."
+        )
+    return replace(options, ref=paths[0], ref_end=(*paths, None)[1], reference_path=None)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from .. import choices
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
-from ..text.prompt_1x import CAMERA_MOTIONS
+from ..text.prompt_1x import CAMERA_MOTIONS, MotionScore
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 ASPECT_OF_REFERENCE = "image"
@@ -168,7 +168,8 @@ class SamplerOptions:
     guidance: float | None = option(None, "X",
         "how strongly the video follows the prompt; 1 is neutral (default 7.5, or the model's own, 6 for CogVideoX)", also=("--cfg-scale",))
     guidance_img: float | None = option(None, "X",
-        "how strongly the video follows the pictures or the clip it is given; 1 is neutral (default 3; CogVideoX reads none)")
+        "how strongly the video follows the pictures or the clip it is given; 1 is neutral (default 3; CogVideoX reads none)",
+        also=("--image-cfg-scale",))
     seed: int | None = option(None, "N",
         "what the noise is drawn from: the same seed, settings and machine give the same video (default: drawn, and shown)")
     speed: str = option(choices.SPEEDS[0], choices.SPEEDS, _SPEED)
@@ -208,15 +209,15 @@ class VideoOptions(SizeOptions):
     """What a video shows, but for its prompt."""
 
     negative_prompt: str = option("", "TEXT", "what to avoid; encoded as it is (default none)")
-    motion_score: float | None = option(None, "N",
-        "how much moves, 1 (still) to 15 (wild), said in the prompt; of Open-Sora 1.2 and 1.3 0 to 100; 0 leaves it out (default 4; "
-        "Open-Sora 1: left out)", also=("--flow",))
+    motion_score: MotionScore | None = option(None, "N",
+        "how much moves, 1 (still) to 15 (wild), said in the prompt; of Open-Sora 1.2 and 1.3 0 to 100, or a word of 1.3's (fair); 0 leaves it out "
+        "(default 4; Open-Sora 1: left out)", also=("--flow",))
     aesthetic_score: str | None = option(None, "N",
-        "how good it looks, 0 to 10, said to Open-Sora 1.2 and 1.3; 0 leaves it out (default: the model's own, 6.5 for 1.2)", also=("--aes",))
+        "how good it looks, 0 to 10 or 1.3's words (very good), said to Open-Sora 1.2 and 1.3; 0 leaves it out (default: the model's own, 6.5 for 1.2)", also=("--aes",))
     camera_motion: str | None = option(None, "TEXT", f"said to Open-Sora 1.2 and 1.3: {', '.join(CAMERA_MOTIONS)}")
     mask_strategy: str | None = option(None, "GROUPS",
         "of Open-Sora 1.1 to 1.3: where frames of --reference-path go, loop,reference,reference start,target start,length,edit;... in latent frames")
-    reference_path: str | None = option(None, "FILE;FILE", "pictures and clips of --mask-strategy, with ; between them")
+    reference_path: str | None = option(None, "FILE;FILE", "pictures and clips of --mask-strategy or --cond-type, with ; between them")
     cond_type: str | None = option(None, choices.COND_TYPES,
         "what is given: nothing but the prompt (t2v); the first frame (i2v_head), the last (i2v_tail), both (i2v_loop); or a clip, extended forwards (v2v_head)"
         " or backwards (v2v_tail) from 33 of its frames, from 65 with _easy: experimental (default: as --ref and --ref-end say)")
@@ -290,7 +291,7 @@ class GenerateOptions(RunOptions, ExtendOptions, PictureOptions):
         "others (default: under torchrun, its rank)")
     gpus: int = option(1, "N",
         "GPUs of this machine that make each video together; with --csv, each its own rows (for several machines: torchrun). With --device cpu, processes")
-    num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...")
+    num_samples: int = option(1, "N", "videos to make, with seed, seed + 1, ...", also=("--num-sample",))
     out: str = option("outputs", "PATH", "a folder, or a file ending in .mp4 (.png for a single frame); never overwritten, numbered instead")
     save_latents: bool = option(False, None, "also write the finished latents beside each video, as .latent, for --decode and --extend-from")
     sample_name: str | None = option(None, "NAME", "what files in the folder begin with (default video)")

@@ -18,6 +18,14 @@ _MOTION = ((0.5, "very low"), (2, "low"), (5, "fair"), (10, "high"), (20, "very 
 _LOOPS = "write |0| first text |2| text from loop 2 on"
 
 
+class MotionScore(float):
+    """A motion score as it is written: a number, or one of 1.3's words, which is the least number that is called so. Other text: a ValueError."""
+
+    def __new__(cls, text: str | float):
+        words = [word for _, word in _MOTION]
+        return super().__new__(cls, (0.1, *(below for below, _ in _MOTION[:-1]))[words.index(text)] if text in words else text)
+
+
 def with_scores(prompt: str, aesthetic: float | None = None, motion: float | None = None, camera: str | None = None) -> str:
     """A prompt with 1.2's sentences, but for those it has: "a cat" -> "a cat aesthetic score: 6.5. motion score: 3.0. camera motion: pan left."
 

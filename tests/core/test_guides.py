@@ -59,6 +59,7 @@ def frames_in(path):
         ("1.1", ["--prompt", 'a cat{"reference_path": "$a.png", "mask_strategy": "0"}'], 4),
         ("1.2", ["--prompt", "|0| a cat |2| a dog", "--num-frames", "34", "--loop", "3", "--condition-frame-length", "5"], 34 + 2 * 17),
         ("1.3", ["--prompt", "a cat", "--num-frames", "33", "--loop", "2"], 49),
+        ("1.3", ["--prompt", "a cat", "--num-sample", "1", "--aes", "very good", "--flow", "fair"], 17),
         ("1.3", ["--prompt", "a cat", "--num-frames", "33", "--loop", "2", "--parity", "scripts"], 49),
         ("1.1", ["--prompt", "a cat", "--num-frames", "6", "--loop", "2", "--condition-frame-length", "4"], 6 + 2),
         ("1.2", ["--prompt", "a cat", "--num-frames", "2s"], 51),
@@ -68,6 +69,29 @@ def test_a_line_of_the_guides_makes_a_video(generate, tmp_path, version, line, f
     code, made = generate(version, *line, "--sample-name", "kite")
     assert (code, made) == (0, ["kite_0000.mp4"])
     assert frames_in(tmp_path / made[0]) == frames and media_size(tmp_path / made[0]) == (40, 56)
+
+
+@pytest.mark.parametrize(
+    ("cond_type", "listed", "ours"),
+    [
+        ("i2v_head", "$a.png", ["--ref", "$a.png"]),
+        ("i2v_tail", "$b.png", ["--ref-end", "$b.png"]),
+        ("i2v_loop", "$a.png;$b.png", ["--ref", "$a.png", "--ref-end", "$b.png"]),
+    ],
+)
+def test_references_of_a_condition_type_are_listed_as_the_guides_of_1_3_do(generate, tmp_path, place, cond_type, listed, ours):
+    settings = f'a cat{{"reference_path": "{listed}"}}'.replace("$", f"{place}/")
+    how = ["--num-frames", "33", "--image-cfg-scale", "2.0", "--cfg-scale", "7.5", "--save-latents"]
+    asked = {
+        "guides": ["--cond-type", cond_type, "--prompt", settings],
+        "ours": [*ours, "--prompt", "a cat"],
+        "free": ["--prompt", "a cat"],
+    }
+    latents = {}
+    for name, line in asked.items():
+        assert generate("1.3", *line, *how, "--sample-name", name)[0] == 0
+        latents[name] = read_latents(tmp_path / f"{name}_0000.latent")
+    assert torch.equal(latents["guides"], latents["ours"]) and not torch.equal(latents["guides"], latents["free"])
 
 
 def test_given_frames_and_prompts_reach_the_video(generate, tmp_path, place):
@@ -208,6 +232,10 @@ BAD = [
     (["--condition-frame-length", "5"], "goes with --loop N"),
     (["--num-frames", "50"], "Use 34 or 51.*num_frames=50 is not a multiple of 17, nor 1"),
     (["--aes", "11"], "aesthetic score=11 is not a number from 0 to 10"),
+    (
+        ["--cond-type", "i2v_head", "--reference-path", "$a.png;$b.png"],
+        "--cond-type i2v_head takes 1 reference, and --reference-path lists 2",
+    ),
     (["--flow", "-1"], "motion_score=-1.0 is no score"),
     (["--prompt", 'a cat{"mask_strategy": 3}'], "Write it as text.*mask_strategy at the end of the prompt is 3"),
     (["--prompt", "a cat{bad"], "is not a JSON record"),

@@ -15,7 +15,7 @@ from opensora_core.sampling.process import Flow
 from opensora_core.sampling.run import run
 from opensora_core.sampling.solvers import euler
 from opensora_core.text.clean import clean_caption, fix_text, html_text
-from opensora_core.text.prompt_1x import split_parts, split_settings, text_of_loop, with_scores, with_words
+from opensora_core.text.prompt_1x import MotionScore, split_parts, split_settings, text_of_loop, with_scores, with_words
 from tests.golden import open_sora_1_cases as cases
 
 TOLERANCE = 2e-4
@@ -255,6 +255,14 @@ def test_condition_types(recorded):
 def test_scores(recorded, version, decorate):
     for said, expected in zip(cases.SAID, recorded[1][version]["scores"], strict=True):
         assert [decorate(prompt, *said) for prompt in cases.PROMPTS] == expected
+
+
+def test_a_word_of_motion_is_a_number_that_is_called_so():
+    for word in ("very low", "low", "fair", "high", "very high", "extremely high"):
+        assert with_words("a", motion=MotionScore(word)) == f"a The motion strength is {word}."
+    assert MotionScore("2.5") == 2.5
+    with pytest.raises(ValueError, match="wild"):
+        MotionScore("wild")
 
 
 def test_words_of_one_own_pass():
