@@ -74,7 +74,9 @@ def json_object(text: str | bytes, name: str) -> dict:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise CheckpointError(f"{name} is not readable JSON; download it again.") from error
+        raise CheckpointError(f"{name} is not readable JSON; download the file again.") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{name} holds {type(found).__name__} where an object of names and values is expected; download it again.")
+        raise CheckpointError(
+            f"{name} holds {type(found).__name__} where an object of names and values is expected; download the file again."
+        )
     return found

@@ -268,7 +268,7 @@ def _clip_overrides(clip_l: EncoderFile) -> dict:
 def _sizes(file: EncoderFile, where: dict, sizes_of: Callable, manifest_of: Callable[[Any], Manifest]):
     """An encoder's sizes. Raises a CheckpointError unless all of its tensors are there."""
     if missing := [name for name in dict.fromkeys(name for name, _ in where.values()) if name not in file.state]:
-        raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; download it again.")
+        raise CheckpointError(f"{file.name} is {file.identity.title} without {', '.join(missing)}; download the file again.")
     sizes = sizes_of(file.shapes)
     # 4-bit layers show half their columns, so a quantised file is only asked for its tensors' names.
     compare(file.shapes, manifest_of(sizes)).whole(f"{file.name} is {file.identity.title}", exact=not file.is_quantised)

@@ -47,11 +47,11 @@ _INDEX = ".index.json"
 SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.\w+)")  # model-00001-of-00002.safetensors
 
 _NOT_WEIGHTS = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull, or download it again)"),
-    (b"<", "is a web page, not weights; the download went to a log-in or error page, download it again"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull, or download the file again)"),
+    (b"<", "is a web page, not weights; the download went to a log-in or error page, download the file again"),
     (b"GGUF", "is a GGUF file, which ComfyUI's GGUF loaders read and this library does not"),
     (b"{", "is JSON text (a configuration or an index), not weights; give the weights file beside it"),
-    (b"\0\0\0\0\0\0\0\0", "begins with zero bytes; the download did not finish, download it again"),
+    (b"\0\0\0\0\0\0\0\0", "begins with zero bytes; the download did not finish, download the file again"),
 )
 
 
@@ -128,7 +128,7 @@ def read_header(path: str | Path) -> Header:
     _check_exists(path)
     num_bytes = path.stat().st_size
     if num_bytes == 0:
-        raise CheckpointError(f"{path.name} is empty (0 bytes), its download did not finish; download it again.")
+        raise CheckpointError(f"{path.name} is empty (0 bytes), its download did not finish; download the file again.")
     with path.open("rb") as file:
         start = file.read(64)
     if start[8:9] != b"{":
@@ -233,7 +233,7 @@ def merged_metadata(parts: Sequence[Mapping[str, str] | None], name: str) -> dic
         return found
     layers = [note.get("layers") for note in notes]
     if not all(isinstance(one, dict) for one in layers):
-        raise CheckpointError(f"The header of {name} says in an unreadable way how it is quantised; download it again.")
+        raise CheckpointError(f"The header of {name} says in an unreadable way how it is quantised; download the file again.")
     return found | {QUANTISED_NOTE: json.dumps(notes[0] | {"layers": {layer: form for one in layers for layer, form in one.items()}})}
 
 
@@ -261,7 +261,9 @@ def _mapped(header: Header) -> Iterator[Callable[[str], Tensor]]:
         with safe_open(header.path, framework="pt", device="cpu") as file:
             yield file.get_tensor
     except SafetensorError as error:
-        raise CheckpointError(f"{header.name} could not be read as safetensors ({str(error)[:_SHOWN]}); download it again.") from error
+        raise CheckpointError(
+            f"{header.name} could not be read as safetensors ({str(error)[:_SHOWN]}); download the file again."
+        ) from error
 
 
 def last_rows(header: Header, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -339,9 +341,11 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         if header_bytes > MAX_HEADER_BYTES or file.read(1) != b"{":
-            raise CheckpointError(f"{path.name} is neither a safetensors nor a torch file; download it again or check where it comes from.")
+            raise CheckpointError(
+                f"{path.name} is neither a safetensors nor a torch file; download the file again or check where it comes from."
+            )
         if 8 + header_bytes > num_bytes:
-            raise CheckpointError(f"{path.name} is truncated inside its header ({num_bytes:,} bytes); download it again.")
+            raise CheckpointError(f"{path.name} is truncated inside its header ({num_bytes:,} bytes); download the file again.")
         file.seek(8)
         text = file.read(header_bytes)
     try:
@@ -351,20 +355,20 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
         spans = {key: _whole_numbers(entry["data_offsets"], 2) for key, entry in entries.items()}
         tensors = {key: TensorInfo(_whole_numbers(one["shape"]), str(one["dtype"]), data + spans[key][1]) for key, one in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"The header of {path.name} is damaged; download it again.") from error
+        raise CheckpointError(f"The header of {path.name} is damaged; download the file again.") from error
     _check_spans(path.name, tensors, spans)
     expected = max((info.end for info in tensors.values()), default=data)
     if num_bytes < expected:
         missing = f"{expected - num_bytes:,} of {expected:,} bytes are missing"
-        raise CheckpointError(f"{path.name} is truncated: {missing}; download it again.")
+        raise CheckpointError(f"{path.name} is truncated: {missing}; download the file again.")
     if num_bytes > expected:
-        raise CheckpointError(f"{path.name} has {num_bytes - expected:,} bytes more than its header describes; download it again.")
+        raise CheckpointError(f"{path.name} has {num_bytes - expected:,} bytes more than its header describes; download the file again.")
     try:
         # Maps the file without promising memory for it; refuses gaps, overlaps and whatever else the format forbids.
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"The header of {path.name} is damaged ({str(error)[:_SHOWN]}); download it again.") from error
+        raise CheckpointError(f"The header of {path.name} is damaged ({str(error)[:_SHOWN]}); download the file again.") from error
     return Header(path, "safetensors", tensors, metadata, num_bytes)
 
 
@@ -380,7 +384,9 @@ def _check_spans(name: str, tensors: dict[str, TensorInfo], spans: dict[str, tup
         begin, end = spans[key]
         bits = _BITS.get(info.dtype)
         if not 0 <= begin <= end or (bits and (end - begin) * 8 != info.num_elements * bits):
-            raise CheckpointError(f"The header of {name} contradicts itself at {key} ({info.dtype} {list(info.shape)}); download it again.")
+            raise CheckpointError(
+                f"The header of {name} contradicts itself at {key} ({info.dtype} {list(info.shape)}); download the file again."
+            )
 
 
 def _torch_header(path: Path, num_bytes: int) -> Header:

@@ -80,7 +80,9 @@ def _notes(header: Header, prefix: str) -> dict[str, dict]:
         notes = json_object(header.metadata.get(QUANTISED_NOTE, "{}"), header.name).get("layers", {})
         notes = {layer if f"{layer}.weight" in header.tensors else prefix + layer: dict(note) for layer, note in notes.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"The header of {header.name} says in an unreadable way how it is quantised; download it again.") from error
+        raise CheckpointError(
+            f"The header of {header.name} says in an unreadable way how it is quantised; download the file again."
+        ) from error
     keys = [key for key in header.tensors if key.endswith(".comfy_quant")]
     with open_tensors(header) as get:
         for key in keys:
@@ -116,7 +118,9 @@ def _layer_format(header: Header, layer: str, note: dict) -> LayerFormat:
         )
     scale_key = next((key for key in (f"{layer}.weight_scale", f"{layer}.scale_weight") if key in header.tensors), None)
     if scale_key is None and form is Int8:
-        raise CheckpointError(f"{header.name} lacks {layer}.weight_scale, without which its int8 weight means nothing; download it again.")
+        raise CheckpointError(
+            f"{header.name} lacks {layer}.weight_scale, without which its int8 weight means nothing; download the file again."
+        )
     if scale_key is not None:
         found, wanted = header.tensors[scale_key].shape, form().shapes(*weight.shape)[1]
         if found not in ((), (1,), (1, 1), wanted, wanted[:1]):

@@ -52,7 +52,7 @@ class Comparison:
         what: "<file> is <title>". exact: whether shapes count too; a quantised weight may show half its columns.
         """
         if self.missing or (exact and self.misshaped):
-            raise CheckpointError(f"{what} but not whole; {self.sentence()}. Download it again.")
+            raise CheckpointError(f"{what} but not whole; {self.sentence()}. Download the file again.")
         return self.extra
 
     def sentence(self) -> str:
@@ -127,7 +127,9 @@ def open_decoder(path: str | Path) -> tuple[Header, Identity]:
     identity = replace(identity, config=replace(identity.config, has_encoder=False))
     result = compare(bare_shapes(header.shapes, identity.prefix), identity.manifest())
     if not result.complete:
-        raise CheckpointError(f"{header.name} is {identity.title} but its decoder is not whole; {result.sentence()}. Download it again.")
+        raise CheckpointError(
+            f"{header.name} is {identity.title} but its decoder is not whole; {result.sentence()}. Download the file again."
+        )
     return header, identity
 
 

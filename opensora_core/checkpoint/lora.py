@@ -235,7 +235,7 @@ def _layer(name: str, parts: Mapping[str, Tensor], file: str, adapter: Mapping) 
     if len(forms) > 1:
         raise CheckpointError(f"{file} says twice how {name} changes ({' and '.join(forms)}); it is damaged.")
     if forms == ["LoRA"] and len(parts.keys() & set(FORMS["LoRA"])) < 2:
-        raise CheckpointError(f"{file} is incomplete: {name} has only one of its two matrices; download it again.")
+        raise CheckpointError(f"{file} is incomplete: {name} has only one of its two matrices; download the file again.")
     try:
         if mid is not None:
             parts["lora_down.weight"] = mid.float().flatten(1) @ parts["lora_down.weight"].float().flatten(1)
@@ -291,7 +291,7 @@ def _checked_adapter(adapter: dict, name: str) -> dict:
     values = [*patterns.values()] if isinstance(patterns, dict) else ["not a table"]
     values += [adapter[key] for key in ("lora_alpha", "alpha", "r") if adapter.get(key) is not None]
     if any(type(value) not in (int, float) or not abs(value) <= 1e12 for value in values):  # NaN too
-        raise CheckpointError(f"{name} beside the LoRA gives a lora_alpha, alpha_pattern or r that is no number; download it again.")
+        raise CheckpointError(f"{name} beside the LoRA gives a lora_alpha, alpha_pattern or r that is no number; download the file again.")
     return adapter
 
 

@@ -211,7 +211,7 @@ def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, 
                 try:
                     data, scale = form.quantise(weight)
                 except OpenSoraError as error:
-                    raise CheckpointError(f"{header.name}, {entry.source}: {error} Download it again.") from error
+                    raise CheckpointError(f"{header.name}, {entry.source}: {error} Download the file again.") from error
                 errors.append(LayerError(entry.layer, relative_error(weight, form, data, scale)))
                 note = torch.frombuffer(bytearray(entry.note, "utf-8"), dtype=torch.uint8)
                 beside = {f"{entry.layer}.weight_scale": scale, f"{entry.layer}.comfy_quant": note}

@@ -45,7 +45,7 @@ def test_nodes_raise_no_other_error_than_ours():
     ("written", "said"),
     [
         ("num_frames=32 is not 4k+1; use 29 or 33.", "Use 29 or 33: num_frames=32 is not 4k+1."),
-        ("The header of a.bin is damaged; download it again.", "Download it again: the header of a.bin is damaged."),
+        ("The header of a.bin is damaged; download the file again.", "Download the file again: the header of a.bin is damaged."),
         ("x is a folder; give a file. Inside it: a.bin.", "Give a file: x is a folder. Inside it: a.bin."),
         ("This CLIP holds Flux. Use another, or none.", "Use another, or none: this CLIP holds Flux."),
         ("a.csv, line 2: path='x' is none; name a clip.", "Name a clip. a.csv, line 2: path='x' is none."),

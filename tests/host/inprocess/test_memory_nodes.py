@@ -369,7 +369,7 @@ def test_a_half_written_quantised_file_is_one_sentence_in_every_node(quantize, b
             ("OpenSoraQuantize", {"format": "int8", "file_name": "again.safetensors"}),
         ):
             with pytest.raises(
-                pack("opensora_core.errors").CheckpointError, match=f"^Download it again[.:] half.safetensors {says}"
+                pack("opensora_core.errors").CheckpointError, match=f"^Download the file again[.:] half.safetensors {says}"
             ) as error:
                 run_node(node, model_name=half.name, **inputs)
             assert "\n" not in str(error.value)
