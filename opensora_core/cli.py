@@ -45,10 +45,19 @@ _USAGE = {
 }
 
 
+# What the guides of Open-Sora 1 ask for and is asked for otherwise here.
+_ELSEWHERE = {
+    "--llm-refine": "with --refine-prompt and --refine-model DIR a model of your own writes the long prompt",
+    "--flash-attn": "attention is chosen by --attention; leave this flag out",
+    "--layernorm-kernel": "it chooses a library of upstream's; leave it out",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with one sentence in place of the usage text when it refuses."""
 
     def error(self, message):
+        message += "".join(f"; {name}: {advice}" for name, advice in _ELSEWHERE.items() if f" {name}" in message)
         self.exit(REFUSED, f"error: {readable(message)} (see {self.prog} --help)\n")
 
 

@@ -4,7 +4,7 @@ A field is an option of the same name (num_frames is --num-frames) and of its ow
 the command does. cli.py builds the parser from them. Nothing heavy is imported, so that `--help` answers without torch.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import Field, dataclass, field, fields
 from inspect import get_annotations
 from types import NoneType
@@ -109,13 +109,19 @@ def _help(one: Field) -> str:
 def _form(one: Field) -> dict[str, Any]:
     """What argparse reads a flag as."""
     if one.type is bool:
-        return {"action": "store_true"}
+        return {"type": _is_true, "metavar": one.metadata["values"]} if one.default else {"action": "store_true"}
     kind = next(kind for kind in get_args(one.type) or (one.type,) if kind is not NoneType)
     values = one.metadata["values"]
     form = {"choices": values} if isinstance(values, tuple) else {"metavar": values}
     if get_origin(kind) is tuple:
         return {"nargs": len(get_args(kind)), "type": get_args(kind)[0], "metavar": values}
     return {**form, "action": "append"} if get_origin(kind) is list else {**form, "type": kind}
+
+
+def _is_true(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise ArgumentTypeError(f"{word!r} is not True or False")
+    return word.lower() == "true"
 
 
 # A flag on a line or two: what holds without it, what it takes, its help.
@@ -215,6 +221,10 @@ class VideoOptions(SizeOptions):
     aesthetic_score: str | None = option(None, "N",
         "how good it looks, 0 to 10 or 1.3's words (very good), said to Open-Sora 1.2 and 1.3; 0 leaves it out (default: the model's own, 6.5 for 1.2)", also=("--aes",))
     camera_motion: str | None = option(None, "TEXT", f"said to Open-Sora 1.2 and 1.3: {', '.join(CAMERA_MOTIONS)}")
+    text_oscillation: bool = option(True, "True|False", "let --guidance rest at every other step after the tenth, where the model was released so (default True)",
+        also=("--use-oscillation-guidance-for-text",))
+    image_oscillation: bool = option(True, "True|False", "likewise --guidance-img (default True)", also=("--use-oscillation-guidance-for-image",))
+    sdedit: bool = option(True, "True|False", "Open-Sora 1.3: every step begins with what is given at that step's noise (default True)", also=("--use-sdedit",))
     mask_strategy: str | None = option(None, "GROUPS",
         "of Open-Sora 1.1 to 1.3: where frames of --reference-path go, loop,reference,reference start,target start,length,edit;... in latent frames")
     reference_path: str | None = option(None, "FILE;FILE", "pictures and clips of --mask-strategy or --cond-type, with ; between them")

@@ -90,16 +90,18 @@ def as_command(path: Path) -> str:
     asked = _of_run(recipe) if recipe["program"] == PROGRAM else _of_graph(recipe["prompt"])
     if "prompt" not in asked:
         raise OpenSoraError(f"{path.name} was made by a graph without Open-Sora Text Encode or Flux to Video; no command makes it again.")
-    kinds = {one.name: one.type for one in fields(GenerateOptions) if one.name != "out"}
+    asked_of = [one for one in fields(GenerateOptions) if one.name != "out"]
+    kinds, defaults = {one.name: one.type for one in asked_of}, {one.name: one.default for one in asked_of}
     words = ["python", "-m", PROGRAM, "generate"]
     for name, value in asked.items():
         if name not in kinds:  # what a later version, or another hand, wrote
             continue
-        if value is True:
-            words.append(flag(name))
+        if isinstance(value, bool):
+            if value != defaults[name]:
+                words += [flag(name), *(["False"] if defaults[name] else [])]
         elif isinstance(value, list) and "tuple" in str(kinds[name]):
             words += [flag(name), *map(str, value)]
-        elif value is not False and value not in (None, ""):
+        elif value not in (None, ""):
             for each in value if isinstance(value, list) else [value]:
                 # A text that begins with a dash would be read as a flag.
                 words += [f"{flag(name)}={each}"] if str(each).startswith("-") else [flag(name), str(each)]

@@ -134,7 +134,7 @@ def _held(use: ReferenceUse) -> ReferenceUse:
 
 
 def _as_asked(use: ReferenceUse) -> ReferenceUse:
-    return use if use.is_held else ReferenceUse(strength=use.strength)
+    return use if use.is_held else ReferenceUse(strength=use.strength, is_renoised=use.is_renoised)
 
 
 def _flow(measure, given, align: int | None) -> SamplingRecipe:

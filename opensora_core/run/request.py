@@ -52,6 +52,7 @@ class SamplingOptions:
             sentence out, None is the model's own way (4 for 2.0).
         aesthetic_score: 0 to 10, camera_motion: such as "pan left": said to 1.2 and 1.3. None is the model's own way, 0 and "" leave it out.
         text_oscillation, image_oscillation: guidance falls to 1 on every odd step after the tenth.
+        sdedit: of 1.3: every step begins with what is given at that step's noise.
         temporal_ramp: image guidance grows from 1 at the first frame to its full value at the last.
         shift: of the schedule; 0 = from size and length.
         fit: how a picture is brought to the video's size: crop, pad or stretch.
@@ -84,6 +85,7 @@ class SamplingOptions:
     parity: str = ""
     aesthetic_score: float | str | None = None
     camera_motion: str | None = None
+    sdedit: bool = True
 
     def __post_init__(self):
         decorate("", self.fps, None)  # raises for a number outside its range

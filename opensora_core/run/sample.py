@@ -72,6 +72,8 @@ def sample_latents(
 
 def conditions(request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, usual_fps: float) -> Conditions:
     """What the network of a request's run is told."""
+    if condition is not None and not request.options.sdedit:
+        condition = replace(condition, use=replace(condition.use, is_renoised=False))
     numbers = {name: getattr(request, name) for name in ("num_frames", "height", "width")}
     own = {"fps": request.options.fps or usual_fps, "condition_scale": request.options.condition_scale}
     return Conditions(text, condition, numbers | own)

@@ -33,6 +33,7 @@ class ReferenceUse:
             first ones laid out; the network sees only what it was trained on, a whole reference or none. 1: every step, the
             reference exactly. Below 1 the given frames are not put back at the end; 0 is text to video, number for number.
         is_whole: the reference is a whole clip, which is made over in the last 1 - strength of the steps.
+        is_renoised: of 1.3: every step begins with what is given at that step's noise (SDEdit).
         is_held: the run itself keeps what is given, until its noise has fallen so far, and no pass is without it.
     """
 
@@ -40,6 +41,7 @@ class ReferenceUse:
     strength: float = 1.0
     is_whole: bool = False
     is_held: bool = False
+    is_renoised: bool = True
 
     def __post_init__(self):
         if not 0 <= self.strength <= 1:

@@ -143,8 +143,8 @@ class BesideNoise(Given):
 
     Args:
         latents: [B, C, T, H, W]. mask: [B, 1, T, H, W], 1 where they are given.
-        draw: see Given. Every step begins with the given frames at its own noise (SDEdit).
-        use: its strength counts: steps after it are as of a video of which nothing is given.
+        draw: see Given.
+        use: its strength counts: steps after it are as of a video of which nothing is given; and whether steps begin with the given frames.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class BesideNoise(Given):
     ):
         self._latents, self._mask = latents * mask, mask
         self._schedule, self._process, self.draw = schedule, process, draw
-        self.use = ReferenceUse(strength=use.strength)
+        self.use = ReferenceUse(strength=use.strength, is_renoised=use.is_renoised)
         self.cond = torch.cat((mask, self._latents), dim=1)
 
     @property
@@ -169,7 +169,7 @@ class BesideNoise(Given):
         return blank
 
     def before(self, x: Tensor, step: int) -> Tensor:
-        if step >= self.use.num_steps(self._schedule.num_steps):
+        if not self.use.is_renoised or step >= self.use.num_steps(self._schedule.num_steps):
             return x
         noised = self._process.noised(self._latents.to(x), self.draw(x).to(x), self._schedule.points[step].to(x))
         return torch.where(self._mask.to(x.device).bool(), noised, x)

@@ -83,7 +83,19 @@ def test_references_of_a_condition_type_are_listed_as_the_guides_of_1_3_do(gener
     settings = f'a cat{{"reference_path": "{listed}"}}'.replace("$", f"{place}/")
     how = ["--num-frames", "33", "--image-cfg-scale", "2.0", "--cfg-scale", "7.5", "--save-latents"]
     asked = {
-        "guides": ["--cond-type", cond_type, "--prompt", settings],
+        "guides": [
+            "--cond-type",
+            cond_type,
+            "--prompt",
+            settings,
+            "--use-sdedit",
+            "True",
+            "--use-oscillation-guidance-for-image",
+            "True",
+            "--use-oscillation-guidance-for-text",
+            "True",
+        ],
+        "plain": [*ours, "--prompt", "a cat", "--use-sdedit", "False"],
         "ours": [*ours, "--prompt", "a cat"],
         "free": ["--prompt", "a cat"],
     }
@@ -91,7 +103,17 @@ def test_references_of_a_condition_type_are_listed_as_the_guides_of_1_3_do(gener
     for name, line in asked.items():
         assert generate("1.3", *line, *how, "--sample-name", name)[0] == 0
         latents[name] = read_latents(tmp_path / f"{name}_0000.latent")
-    assert torch.equal(latents["guides"], latents["ours"]) and not torch.equal(latents["guides"], latents["free"])
+    assert torch.equal(latents["guides"], latents["ours"])
+    assert not any(torch.equal(latents["guides"], latents[name]) for name in ("free", "plain"))
+
+
+def test_scales_of_1_3_rest_at_other_steps_unless_asked_not_to(generate, tmp_path):
+    latents = {}
+    for name, more in {"usual": [], "said": ["True"], "steady": ["False"]}.items():
+        line = ["--prompt", "a cat", "--num-frames", "17", "--num-sampling-steps", "12", "--save-latents", "--sample-name", name]
+        assert generate("1.3", *line, *(["--use-oscillation-guidance-for-text", *more] if more else []))[0] == 0
+        latents[name] = read_latents(tmp_path / f"{name}_0000.latent")
+    assert torch.equal(latents["usual"], latents["said"]) and not torch.equal(latents["usual"], latents["steady"])
 
 
 def test_given_frames_and_prompts_reach_the_video(generate, tmp_path, place):
@@ -268,3 +290,10 @@ def test_what_cannot_be_made_is_one_sentence_before_any_work(place, tmp_path, ca
     said = capsys.readouterr()
     assert "run" not in said.out and len(said.err.strip().splitlines()) == 1
     assert re.search(words, said.err), said.err
+
+
+def test_flags_of_the_guides_that_mean_nothing_here_are_refused_with_what_does(generate, capsys):
+    with pytest.raises(SystemExit):
+        generate("1.2", "--prompt", "a cat", "--llm-refine", "True", "--flash-attn", "False")
+    said = capsys.readouterr().err
+    assert "--refine-prompt" in said and "--attention" in said and "--layernorm-kernel" not in said

@@ -10,7 +10,7 @@ from opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from opensora_core.networks.stdit.stdit3 import STDiT3
 from opensora_core.sampling import ddpm, masks, rflow
 from opensora_core.sampling.given import NOTHING, image_condition
-from opensora_core.sampling.guidance import Guidance, oscillate, tame
+from opensora_core.sampling.guidance import Guidance, ReferenceUse, oscillate, tame
 from opensora_core.sampling.process import Flow
 from opensora_core.sampling.run import run
 from opensora_core.sampling.solvers import euler
@@ -133,13 +133,16 @@ def test_run_1_3(recorded, network, relative_error):
     assert relative_error(found, recorded[0]["run.1.3"]) < TOLERANCE
 
 
-def test_run_1_3_with_given_frames(recorded, network, relative_error):
-    model, draws = network("1.3"), cases.Draws()
+@pytest.mark.parametrize("name", ["1.3_given", "1.3_plain"])
+def test_run_1_3_with_given_frames(recorded, network, relative_error, name):
+    """As the guide's lines ask: with SDEdit and oscillating scales, and with neither."""
+    model, draws, is_plain = network("1.3"), cases.Draws(), name == "1.3_plain"
 
     def given(noise, schedule):
         mask = torch.zeros(2, 1, *noise.shape[2:])
         mask[:, :, [0, 4]] = 1
-        return masks.BesideNoise(cases.random(noise.shape, 8), mask, schedule, Flow(-1), lambda x: draws(noise))
+        use = ReferenceUse(is_renoised=not is_plain)
+        return masks.BesideNoise(cases.random(noise.shape, 8), mask, schedule, Flow(-1), lambda x: draws(noise), use)
 
     def passes(prompt, negative, given, t, x):
         without = torch.cat((given.cond[:, :1], torch.zeros_like(x)), dim=1)
@@ -147,12 +150,13 @@ def test_run_1_3_with_given_frames(recorded, network, relative_error):
 
     def combine(passes, step, scale, steps):
         cond, uncond, neither = passes
-        image = oscillate(5.0, step)
+        swing = (lambda scale, step: scale) if is_plain else oscillate
+        image = swing(5.0, step)
         image = rflow.image_ramp(image, step, steps, cond.shape[2]) if image > 1 else image
-        return neither + image * (uncond - neither) + oscillate(scale, step) * (cond - uncond)
+        return neither + image * (uncond - neither) + swing(scale, step) * (cond - uncond)
 
     found = flow_run("1.3", model, combine, given, passes)
-    assert relative_error(found, recorded[0]["run.1.3_given"]) < TOLERANCE
+    assert relative_error(found, recorded[0][f"run.{name}"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["1.0", "1.1", "1.1_masked"])

@@ -343,6 +343,7 @@ def record_flow_runs(version, out, info):
     inner, model = model, Once()
     model.y_embedder = inner.y_embedder
     run("1.3_given", RFLOW(**numbers, scale_image_weight=True), **given, **swing)
+    run("1.3_plain", RFLOW(**numbers, scale_image_weight=True), **{**given, "use_sdedit": False})
 
 
 def record_ddpm(version, out):
