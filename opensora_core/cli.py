@@ -22,8 +22,8 @@ from .names import shown
 _ENDS = "Exit codes: 0 done, 1 some videos failed, 2 bad arguments or files, 130 interrupted. Paths of what is made go to standard output, the rest to standard error."
 LEAST_BYTES = 800 << 20  # of main memory that libraries take before anything is done
 NO_ROOM = (
-    "there is not enough memory for this process to begin: the libraries alone take about 800 MB. Give it more (ulimit -v, a container's "
-    "memory), or close other programs."
+    "Give this process more memory (ulimit -v, a container's memory), or close other programs: there is not enough for it to begin, the libraries "
+    "alone take about 800 MB."
 )
 _COMMANDS = {
     "generate": (asked.GenerateOptions, "make videos"),

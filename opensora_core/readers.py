@@ -51,9 +51,9 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save it in UTF-8.") from error
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (line {line}); save the file in UTF-8.") from error
     if "\0" in text:
-        raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save it in UTF-8.")
+        raise OpenSoraError(f"{path.name} is not UTF-8 text (it holds NUL characters); save the file in UTF-8.")
     return text
 
 

@@ -4,13 +4,14 @@ A field is an option of the same name (num_frames is --num-frames) and of its ow
 the command does. cli.py builds the parser from them. Nothing heavy is imported, so that `--help` answers without torch.
 """
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import Field, dataclass, field, fields
 from inspect import get_annotations
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from .. import choices
+from ..errors import check_choice
 from ..geometry import ASPECT_RATIOS, RESOLUTIONS
 from ..text.prompt_1x import CAMERA_MOTIONS, MotionScore
 
@@ -109,7 +110,7 @@ def _help(one: Field) -> str:
 def _form(one: Field) -> dict[str, Any]:
     """What argparse reads a flag as."""
     if one.type is bool:
-        return {"type": _is_true, "metavar": one.metadata["values"]} if one.default else {"action": "store_true"}
+        return {"type": true_or_false, "metavar": one.metadata["values"]} if one.default else {"action": "store_true"}
     kind = next(kind for kind in get_args(one.type) or (one.type,) if kind is not NoneType)
     values = one.metadata["values"]
     form = {"choices": values} if isinstance(values, tuple) else {"metavar": values}
@@ -118,9 +119,9 @@ def _form(one: Field) -> dict[str, Any]:
     return {**form, "action": "append"} if get_origin(kind) is list else {**form, "type": kind}
 
 
-def _is_true(word: str) -> bool:
-    if word.lower() not in ("true", "false"):
-        raise ArgumentTypeError(f"{word!r} is not True or False")
+def true_or_false(word: str) -> bool:
+    """What the guides of Open-Sora 1 write behind a flag. The name is what argparse says of another word."""
+    check_choice("a flag", word.lower(), ("true", "false"))
     return word.lower() == "true"
 
 

@@ -167,7 +167,7 @@ def _component(name: str, paths: list[Path]) -> FolderPart:
         return FolderPart(name, as_one(paths[0], [read_header(path) for path in paths]), num_files=len(paths))
     except CheckpointError as error:
         sentence = str(error).replace(str(paths[0]), paths[0].name)  # a pasted report shows no folders of its owner
-        return FolderPart(name, None, sentence if sentence.startswith(name) else f"{name}: {sentence}")
+        return FolderPart(name, None, sentence if name in sentence else f"{name}: {sentence}")
 
 
 def _weight_files(folder: Path, depth: int) -> Iterator[Path]:

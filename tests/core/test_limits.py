@@ -93,7 +93,7 @@ def test_too_little_memory_to_begin_is_a_sentence(megabytes, tmp_path):
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=limited, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert made.returncode == 2
-    assert made.stderr.startswith("error: there is not enough memory for this process to begin") and made.stderr.count("\n") == 1
+    assert made.stderr.startswith("error: Give this process more memory (ulimit -v, a container's memory)") and made.stderr.count("\n") == 1
 
 
 INTERRUPTED_IN_A_FORK = """

@@ -546,7 +546,7 @@ def test_inspect_plan(tiny_checkpoint, capsys):
     [
         (["--plan", "--gpu-gib", "0"], "not an amount"),
         (["--plan", "--check", "x"], "one at a time"),
-        (["--plan", "--width", "64"], "together"),
+        (["--plan", "--width", "64"], "Give both, or neither: one of"),
         (["--plan", "--num-frames", "6", "--gpu-gib", "8"], "5 or 9"),
         (["absent.safetensors", "--plan"], "does not exist"),
         ([], "needs a weights file"),

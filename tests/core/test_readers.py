@@ -12,7 +12,7 @@ from opensora_core.readers import is_file, json_object, kind_of, read_json, read
     "text", ["", "{", "[]", "3", "null", '"x"', "[" * 100_000, '{"a":' * 50_000, '{"a": ' + "9" * 5000 + "}", b"\xff\xfe{"]
 )
 def test_what_is_no_object_is_one_sentence(text):
-    with pytest.raises(CheckpointError, match="^The note (is not readable JSON|holds)"):
+    with pytest.raises(CheckpointError, match="^Download the file again: the note (is not readable JSON|holds)"):
         json_object(text, "The note")
 
 
@@ -27,7 +27,7 @@ def test_a_file_is_read_within_bounds(tmp_path):
     with pytest.raises(CheckpointError, match=r"a\.json has more than 4 bytes"):
         read_json(path, 4)
     path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(OpenSoraError, match=r"a\.json is not text in UTF-8 \(byte 7\)"):
+    with pytest.raises(OpenSoraError, match=r"Save the file in UTF-8: a\.json is not UTF-8 text \(line 1\)"):
         read_text(path)
     with pytest.raises(CheckpointError, match=r"b\.json cannot be read"):
         read_json(tmp_path / "b.json")
