@@ -99,6 +99,7 @@ def test_too_little_memory_to_begin_is_a_sentence(megabytes, tmp_path):
 INTERRUPTED_IN_A_FORK = """
 import os, signal, subprocess, sys, time
 from opensora_core import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job that a script puts behind it begins with interrupts ignored
 os.register_at_fork(before=lambda: signal.raise_signal(signal.SIGINT))
 def run(*asked):
     subprocess.run(["true"], preexec_fn=os.setpgrp)
