@@ -46,11 +46,8 @@ class TemporalConfig(LadderConfig):
     @classmethod
     def of(cls, shapes: Shapes) -> "TemporalConfig":
         """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing."""
-        temporal, spatial, stem = (
-            bare_shapes(shapes, TEMPORAL) or shapes,
-            bare_shapes(shapes, SPATIAL) or shapes,
-            "encoder.block_res_blocks.",
-        )
+        temporal, spatial = (bare_shapes(shapes, prefix) or shapes for prefix in (TEMPORAL, SPATIAL))
+        stem = "encoder.block_res_blocks."
         widths = tuple(size(temporal, f"{stem}{level}.0.norm2.bias") for level in range(count(temporal, stem)))
         return cls(size(temporal, "post_quant_conv.conv.bias"), widths, count(temporal, f"{stem}0."), spatial=KLConfig.of(spatial))
 
@@ -60,9 +57,7 @@ class TwoStages(Encoded):
     """Moments of the picture autoencoder [B, 2C, T, h, w]; the temporal one encodes their mean, or a sample, piece by piece.
 
     Samples draw as upstream does: for a few pictures at a time, then for each piece.
-
-    Attributes:
-        stage: the second: unscaled latents of pictures [B, C, up to 17, h, w] -> moments.
+    stage: the second: unscaled latents of pictures [B, C, up to 17, h, w] -> moments.
     """
 
     stage: Callable[[Tensor], Tensor] = None

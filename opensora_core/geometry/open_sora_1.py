@@ -134,9 +134,9 @@ class AnySize(Grid):
         return height, width
 
     def length(self, text: str, fps: float) -> int:
-        """Frames of a length as Grid.length reads it, or as the guides name it (2s, 4x)."""
-        named = named_length(text.strip(), self) if self.piece > 1 else None
-        return super().length(text, fps) if named is None else named
+        """Frames of a length as Grid.length reads it, or as the guides name it (2s, 4x): as many as whole pieces hold."""
+        named = LENGTHS.get(text.strip()) if self.piece > 1 else None
+        return super().length(text, fps) if named is None else self.pixel_frames(self.frames.latent_frames(named))
 
     def picture_size(self, height: int, width: int) -> tuple[int, int]:
         """1.3's encoder gives a side of 8k+1 pixels k latent ones, where a video of that size has k+1."""
@@ -150,22 +150,9 @@ class AnySize(Grid):
         return (height + add) // self.space, (width + add) // self.space
 
 
-def named_length(name: str, grid: Grid) -> int | None:
-    """Frames of a length that the guides name ("4s"), as many as whole pieces of the grid hold; None: no such name."""
-    return grid.pixel_frames(grid.frames.latent_frames(LENGTHS[name])) if name in LENGTHS else None
-
-
 def _grid(frames: FrameRule, default_frames: int, names: tuple[str, ...], usual: tuple[str, ...], **own) -> AnySize:
-    return AnySize(
-        8,
-        2,
-        frames,
-        default_frames,
-        size_table=partial(named_size, names),
-        size_names=(*usual, *(name for name in names if name not in usual)),
-        ratios=_FOR_PEOPLE,
-        **own,
-    )
+    ordered = (*usual, *(name for name in names if name not in usual))
+    return AnySize(8, 2, frames, default_frames, size_table=partial(named_size, names), size_names=ordered, ratios=_FOR_PEOPLE, **own)
 
 
 _FOR_PEOPLE = ("16:9", *(ratio for ratio in _RATIOS if ratio != "16:9"))

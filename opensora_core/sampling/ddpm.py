@@ -131,8 +131,7 @@ class RespacedFrames(Frames):
 
     At its own place the network still takes it for given, and the step's result is kept: so a given frame moves a little in the last step.
 
-    Args:
-        edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in. draw: see Given; called once in every step.
+    edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in. draw: see Given; called once in every step.
     """
 
     def __init__(self, edit: Tensor, placed: Tensor, table: Tables, draw=None):

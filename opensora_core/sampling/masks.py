@@ -67,7 +67,7 @@ def place(
     references: Sequence[Tensor],
     loop: int = 0,
     align: int | None = ALIGN,
-    repeats_picture: bool = False,
+    repeats_picture=False,
 ) -> tuple[Tensor, Tensor]:
     """Lay references [C, t, H, W] into a video's noise [C, T, H, W]: the latents, and the edit of every frame [T].
 
@@ -107,9 +107,7 @@ def _start(group: MaskGroup, name: str, length: int, align: int | None) -> int:
 class Frames(Given):
     """Given frames of the rectified flow (1.2, 1.3): one is kept until the noise has fallen to its edit, then made from there on.
 
-    Args:
-        edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in (`place`).
-        draw: see Given; it is called once in every step.
+    edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in (`place`). draw: see Given; it is called once in every step.
     """
 
     use = ReferenceUse(is_held=True)
@@ -141,21 +139,11 @@ class Frames(Given):
 class BesideNoise(Given):
     """1.3's condition types: latents that the network reads beside the noise.
 
-    Args:
-        latents: [B, C, T, H, W]. mask: [B, 1, T, H, W], 1 where they are given.
-        draw: see Given.
-        use: its strength counts: steps after it are as of a video of which nothing is given; and whether steps begin with the given frames.
+    latents: [B, C, T, H, W]. mask: [B, 1, T, H, W], 1 where they are given. draw: see Given.
+    use: its strength counts: steps after it are as of a video of which nothing is given; and whether steps begin with the given frames.
     """
 
-    def __init__(
-        self,
-        latents: Tensor,
-        mask: Tensor,
-        schedule: Schedule,
-        process: Process,
-        draw: Callable[[Tensor], Tensor] | None = None,
-        use: ReferenceUse = PICTURES,
-    ):
+    def __init__(self, latents: Tensor, mask: Tensor, schedule: Schedule, process: Process, draw=None, use: ReferenceUse = PICTURES):
         self._latents, self._mask = latents * mask, mask
         self._schedule, self._process, self.draw = schedule, process, draw
         self.use = ReferenceUse(strength=use.strength, is_renoised=use.is_renoised)

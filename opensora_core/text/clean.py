@@ -129,9 +129,6 @@ class _Text(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
-        self.flush()
-
     def handle_endtag(self, tag):
         self.flush()
         if tag in self.open:

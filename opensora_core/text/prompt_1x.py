@@ -29,10 +29,8 @@ class MotionScore(float):
 def with_scores(prompt: str, aesthetic: float | None = None, motion: float | None = None, camera: str | None = None) -> str:
     """A prompt with 1.2's sentences, but for those it has: "a cat" -> "a cat aesthetic score: 6.5. motion score: 3.0. camera motion: pan left."
 
+    Raises an OpenSoraError for a score that is no number or out of range.
     Source: hpcaitech/Open-Sora@v1.2.0 opensora/utils/inference_utils.py, append_score_to_prompts.
-
-    Raises:
-        OpenSoraError: a score that is no number or out of range.
     """
     values = (_number("aesthetic score", aesthetic, SCORE_RANGE), _number("motion score", motion, MOTION_RANGE))
     for name, value in zip(("aesthetic score:", "motion score:"), values, strict=True):
@@ -43,10 +41,8 @@ def with_scores(prompt: str, aesthetic: float | None = None, motion: float | Non
 def with_words(prompt: str, aesthetic: float | str | None = None, motion: float | str | None = None, camera: str | None = None) -> str:
     """A prompt with 1.3's sentences, but for those it has: "a cat" -> "a cat The aesthetic score is excellent." A word passes as it is.
 
+    Raises an OpenSoraError for a score that is out of range.
     Source: hpcaitech/Open-Sora@v1.3 opensora/utils/inference_utils.py, append_score_to_prompts.
-
-    Raises:
-        OpenSoraError: a score that is out of range.
     """
     aesthetic, motion = _word("aesthetic score", aesthetic, _AESTHETIC, SCORE_RANGE), _word("motion score", motion, _MOTION, MOTION_RANGE)
     prompt = _with(prompt, "aesthetic score is", aesthetic and f"The aesthetic score is {aesthetic}.")

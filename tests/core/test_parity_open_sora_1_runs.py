@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opensora_core.errors import OpenSoraError
-from opensora_core.geometry.open_sora_1 import EVERY_FRAME, PIECES, SHARED_PIECES, named_length, named_size, size_table
+from opensora_core.geometry.open_sora_1 import EVERY_FRAME, PIECES, SHARED_PIECES, named_size, size_table
 from opensora_core.networks.stdit.config import STDiTConfig
 from opensora_core.networks.stdit.stdit import STDiT, STDiT2
 from opensora_core.networks.stdit.stdit3 import STDiT3
@@ -322,8 +322,8 @@ def test_sizes(recorded, version):
 
 
 def test_lengths(recorded):
-    assert {name: named_length(name, PIECES) for name in recorded[1]["1.2"]["lengths"]} == recorded[1]["1.2"]["lengths"]
-    assert named_length("4s", SHARED_PIECES) == 97 and named_length("3s", PIECES) is None
+    assert {name: PIECES.length(name, 24) for name in recorded[1]["1.2"]["lengths"]} == recorded[1]["1.2"]["lengths"]
+    assert SHARED_PIECES.length("4s", 24) == 97 and PIECES.length("3s", 24) == 68
     assert [SHARED_PIECES.latent_frames(frames) for frames in (1, 49, 113)] == [1, 15, 35]
     assert SHARED_PIECES.pixel_frames(35) == 113 and PIECES.pixel_frames(15) == 51
     assert SHARED_PIECES.latent_size(240, 426) == (30, 54) and PIECES.latent_size(240, 426) == (30, 53)

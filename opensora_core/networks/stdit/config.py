@@ -47,11 +47,7 @@ class STDiTConfig(EqualBlocks):
 
     @classmethod
     def of(cls, shapes: Shapes) -> "STDiTConfig":
-        """Sizes from a file's shapes without prefix.
-
-        Raises:
-            CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
-        """
+        """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing, or they contradict each other."""
         hidden, blocks = size(shapes, "x_embedder.proj.bias"), "spatial_blocks." if count(shapes, "spatial_blocks.") else "blocks."
         head_dim = dim(shapes, f"{blocks}0.attn.q_norm.weight", 0, HEAD_DIM)
         if hidden % head_dim or hidden % 4:
