@@ -20,7 +20,7 @@ _TO_DO = re.compile(
 _BEGUN = re.compile(rf"(?:{_DO.title()})\b")
 # Words that need no capital within a sentence.
 _OPENING = re.compile(
-    r"(?:An?|Another|Decoding|Drawing|Encoding|How|Image|Latents|New|No|Nothing|One|References|Sampling|The|There|These|This|What|With)\b"
+    r"(?:An?|Another|Decoding|Drawing|Encoding|How|Image|Latents|New|No|Nothing|One|References|Sampling|The|There|These|This|Weights|What|With)\b"
 )
 
 

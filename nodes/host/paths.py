@@ -82,7 +82,7 @@ def model_file(folder: str, name: str, part: str | None = None) -> str | Halves:
     if name == SMALL and small.is_file():
         return str(small)
     if name == SMALL and (part or folder) in _SMALL_FILES:
-        raise CheckpointError(f"The built-in model is not in this copy of the pack ({small.name} is missing); install it again.")
+        raise CheckpointError(f"The built-in model is not in this copy of the pack ({small.name} is missing); install the pack again.")
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts) if isinstance(name, str) else ()
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
         raise CheckpointError(f"{name!r} is not inside models/{folder}; put the file into that folder and choose it from the list.")

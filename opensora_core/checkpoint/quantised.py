@@ -148,7 +148,7 @@ def bitsandbytes_functional(precision: str):
     except (ImportError, OSError, RuntimeError) as error:  # a build for another CUDA fails while loading its library
         raise OpenSoraError(
             f"precision {precision!r} computes with the bitsandbytes library, which cannot be loaded here ({error}); "
-            "install it (pip install bitsandbytes), or use fp8_e4m3fn, bf16 or fp32, which do without it."
+            "install the library (pip install bitsandbytes), or use fp8_e4m3fn, bf16 or fp32, which do without it."
         ) from error
     return bitsandbytes.functional
 
