@@ -14,7 +14,7 @@ const request = JSON.parse(readFileSync(0, 'utf8'))
 async function build({ name, api, columns, groups, notes, widgets, models, stamp, muted, whole }) {
   await app.loadApiJson(structuredClone(api), name)
   const graph = app.rootGraph
-  const gap = { x: whole ? 60 : 40, y: 40 }
+  const gap = { x: whole ? 60 : 32, y: 40 }
   const placed = {}
   for (const [id, note] of Object.entries(notes)) {
     const node = LiteGraph.createNode('MarkdownNote')
@@ -42,7 +42,7 @@ async function build({ name, api, columns, groups, notes, widgets, models, stamp
   let x = 0
   for (const column of columns) {
     let y = 0
-    const width = Math.max(...column.map((id) => Math.max(placed[id].computeSize()[0], whole ? 0 : Math.ceil(34 + 8.2 * placed[id].title.length), models[id] || ['SaveVideo', 'OpenSoraRectifiedFlowSampler'].includes(placed[id].type) ? 300 : least)))
+    const width = Math.max(...column.map((id) => Math.max(placed[id].computeSize()[0], whole ? 0 : Math.ceil(37 + 8.8 * placed[id].title.length), models[id] || ['SaveVideo', 'OpenSoraRectifiedFlowSampler'].includes(placed[id].type) ? 300 : least)))
     for (const id of column) {
       const node = placed[id]
       const text = node.widgets?.filter((w) => w.options?.multiline || w.type === 'customtext').length ?? 0
