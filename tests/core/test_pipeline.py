@@ -550,6 +550,7 @@ def test_a_prompt_is_one_text(pipe, prompt):
     ("options", "says"),
     [
         ({"fps": 500}, "fps"), ({"motion_score": 101}, "motion_score"), ({"fit": "zoom"}, "crop, pad, stretch"), ({"shift": -1.0}, "shift"),
+        ({"shift": 10**30}, "out of range"),
         ({"posterior": "mean"}, "mode, sample"), ({"noise_device": "tpu"}, "cpu, gpu"), ({"latent_dtype": "fp8"}, "fp32, bf16"),
     ],
 )  # fmt: skip
