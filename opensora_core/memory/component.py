@@ -9,7 +9,8 @@ and the networks that have no blocks a layer at a time, by accelerate. All modes
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from ..checkpoint.quantised import precision_format
 from ..choices import AUTO, BUDGET, DTYPES, EVERYTHING, MINIMAL, PRECISIONS, QUANTISED, RESIDENT, torch_dtype
 from ..errors import OpenSoraError, check_choice
-from .device import free_bytes
+from .device import free_bytes, unless_out_of_memory, untaken_bytes
 from .residency import GIB, Residency, UnitBytes, make_residency, residency_in_mode
 from .stream import BlockStream, Place, module_bytes, move, places
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _WHOLE = ["Encoder", "Decoder", "Upsample", "Half"]
 # Page-locked where it cannot be asked how much main memory is free.
 _PINNED_BLINDLY = 4 * GIB
+_MEANWHILE = ThreadPoolExecutor(1, "open-sora-next-network")
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Component:
         self._read, self._placement = read, placement
         self._is_main, self._is_kept = is_main, is_kept
         self._network: Any = None
+        self._ahead: Future | None = None  # of (the network, what takes it back from the device)
 
     @contextmanager
     def at_work(self, beside_bytes: int = 0, is_last_try: bool = False) -> Iterator[Any]:
@@ -68,19 +71,53 @@ class Component:
         beside_bytes: what the device will need beside the weights; only `auto` asks.
         is_last_try: the device ran out of memory before: in auto and budget one block at a time, whatever was planned.
         """
-        if self._network is None:
-            self._network = self._load()
-        network = self._network
+        visit, network = self._arrive(), self._network
         try:
-            with self._visit(network, None if is_last_try else beside_bytes):
+            with visit, self._visit(network, None if is_last_try else beside_bytes):
                 yield network
         finally:
             if self._placement.mode != EVERYTHING and not self._is_kept:
                 self.release()
 
+    def set_out(self, num_bytes: int) -> None:
+        """Begin to read the network and to copy it to the device while another computes there; `at_work` waits for what is left of that.
+
+        num_bytes: of its weights. Nothing is done where the offload mode limits what is on the device, and where the device has not that much
+        that the network at work cannot come to need.
+        """
+        placement = self._placement
+        if self._ahead is None and placement.mode not in (BUDGET, MINIMAL) and num_bytes <= untaken_bytes(placement.device):
+            self._ahead = _MEANWHILE.submit(self._bring)
+
+    def call_back(self) -> None:
+        """Undo `set_out`, where no work follows."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not ahead.cancel() and ahead.exception() is None:
+            ahead.result()[1].close()
+
     def release(self) -> None:
         """Forget the network; the next use reads it again."""
+        self.call_back()
         self._network = None
+
+    def _arrive(self) -> AbstractContextManager:
+        """Have the network read; what takes it back from the device where it set out before."""
+        ahead, self._ahead = self._ahead, None
+        brought = ahead and unless_out_of_memory(ahead.result)  # else the memory of the network before it is free by now
+        if brought:
+            self._network, visit = brought
+            return visit
+        if self._network is None:
+            self._network = self._load()
+        return nullcontext()
+
+    def _bring(self) -> tuple[Any, ExitStack]:
+        device, visit = self._placement.device, ExitStack()
+        with torch.inference_mode(False), torch.no_grad(), _own_stream(device):
+            network = self._load() if self._network is None else self._network
+            if not self._stays:
+                visit.enter_context(visiting(_module(network), device))
+        return network, visit
 
     def _load(self) -> Any:
         placement = self._placement
@@ -132,6 +169,18 @@ def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for store, name, tensor in home:
             store[name] = tensor
+
+
+@contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Copies inside the block run beside what computes on the device, and are done when it ends."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def _module(network: Any) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from .limits import limits, proc_fields
-from .residency import at_most
+from .residency import GIB, at_most
 
 T = TypeVar("T")
 
@@ -26,6 +26,11 @@ def free_bytes(device: torch.device) -> int | None:
         available = _meminfo("MemAvailable")
         return _least("free", _pages("SC_AVPHYS_PAGES") if available is None else available)
     return None
+
+
+def untaken_bytes(device: torch.device) -> int:
+    """Memory of a device that nobody holds, less a margin: what torch keeps in reserve is for the work that goes on. 0 where that means nothing."""
+    return max(0, torch.cuda.mem_get_info(device)[0] - GIB) if device.type == "cuda" else 0
 
 
 def total_bytes(device: torch.device) -> int | None:

@@ -28,7 +28,7 @@ def make_clip(networks: Networks, request: GenerationRequest, watchers: Watchers
         condition = encode_references(networks, request, watchers.stage("condition"))
     with timed(result, "sampling", device):
         watchers.tell("sampling", 0, request.num_steps)
-        result.latents, notes = sample_latents(networks, request, result.prompt, condition, watchers.steps(result))
+        result.latents, notes = sample_latents(networks, request, result.prompt, condition, watchers.steps(result), has_frames)
         result.notes += notes
     if has_frames:
         with timed(result, "decode", device):

@@ -53,7 +53,8 @@ def make_longer(
                 masks = {name: getattr(request.references, name) for name in ("several", "groups")}
                 request = replace(request, references=replace(going, **masks, loop=index + 1))
                 condition = encode_references(networks, request, lambda done, total: None)
-                made, notes = sample_latents(networks, request, prompt, condition, watchers.steps(result, index, len(requests)))
+                on_step, is_last = watchers.steps(result, index, len(requests)), index == len(requests) - 1
+                made, notes = sample_latents(networks, request, prompt, condition, on_step, then_decode=is_last)
             except OutOfMemory as error:
                 error.latents = latents
                 raise

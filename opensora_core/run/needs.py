@@ -10,7 +10,7 @@ from ..family import NetworkSizes
 from ..memory.component import Placement
 from ..memory.device import free_bytes, total_bytes
 from ..memory.estimate import with_margin
-from ..memory.footprint import forward_peak, sampling_peak, sizes_of_files, text_peak, transformer_weights
+from ..memory.footprint import forward_peak, sampling_peak, sizes_of_files, text_peak, transformer_weights, vae_weights
 from ..memory.residency import UnitBytes
 from .files import ModelFiles
 from .request import GenerationRequest
@@ -44,6 +44,9 @@ class Needs:
             return 0
         sizes = sizes_of_files(self.files.dit, t5=self.files.t5)
         return with_margin(text_peak(sizes.text, self._precision(sizes.stored_text)))
+
+    def vae_weights(self) -> int:
+        return vae_weights(sizes_of_files(self.files.dit, vae=self.files.vae).vae, dtype_word(self.placement.dtype))
 
     def _precision(self, stored: str) -> str:
         return self.quantised or (stored if stored in QUANTISED else dtype_word(self.placement.dtype))

@@ -1,7 +1,8 @@
 """The stage sampling: from noise, a prompt and references to finished latents."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -31,10 +32,12 @@ def sample_latents(
     prompt: EncodedPrompt,
     condition: ImageCondition | None,
     on_step: Callable[[StepReport], None],
+    then_decode: bool = False,
 ) -> tuple[Tensor, list[str]]:
     """([B, C, T, H, W] fp32 on the CPU in the transformer's scale, lines a person should see).
 
     prompt: in place of the request's; every video of the request is made of it. condition: from encode_references.
+    then_decode: the VAE works next; its weights set out for the device as the last step begins.
     Raises an OutOfMemory where the device has no room in any way that the offload mode permits, an OpenSoraError for values that are not numbers.
     """
     placement, said, group = networks.placement, [], networks.group
@@ -52,22 +55,39 @@ def sample_latents(
         schedule, guidance, said[:] = way(networks, request, recipe, config, shape, use)
         told = conditions(request, _repeated(prompt.condition, request.num_videos), condition, family.usual.fps)
         start = _noise(request, shape, placement.device, recipe.noise)
-        if group is None:
-            latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)
-        else:
-            passes = [len(guidance.at_step(step, schedule.num_steps, shape[2], use).passes) for step in range(schedule.num_steps)]
-            with shared_out(networks, transformer, passes, sampling_ran_out(request, placement)) as shares:
-                recipe = replace(recipe, each_pass=shares.passes)
-                latents = sample(recipe, transformer, start, schedule, guidance, told, on_step, request.seeds)
-            said.append(shares.words(schedule.num_steps))
-            logger.warning("%s", said[-1])
-        return finished(latents[:, :, lead:], placement.dtype)
+        with _vae_ahead(networks, on_step) if then_decode else nullcontext(on_step) as each_step:
+            if group is None:
+                latents = sample(recipe, transformer, start, schedule, guidance, told, each_step, request.seeds)
+            else:
+                passes = [len(guidance.at_step(step, schedule.num_steps, shape[2], use).passes) for step in range(schedule.num_steps)]
+                with shared_out(networks, transformer, passes, sampling_ran_out(request, placement)) as shares:
+                    recipe = replace(recipe, each_pass=shares.passes)
+                    latents = sample(recipe, transformer, start, schedule, guidance, told, each_step, request.seeds)
+                said.append(shares.words(schedule.num_steps))
+                logger.warning("%s", said[-1])
+            return finished(latents[:, :, lead:], placement.dtype)
 
     beside_bytes = networks.needs.beside_transformer(request)
     latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"))
     if latents is None:
         raise OutOfMemory(sampling_ran_out(request, placement))
     return latents, said + notes
+
+
+@contextmanager
+def _vae_ahead(networks: Networks, on_step: Callable[[StepReport], None]) -> Iterator[Callable[[StepReport], None]]:
+    num_bytes = networks.needs.vae_weights()  # read now: a file that is gone by the last step must not cost the steps before it
+
+    def each_step(report: StepReport) -> None:
+        on_step(report)
+        if report.step == report.num_steps - 1:
+            networks.vae.set_out(num_bytes)
+
+    try:
+        yield each_step
+    except BaseException:
+        networks.vae.call_back()
+        raise
 
 
 def conditions(request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, usual_fps: float) -> Conditions:

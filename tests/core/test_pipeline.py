@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import threading
 
 import numpy
 import pytest
@@ -176,6 +177,86 @@ def test_a_streamed_pipeline_gives_the_resident_video_in_every_precision(tiny_ch
     for mode, budget in (("budget", 0.0019), ("minimal", None)):
         result = make().enable_offload(mode, budget, "cpu")("a cat", **SMALL)
         assert torch.equal(result.latents, expected.latents) and numpy.array_equal(pixels(result), pixels(expected))
+
+
+class Ahead:
+    """A device with room: what the VAE does while the transformer computes. `at`: how many steps were done when its file was read, or it was moved."""
+
+    def __init__(self, pipe, monkeypatch, room=2**40):
+        self.vae, self.steps, self.at, self.fails = pipe._networks.vae, 0, [], 0
+        read, visit, main = self.vae._read, components.visiting, threading.current_thread()
+
+        def watched_read(dtype, device):
+            self.at.append(("read", self.steps, threading.current_thread() is main))
+            return read(dtype, device)
+
+        def watched_visit(module, device):
+            if module is self.vae._network or threading.current_thread() is not main:
+                self.at.append(("moved", self.steps, threading.current_thread() is main))
+                if self.fails:
+                    self.fails -= 1
+                    raise torch.cuda.OutOfMemoryError("out of memory")
+            return visit(module, device)
+
+        self.vae._read = watched_read
+        monkeypatch.setattr(components, "visiting", watched_visit)
+        monkeypatch.setattr(components, "untaken_bytes", lambda device: room)
+
+    def callback(self, step, *rest):
+        self.steps = step
+
+
+@pytest.mark.parametrize("mode", ["everything", "resident", "auto"])
+def test_the_vae_comes_to_the_device_while_the_last_step_computes(tiny_checkpoint, whole, monkeypatch, mode):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
+    if mode != "everything":
+        pipe.enable_offload(mode, None, "cpu")
+    ahead = Ahead(pipe, monkeypatch)
+    result = pipe("a cat", callback=ahead.callback, **SMALL)
+    assert torch.equal(result.latents, whole.latents) and numpy.array_equal(pixels(result), pixels(whole))
+    assert ahead.at[0] == ("read", 2, False)  # after two of three steps, on a thread of its own
+    assert ahead.at[1:] == ([] if mode == "everything" else [("moved", 2, False), ("moved", 3, True)])
+    ahead.at.clear()
+    pipe("a cat", callback=ahead.callback, latents_only=True, **SMALL)
+    assert ahead.at == []  # nothing is decoded
+
+
+@pytest.mark.parametrize(("mode", "budget", "room"), [("budget", 1.0, 2**40), ("minimal", None, 2**40), ("auto", None, 100)])
+def test_the_vae_waits_where_the_device_is_limited_or_full(tiny_checkpoint, whole, monkeypatch, mode, budget, room):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload(mode, budget, "cpu")
+    ahead = Ahead(pipe, monkeypatch, room)
+    result = pipe("a cat", callback=ahead.callback, **SMALL)
+    assert torch.equal(result.latents, whole.latents) and numpy.array_equal(pixels(result), pixels(whole))
+    assert ahead.at[0] == ("read", 3, True)
+
+
+def test_a_vae_that_finds_no_room_ahead_comes_after_the_transformer(tiny_checkpoint, whole, monkeypatch):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("auto", None, "cpu")
+    ahead = Ahead(pipe, monkeypatch)
+    ahead.fails = 1
+    result = pipe("a cat", callback=ahead.callback, **SMALL)
+    assert numpy.array_equal(pixels(result), pixels(whole))
+    assert ahead.at == [("read", 2, False), ("moved", 2, False), ("read", 3, True), ("moved", 3, True)]
+
+
+def test_a_run_that_stops_in_its_last_step_calls_the_vae_back(tiny_checkpoint, whole, monkeypatch):
+    pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint).enable_offload("auto", None, "cpu")
+    pipe("a cat", **SMALL)
+    ahead = Ahead(pipe, monkeypatch)
+    home = list(ahead.vae._network.parameters())
+
+    def stop(step, *rest):
+        if ahead.callback(step) or step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a cat", callback=stop, **SMALL)
+    assert ahead.vae._ahead is None
+    assert all(one is other for one, other in zip(ahead.vae._network.parameters(), home, strict=True))
+    assert numpy.array_equal(pixels(pipe("a cat", callback=ahead.callback, **SMALL)), pixels(whole))
+    ahead.vae.set_out(0)
+    pipe._networks.release()
+    assert ahead.vae._network is None and ahead.vae._ahead is None
 
 
 def streams_of(pipe, monkeypatch, **settings):
