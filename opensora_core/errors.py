@@ -12,11 +12,11 @@ _ENDLESS = re.compile(r"\S{400,}")
 # What people are told to do begins with one of these.
 _DO = (
     "add|ask|begin|calibrate|call|check|choose|close|connect|convert|decode|delete|disconnect|download|draw|encode|end|fetch|free|give|install|lay|leave"
-    "|load|look|make|merge|move|name|plan|press|put|quantise|release|save|say|scale|set|split|start|take|try|unset|update|use|wait|write"
+    "|load|look|make|merge|move|name|plan|press|put|quantise|release|save|say|scale|set|split|start|suspect|take|try|unset|update|use|wait|write"
 )
-_TO_DO = re.compile(
-    rf"(?P<failed>[^\n]+?)(?:[;:] (?=(?:{_DO})\b)|\. (?=(?:{_DO.title()})\b))(?P<cure>[^\n]+?)(?P<rest>\.(?: [A-Z][^\n]*)?)?"
-)
+_PARTED = re.compile(rf"[;:] (?=(?:{_DO})\b)|\. (?=(?:{_DO.title()})\b)")
+_QUOTED = re.compile(r"""(?<!\w)'[^']*'(?!\w)|"[^"]*\"""")
+_END = re.compile(r"\.(?: [A-Z].*)?$")
 _BEGUN = re.compile(rf"(?:{_DO.title()})\b")
 # Words that need no capital within a sentence.
 _OPENING = re.compile(
@@ -25,10 +25,14 @@ _OPENING = re.compile(
 
 
 class OpenSoraError(ValueError):
-    """A request that cannot be met as it was given: a size, a frame count, a scale, an image."""
+    """A request that cannot be met as it was given: a size, a frame count, a scale, an image.
 
-    def __init__(self, message: str = ""):
+    latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale: what is finished and not lost, for OpenSoraPipeline.decode; or None.
+    """
+
+    def __init__(self, message: str = "", latents=None):
         super().__init__(cure_first(readable(str(message))))
+        self.latents = latents
 
 
 def readable(sentence: str) -> str:
@@ -37,11 +41,16 @@ def readable(sentence: str) -> str:
 
 
 def cure_first(sentence: str) -> str:
-    """A sentence "what failed; what to do." with what to do at its beginning; any other as it is."""
-    found = None if _BEGUN.match(sentence) else _TO_DO.fullmatch(sentence)
-    if found is None:
+    """A sentence "what failed; what to do." with what to do at its beginning; any other as it is.
+
+    Names that were given may read as our words do: what is quoted is not looked into, and a sentence that could be parted in two places stays.
+    """
+    parted = list(_PARTED.finditer(_QUOTED.sub(lambda name: "-" * len(name[0]), sentence)))
+    if _BEGUN.match(sentence) or "\n" in sentence or len(parted) != 1:
         return sentence
-    failed, cure, rest = found["failed"], found["cure"], found["rest"] or ""
+    failed, cure = sentence[: parted[0].start()], sentence[parted[0].end() :]
+    end = _END.search(cure)
+    cure, rest = (cure[: end.start()], end[0]) if end else (cure, "")
     if ": " in failed + cure:
         return f"{cure[0].upper()}{cure[1:]}. {failed}{rest}"
     failed = _OPENING.sub(lambda word: word[0].lower(), failed, count=1) if _OPENING.match(failed) else failed
@@ -60,26 +69,15 @@ class CheckpointError(OpenSoraError):
 
 
 class OutOfMemory(OpenSoraError, MemoryError):
-    """Memory ran out, whatever could be tried; says what was free and what to change.
-
-    latents: [B, C, T, H, W] fp32 on the CPU, in the transformer's scale: what is finished, for OpenSoraPipeline.decode; or None.
-    """
-
-    def __init__(self, message: str, latents=None):
-        super().__init__(message)
-        self.latents = latents
+    """Memory ran out, whatever could be tried; says what was free and what to change."""
 
 
 class DecodeOutOfMemory(OutOfMemory):
-    """Memory ran out while finished latents were decoded; they are not lost."""
+    """Memory ran out while finished latents were decoded."""
 
 
 class NotNumbers(OpenSoraError):
-    """Finished latents were decoded to values that are not numbers; they are not lost. latents: as OutOfMemory's."""
-
-    def __init__(self, message: str, latents):
-        super().__init__(message)
-        self.latents = latents
+    """Finished latents were decoded to values that are not numbers."""
 
 
 # What a person reads before a sentence, where a program prints a class with its module: the product, not our folders.

@@ -4,19 +4,15 @@ Weights have a reader of their own (checkpoint/files.py), and so have clips and 
 """
 
 import json
+import os
 import stat
 from pathlib import Path
 
 from .errors import CheckpointError, OpenSoraError
 
 MAX_TEXT_BYTES = 64 << 20  # tokenizer.json of a large vocabulary has 20 MB; nothing else comes near
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+_DEVICE = "a device"
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: _DEVICE, stat.S_IFBLK: _DEVICE}
 
 
 def kind_of(path: Path) -> str | None:
@@ -25,18 +21,14 @@ def kind_of(path: Path) -> str | None:
     A device or a pipe may never end, so that it must not be opened to find out.
     """
     try:
-        mode = path.stat().st_mode
+        return _KINDS.get(stat.S_IFMT(path.stat().st_mode))
     except (OSError, ValueError):  # a NUL in it
         return None
-    return next((words for is_one, words in _KINDS if is_one(mode)), None)
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there; no name that a file cannot have is one."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long, a NUL in it
-        return False
+    """Whether a regular file is there; no name that a file cannot have, too long or with a NUL, is one."""
+    return os.path.isfile(path)
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
@@ -62,7 +54,7 @@ def read_json(path: Path, limit: int = MAX_TEXT_BYTES) -> dict:
     try:
         return json_object(read_text(path, limit), path.name)
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}).") from error
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}); check its path.") from error
     except CheckpointError:
         raise
     except OpenSoraError as error:
@@ -76,7 +68,6 @@ def json_object(text: str | bytes, name: str) -> dict:
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise CheckpointError(f"{name} is not readable JSON; download the file again.") from error
     if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{name} holds {type(found).__name__} where an object of names and values is expected; download the file again."
-        )
+        what = f"{name} holds {type(found).__name__} where an object of names and values is expected"
+        raise CheckpointError(f"{what}; download the file again.")
     return found
