@@ -69,7 +69,7 @@ def run(format: str, folder: Path) -> dict:
     begun, before = time.perf_counter(), anonymous_bytes()
     model = load_transformer(target)
     loaded = {"seconds": round(time.perf_counter() - begun, 2), "anonymous_bytes": anonymous_bytes() - before}
-    errors = [error.relative_rms for error in report.errors if error.layer.startswith(REAL)]
+    errors = [error for layer, error in report.errors.items() if layer.startswith(REAL)]
     return {
         "format": format,
         "parameters": sum(math.prod(shape) for shape in manifest(OPEN_SORA_2).values()),

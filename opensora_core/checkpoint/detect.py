@@ -4,6 +4,7 @@ The models that this library builds have rows in families/; every other kind of 
 table here, so that a wrong one gets a sentence that says what it is and where it belongs.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,13 +49,16 @@ class Identity:
         return self.row.manifest(self.config, self.layout)
 
 
+_OTHER_FAMILY = "which belongs to that model's own nodes and pipelines"
+
+
 class Signature(NamedTuple):
     """A kind of file by the keys that it has; "a|b" is either. title, place, slot: as Identity's."""
 
     kind: str
     title: str
-    place: str
     keys: tuple[str, ...]
+    place: str = _OTHER_FAMILY
     slot: str = ""
 
 
@@ -65,83 +69,58 @@ _PREFIXES = (
     "text_encoder.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.",
 )  # fmt: skip
 
-_OTHER_FAMILY = "which belongs to that model's own nodes and pipelines"
-
 HALF = "vae_half"  # the slot of one half of a VAE
 
 _VISION = "vision_model.embeddings.patch_embedding.weight"
 
 # Asked in this order, each from top to bottom: where the keys of one are in another's files too, the more particular stands first.
 _OTHER_NETWORKS = (
-    Signature(
-        "hunyuan_video", "the HunyuanVideo transformer", _OTHER_FAMILY,
-        ("txt_in.individual_token_refiner.blocks.0.norm1.weight|context_embedder.token_refiner.refiner_blocks.0.norm1.weight",),
-    ),
-    Signature("flux2", "a Flux.2 transformer", _OTHER_FAMILY, ("double_stream_modulation_img.lin.weight",)),
-    Signature("chroma", "a Chroma transformer", _OTHER_FAMILY, ("distilled_guidance_layer.in_proj.weight",)),
-    Signature(
-        "flux_diffusers", "a Flux.1 transformer in the diffusers layout", "which diffusers' FluxPipeline loads",
-        ("transformer_blocks.0.norm1_context.linear.weight", "single_transformer_blocks.0.proj_mlp.weight", "context_embedder.weight"),
-    ),
-    Signature("mochi", "a Mochi transformer", _OTHER_FAMILY, ("t5_y_embedder.to_q.weight|time_embed.pooler.to_kv.weight",)),
-    Signature("wan", "a Wan transformer", _OTHER_FAMILY, ("head.modulation|condition_embedder.time_proj.weight", "patch_embedding.weight")),
-    Signature(
-        "ltx", "an LTX-Video transformer", _OTHER_FAMILY,
-        ("patchify_proj.weight|proj_in.weight", "caption_projection.linear_1.weight"),
-    ),
-    Signature("sd3", "a Stable Diffusion 3 transformer", _OTHER_FAMILY, ("joint_blocks.0.x_block.attn.qkv.weight",)),
-    Signature("sd_unet", "a Stable Diffusion checkpoint", _OTHER_FAMILY, ("input_blocks.0.0.weight",)),
+    Signature("hunyuan_video", "the HunyuanVideo transformer", (
+        "txt_in.individual_token_refiner.blocks.0.norm1.weight|context_embedder.token_refiner.refiner_blocks.0.norm1.weight",)),
+    Signature("flux2", "a Flux.2 transformer", ("double_stream_modulation_img.lin.weight",)),
+    Signature("chroma", "a Chroma transformer", ("distilled_guidance_layer.in_proj.weight",)),
+    Signature("flux_diffusers", "a Flux.1 transformer in the diffusers layout", (
+        "transformer_blocks.0.norm1_context.linear.weight", "single_transformer_blocks.0.proj_mlp.weight", "context_embedder.weight"),
+        "which diffusers' FluxPipeline loads"),
+    Signature("mochi", "a Mochi transformer", ("t5_y_embedder.to_q.weight|time_embed.pooler.to_kv.weight",)),
+    Signature("wan", "a Wan transformer", ("head.modulation|condition_embedder.time_proj.weight", "patch_embedding.weight")),
+    Signature("ltx", "an LTX-Video transformer", ("patchify_proj.weight|proj_in.weight", "caption_projection.linear_1.weight")),
+    Signature("sd3", "a Stable Diffusion 3 transformer", ("joint_blocks.0.x_block.attn.qkv.weight",)),
+    Signature("sd_unet", "a Stable Diffusion checkpoint", ("input_blocks.0.0.weight",)),
 )  # fmt: skip
 _OTHER_CODECS = (
-    Signature(
-        "hunyuan_vae_renamed", "the HunyuanVideo VAE under other key names",
-        "which ComfyUI's own Load VAE reads", ("encoder.down.0.block.0.conv1.conv.weight", "quant_conv.weight"),
-    ),
-    Signature(
-        "dc_ae_diffusers", "a DC-AE in the diffusers layout", "which is not Open-Sora's Video DC-AE as it was released",
-        ("encoder.down_blocks.0.0.conv1.weight",),
-    ),
-    Signature("wan_vae", "the Wan VAE", _OTHER_FAMILY, ("decoder.middle.0.residual.0.gamma|encoder.down_blocks.0.norm1.gamma",)),
-    Signature("ltx_vae", "the LTX-Video VAE", _OTHER_FAMILY, ("decoder.up_blocks.0.res_blocks.0.conv1.conv.weight",)),
+    Signature("hunyuan_vae_renamed", "the HunyuanVideo VAE under other key names", (
+        "encoder.down.0.block.0.conv1.conv.weight", "quant_conv.weight"), "which ComfyUI's own Load VAE reads"),
+    Signature("dc_ae_diffusers", "a DC-AE in the diffusers layout", ("encoder.down_blocks.0.0.conv1.weight",),
+        "which is not Open-Sora's Video DC-AE as it was released"),
+    Signature("wan_vae", "the Wan VAE", ("decoder.middle.0.residual.0.gamma|encoder.down_blocks.0.norm1.gamma",)),
+    Signature("ltx_vae", "the LTX-Video VAE", ("decoder.up_blocks.0.res_blocks.0.conv1.conv.weight",)),
 )  # fmt: skip
+_PICTURES = "which makes single pictures"
 _AFTER_CODECS = (
-    Signature(
-        "temporal_vae", "the temporal half of the Open-Sora 1.2 VAE", "which is used with SDXL's VAE, a file or folder beside it",
-        ("temporal_vae.encoder.block_res_blocks.0.0.norm1.weight|encoder.block_res_blocks.0.0.norm1.weight",), HALF,
-    ),
-    Signature(
-        "sd_vae", "a Stable Diffusion VAE", "which makes single pictures", ("encoder.down.0.block.0.conv1.weight", "quant_conv.weight")
-    ),
-    Signature(
-        "picture_vae_diffusers", "a picture VAE in the diffusers layout", "which makes single pictures",
-        ("encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight"),
-    ),
-    Signature(
-        "dc_ae_pictures", "a DC-AE for pictures", "which makes single pictures",
-        ("encoder.stages.0.op_list.0.main.conv1.conv.weight", "decoder.project_out.op_list.0.weight"),
-    ),
-    Signature(
-        "umt5", "a UMT5 encoder", "which Wan uses; its vocabulary is not T5's",
-        ("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",),
-    ),
-    Signature("t5", "", "", ("encoder.block.0.layer.0.SelfAttention.q.weight",), "t5"),
-    Signature(
-        "clip_full", "a whole CLIP (text and vision)", "",
-        ("text_model.embeddings.token_embedding.weight", _VISION), "clip",
-    ),
-    Signature("clip_text", "", "", ("text_model.embeddings.token_embedding.weight|embeddings.token_embedding.weight",), "clip"),
-    Signature("clip_vision", "a CLIP vision model", "which reads pictures, not prompts", (_VISION,)),
-    Signature(
-        "llm", "a language model", "which HunyuanVideo and others use as text encoder",
-        ("layers.0.self_attn.q_proj.weight", "embed_tokens.weight"),
-    ),
+    Signature("temporal_vae", "the temporal half of the Open-Sora 1.2 VAE", (
+        "temporal_vae.encoder.block_res_blocks.0.0.norm1.weight|encoder.block_res_blocks.0.0.norm1.weight",),
+        "which is used with SDXL's VAE, a file or folder beside it", HALF),
+    Signature("sd_vae", "a Stable Diffusion VAE", ("encoder.down.0.block.0.conv1.weight", "quant_conv.weight"), _PICTURES),
+    Signature("picture_vae_diffusers", "a picture VAE in the diffusers layout", (
+        "encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight"), _PICTURES),
+    Signature("dc_ae_pictures", "a DC-AE for pictures", (
+        "encoder.stages.0.op_list.0.main.conv1.conv.weight", "decoder.project_out.op_list.0.weight"), _PICTURES),
+    Signature("umt5", "a UMT5 encoder", ("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",),
+        "which Wan uses; its vocabulary is not T5's"),
+    Signature("t5", "", ("encoder.block.0.layer.0.SelfAttention.q.weight",), "", "t5"),
+    Signature("clip_full", "a whole CLIP (text and vision)", ("text_model.embeddings.token_embedding.weight", _VISION), "", "clip"),
+    Signature("clip_text", "", ("text_model.embeddings.token_embedding.weight|embeddings.token_embedding.weight",), "", "clip"),
+    Signature("clip_vision", "a CLIP vision model", (_VISION,), "which reads pictures, not prompts"),
+    Signature("llm", "a language model", ("layers.0.self_attn.q_proj.weight", "embed_tokens.weight"),
+        "which HunyuanVideo and others use as text encoder"),
 )  # fmt: skip
 
-_LORA_MARKS = (
-    ".lora_A", ".lora_B", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "_lora.down.", "_lora.up.", ".lora_linear_layer.",
-    ".matrix_A.", ".matrix_B.", ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".lora_magnitude_vector", ".dora_scale",
-)  # fmt: skip
-_LORA_ENDS = (".diff", ".diff_b", ".a1.weight", ".lora_embedding_A")  # the third is a GLoRA's; whole words, since they are short
+# The third of those that end a key is a GLoRA's.
+_OF_LORA = re.compile(
+    r"\.lora_(A|B|down\.|up\.|linear_layer\.|magnitude_vector)|[._]lora\.(down|up)\.|\.matrix_[AB]\.|\.(hada|lokr)_w|\.oft_(blocks|diag)|\.dora_scale"
+    r"|\.(diff|diff_b|a1\.weight|lora_embedding_A)$"
+)
 
 _IN_ORDER = (*_OTHER_NETWORKS, *FAMILIES, *_OTHER_CODECS, *CODECS, *_AFTER_CODECS)
 
@@ -162,7 +141,7 @@ def identify(shapes: Shapes) -> Identity:
 
     shapes: of every tensor in the file, by its key. Two-dimensional quantised weights may show half their columns.
     """
-    if any(mark in key for key in shapes for mark in _LORA_MARKS) or any(key.endswith(_LORA_ENDS) for key in shapes):
+    if any(map(_OF_LORA.search, shapes)):
         return Identity("lora", "a LoRA", "which is applied to a loaded model (models/loras in ComfyUI)", slot="lora")
     for one in _IN_ORDER:
         for prefix in _PREFIXES:
@@ -193,7 +172,7 @@ def _sized(row: Part, shapes: Shapes, prefix: str) -> Identity | None:
     try:
         config = row.config(shapes)
     except CheckpointError as error:
-        title = f"{row.other or row.title} whose sizes cannot be read: {error}"
+        title = f"{row.other or row.title} whose sizes cannot be read: {str(error).rstrip('.')}"
         return Identity(damaged(row.kind), title, prefix=prefix, layout=row.layout_of(shapes))
     if config is None or not row.owns(config):
         return None
@@ -206,7 +185,7 @@ def _sized(row: Part, shapes: Shapes, prefix: str) -> Identity | None:
 
 
 def _named(signature: Signature, shapes: Shapes, prefix: str) -> Identity:
-    kind, title, place, _, slot = signature
+    kind, title, _, place, slot = signature
     if kind == "t5":
         width = dim(shapes, "encoder.final_layer_norm.weight", 0, dim(shapes, "shared.weight", 1, 0))
         title = "a T5 XXL encoder" if width == 4096 else f"a T5 encoder of width {width} (T5 XXL has 4096)"

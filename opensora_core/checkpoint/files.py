@@ -8,12 +8,14 @@ import difflib
 import json
 import math
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,10 +32,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _MOST_SHARDS = 1000
 QUANTISED_NOTE = "_quantization_metadata"  # in a header: which layers are quantised, and how
 _SHOWN = 200  # characters of what a library says, in a sentence
-_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
-}  # fmt: skip
 TORCH_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
@@ -48,10 +46,10 @@ SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.\w+)")  # model-00001-of-00
 
 _NOT_WEIGHTS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull, or download the file again)"),
-    (b"<", "is a web page, not weights; the download went to a log-in or error page, download the file again"),
-    (b"GGUF", "is a GGUF file, which ComfyUI's GGUF loaders read and this library does not"),
+    (b"<", "is a web page, not weights, such as a log-in or error page; download the file again"),
+    (b"GGUF", "is a GGUF file, which ComfyUI's GGUF loaders read and this library does not; give the safetensors file"),
     (b"{", "is JSON text (a configuration or an index), not weights; give the weights file beside it"),
-    (b"\0\0\0\0\0\0\0\0", "begins with zero bytes; the download did not finish, download the file again"),
+    (b"\0\0\0\0\0\0\0\0", "begins with zero bytes, as a download that did not finish; download the file again"),
 )
 
 
@@ -111,12 +109,8 @@ class Header:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype to run in as stored: that of most elements; float8 has no arithmetic and becomes bfloat16."""
-        for name in self.dtypes:
-            if name in ("F64", "F32", "F16", "BF16"):
-                return TORCH_DTYPES[name]
-            if name.startswith("F8"):
-                return torch.bfloat16
-        return torch.float32
+        name = next((name for name in self.dtypes if name in ("F64", "F32", "F16", "BF16") or name.startswith("F8")), "F32")
+        return torch.bfloat16 if name.startswith("F8") else TORCH_DTYPES[name]
 
 
 def read_header(path: str | Path) -> Header:
@@ -134,10 +128,12 @@ def read_header(path: str | Path) -> Header:
     if start[8:9] != b"{":
         # Bytes 0-7 of a safetensors file are a length and may look like anything; byte 8 decides.
         for magic, sentence in _NOT_WEIGHTS:
-            if start.lstrip().startswith(magic) or (magic.startswith(b"\0") and start.startswith(magic)):
+            if start.lstrip().startswith(magic):
                 raise CheckpointError(f"{path.name} {sentence}.")
         if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-            return _torch_header(path, num_bytes)
+            tensors = {key: value for key, value in _torch_state(path).items() if isinstance(value, Tensor)}
+            tensors = {key: TensorInfo(tuple(one.shape), TORCH_NAMES.get(one.dtype, str(one.dtype))) for key, one in tensors.items()}
+            return Header(path, "torch", tensors, {}, num_bytes)
     return _safetensors_header(path, num_bytes)
 
 
@@ -186,13 +182,13 @@ def network_files(path: str | Path | Halves) -> list[Path]:
             return [path / name]
         if (index := path / f"{name}{_INDEX}").is_file():
             return _shards(index)
-    indexes, weights = sorted(path.glob(f"*{_INDEX}")), find_weights(path)
+    indexes, weights = list(path.glob(f"*{_INDEX}")), find_weights(path)
     if len(indexes) == 1:
         return _shards(indexes[0])
     if len({SHARD.sub(r"\1\3\4", file.name) for file in weights}) == 1:
         return _beside(weights[0])
     inside = ", ".join(file.name for file in weights[:5]) or "no weights file"
-    raise CheckpointError(f"{path} holds no weights; {' or '.join(_WHOLE)} is expected, whole or in shards. Inside it: {inside}.")
+    raise CheckpointError(f"{path} holds no weights; give {' or '.join(_WHOLE)}, whole or in shards. Inside it: {inside}.")
 
 
 def _beside(path: Path) -> list[Path]:
@@ -207,9 +203,8 @@ def _beside(path: Path) -> list[Path]:
         raise CheckpointError(f"{path.name} cannot be part {int(number)} of {int(total)}; check its name.")
     files = [path.with_name(f"{stem}-{part:05d}-of-{total}{suffix}") for part in range(1, int(total) + 1)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise CheckpointError(
-            f"{path.name} is part {int(number)} of {int(total)}, and {len(missing)} of the others are not beside it, the first is {missing[0]}."
-        )
+        lacking = f"and {len(missing)} of the others are not beside it, the first is {missing[0]}"
+        raise CheckpointError(f"{path.name} is part {int(number)} of {int(total)}, {lacking}; download them too.")
     return files
 
 
@@ -228,68 +223,76 @@ def merged_metadata(parts: Sequence[Mapping[str, str] | None], name: str) -> dic
     name: of the network, for the CheckpointError of a file that says in an unreadable way how its layers are quantised.
     """
     found = {key: text for part in reversed(parts) if part for key, text in part.items()}
-    notes = [json_object(part[QUANTISED_NOTE], name) for part in parts if part and QUANTISED_NOTE in part]
-    if not notes:
-        return found
-    layers = [note.get("layers") for note in notes]
-    if not all(isinstance(one, dict) for one in layers):
-        raise CheckpointError(f"The header of {name} says in an unreadable way how it is quantised; download the file again.")
-    return found | {QUANTISED_NOTE: json.dumps(notes[0] | {"layers": {layer: form for one in layers for layer, form in one.items()}})}
+    if notes := [json_object(part[QUANTISED_NOTE], name) for part in parts if part and QUANTISED_NOTE in part]:
+        if not all(isinstance(note.get("layers"), dict) for note in notes):
+            raise CheckpointError(f"The header of {name} says in an unreadable way how it is quantised; download the file again.")
+        layers = {layer: form for note in notes for layer, form in note["layers"].items()}
+        found[QUANTISED_NOTE] = json.dumps(notes[0] | {"layers": layers})
+    return found
 
 
 @contextmanager
-def open_parts(header: Header, open_file: Callable[[Header], Any]) -> Iterator[Callable[[str], Tensor]]:
-    """Give a function from key to tensor over all files of a network, each opened by `open_file`, a context that gives such a function."""
+def open_tensors(header: Header, is_mapped: bool = True) -> Iterator[Callable[[str], Tensor]]:
+    """Give a function from key to tensor over all files of a network. Tensors are memory-mapped: nothing is read before it is used.
+
+    is_mapped: False reads safetensors plainly and leaves nothing of a file in this process, of whose memory a map's pages would be part.
+    """
+    getters: dict[str, Callable[[str], Tensor]] = {}
     with ExitStack() as stack:
-        opened = [(part, stack.enter_context(open_file(part))) for part in header.parts or (header,)]
-        getters = {key: get for part, get in opened for key in part.tensors}
+        for part in header.parts or (header,):
+            if is_mapped or part.format == "torch":
+                get = stack.enter_context(_mapped(part))
+            else:
+                get = partial(_read, stack.enter_context(part.path.open("rb")), part)
+            getters |= dict.fromkeys(part.tensors, get)
         yield lambda key: getters[key](key)
-
-
-def open_tensors(header: Header) -> AbstractContextManager[Callable[[str], Tensor]]:
-    """Give a function from key to tensor. Tensors are memory-mapped: nothing is read before it is used."""
-    return open_parts(header, _mapped)
 
 
 @contextmanager
 def _mapped(header: Header) -> Iterator[Callable[[str], Tensor]]:
     if header.format == "torch":
-        state = _torch_state(header.path)
-        yield state.__getitem__
+        yield _torch_state(header.path).__getitem__
         return
     try:
         with safe_open(header.path, framework="pt", device="cpu") as file:
             yield file.get_tensor
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{header.name} could not be read as safetensors ({str(error)[:_SHOWN]}); download the file again."
-        ) from error
+        why = str(error)[:_SHOWN]
+        raise CheckpointError(f"{header.name} could not be read as safetensors ({why}); download the file again.") from error
+
+
+def _read(file: BinaryIO, header: Header, key: str, is_last_row: bool = False) -> Tensor:
+    """A tensor of safetensors, or its last slice along axis 0."""
+    info = header.tensors[key]
+    shape, dtype = info.shape[1:] if is_last_row else info.shape, TORCH_DTYPES[info.dtype]
+    data = bytearray(math.prod(shape) * dtype.itemsize)
+    file.seek(info.end - len(data))
+    if file.readinto(data) < len(data):
+        raise CheckpointError(f"{header.name} became shorter while it was read; download the file again.")
+    return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
 
 def last_rows(header: Header, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
     """The last slice along axis 0 of some stored tensors of known dtype, flat, reading nothing else of them."""
-    if header.parts:
-        for part in header.parts:
-            yield from last_rows(part, [key for key in keys if key in part.tensors])
-        return
-    if header.format == "torch":
-        state = _torch_state(header.path)
-        yield from ((key, state[key][-1].flatten()) for key in keys)
-        return
-    # Plain reads: touching a map makes the system read megabytes ahead of every tensor.
-    with header.path.open("rb") as file:
-        for key in keys:
-            info = header.tensors[key]
-            dtype = TORCH_DTYPES[info.dtype]
-            num_bytes = info.num_elements // info.shape[0] * dtype.itemsize
-            file.seek(info.end - num_bytes)
-            yield key, torch.frombuffer(bytearray(file.read(num_bytes)), dtype=dtype)
+    for part in header.parts or (header,):
+        own = [key for key in keys if key in part.tensors]
+        if part.format == "torch":
+            state = _torch_state(part.path)
+            yield from ((key, state[key][-1].flatten()) for key in own)
+            continue
+        # Plain reads: touching a map makes the system read megabytes ahead of every tensor.
+        with part.path.open("rb") as file:
+            yield from ((key, _read(file, part, key, is_last_row=True).flatten()) for key in own)
 
 
 def quantisation(header: Header) -> str | None:
     """Name of the quantised format of a file, or None for plain numbers (plain float8 included)."""
     if QUANTISED_NOTE in header.metadata:
-        return _metadata_formats(header.metadata[QUANTISED_NOTE])
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            layers = json_object(header.metadata[QUANTISED_NOTE], "The note")["layers"].values()
+            if formats := {str(layer.get("format")) for layer in layers}:
+                return f"ComfyUI quantised layers ({', '.join(sorted(formats))})"
+        return "ComfyUI quantised layers"
     for key in header.tensors:
         if key.endswith(".comfy_quant"):
             return "ComfyUI quantised layers"
@@ -318,11 +321,10 @@ def _check_exists(path: Path) -> None:
     if path.is_file():
         return
     if kind := kind_of(path):
-        raise CheckpointError(f"{shown(path)} is {kind}, not a file.")
-    near = []
-    if path.parent.is_dir():
-        near = difflib.get_close_matches(path.name, [file.name for file in find_weights(path.parent)], n=1, cutoff=0.5)
-    raise CheckpointError(f"{shown(path)} does not exist." + (f" Did you mean {near[0]}?" if near else ""))
+        raise CheckpointError(f"{shown(path)} is {kind}; give a file.")
+    beside = [file.name for file in find_weights(path.parent)] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    raise CheckpointError(f"Check the path: {shown(path)} does not exist." + (f" Did you mean {near[0]}?" if near else ""))
 
 
 def _shards(index: Path) -> list[Path]:
@@ -330,33 +332,38 @@ def _shards(index: Path) -> list[Path]:
     table = read_json(index).get("weight_map")
     names = sorted(set(table.values())) if isinstance(table, dict) and all(isinstance(name, str) for name in table.values()) else []
     if not names or any(Path(name).name != name or "\0" in name or "\\" in name for name in names):
-        raise CheckpointError(f"The index {index.name} cannot be read: its weight_map must name files beside it.")
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{index.parent} lacks {len(missing)} of its {len(names)} weight files, the first: {missing[0]}.")
+        raise CheckpointError(f"The index {index.name} has no weight_map that names files beside it; download the file again.")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        lacking = f"lacks {len(missing)} of its {len(names)} weight files, the first: {missing[0]}"
+        raise CheckpointError(f"{index.parent} {lacking}; download them too.")
     return [index.parent / name for name in names]
 
 
 def _safetensors_header(path: Path, num_bytes: int) -> Header:
     with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if header_bytes > MAX_HEADER_BYTES or file.read(1) != b"{":
-            raise CheckpointError(
-                f"{path.name} is neither a safetensors nor a torch file; download the file again or check where it comes from."
-            )
-        if 8 + header_bytes > num_bytes:
+        data = 8 + int.from_bytes(file.read(8), "little")  # where tensors begin
+        if data > 8 + MAX_HEADER_BYTES or file.read(1) != b"{":
+            raise CheckpointError(f"{path.name} is neither a safetensors nor a torch file; download the file again, or give another.")
+        if data > num_bytes:
             raise CheckpointError(f"{path.name} is truncated inside its header ({num_bytes:,} bytes); download the file again.")
         file.seek(8)
-        text = file.read(header_bytes)
+        text = file.read(data - 8)
     try:
         entries = json.loads(text)
         metadata = {str(key): str(value) for key, value in (entries.pop("__metadata__", None) or {}).items()}
-        data = 8 + header_bytes
-        spans = {key: _whole_numbers(entry["data_offsets"], 2) for key, entry in entries.items()}
-        tensors = {key: TensorInfo(_whole_numbers(one["shape"]), str(one["dtype"]), data + spans[key][1]) for key, one in entries.items()}
+        tensors, spans = {}, {}
+        for key, entry in entries.items():
+            shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+            if any(type(number) is not int for number in (*shape, begin, end)):
+                raise ValueError(f"{key} is not placed by whole numbers")
+            tensors[key], spans[key] = TensorInfo(shape, str(entry["dtype"]), data + end), end - begin
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"The header of {path.name} is damaged; download the file again.") from error
-    _check_spans(path.name, tensors, spans)
+    for key, info in tensors.items():
+        dtype = TORCH_DTYPES.get(info.dtype)
+        if dtype and spans[key] != info.num_elements * dtype.itemsize:
+            what = f"{key} ({info.dtype} {list(info.shape)})"
+            raise CheckpointError(f"The header of {path.name} contradicts itself at {what}; download the file again.")
     expected = max((info.end for info in tensors.values()), default=data)
     if num_bytes < expected:
         missing = f"{expected - num_bytes:,} of {expected:,} bytes are missing"
@@ -366,65 +373,28 @@ def _safetensors_header(path: Path, num_bytes: int) -> Header:
     try:
         # Maps the file without promising memory for it; refuses gaps, overlaps and whatever else the format forbids.
         with safe_open(path, framework="numpy"):
-            pass
+            return Header(path, "safetensors", tensors, metadata, num_bytes)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"The header of {path.name} is damaged ({str(error)[:_SHOWN]}); download the file again.") from error
-    return Header(path, "safetensors", tensors, metadata, num_bytes)
-
-
-def _whole_numbers(values: Any, count: int | None = None) -> tuple[int, ...]:
-    """A list of JSON's as whole numbers. Raises a ValueError where it holds anything else, or another count of them."""
-    if not isinstance(values, list) or any(type(value) is not int for value in values) or len(values) != (count or len(values)):
-        raise ValueError("not whole numbers")
-    return tuple(values)
-
-
-def _check_spans(name: str, tensors: dict[str, TensorInfo], spans: dict[str, tuple[int, int]]) -> None:
-    for key, info in tensors.items():
-        begin, end = spans[key]
-        bits = _BITS.get(info.dtype)
-        if not 0 <= begin <= end or (bits and (end - begin) * 8 != info.num_elements * bits):
-            raise CheckpointError(
-                f"The header of {name} contradicts itself at {key} ({info.dtype} {list(info.shape)}); download the file again."
-            )
-
-
-def _torch_header(path: Path, num_bytes: int) -> Header:
-    state = _torch_state(path)
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    tensors = {key: TensorInfo(tuple(one.shape), TORCH_NAMES.get(one.dtype, str(one.dtype))) for key, one in tensors.items()}
-    return Header(path, "torch", tensors, {}, num_bytes)
 
 
 def _torch_state(path: Path) -> dict[str, Any]:
     """The named tensors of a torch file, and what else it names."""
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
-        raise CheckpointError(
-            f"{path.name} is a torch file, in which code can hide; it is read with torch {'.'.join(map(str, SAFE_TORCH))} or newer, and this is "
-            f"{torch.__version__}. Update torch, or give the model as safetensors."
-        )
+        needed = f"read with torch {'.'.join(map(str, SAFE_TORCH))} or newer, and this is {torch.__version__}"
+        what = f"{path.name} is a torch file, in which code can hide; it is {needed}"
+        raise CheckpointError(f"{what}. Update torch, or give the model as safetensors.")
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6 cannot be mapped
+        # torch's format before 1.6, no zip file, cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load documents no exception types; each of them means the same to a person
-        raise CheckpointError(f"{path.name} cannot be read as a torch weights file: it is damaged or holds more than tensors.") from error
+        what = "cannot be read as a torch weights file, it is damaged or holds more than tensors"
+        raise CheckpointError(f"{path.name} {what}; give the model as safetensors.") from error
     # Training tools wrap the weights: {"ema": ...}, {"state_dict": ...}; each is looked into once, since one may hold itself.
     seen: set[int] = set()
     while isinstance(state, dict) and id(state) not in seen and not any(isinstance(value, Tensor) for value in state.values()):
         seen.add(id(state))
         state = next((state[key] for key in ("ema", "state_dict", "model", "module") if isinstance(state.get(key), dict)), None)
     if not isinstance(state, dict) or not any(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise CheckpointError(f"{path.name} is a torch file without named tensors.")
+        raise CheckpointError(f"{path.name} is a torch file without named tensors; give a file of weights.")
     return {key: value for key, value in state.items() if isinstance(key, str)}
-
-
-def _metadata_formats(text: str) -> str:
-    try:
-        formats = {str(layer.get("format")) for layer in json_object(text, "The note")["layers"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        formats = set()
-    return f"ComfyUI quantised layers ({', '.join(sorted(formats))})" if formats else "ComfyUI quantised layers"

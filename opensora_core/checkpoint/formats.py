@@ -49,7 +49,7 @@ class LayerFormat:
         shape = self.form.shapes(*weight.shape)[1]
         scale = get(self.scale_key).to(torch.float32) if self.scale_key else torch.ones(())
         if not (torch.isfinite(scale).all() and (scale > 0).all()):
-            raise CheckpointError(f"The scale {self.scale_key} is not a positive number; the file is damaged or was not written whole.")
+            raise CheckpointError(f"The scale {self.scale_key} is not a positive number; download the file again.")
         scale = scale.reshape(-1, 1) if shape and scale.numel() > 1 else scale.reshape(())
         return weight.view(torch.int8).to(device), scale.expand(shape).clone().to(device)
 
@@ -76,22 +76,15 @@ _READABLE = "it reads ComfyUI's float8_e4m3fn, float8_e5m2 and int8_tensorwise. 
 
 def _notes(header: Header, prefix: str) -> dict[str, dict]:
     """{layer as in the file: what its note says}."""
+    what = "The header"
     try:
         notes = json_object(header.metadata.get(QUANTISED_NOTE, "{}"), header.name).get("layers", {})
         notes = {layer if f"{layer}.weight" in header.tensors else prefix + layer: dict(note) for layer, note in notes.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"The header of {header.name} says in an unreadable way how it is quantised; download the file again."
-        ) from error
-    keys = [key for key in header.tensors if key.endswith(".comfy_quant")]
-    with open_tensors(header) as get:
-        for key in keys:
-            try:
-                notes[key.removesuffix(".comfy_quant")] = json_object(bytes(get(key).to(torch.uint8).flatten().tolist()), key)
-            except (ValueError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"{key} in {header.name} should say how its layer is quantised and cannot be read; download the file again."
-                ) from error
+        with open_tensors(header) as get:
+            for what in (key for key in header.tensors if key.endswith(".comfy_quant")):
+                notes[what.removesuffix(".comfy_quant")] = json_object(bytes(get(what).to(torch.uint8).flatten().tolist()), what)
+    except (ValueError, AttributeError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{what} of {header.name} says in an unreadable way how it is quantised; download the file again.") from error
     for key in header.tensors:
         layer, _, leaf = key.rpartition(".")
         # One scale beside an fp8 weight can mean only one thing, note or none.
@@ -110,19 +103,18 @@ def _layer_format(header: Header, layer: str, note: dict) -> LayerFormat:
         kind = f"{name} with rotated weights" if is_rotated else f"{name} with scaled inputs" if name in _HOST_FORMATS else name
         raise CheckpointError(f"{header.name}: {layer} is quantised as {kind}, which this library does not read; {_READABLE}")
     form, dtypes = _HOST_FORMATS[name]
-    if weight is None or len(weight.shape) != 2:
-        raise CheckpointError(f"{header.name} says how {layer} is quantised and has no weight for it; the file is incomplete.")
-    if weight.dtype not in dtypes:
-        raise CheckpointError(
-            f"{header.name}: {layer}.weight is stored as {weight.dtype} though its note says {name}; the file is damaged."
-        )
     scale_key = next((key for key in (f"{layer}.weight_scale", f"{layer}.scale_weight") if key in header.tensors), None)
-    if scale_key is None and form is Int8:
-        raise CheckpointError(
-            f"{header.name} lacks {layer}.weight_scale, without which its int8 weight means nothing; download the file again."
-        )
-    if scale_key is not None:
+    wrong = ""
+    if weight is None or len(weight.shape) != 2:
+        wrong = f"says how {layer} is quantised and has no weight for it"
+    elif weight.dtype not in dtypes:
+        wrong = f"has a {layer}.weight stored as {weight.dtype} though its note says {name}"
+    elif scale_key is None and form is Int8:
+        wrong = f"lacks {layer}.weight_scale, without which its int8 weight means nothing"
+    elif scale_key is not None:
         found, wanted = header.tensors[scale_key].shape, form().shapes(*weight.shape)[1]
         if found not in ((), (1,), (1, 1), wanted, wanted[:1]):
-            raise CheckpointError(f"{header.name}: {scale_key} has shape {list(found)}; expected {list(wanted)} or a single number.")
+            wrong = f"has a {scale_key} of shape {list(found)}, not {list(wanted)} or a single number"
+    if wrong:
+        raise CheckpointError(f"{header.name} {wrong}; download the file again.")
     return LayerFormat(form(), True, scale_key)

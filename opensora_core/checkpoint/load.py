@@ -17,11 +17,9 @@ from ..family import Network
 from ..ops import TorchOperations
 from ..shapes import AS_RELEASED, Layout, Manifest, bare_shapes
 from .detect import Identity, identify, require
-from .files import Header, open_tensors, quantisation, read_header, read_network
+from .files import Header, open_tensors, quantisation, read_network
 from .formats import LayerFormat, is_note, stored_formats
 from .quantised import QuantisedOperations, precision_format
-
-__all__ = ["Comparison", "compare", "load_transformer", "load_vae", "read_header"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +123,7 @@ def open_decoder(path: str | Path) -> tuple[Header, Identity]:
     """What load_decoder would read, from the header alone; the identity's config is of the decoder by itself."""
     header, identity = open_codec(path, "flux_vae")
     identity = replace(identity, config=replace(identity.config, has_encoder=False))
-    result = compare(bare_shapes(header.shapes, identity.prefix), identity.manifest())
-    if not result.complete:
-        raise CheckpointError(
-            f"{header.name} is {identity.title} but its decoder is not whole; {result.sentence()}. Download the file again."
-        )
+    compare(bare_shapes(header.shapes, identity.prefix), identity.manifest()).whole(f"{header.name} is {identity.title}")
     return header, identity
 
 
@@ -158,32 +152,29 @@ def fill(
             for name, tensor in convert(key, get(key)):
                 layer_format = formats.get(name.removesuffix(".weight"))
                 if layer_format and name.endswith(".weight"):
-                    state |= _quantised(header, name, layer_format, (tensor, get, device), wanted)
-                elif name in wanted:
+                    try:
+                        weight, scale = layer_format.take(tensor, get, device)
+                    except OpenSoraError as error:
+                        raise CheckpointError(f"{error} It is of {name} in {header.name}.") from error
+                    if f"{name}_scale" in wanted:
+                        state |= {name: weight, f"{name}_scale": scale}
+                        continue
+                    tensor = layer_format.form.dequantise(weight, scale, tuple(tensor.shape), torch.float32)
+                if name in wanted:
                     state[name] = tensor.to(device=device, dtype=wanted[name].dtype)
     if missing := sorted(wanted.keys() - state.keys()):
-        raise CheckpointError(f"{header.name} lacks {len(missing)} tensors of its model: {', '.join(missing[:5])}.")
+        what = f"{header.name} lacks {len(missing)} tensors of its model ({', '.join(missing[:5])})"
+        raise CheckpointError(f"{what}; download the file again.")
     model.requires_grad_(False)
     model.load_state_dict(state, strict=False, assign=True)  # that every parameter is there was just seen
     return model.train(False)
-
-
-def _quantised(header: Header, name: str, layer_format: LayerFormat, source: tuple, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        weight, scale = layer_format.take(*source)
-    except OpenSoraError as error:
-        raise CheckpointError(f"{header.name}, {name}: {error}") from error
-    if f"{name}_scale" in wanted:
-        return {name: weight, f"{name}_scale": scale}
-    values = layer_format.form.dequantise(weight, scale, tuple(source[0].shape), torch.float32)
-    return {name: values.to(wanted[name].dtype)}
 
 
 def _formats(header: Header, identity: Identity, precision: str | None) -> dict[str, LayerFormat]:
     """How the quantised layers are kept; empty if none is."""
     stored = stored_formats(header, identity.prefix)
     if stored and identity.layout.is_recut:
-        raise CheckpointError(f"{header.name} is {identity.title}, quantised; of that layout the bf16 or fp32 file is read here.")
+        raise CheckpointError(f"{header.name} is {identity.title}, quantised, and not read so in that layout; give the bf16 or fp32 file.")
     if precision is None:
         return stored
     form = precision_format(precision)
@@ -191,9 +182,8 @@ def _formats(header: Header, identity: Identity, precision: str | None) -> dict[
         layers = identity.family.layers_to_quantise(identity.row.manifest(identity.config))
         return {layer: LayerFormat(form, False) for layer in layers}
     if other := {layer_format.form.name for layer_format in stored.values()} - {precision}:
-        raise OpenSoraError(
-            f"{header.name} is already quantised ({', '.join(sorted(other))}); leave out precision, or give the bf16 file for {precision}."
-        )
+        what = f"{header.name} is already quantised ({', '.join(sorted(other))})"
+        raise OpenSoraError(f"{what}; leave out precision, or give the bf16 file for {precision}.")
     return {layer: LayerFormat(form, True, found.scale_key) for layer, found in stored.items()}
 
 

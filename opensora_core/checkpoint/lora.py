@@ -87,10 +87,9 @@ def merge_lora(model: nn.Module, path: str | Path, strength: float = 1.0) -> Non
     strength: factor on the change; 0 leaves the model as it is, negative subtracts.
     """
     if not math.isfinite(strength):
-        raise CheckpointError(f"strength={strength} is not a number a LoRA can be applied with; 1 is the file's own.")
-    matched, modules = fitting_layers(model, path), dict(model.named_modules())
-    for key, layer in matched.items():
-        module = modules[key]
+        raise CheckpointError(f"strength={strength} is not a number a LoRA can be applied with; use 1, the file's own.")
+    for key, layer in fitting_layers(model, path).items():
+        module = model.get_submodule(key)
         if "diff_b" in layer.parts:
             module.bias = _added(module.bias, layer.parts["diff_b"].float(), strength)
         if not layer.form:
@@ -112,11 +111,12 @@ def fitting_layers(model: nn.Module, path: str | Path) -> dict[str, LoraLayer]:
 
     Raises a CheckpointError as read_lora and in_model do, and for weights in a form that nothing can be added to.
     """
-    name, modules = Path(path).name, {key: module for key, module in model.named_modules() if getattr(module, "weight", None) is not None}
+    name = Path(path).name
     matched = in_model(read_lora(path, family_of(model.config)), shapes_of(model), name)
     for key, layer in matched.items():
-        weight = modules[key].weight
-        if is_quantised(modules[key]):
+        module = model.get_submodule(key)
+        weight = module.weight
+        if is_quantised(module):
             if layer.form not in ("LoRA", ""):
                 raise CheckpointError(f"{name} is a {layer.form}, which quantised weights ({key}) cannot take; load the model in bf16.")
         elif not weight.is_floating_point() or weight.dtype.itemsize < 2:
@@ -136,29 +136,26 @@ def in_model(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ..
 
     shapes: of the weights of its layers, and of its biases as "<layer>.bias"; None where a form of quantisation hides it. name: the LoRA's.
     """
-    lacking = [key for key in layers if key not in shapes]
-    if len(lacking) == len(layers):
-        raise CheckpointError(
-            f"{name}: none of its {len(layers)} layers is in this model; the first is {lacking[0]}; use a LoRA of this model."
-        )
-    if lacking:
-        raise CheckpointError(
-            f"{name} was trained for another model: {len(lacking)} of its {len(layers)} layers are not in this one, the first is {lacking[0]}; use a LoRA of this model."
-        )
+    if wrong := _misfit(layers, shapes):
+        raise CheckpointError(f"{name} was trained for another model: {wrong}; use a LoRA of this model.")
+    return dict(layers)
+
+
+def _misfit(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ...] | None]) -> str | None:
+    if lacking := [key for key in layers if key not in shapes]:
+        if len(lacking) == len(layers):
+            return f"none of its {len(layers)} layers is in this model; the first is {lacking[0]}"
+        return f"{len(lacking)} of its {len(layers)} layers are not in this one, the first is {lacking[0]}"
     for key, layer in layers.items():
         changes = [("weight", layer.shape(), shapes[key])] if layer.form else []
         if "diff_b" in layer.parts:
             if f"{key}.bias" not in shapes:
-                raise CheckpointError(
-                    f"{name} was trained for another model: it changes the bias of {key}, which has none in this one; use a LoRA of this model."
-                )
+                return f"it changes the bias of {key}, which has none in this one"
             changes.append(("bias", tuple(layer.parts["diff_b"].shape), shapes[f"{key}.bias"]))
         for what, changed, shape in changes:
             if shape is not None and shape != changed:
-                raise CheckpointError(
-                    f"{name} was trained for another model: {key} changes a {what} of {list(changed)}, this model's is {list(shape)}; use a LoRA of this model."
-                )
-    return dict(layers)
+                return f"{key} changes a {what} of {list(changed)}, this model's is {list(shape)}"
+    return None
 
 
 def changed_words(layers: Mapping[str, LoraLayer], shapes: Mapping[str, tuple[int, ...] | None]) -> str:
@@ -174,23 +171,20 @@ def read_lora(path: str | Path, family: Family = DEFAULT) -> dict[str, LoraLayer
     the rank. Raises a CheckpointError for no LoRA, one of another model, or one that says what is not read.
     """
     path = Path(path)
-    adapter = {}
-    if path.is_dir():
-        adapter = _adapter_of_file(path / "adapter_config.json")
+    if is_folder := path.is_dir():
         files = [file for file in find_weights(path) if file.stem == "adapter_model"] or find_weights(path)
         if not files:
-            raise CheckpointError(f"{path.name} holds no LoRA; expected adapter_model.safetensors in it.")
+            raise CheckpointError(f"{path.name} holds no LoRA; put its adapter_model.safetensors there.")
         path = files[0]
-    elif path.stem == "adapter_model":
-        adapter = _adapter_of_file(path.parent / "adapter_config.json")
+    settings = path.with_name("adapter_config.json")
+    has_settings = (is_folder or path.stem == "adapter_model") and settings.is_file()
+    adapter = _checked_adapter(read_json(settings), settings.name) if has_settings else {}
     header = read_header(path)
     found = identify(header.shapes)
     if found.kind != "lora":
         raise CheckpointError(f"{path.name} is {found.title}; give a LoRA.")
     if other := said_to_be_of(header.metadata, family):
-        raise CheckpointError(
-            f"{path.name} is a LoRA for {other}, and this model is {family.title}; use a LoRA that was trained for {family.title}."
-        )
+        raise CheckpointError(f"{path.name} is a LoRA for {other}; use a LoRA of {family.title}.")
     with open_tensors(header) as get:
         state = {key: get(key) for key in header.tensors}
     return parse_lora(state, adapter or _adapter_of_header(header.metadata), path.name, family)
@@ -206,7 +200,7 @@ def parse_lora(
     Raises a CheckpointError for layers that the transformer lacks, a change that is not read, a file that is not whole, or a DoRA.
     """
     if dora := next((key for key in state if key.endswith(DORA)), None):
-        raise CheckpointError(f"{name} is a DoRA ({dora}), which is not supported here; use a plain LoRA. {_BY_COMFYUI}, DoRAs included.")
+        raise CheckpointError(f"{name} is a DoRA ({dora}), which is not supported here; use a plain LoRA. {_BY_COMFYUI}.")
     found, foreign, unread = by_layer(state, family)
     if not found:
         raise CheckpointError(no_match(name, list(state), family))
@@ -214,16 +208,11 @@ def parse_lora(
     if of_text:
         logger.warning("%s: left out what it changes of text encoders, which are used as they are: %s", name, ", ".join(sorted(of_text)))
     if lacking := [stem for stem in foreign if stem not in of_text]:
-        other = layers_are_of(lacking)
-        raise CheckpointError(
-            f"{name} is a LoRA for {other or 'another model'}: {len(lacking)} of its {len(found) + len(lacking)} layers are not in "
-            f"{family.title}, the first is {lacking[0]}; use a LoRA that was trained for it."
-        )
+        what = f"{len(lacking)} of its {len(found) + len(lacking)} layers are not in {family.title}, the first is {lacking[0]}"
+        raise CheckpointError(f"{name} is a LoRA for {layers_are_of(lacking) or 'another model'}: {what}; use one of this model.")
     if unknown := [key for key in unread if key not in of_text]:
-        raise CheckpointError(
-            f"{name} holds {len(unknown)} tensors that are not read here, without which it would not do what it was trained for; the first is "
-            f"{unknown[0]}. {_BY_COMFYUI}."
-        )
+        what = f"holds {len(unknown)} tensors that are not read here and belong to what it was trained for; the first is {unknown[0]}"
+        raise CheckpointError(f"{name} {what}. Use another LoRA. {_BY_COMFYUI}.")
     return {layer: _layer(layer, parts, name, adapter or {}) for layer, parts in found.items()}
 
 
@@ -233,9 +222,9 @@ def _layer(name: str, parts: Mapping[str, Tensor], file: str, adapter: Mapping) 
     alpha, mid, up_bias = (parts.pop(part, None) for part in ("alpha", "lora_mid.weight", "up_bias"))
     forms = [form for form, of_form in FORMS.items() if not parts.keys().isdisjoint(of_form)]
     if len(forms) > 1:
-        raise CheckpointError(f"{file} says twice how {name} changes ({' and '.join(forms)}); it is damaged.")
+        raise CheckpointError(f"{file} says twice how {name} changes ({' and '.join(forms)}); download the file again.")
     if forms == ["LoRA"] and len(parts.keys() & set(FORMS["LoRA"])) < 2:
-        raise CheckpointError(f"{file} is incomplete: {name} has only one of its two matrices; download the file again.")
+        raise CheckpointError(f"{file} is incomplete, {name} has only one of its two matrices; download the file again.")
     try:
         if mid is not None:
             parts["lora_down.weight"] = mid.float().flatten(1) @ parts["lora_down.weight"].float().flatten(1)
@@ -244,14 +233,11 @@ def _layer(name: str, parts: Mapping[str, Tensor], file: str, adapter: Mapping) 
         if up_bias is not None:
             layer = replace(layer, parts={**parts, "diff_b": parts.get("diff_b", 0) + layer.scale * up_bias.float()})
         layer.shape()
-        is_sound = math.isfinite(layer.scale) and (layer.form or "diff_b" in layer.parts)
+        if not math.isfinite(layer.scale) or not (layer.form or "diff_b" in layer.parts):
+            raise ValueError("nothing that can be added")
     except (RuntimeError, IndexError, KeyError, ZeroDivisionError, OverflowError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        is_sound = False
-    if not is_sound:
-        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
-        raise CheckpointError(f"{file} is damaged or incomplete: the tensors of {name} do not fit each other ({shapes or 'alpha alone'}).")
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items()) or "alpha alone"
+        raise CheckpointError(f"The tensors of {name} in {file} do not fit each other ({shapes}); download the file again.") from error
     return layer
 
 
@@ -279,10 +265,6 @@ def _with_alpha(name: str, layer: LoraLayer, adapter: Mapping) -> LoraLayer:
     if adapter.get("use_rslora"):
         alpha = alpha * math.sqrt(layer.rank)  # alpha / sqrt(rank), written as alpha' / rank
     return replace(layer, alpha=float(alpha))
-
-
-def _adapter_of_file(path: Path) -> dict:
-    return _checked_adapter(read_json(path), path.name) if path.is_file() else {}
 
 
 def _checked_adapter(adapter: dict, name: str) -> dict:

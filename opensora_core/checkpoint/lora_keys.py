@@ -129,4 +129,4 @@ def no_match(name: str, keys: list[str], family: Family) -> str:
     other = layers_are_of([_stem_and_part(key)[0] for key in keys])
     more = f" It is a LoRA for {other}, whose layers {family.title} does not have." if other else ""
     wanted = next(layer for layer in _layers(family).values() if family.group_of(layer) == "attention")
-    return f"{name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{more}"
+    return f"Use a LoRA of {family.title}. {name}: no key matches {family.title}. Found: {found}. Expected for instance base_model.model.{wanted}.lora_A.weight.{more}"

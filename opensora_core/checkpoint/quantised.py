@@ -33,19 +33,22 @@ class Float8:
     name = choices.FP8
     bits = 8
     dtype = torch.float8_e4m3fn
+    largest = FP8_MAX
+    has_row_scales = False  # else one for the whole weight
 
     def shapes(self, out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of `weight` and `weight_scale`."""
-        return (out_features, in_features), ()
+        return (out_features, in_features), ((out_features, 1) if self.has_row_scales else ())
 
     def quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """[out, in] floats, which must be finite -> int8 bytes and fp32 scale."""
-        rows = _row_maxima(weight)
-        largest = torch.finfo(self.dtype).max
-        scale = _scale(rows.max(), largest)
+        maxima = _row_maxima(weight)
+        scale = _scale(maxima if self.has_row_scales else maxima.max(), self.largest)
         stored = torch.empty(weight.shape, dtype=self.dtype, device=weight.device)
-        for chunk, target in _chunks(weight, stored):
-            target.copy_((chunk.float() / scale).clamp_(-largest, largest))
+        for chunk, target, divisor in _chunks(weight, stored, scale.expand(len(weight), 1)):
+            values = chunk.float() / divisor
+            values = values if self.dtype.is_floating_point else values.round_()
+            target.copy_(values.clamp_(-self.largest, self.largest))
         return stored.view(torch.int8), scale
 
     def dequantise(self, weight: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -61,27 +64,13 @@ class Float8:
 class Float8E5M2(Float8):
     """float8 e5m2, a wider range and half the precision: read where a file has it, never chosen."""
 
-    name = "fp8_e5m2"
-    dtype = torch.float8_e5m2
+    name, dtype, largest = "fp8_e5m2", torch.float8_e5m2, 57344.0
 
 
 class Int8(Float8):
-    """int8, symmetric, one scale for each output: ComfyUI's int8_tensorwise with a column of scales. Methods as Float8's."""
+    """int8, symmetric, one scale for each output: ComfyUI's int8_tensorwise with a column of scales."""
 
-    name = choices.INT8
-
-    def shapes(self, out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (out_features, in_features), (out_features, 1)
-
-    def quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        scale = _scale(_row_maxima(weight), INT8_MAX)
-        stored = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        for (chunk, target), (divisor, _) in zip(_chunks(weight, stored), _chunks(scale, scale, weight.shape[1]), strict=True):
-            target.copy_((chunk.float() / divisor).round_().clamp_(-INT8_MAX, INT8_MAX))
-        return stored, scale
-
-    def dequantise(self, weight: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        return weight.to(dtype).mul_(scale.to(dtype))
+    name, dtype, largest, has_row_scales = choices.INT8, torch.int8, INT8_MAX, True
 
 
 class Int8Matmul(Int8):
@@ -136,7 +125,7 @@ FORMS = {form.name: form for form in (Float8, Int8Matmul, NF4)}
 def precision_format(precision: str) -> Format:
     """The format that a quantised precision keeps weights in. Raises an OpenSoraError for another one, and where bitsandbytes is needed and missing."""
     if precision not in FORMS:
-        raise OpenSoraError(f"precision={precision!r} is not a quantised one; those are {', '.join(FORMS)}.")
+        raise OpenSoraError(f"precision={precision!r} is not a quantised one; use one of {', '.join(FORMS)}.")
     return FORMS[precision]()
 
 
@@ -146,10 +135,9 @@ def bitsandbytes_functional(precision: str):
         with _nothing_fetched():
             import bitsandbytes.functional
     except (ImportError, OSError, RuntimeError) as error:  # a build for another CUDA fails while loading its library
-        raise OpenSoraError(
-            f"precision {precision!r} computes with the bitsandbytes library, which cannot be loaded here ({error}); "
-            "install the library (pip install bitsandbytes), or use fp8_e4m3fn, bf16 or fp32, which do without it."
-        ) from error
+        what = f"precision {precision!r} computes with the bitsandbytes library, which cannot be loaded here ({error})"
+        cure = "install the library (pip install bitsandbytes), or use fp8_e4m3fn, bf16 or fp32, which do without it"
+        raise OpenSoraError(f"{what}; {cure}.") from error
     return bitsandbytes.functional
 
 
@@ -189,10 +177,9 @@ class QuantisedOperations(TorchOperations):
 
         def keep_in(self, form: Format) -> None:
             """Make room for a weight in a format, on the layer's device; its values are to be loaded after."""
-            shapes = form.shapes(self.out_features, self.in_features)
+            weight, scale = form.shapes(self.out_features, self.in_features)
             device = self.weight.device
-            weight, scale = torch.empty(shapes[0], dtype=torch.int8, device=device), torch.empty(shapes[1], device=device)
-            self.hold(form, weight, scale)
+            self.hold(form, torch.empty(weight, dtype=torch.int8, device=device), torch.empty(scale, device=device))
 
         def hold(self, form: Format, weight: Tensor, scale: Tensor) -> None:
             """Take a weight and scale that `form` made."""
@@ -240,35 +227,30 @@ def replace_linears(model: nn.Module, names: Iterable[str]) -> None:
 
 def relative_error(weight: Tensor, form: Format, stored: Tensor, scale: Tensor) -> float:
     """RMS of what a format changed, as a share of the weight's RMS. For inputs that are white noise this is the error of the layer's output too."""
-    changed = total = 0.0
-    is_whole = form.bits == 4  # packed weights have no rows
-    restored = form.dequantise(stored, scale, tuple(weight.shape), torch.float32) if is_whole else stored
-    for index, (chunk, part) in enumerate(_chunks(weight, restored)):
-        if not is_whole:
-            rows = _rows_of(weight.shape[1])
-            own = scale[index * rows : (index + 1) * rows] if scale.ndim else scale
-            part = form.dequantise(part, own, tuple(chunk.shape), torch.float32)
+    changed, total, fp32 = 0.0, 0.0, torch.float32
+    if form.bits == 4:  # packed weights have no rows
+        restored = _chunks(weight, form.dequantise(stored, scale, tuple(weight.shape), fp32))
+    else:
+        rows = _chunks(weight, stored, scale.expand(len(weight), 1))
+        restored = ((chunk, form.dequantise(part, own, tuple(chunk.shape), fp32)) for chunk, part, own in rows)
+    for chunk, part in restored:
         chunk = chunk.float()
         total += chunk.square().sum(dtype=torch.float64).item()
         changed += (part - chunk).square_().sum(dtype=torch.float64).item()
     return math.sqrt(changed / total) if total else 0.0
 
 
-def _rows_of(columns: int) -> int:
-    return max(1, _CHUNK_ELEMENTS // columns)
-
-
-def _chunks(source: Tensor, target: Tensor, columns: int = 0):
-    """Rows of both, so many at a time that the fp32 form of a weight never exists whole."""
-    rows = _rows_of(columns or source.shape[1])
-    return zip(source.split(rows), target.split(rows), strict=True)
+def _chunks(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of each, so many at a time that the fp32 form of a weight never exists whole."""
+    rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+    return zip(*(one.split(rows) for one in (weight, *others)), strict=True)
 
 
 def _row_maxima(weight: Tensor) -> Tensor:
     """[out, 1] largest magnitude of each row, fp32."""
-    maxima = torch.cat([chunk.abs().amax(dim=1, keepdim=True).float() for chunk, _ in _chunks(weight, weight)])
+    maxima = torch.cat([chunk.abs().amax(dim=1, keepdim=True).float() for (chunk,) in _chunks(weight)])
     if not torch.isfinite(maxima).all():
-        raise OpenSoraError("The weight holds values that are not finite numbers.")
+        raise OpenSoraError("The weight holds values that are not finite numbers; download its file again.")
     return maxima
 
 

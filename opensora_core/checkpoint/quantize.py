@@ -12,19 +12,17 @@ import statistics
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..choices import FP8
 from ..errors import CheckpointError, OpenSoraError
 from ..family import QUANTISED_GROUPS
 from ..names import claim, complete_or_absent, sweep
 from .detect import Identity
-from .files import QUANTISED_NOTE, TORCH_DTYPES, Header, bytes_text, open_parts, open_tensors, quantisation
+from .files import QUANTISED_NOTE, TORCH_DTYPES, Header, bytes_text, open_tensors, quantisation
 from .formats import HOST_NAMES
 from .load import check_keys, open_model
 from .quantised import Float8, Format, Int8, relative_error
@@ -36,41 +34,30 @@ _MARGIN_BYTES = 64 << 20  # what a disk should have left
 Progress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
-class LayerError:
-    """What quantising did to one layer: RMS of the change as a share of the weight's RMS (see relative_error)."""
-
-    layer: str
-    relative_rms: float
-
-
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What was written.
 
-    source_bytes, target_bytes: sizes of the two files. errors: of every quantised layer, in file order.
-    kept: linear layers that stayed as they were.
+    source_bytes, target_bytes: sizes of the two files. errors: of every quantised layer, in file order, the RMS of the change as a share of
+    the weight's RMS (see relative_error). kept: linear layers that stayed as they were.
     """
 
     target: Path
     format: str
     source_bytes: int
     target_bytes: int
-    errors: tuple[LayerError, ...]
-    kept: tuple[str, ...]
+    errors: dict[str, float]
+    kept: list[str]
 
     def text(self, worst: int = 5) -> str:
         """A summary of a few lines, with the layers that changed most."""
-        values = [error.relative_rms for error in self.errors]
-        last = sorted(self.errors, key=lambda error: -error.relative_rms)[:worst]
-        return "\n".join(
-            [
-                f"{self.target.name}: {len(self.errors)} layers in {self.format}, {len(self.kept)} linear layers kept, "
-                f"{bytes_text(self.target_bytes)} (before: {bytes_text(self.source_bytes)})",
-                f"relative RMS error of the weights: median {statistics.median(values):.2%}, largest {max(values):.2%}",
-                *(f"  {error.relative_rms:.2%}  {error.layer}" for error in last),
-            ]
-        )
+        values = self.errors.values()
+        lines = [
+            f"{self.target.name}: {len(values)} layers in {self.format}, {len(self.kept)} linear layers kept, "
+            f"{bytes_text(self.target_bytes)} (before: {bytes_text(self.source_bytes)})",
+            f"relative RMS error of the weights: median {statistics.median(values):.2%}, largest {max(values):.2%}",
+        ]
+        largest = sorted(self.errors, key=self.errors.get, reverse=True)[:worst]
+        return "\n".join([*lines, *(f"  {self.errors[layer]:.2%}  {layer}" for layer in largest)])
 
 
 class _Entry(NamedTuple):
@@ -125,9 +112,8 @@ def quantize(
     with _whole_or_absent(target) as file:
         file.write(head)
         errors = _write(file, entries, header, form, progress)
-    quantised = {error.layer for error in errors}
-    kept = [layer for layer in identity.family.layers_to_quantise(identity.manifest(), known) if layer not in quantised]
-    return Report(target, format, header.num_bytes, num_bytes, tuple(errors), tuple(kept))
+    kept = [layer for layer in identity.family.layers_to_quantise(identity.manifest(), known) if layer not in errors]
+    return Report(target, format, header.num_bytes, num_bytes, errors, kept)
 
 
 def _check_target(target: Path) -> Path:
@@ -136,7 +122,7 @@ def _check_target(target: Path) -> Path:
     if target.suffix != ".safetensors":
         raise OpenSoraError(f"{target.name} should end in .safetensors; use {target.with_suffix('.safetensors').name}.")
     if not target.parent.is_dir():
-        raise OpenSoraError(f"There is no folder {target.parent} to write {target.name} to.")
+        raise OpenSoraError(f"There is no folder {target.parent} to write {target.name} to; make it, or give another.")
     if target.exists():
         raise OpenSoraError(f"{target} exists and is not overwritten; give another name, or delete it first.")
     return target
@@ -198,9 +184,9 @@ def _head(entries: list[_Entry], header: Header, groups: tuple[str, ...]) -> byt
     return struct.pack("<Q", len(text)) + text
 
 
-def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, progress: Progress | None) -> list[LayerError]:
-    errors, beside = [], {}
-    with open_parts(header, _reader) as read:
+def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, progress: Progress | None) -> dict[str, float]:
+    errors, beside = {}, {}
+    with open_tensors(header, is_mapped=False) as read:
         for done, entry in enumerate(entries, start=1):
             if entry.source is None:
                 data = beside.pop(entry.key)
@@ -211,47 +197,18 @@ def _write(file: BinaryIO, entries: list[_Entry], header: Header, form: Format, 
                 try:
                     data, scale = form.quantise(weight)
                 except OpenSoraError as error:
-                    raise CheckpointError(f"{header.name}, {entry.source}: {error} Download the file again.") from error
-                errors.append(LayerError(entry.layer, relative_error(weight, form, data, scale)))
+                    raise CheckpointError(f"{error} It is {entry.source} of {header.name}.") from error
+                errors[entry.layer] = relative_error(weight, form, data, scale)
                 note = torch.frombuffer(bytearray(entry.note, "utf-8"), dtype=torch.uint8)
                 beside = {f"{entry.layer}.weight_scale": scale, f"{entry.layer}.comfy_quant": note}
                 del weight
-            _put(file, entry, data)
+            data = data.contiguous().reshape(-1).view(torch.uint8)
+            assert data.numel() == entry.num_bytes, entry
+            file.write(data.numpy())
             del data
             if progress:
                 progress(done, len(entries), entry.key)
     return errors
-
-
-def _put(file: BinaryIO, entry: _Entry, data: Tensor) -> None:
-    flat = data.contiguous().reshape(-1).view(torch.uint8)
-    assert flat.numel() == entry.num_bytes, entry
-    file.write(flat.numpy())
-
-
-@contextmanager
-def _reader(header: Header) -> Iterator[Callable[[str], Tensor]]:
-    """A function from key to tensor that leaves nothing of the file in this process."""
-    if header.format != "safetensors":
-        with open_tensors(header) as get:
-            yield get
-        return
-    # Plain reads: the pages of a map would count as this process's memory, all 22 GB of them.
-    with header.path.open("rb", buffering=0) as file:
-
-        def read(key: str) -> Tensor:
-            info = header.tensors[key]
-            dtype = TORCH_DTYPES[info.dtype]
-            data = bytearray(info.num_elements * dtype.itemsize)
-            file.seek(info.end - len(data))
-            view, filled = memoryview(data), 0
-            while filled < len(data):
-                if not (count := file.readinto(view[filled:])):
-                    raise CheckpointError(f"{header.name} became shorter while it was read.")
-                filled += count
-            return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
-
-        yield read
 
 
 @contextmanager
@@ -259,14 +216,13 @@ def _whole_or_absent(target: Path) -> Iterator[BinaryIO]:
     """A file to write, called `target` only once it is whole and on disk; what killed runs left is swept, an exception leaves nothing."""
     try:
         sweep(target.parent)
-        claimed = claim(target)
-        if claimed is None:
+        if (claimed := claim(target)) is None:
             raise OpenSoraError(f"{target.name} is being written by another process; give another name, or wait for it.")
         with claimed, complete_or_absent(target) as part, part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             if target.exists():
-                raise OpenSoraError(f"{target} appeared meanwhile and is not overwritten.")
+                raise OpenSoraError(f"{target} appeared meanwhile and is not overwritten; give another name.")
     except OSError as error:
-        raise OpenSoraError(f"{target.name} could not be written ({error.strerror or error}).") from error
+        raise OpenSoraError(f"{target.name} could not be written ({error.strerror or error}); write elsewhere.") from error

@@ -17,6 +17,6 @@ def run(options: QuantizeOptions) -> int:
             bar.update(done - bar.n)
 
         report = quantize(options.source, options.target, options.format, options.layers.split(","), progress)
-    lines = [f"{error.relative_rms:.3%}  {error.layer}" for error in report.errors] if options.all_layers else []
+    lines = [f"{error:.3%}  {layer}" for layer, error in report.errors.items()] if options.all_layers else []
     sys.stdout.write("\n".join([report.text(), *lines]) + "\n")
     return DONE

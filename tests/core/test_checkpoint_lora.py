@@ -140,7 +140,8 @@ def test_no_match_names_what_was_found_and_what_is_expected(tmp_path, model):
     flux = {f"{layer}.lora_down.weight": torch.zeros(4, 96), f"{layer}.lora_up.weight": torch.zeros(288, 4)}
     save_file(flux, tmp_path / "flux.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"flux\.safetensors: no key matches.*Found: lora_unet_double.*Expected for instance.*LoRA for Flux"
+        CheckpointError,
+        match=r"^Use a LoRA of .*flux\.safetensors: no key matches.*Found: lora_unet_double.*Expected for instance.*LoRA for Flux",
     ):
         merge_lora(model, tmp_path / "flux.safetensors")
     other = {"unet.down.0.lora_A.weight": torch.zeros(4, 9), "unet.down.0.lora_B.weight": torch.zeros(9, 4)}
