@@ -46,10 +46,9 @@ def check_name(path: str | Path, what: str) -> Path:
     Raises an OpenSoraError for an address, the name of a device, or characters that no file has in its name.
     """
     text = str(path)
-    try:
-        is_possible = "\0" not in text and bool(os.fsencode(text))
-    except UnicodeEncodeError:
-        is_possible = False
+    is_possible = False
+    with suppress(UnicodeEncodeError):
+        is_possible = "\0" not in text and os.fsencode(text)
     if not is_possible:
         raise OpenSoraError(f"{what} {text!r} cannot be the name of a file; use letters, digits, - and _.")
     if _ADDRESS.match(text):
@@ -85,15 +84,16 @@ class Claim:
     def release(self) -> None:
         """Give the name up; a claim that was taken over by somebody else stays."""
         _held.pop(self.file, None)
-        with suppress(OSError):
-            if self.file.read_bytes() == self.text:
-                self.file.unlink()
+        self._if_ours(os.unlink)
 
     def renew(self) -> None:
         """Say that the name is still worked on, unless somebody else has taken it over."""
+        self._if_ours(os.utime)
+
+    def _if_ours(self, change: Callable[[Path], None]) -> None:
         with suppress(OSError):
             if self.file.read_bytes() == self.text:
-                os.utime(self.file)
+                change(self.file)
 
     def __enter__(self) -> "Claim":
         return self
@@ -108,17 +108,14 @@ def claim(path: Path) -> Claim | None:
     about = {"host": platform.node(), "process": os.getpid(), "time": time.time(), "system": _SYSTEM, "token": uuid.uuid4().hex}
     made = Claim(path, file, json.dumps(about).encode())
     for _ in range(2):
-        try:
-            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            if not _cleared(file):
-                return None
-            continue
-        with open(handle, "wb") as opened:
-            opened.write(made.text)
-        _held[made.file] = made
-        _begin_renewing()
-        return made
+        with suppress(FileExistsError):
+            with file.open("xb") as opened:
+                opened.write(made.text)
+            _held[made.file] = made
+            _begin_renewing()
+            return made
+        if not _cleared(file):
+            return None
     return None
 
 
@@ -137,7 +134,6 @@ def claim_unused(path: Path, candidate: Callable[[int], Path] | None = None) -> 
             return made
         if made is not None:
             made.release()
-    raise AssertionError("count() ends")
 
 
 @contextmanager
@@ -182,18 +178,14 @@ def sweep(folder: Path) -> list[Path]:
     Returns what was deleted.
     """
     gone = []
-    for file in folder.glob(".*.partial"):
-        found = _PARTIAL.fullmatch(file.name)
-        if found is None:
-            continue
+    for file in [*folder.glob(".*.partial"), *folder.glob("*.claim")]:
         with suppress(OSError):
-            is_old = _time_there(folder) - file.stat().st_mtime > 6 * STALE_AFTER
-            if is_old if found[1] != _SYSTEM else not _is_alive(int(found[2])):
-                file.unlink()
-                gone.append(file)
-    for file in folder.glob("*.claim"):
-        with suppress(OSError):
-            if _cleared(file):
+            if found := _PARTIAL.fullmatch(file.name):
+                is_old = _time_there(folder) - file.stat().st_mtime > 6 * STALE_AFTER
+                if is_old if found[1] != _SYSTEM else not _is_alive(int(found[2])):
+                    file.unlink()
+                    gone.append(file)
+            elif file.suffix == ".claim" and _cleared(file):
                 gone.append(file)
     return gone
 
@@ -213,15 +205,15 @@ _held: dict[Path, Claim] = {}
 
 @cache
 def _begin_renewing() -> None:
-    threading.Thread(target=_renew, name="open-sora-claims", daemon=True).start()
+    """From now on, say once a minute that what this process has claimed is still worked on."""
 
+    def renew() -> None:
+        while True:
+            time.sleep(RENEWED_EVERY)
+            for made in _held.copy().values():
+                made.renew()
 
-def _renew() -> None:
-    """Say once a minute that what this process has claimed is still worked on."""
-    while True:
-        time.sleep(RENEWED_EVERY)
-        for made in _held.copy().values():
-            made.renew()
+    threading.Thread(target=renew, name="open-sora-claims", daemon=True).start()
 
 
 @atexit.register
@@ -240,7 +232,14 @@ def _cleared(file: Path) -> bool:
         age = _time_there(file.parent) - file.stat().st_mtime
     except FileNotFoundError:
         return True
-    if not _is_abandoned(seen, age):
+    is_gone = False
+    if seen:  # else it is still being written, or its process was ended at that
+        try:
+            about = json.loads(seen)
+            is_gone = about["system"] == _SYSTEM and not _is_alive(int(about["process"]))
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            return False  # no claim but a file of somebody's own
+    if not is_gone and age <= STALE_AFTER:
         return False
     grave = hidden(file.with_name(uuid.uuid4().hex))
     try:
@@ -257,26 +256,14 @@ def _cleared(file: Path) -> bool:
         grave.unlink(missing_ok=True)
 
 
-def _is_abandoned(text: bytes, age: float) -> bool:
-    if not text:
-        return age > STALE_AFTER  # still being written, or its process was ended at that
-    try:
-        about = json.loads(text)
-        is_gone = about["system"] == _SYSTEM and not _is_alive(int(about["process"]))
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return False  # no claim but a file of somebody's own
-    return is_gone or age > STALE_AFTER
-
-
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":
-        return True  # asking there would end it; its claim grows stale
     try:
-        os.kill(process, 0)
+        if os.name == "posix":  # elsewhere asking would end it; its claim grows stale
+            os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True
+        pass
     return True
 
 

@@ -39,11 +39,11 @@ def contact_sheet(videos: Tensor, columns: int = 0, labels: list[str] | None = N
 def _draw(cell: Tensor, label: str) -> None:
     """White on a dark box, the same in every frame of [T, H, W, 3], in place."""
     import numpy
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     height, width = cell.shape[1:3]
     size = max(8, height // _LABEL_SHARE)
-    font = _font(size)
+    font = ImageFont.load_default(size)
     left, top, right, bottom = (round(side) for side in ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), label, font=font))
     margin = max(2, size // 4)
     picture = Image.new("L", (right - left + 2 * margin, bottom - top + 2 * margin))
@@ -52,12 +52,3 @@ def _draw(cell: Tensor, label: str) -> None:
     text = text[:height, :width, None]
     corner = cell[:, : text.shape[0], : text.shape[1]]
     corner.copy_(text + (1 - text) * corner / 4)
-
-
-def _font(size: int):
-    from PIL import ImageFont
-
-    try:
-        return ImageFont.load_default(size)
-    except (TypeError, OSError):  # Pillow before 10.1, or one without FreeType: a single, small size
-        return ImageFont.load_default()

@@ -53,9 +53,9 @@ def read_latents(path: str | Path) -> Tensor:
     latents = tensors.get(_LATENTS)
     if latents is None or latents.ndim != 5 or 0 in latents.shape or not latents.is_floating_point():
         found = f"latents of {list(latents.shape)}" if latents is not None else f"{len(tensors)} tensors, none named {_LATENTS}"
-        raise OpenSoraError(f"{path.name} holds {found}; the latents of a video are [videos, channels, latent frames, height, width].")
+        raise OpenSoraError(f"{path.name} holds {found}; give latents of a video, [videos, channels, latent frames, height, width].")
     if _IS_UNSCALED not in tensors:
         raise OpenSoraError(f"{path.name} is of an old form whose scale is another model's; save the latents again.")
     if not torch.isfinite(latents).all():
-        raise OpenSoraError(f"{path.name} holds values that are not numbers; it is damaged, or the run that made it failed.")
+        raise OpenSoraError(f"{path.name} holds values that are not numbers, as of a run that failed; make it again.")
     return latents.float()

@@ -60,23 +60,23 @@ class References:
         for name, tensor in self.given.items():
             if tensor.ndim == LATENT_RANK and tuple(tensor.shape[3:]) != latent_extent[1:]:
                 found, wanted = (" x ".join(str(grid.space * side) for side in size) for size in (tensor.shape[3:], latent_extent[1:]))
-                raise OpenSoraError(
-                    f"The latents of {name} are of {found} pixels (height x width), the video is {wanted}; make them of one size."
-                )
+                what = f"The latents of {name} are of {found} pixels (height x width), the video is {wanted}"
+                raise OpenSoraError(f"{what}; make them of one size.")
             if tensor.ndim == LATENT_RANK and tensor.shape[0] not in (1, num_videos):
-                raise OpenSoraError(
-                    f"{name} holds the latents of {len(tensor)} videos for a batch of {num_videos}; give 1 or {num_videos}."
-                )
+                what = f"{name} holds the latents of {len(tensor)} videos for a batch of {num_videos}"
+                raise OpenSoraError(f"{what}; give 1 or {num_videos}.")
         if self.use.is_whole:
             return
         what = "the frames of the clip" if self.clip is not None else f"the picture{'s' * (len(self.given) > 1)} given"
-        check_room(sum(_latent_length(given, grid) for given in self.given.values()), latent_extent[0], what, grid)
+        lengths = [one.shape[2] if one.ndim == LATENT_RANK else grid.latent_frames(len(one)) for one in self.given.values()]
+        check_room(sum(lengths), latent_extent[0], what, grid)
 
     def check_channels(self, channels: int) -> None:
         """Raise an OpenSoraError unless latents given have as many channels as the model's."""
         for name, tensor in self.given.items():
             if tensor.ndim == LATENT_RANK and tensor.shape[1] != channels:
-                raise OpenSoraError(f"The latents of {name} have {tensor.shape[1]} channels, this model's have {channels}.")
+                what = f"The latents of {name} have {tensor.shape[1]} channels, this model's have {channels}"
+                raise OpenSoraError(f"{what}; make them with this model's VAE.")
 
 
 def read_references(
@@ -90,7 +90,7 @@ def read_references(
     whole: int = 0,
     grid: Grid = CAUSAL,
 ) -> References:
-    """Read what is given.
+    """Read what is given. Raises an OpenSoraError for what is none of these, a clip shorter than the context, or settings for nothing.
 
     Args:
         image, last_image: the first and the last frame: a path, a PIL image, [H, W, 3] uint8 or float in 0..1, or one frame's
@@ -102,9 +102,6 @@ def read_references(
         strength: see guidance.ReferenceUse.
         grid: of the model; of a clip as many frames are taken as it can have that are nearest to the context.
         whole: frames of a clip that is made over: its first ones, whatever direction and context say; 0 = a clip is gone on from.
-
-    Raises:
-        OpenSoraError: something that is none of these, a clip shorter than the context, or settings for nothing that is given.
     """
     use = ReferenceUse(is_clip=video is not None, strength=strength, is_whole=bool(whole and video is not None))
     first, last = reference_image("image", image), reference_image("last_image", last_image)
@@ -166,7 +163,8 @@ def _reference_clip(video, direction: str, context: int, grid: Grid) -> Tensor:
         video = [rgb_array(frame, "A frame of video") if hasattr(frame, "convert") else frame for frame in frames]
         shapes = {tuple(getattr(frame, "shape", ())) for frame in video}
         if len(shapes) > 1:
-            raise OpenSoraError(f"The frames of video are of different sizes: {', '.join(map(str, sorted(shapes)[:3]))}.")
+            found = ", ".join(map(str, sorted(shapes)[:3]))
+            raise OpenSoraError(f"The frames of video are of different sizes ({found}); scale them to one.")
         video = torch.stack([torch.tensor(frame) if isinstance(frame, numpy.ndarray) else torch.as_tensor(frame) for frame in video])
     if not isinstance(video, (Tensor, numpy.ndarray)):
         raise OpenSoraError(f"video is a path, frames or latents; this is a {type(video).__name__}.")
@@ -181,18 +179,14 @@ def _reference_clip(video, direction: str, context: int, grid: Grid) -> Tensor:
 
 def _latents(name: str, latents: Tensor, at_least: int) -> Tensor:
     """Latents as they are, once they are seen to be that; a picture's are of one frame."""
+    count, what = latents.shape[2], f"The latents of {name} hold {latents.shape[2]} latent frames"
     if 0 in latents.shape or not latents.is_floating_point() or not torch.isfinite(latents).all():
-        raise OpenSoraError(
-            f"The latents of {name} are {list(latents.shape)} {latents.dtype}; they are finite numbers [videos, channels, frames, height, width]."
-        )
-    if name != "video" and latents.shape[2] != 1:
-        raise OpenSoraError(
-            f"The latents of {name} hold {latents.shape[2]} latent frames, a picture's one; give it as the video, to go on from a clip."
-        )
-    if latents.shape[2] < at_least:
-        raise OpenSoraError(
-            f"The latents of {name} hold {latents.shape[2]} latent frames; context {4 * at_least - 3} takes {at_least}: use a smaller context."
-        )
+        what = f"The latents of {name} are {list(latents.shape)} {latents.dtype}"
+        raise OpenSoraError(f"{what}; give finite numbers [videos, channels, frames, height, width].")
+    if name != "video" and count != 1:
+        raise OpenSoraError(f"{what}, a picture's one; give it as the video, to go on from a clip.")
+    if count < at_least:
+        raise OpenSoraError(f"{what}; context {4 * at_least - 3} takes {at_least}: use a smaller context.")
     return latents.float()
 
 
@@ -203,16 +197,13 @@ def _check_values(name: str, image: Tensor) -> None:
         raise OpenSoraError(f"{name} holds uint8, or floats from 0 to 1; this one is {image.dtype} with values outside that.")
 
 
-def _latent_length(tensor: Tensor, grid: Grid) -> int:
-    return tensor.shape[2] if tensor.ndim == LATENT_RANK else grid.latent_frames(len(tensor))
-
-
 def read_masked(references: Sequence, mask_strategy: str, grid: Grid) -> References:
     """What a mask strategy gives. Without one, the first frame of the first reference begins the video."""
     groups = tuple(parse_mask_strategy(mask_strategy or "0"))
     missing = [group.reference for group in groups if group.reference >= len(references)]
     if missing:
-        raise OpenSoraError(f"mask_strategy names reference {missing[0]}; {len(references)} are given, counted from 0.")
+        what = f"mask_strategy names reference {missing[0]}; {len(references)} are given, counted from 0"
+        raise OpenSoraError(f"Add one, or name another. {what}.")
     several = tuple(read_reference(place, given, grid) for place, given in enumerate(references))
     return References(use=ReferenceUse(is_held=True), several=several, groups=groups)
 

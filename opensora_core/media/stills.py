@@ -39,13 +39,12 @@ def read_image(path) -> torch.Tensor:
     except OpenSoraError:  # a ValueError, but not Pillow's
         raise
     except Image.DecompressionBombError as error:
-        raise OpenSoraError(
-            f"{shown(path)} has more pixels than a picture is read with here ({_most_pixels(Image):,}); scale it down."
-        ) from error
+        what = f"{shown(path)} has more pixels than a picture is read with here ({_most_pixels(Image):,})"
+        raise OpenSoraError(f"{what}; scale it down.") from error
     except UnidentifiedImageError as error:
         raise OpenSoraError(f"{shown(path)} is not a picture that can be read; give a PNG or JPEG file.") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for broken data of a known format
-        raise OpenSoraError(f"The image {shown(path)} is damaged and cannot be read ({error}).") from error
+        raise OpenSoraError(f"The image {shown(path)} is damaged and cannot be read ({error}); save or download it again.") from error
     pixels = picture.astype(numpy.float32)
     pixels /= 255
     return torch.from_numpy(pixels).unsqueeze(0)
@@ -57,24 +56,18 @@ def rgb_array(picture, name: str) -> numpy.ndarray:
     Raises an OpenSoraError for one that is transparent in places, or holds numbers whose range it does not say.
     """
     if picture.mode.startswith("I") or picture.mode == "F":  # Pillow's own conversion clips them to white
-        return numpy.repeat(_grey(picture, name)[:, :, None], 3, axis=2)
+        grey = numpy.asarray(picture).astype(numpy.float32)
+        largest = 1 if picture.mode == "F" else 65535
+        if not numpy.isfinite(grey).all() or grey.min() < 0 or grey.max() > largest:
+            kind = "floats that are not from 0 to 1" if largest == 1 else "numbers of more than 16 bits"
+            raise OpenSoraError(f"{name} holds {kind}, so that its white is not known; save it with 8 or 16 bits a channel.")
+        return numpy.repeat((grey / largest * 255).round().astype(numpy.uint8)[:, :, None], 3, axis=2)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         if picture.getextrema()[3][0] < 255:
-            raise OpenSoraError(
-                f"{name} is transparent in places, which no frame of a video is; lay it on a background, and save it without alpha channel."
-            )
+            what = f"{name} is transparent in places, which no frame of a video is"
+            raise OpenSoraError(f"{what}; lay it on a background, and save it without alpha channel.")
     return numpy.array(picture.convert("RGB"))
-
-
-def _grey(picture, name: str) -> numpy.ndarray:
-    """[H, W] uint8 of a picture of 16-bit numbers, or of floats in 0..1."""
-    grey = numpy.asarray(picture).astype(numpy.float32)
-    largest = 1 if picture.mode == "F" else 65535
-    if not numpy.isfinite(grey).all() or grey.min() < 0 or grey.max() > largest:
-        kind = "floats that are not from 0 to 1" if largest == 1 else "numbers of more than 16 bits"
-        raise OpenSoraError(f"{name} holds {kind}, so that its white is not known; save it with 8 or 16 bits a channel.")
-    return (grey / largest * 255).round().astype(numpy.uint8)
 
 
 def _most_pixels(image_module) -> int:

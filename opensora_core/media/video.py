@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy
@@ -58,17 +58,10 @@ _LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 
 
 def to_uint8(frames) -> numpy.ndarray:
-    """Frames as 8-bit RGB.
+    """Frames as 8-bit RGB: [T, H, W, 3] uint8. The product and the rounding are fp32: in bf16 only 193 of the 256 levels can occur.
 
-    Args:
-        frames: [T, H, W, 3] uint8, or float in 0..1 of any precision (values outside are clamped); a tensor,
-            an array, or a sequence of [H, W, 3] frames.
-
-    Returns:
-        [T, H, W, 3] uint8. The product and the rounding are fp32: in bf16 only 193 of the 256 levels can occur.
-
-    Raises:
-        OpenSoraError: another shape, another kind of number, or values that are not numbers.
+    frames: [T, H, W, 3] uint8, or float in 0..1 of any precision (values outside are clamped); a tensor, an array, or a sequence of [H, W, 3] frames.
+    Raises an OpenSoraError for another shape, another kind of number, or values that are not numbers.
     """
     if isinstance(frames, Sequence) and len(frames):
         frames = torch.stack([torch.as_tensor(frame) for frame in frames])
@@ -80,7 +73,7 @@ def to_uint8(frames) -> numpy.ndarray:
             raise OpenSoraError(f"Frames are uint8 or float in 0..1; these are {frames.dtype}.")
         frames = frames.float()
         if not torch.isfinite(frames).all():
-            raise OpenSoraError("The frames hold values that are not numbers (NaN or infinite).")
+            raise OpenSoraError("The frames hold values that are not numbers (NaN or infinite); make them again.")
         frames = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
     return frames.cpu().numpy()
 
@@ -88,21 +81,14 @@ def to_uint8(frames) -> numpy.ndarray:
 def save_video(frames, path, fps: float = 24, *, prompt: str | None = None, comment: str = "") -> Path:
     """Write frames as an H.264 mp4 (yuv420p, crf 23, index in front); a single frame as a PNG.
 
-    The file appears under its name only when it is complete.
+    The file appears under its name only when it is complete; it is `path`, with the suffix .png if there is one frame. Raises an OpenSoraError
+    for frames, size, frame rate or name that no mp4 can have, or no imageio-ffmpeg; an OSError with the encoder's own reason.
 
     Args:
         frames: see to_uint8. Sides must be even for an mp4.
         path: where to write, ending in .mp4 or .png; replaced if it exists. Folders are made.
-        prompt: the prompt as it was encoded, written beside the video as .txt. Where that fails, the video stands all the same and a
-            warning says so.
+        prompt: as it was encoded, written beside the video as .txt. Where that fails, the video stands all the same and a warning says so.
         comment: a text that the mp4 itself carries, such as how it was made (media/recipe.py).
-
-    Returns:
-        The file written: `path`, with the suffix .png if there is one frame.
-
-    Raises:
-        OpenSoraError: frames, size, frame rate or name that no mp4 can have, or no imageio-ffmpeg.
-        OSError: the file cannot be written; says the encoder's own reason.
     """
     pixels = to_uint8(frames)
     path = Path(path)
@@ -145,20 +131,16 @@ def check_can_be_written(path: Path, frames_shape: tuple[int, int, int], fps: fl
         free = shutil.disk_usage(path.parent).free
         needed = max(_LEAST_ROOM, frames * height * width // 4)  # two bits a pixel: several times what most videos take
         if free < needed:
-            raise OpenSoraError(
-                f"{path.parent} has {free / 1e6:.0f} MB left on its disk and a video of {frames} frames of {height}x{width} (height x width) "
-                f"may take {needed / 1e6:.0f} MB; make room, or choose another folder."
-            )
+            what = f"a video of {frames} frames of {height}x{width} (height x width) may take {needed / 1e6:.0f} MB"
+            raise OpenSoraError(f"{path.parent} has {free / 1e6:.0f} MB left on its disk and {what}; make room, or choose another folder.")
         trial = hidden(path.with_name(f"{path.stem}_9999"))  # as long a name as a numbered one
         try:
             _write_mp4(numpy.zeros((2, 16, 16, 3), numpy.uint8), trial, fps)
         finally:
             trial.unlink(missing_ok=True)
     except OSError as error:
-        raise OpenSoraError(
-            f"Nothing can be written to {shown(path)} ({error.strerror or str(error).partition(_FAILED)[2].rstrip('.') or error}); "
-            "choose another name or folder."
-        ) from error
+        why = error.strerror or str(error).partition(_FAILED)[2].rstrip(".") or error
+        raise OpenSoraError(f"Nothing can be written to {shown(path)} ({why}); choose another name or folder.") from error
 
 
 def is_video(path) -> bool:
@@ -221,41 +203,34 @@ def read_clip(path, count: int, *, from_end: bool, fps: float | None = None, ski
 @contextmanager
 def _reader(path: Path, rate: str = "") -> Iterator[tuple[tuple[int, int], Iterator[bytes]]]:
     """((width, height), the frames of a clip): square pixels of standard range. rate: a filter that gives them another one."""
-    with _unwarned(), closing(_frames(path, rate + _SQUARE)) as reader:
-        about = next(reader)
+    with _frames(path, rate + _SQUARE) as (about, reader):
         kind = next((_HDR[word] for word in _HDR if word in about["pix_fmt"]), None)
         if kind is None:
             yield about["size"], reader
             return
-    with _unwarned(), closing(_frames(path, f"{rate}{_TO_SDR},{_SQUARE}")) as reader:
+    with ExitStack() as stack:
         try:
-            about = next(reader)
+            about, reader = stack.enter_context(_frames(path, f"{rate}{_TO_SDR},{_SQUARE}"))
         except (OSError, RuntimeError) as error:
-            raise OpenSoraError(
-                f"{shown(path)} is an HDR video ({kind}), which this ffmpeg cannot bring to standard range (it lacks zscale or tonemap); "
-                "convert it to SDR (BT.709), or use the ffmpeg that comes with imageio-ffmpeg."
-            ) from error
+            what = f"{shown(path)} is an HDR video ({kind}), which this ffmpeg, without zscale or tonemap, cannot bring to standard range"
+            raise OpenSoraError(f"{what}; convert it to SDR (BT.709), or use the ffmpeg that comes with imageio-ffmpeg.") from error
         yield about["size"], reader
 
 
 @contextmanager
-def _unwarned() -> Iterator[None]:
-    """Without imageio-ffmpeg's warning that frames are of another size than the file says: they are made so."""
-    log = logging.getLogger("imageio_ffmpeg")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def _frames(path: Path, filters: str):
-    """imageio-ffmpeg's reader: first what the file is, then every frame once, as the file has them, whatever its rate is."""
+def _frames(path: Path, filters: str) -> Iterator[tuple[dict, Iterator[bytes]]]:
+    """What imageio-ffmpeg says of a file, and every frame once, as the file has them, whatever its rate is."""
     container = _container(_first_bytes(path))  # its name says nothing
     only_this = ["-protocol_whitelist", "file,pipe,fd", "-format_whitelist", _CONTAINERS, *(["-f", container] if container else [])]
     output = ["-fps_mode", "passthrough", "-vf", filters]
-    return _ffmpeg("Reading a video").read_frames(os.path.abspath(path), input_params=only_this, output_params=output)
+    log = logging.getLogger("imageio_ffmpeg")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns that frames are of another size than the file says: they are made so
+    try:
+        with closing(_ffmpeg("Reading a video").read_frames(os.path.abspath(path), input_params=only_this, output_params=output)) as reader:
+            yield next(reader), reader
+    finally:
+        log.setLevel(level)
 
 
 def _check_video(shape: Sequence[int], path: Path, fps: float) -> None:
@@ -269,7 +244,7 @@ def _check_video(shape: Sequence[int], path: Path, fps: float) -> None:
     if path.suffix.lower() == IMAGE_SUFFIX:
         raise OpenSoraError(f"{frames} frames do not fit in one picture; end {shown(path.name)} in {VIDEO_SUFFIX}.")
     if height % 2 or width % 2:
-        raise OpenSoraError(f"An H.264 video has even sides; {height}x{width} (height x width) does not.")
+        raise OpenSoraError(f"An mp4 of {height}x{width} (height x width) cannot be; choose even sides.")
 
 
 def _write_mp4(pixels: numpy.ndarray, path: Path, fps: float, comment: str = "") -> None:
@@ -305,7 +280,7 @@ def _ffmpeg(work: str):
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise OpenSoraError(f"{work} needs imageio-ffmpeg: pip install imageio-ffmpeg.") from error
+        raise OpenSoraError(f"{work} needs imageio-ffmpeg; install it (pip install imageio-ffmpeg).") from error
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
@@ -321,12 +296,11 @@ def _reported() -> Iterator:
 
     imageio-ffmpeg reads the errors of a reader and not those of a writer, which would go to whoever owns the terminal.
     """
-    name = "FFREPORT"
-    before = os.environ.get(name)
+    before = {name: text for name, text in os.environ.items() if name == "FFREPORT"}
     with tempfile.TemporaryDirectory(prefix="open-sora-") as folder:
         log = Path(folder) / "log"
         escaped = str(log).replace("\\", "\\\\").replace(":", "\\:")
-        os.environ[name] = f"file={escaped}:level=16"
+        os.environ["FFREPORT"] = f"file={escaped}:level=16"
 
         def reason(otherwise: str) -> str:
             lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
@@ -336,10 +310,8 @@ def _reported() -> Iterator:
         try:
             yield reason
         finally:
-            if before is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = before
+            del os.environ["FFREPORT"]
+            os.environ.update(before)
 
 
 def _has_index(path: Path) -> bool:

@@ -80,7 +80,7 @@ def test_a_table_names_clips_captions_and_frames(read, folder):
         ({"a.txt": " \n"}, r"a\.txt holds no caption"),
         ({"x.csv": "path,text\n../../x.mp4,a kite\n"}, r"x\.csv, line 2: path='../../x.mp4' is no file of the folder"),
         ({"x.csv": "path,text,num_frames\na.mp4,a kite,-3\n"}, "num_frames='-3' is no number of frames"),
-        ({"x.csv": "file,words\na.mp4,a kite\n"}, "names the columns path and text"),
+        ({"x.csv": "file,words\na.mp4,a kite\n"}, "Name the columns path and text"),
         ({"x.csv": "path,text\n", "y.csv": ""}, "holds 2 tables"),
         ({"x.csv": f"path,text\n{'a' * 5000}.mp4,a kite\n"}, "is no file of the folder"),
         ({"x.csv": f"path,text\na.mp4,{'a' * 200000}\n"}, "no table that can be read"),
