@@ -174,7 +174,7 @@ class PictureModel(CoreModel):
         reference = Reference.of(kwargs)
         if reference is not None and reference.use.is_whole:
             raise OpenSoraError(
-                "A clip is made over by Open-Sora Sampler; for a stock sampler, encode it with VAEEncode and lower denoise."
+                "A stock sampler makes no clip over; take Open-Sora Sampler, or encode it with VAEEncode and lower denoise."
             )
         self.family.check_given(*([], PICTURES) if reference is None else (reference.names, reference.use))
         check_text(kwargs.get("cross_attn"), None, self.config)

@@ -289,7 +289,9 @@ def check_latent(samples: Tensor, config) -> tuple[int, ...]:
     """
     shape = tuple(samples.shape)
     if getattr(samples, "is_nested", False) or len(shape) != 5 or shape[1] != config.in_channels or 0 in shape:
-        raise OpenSoraError(f"This LATENT is {list(shape)}; this model denoises {latent_words(config.grid, config.in_channels)}.")
+        raise OpenSoraError(
+            f"Connect another LATENT. This LATENT is {list(shape)}; this model denoises {latent_words(config.grid, config.in_channels)}."
+        )
     if config.grid.size_multiple > 1 and any(side % config.patch_size for side in shape[3:]):
         raise OpenSoraError(
             f"This LATENT is {shape[3] * config.grid.space}x{shape[4] * config.grid.space} pixels (height x width); use multiples of "

@@ -346,7 +346,7 @@ def check_latent_shape(shape, config: CodecConfig) -> tuple[int, int, int, int, 
         return tuple(shape)
     # Five dimensions are a video's, of another model or variant.
     wanted = f"the VAE given, {_words(grid)[0]}, works on" if len(shape) == 5 and 0 not in shape else "a video latent is"
-    raise OpenSoraError(f"This LATENT is {list(shape)}; {wanted} {latent_words(grid, channels)}.")
+    raise OpenSoraError(f"Connect another LATENT. This LATENT is {list(shape)}; {wanted} {latent_words(grid, channels)}.")
 
 
 def latent_words(grid: Grid, channels: int) -> str:

@@ -23,7 +23,9 @@ def run(options: GenerateOptions, command: Callable[[Sequence[str]], int], argum
     if count < 1 or options.device not in (AUTO, "cuda", "cpu"):
         raise OpenSoraError(f"--gpus {count} with --device {options.device} is not possible; use 1 or more, with --device auto.")
     if options.device != "cpu" and count > there:
-        raise OpenSoraError(f"--gpus {count} is more than the {there} of this machine; with --device cpu so many processes share its CPU.")
+        raise OpenSoraError(
+            f"--gpus {count} is more than the {there} of this machine; use fewer, or --device cpu, whose CPU so many processes share."
+        )
     if options.shard is not None:
         raise OpenSoraError("--shard says which rows are this process's, --gpus shares them out; give one of them.")
     store = dist.TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)

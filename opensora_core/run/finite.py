@@ -12,8 +12,9 @@ def is_finite(values: Tensor) -> bool:
 
 
 def not_numbers(stage: str, dtype: torch.dtype, cause: str) -> str:
-    """The sentence for values that are not finite. stage: "Decoding", "Sampling, step 3 of 50,". cause: the likely one, without a full stop."""
-    return f"{stage} gave values that are not numbers (NaN or infinite), in {str(dtype).removeprefix('torch.')}. Likely cause: {cause}."
+    """The sentence for values that are not finite. stage: "Decoding", "Sampling, step 3 of 50,". cause: the likely one, a thing, without a full stop."""
+    what = f"{stage} gave values that are not numbers (NaN or infinite), in {str(dtype).removeprefix('torch.')}"
+    return f"Suspect {cause}. {what}."
 
 
 def again_words(stage: str, dtype: torch.dtype) -> str:

@@ -49,7 +49,7 @@ class StepPlan:
 
     def __post_init__(self):
         if not self.steps or self.steps[0] != 0 or list(self.steps) != sorted(set(self.steps)) or self.steps[-1] >= self.num_steps:
-            raise OpenSoraError(f"The steps {list(self.steps)} are no plan of {self.num_steps}: they begin with 0 and rise.")
+            raise OpenSoraError(f"The steps {list(self.steps)} are no plan of {self.num_steps}; begin with 0, and let them rise.")
 
     @classmethod
     def uncalibrated(cls, speed: str, num_steps: int = RELEASED_STEPS) -> "StepPlan":

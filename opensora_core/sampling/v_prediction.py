@@ -64,7 +64,7 @@ def v_schedule(num_steps: int, snr_shift: float, parity: bool = False) -> Schedu
     begins, and for some N (48, 51, ...) the last step leaves noise in the picture.
     """
     if not 1 <= num_steps <= TRAIN_STEPS:
-        raise OpenSoraError(f"steps={num_steps} is not between 1 and {TRAIN_STEPS}; CogVideoX's own default is 50.")
+        raise OpenSoraError(f"steps={num_steps} is not between 1 and {TRAIN_STEPS}; use 50, CogVideoX's own default.")
     stride = TRAIN_STEPS - (TRAIN_STEPS - TRAIN_STEPS / num_steps)  # rounded as numpy's arange does it: that decides halves, as at 48
     steps = [round(TRAIN_STEPS - step * stride) - 1 for step in range(num_steps)]
     angles = torch.cat((training_angles(snr_shift), torch.zeros(1, dtype=torch.float64)))  # [-1] is the clean picture

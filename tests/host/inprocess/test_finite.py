@@ -47,7 +47,7 @@ def test_a_hook_that_gives_nan_is_named(model, sample, error, base):
     patched = model.clone()
     patched.set_model_sampler_post_cfg_function(spoils)
     with pytest.raises(
-        error, match=r"Sampling, step \d of 4, gave values that are not numbers.*guidance \(test_finite: spoils\)"
+        error, match=r"guidance \(test_finite: spoils\).*Sampling, step \d of 4, gave values that are not numbers"
     ) as caught:
         sample(patched)
     assert kept(caught.value, base).shape == SHAPE and torch.isfinite(kept(caught.value, base)).all()
@@ -96,7 +96,7 @@ def test_a_nan_in_the_file_is_named(weights, base, run_node, sample, error):
     spoilt[key][0, 0] = torch.nan
     save_file(spoilt, base / "models/diffusion_models/spoilt.safetensors")
     (model,) = run_node("OpenSoraModelLoader", model_name="spoilt.safetensors")
-    with pytest.raises(error, match=rf"step 1 of 4.*{key}, which holds such values: a damaged"):
+    with pytest.raises(error, match=rf"{key}, which holds such values: a damaged.*step 1 of 4"):
         sample(model)
 
 
@@ -191,7 +191,7 @@ def spoil(state):
 def test_a_damaged_vae_keeps_the_latents(narrow_vae, run_node, latent, error, base):
     vae = narrow_vae("spoilt.safetensors", spoil)
     with pytest.raises(
-        error, match="Decoding gave values that are not numbers.*in float32.*damaged VAE file.*finished, are kept"
+        error, match="damaged VAE file.*Decoding gave values that are not numbers.*in float32.*finished, are kept"
     ) as caught:
         run_node("OpenSoraTiledVAEDecode", vae=vae, latent=latent)
     assert torch.equal(kept(caught.value, base), latent["samples"])
