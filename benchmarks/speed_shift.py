@@ -11,6 +11,7 @@ steps), the first 8 seen ones at .028, .060 and .088. What is done is kept in th
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,13 +22,12 @@ from opensora_core.evaluation import prompts
 from opensora_core.evaluation.clips import Job, arguments
 from opensora_core.memory.component import Placement
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run.calibrate import Calibration, Runs, told
+from opensora_core.run.calibrate import Runs
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.parts import Networks
-from opensora_core.run.plans import Subject
 from opensora_core.run.result import Watchers
 from opensora_core.sampling.guidance import num_forwards
-from opensora_core.sampling.plan import POINTS, StepPlan, mode_of, planned
+from opensora_core.sampling.plan import POINTS, StepPlan, planned
 
 SHIFTS = {"the built-in model's own": 0.0, "256px": 5.73, "768px": 11.87}
 CASES = {"t2v": lambda name, count: prompts.text_cases(name, count, 0), "i2v": lambda name, count: prompts.closing_cases("both", count, 0)}
@@ -62,25 +62,22 @@ def measured(mode: str, shift: float, count: int, folder: Path) -> list[dict]:
         [(case.prompt, case.seed, {name: value for name, value in arguments(how, Job(case)).items() if name != "seed"}) for case in cases]
     )
     networks = Networks(ModelFiles.in_folder("small"), Placement(torch.device("cpu")), None)
-    encoded, given = told(networks, requests, Watchers())
+    runs = Runs(networks, requests, Watchers())
     with networks.transformer.at_work(0) as transformer:
-        runs = Runs(transformer, requests, encoded, given, networks.placement)
-        whole, guidance = runs.whole(shift), requests[0].guidance
-        subject = Subject(networks.fingerprint, mode_of(runs.use), (requests[0].height, requests[0].width), requests[0].num_frames)
-        trial = Calibration(
-            subject, whole, guidance, runs.use, requests[0].latent_extent[0], tuple(f"{case.prompt} {case.seed}" for case in cases[:count])
-        )
-        found = trial.run(runs.make, folder, lambda done, total: None).plans
-        exact = [runs.make(index, whole, guidance) for index in range(count, 2 * count)]
+        make = partial(runs.make, transformer)
+        trial = runs.calibration(transformer, tuple(f"{case.prompt} {case.seed}" for case in cases[:count]), shift)
+        whole, guidance = trial.whole, trial.guidance
+        found = [plan for plan, _, _ in trial.run(make, folder, lambda done, total: None).rows]
+        exact = [make(index, whole, guidance) for index in range(count, 2 * count)]
         rows = []
         for name, plan in [
             *(("calibrated", plan) for plan in found),
             *((f"uncalibrated, {speed}", StepPlan.uncalibrated(speed)) for speed in POINTS),
         ]:
             schedule, averaged = planned(guidance, whole, plan)
-            made = [runs.make(index, schedule, averaged) for index in range(count, 2 * count)]
+            made = [make(index, schedule, averaged) for index in range(count, 2 * count)]
             error = sum(float((one - other).norm() / other.norm()) for one, other in zip(made, exact, strict=True)) / count
-            forwards = num_forwards(averaged, len(plan.steps), requests[0].latent_extent[0], runs.use)
+            forwards = num_forwards(averaged, len(plan.steps), trial.latent_frames, trial.use)
             alpha = float(whole.points[25] / (1 - whole.points[25]))  # of the point that is at one half without a shift
             rows.append(
                 {

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoint.files import open_tensors, read_header
-from ..errors import CheckpointError, OpenSoraError, OutOfMemory
+from ..errors import CheckpointError, OpenSoraError
 from ..families.table import family_of
-from ..memory.component import Placement
 from ..names import claim, complete_or_absent, sweep
 from ..sampling.calibration import Recorder, best_steps, interval_costs
 from ..sampling.guidance import Guidance, ReferenceUse, num_forwards
@@ -44,11 +44,9 @@ Make = Callable[[int, Schedule, Guidance | Averaged | Recorder], Tensor]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibration found: plans with their mean errors, the forwards of each, the worst prompt's error of each, and the file."""
+    """What a calibration found. rows: plans with their mean errors, the forwards of each, the worst prompt's error of each. path: of their file."""
 
-    plans: list[StepPlan]
-    forwards: list[int]
-    worst: list[float]
+    rows: list[tuple[StepPlan, int, float]]
     released_forwards: int
     path: Path
 
@@ -56,7 +54,7 @@ class Calibrated:
         """A table for a person."""
         names = {points: speed for speed, points in POINTS.items()}
         lines = [f"Distance to the exact run of {self.released_forwards} forwards, as a share of the latents' length (mean, worst prompt):"]
-        for plan, forwards, worst in zip(self.plans, self.forwards, self.worst, strict=True):
+        for plan, forwards, worst in self.rows:
             speed = names.get(len(plan.steps), "")
             lines.append(f"{len(plan.steps):3} steps {forwards:4} forwards  {plan.error:.4f}  {worst:.4f}  {speed}".rstrip())
         return "\n".join([*lines, f"Written to {self.path}"])
@@ -85,69 +83,57 @@ class Calibration:
         if claimed is None:
             raise OpenSoraError(f"{self.subject.file_name} in {folder} is being calibrated by another process; wait for it.")
         with claimed:
-            return self._run(make, folder, progress)
+            asked = [str(self.subject), str(self.guidance), self.whole.points.tolist(), self.keys]
+            state = _State(folder / f".{self.subject.file_name}.unfinished", hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+            best = self._best(make, state, progress)
+            rows = [(plan, self._forwards(planned(self.guidance, self.whole, plan)[1], len(plan.steps)), worst) for plan, worst in best]
+            about = {"prompts": len(self.keys), "guidance": [self.guidance.text, self.guidance.image]}
+            path = write(folder, self.subject, [row[:2] for row in rows], about)
+            state.path.unlink(missing_ok=True)
+        return Calibrated(rows, self._forwards(self.guidance, self.whole.num_steps), path)
 
-    def _run(self, make: Make, folder: Path, progress: Callable[[int, int], None]) -> Calibrated:
-        num_steps, state = self.whole.num_steps, _State(folder / f".{self.subject.file_name}.unfinished", self._fingerprint())
+    def _best(self, make: Make, state: "_State", progress: Callable[[int, int], None]) -> list[tuple[StepPlan, float]]:
+        """The best plan of each number of points with its mean error, and its worst."""
+        num_steps, prompts, done = self.whole.num_steps, range(len(self.keys)), 0
         points = [count for count in MEASURED_POINTS if count < num_steps]
-        total, done = len(self.keys) * (num_steps + sum(points) + sum(POINTS.values())), 0
-        for index in range(len(self.keys)):
-            if f"costs.{index}" not in state.kept:
-                recorder = Recorder(self.guidance)
-                latents = make(index, self.whole, recorder).float().cpu()
-                costs = interval_costs(self.whole.points, recorder.steps, recorder.record, latents)
-                state.keep({f"costs.{index}": costs, f"latents.{index}": latents})
+        total = len(prompts) * (num_steps + sum(points) + sum(POINTS.values()))
+
+        def recorded(index: int) -> dict[str, Tensor]:
+            recorder = Recorder(self.guidance)
+            latents = make(index, self.whole, recorder).float().cpu()
+            costs = interval_costs(self.whole.points, recorder.steps, recorder.record, latents)
+            return {f"costs.{index}": costs, f"latents.{index}": latents}
+
+        def error(index: int, plan: StepPlan, name: str) -> dict[str, Tensor]:
+            exact = state.kept[f"latents.{index}"]
+            made = make(index, *planned(self.guidance, self.whole, plan)).float().cpu()
+            return {name: ((made - exact).norm() / exact.norm()).reshape(1)}
+
+        costs = []
+        for index in prompts:
+            costs.append(state.get(f"costs.{index}", partial(recorded, index)))
             progress(done := done + num_steps, total)
-        costs = torch.stack([state.kept[f"costs.{index}"] for index in range(len(self.keys))]).mean(dim=0)
-        candidates = [StepPlan(best_steps(costs, count), num_steps) for count in points]
-        candidates += [StepPlan.uncalibrated(speed, num_steps) for speed in POINTS]
-        errors = []
-        for plan in dict.fromkeys(candidates):
-            errors.append(self._errors(plan, make, state))
-            progress(done := done + len(self.keys) * len(plan.steps), total)
+        mean_costs, best = torch.stack(costs).mean(dim=0), {}
+        plans = [StepPlan(best_steps(mean_costs, count), num_steps) for count in points]
+        for plan in dict.fromkeys([*plans, *(StepPlan.uncalibrated(speed, num_steps) for speed in POINTS)]):
+            names = [f"error.{index}." + ".".join(map(str, plan.steps)) for index in prompts]
+            errors = [float(state.get(name, partial(error, index, plan, name))) for index, name in enumerate(names)]
+            measured = replace(plan, error=sum(errors) / len(errors)), max(errors)
+            best[len(plan.steps)] = min(best.get(len(plan.steps), measured), measured, key=lambda one: one[0].error)
+            progress(done := done + len(prompts) * len(plan.steps), total)
         if done < total:
             progress(total, total)
-        return self._written(list(dict.fromkeys(candidates)), errors, folder, state)
-
-    def _errors(self, plan: StepPlan, make: Make, state: "_State") -> list[float]:
-        """The distance of a plan's run from the exact run, for each prompt."""
-        found, (schedule, guidance) = [], planned(self.guidance, self.whole, plan)
-        for index in range(len(self.keys)):
-            name = f"error.{index}." + ".".join(map(str, plan.steps))
-            if name not in state.kept:
-                exact = state.kept[f"latents.{index}"]
-                error = (make(index, schedule, guidance).float().cpu() - exact).norm() / exact.norm()
-                state.keep({name: error.reshape(1)})
-            found.append(float(state.kept[name]))
-        return found
-
-    def _written(self, plans: list[StepPlan], errors: list[list[float]], folder: Path, state: "_State") -> Calibrated:
-        """The best plan of each number of points, in a file."""
-        best: dict[int, tuple[float, float, StepPlan]] = {}
-        for plan, found in zip(plans, errors, strict=True):
-            mean = sum(found) / len(found)
-            best[len(plan.steps)] = min(best.get(len(plan.steps), (torch.inf,)), (mean, max(found), plan), key=lambda one: one[0])
-        kept = [replace(plan, error=mean) for mean, _, plan in best.values()]
-        forwards = [self._forwards(planned(self.guidance, self.whole, plan)[1], len(plan.steps)) for plan in kept]
-        about = {"prompts": len(self.keys), "guidance": [self.guidance.text, self.guidance.image]}
-        path = write(folder, self.subject, kept, forwards, about)
-        state.path.unlink(missing_ok=True)
-        released = self._forwards(self.guidance, self.whole.num_steps)
-        return Calibrated(kept, forwards, [worst for _, worst, _ in best.values()], released, path)
+        return list(best.values())
 
     def _forwards(self, guidance: Guidance | Averaged, num_steps: int) -> int:
         return num_forwards(guidance, num_steps, self.latent_frames, self.use)
-
-    def _fingerprint(self) -> str:
-        asked = [str(self.subject), str(self.guidance), self.whole.points.tolist(), self.keys]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 class _State:
     """What is done of a calibration, in a file. fingerprint: of what is asked; another's file is begun anew."""
 
     def __init__(self, path: Path, fingerprint: str):
-        self.path, self._mark = path, f"asked.{fingerprint}"
+        self.path, mark = path, f"asked.{fingerprint}"
         self.kept: dict[str, Tensor] = {}
         if path.exists():
             try:
@@ -156,55 +142,44 @@ class _State:
                     self.kept = {key: get(key).clone() for key in header.tensors}  # the file is replaced while these are used
             except CheckpointError as error:
                 raise OpenSoraError(f"{path}, where a calibration goes on from, cannot be read; delete it to begin anew.") from error
-        if self._mark not in self.kept:
-            self.kept = {self._mark: torch.zeros(1)}
+        if mark not in self.kept:
+            self.kept = {mark: torch.zeros(1)}
+
+    def get(self, name: str, make: Callable[[], dict[str, Tensor]]) -> Tensor:
+        """What is kept under a name; else it is made and kept, with what else is made of it."""
+        if name not in self.kept:
+            self.keep(make())
+        return self.kept[name]
 
     def keep(self, tensors: dict[str, Tensor]) -> None:
         self.kept |= {name: tensor.contiguous() for name, tensor in tensors.items()}
-        with complete_or_absent(self.path) as partial:
-            save_file(self.kept, partial)
+        with complete_or_absent(self.path) as unfinished:
+            save_file(self.kept, unfinished)
 
 
-@dataclass(frozen=True)
 class Runs:
-    """Runs that are asked for, of which the way and the guidance alone are still open.
+    """Runs that are asked for, encoded, of which the way and the guidance alone are still open. transformer: of the networks, in memory."""
 
-    transformer: in memory. prompts, conditions: of each request, see `told`. placement: where the transformer computes.
-    """
+    def __init__(self, networks: Networks, requests: Sequence[GenerationRequest], watchers: Watchers):
+        self.networks, self.requests = networks, requests
+        self.prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
+        self.conditions = [encode_references(networks, request, lambda done, total: None) for request in requests]
 
-    transformer: Any
-    requests: Sequence[GenerationRequest]
-    prompts: list
-    conditions: list
-    placement: Placement
+    def calibration(self, transformer: Any, keys: tuple[str, ...], shift: float = 0.0) -> Calibration:
+        """To calibrate with these runs. keys: as Calibration has them. shift: 0 = the model's own for this size and length."""
+        first, config = self.requests[0], transformer.config
+        family, use = family_of(config), None if self.conditions[0] is None else self.conditions[0].use
+        subject = Subject(self.networks.fingerprint, mode_of(use), (first.height, first.width), first.num_frames)
+        shape = (1, config.in_channels, *first.latent_extent)
+        whole = family.sampling.schedule(config, shape, family.usual.num_steps, shift)
+        return Calibration(subject, whole, first.guidance, use, first.latent_extent[0], keys)
 
-    @property
-    def use(self) -> ReferenceUse | None:
-        return None if self.conditions[0] is None else self.conditions[0].use
-
-    def whole(self, shift: float = 0.0) -> Schedule:
-        """The released run's way. shift: 0 = the model's own for this size and length."""
-        config = self.transformer.config
-        family = family_of(config)
-        return family.sampling.schedule(config, self._shape, family.usual.num_steps, shift)
-
-    def make(self, index: int, schedule: Schedule, guidance: Guidance | Averaged | Recorder) -> Tensor:
+    def make(self, transformer: Any, index: int, schedule: Schedule, guidance: Guidance | Averaged | Recorder) -> Tensor:
         """Finished latents [1, C, T, H, W] of one of them."""
-        request, family = self.requests[index], family_of(self.transformer.config)
-        start = noise(self._shape, request.seed).to(self.placement.device)
+        request, family, placement = self.requests[index], family_of(transformer.config), self.networks.placement
+        start = noise((1, transformer.config.in_channels, *request.latent_extent), request.seed).to(placement.device)
         given = told_of(request, self.prompts[index].condition, self.conditions[index], family.usual.fps)
-        made = sample(family.sampling, self.transformer, start, schedule, guidance, given, seeds=[request.seed])
-        return finished(made, self.placement.dtype)
-
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return (1, self.transformer.config.in_channels, *self.requests[0].latent_extent)
-
-
-def told(networks: Networks, requests: Sequence[GenerationRequest], watchers: Watchers) -> tuple[list, list]:
-    """(prompts, given frames) of runs, encoded."""
-    prompts = encode(networks, [request.asked for request in requests], watchers.stage("text"))
-    return prompts, [encode_references(networks, request, lambda done, total: None) for request in requests]
+        return finished(sample(family.sampling, transformer, start, schedule, guidance, given, seeds=[request.seed]), placement.dtype)
 
 
 @torch.inference_mode()
@@ -213,22 +188,16 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
 
     Raises an OpenSoraError where they differ otherwise, an OutOfMemory where the device has no room in any way that the offload mode permits.
     """
-    first, placement = requests[0], networks.placement
     _check_alike(requests)
-    prompts, conditions = told(networks, requests, watchers)
-    keys = tuple(f"{prompt.text} {request.seed} {_given(request)}" for prompt, request in zip(prompts, requests, strict=True))
+    runs = Runs(networks, requests, watchers)
+    keys = tuple(f"{prompt.text} {request.seed} {_given(request)}" for prompt, request in zip(runs.prompts, requests, strict=True))
 
     def work(transformer) -> Calibrated:
-        runs = Runs(transformer, requests, prompts, conditions, placement)
-        subject = Subject(networks.fingerprint, mode_of(runs.use), (first.height, first.width), first.num_frames)
-        trial = Calibration(subject, runs.whole(), first.guidance, runs.use, first.latent_extent[0], keys)
-        return trial.run(runs.make, folder, watchers.stage("sampling"))
+        return runs.calibration(transformer, keys).run(partial(runs.make, transformer), folder, watchers.stage("sampling"))
 
-    beside_bytes = networks.needs.beside_transformer(first)
-    found, _ = with_less(networks.transformer, placement, work, beside_bytes, ("calibrating", "the transformer"))
-    if found is None:
-        raise OutOfMemory(sampling_ran_out(first, placement))
-    return found
+    beside_bytes = networks.needs.beside_transformer(requests[0])
+    say = partial(sampling_ran_out, requests[0], networks.placement)
+    return with_less(networks.transformer, networks.placement, work, beside_bytes, ("calibrating", "the transformer"), say)[0]
 
 
 def _check_alike(requests: Sequence[GenerationRequest]) -> None:

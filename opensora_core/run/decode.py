@@ -8,14 +8,14 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..choices import LOW_MEMORY
 from ..codecs.tiling import Progress
 from ..errors import DecodeOutOfMemory, NotNumbers
 from ..media.video import to_uint8
-from ..memory.device import unless_out_of_memory
+from ..memory.device import ran_out, unless_out_of_memory
 from ..sampling.longer import Continuation
 from .finite import is_finite, not_numbers, one_colour_between
 from .parts import Networks
-from .ran_out import decoding_ran_out
 from .segments import decode_windows, windows
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,9 @@ def decode_latents(
     if made is None:
         grid, (length, rows, columns) = networks.files.grid, latents.shape[2:]
         size = f"{grid.pixel_frames(length)} frames of {grid.space * rows}x{grid.space * columns} (height x width)"
-        raise DecodeOutOfMemory(decoding_ran_out(size, networks.video_vae.policy, networks.placement.device), latents)
+        policy, change = networks.video_vae.policy, "smaller tiles (vae.enable_tiling)"
+        advice = f"decode the finished latents, which are kept, with {change if policy == LOW_MEMORY else f'policy low_memory or {change}'}"
+        raise DecodeOutOfMemory(ran_out(f"Decoding {size} with policy {policy}", networks.placement.device, advice), latents)
     for frames in made[0]:
         low, high = (torch.from_numpy(numpy.array([least(frame, (0, 1)) for frame in frames])) for least in (numpy.min, numpy.max))
         if line := one_colour_between(low.amin(dim=0) / 255, high.amax(dim=0) / 255, len(frames)):

@@ -10,10 +10,9 @@ from ..choices import MODE
 from ..codecs.tiling import Progress
 from ..errors import OutOfMemory
 from ..media.pictures import LATENT_RANK, References
-from ..memory.device import unless_out_of_memory
+from ..memory.device import ran_out, unless_out_of_memory
 from ..sampling.given import ImageCondition, fit_clip, fit_image, image_condition
 from .parts import Networks
-from .ran_out import reference_ran_out
 from .request import GenerationRequest
 
 
@@ -68,7 +67,10 @@ def _latents(networks: Networks, request: GenerationRequest, given: Tensor, gene
     clip = fit(given, *request.grid.picture_size(request.height, request.width), request.options.fit)
     latents = unless_out_of_memory(partial(networks.video_vae.encode, clip, generators))
     if latents is None:
-        raise OutOfMemory(reference_ran_out(tuple(clip.shape), device))
+        frames, height, width = clip.shape[:3]
+        work = f"Encoding {frames} given {'frames' if frames > 1 else 'frame'} of {height}x{width} (height x width)"
+        advice = "use smaller tiles (vae.enable_tiling), a smaller size, or close other programs that use the memory"
+        raise OutOfMemory(ran_out(work, device, advice))
     return latents
 
 

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from ..choices import AUTO
 from ..codecs.codec import Codec
-from ..errors import CheckpointError, OpenSoraError, OutOfMemory
+from ..errors import CheckpointError, OpenSoraError
 from ..families.table import PAINTER
 from ..geometry import CAUSAL, LARGEST, training_size
+from ..memory.device import ran_out
 from ..sampling.guidance import ONE_PASS
 from ..sampling.run import Conditions, StepReport, sample
 from ..sampling.solvers import MAX_SEED, noise
 from .needs import beside_picture
 from .parts import PictureNetworks
-from .ran_out import drawing_ran_out, with_less
+from .ran_out import with_less
 from .request import EncodedPrompt
 from .sample import finished
 
@@ -95,12 +96,13 @@ def _latents(networks: PictureNetworks, pictures: Sequence[Asked], progress: Cal
             made.append(draw(transformer, prompt, request, start, partial(report, index)))
         return made
 
-    beside_bytes = beside_picture(networks.config, placement, networks.quantised, (largest.height, largest.width))
-    latents, _ = with_less(networks.transformer, placement, work, beside_bytes, ("drawing", "Flux"))
-    if latents is None:
+    def say() -> str:
         networks.release()
-        raise OutOfMemory(drawing_ran_out(largest.height, largest.width, placement.device))
-    return latents
+        what = f"Drawing a picture of {largest.height}x{largest.width} (height x width)"
+        return ran_out(what, placement.device, "use --offload minimal, a quantised --precision or a smaller picture")
+
+    beside_bytes = beside_picture(networks.config, placement, networks.quantised, (largest.height, largest.width))
+    return with_less(networks.transformer, placement, work, beside_bytes, ("drawing", "Flux"), say)[0]
 
 
 def draw(

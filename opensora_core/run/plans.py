@@ -60,13 +60,12 @@ def read(path: Path, subject: Subject) -> list[StepPlan]:
     return plans
 
 
-def write(folder: Path, subject: Subject, plans: list[StepPlan], forwards: list[int], about: dict) -> Path:
-    """Write plans where `find` looks for them. forwards: of each. about: what else a person may want to know of them."""
-    about_subject = {name: value for name, value in asdict(subject).items() if name != "fingerprint"}
-    whole = {"format": FORMAT, "identity": subject.fingerprint, **about_subject, "steps": plans[0].num_steps, **about}
-    rows = [{"points": plan.points, "forwards": count, "error": plan.error} for plan, count in zip(plans, forwards, strict=True)]
+def write(folder: Path, subject: Subject, plans: list[tuple[StepPlan, int]], about: dict) -> Path:
+    """Write plans, each with its forwards, where `find` looks for them. about: what else a person may want to know of them."""
+    identity, *others = asdict(subject).items()
+    whole = {"format": FORMAT, "identity": identity[1], **dict(others), "steps": plans[0][0].num_steps, **about}
+    rows = [{"points": plan.points, "forwards": forwards, "error": plan.error} for plan, forwards in plans]
     path = folder / subject.file_name
-    folder.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(path) as partial:
         partial.write_text(json.dumps({**whole, "plans": rows}, indent=1) + "\n", encoding="utf-8")
     return path

@@ -4,12 +4,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..choices import DIFFUSERS, EXACT, GPU, torch_dtype
-from ..errors import OpenSoraError, OutOfMemory
+from ..errors import OpenSoraError
 from ..families.table import family_of
 from ..family import NetworkSizes
 from ..sampling import plan
@@ -68,9 +69,8 @@ def sample_latents(
             return finished(latents[:, :, lead:], placement.dtype)
 
     beside_bytes = networks.needs.beside_transformer(request)
-    latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"))
-    if latents is None:
-        raise OutOfMemory(sampling_ran_out(request, placement))
+    say = partial(sampling_ran_out, request, placement)
+    latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"), say)
     return latents, said + notes
 
 

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from ..codecs.tiling import Progress
-from ..errors import OutOfMemory
 from ..memory.component import Component
+from ..memory.device import ran_out
 from ..memory.loaded import PROMPTS
 from ..sampling.run import Side, TextCondition
 from ..text.prompt import check_text
 from ..text.recipe import CLIP, TextRecipe, Unread
 from .files import family_of_file
 from .parts import Networks
-from .ran_out import encoding_ran_out, with_less
+from .ran_out import change, with_less
 from .request import Asked, EncodedPrompt, SamplingOptions
 
 SAID = ("fps", "motion_score", "aesthetic_score", "camera_motion")  # of SamplingOptions, what a recipe may say beside a prompt
@@ -70,11 +70,13 @@ def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> l
                 told(done)
             return made
 
-        made, _ = with_less(component, networks.placement, work, beside_bytes, ("encoding the prompt", "the text encoder"))
-        if made is None:
-            raise OutOfMemory(encoding_ran_out(networks.placement))
-        return made
+        def say() -> str:
+            advice = f"use T5 in 8 bits (an fp8 file or precision fp8_e4m3fn), {change(placement)}"
+            return ran_out("Encoding the prompt", placement.device, advice)
 
+        return with_less(component, placement, work, beside_bytes, ("encoding the prompt", "the text encoder"), say)[0]
+
+    placement = networks.placement
     if not texts:
         return []
     progress(0, len(texts))

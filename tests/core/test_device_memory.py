@@ -99,7 +99,7 @@ def test_the_advice_is_what_was_not_tried(tiny_checkpoint, monkeypatch, no_room)
     cuda = components.Placement(torch.device("cuda"))
     for mode, words in (("everything", "--offload auto"), ("resident", "auto instead of resident"), ("minimal", "--attention sliced")):
         cuda.mode = mode
-        assert words in capacity._change(cuda)
+        assert words in capacity.change(cuda)
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     with pytest.raises(OutOfMemory, match="^make fewer frames or a smaller size, compute in bf16"):
         pipe("a cat", **SMALL)
