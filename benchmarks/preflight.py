@@ -25,7 +25,7 @@ from opensora_core.families.table import DEFAULT
 from opensora_core.geometry import Tiling
 from opensora_core.memory.count import AllocationCounter
 from opensora_core.memory.estimate import Memory, Request, Settings, estimate
-from opensora_core.memory.footprint import ModelSizes, decode_peak, forward_peak
+from opensora_core.memory.footprint import ModelSizes, forward_peak, tiled_peak
 from opensora_core.memory.residency import GIB
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
@@ -95,7 +95,7 @@ def decoder(case: Case, device: str) -> Callable[[], torch.Tensor]:
 
 def predicted(case: Case) -> int:
     if isinstance(case.config, VAEConfig):
-        return decode_peak(case.config, case.precision, case.latent, Tiling(0))[0]
+        return tiled_peak(case.config, case.precision, case.latent, Tiling(0))[0]
     return forward_peak(case.config, case.precision, case.latent)
 
 

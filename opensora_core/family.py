@@ -66,6 +66,11 @@ class Clip:
     num_steps: int
     scales: tuple[float, ...]
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(height, width, frames)."""
+        return self.height, self.width, self.num_frames
+
 
 @dataclass(frozen=True)
 class Drawing:

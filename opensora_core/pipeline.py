@@ -1,7 +1,7 @@
 """OpenSoraPipeline: prompt (and pictures) in, frames out, with no host.
 
 This is the face: it turns arguments into a checked request (run/asked.py), and refuses all that a person can get wrong before the first
-weight is read. Who has the networks: run/parts.py. The walk itself: run/clip.py, for longer videos run/longer.py.
+weight is read. Who has the networks: run/parts.py. The walks themselves: run/clip.py.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,10 @@ from .ops import sliced_attention
 from .parallel.group import Group
 from .run.asked import check_request, given_of, going_on_of, guidance_of, options_of, seed_of, steps_of, with_usual
 from .run.calibrate import Calibrated, calibrate
-from .run.clip import make_clip
+from .run.clip import checked_latents, make_clip, make_longer
 from .run.decode import decode_latents
 from .run.files import ModelFiles, check_encoders, check_lora
 from .run.kernels import attention_of
-from .run.longer import checked_latents, make_longer
 from .run.needs import Needs, weight_capacity
 from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint

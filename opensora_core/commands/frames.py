@@ -21,7 +21,7 @@ PATHS = ("image", "last_image", "video")  # of a call's arguments, those that ar
 def call_arguments(options: RunOptions, files: ModelFiles) -> dict[str, Any]:
     """Keywords of a pipeline call, but for prompt, seed and callbacks. files: of the model that is asked. Their values are checked by the pipeline."""
     options = with_usual(options, files.usual)
-    height, width, num_frames = video_size(options, files.usual_clip, files.grid)
+    height, width, num_frames = video_size(options, files.usual.size, files.grid)
     return {
         "negative_prompt": options.negative_prompt,
         "height": height,

@@ -18,7 +18,7 @@ from ..memory.estimate import Memory, Request, Settings
 from ..memory.footprint import ModelSizes, sizes_of_files
 from ..memory.preflight import memory_of, preflight
 from ..memory.residency import GIB
-from ..run.files import SMALL, SMALL_CLIP, ModelFiles, clip_of
+from ..run.files import SMALL, SMALL_CLIP, ModelFiles
 from ..sampling.guidance import Guidance
 from .frames import video_size
 from .model import with_usual
@@ -61,7 +61,7 @@ def _preflight(options: InspectOptions) -> int:
     model = _sizes(options.path)
     family = family_of(model.transformer)
     options = with_usual(options, family.usual)
-    usual = SMALL_CLIP if options.path == "small" else clip_of(family)
+    usual = SMALL_CLIP if options.path == "small" else family.usual.size
     height, width, num_frames = video_size(options, usual, model.transformer.grid)
     budget = {} if options.budget_gib is None else {"budget_gib": options.budget_gib}
     settings = Settings(options.precision, options.offload, decode_policy=options.decode_policy, **budget)

@@ -31,10 +31,11 @@ from .component import Component, Placement
 from .count import AllocationCounter
 from .device import free_bytes, unless_out_of_memory
 from .residency import GIB
-from .shared_tiles import DECODE, OwnTiles, SharedTiles
+from .shared_tiles import DECODE, own_tiles, shared_tiles
 
 logger = logging.getLogger(__name__)
 
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by the bytes of a value
 MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
 _PARKED = "Clip decoded exactly, with activations in main memory: slower"
 _NOT_EXACT = "Frames differ slightly from an exact decode."
@@ -48,8 +49,9 @@ def decode_bytes(config: CodecConfig, size: Size, dtype_bytes: int, parked: bool
 
     dtype_bytes: 2 for bf16 and fp16, 4 for fp32. parked: count only what is on the device when activations are parked in main memory.
     """
-    estimate = codec_of(config).build.decode_bytes
-    return estimate(config, size, dtype_bytes, parked) if estimate else _counted(config, size, dtype_bytes, True)
+    if estimate := codec_of(config).build.decode_bytes:
+        return estimate(config, size, dtype_bytes, parked)
+    return counted_peak(config, _DTYPES[dtype_bytes], (1, config.latents.channels, *size), True)
 
 
 def encode_bytes(config: CodecConfig, size: Size, dtype_bytes: int) -> int:
@@ -59,12 +61,8 @@ def encode_bytes(config: CodecConfig, size: Size, dtype_bytes: int) -> int:
     (frames, *sides), grid = size, config.grid
     if frames > 1:
         frames += -(frames - grid.lead) % grid.frames.step
-    return _counted(config, (frames, *(-(-side // grid.space) * grid.space for side in sides)), dtype_bytes, False)
-
-
-def _counted(config: CodecConfig, size: Size, dtype_bytes: int, is_decode: bool) -> int:
-    channels = config.latents.channels if is_decode else config.in_channels
-    return counted_peak(config, torch.float32 if dtype_bytes == 4 else torch.bfloat16, (1, channels, *size), is_decode)
+    whole = (-(-side // grid.space) * grid.space for side in sides)
+    return counted_peak(config, _DTYPES[dtype_bytes], (1, config.in_channels, frames, *whole), False)
 
 
 @lru_cache(maxsize=64)
@@ -153,11 +151,11 @@ class Ladder:
             return Attempt(tiling)
         free = self.free()
         if policy != LOW_MEMORY:
-            if free is None or self._surely_fits(tiling, free) or self.need(tiling) <= free:
+            if free is None or self._fits(tiling, free):
                 return Attempt(tiling)
             why = f"{_taken(tiling)} {self._gib(tiling)} GiB and {free / GIB:.2f} GiB are free"
             parked = self._parked(tiling)
-            if parked and self.need(parked) <= free:
+            if parked and self._fits(parked, free):
                 return Attempt(parked, f"{_PARKED} ({self._gib(parked)} GiB of it on the device): {why}.")
             if policy == EXACT:
                 return Attempt(tiling)
@@ -169,7 +167,7 @@ class Ladder:
         if policy == AUTO:
             chosen = self._first_that_fits(chosen, free)
             reason = f"{_taken(tiling)} {self._gib(tiling)} GiB for {frames} frames and {free / GIB:.2f} GiB are free{self._in_ram(tiling, free)}"
-            doubt = "" if self.need(chosen) <= free else ", which may not fit either"
+            doubt = "" if self._fits(chosen, free) else ", which may not fit either"
         if chosen == tiling:
             return Attempt(tiling, f"Decoding may not fit: {reason}." if doubt else None)
         changes = [f"temporal tiles of {chosen.temporal_tile} frames"] if chosen.temporal_tile != tiling.temporal_tile else []
@@ -204,24 +202,23 @@ class Ladder:
 
     def _first_that_fits(self, tiling: Tiling, free: int) -> Tiling:
         """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
-        if self.need(tiling) <= free:
+        if self._fits(tiling, free):
             return tiling
         multiple = max(TILE_SIZE_MULTIPLE, self.config.grid.space)
         largest = tiling.tile_size - multiple if tiling.tile_size else self._largest_tile
         for size in range(largest, MIN_TILE_SIZE - 1, -multiple):
             tiling = replace(tiling, tile_size=size)
-            if self.need(tiling) <= free:
+            if self._fits(tiling, free):
                 break
         return tiling
 
-    def _surely_fits(self, tiling: Tiling, free: int) -> bool:
-        """Whether a bound from above says so, where what a tile needs would have to be counted on a second module."""
+    def _fits(self, tiling: Tiling, free: int) -> bool:
+        """Whether what a tile needs is free; by a bound from above where that does, and counting would take a second module."""
         at_most = getattr(codec_of(self.config).build, "decode_bytes_at_most", None)
-        if at_most is None:
-            return False
-        batch = self.latent_shape[0] if len(self.latent_shape) == 5 else 1
         tile = largest_tile(self.latent_shape, tiling, True, self.config.grid)
-        return MARGIN * batch * at_most(self.config, tile, self.dtype_bytes) <= free
+        if at_most and MARGIN * self.latent_shape[0] * at_most(self.config, tile, self.dtype_bytes) <= free:
+            return True
+        return self.need(tiling) <= free
 
     def need(self, tiling: Tiling) -> int:
         """Bytes that decoding takes on the device beside weights and finished frames, with a margin."""
@@ -230,7 +227,7 @@ class Ladder:
     def _in_ram(self, tiling: Tiling, free: int) -> str:
         """What there would have to be of main memory for the same tiles to be decoded with activations there, where the device has room."""
         parked = replace(tiling, parked=True)
-        if not codec_of(self.config).build.can_park or self.need(parked) > free or self._parked(tiling):
+        if not codec_of(self.config).build.can_park or not self._fits(parked, free) or self._parked(tiling):
             return ""
         ram = parking_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes)
         return f" ({self._gib(parked)} GiB would do with {ram / GIB:.2f} GiB of free main memory)"
@@ -370,7 +367,7 @@ class VideoVAE:
                 if self.group is None or total == 1:
                     return tiled_decode(vae.decode, latents, tiling, progress, grid=config.grid)
                 self.group.order(DECODE, latents.cpu(), tiling)
-                with SharedTiles(self.group, vae.decode, total) as tile:
+                with shared_tiles(self.group, vae.decode, total) as tile:
                     return tiled_decode(tile, latents, tiling, progress, grid=config.grid)
 
             yield lambda latents, progress=None: walk(partial(decode, latents, progress))
@@ -380,7 +377,7 @@ class VideoVAE:
 
         latents: [1, C, t, h, w], as the codec takes them.
         """
-        with self._component.at_work() as vae, OwnTiles(self.group, vae) as tile:
+        with self._component.at_work() as vae, own_tiles(self.group, vae) as tile:
             tiled_decode(tile, latents.to(self._placement.device), tiling, grid=vae.config.grid)
 
 

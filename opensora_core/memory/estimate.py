@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from .. import choices
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Tiling, Workload
-from ..sampling.guidance import PICTURES, Guidance, ReferenceUse, num_forwards
+from ..sampling.guidance import PICTURES, Guidance, num_forwards
 from ..sampling.plan import RELEASED_STEPS, Averaged, StepPlan
 from . import footprint
 from .decode import MARGIN, Ladder, parking_bytes, tile_decode_bytes
@@ -79,26 +79,19 @@ class Request(Workload):
     @property
     def forwards(self) -> int:
         """Passes of the transformer, each guidance pass counted."""
-        use = PICTURES if self.has_given else None
-        if self.speed == choices.EXACT:
-            return num_forwards(self.guidance, self.num_steps, self.latent_extent[0], use)
-        return self._planned(use)
-
-    def _planned(self, use: ReferenceUse | None) -> int:
-        """Forwards of the plan that is used where none is calibrated; a calibrated one of the same speed has as many points."""
-        points = StepPlan.uncalibrated(self.speed).points
-        averaged = Averaged.over(self.guidance, [1 - step / RELEASED_STEPS for step in range(RELEASED_STEPS + 1)], points)
-        return num_forwards(averaged, len(points) - 1, self.latent_extent[0], use)
-
-    def _steps_words(self, kind: str) -> str:
-        if self.speed == choices.EXACT:
-            return f"{self.num_steps} steps, {kind}: {self.forwards} forwards"
-        exact = replace(self, speed=choices.EXACT, num_steps=RELEASED_STEPS)
-        return f"speed {self.speed}, {kind}: {self.forwards} of {exact.forwards} forwards"
+        guidance, num_steps = self.guidance, self.num_steps
+        if self.speed != choices.EXACT:  # of the plan that is used where none is calibrated; a calibrated one has as many points
+            points = StepPlan.uncalibrated(self.speed).points
+            guidance = Averaged.over(guidance, [1 - step / RELEASED_STEPS for step in range(RELEASED_STEPS + 1)], points)
+            num_steps = len(points) - 1
+        return num_forwards(guidance, num_steps, self.latent_extent[0], PICTURES if self.has_given else None)
 
     def words(self) -> str:
-        kind = "with reference picture" if self.has_given else "text to video"
-        return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {self._steps_words(kind)}"
+        how, of = f"{self.num_steps} steps", ""
+        if self.speed != choices.EXACT:
+            how, of = f"speed {self.speed}", f" of {replace(self, speed=choices.EXACT, num_steps=RELEASED_STEPS).forwards}"
+        how += ", with reference picture" if self.has_given else ", text to video"
+        return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {how}: {self.forwards}{of} forwards"
 
 
 @dataclass(frozen=True)
@@ -148,21 +141,13 @@ class Estimate:
     def fits(self) -> bool:
         return not self.problems
 
-    @property
-    def device_bytes(self) -> int:
-        return max(stage.num_bytes for stage in self.stages)
-
-    def stage(self, name: str) -> Stage:
-        """The stage of a name: text, image, sampling or decode."""
-        return next(stage for stage in self.stages if stage.name == name)
-
 
 def estimate(request: Request, settings: Settings, model: ModelSizes, memory: Memory) -> Estimate:
     """What a video needs in these settings, whose precision is decided."""
     need = Stages(request, settings, model, memory)
     decode, tiling, note = need.decode()
     stages = [need.text(), *([need.image()] if request.has_given else []), need.sampling(), decode]
-    ram, streamed = need.ram(stages), need.streamed_bytes()
+    ram, streamed = need.ram(stages), need.transformer_residency.copied_bytes if need.transformer.is_mapped else 0
     is_cached = memory.device == "cpu" or streamed == 0 or streamed + need.process_bytes <= memory.ram_free
     notes = [note] if note else []
     if not is_cached:
@@ -227,7 +212,8 @@ class Stages:
 
     def image(self) -> Stage:
         request, vae = self.request, self.model.vae
-        tile, rest = footprint.encode_peak(vae, self.plain, request.height, request.width, request.tiling)
+        shape = (1, vae.in_channels, 1, request.height, request.width)
+        tile, rest = footprint.tiled_peak(vae, self.plain, shape, request.tiling, is_decode=False)
         weights = Item("VAE's weights", footprint.vae_weights(vae, self.plain), self.plain)
         work = Item("encoding a tile", tile), Item("picture", rest)
         return Stage("image", (self._staying(), weights, *work, *self._libraries(tile)))
@@ -258,7 +244,7 @@ class Stages:
             tile, rest = tile_decode_bytes(vae, self.latent_shape, tiling, itemsize), 0
             self.parked_bytes = parking_bytes(vae, self.latent_shape, tiling, itemsize)
         else:
-            tile, rest = footprint.decode_peak(vae, self.plain, self.latent_shape, tiling)
+            tile, rest = footprint.tiled_peak(vae, self.plain, self.latent_shape, tiling)
         items = (
             staying,
             Item("VAE's weights", weights, self.plain),
@@ -274,10 +260,6 @@ class Stages:
         saved["text"] = stages[0].items[0].num_bytes - least_bytes(self.t5.sizes, choices.MINIMAL) + self._staying().num_bytes
         saved["image"] = saved["decode"] = self._staying().num_bytes
         return tuple((stage.name, stage.num_bytes - saved[stage.name]) for stage in stages)
-
-    def streamed_bytes(self) -> int:
-        """What of the transformer's mapped file every forward reads."""
-        return self.transformer_residency.copied_bytes if self.transformer.is_mapped else 0
 
     def ram(self, stages: list[Stage]) -> Stage:
         """Main memory that must be there. Pages of mapped files are not counted: the system drops them when it needs them."""

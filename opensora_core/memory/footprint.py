@@ -184,20 +184,12 @@ def sampling_peak(
 
 
 @lru_cache(maxsize=64)
-def decode_peak(config: CodecConfig, precision: str, latent_shape: tuple[int, ...], tiling: Tiling) -> tuple[int, int]:
-    """(one tile's activations, everything else that is alive beside it): latents, finished frames, seams."""
-    return _tiled_peak(config, _dtype(precision), latent_shape, config.cut(tiling), True)
+def tiled_peak(config: CodecConfig, precision: str, shape: tuple[int, ...], tiling: Tiling, is_decode: bool = True) -> tuple[int, int]:
+    """(one tile's activations, everything else that is alive beside it) of decoding latents, or encoding one picture, of this shape.
 
-
-@lru_cache(maxsize=64)
-def encode_peak(config: CodecConfig, precision: str, height: int, width: int, tiling: Tiling) -> tuple[int, int]:
-    """(one tile's activations, everything else) of encoding one picture of this size in pixels."""
-    return _tiled_peak(config, _dtype(precision), (1, config.in_channels, 1, height, width), tiling, False)
-
-
-def _tiled_peak(config: CodecConfig, dtype: torch.dtype, shape: tuple[int, ...], tiling: Tiling, is_decode: bool) -> tuple[int, int]:
-    """The tiling itself is run, around a codec that only counts."""
-    grid = config.grid
+    The tiling itself is run, around a codec that only counts.
+    """
+    dtype, grid, tiling = _dtype(precision), config.grid, config.cut(tiling) if is_decode else tiling
     tile = tile_peak(config, dtype, (*shape[:2], *largest_tile(shape, tiling, is_decode, grid)), is_decode)
 
     def count(part: Tensor) -> Tensor | Encoded:

@@ -176,11 +176,9 @@ def _streamed(sizes: UnitBytes, budget: int) -> tuple[int, ...]:
 
 def _does_not_fit(sizes: UnitBytes, mode: str, device_bytes: int) -> str:
     said = f"The mode {mode} needs {at_least(least_bytes(sizes, mode))} GiB for weights and the device has {at_most(device_bytes)} GiB"
-    fitting = [other for other in (BUDGET, MINIMAL) if least_bytes(sizes, other) <= device_bytes]
-    if fitting:
-        ways = {
-            BUDGET: f"budget with {at_least(least_bytes(sizes, BUDGET))} to {at_most(device_bytes)} GiB",
-            MINIMAL: f"minimal, which needs {at_least(least_bytes(sizes, MINIMAL))} GiB",
-        }
-        return f"{said}; use {' or '.join(ways[other] for other in fitting)}."
-    return f"{said}; no mode fits (minimal needs {at_least(least_bytes(sizes, MINIMAL))} GiB). Use quantised weights or another device."
+    budget, minimal = (least_bytes(sizes, other) for other in (BUDGET, MINIMAL))
+    ways = [f"budget with {at_least(budget)} to {at_most(device_bytes)} GiB"] if budget <= device_bytes else []
+    ways += [f"minimal, which needs {at_least(minimal)} GiB"] if minimal <= device_bytes else []
+    if ways:
+        return f"{said}; use {' or '.join(ways)}."
+    return f"{said}; no mode fits (minimal needs {at_least(minimal)} GiB). Use quantised weights or another device."

@@ -3,7 +3,9 @@
 Tiles go through main memory. A process without room for one says so, so that the first can try another way as if the room were its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -17,64 +19,54 @@ DECODE = "decode"
 _RANK = 5  # of a tile; before it goes its shape, zeros where memory ran out
 
 
-class SharedTiles:
-    """What decodes the tiles of a clip, in the first process. A context manager. decode: of one tile, as Codec.decode. total: tiles of the clip."""
+@contextmanager
+def shared_tiles(group: Group, decode: Callable[..., Tensor], total: int) -> Iterator[Callable[..., Tensor]]:
+    """What decodes the tiles of a clip, in the first process. decode: of one tile, as Codec.decode. total: tiles of the clip."""
+    owners, dtype = iter([number % group.size for number in range(total)]), torch.float32
 
-    def __init__(self, group: Group, decode: Callable[..., Tensor], total: int):
-        self._group, self._decode, self._total = group, decode, total
-        self._next, self._dtype = 0, torch.float32
-
-    def __call__(self, tile: Tensor, *home: torch.device) -> Tensor:
-        owner, self._dtype = self._next % self._group.size, tile.dtype
-        self._next += 1
-        if owner == 0:
-            return self._decode(tile, *home)
-        made = self._received(owner)
-        if made is None:
-            raise torch.cuda.OutOfMemoryError(f"process {owner} is out of memory")
-        return made.to(*home or (tile.device,))
-
-    def _received(self, owner: int) -> Tensor | None:
+    def received(owner: int) -> Tensor | None:
         shape = torch.zeros(_RANK, dtype=torch.int64)
         dist.recv(shape, owner)
         if not shape.any():
             return None
-        made = torch.empty(shape.tolist(), dtype=self._dtype)
+        made = torch.empty(shape.tolist(), dtype=dtype)
         dist.recv(made, owner)
         return made
 
-    def __enter__(self) -> "SharedTiles":
-        return self
+    def run(tile: Tensor, *home: torch.device) -> Tensor:
+        nonlocal dtype
+        owner, dtype = next(owners), tile.dtype
+        if owner == 0:
+            return decode(tile, *home)
+        if (made := received(owner)) is None:
+            raise torch.cuda.OutOfMemoryError(f"process {owner} is out of memory")
+        return made.to(*home or (tile.device,))
 
-    def __exit__(self, kind, error, trace) -> None:
-        if error is None or not is_out_of_memory(error):
-            return
-        for number in range(self._next, self._total):  # what the others send all the same
-            if owner := number % self._group.size:
-                self._received(owner)
+    try:
+        yield run
+    except (MemoryError, RuntimeError) as error:
+        for owner in owners if is_out_of_memory(error) else ():  # what the others send all the same
+            if owner:
+                received(owner)
+        raise
 
 
-class OwnTiles:
-    """What decodes a process's own tiles and sends them to the first process; it gives tensors without values. A context manager."""
+@contextmanager
+def own_tiles(group: Group, vae: Codec) -> Iterator[Callable[..., Tensor]]:
+    """What decodes a process's own tiles and sends them to the first process; it gives tensors without values."""
+    numbers, on_their_way = count(), []
 
-    def __init__(self, group: Group, vae: Codec):
-        self._group, self._vae, self._next = group, vae, 0
-        self._on_their_way: list = []
-
-    def __call__(self, tile: Tensor, *home: torch.device) -> Tensor:
-        config, (batch, _, frames, height, width) = self._vae.config, tile.shape
-        grid = config.grid
-        if self._next % self._group.size == self._group.rank:
-            made = unless_out_of_memory(lambda: self._vae.decode(tile, *home).cpu().contiguous())
+    def run(tile: Tensor, *home: torch.device) -> Tensor:
+        (batch, _, frames, height, width), grid = tile.shape, vae.config.grid
+        if next(numbers) % group.size == group.rank:
+            made = unless_out_of_memory(lambda: vae.decode(tile, *home).cpu().contiguous())
             shape = torch.zeros(_RANK, dtype=torch.int64) if made is None else torch.tensor(made.shape)
-            self._on_their_way += [(dist.isend(part, 0), part) for part in (shape, made) if part is not None]
-        self._next += 1
+            on_their_way.extend((dist.isend(part, 0), part) for part in (shape, made) if part is not None)
         size = (grid.pixel_frames(frames), grid.space * height, grid.space * width)
-        return torch.empty(batch, config.in_channels, *size, device="meta")
+        return torch.empty(batch, vae.config.in_channels, *size, device="meta")
 
-    def __enter__(self) -> "OwnTiles":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for sending, _ in self._on_their_way:
+    try:
+        yield run
+    finally:
+        for sending, _ in on_their_way:
             sending.wait()

@@ -10,8 +10,9 @@ file's own pages are the system's to drop meanwhile, so that only weights that w
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def module_bytes(model: nn.Module, blocks: Sequence[nn.Module]) -> UnitBytes:
     return UnitBytes(tuple(_bytes_of(tensor for _, _, tensor in places(block)) for block in blocks), rest)
 
 
-class BlockStream:
+class BlockStream(AbstractContextManager):
     """A residency at work on a network, from the moment this is made until `release()` or the end of a `with` block.
 
     An exception or an interrupt in the middle of a forward leaves the network usable; the next forward begins afresh.
@@ -77,9 +78,6 @@ class BlockStream:
         except BaseException:
             self.release()
             raise
-
-    def __enter__(self) -> "BlockStream":
-        return self
 
     def __exit__(self, *exception) -> None:
         self.release()
@@ -121,13 +119,13 @@ class BlockStream:
     def _before(self, index: int, module: nn.Module, args) -> None:
         self._put_back()  # of a forward that was interrupted
         block = self._streamed[index]
-        if any(entry.store[entry.name] is not entry.home for entry in block.entries):
+        if any(store[name] is not home for (store, name, home), _ in block.entries):
             raise OpenSoraError("The network's weights were changed while it is streamed; merge LoRAs before, or end the offload first.")
         self._fetch(index)
         self._lane.begin(index % len(self._buffers))
         self._at_work = index
-        for entry in block.entries:
-            entry.store[entry.name] = entry.staged
+        for (store, name, _), staged in block.entries:
+            store[name] = staged
 
     def _after(self, index: int, module: nn.Module, args, output) -> None:
         if self._at_work == index:
@@ -138,8 +136,8 @@ class BlockStream:
     def _put_back(self) -> None:
         if self._at_work is None:
             return
-        for entry in self._streamed[self._at_work].entries:
-            entry.store[entry.name] = entry.home
+        for (store, name, home), _ in self._streamed[self._at_work].entries:
+            store[name] = home
         self._lane.end(self._at_work % len(self._buffers))
         self._at_work = None
 
@@ -172,24 +170,15 @@ class BlockStream:
             self._pin_left = 0
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor of a block: where the module keeps it, what it keeps there, and the view of a buffer that stands in for it."""
-
-    store: dict
-    name: str
-    home: Tensor
-    staged: Tensor
-
-
 class _Block:
-    """A streamed block and its places in a staging buffer. places: every tensor once, with the bytes of the buffer that it is copied to.
+    """A streamed block and its places in a staging buffer.
 
-    pinned: (first byte, page-locked bytes) that together are the block as it lies in the buffer; empty if not page-locked.
+    entries: where the module keeps its tensors, each with the view of the buffer that stands in for it. places: every tensor once, with the bytes
+    of the buffer that it is copied to. pinned: (first byte, page-locked bytes) that together are the block as it lies in the buffer; empty if not page-locked.
     """
 
     def __init__(self, block: nn.Module, buffer: Tensor):
-        self.entries: list[_Entry] = []
+        self.entries: list[tuple[Place, Tensor]] = []
         self.places: list[tuple[Tensor, Tensor]] = []
         self.pinned: list[tuple[int, Tensor]] = []
         self.num_bytes = 0
@@ -200,14 +189,11 @@ class _Block:
                 staged[id(home)] = _like(home, place.view(home.dtype).as_strided(home.shape, _strides(home)))
                 self.places.append((home, place))
                 self.num_bytes += padded(home.nbytes)
-            self.entries.append(_Entry(store, name, home, staged[id(home)]))
+            self.entries.append(((store, name, home), staged[id(home)]))
 
     def pin(self) -> None:
-        pieces, start = [], 0
-        for size in piece_sizes(self.num_bytes):
-            pieces.append((start, page_locked(size)))
-            start += size
-        offset = 0
+        sizes, offset = piece_sizes(self.num_bytes), 0
+        pieces = [(start, page_locked(size)) for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False)]
         for home, _ in self.places:
             source = _flat(home)
             for start, piece in pieces:

@@ -13,11 +13,11 @@ from ..memory.footprint import sizes_of_files
 from ..sampling.guidance import Guidance
 from ..sampling.longer import Continuation
 from ..sampling.plan import StepPlan
+from .clip import going_on
 from .files import ModelFiles
-from .longer import going_on
 from .parts import Networks
 from .request import GenerationRequest, SamplingOptions, random_seed
-from .text import check_said
+from .text import worded
 
 
 def options_of(options: SamplingOptions | None) -> SamplingOptions:
@@ -98,7 +98,7 @@ def check_request(networks: Networks, request: GenerationRequest) -> None:
     family.check_given(references.given, references.use)
     files.clip_note(request.height, request.width, request.num_frames)
     family.sampling.chosen(request.options.solver)
-    check_said(family.text, request.options)
+    worded(family.text, "", request.options)  # says what the model does not know
     if request.options.parity == SCRIPTS and not (family.longer and family.longer.has_scripts):
         raise OpenSoraError(f"parity={SCRIPTS!r} is of the loops of Open-Sora 1.1 to 1.3, and this model is {family.title}; leave it out.")
     has_latents = any(given.ndim == LATENT_RANK for given in references.given.values())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..checkpoint.detect import HALF, Identity, identify, require
+from ..checkpoint.detect import HALF, identify
 from ..checkpoint.files import Halves, find_weights, read_network
 from ..checkpoint.load import check_keys, open_decoder, open_model
 from ..checkpoint.lora import changed_words, fitting_layers, shapes_of
@@ -84,30 +84,25 @@ class ModelFiles:
         return cls(**paths, tokenizers=None if tokenizers is None else Path(tokenizers))
 
     @property
-    def usual_clip(self) -> tuple[int, int, int]:
-        """(height, width, frames) of a clip where nothing else is asked for."""
-        return SMALL_CLIP if self._is_small else clip_of(family_of_file(self.dit))
-
-    @property
     def family(self) -> Family:
-        """The row of the transformer. Raises a CheckpointError if it is none."""
-        return family_of_file(self.dit)
+        """The row of the transformer. Its header is read once, and again only if the file is replaced. Raises a CheckpointError if it is none."""
+        return _family_of(stamp(self.dit))
 
     @property
     def usual(self) -> Clip:
         """What the model is asked for where a person says nothing."""
-        height, width, num_frames = self.usual_clip
+        height, width, num_frames = SMALL_CLIP if self._is_small else self.family.usual.size
         return replace(self.family.usual, height=height, width=width, num_frames=num_frames)
 
     @property
     def grid(self) -> Grid:
         """How the transformer counts frames and pixels, from its file's header. Raises a CheckpointError if it is none."""
-        return family_of_file(self.dit).grid
+        return self.family.grid
 
     def clip_note(self, height: int, width: int, num_frames: int) -> str:
         """What to tell a person who asks for what the model was not trained on; "" otherwise. Raises an OpenSoraError for what it cannot make."""
         if not self._is_small:
-            return family_of_file(self.dit).suits(height, width, num_frames)
+            return self.family.suits(height, width, num_frames)
         if (height, width, num_frames) == SMALL_CLIP:
             return ""
         return (
@@ -199,24 +194,14 @@ def _completes(half: Mapping[str, tuple[int, ...]], path: Path) -> bool:
     return both.slot == "vae" and both.kind != identify(other).kind
 
 
-def clip_of(family: Family) -> tuple[int, int, int]:
-    """(height, width, frames) of a model's released configuration."""
-    return family.usual.height, family.usual.width, family.usual.num_frames
-
-
-def family_of_file(dit: Path) -> Family:
-    """The row of a transformer's file. Its header is read once, and again only if the file is replaced."""
-    return _family_of_file(stamp(dit))
-
-
 @lru_cache(maxsize=32)
-def _family_of_file(dit: FileStamp) -> Family:
-    return _require("transformer", Path(dit.path)).family
+def _family_of(dit: FileStamp) -> Family:
+    return open_model(dit.path, "transformer")[1].family
 
 
 def check_files(files: ModelFiles) -> None:
     """Compare the parts by their headers, and find the tokenizers; no weight is read."""
-    model, codec = _require("transformer", files.dit), _require("vae", files.vae)
+    model, codec = open_model(files.dit, "transformer")[1], open_model(files.vae, "vae")[1]
     if codec.kind not in model.family.codecs:
         wanted = codecs_of(model.family)[0].title
         raise CheckpointError(
@@ -256,7 +241,7 @@ def check_lora(files: ModelFiles, path: str | Path) -> str:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"The LoRA {path} does not exist.")
-    identity = _require("transformer", files.dit)
+    identity = open_model(files.dit, "transformer")[1]
     model = identity.row.build(identity.config, device="meta")
     return f"{path.name} {changed_words(fitting_layers(model, path), shapes_of(model))}"
 
@@ -277,8 +262,3 @@ def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
     if channels != config.in_channels:
         raise CheckpointError(f"{vae.name} has {channels} latent channels, {header.name} works on {config.in_channels}: not of one model.")
     return config
-
-
-def _require(slot: str, path: Path) -> Identity:
-    header = read_network(path)
-    return require(identify(header.shapes), slot, header.name)

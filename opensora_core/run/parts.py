@@ -22,7 +22,7 @@ from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
 from ..parallel.group import Group
 from ..sampling.plan import fingerprint_of
-from .files import PLANS, ModelFiles, check_files, check_picture_files, family_of_file
+from .files import PLANS, ModelFiles, check_files, check_picture_files
 from .kernels import compile_blocks
 from .needs import Needs
 
@@ -107,12 +107,12 @@ class Networks:
 
     def _read_vae(self, dtype: torch.dtype, device: torch.device) -> Any:
         vae = self._read("vae", self.files.vae, load_vae, dtype, device)
-        vae.config = codec_for(family_of_file(self.files.dit), vae.config)
+        vae.config = codec_for(self.files.family, vae.config)
         return vae
 
     def _read_t5(self, dtype: torch.dtype, device: torch.device) -> Any:
         read = partial(load_t5, tokenizers=self.files.tokenizers, precision=self.quantised)
-        return self._read("t5", self.files.t5, read, dtype, device).follow(family_of_file(self.files.dit).text)
+        return self._read("t5", self.files.t5, read, dtype, device).follow(self.files.family.text)
 
     def _read_clip(self, dtype: torch.dtype, device: torch.device) -> Any:
         return self._read("clip", self.files.clip, partial(load_clip, tokenizers=self.files.tokenizers), dtype, device)

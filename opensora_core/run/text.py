@@ -12,7 +12,6 @@ from ..memory.loaded import PROMPTS
 from ..sampling.run import Side, TextCondition
 from ..text.prompt import check_text
 from ..text.recipe import CLIP, TextRecipe, Unread
-from .files import family_of_file
 from .parts import Networks
 from .ran_out import change, with_less
 from .request import Asked, EncodedPrompt, SamplingOptions
@@ -26,7 +25,7 @@ def encode(networks: Networks, asked: Sequence[Asked], progress: Progress = lamb
 
     progress: (done, total) of T5's work alone. Raises an OutOfMemory where the device has no room for an encoder's work.
     """
-    recipe = family_of_file(networks.files.dit).text
+    recipe = networks.files.family.text
     texts = [_texts(recipe, one) for one in asked if not isinstance(one, EncodedPrompt)]
     if networks.keep_encoded:
         encoders = [path for path in (networks.files.t5, networks.files.clip, networks.files.tokenizers) if path is not None]
@@ -44,22 +43,18 @@ def _texts(recipe: TextRecipe, asked: tuple) -> Texts:
     check_text(prompt), check_text(negative_prompt, "The negative prompt")
     if options is None:
         return prompt, negative_prompt
-    return _worded(recipe, prompt, options), recipe.against(negative_prompt, options.unconditional)
+    return worded(recipe, prompt, options), recipe.against(negative_prompt, options.unconditional)
 
 
-def _worded(recipe: TextRecipe, prompt: str, options: SamplingOptions) -> str:
+def worded(recipe: TextRecipe, prompt: str, options: SamplingOptions) -> str:
+    """A prompt with what a model reads beside it. Raises an OpenSoraError for a score or a rate that the model does not know."""
     return recipe.words(prompt, recipe.said(**{name: getattr(options, name) for name in SAID}))
-
-
-def check_said(recipe: TextRecipe, options: SamplingOptions) -> None:
-    """Raise an OpenSoraError for a score or a rate that a model does not know."""
-    _worded(recipe, "", options)
 
 
 def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> list[TextCondition]:
     """The encodings of each pair of texts, on the CPU; a pair that comes again is encoded once."""
 
-    def by(component: Component, beside_bytes: int, told: Callable[[int], None], read=_states) -> dict[Texts, Sequence[Tensor]]:
+    def by(component: Component, read: Callable, beside_bytes: int = 0, told=lambda done: None) -> dict[Texts, Sequence[Tensor]]:
         def work(encoder) -> dict[Texts, Sequence[Tensor]]:
             made = {}
             for done, pair in enumerate(texts, 1):
@@ -76,21 +71,19 @@ def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> l
 
         return with_less(component, placement, work, beside_bytes, ("encoding the prompt", "the text encoder"), say)[0]
 
-    placement = networks.placement
+    def states(encoder, some: list[str]) -> Tensor:
+        return encoder.encode(some).float().cpu()
+
     if not texts:
         return []
     progress(0, len(texts))
-    named = {"context": by(networks.t5, networks.needs.beside_t5(), lambda done: progress(done, len(texts)))}
-    recipe = family_of_file(networks.files.dit).text
+    recipe, placement = networks.files.family.text, networks.placement
+    named = {"context": by(networks.t5, states, networks.needs.beside_t5(), lambda done: progress(done, len(texts)))}
     if CLIP in recipe.encoders:
-        named["y"] = by(networks.clip, 0, lambda done: None)
+        named["y"] = by(networks.clip, states)
     if recipe.has_mask:
-        named["attention_mask"] = by(networks.t5, 0, lambda done: None, lambda encoder, some: encoder.mask(encoder.tokenize(some)))
+        named["attention_mask"] = by(networks.t5, lambda encoder, some: encoder.mask(encoder.tokenize(some)))
     return [TextCondition(*(_side(named, pair, side) for side in (0, 1))) for pair in texts]
-
-
-def _states(encoder, texts: list[str]) -> Tensor:
-    return encoder.encode(texts).float().cpu()
 
 
 def _side(named: dict[str, dict[Texts, Sequence[Tensor]]], pair: Texts, side: int) -> Side:

@@ -160,7 +160,7 @@ def test_decode_policies_shorten_tiles():
 
 def test_parts_of_two_variants_are_refused(folder, tiny_checkpoint):
     mine, other = ModelFiles.in_folder(folder), ModelFiles.in_folder(tiny_checkpoint)
-    assert mine.grid == HIGH_COMPRESSION and mine.usual_clip == (576, 1024, 128) and other.grid == CAUSAL
+    assert mine.grid == HIGH_COMPRESSION and mine.usual.size == (576, 1024, 128) and other.grid == CAUSAL
     check_files(mine)
     for dit, vae, says in (
         (mine.dit, other.vae, "hunyuan_vae.* is the HunyuanVideo VAE"),

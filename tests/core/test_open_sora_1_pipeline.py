@@ -18,7 +18,7 @@ from opensora_core.memory.footprint import ModelSizes, TextSizes
 from opensora_core.memory.preflight import preflight
 from opensora_core.memory.residency import GIB
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run import clip as first_clip, longer as later_clips
+from opensora_core.run import clip as walks
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.request import EncodedPrompt, SamplingOptions
 from opensora_core.sampling import masks, rflow, run as sampling, solvers
@@ -176,7 +176,7 @@ def test_what_is_said_is_the_version_s_own(pipe):
 @pytest.mark.parametrize("version", ["1.1", "1.2", "1.3"])
 def test_frames_that_are_given(pipe, version, monkeypatch):
     model, conditions = pipe(version), []
-    monkeypatch.setattr("opensora_core.run.clip.sample_latents", lambda networks, request, prompt, condition, on_step: (conditions.append(condition), []))  # fmt: skip
+    monkeypatch.setattr("opensora_core.run.clip.sample_latents", lambda networks, request, prompt, condition, *others: (conditions.append(condition), []))  # fmt: skip
     asked = {**short(version), "latents_only": True}
     latents = model.latent_frames(LENGTHS[version])
     ends = model("a cat", image=PICTURE, last_image=PICTURE, image_strength=0.75, **asked) and conditions.pop()
@@ -238,14 +238,13 @@ def test_loops_as_the_scripts_make_them(pipe):
 def given(monkeypatch):
     """What each clip of a run was given: [(mask by latent frame, latents)], or None."""
     found = []
-    for room in (first_clip, later_clips):
-        sample = room.sample_latents
+    sample = walks.sample_latents
 
-        def kept(networks, request, prompt, condition, on_step, sample=sample):
-            found.append(condition and (condition.mask[0, 0, :, 0, 0].tolist(), condition.latents))
-            return sample(networks, request, prompt, condition, on_step)
+    def kept(networks, request, prompt, condition, *others, **more):
+        found.append(condition and (condition.mask[0, 0, :, 0, 0].tolist(), condition.latents))
+        return sample(networks, request, prompt, condition, *others, **more)
 
-        monkeypatch.setattr(room, "sample_latents", kept)
+    monkeypatch.setattr(walks, "sample_latents", kept)
     return found
 
 

@@ -62,7 +62,7 @@ def test_other_sizes_are_made_with_a_sentence(small, tiny_checkpoint, caplog):
     assert "trained on clips of 64x64 pixels and 17 frames; 96x48 and 5 frames" in result.notes[0]
     assert result.notes[0] in caplog.text
     assert ModelFiles.in_folder(tiny_checkpoint).clip_note(48, 96, 5) == ""
-    assert ModelFiles.in_folder(tiny_checkpoint).usual_clip == (192, 336, 129)
+    assert ModelFiles.in_folder(tiny_checkpoint).usual.size == (192, 336, 129)
 
 
 def test_a_prompt_longer_than_it_reads_is_named(small, caplog):
