@@ -32,9 +32,8 @@ from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
 from .run.result import GenerationResult, SegmentCallback, StageProgress, StepCallback, Watchers
-from .run.sample import do_share
+from .run.sample import check_size, do_share
 from .run.segments import segment_prompts
-from .run.shared import check_size
 from .run.text import encode
 from .sampling.given import CONTEXTS
 from .sampling.longer import Continuation
@@ -95,10 +94,8 @@ class OpenSoraPipeline:
         precision: str = AUTO,
     ) -> "OpenSoraPipeline":
         """A pipeline over single files (or hub folders, for the text encoders). clip: for models that read CLIP beside T5."""
-        parts = {"dit": dit, "vae": vae, "t5": t5, "clip": clip, "tokenizers": tokenizers}
-        paths = {name: Path(path).expanduser() if isinstance(path, str | Path) else path for name, path in parts.items()}
-        files = ModelFiles(**paths)
-        return cls(files, torch_dtype, precision)
+        paths = (Path(path).expanduser() if isinstance(path, str | Path) else path for path in (dit, vae, t5, clip, tokenizers))
+        return cls(ModelFiles(*paths), torch_dtype, precision)
 
     @property
     def vae(self) -> VideoVAE:
@@ -348,18 +345,19 @@ class OpenSoraPipeline:
             prompt=prompt,
             negative_prompt=negative_prompt,
             **size,
-            guidance=guidance_of(self.files, options, guidance_scale, image_guidance_scale),
+            guidance=guidance_of(files, options, guidance_scale, image_guidance_scale),
             references=given_of(files, given, how, size["num_frames"], references, mask_strategy),
             seed=seed_of(seed, generator),
             num_videos=num_videos_per_prompt,
             options=options,
             speed=speed,
-            grid=self.files.grid,
+            grid=files.grid,
             noise=noise,
         )
         check_request(self._networks, request)
-        only = GenerationResult(seeds=request.seeds, request=request)
-        return only if check_only else make_clip(self._networks, request, watchers, not latents_only)
+        if check_only:
+            return GenerationResult(seeds=request.seeds, request=request)
+        return make_clip(self._networks, request, watchers, not latents_only)
 
     @torch.inference_mode()
     def extend(  # noqa: PLR0913 - as __call__

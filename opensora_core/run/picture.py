@@ -74,7 +74,7 @@ def paint(networks: PictureNetworks, pictures: Sequence[Asked], progress: Callab
         latents = _latents(networks, pictures, progress)
         networks.transformer.release()
         with networks.decoder.at_work() as decoder:
-            return [to_picture(decode(decoder, one.to(networks.placement.device, decoder.dtype))) for one in latents]
+            return [_picture(decoder, one.to(networks.placement.device, decoder.dtype)) for one in latents]
     finally:
         networks.release()
 
@@ -120,13 +120,9 @@ def draw(
     return finished(sample(recipe, transformer, start, schedule, ONE_PASS, told, on_step), transformer.dtype, "Flux")[:, :, 0]
 
 
-def decode(codec: Codec, latents: Tensor) -> Tensor:
-    """A picture [1, 3, H, W], about -1..1, of latents [1, C, h, w] in the transformer's scale."""
-    return codec.decode(codec.config.latents.to_codec(latents)[:, :, None])[:, :, 0]
-
-
-def to_picture(pixels: Tensor) -> Tensor:
-    """A decoded picture [1, 3, H, W], about -1..1, as [1, H, W, 3] uint8: as from the file that upstream writes and reads back."""
+def _picture(codec: Codec, latents: Tensor) -> Tensor:
+    """[1, H, W, 3] uint8 on the CPU, as from the file that upstream writes and reads back, of latents [1, C, h, w] in the transformer's scale."""
+    pixels = codec.decode(codec.config.latents.to_codec(latents)[:, :, None])[:, :, 0]
     levels = (pixels.float().clamp(-1, 1) + 1) * 127.5
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 

@@ -1,30 +1,36 @@
-"""The stage sampling: from noise, a prompt and references to finished latents."""
+"""The stage sampling: from noise, a prompt and references to finished latents, by one process or by a group that shares every step."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..choices import DIFFUSERS, EXACT, GPU, torch_dtype
 from ..errors import OpenSoraError
 from ..families.table import family_of
 from ..family import NetworkSizes
+from ..memory.device import is_out_of_memory
+from ..memory.footprint import sizes_of_files
+from ..parallel.shares import groups_for
 from ..sampling import plan
 from ..sampling.given import ImageCondition
 from ..sampling.guidance import Guidance, ReferenceUse
 from ..sampling.run import Conditions, SamplingRecipe, StepReport, TextCondition, sample
 from ..sampling.schedule import Schedule
 from . import plans
+from .files import ModelFiles
 from .parts import Networks
 from .ran_out import sampling_ran_out, with_less
 from .request import EncodedPrompt, GenerationRequest
-from .shared import SAMPLE, on_cpu, shared_out
 
 logger = logging.getLogger(__name__)
+
+_SAMPLE = "sample"
 
 
 def sample_latents(
@@ -41,9 +47,10 @@ def sample_latents(
     then_decode: the VAE works next; its weights set out for the device as the last step begins.
     Raises an OutOfMemory where the device has no room in any way that the offload mode permits, an OpenSoraError for values that are not numbers.
     """
-    placement, said, group = networks.placement, [], networks.group
-    if group is not None:
-        group.order(SAMPLE, request, prompt, on_cpu(condition))
+    placement, said, say = networks.placement, [], partial(sampling_ran_out, request, networks.placement)
+    if networks.group is not None:
+        given = condition and {name: value.cpu() for name, value in vars(condition).items() if isinstance(value, Tensor)}
+        networks.group.order(_SAMPLE, request, prompt, condition and replace(condition, **given))
 
     def work(transformer) -> Tensor:
         options, config = request.options, transformer.config
@@ -56,31 +63,25 @@ def sample_latents(
         schedule, guidance, said[:] = way(networks, request, recipe, config, shape, use)
         told = conditions(request, _repeated(prompt.condition, request.num_videos), condition, family.usual.fps)
         start = _noise(request, shape, placement.device, recipe.noise)
-        with _vae_ahead(networks, on_step) if then_decode else nullcontext(on_step) as each_step:
-            if group is None:
-                latents = sample(recipe, transformer, start, schedule, guidance, told, each_step, request.seeds)
-            else:
-                passes = [len(guidance.at_step(step, schedule.num_steps, shape[2], use).passes) for step in range(schedule.num_steps)]
-                with shared_out(networks, transformer, passes, sampling_ran_out(request, placement)) as shares:
-                    recipe = replace(recipe, each_pass=shares.passes)
-                    latents = sample(recipe, transformer, start, schedule, guidance, told, each_step, request.seeds)
-                said.append(shares.words(schedule.num_steps))
-                logger.warning("%s", said[-1])
+        passes = (len(guidance.at_step(step, schedule.num_steps, shape[2], use).passes) for step in range(schedule.num_steps))
+        with _vae_ahead(networks, on_step, then_decode) as each_step:
+            with _shared_out(networks, transformer, recipe, passes, say, said) as shared:
+                latents = sample(shared, transformer, start, schedule, guidance, told, each_step, request.seeds)
             return finished(latents[:, :, lead:], placement.dtype)
 
     beside_bytes = networks.needs.beside_transformer(request)
-    say = partial(sampling_ran_out, request, placement)
     latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"), say)
     return latents, said + notes
 
 
 @contextmanager
-def _vae_ahead(networks: Networks, on_step: Callable[[StepReport], None]) -> Iterator[Callable[[StepReport], None]]:
-    num_bytes = networks.needs.vae_weights()  # read now: a file that is gone by the last step must not cost the steps before it
+def _vae_ahead(networks: Networks, on_step: Callable[[StepReport], None], then_decode: bool) -> Iterator[Callable[[StepReport], None]]:
+    # Read now: a file that is gone by the last step must not cost the steps before it.
+    num_bytes = networks.needs.vae_weights() if then_decode else 0
 
     def each_step(report: StepReport) -> None:
         on_step(report)
-        if report.step == report.num_steps - 1:
+        if then_decode and report.step == report.num_steps - 1:
             networks.vae.set_out(num_bytes)
 
     try:
@@ -88,6 +89,46 @@ def _vae_ahead(networks: Networks, on_step: Callable[[StepReport], None]) -> Ite
     except BaseException:
         networks.vae.call_back()
         raise
+
+
+def check_size(files: ModelFiles, size: int) -> None:
+    """Raise an OpenSoraError if no run of a model can be shared out over so many processes. No weight is read."""
+    config = sizes_of_files(files.dit).transformer
+    groups_for([1 + len(family_of(config).usual.scales)], _heads(config), size)
+
+
+@contextmanager
+def _shared_out(
+    networks: Networks, transformer: nn.Module, recipe: SamplingRecipe, passes: Iterable[int], say: Callable[[], str], said: list[str]
+) -> Iterator[SamplingRecipe]:
+    """The recipe by which a group makes a run, of each step of which the transformer then computes its part; as it is for one process alone.
+
+    passes: of each step. say: gives the sentence where memory runs out: another way of computing would have to be begun by all processes, so
+    that this ends all. said: takes a line for people.
+    """
+    group = networks.group
+    if group is None:
+        yield recipe
+        return
+    passes, sentence, heads = list(passes), say(), _heads(transformer.config)
+    shares = group.shares(passes, heads)
+    if heads > 1:
+        transformer.tokens = shares
+        for block in transformer.blocks():
+            block.attention = shares.attention(networks.attention)
+    try:
+        yield replace(recipe, each_pass=shares.passes)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error) and not isinstance(error, OpenSoraError):
+            raise OpenSoraError(f"Process {group.rank} of {group.size}: {sentence}") from error
+        raise
+    said.append(shares.words(len(passes)))
+    logger.warning("%s", said[-1])
+
+
+def _heads(config: Any) -> int:
+    """Attention heads of a network whose tokens can be shared out (ops.AllTokens); 1 of others."""
+    return config.num_heads if hasattr(family_of(config).build, "tokens") else 1
 
 
 def conditions(request: GenerationRequest, text: TextCondition, condition: ImageCondition | None, usual_fps: float) -> Conditions:
@@ -142,7 +183,7 @@ def _repeated(text: TextCondition, count: int) -> TextCondition:
 def do_share(networks: Networks) -> None:
     """The work of a process that is not the first of its group: its share of all that the first orders, until that ends."""
     for work, told in networks.group.orders():
-        if work == SAMPLE:
+        if work == _SAMPLE:
             sample_latents(networks, *told, lambda report: None)
         else:
             networks.video_vae.decode_own_tiles(*told)
