@@ -20,32 +20,15 @@ CHUNK_ELEMENTS = 2**24  # that fp32 work takes at a time: 64 MiB, above which ke
 THETA = 10000  # of every rotary table and sinusoid
 
 
+def _uninitialised(layer: type[nn.Module]) -> type[nn.Module]:
+    return type(layer.__name__, (layer,), {"reset_parameters": lambda self: None})
+
+
 class TorchOperations:
     """Plain torch layers whose parameters are left uninitialised: a checkpoint owns every value."""
 
-    class Linear(nn.Linear):
-        def reset_parameters(self):
-            pass
-
-    class LayerNorm(nn.LayerNorm):
-        def reset_parameters(self):
-            pass
-
-    class RMSNorm(nn.RMSNorm):
-        def reset_parameters(self):
-            pass
-
-    class GroupNorm(nn.GroupNorm):
-        def reset_parameters(self):
-            pass
-
-    class Conv2d(nn.Conv2d):
-        def reset_parameters(self):
-            pass
-
-    class Conv3d(nn.Conv3d):
-        def reset_parameters(self):
-            pass
+    Linear, Conv2d, Conv3d = map(_uninitialised, (nn.Linear, nn.Conv2d, nn.Conv3d))
+    LayerNorm, RMSNorm, GroupNorm = map(_uninitialised, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
 
 
 class Seams(NamedTuple):
@@ -83,13 +66,8 @@ def sinusoid(values: Tensor, dim: int = 256) -> Tensor:
 def rotary_table(ids: Tensor, axes_dim: tuple[int, ...]) -> Tensor:
     """Cosines and sines for every token.
 
-    Args:
-        ids: [L, 3] positions.
-        axes_dim: rotary dimensions of each axis, summing to the head dimension D. Inside an axis of d,
-            angle k is pos * theta**(-2k/d), k = 0..d/2-1.
-
-    Returns:
-        [2, L, 1, D/2] fp32: cos, sin, ready to broadcast over heads of [B, L, H, D].
+    ids: [L, 3] positions. axes_dim: rotary dimensions of each axis, summing to the head dimension D. Inside an axis of d, angle k is
+    pos * theta**(-2k/d), k = 0..d/2-1. Returns [2, L, 1, D/2] fp32: cos, sin, ready to broadcast over heads of [B, L, H, D].
     Source: SPEC of RoFormer (arXiv 2104.09864); axes as in black-forest-labs/flux math.py, rope.
     """
     angles = []
@@ -199,11 +177,7 @@ class AllTokens:
 
 
 class JointNetwork(nn.Module):
-    """A network whose text and video tokens attend together.
-
-    Attributes:
-        tokens: which of them this process computes.
-    """
+    """A network whose text and video tokens attend together. tokens: which of them this process computes."""
 
     tokens = AllTokens()
 

@@ -42,20 +42,16 @@ from .sampling.longer import Continuation
 class OpenSoraPipeline:
     """Open-Sora, or CogVideoX, from its files. Networks are read when they are first needed; pipelines over the same files share them.
 
-    Args:
-        files: where the parts are.
-        torch_dtype: of the networks; None = bf16 on an accelerator, fp32 on the CPU.
-        precision: auto, fp32 or bf16: the same choice in a word. fp8_e4m3fn, int8 or nf4: quantise the large layers of the
-            transformer and of T5 as they are read; with auto a quantised file is kept as it is stored.
+    torch_dtype: of the networks; None = bf16 on an accelerator, fp32 on the CPU.
+    precision: auto, fp32 or bf16: the same choice in a word. fp8_e4m3fn, int8 or nf4: quantise the large layers of the transformer and of T5 as
+    they are read; with auto a quantised file is kept as it is stored.
+    Raises an OpenSoraError where a part is not there, or the settings contradict each other.
 
     Attributes:
         vae: `.enable_tiling(tile_size, tile_overlap)`, `.policy` (auto, exact, low_memory).
         keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
         keep_encoded: keep encoded prompts, so that the same prompt does not need the encoders again.
         lora_notes: for people, how many of how many layers each LoRA changes.
-
-    Raises:
-        OpenSoraError: a part is not there, or the settings contradict each other.
     """
 
     def __init__(self, files: ModelFiles, torch_dtype: torch.dtype | None = None, precision: str = AUTO):
@@ -102,16 +98,8 @@ class OpenSoraPipeline:
         """The VAE: how it decodes, and clips in and out of it."""
         return self._networks.video_vae
 
-    keep_loaded = property(
-        lambda self: self._networks.keep_loaded,
-        lambda self, keep: setattr(self._networks, "keep_loaded", keep),
-        doc="Whether networks stay in memory when no pipeline uses them.",
-    )
-    keep_encoded = property(
-        lambda self: self._networks.keep_encoded,
-        lambda self, keep: setattr(self._networks, "keep_encoded", keep),
-        doc="Whether encoded prompts stay in memory.",
-    )
+    keep_loaded = property(lambda self: self._networks.keep_loaded, lambda self, keep: setattr(self._networks, "keep_loaded", keep))
+    keep_encoded = property(lambda self: self._networks.keep_encoded, lambda self, keep: setattr(self._networks, "keep_encoded", keep))
 
     @property
     def device(self) -> torch.device:
@@ -153,11 +141,9 @@ class OpenSoraPipeline:
     ) -> "OpenSoraPipeline":
         """Let networks leave the device when they do not work, and stream what does not fit. No mode changes a result.
 
-        Args:
-            mode: auto: each network whole while it works, streamed block by block as far as it does not fit. resident: the
-                transformer stays. budget: at most budget_gib of weights on the device. minimal: one block at a time.
-            device: where to compute; None = the device chosen before, or one that is found.
-
+        mode: auto: each network whole while it works, streamed block by block as far as it does not fit. resident: the transformer stays.
+        budget: at most budget_gib of weights on the device. minimal: one block at a time.
+        device: where to compute; None = the device chosen before, or one that is found.
         Raises an OpenSoraError for an unknown mode, weights that cannot fit, or a budget that no plan can keep; says what can.
         """
         check_choice("offload", mode, OFFLOADS)
@@ -191,8 +177,7 @@ class OpenSoraPipeline:
     def use_attention(self, name: str) -> "OpenSoraPipeline":
         """Let the transformer compute attention by another kernel: auto, sdpa, sliced, cudnn, sage or flash; see run/kernels.py.
 
-        Raises:
-            OpenSoraError: an unknown name, a library that is not installed, or a device or dtype that the kernel does not compute on.
+        Raises an OpenSoraError for an unknown name, a library that is not installed, or a device or dtype that the kernel does not compute on.
         """
         check_choice("attention", name, ATTENTIONS)
         self._networks.use_attention(attention_of(name, self.device, self.dtype))
@@ -395,11 +380,7 @@ class OpenSoraPipeline:
             on_segment: (segments done, latents of the whole video so far), before the next begins: to put them in a safe place.
             callback, progress, options, check_only, speed: as for a call; there is no temporal ramp, as in upstream's video to video.
 
-        Returns:
-            The whole video, from the first frame given; forwards and seconds are of what was added.
-
-        Raises:
-            OpenSoraError: a request that cannot be met, before any weight is read.
+        Returns the whole video, from the first frame given; forwards and seconds are of what was added. Raises as a call.
         """
         watchers, grid, options = Watchers(callback, progress, on_segment), self.files.grid, options_of(options)
         video = video if isinstance(video, GenerationResult) else GenerationResult(latents=video)

@@ -14,7 +14,7 @@ from ...opensora_core.codecs.codec import CodecConfig, Encoded
 from ...opensora_core.codecs.tiling import check_tiling, tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid, Tiling
-from ...opensora_core.memory.decode import MARGIN, Ladder, Walk, tile_encode_bytes
+from ...opensora_core.memory.decode import MARGIN, Ladder, tile_encode_bytes, walk
 from ...opensora_core.memory.residency import at_least, at_most
 from ...opensora_core.run.finite import again_words, is_finite, not_numbers, one_colour
 from . import kept
@@ -96,8 +96,8 @@ def _decode_all(vae, samples: Tensor, tiling: Tiling, policy: str, report: Repor
     ladder = Ladder(config, shape, dtype_bytes, free, partial(_ram_for_parking, vae))
     needed = int(appetite * ladder.need(check_tiling(config.cut(tiling), config.grid)))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-    walk = Walk(ladder.attempts(policy, tiling), report, unless_out_of_memory)
-    images = unless_out_of_memory(lambda: walk(partial(_decode, vae, samples)))
+    result_of = walk(ladder.attempts(policy, tiling), report, unless_out_of_memory)
+    images = unless_out_of_memory(lambda: result_of(partial(_decode, vae, samples)))
     if images is None:
         raise OpenSoraError(_too_large(config, shape, needed, policy))
     return images if is_finite(images) else None

@@ -34,7 +34,7 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import DEFAULT, FAMILIES, codec_of, codecs_of
 from ...opensora_core.family import Part
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, Grid, Tiling
-from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, Walk, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes
+from ...opensora_core.memory.decode import HOME, MARGIN, Ladder, decode_bytes, encode_bytes, tile_decode_bytes, tile_encode_bytes, walk
 from ...opensora_core.run.finite import again_words, is_finite, not_numbers
 from . import kept, notice, selftest
 from .out_of_memory import unless_out_of_memory
@@ -79,8 +79,8 @@ class VAENetwork:
         free = free_bytes or partial(comfy.model_management.get_free_memory, device)
         ram = partial(ram_for_parking, device)
         ladder = Ladder(self.config, tuple(latents.shape), latents.element_size(), lambda: int(free()), ram)
-        walk = Walk(ladder.attempts(EXACT, Tiling()), lambda line: notice.show(line, node_id), unless_out_of_memory)
-        return walk(partial(self._decode, latents))
+        result_of = walk(ladder.attempts(EXACT, Tiling()), lambda line: notice.show(line, node_id), unless_out_of_memory)
+        return result_of(partial(self._decode, latents))
 
     def encode_tiled(
         self, pixels: Tensor, tile_x: int = 256, tile_y: int = 256, overlap: int = 64, tile_t: int = 0, overlap_t: int = 0

@@ -245,32 +245,31 @@ def _words(tiling: Tiling) -> str:
     return f"{space}, {f'{tiling.temporal_tile} frames at a time' if tiling.temporal_tile > 0 else 'the whole clip in time'}"
 
 
-class Walk:
-    """Tries one attempt of a ladder after the other; the one that worked is kept for the next part of the same clip.
+def walk(attempts: Iterator[Attempt], tell: Callable[[str], None], unless_out_of_memory: Callable = unless_out_of_memory) -> Callable:
+    """What tries one attempt of a ladder after the other; the one that worked is kept for the next part of the same clip.
 
-    attempts: Ladder.attempts. tell: takes the lines for people. unless_out_of_memory: runs something and gives None where memory ran out; the host
-    has its own.
+    It is called with something to run with a tiling, and gives the result of the first that there is memory for; a torch.cuda.OutOfMemoryError
+    if there is none. attempts: Ladder.attempts. tell: takes the lines for people. unless_out_of_memory: runs something and gives None where memory
+    ran out; the host has its own.
     """
+    at: list[Tiling] = []
 
-    def __init__(self, attempts: Iterator[Attempt], tell: Callable[[str], None], unless_out_of_memory: Callable = unless_out_of_memory):
-        self._attempts, self._tell, self._unless_out_of_memory = attempts, tell, unless_out_of_memory
-        self._tiling: Tiling | None = None
-
-    def __call__(self, run: Callable[[Tiling], T]) -> T:
-        """The result of `run` with the first tiling that there is memory for; a torch.cuda.OutOfMemoryError if there is none."""
-        if self._tiling is None:
-            self._step()
-        while (made := self._unless_out_of_memory(partial(run, self._tiling))) is None:
-            self._step()
-        return made
-
-    def _step(self) -> None:
-        attempt = next(self._attempts, None)
+    def step() -> None:
+        attempt = next(attempts, None)
         if attempt is None:
             raise torch.cuda.OutOfMemoryError("out of memory in every way of decoding that was tried")
-        self._tiling = attempt.tiling
+        at[:] = [attempt.tiling]
         if attempt.line:
-            self._tell(attempt.line)
+            tell(attempt.line)
+
+    def result_of(run: Callable[[Tiling], T]) -> T:
+        if not at:
+            step()
+        while (made := unless_out_of_memory(partial(run, *at))) is None:
+            step()
+        return made
+
+    return result_of
 
 
 class VideoVAE:
@@ -359,7 +358,7 @@ class VideoVAE:
             config = vae.config
             free, ram = partial(_free_for_tiles, latent_shape, config, placement), partial(_ram_for_parking, placement)
             ladder = Ladder(config, latent_shape, placement.dtype.itemsize, free, ram)
-            walk = Walk(ladder.attempts(self.policy, self._asked(config)), say)
+            result_of = walk(ladder.attempts(self.policy, self._asked(config)), say)
 
             def decode(latents: Tensor, progress: Progress | None, tiling: Tiling) -> Tensor:
                 latents = config.latents.to_codec(latents.to(placement.device).float()).to(placement.dtype)
@@ -370,7 +369,7 @@ class VideoVAE:
                 with shared_tiles(self.group, vae.decode, total) as tile:
                     return tiled_decode(tile, latents, tiling, progress, grid=config.grid)
 
-            yield lambda latents, progress=None: walk(partial(decode, latents, progress))
+            yield lambda latents, progress=None: result_of(partial(decode, latents, progress))
 
     def decode_own_tiles(self, latents: Tensor, tiling: Tiling) -> None:
         """Decode this process's tiles of a clip and send them to the first process of the group, which has ordered them.

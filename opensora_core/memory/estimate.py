@@ -191,6 +191,9 @@ class Stages:
             *self._libraries(),
         )
         self.transformer_residency = self._residency(self.transformer, one + rest)
+        # The transformer during the other stages: it stays on the device only if everything does.
+        staying = self.transformer.sizes.total if settings.offload == choices.RESIDENT else 0
+        self.staying = Item("transformer's weights", staying, "resident")
         self.parked_bytes = 0  # in main memory; known after `decode`
         self.num_values = 3 * request.num_frames * request.height * request.width  # of the finished frames
 
@@ -204,7 +207,7 @@ class Stages:
         residency = self._residency(self.t5, encoding)
         items = (
             Item("T5's weights", residency.device_bytes, f"{self.text_precision}, {_residency_words(residency)}"),
-            self._staying(),
+            self.staying,
             Item("encoding two prompts", encoding, f"CLIP, {at_least(self.clip_bytes)} GiB, follows T5" if self.clip_bytes else ""),
             *self._libraries(),
         )
@@ -216,7 +219,7 @@ class Stages:
         tile, rest = footprint.tiled_peak(vae, self.plain, shape, request.tiling, is_decode=False)
         weights = Item("VAE's weights", footprint.vae_weights(vae, self.plain), self.plain)
         work = Item("encoding a tile", tile), Item("picture", rest)
-        return Stage("image", (self._staying(), weights, *work, *self._libraries(tile)))
+        return Stage("image", (self.staying, weights, *work, *self._libraries(tile)))
 
     def sampling(self) -> Stage:
         residency = self.transformer_residency
@@ -233,7 +236,7 @@ class Stages:
 
     def decode(self) -> tuple[Stage, Tiling, str | None]:
         """The stage, the tiles that the decode policy takes in what is free, and its line."""
-        vae, request, staying = self.model.vae, self.request, self._staying()
+        vae, request, staying = self.model.vae, self.request, self.staying
         weights = footprint.vae_weights(vae, self.plain)
         itemsize = 4 if self.plain == choices.FP32 else 2
         free = self.memory.free - staying.num_bytes - weights - self.num_values * itemsize - self.context_bytes
@@ -257,8 +260,8 @@ class Stages:
     def least(self, stages: list[Stage]) -> tuple[tuple[str, int], ...]:
         """The stages with one block of weights at a time."""
         saved = {"sampling": self.transformer_residency.device_bytes - least_bytes(self.transformer.sizes, choices.MINIMAL)}
-        saved["text"] = stages[0].items[0].num_bytes - least_bytes(self.t5.sizes, choices.MINIMAL) + self._staying().num_bytes
-        saved["image"] = saved["decode"] = self._staying().num_bytes
+        saved["text"] = stages[0].items[0].num_bytes - least_bytes(self.t5.sizes, choices.MINIMAL) + self.staying.num_bytes
+        saved["image"] = saved["decode"] = self.staying.num_bytes
         return tuple((stage.name, stage.num_bytes - saved[stage.name]) for stage in stages)
 
     def ram(self, stages: list[Stage]) -> Stage:
@@ -280,11 +283,6 @@ class Stages:
         settings, memory = self.settings, self.memory
         room = memory.free - self.context_bytes - with_margin(work_bytes) if memory.device == "cuda" else None
         return residency_in_mode(weights.sizes, settings.offload, settings.budget_gib, room, is_main=weights is self.transformer)
-
-    def _staying(self) -> Item:
-        """The transformer during the other stages: it stays on the device only if everything does."""
-        is_resident = self.settings.offload == choices.RESIDENT
-        return Item("transformer's weights", self.transformer.sizes.total if is_resident else 0, "resident")
 
     def _libraries(self, convolved: int = 0) -> tuple[Item, ...]:
         """Workspaces of libraries: assumed, since they are not ours to count."""

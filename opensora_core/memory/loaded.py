@@ -27,7 +27,6 @@ from .residency import GIB
 T = TypeVar("T")
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".json")  # of a folder in the hub's layout
-_CHECKS = 64
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,18 @@ class LoadedModels:
         self._sizes: dict[Key, int] = {}  # bytes
         self._kept: OrderedDict[Key, Any] = OrderedDict()
         self._gates: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()  # locks of keys that are being loaded
-        self._checked: OrderedDict[Hashable, None] = OrderedDict()
-        self._keep_limit = 0
-        self.keep_limit_gib = keep_limit_gib
+        self.keep_up_to(keep_limit_gib)
 
     @property
     def keep_limit_gib(self) -> float:
-        """GiB that may be kept loaded. Lowering it gives up the least recently used."""
+        """GiB that may be kept loaded."""
         return self._keep_limit / GIB
 
-    @keep_limit_gib.setter
-    def keep_limit_gib(self, gib: float) -> None:
-        self.keep_up_to(gib)
-
     def keep_up_to(self, gib: float, kinds: Iterable[str] = ()) -> None:
-        """Set the limit; what is loaded of `kinds` is kept from now on too, and given up before what was kept already."""
+        """Set the limit; lowering it gives up the least recently used.
+
+        What is loaded of `kinds` is kept from now on too, and given up before what was kept already.
+        """
         if not gib >= 0 or gib == float("inf"):  # also NaN
             raise OpenSoraError(f"A limit of {gib} GiB for models kept loaded is not an amount of memory; 0 keeps none.")
         wanted = frozenset(kinds)
@@ -178,18 +174,6 @@ class LoadedModels:
         """Keep the least recently used no longer; its file's name, or None if nothing is kept."""
         with self._lock:
             return self._kept.popitem(last=False)[0].file.name if self._kept else None
-
-    def checked(self, paths: Iterable[str | Path], check: Callable[[], None]) -> None:
-        """Call `check` unless it passed for these very files before: a second pipeline then opens none of them."""
-        key = tuple(stamp(path) for path in paths)
-        with self._lock:
-            if key in self._checked:
-                return
-        check()
-        with self._lock:
-            self._checked[key] = None
-            while len(self._checked) > _CHECKS:
-                self._checked.popitem(last=False)
 
     def _forget_replaced(self, key: Key) -> None:
         """Models of what this path was before: not kept, and not found again if the old file comes back."""

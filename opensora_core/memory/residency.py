@@ -82,12 +82,10 @@ def least_bytes(sizes: UnitBytes, mode: str) -> int:
 def make_residency(sizes: UnitBytes, mode: str, budget_gib: float | None = None, device_bytes: int | None = None) -> Residency:
     """Decide where weights live. Raises an OpenSoraError for weights that cannot fit, or a budget that cannot be kept; it says what can.
 
-    Args:
-        sizes: of the network, see stream.module_bytes.
-        mode: resident: all on the device. budget: as many as fit in the budget beside two staging buffers, the others
-            stream. minimal: one block at a time.
-        budget_gib: for the mode budget: the most that weights may take on the device, buffers included.
-        device_bytes: what weights could take on this device at most; None where it is not known.
+    sizes: of the network, see stream.module_bytes.
+    mode: resident: all on the device. budget: as many as fit in the budget beside two staging buffers, the others stream. minimal: one block
+    at a time. budget_gib: for the mode budget: the most that weights may take on the device, buffers included.
+    device_bytes: what weights could take on this device at most; None where it is not known.
     """
     check_choice("offload", mode, (RESIDENT, BUDGET, MINIMAL))
     if mode == BUDGET:
@@ -101,26 +99,21 @@ def make_residency(sizes: UnitBytes, mode: str, budget_gib: float | None = None,
     return Residency(mode, sizes)
 
 
-def residency_within(sizes: UnitBytes, room: int | None) -> Residency:
-    """The residency that copies least and takes at most `room` bytes; if none does, the smallest. None: as much as it likes."""
-    if room is None or sizes.total <= room:
-        return make_residency(sizes, RESIDENT)
-    if least_bytes(sizes, BUDGET) <= room:
-        return make_residency(sizes, BUDGET, room / GIB)
-    return make_residency(sizes, MINIMAL)
-
-
 def residency_in_mode(sizes: UnitBytes, offload: str, budget_gib: float | None, room: int | None, is_main: bool) -> Residency:
     """The residency of an offload mode, one of choices.OFFLOADS. budget_gib: for the mode budget.
 
-    room: bytes that weights can take beside the computation, for the mode auto; None = as many as they like.
+    room: for the mode auto, which copies least of all that take no more, and is the smallest where none does: bytes that weights can take beside
+    the computation; None = as many as they like.
     is_main: of the network that a budget is about, refused if it cannot be kept; another one streams block by block instead.
     """
-    if offload == AUTO:
-        return residency_within(sizes, room)
-    if offload == BUDGET and (is_main or budget_gib * GIB >= least_bytes(sizes, BUDGET)):
-        return make_residency(sizes, BUDGET, budget_gib)
-    return make_residency(sizes, RESIDENT if offload == RESIDENT else MINIMAL)
+    least = least_bytes(sizes, BUDGET)
+    if offload == AUTO and (room is None or sizes.total <= room):
+        offload = RESIDENT
+    elif offload == AUTO:
+        offload, budget_gib = (BUDGET, room / GIB) if least <= room else (MINIMAL, None)
+    elif offload == BUDGET and not is_main and budget_gib * GIB < least:
+        offload = MINIMAL
+    return make_residency(sizes, offload, budget_gib)
 
 
 def check_budget(sizes: UnitBytes, budget_gib: float | None, device_bytes: int | None = None) -> int:

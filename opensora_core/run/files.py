@@ -150,12 +150,9 @@ def _published(folder: Path) -> dict[str, Path] | None:
 def whole_vae(path: str | Path, pictures: str | Path | None = None) -> Path | Halves:
     """A VAE's path; of 1.2's temporal half with that of the picture VAE which it encodes the latents of.
 
-    Args:
-        pictures: that one's file or folder; None = what lies beside the half and fits, the one that is called sdxl where there are several:
-            Stable Diffusion's and SDXL's cannot be told apart by their tensors.
-
-    Raises:
-        CheckpointError: another file than a half's is named with `pictures`, or what is to stand beside it is not there or something else.
+    pictures: that one's file or folder; None = what lies beside the half and fits, the one that is called sdxl where there are several:
+    Stable Diffusion's and SDXL's cannot be told apart by their tensors.
+    Raises a CheckpointError where another file than a half's is named with `pictures`, or what is to stand beside it is not there.
     """
     path = Path(path).expanduser()
     try:
@@ -200,7 +197,12 @@ def _family_of(dit: FileStamp) -> Family:
 
 
 def check_files(files: ModelFiles) -> None:
-    """Compare the parts by their headers, and find the tokenizers; no weight is read."""
+    """Compare the parts by their headers, and find the tokenizers; no weight is read, and no file that was compared as it is before."""
+    _compare(files, *(stamp(path) for path in vars(files).values() if path is not None))
+
+
+@lru_cache(maxsize=64)
+def _compare(files: ModelFiles, *stamps: FileStamp) -> None:
     model, codec = open_model(files.dit, "transformer")[1], open_model(files.vae, "vae")[1]
     if codec.kind not in model.family.codecs:
         wanted = codecs_of(model.family)[0].title

@@ -25,7 +25,11 @@ def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callabl
         if name == AUTO and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER:
             logger.info("On this card attention cudnn, or sage if it is installed, is faster than auto.")
         return attention
-    found = _cudnn if name == CUDNN else _of_library(name)
+    try:
+        found = {CUDNN: _cudnn, SAGE: _sage, FLASH: _flash}[name]()
+    except ImportError as error:
+        missing = f"attention={name!r} needs the library {PACKAGES[name]}, which is not installed here; use {AUTO} or {CUDNN}."
+        raise OpenSoraError(missing) from error
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         raise OpenSoraError(
             f"attention={name!r} computes on an NVIDIA GPU in bf16, and this is {device.type} in {dtype_word(dtype)}; use {AUTO}."
@@ -41,28 +45,24 @@ def cudnn_first() -> AbstractContextManager:
     return sdpa_kernel(order, set_priority=True)
 
 
-def _cudnn(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-    with cudnn_first():
-        return attention(q, k, v, transformer_options)
+def _cudnn() -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+        with cudnn_first():
+            return attention(q, k, v, transformer_options)
+
+    return attend
 
 
-def _of_library(name: str) -> Callable[..., Tensor]:
-    try:
-        if name == SAGE:
-            from sageattention import sageattn
-        else:
-            from flash_attn import flash_attn_func
-    except ImportError as error:
-        missing = f"attention={name!r} needs the library {PACKAGES[name]}, which is not installed here; use {AUTO} or {CUDNN}."
-        raise OpenSoraError(missing) from error
+def _sage() -> Callable[..., Tensor]:
+    from sageattention import sageattn
 
-    def sage(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-        return sageattn(q, k, v, tensor_layout="HND", is_causal=False).transpose(1, 2).flatten(2)
+    return lambda q, k, v, transformer_options: sageattn(q, k, v, tensor_layout="HND", is_causal=False).transpose(1, 2).flatten(2)
 
-    def flash(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-        return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).flatten(2)  # it takes [B, L, H, D]
 
-    return sage if name == SAGE else flash
+def _flash() -> Callable[..., Tensor]:
+    from flash_attn import flash_attn_func  # it takes [B, L, H, D]
+
+    return lambda q, k, v, transformer_options: flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v))).flatten(2)
 
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:

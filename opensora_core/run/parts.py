@@ -30,23 +30,18 @@ from .needs import Needs
 class Networks:
     """Transformer, VAE and both text encoders.
 
-    Args:
-        files: where they are.
-        placement: where and how they compute; the pipeline may change it, and then calls `release`.
-        quantised: the quantised precision that the large layers of the transformer and of T5 are read in, if one was asked for.
+    placement: where and how they compute; the pipeline may change it, and then calls `release`.
+    quantised: the quantised precision that the large layers of the transformer and of T5 are read in, if one was asked for.
 
     Attributes:
         transformer, vae, t5, clip: see component.Component.at_work. video_vae: clips in and out of the VAE, see memory/decode.py.
-        keep_loaded: keep networks in memory when no pipeline uses them, within loaded.SHARED.keep_limit_gib.
-        keep_encoded: keep encoded prompts, within loaded.PROMPTS.
+        keep_loaded, keep_encoded: keep networks, and encoded prompts, when no pipeline uses them, within the limits of memory/loaded.py.
         is_compiled: whether the transformer's blocks are compiled as it is read. fingerprint: of it once it was read, see sampling/plan.py.
         attention: what its blocks attend by, of ops.py's form. plan_folders: where calibrated plans are.
     """
 
     def __init__(self, files: ModelFiles, placement: Placement, quantised: str | None):
-        self.files = files
-        self.placement = placement
-        self.quantised = quantised
+        self.files, self.placement, self.quantised = files, placement, quantised
         self.keep_loaded = self.keep_encoded = False
         self.fingerprint, self.plan_folders = "", (PLANS,)
         self.attention, self.is_compiled = attention, False
@@ -75,8 +70,7 @@ class Networks:
     def check_files(self) -> None:
         """Compare the parts by their headers and find the tokenizers, once."""
         if not self._is_checked:
-            paths = [path for path in vars(self.files).values() if path is not None]
-            SHARED.checked(paths, partial(check_files, self.files))
+            check_files(self.files)
             self._is_checked = True
 
     def use_attention(self, function: Callable) -> None:

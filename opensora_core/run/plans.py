@@ -37,10 +37,9 @@ def find(speed: str, subject: Subject | None, folders: Iterable[Path], num_steps
     """
     for folder in folders if subject is not None else ():
         path = Path(folder) / subject.file_name
-        if path.is_file():
-            for plan in read(path, subject):
-                if len(plan.steps) == POINTS[speed] and plan.num_steps == num_steps:
-                    return plan
+        for plan in read(path, subject) if path.is_file() else ():
+            if len(plan.steps) == POINTS[speed] and plan.num_steps == num_steps:
+                return plan
     return StepPlan.uncalibrated(speed, num_steps)
 
 

@@ -19,10 +19,8 @@ def open_vae(path: str | Path = "small", device: str | torch.device = "cpu", tor
     `.encode(images [T, H, W, 3] in 0..1)` gives latents in the transformer's scale, `.decode(latents)` frames in 0..1; what else it can,
     memory/decode.py says.
 
-    Args:
-        path: a VAE's file, its folder or its shards; a picture autoencoder's (ae.safetensors) too, for clips of one frame; "small" for
-            the built-in model's.
-        device: "auto", "cuda", "mps", "cpu". torch_dtype: None = bf16 on an accelerator, fp32 on the CPU.
+    path: a VAE's file, its folder or its shards; a picture autoencoder's (ae.safetensors) too, for clips of one frame; "small" for the built-in
+    model's. device: "auto", "cuda", "mps", "cpu". torch_dtype: None = bf16 on an accelerator, fp32 on the CPU.
     """
     file = ModelFiles.in_folder("small").vae if str(path) == "small" else whole_vae(path)
     header = read_network(file)

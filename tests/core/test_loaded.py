@@ -20,7 +20,7 @@ from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.families import table
 from opensora_core.memory.loaded import EncodedPrompts, LoadedModels, own_structure
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run import parts as networks, text
+from opensora_core.run import files as model_files, parts as networks, text
 
 CALL = {"height": 32, "width": 32, "num_frames": 1, "num_inference_steps": 1, "seed": 3}
 
@@ -96,7 +96,7 @@ def test_kept_up_to_a_limit_the_least_recently_used_given_up_first(tmp_path):
     gc.collect()
     assert {entry.key.file.name for entry in cache.listing()} == {"a", "c", "d"}
     assert all(entry.is_kept for entry in cache.listing())
-    cache.keep_limit_gib = 1 / 1024
+    cache.keep_up_to(1 / 1024)
     gc.collect()
     assert [entry.key.file.name for entry in cache.listing()] == ["d"]
     cache.release()
@@ -129,7 +129,7 @@ def test_larger_than_the_limit_is_not_kept_and_a_limit_is_an_amount(file):
     assert cache.listing() == []
     for limit in (-1, float("nan"), float("inf")):
         with pytest.raises(OpenSoraError, match="not an amount"):
-            cache.keep_limit_gib = limit
+            cache.keep_up_to(limit)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -306,14 +306,14 @@ def test_other_options_are_other_weights(tiny_checkpoint, shared):
 
 
 def test_keep_loaded_outlives_the_pipeline_within_the_limit(tiny_checkpoint, shared):
-    shared.keep_limit_gib = 1
+    shared.keep_up_to(1)
     pipe = OpenSoraPipeline.from_pretrained(tiny_checkpoint)
     pipe.keep_loaded = True
     pipe("a cat", **CALL)
     del pipe
     gc.collect()
     assert len(shared.listing()) == 4
-    shared.keep_limit_gib = 0
+    shared.keep_up_to(0)
     gc.collect()
     assert shared.listing() == []
 
@@ -393,16 +393,20 @@ def test_of_several_prompts_those_that_are_not_kept_are_encoded_together(file):
     assert calls == [["b"], ["a", "c"]] and [chr(value) for value in found] == ["a", "b", "c", "a"]
 
 
-def test_a_check_is_made_once_for_the_same_files(cache, file):
-    calls = []
+def test_a_check_is_made_once_for_the_same_files(tiny_checkpoint, tmp_path, monkeypatch):
+    folder, opened, real = shutil.copytree(tiny_checkpoint, tmp_path / "model"), [], model_files.open_model
+    monkeypatch.setattr(model_files, "open_model", lambda path, slot: opened.append(slot) or real(path, slot))
     for _ in range(2):
-        cache.checked([file], lambda: calls.append(1))
-    assert len(calls) == 1
-    file.write_bytes(b"another")
-    with pytest.raises(CheckpointError):
-        cache.checked([file], lambda: (_ for _ in ()).throw(CheckpointError("bad")))
-    cache.checked([file], lambda: calls.append(2))
-    assert calls == [1, 2]
+        model_files.check_files(model_files.ModelFiles.in_folder(folder))
+    assert opened == ["transformer", "vae"]
+    whole, vae = (folder / "hunyuan_vae.safetensors").read_bytes(), folder / "hunyuan_vae.safetensors"
+    vae.write_bytes(whole[:1000])
+    for _ in range(2):
+        with pytest.raises(CheckpointError):
+            model_files.check_files(model_files.ModelFiles.in_folder(folder))
+    vae.write_bytes(whole)
+    model_files.check_files(model_files.ModelFiles.in_folder(folder))
+    assert opened == 4 * ["transformer", "vae"]
 
 
 def test_a_structure_of_ones_own(tiny_checkpoint):

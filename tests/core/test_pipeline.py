@@ -3,6 +3,7 @@
 import shutil
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -306,11 +307,12 @@ def test_what_a_card_has_decides(tiny_checkpoint, monkeypatch):
     with pytest.raises(OpenSoraError, match="Use minimal"):
         pipe.enable_offload("budget", 0.004, "cpu")
     sizes = pipe._networks.needs.transformer_weights()
-    assert residency_module.residency_within(sizes, None).mode == residency_module.residency_within(sizes, sizes.total).mode == "resident"
+    within = partial(residency_module.residency_in_mode, sizes, "auto", None, is_main=True)
+    assert within(room=None).mode == within(room=sizes.total).mode == "resident"
     for room in (sizes.total - 1, 4_000_000, 3_200_000):
-        plan = residency_module.residency_within(sizes, room)
+        plan = within(room=room)
         assert plan.mode == "budget" and plan.device_bytes <= room
-    assert residency_module.residency_within(sizes, 1_000_000).mode == residency_module.residency_within(sizes, -5).mode == "minimal"
+    assert within(room=1_000_000).mode == within(room=-5).mode == "minimal"
 
 
 @pytest.mark.parametrize("room", [3_500_000, 1_000_000])
@@ -323,10 +325,10 @@ def test_auto_streams_what_does_not_fit_beside_the_computation(tiny_checkpoint, 
 
     def small_card(self, beside_bytes=0, is_last_try=False):
         beside.append(beside_bytes)
-        monkeypatch.setattr(residency_module, "residency_within", lambda sizes, _: residency_within(sizes, room))
+        monkeypatch.setattr(components, "residency_in_mode", lambda sizes, mode, gib, _, is_main: real(sizes, mode, gib, room, is_main))
         return at_work(self, beside_bytes, is_last_try)
 
-    residency_within = residency_module.residency_within
+    real = residency_module.residency_in_mode
     monkeypatch.setattr(Component, "at_work", small_card)
     result, plans = streams_of(pipe, monkeypatch)
     assert torch.equal(result.latents, whole.latents)

@@ -14,7 +14,7 @@ from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from opensora_core.codecs.hunyuan.model import CausalVAE
 from opensora_core.geometry import Tiling
 from opensora_core.memory import component as components
-from opensora_core.memory.decode import GIB, Ladder, Walk, decode_bytes, parking_bytes, tile_decode_bytes
+from opensora_core.memory.decode import GIB, Ladder, decode_bytes, parking_bytes, tile_decode_bytes, walk
 from tests.core.test_vae import TINY, AllocationPeak
 
 HOME = torch.device("cpu")
@@ -216,7 +216,7 @@ def test_nothing_is_counted_that_decides_nothing(monkeypatch):
 
 def test_what_helped_once_stays_for_the_next_part():
     told, tried = [], []
-    walk = Walk(Ladder(HUNYUAN_VAE, SHAPE, 2, lambda: 2**50).attempts("auto", Tiling()), told.append)
+    result_of = walk(Ladder(HUNYUAN_VAE, SHAPE, 2, lambda: 2**50).attempts("auto", Tiling()), told.append)
 
     def run(tiling):
         tried.append(tiling.temporal_tile)
@@ -224,6 +224,6 @@ def test_what_helped_once_stays_for_the_next_part():
             raise torch.cuda.OutOfMemoryError
         return tiling.temporal_tile
 
-    assert (walk(run), walk(run), tried, len(told)) == (64, 64, [0, 64, 64], 1)
+    assert (result_of(run), result_of(run), tried, len(told)) == (64, 64, [0, 64, 64], 1)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        walk(lambda tiling: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
+        result_of(lambda tiling: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))

@@ -37,7 +37,7 @@ def nothing_kept(pack, monkeypatch):
     monkeypatch.setattr(comfy.memory_management, "RAM_CACHE_HEADROOM", 0)
     shared = pack("opensora_core.memory.loaded").SHARED
     yield
-    shared.keep_limit_gib = 0
+    shared.keep_up_to(0)
     comfy.model_management.unload_all_models()
 
 
