@@ -27,7 +27,7 @@ from .run.clip import checked_latents, make_clip, make_longer
 from .run.decode import decode_latents
 from .run.files import ModelFiles, check_encoders, check_lora
 from .run.kernels import attention_of
-from .run.needs import Needs, weight_capacity
+from .run.needs import transformer_bytes, weight_capacity
 from .run.parts import Networks, PictureNetworks
 from .run.picture import PictureRequest, paint
 from .run.request import EncodedPrompt, GenerationRequest, SamplingOptions, finite, random_seed
@@ -153,8 +153,7 @@ class OpenSoraPipeline:
             device = AUTO if self._networks.placement.device.type == "cpu" else self._networks.placement.device
         target = Placement(resolve_device(device), self._networks.placement.torch_dtype, mode, budget_gib)
         if mode != AUTO:
-            weights = Needs(self.files, target, self._networks.quantised).transformer_weights()
-            make_residency(weights, mode, budget_gib, weight_capacity(target))
+            make_residency(transformer_bytes(self.files, target, self._networks.quantised), mode, budget_gib, weight_capacity(target))
         self.to(target.device)
         self._networks.placement.mode, self._networks.placement.budget_gib = mode, budget_gib
         return self

@@ -6,6 +6,7 @@ inside one operation (convolution, matrix product) is not seen, on either device
 """
 
 import weakref
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class AllocationCounter:
+class AllocationCounter(ExitStack):
     """While it is entered, follows the bytes of all storages that are made inside and still alive: `live` now, at most `peak` at once.
 
     Attention on meta tensors counts as a fused kernel does: its output and one fp32 number for each row, and no
@@ -23,18 +24,14 @@ class AllocationCounter:
     """
 
     def __init__(self):
+        super().__init__()
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
-        self._modes = (_Storages(self), _FusedAttention())
 
     def __enter__(self) -> "AllocationCounter":
-        for mode in self._modes:
-            mode.__enter__()
+        for mode in (_Storages(self), _FusedAttention()):
+            self.enter_context(mode)
         return self
-
-    def __exit__(self, *error):
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)
 
     def count_at_most(self, num_bytes: int) -> None:
         """Count code that is not run here: a peak of `num_bytes` on top of what is alive now."""

@@ -92,11 +92,6 @@ def tile_encode_bytes(config: CodecConfig, shape: tuple[int, ...], tiling: Tilin
     return encode_bytes(config, largest_tile(shape, tiling, False, config.grid), dtype_bytes)
 
 
-def parking_bytes(config: CodecConfig, latent_shape: tuple[int, ...], tiling: Tiling, dtype_bytes: int) -> int:
-    """Main memory that a parked decode fills at most, in bytes: no more than the largest tile's activations on the device would."""
-    return tile_decode_bytes(config, latent_shape, replace(tiling, parked=False), dtype_bytes)
-
-
 class Attempt(NamedTuple):
     """A way to decode a clip, and a line for people where it is not the way that was asked for."""
 
@@ -182,8 +177,8 @@ class Ladder:
     def _parked(self, tiling: Tiling) -> Tiling | None:
         """These tiles with activations in main memory; None if there is no room, or if activations are there already."""
         ram = self._ram_for_parking
-        if tiling.parked or not ram or parking_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes) > ram:
-            return None
+        if tiling.parked or not ram or tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes) > ram:
+            return None  # a parked decode fills no more of it than the largest tile's activations on the device would
         return replace(tiling, parked=True)
 
     @property
@@ -229,7 +224,7 @@ class Ladder:
         parked = replace(tiling, parked=True)
         if not codec_of(self.config).build.can_park or not self._fits(parked, free) or self._parked(tiling):
             return ""
-        ram = parking_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes)
+        ram = tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes)
         return f" ({self._gib(parked)} GiB would do with {ram / GIB:.2f} GiB of free main memory)"
 
     def _gib(self, tiling: Tiling) -> str:

@@ -28,6 +28,7 @@ from ..sampling.run import sample
 from ..sampling.schedule import Schedule
 from ..sampling.solvers import noise
 from .given import encode_references
+from .needs import beside_transformer
 from .parts import Networks
 from .plans import Subject, write
 from .ran_out import sampling_ran_out, with_less
@@ -195,7 +196,7 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
     def work(transformer) -> Calibrated:
         return runs.calibration(transformer, keys).run(partial(runs.make, transformer), folder, watchers.stage("sampling"))
 
-    beside_bytes = networks.needs.beside_transformer(requests[0])
+    beside_bytes = beside_transformer(networks, requests[0])
     say = partial(sampling_ran_out, requests[0], networks.placement)
     return with_less(networks.transformer, networks.placement, work, beside_bytes, ("calibrating", "the transformer"), say)[0]
 

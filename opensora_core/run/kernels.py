@@ -26,7 +26,7 @@ def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callabl
             logger.info("On this card attention cudnn, or sage if it is installed, is faster than auto.")
         return attention
     try:
-        found = {CUDNN: _cudnn, SAGE: _sage, FLASH: _flash}[name]()
+        found = _cudnn if name == CUDNN else _of_library(name)
     except ImportError as error:
         missing = f"attention={name!r} needs the library {PACKAGES[name]}, which is not installed here; use {AUTO} or {CUDNN}."
         raise OpenSoraError(missing) from error
@@ -45,21 +45,16 @@ def cudnn_first() -> AbstractContextManager:
     return sdpa_kernel(order, set_priority=True)
 
 
-def _cudnn() -> Callable[..., Tensor]:
-    def attend(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-        with cudnn_first():
-            return attention(q, k, v, transformer_options)
-
-    return attend
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+    with cudnn_first():
+        return attention(q, k, v, transformer_options)
 
 
-def _sage() -> Callable[..., Tensor]:
-    from sageattention import sageattn
+def _of_library(name: str) -> Callable[..., Tensor]:
+    if name == SAGE:
+        from sageattention import sageattn
 
-    return lambda q, k, v, transformer_options: sageattn(q, k, v, tensor_layout="HND", is_causal=False).transpose(1, 2).flatten(2)
-
-
-def _flash() -> Callable[..., Tensor]:
+        return lambda q, k, v, transformer_options: sageattn(q, k, v, tensor_layout="HND", is_causal=False).transpose(1, 2).flatten(2)
     from flash_attn import flash_attn_func  # it takes [B, L, H, D]
 
     return lambda q, k, v, transformer_options: flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v))).flatten(2)

@@ -24,7 +24,6 @@ from ..parallel.group import Group
 from ..sampling.plan import fingerprint_of
 from .files import PLANS, ModelFiles, check_files, check_picture_files
 from .kernels import compile_blocks
-from .needs import Needs
 
 
 class Networks:
@@ -56,11 +55,6 @@ class Networks:
     @property
     def group(self) -> Group | None:
         return self.video_vae.group
-
-    @property
-    def needs(self) -> Needs:
-        """Bytes of the networks as they are placed now."""
-        return Needs(self.files, self.placement, self.quantised)
 
     @property
     def options(self) -> dict[str, str]:

@@ -101,7 +101,7 @@ def _latents(networks: PictureNetworks, pictures: Sequence[Asked], progress: Cal
         what = f"Drawing a picture of {largest.height}x{largest.width} (height x width)"
         return ran_out(what, placement.device, "use --offload minimal, a quantised --precision or a smaller picture")
 
-    beside_bytes = beside_picture(networks.config, placement, networks.quantised, (largest.height, largest.width))
+    beside_bytes = beside_picture(networks, (largest.height, largest.width))
     return with_less(networks.transformer, placement, work, beside_bytes, ("drawing", "Flux"), say)[0]
 
 

@@ -24,6 +24,7 @@ from ..sampling.run import Conditions, SamplingRecipe, StepReport, TextCondition
 from ..sampling.schedule import Schedule
 from . import plans
 from .files import ModelFiles
+from .needs import beside_transformer, vae_bytes
 from .parts import Networks
 from .ran_out import sampling_ran_out, with_less
 from .request import EncodedPrompt, GenerationRequest
@@ -69,7 +70,7 @@ def sample_latents(
                 latents = sample(shared, transformer, start, schedule, guidance, told, each_step, request.seeds)
             return finished(latents[:, :, lead:], placement.dtype)
 
-    beside_bytes = networks.needs.beside_transformer(request)
+    beside_bytes = beside_transformer(networks, request)
     latents, notes = with_less(networks.transformer, placement, work, beside_bytes, ("sampling", "the transformer"), say)
     return latents, said + notes
 
@@ -77,7 +78,7 @@ def sample_latents(
 @contextmanager
 def _vae_ahead(networks: Networks, on_step: Callable[[StepReport], None], then_decode: bool) -> Iterator[Callable[[StepReport], None]]:
     # Read now: a file that is gone by the last step must not cost the steps before it.
-    num_bytes = networks.needs.vae_weights() if then_decode else 0
+    num_bytes = vae_bytes(networks) if then_decode else 0
 
     def each_step(report: StepReport) -> None:
         on_step(report)

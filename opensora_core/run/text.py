@@ -12,6 +12,7 @@ from ..memory.loaded import PROMPTS
 from ..sampling.run import Side, TextCondition
 from ..text.prompt import check_text
 from ..text.recipe import CLIP, TextRecipe, Unread
+from .needs import beside_t5
 from .parts import Networks
 from .ran_out import change, with_less
 from .request import Asked, EncodedPrompt, SamplingOptions
@@ -78,7 +79,7 @@ def _encode(networks: Networks, texts: Sequence[Texts], progress: Progress) -> l
         return []
     progress(0, len(texts))
     recipe, placement = networks.files.family.text, networks.placement
-    named = {"context": by(networks.t5, states, networks.needs.beside_t5(), lambda done: progress(done, len(texts)))}
+    named = {"context": by(networks.t5, states, beside_t5(networks), lambda done: progress(done, len(texts)))}
     if CLIP in recipe.encoders:
         named["y"] = by(networks.clip, states)
     if recipe.has_mask:

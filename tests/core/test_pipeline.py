@@ -306,7 +306,7 @@ def test_what_a_card_has_decides(tiny_checkpoint, monkeypatch):
         pipe.enable_offload("resident", device="cpu")
     with pytest.raises(OpenSoraError, match="Use minimal"):
         pipe.enable_offload("budget", 0.004, "cpu")
-    sizes = pipe._networks.needs.transformer_weights()
+    sizes = capacity.transformer_bytes(pipe.files, pipe._networks.placement, None)
     within = partial(residency_module.residency_in_mode, sizes, "auto", None, is_main=True)
     assert within(room=None).mode == within(room=sizes.total).mode == "resident"
     for room in (sizes.total - 1, 4_000_000, 3_200_000):
