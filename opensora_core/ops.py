@@ -98,7 +98,7 @@ def token_grid(latent_size: Sequence[int], patch: tuple[int, int, int]) -> tuple
     if any(side % step for side, step in zip(latent_size, patch, strict=True)):
         raise OpenSoraError(
             f"Latents of {'x'.join(map(str, latent_size))} (frames x height x width) cannot be cut into patches of {'x'.join(map(str, patch))}; "
-            f"they must be multiples of {', '.join(map(str, patch))} (height and width in pixels: of {8 * patch[1]})."
+            f"use multiples of {', '.join(map(str, patch))} (height and width in pixels: of {8 * patch[1]})."
         )
     return tuple(side // step for side, step in zip(latent_size, patch, strict=True))
 

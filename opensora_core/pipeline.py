@@ -148,7 +148,7 @@ class OpenSoraPipeline:
         """
         check_choice("offload", mode, OFFLOADS)
         if budget_gib is not None and mode != BUDGET:
-            raise OpenSoraError(f"A budget goes with the offload mode budget; {mode} takes none.")
+            raise OpenSoraError(f"A budget goes with the offload mode budget, and {mode} takes none; leave it out.")
         if device is None:
             device = AUTO if self._networks.placement.device.type == "cpu" else self._networks.placement.device
         target = Placement(resolve_device(device), self._networks.placement.torch_dtype, mode, budget_gib)
@@ -215,7 +215,7 @@ class OpenSoraPipeline:
         dit: flux1-dev or flux1-schnell as released. vae: ae.safetensors. T5 and CLIP are the pipeline's own.
         """
         flux = PictureNetworks(dit, vae, self._networks.placement, self._networks.quantised)
-        of_both = "; picture and video are made of one prompt, read by the same encoders."
+        of_both = "; use a Flux that reads the same encoders: picture and video are made of one prompt."
         check_encoders(self.files, flux.dit.name, flux.config, of_both)
         self._flux = flux
         return self
@@ -420,7 +420,7 @@ class OpenSoraPipeline:
         vae = sizes_of_files(vae=self.files.vae).vae
         if latents.shape[1] != vae.latents.channels:
             raise OpenSoraError(
-                f"These latents have {latents.shape[1]} channels, this model's have {vae.latents.channels}; they are of another model."
+                f"These latents have {latents.shape[1]} channels and this model's have {vae.latents.channels}; use the model that made them."
             )
         frames, rows, columns = latents.shape[2:]
         return vae.grid.pixel_frames(frames), vae.grid.space * rows, vae.grid.space * columns
@@ -437,7 +437,7 @@ class OpenSoraPipeline:
         """Look for calibrated plans of a speed in a folder of one's own first, as `calibrate` wrote them."""
         folder = Path(folder).expanduser()
         if not folder.is_dir():
-            raise OpenSoraError(f"{folder} is no folder; plans are looked for in one, as calibrate writes them.")
+            raise OpenSoraError(f"{folder} is no folder; give the one that calibrate wrote its plans into.")
         self._networks.plan_folders = (folder, *self._networks.plan_folders)
         return self
 

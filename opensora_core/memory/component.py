@@ -228,5 +228,5 @@ def _by_layers(module: nn.Module, device: torch.device) -> None:
     try:
         from accelerate import cpu_offload
     except ImportError as error:
-        raise OpenSoraError("Keeping one layer at a time on the device needs accelerate: pip install accelerate.") from error
+        raise OpenSoraError("Keeping one layer at a time on the device needs accelerate; install it (pip install accelerate).") from error
     cpu_offload(module, execution_device=device, offload_buffers=True, preload_module_classes=_WHOLE)

@@ -54,7 +54,7 @@ def stamp(path: str | Path | Halves) -> FileStamp:
             files = [file.resolve() for file in network_files(Path(path).expanduser())]
         stats = [(file.name, file.stat()) for file in files]
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be found ({error.strerror}).") from error
+        raise CheckpointError(f"{path} cannot be found ({error.strerror}); check the path.") from error
     return FileStamp(str(resolved), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
@@ -106,7 +106,7 @@ class LoadedModels:
         What is loaded of `kinds` is kept from now on too, and given up before what was kept already.
         """
         if not gib >= 0 or gib == float("inf"):  # also NaN
-            raise OpenSoraError(f"A limit of {gib} GiB for models kept loaded is not an amount of memory; 0 keeps none.")
+            raise OpenSoraError(f"A limit of {gib} GiB for models kept loaded is not an amount of memory; use 0 (keeps none) or more.")
         wanted = frozenset(kinds)
         with self._lock:
             self._keep_limit = int(gib * GIB)

@@ -207,9 +207,13 @@ def _check_alike(requests: Sequence[GenerationRequest]) -> None:
     alike["mode"] = {mode_of(request.references.use if request.has_given else None) for request in requests}
     for name, values in alike.items():
         if len(values) > 1:
-            raise OpenSoraError(f"A plan is of one size, length and kind of run; {name} is {', '.join(sorted(map(str, values)))} here.")
+            raise OpenSoraError(
+                f"A plan is of one size, length and kind of run, and {name} is {', '.join(sorted(map(str, values)))} here; give runs that are alike."
+            )
     if first.options.shift or first.references.use.strength not in (0, 1):
-        raise OpenSoraError("A plan is calibrated with the model's own shift and a strength of 1; it is used with others too.")
+        raise OpenSoraError(
+            "A plan is calibrated with the model's own shift and a strength of 1, and used with others too; leave shift and strength out."
+        )
 
 
 def _given(request: GenerationRequest) -> str:

@@ -119,7 +119,7 @@ class ModelFiles:
         for part in fields(self):
             path = getattr(self, part.name)
             if path is not None and not path.exists():
-                raise OpenSoraError(f"--{part.name}: {path} does not exist.")
+                raise OpenSoraError(f"{path} does not exist; give --{part.name} a file or folder that is there.")
         return self
 
 
@@ -165,7 +165,9 @@ def whole_vae(path: str | Path, pictures: str | Path | None = None) -> Path | Ha
         found = [Path(pictures).expanduser()]
         if not _completes(half.shapes, found[0]):
             header = read_network(found[0])
-            raise CheckpointError(f"{header.name} is {identify(header.shapes).title}; {half.name} is used with SDXL's picture VAE.")
+            raise CheckpointError(
+                f"{header.name} is {identify(header.shapes).title}; give SDXL's picture VAE, which {half.name} is used with."
+            )
     else:
         places = [path, path.parent] if path.is_dir() else [path.parent]
         beside = [entry for place in places for entry in (*find_weights(place), *filter(Path.is_dir, sorted(place.iterdir())))]
@@ -216,7 +218,7 @@ def _compare(files: ModelFiles, *stamps: FileStamp) -> None:
             f"{files.vae.name} has {vae.latent_channels} latent channels and {files.dit.name} works on {transformer.in_channels}; "
             "give the VAE the transformer was trained with."
         )
-    check_encoders(files, files.dit.name, transformer, ": they are not of one model.")
+    check_encoders(files, files.dit.name, transformer, "; give the encoders that the transformer was trained with.")
     find_tokenizer(T5, files.t5, files.tokenizers)
     if CLIP in model.family.text.encoders:
         find_tokenizer(CLIP, files.clip, files.tokenizers)
@@ -242,7 +244,7 @@ def check_lora(files: ModelFiles, path: str | Path) -> str:
     """For people: how many of the transformer's layers a LoRA changes. No weight of the transformer is read. Raises a CheckpointError if it is none."""
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"The LoRA {path} does not exist.")
+        raise CheckpointError(f"The LoRA {path} does not exist; check the path.")
     identity = open_model(files.dit, "transformer")[1]
     model = identity.row.build(identity.config, device="meta")
     return f"{path.name} {changed_words(fitting_layers(model, path), shapes_of(model))}"
@@ -262,5 +264,7 @@ def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
     check_keys(header, identity)
     channels = open_decoder(vae)[1].config.latent_channels
     if channels != config.in_channels:
-        raise CheckpointError(f"{vae.name} has {channels} latent channels, {header.name} works on {config.in_channels}: not of one model.")
+        raise CheckpointError(
+            f"{vae.name} has {channels} latent channels and {header.name} works on {config.in_channels}; give Flux's own (ae.safetensors)."
+        )
     return config

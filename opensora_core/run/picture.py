@@ -49,7 +49,7 @@ class PictureRequest:
         if self.steps > LARGEST["num_steps"]:
             raise OpenSoraError(f"image_steps={self.steps} is more than can be asked for; use at most {LARGEST['num_steps']}.")
         if not 0 <= self.guidance <= 100:  # also NaN
-            raise OpenSoraError(f"flux_guidance={self.guidance} is not from 0 to 100; the reference uses {GUIDANCE}.")
+            raise OpenSoraError(f"flux_guidance={self.guidance} is not from 0 to 100; use {GUIDANCE}, as the reference does.")
 
     @classmethod
     def for_ratio(cls, aspect_ratio: str, resolution: str = DRAWING.resolution, **settings) -> "PictureRequest":

@@ -53,7 +53,7 @@ def read(path: Path, subject: Subject) -> list[StepPlan]:
     except (ValueError, TypeError, KeyError) as error:  # of ours too: a plan is calibrated, not downloaded
         raise OpenSoraError(f"{path.name} is no plan, or a damaged one; calibrate again, or take it out of {path.parent.name}.") from error
     if version != FORMAT:
-        raise OpenSoraError(f"The plan {path.name} was written by another version of this program (format {version}).")
+        raise OpenSoraError(f"The plan {path.name} was written by another version of this program (format {version}); calibrate again.")
     if differing := [name for name, value in asdict(subject).items() if value != found[name]]:
         raise OpenSoraError(f"The plan {path.name} is of another {' and '.join(differing)} than its name says; calibrate again.")
     return plans

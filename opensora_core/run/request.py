@@ -171,7 +171,7 @@ def finite(name: str, value) -> float:
     """`value` as a float; an OpenSoraError if it is no finite number."""
     if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:  # NaN too
         shown = "a number without end" if isinstance(value, int) else f"{value!r}"  # Python itself refuses to write the longest
-        raise OpenSoraError(f"{name}={shown} is not a finite number.")
+        raise OpenSoraError(f"{name}={shown} is not a finite number; give one.")
     return float(value)
 
 

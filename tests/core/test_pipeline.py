@@ -287,7 +287,7 @@ def test_transformer_and_t5_stream_and_a_budget_too_small_for_t5_alone_does_not_
         (("budget", 0), "0 GiB is not an amount"),
         (("budget", float("nan")), "nan GiB is not an amount"),
         (("budget", 0.001), r"Give at least 0\.00\d+ GiB, or use minimal, which needs .*too small"),
-        (("minimal", 3), "goes with the offload mode budget; minimal takes none"),
+        (("minimal", 3), "goes with the offload mode budget, and minimal takes none"),
     ],
 )
 def test_an_offload_that_cannot_be_is_refused_before_any_weight_is_read(tiny_checkpoint, monkeypatch, arguments, says):

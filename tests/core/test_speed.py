@@ -160,7 +160,7 @@ def test_speeds_that_cannot_be(pipe):
         pipe(PROMPT, speed="quick")
     with pytest.raises(OpenSoraError, match="Use speed exact.*sampled by another process"):
         SamplingRecipe(process=object()).check_speed("fast")
-    with pytest.raises(OpenSoraError, match="is no folder; plans are looked for in one"):
+    with pytest.raises(OpenSoraError, match="Give the one that calibrate wrote its plans into: nowhere is no folder"):
         pipe.use_plans("nowhere")
 
 
@@ -267,7 +267,7 @@ class TestCalibration:
         (tmp_path / "rows.csv").write_text(f"prompt,image\n{PROMPT},one.png\n{PROMPT},\n")
         command = ["calibrate", "--model", str(tiny_checkpoint), *self.ARGUMENTS, "--csv", str(tmp_path / "rows.csv")]
         assert main([*command, "--out", str(tmp_path / "plans")]) == REFUSED
-        assert "A plan is of one size, length and kind of run; mode is i2v, t2v here" in capsys.readouterr().err
+        assert "a plan is of one size, length and kind of run, and mode is i2v, t2v here" in capsys.readouterr().err
         (tmp_path / "rows.csv").write_text(f"prompt,width\n{PROMPT},64\n")
         assert main(command) == REFUSED and "row 1 (line 2) has a width of its own" in capsys.readouterr().err
 
