@@ -393,7 +393,7 @@ class OpenSoraPipeline:
             height=height * grid.space,
             width=width * grid.space,
             num_frames=grid.pixel_frames(going.segment),
-            num_steps=self.files.usual.num_steps if (steps := steps_of(self.files, speed, num_inference_steps)) is None else steps,
+            num_steps=steps_of(self.files, speed, num_inference_steps),
             guidance=guidance_of(self.files, options, guidance_scale, image_guidance_scale),
             references=going_on_of(self.files, latents, going, references, mask_strategy, last_image),
             seed=seed if seed is not None else video.seeds[0] if video.seeds else random_seed(),

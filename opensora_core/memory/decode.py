@@ -121,10 +121,9 @@ class Ladder:
         What is asked for, as far as it fits by the estimate (`_first`); the same with activations parked in main memory; tiles in time
         as well; tiles of half the need.
 
-        Args:
-            policy: "exact": `tiling`, at most parked. "auto": as it is if that fits, else parked, else temporal tiles, else smaller
-                tiles too. "low_memory": temporal tiles at once. For a codec that has temporal tiles of its own: shorter ones.
-            tiling: what was asked for; what it leaves to the codec (config.cut) is filled in.
+        policy: "exact": `tiling`, at most parked. "auto": as it is if that fits, else parked, else temporal tiles, else smaller tiles too.
+        "low_memory": temporal tiles at once. For a codec that has temporal tiles of its own: shorter ones.
+        tiling: what was asked for; what it leaves to the codec (config.cut) is filled in.
         """
         check_choice("policy", policy, POLICIES)
         first = self._first(policy, check_tiling(self.config.cut(tiling), self.config.grid))
@@ -134,7 +133,7 @@ class Ladder:
         if policy == EXACT:
             return
         tried = replace(first.tiling, parked=False)
-        for smaller in (self._shorter, self._halved):
+        for smaller in (self._shorter, lambda one: self._first_that_fits(one, self.tile_bytes(one) // 2)):
             tiling = smaller(tried)
             if self.need(tiling) < self.need(tried):
                 yield Attempt(tiling, f"Ran out of memory ({_words(tried)}); decoding again in {_words(tiling)}. {_NOT_EXACT}")
@@ -177,9 +176,7 @@ class Ladder:
     def _parked(self, tiling: Tiling) -> Tiling | None:
         """These tiles with activations in main memory; None if there is no room, or if activations are there already."""
         ram = self._ram_for_parking
-        if tiling.parked or not ram or tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes) > ram:
-            return None  # a parked decode fills no more of it than the largest tile's activations on the device would
-        return replace(tiling, parked=True)
+        return None if tiling.parked or not ram or self.tile_bytes(tiling) > ram else replace(tiling, parked=True)
 
     @property
     def _ram_for_parking(self) -> int:
@@ -191,9 +188,6 @@ class Ladder:
         is_asked_for = tiling.temporal_tile not in (WHOLE_CLIP, config.cut(Tiling()).temporal_tile)
         is_short = config.grid.pixel_frames(self.latent_shape[-3]) <= config.short_tile
         return tiling if is_asked_for or is_short else replace(tiling, temporal_tile=config.short_tile)
-
-    def _halved(self, tiling: Tiling) -> Tiling:
-        return self._first_that_fits(tiling, tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes) // 2)
 
     def _first_that_fits(self, tiling: Tiling, free: int) -> Tiling:
         """`tiling` with the largest spatial tiles, from its own on, that fit; else with the smallest there are."""
@@ -217,15 +211,18 @@ class Ladder:
 
     def need(self, tiling: Tiling) -> int:
         """Bytes that decoding takes on the device beside weights and finished frames, with a margin."""
-        return int(MARGIN * tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes))
+        return int(MARGIN * self.tile_bytes(tiling))
+
+    def tile_bytes(self, tiling: Tiling) -> int:
+        """Bytes of the largest tile's activations on the device; of tiles that are not parked, all that parking them fills of main memory too."""
+        return tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes)
 
     def _in_ram(self, tiling: Tiling, free: int) -> str:
         """What there would have to be of main memory for the same tiles to be decoded with activations there, where the device has room."""
         parked = replace(tiling, parked=True)
         if not codec_of(self.config).build.can_park or not self._fits(parked, free) or self._parked(tiling):
             return ""
-        ram = tile_decode_bytes(self.config, self.latent_shape, tiling, self.dtype_bytes)
-        return f" ({self._gib(parked)} GiB would do with {ram / GIB:.2f} GiB of free main memory)"
+        return f" ({self._gib(parked)} GiB would do with {self.tile_bytes(tiling) / GIB:.2f} GiB of free main memory)"
 
     def _gib(self, tiling: Tiling) -> str:
         return f"{self.need(tiling) / GIB:.2f}"
@@ -313,10 +310,8 @@ class VideoVAE:
     ) -> Tensor:
         """Latents of a clip (a picture is one of one frame): [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
 
-        Args:
-            images: [T, H, W, 3] fp32 in 0..1.
-            generators: one for each latent wanted: None for the posterior's mode, or what to sample it with: a generator, or the noise
-                itself, [1, C, t, h, w].
+        images: [T, H, W, 3] fp32 in 0..1. generators: one for each latent wanted: None for the posterior's mode, or what to sample it with: a
+        generator, or the noise itself, [1, C, t, h, w].
         """
         pixels = images.permute(3, 0, 1, 2).unsqueeze(0) * 2 - 1
         pixels = pixels.to(self._placement.device, self._placement.dtype)

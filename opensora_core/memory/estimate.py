@@ -12,7 +12,7 @@ from ..geometry import Tiling, Workload
 from ..sampling.guidance import PICTURES, Guidance, num_forwards
 from ..sampling.plan import RELEASED_STEPS, Averaged, StepPlan
 from . import footprint
-from .decode import MARGIN, Ladder, tile_decode_bytes
+from .decode import MARGIN, Ladder
 from .footprint import ModelSizes, Weights
 from .residency import GIB, Residency, at_least, at_most, least_bytes, residency_in_mode
 
@@ -244,8 +244,8 @@ class Stages:
         ladder = Ladder(vae, self.latent_shape, itemsize, lambda: max(0, free), lambda: ram)
         tiling, note = next(ladder.attempts(self.settings.decode_policy, request.tiling))
         if tiling.parked:  # the finished frames stay in main memory too
-            tile, rest = tile_decode_bytes(vae, self.latent_shape, tiling, itemsize), 0
-            self.parked_bytes = tile_decode_bytes(vae, self.latent_shape, replace(tiling, parked=False), itemsize)
+            tile, rest = ladder.tile_bytes(tiling), 0
+            self.parked_bytes = ladder.tile_bytes(replace(tiling, parked=False))
         else:
             tile, rest = footprint.tiled_peak(vae, self.plain, self.latent_shape, tiling)
         items = (

@@ -127,12 +127,10 @@ class LoadedModels:
     ) -> T:
         """The model that is loaded already, else load it.
 
-        Args:
-            kind: "transformer", "vae", "t5", "clip" and the like: what the file is loaded as.
-            options: whatever changes the weights: precision, dtype, device.
-            load: makes the object to share: a module, or a host's patcher. It must allow weak references. Of several threads that ask
-                at the same time one calls it and the others wait. If it raises, nothing is remembered.
-            size: gives the bytes that the object counts for within the limit. keep: hold it within the limit when nobody else does.
+        kind: "transformer", "vae", "t5", "clip" and the like: what the file is loaded as. options: whatever changes the weights: precision, dtype,
+        device. load: makes the object to share: a module, or a host's patcher. It must allow weak references. Of several threads that ask at the
+        same time one calls it and the others wait. If it raises, nothing is remembered.
+        size: gives the bytes that the object counts for within the limit. keep: hold it within the limit when nobody else does.
         """
         key = Key(kind, stamp(path), tuple(sorted(options.items())))
         with self._lock:

@@ -45,12 +45,10 @@ class BlockStream(AbstractContextManager):
     An exception or an interrupt in the middle of a forward leaves the network usable; the next forward begins afresh.
     Raises an OpenSoraError where the network is streamed already, its weights are elsewhere or of a kind that cannot be streamed.
 
-    Args:
-        model: with its streamed weights in main memory, its LoRAs merged. For inference.
-        residency: made from this model's sizes (module_bytes). device: where it is to compute.
-        blocks: its blocks in the order in which they run, as they were for the residency.
-        pin_limit_bytes: main memory that may be page-locked for a CUDA device; None is as much as the residency streams.
-            Blocks beyond the limit are copied from pageable memory: slower, but still beside the computation.
+    model: with its streamed weights in main memory, its LoRAs merged. For inference. residency: made from this model's sizes (module_bytes).
+    device: where it is to compute. blocks: its blocks in the order in which they run, as they were for the residency.
+    pin_limit_bytes: main memory that may be page-locked for a CUDA device; None is as much as the residency streams. Blocks beyond the limit are
+    copied from pageable memory: slower, but still beside the computation.
     """
 
     def __init__(

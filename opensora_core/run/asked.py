@@ -38,10 +38,12 @@ def guidance_of(files: ModelFiles, options: SamplingOptions, text: float | None,
     return options.guidance(scales[0] if text is None else text, scales[1] if image is None else image)
 
 
-def steps_of(files: ModelFiles, speed: str, num_steps: int | None) -> int | None:
-    """Steps of a run at a speed; what was asked for at exact. Raises an OpenSoraError for a speed that the model has not."""
+def steps_of(files: ModelFiles, speed: str, num_steps: int | None) -> int:
+    """Steps of a run at a speed; at exact what was asked for, or the model's own. Raises an OpenSoraError for a speed that the model has not."""
     files.family.sampling.check_speed(speed)
-    return num_steps if speed == EXACT else len(StepPlan.uncalibrated(speed, files.family.usual.num_steps).steps)
+    if speed != EXACT:
+        return len(StepPlan.uncalibrated(speed, files.family.usual.num_steps).steps)
+    return files.usual.num_steps if num_steps is None else num_steps
 
 
 def seed_of(seed: int | None, generator: torch.Generator | None) -> int:
