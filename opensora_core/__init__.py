@@ -34,7 +34,7 @@ def __getattr__(name: str):
 
         return SamplingOptions
     if name == "open_vae":
-        from .run.vae import open_vae
+        from .run.parts import open_vae
 
         return open_vae
     if name == "save_video":

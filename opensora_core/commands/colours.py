@@ -16,7 +16,7 @@ from ..checkpoint.detect import identify, require
 from ..checkpoint.files import read_network
 from ..geometry import Grid
 from ..names import check_name, complete_or_absent
-from ..run.vae import open_vae
+from ..run.parts import open_vae
 from .options import DONE, ColoursOptions
 
 SUFFIX = ".colours.json"

@@ -185,11 +185,8 @@ class Stages:
         self.t5, self.clip_bytes = footprint.text_weights(model.text, self.text_precision, model.stored_text)
         self.transformer = footprint.transformer_weights(model.transformer, settings.precision, model.stored, model.groups)
         one, rest = footprint.sampling_peak(model.transformer, settings.precision, self.latent_shape, request.has_given, model.text.length)
-        self._beside_transformer = (
-            Item("activations of one forward", one, "fused attention, one pass at a time"),
-            Item("latents, predictions, prompt", rest),
-            *self._libraries(),
-        )
+        work = Item("activations of one forward", one, "fused attention, one pass at a time"), Item("latents, predictions, prompt", rest)
+        self._beside_transformer = (*work, *self._libraries())
         self.transformer_residency = self._residency(self.transformer, one + rest)
         # The transformer during the other stages: it stays on the device only if everything does.
         staying = self.transformer.sizes.total if settings.offload == choices.RESIDENT else 0
@@ -205,13 +202,9 @@ class Stages:
     def text(self) -> Stage:
         encoding = footprint.text_peak(self.model.text, self.text_precision)
         residency = self._residency(self.t5, encoding)
-        items = (
-            Item("T5's weights", residency.device_bytes, f"{self.text_precision}, {_residency_words(residency)}"),
-            self.staying,
-            Item("encoding two prompts", encoding, f"CLIP, {at_least(self.clip_bytes)} GiB, follows T5" if self.clip_bytes else ""),
-            *self._libraries(),
-        )
-        return Stage("text", items)
+        weights = Item("T5's weights", residency.device_bytes, f"{self.text_precision}, {_residency_words(residency)}")
+        work = Item("encoding two prompts", encoding, f"CLIP, {at_least(self.clip_bytes)} GiB, follows T5" if self.clip_bytes else "")
+        return Stage("text", (weights, self.staying, work, *self._libraries()))
 
     def image(self) -> Stage:
         request, vae = self.request, self.model.vae
@@ -224,15 +217,10 @@ class Stages:
     def sampling(self) -> Stage:
         residency = self.transformer_residency
         buffers = residency.num_buffers * residency.buffer_bytes
-        weights = (
-            Item(
-                "transformer's weights that stay",
-                residency.device_bytes - buffers,
-                f"{self.settings.precision}, {_residency_words(residency)}",
-            ),
-            Item("buffers for streamed blocks", buffers, f"{at_least(residency.copied_bytes)} GiB copied in every forward"),
-        )
-        return Stage("sampling", (*weights, *self._beside_transformer))
+        words = f"{self.settings.precision}, {_residency_words(residency)}"
+        stay = Item("transformer's weights that stay", residency.device_bytes - buffers, words)
+        streamed = Item("buffers for streamed blocks", buffers, f"{at_least(residency.copied_bytes)} GiB copied in every forward")
+        return Stage("sampling", (stay, streamed, *self._beside_transformer))
 
     def decode(self) -> tuple[Stage, Tiling, str | None]:
         """The stage, the tiles that the decode policy takes in what is free, and its line."""
@@ -248,13 +236,8 @@ class Stages:
             self.parked_bytes = ladder.tile_bytes(replace(tiling, parked=False))
         else:
             tile, rest = footprint.tiled_peak(vae, self.plain, self.latent_shape, tiling)
-        items = (
-            staying,
-            Item("VAE's weights", weights, self.plain),
-            Item("decoding a tile", tile, _tiling_words(tiling, request)),
-            Item("finished frames, seams, latents", rest),
-            *self._libraries(tile),
-        )
+        work = Item("decoding a tile", tile, _tiling_words(tiling, request)), Item("finished frames, seams, latents", rest)
+        items = staying, Item("VAE's weights", weights, self.plain), *work, *self._libraries(tile)
         return Stage("decode", items), tiling, note
 
     def least(self, stages: list[Stage]) -> tuple[tuple[str, int], ...]:

@@ -17,6 +17,7 @@ from ..families.table import FAMILIES, codecs_of, family_of
 from ..family import Clip, Family, NetworkSizes
 from ..geometry import Grid
 from ..memory.loaded import FileStamp, stamp
+from ..shapes import dim
 from ..text.recipe import CLIP, T5
 
 SMALL = Path(__file__).parent.parent / "assets" / "small"
@@ -254,13 +255,12 @@ def check_picture_files(dit: Path, vae: Path) -> NetworkSizes:
     """The sizes of a Flux transformer that can draw with this autoencoder, from the files' headers."""
     header, identity = open_model(dit, "flux")
     config = identity.config
-    if "img_in.weight" in {key[len(identity.prefix) :] for key in header.shapes}:
-        features = header.shapes[f"{identity.prefix}img_in.weight"][1]
-        if features > config.packed_channels:
-            raise CheckpointError(
-                f"{header.name} is a Flux.1 transformer that also reads a picture ({features} features, not {config.packed_channels}), "
-                "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
-            )
+    features = dim(header.shapes, f"{identity.prefix}img_in.weight", 1, 0)
+    if features > config.packed_channels:
+        raise CheckpointError(
+            f"{header.name} is a Flux.1 transformer that also reads a picture ({features} features, not {config.packed_channels}), "
+            "such as Fill, Canny or Depth; give flux1-dev or flux1-schnell."
+        )
     check_keys(header, identity)
     channels = open_decoder(vae)[1].config.latent_channels
     if channels != config.in_channels:

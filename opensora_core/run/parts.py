@@ -1,4 +1,4 @@
-"""The networks of a model's files, and of Flux's, as one pipeline uses them: read when they are first needed, changed in no other pipeline.
+"""The networks of a model's files, and of Flux's, as one pipeline uses them: read when they are first needed, changed in no other pipeline; a VAE alone.
 
 Where they live between uses is the business of memory/component.py; that two pipelines over the same files and options hold the same
 weights, that of memory/loaded.py.
@@ -11,18 +11,20 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.detect import identify, require
+from ..checkpoint.files import read_network
 from ..checkpoint.load import load_decoder, load_transformer, load_vae
 from ..checkpoint.lora import merge_lora
 from ..encoders.clip import load_clip
 from ..encoders.t5 import load_t5
 from ..families.table import codec_for
-from ..memory.component import Component, Placement
+from ..memory.component import Component, Placement, resolve_device
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
 from ..parallel.group import Group
 from ..sampling.plan import fingerprint_of
-from .files import PLANS, ModelFiles, check_files, check_picture_files
+from .files import PLANS, ModelFiles, check_files, check_picture_files, whole_vae
 from .kernels import compile_blocks
 
 
@@ -134,6 +136,23 @@ class PictureNetworks:
 
     def _read(self, kind: str, path: Path, read: Callable, dtype: torch.dtype, device: torch.device) -> Any:
         return _shared(kind, path, _options(dtype, device, self.quantised), partial(read, path, dtype, device))
+
+
+def open_vae(path: str | Path = "small", device: str | torch.device = "cpu", torch_dtype: torch.dtype | None = None) -> VideoVAE:
+    """A VAE to encode and decode with: `open_vae("hunyuan_vae.safetensors").decode(latents)`. It is read at the first use.
+
+    `.encode(images [T, H, W, 3] in 0..1)` gives latents in the transformer's scale, `.decode(latents)` frames in 0..1; what else it can,
+    memory/decode.py says.
+
+    path: a VAE's file, its folder or its shards; a picture autoencoder's (ae.safetensors) too, for clips of one frame; "small" for the built-in
+    model's. device: "auto", "cuda", "mps", "cpu". torch_dtype: None = bf16 on an accelerator, fp32 on the CPU.
+    """
+    file = ModelFiles.in_folder("small").vae if str(path) == "small" else whole_vae(path)
+    header = read_network(file)
+    identity = identify(header.shapes)
+    slot = require(identity, "flux_vae" if identity.slot == "flux_vae" else "vae", header.name).slot
+    placement = Placement(resolve_device(device), torch_dtype)
+    return VideoVAE(Component(partial(load_vae, file, slot=slot), placement), placement)
 
 
 def _shared(kind: str, path: Path, options: dict[str, str], read: Callable[[], Any], keep: bool = False) -> Any:
