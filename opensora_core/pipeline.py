@@ -38,6 +38,8 @@ from .run.text import encode
 from .sampling.given import CONTEXTS
 from .sampling.longer import Continuation
 
+AnyPath, Device = str | Path, str | torch.device
+
 
 class OpenSoraPipeline:
     """Open-Sora, or CogVideoX, from its files. Networks are read when they are first needed; pipelines over the same files share them.
@@ -64,12 +66,7 @@ class OpenSoraPipeline:
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: str | Path = "small",
-        *,
-        torch_dtype: torch.dtype | None = None,
-        precision: str = AUTO,
-        tokenizers: str | Path | None = None,
+        cls, folder: AnyPath = "small", *, torch_dtype: torch.dtype | None = None, precision: str = AUTO, tokenizers: AnyPath | None = None
     ) -> "OpenSoraPipeline":
         """A pipeline over a folder as the model is published (hpcai-tech/Open-Sora-v2, or in diffusers' layout), or over "small", the built-in one.
 
@@ -81,16 +78,16 @@ class OpenSoraPipeline:
     def from_files(
         cls,
         *,
-        dit: str | Path,
-        vae: str | Path,
-        t5: str | Path,
-        clip: str | Path | None = None,
-        tokenizers: str | Path | None = None,
+        dit: AnyPath,
+        vae: AnyPath,
+        t5: AnyPath,
+        clip: AnyPath | None = None,
+        tokenizers: AnyPath | None = None,
         torch_dtype: torch.dtype | None = None,
         precision: str = AUTO,
     ) -> "OpenSoraPipeline":
         """A pipeline over single files (or hub folders, for the text encoders). clip: for models that read CLIP beside T5."""
-        paths = (Path(path).expanduser() if isinstance(path, str | Path) else path for path in (dit, vae, t5, clip, tokenizers))
+        paths = (Path(path).expanduser() if isinstance(path, AnyPath) else path for path in (dit, vae, t5, clip, tokenizers))
         return cls(ModelFiles(*paths), torch_dtype, precision)
 
     @property
@@ -130,15 +127,13 @@ class OpenSoraPipeline:
         """everything, auto, resident, budget or minimal; see memory/component.py."""
         return self._networks.placement.mode
 
-    def to(self, device: str | torch.device) -> "OpenSoraPipeline":
+    def to(self, device: Device) -> "OpenSoraPipeline":
         """Compute on a device ("auto": CUDA, else Apple's GPU, else the CPU)."""
         self._networks.placement.device = resolve_device(device)
         self._networks.release()
         return self
 
-    def enable_offload(
-        self, mode: str = AUTO, budget_gib: float | None = None, device: str | torch.device | None = None
-    ) -> "OpenSoraPipeline":
+    def enable_offload(self, mode: str = AUTO, budget_gib: float | None = None, device: Device | None = None) -> "OpenSoraPipeline":
         """Let networks leave the device when they do not work, and stream what does not fit. No mode changes a result.
 
         mode: auto: each network whole while it works, streamed block by block as far as it does not fit. resident: the transformer stays.
@@ -158,11 +153,11 @@ class OpenSoraPipeline:
         self._networks.placement.mode, self._networks.placement.budget_gib = mode, budget_gib
         return self
 
-    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> "OpenSoraPipeline":
+    def enable_model_cpu_offload(self, device: Device | None = None) -> "OpenSoraPipeline":
         """Keep each network on the device only while it works: enable_offload("auto")."""
         return self.enable_offload(AUTO, device=device)
 
-    def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> "OpenSoraPipeline":
+    def enable_sequential_cpu_offload(self, device: Device | None = None) -> "OpenSoraPipeline":
         """Keep one block of a network on the device at a time, the least device memory: enable_offload("minimal")."""
         return self.enable_offload(MINIMAL, device=device)
 
@@ -202,14 +197,14 @@ class OpenSoraPipeline:
         """The share of a process that is not the first of its group."""
         do_share(self._networks)
 
-    def load_lora(self, path: str | Path, strength: float = 1.0) -> "OpenSoraPipeline":
+    def load_lora(self, path: AnyPath, strength: float = 1.0) -> "OpenSoraPipeline":
         """Add a LoRA file or PEFT folder to the transformer, after those added before. strength: a finite factor on its change; 1 is the file's own."""
         strength = finite("strength", strength)
         self.lora_notes.append(check_lora(self.files, path))
         self._networks.add_lora(Path(path), strength)
         return self
 
-    def load_flux(self, dit: str | Path, vae: str | Path) -> "OpenSoraPipeline":
+    def load_flux(self, dit: AnyPath, vae: AnyPath) -> "OpenSoraPipeline":
         """Add Flux.1, which draws the picture that a video begins with. No weight is read.
 
         dit: flux1-dev or flux1-schnell as released. vae: ae.safetensors. T5 and CLIP are the pipeline's own.
@@ -433,7 +428,7 @@ class OpenSoraPipeline:
         """Compare the parts by their headers and find the tokenizers, once; every call does so first."""
         self._networks.check_files()
 
-    def use_plans(self, folder: str | Path) -> "OpenSoraPipeline":
+    def use_plans(self, folder: AnyPath) -> "OpenSoraPipeline":
         """Look for calibrated plans of a speed in a folder of one's own first, as `calibrate` wrote them."""
         folder = Path(folder).expanduser()
         if not folder.is_dir():
@@ -445,7 +440,7 @@ class OpenSoraPipeline:
         """Requests of calls, each (prompt, seed, the other keywords of a call), as checked before any weight is read."""
         return [self(prompt, seed=seed, check_only=True, **arguments).request for prompt, seed, arguments in calls]
 
-    def calibrate(self, requests: Sequence[GenerationRequest], folder: str | Path, progress: StageProgress | None = None) -> Calibrated:
+    def calibrate(self, requests: Sequence[GenerationRequest], folder: AnyPath, progress: StageProgress | None = None) -> Calibrated:
         """Measure the best plans for this model with some runs of one size, length and kind, and write them into a folder for `use_plans`.
 
         requests: as `checked` gives them; eight are enough. What is done is kept in the folder, so that a stopped calibration goes on.

@@ -305,9 +305,7 @@ class VideoVAE:
             return replace(self.tiling, tile_size=self.tiling.tile_size - TILE_SIZE_MULTIPLE)
         return self.tiling
 
-    def encode(
-        self, images: Tensor, generators: Sequence[torch.Generator | Tensor | None] = (None,), progress: Progress | None = None
-    ) -> Tensor:
+    def encode(self, images: Tensor, generators: Sequence[torch.Generator | Tensor | None] = (None,)) -> Tensor:
         """Latents of a clip (a picture is one of one frame): [len(generators), C, t, h, w] fp32 in the transformer's scale, on the device.
 
         images: [T, H, W, 3] fp32 in 0..1. generators: one for each latent wanted: None for the posterior's mode, or what to sample it with: a
@@ -317,7 +315,7 @@ class VideoVAE:
         pixels = pixels.to(self._placement.device, self._placement.dtype)
         with self._component.at_work() as vae:
             config = vae.config
-            encoded = tiled_encode(vae.encode, pixels, config.cut(self.tiling), progress, grid=config.grid).to(torch.float32)
+            encoded = tiled_encode(vae.encode, pixels, config.cut(self.tiling), grid=config.grid).to(torch.float32)
             latents = [encoded.mode() if generator is None else encoded.sample(generator) for generator in generators]
         return config.latents.to_model(torch.cat(latents))
 

@@ -52,14 +52,9 @@ class BlockStream(AbstractContextManager):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        residency: Residency,
-        device: torch.device | str,
-        blocks: Sequence[nn.Module],
-        pin_limit_bytes: int | None = None,
+        self, model: nn.Module, residency: Residency, device: torch.device, blocks: Sequence[nn.Module], pin_limit_bytes: int | None = None
     ):
-        self._device = torch.device(device)
+        self._device = device
         _check(model, blocks, residency, self._device)
         self._lane = lane(self._device, residency.num_buffers)
         self._pin_left = (residency.copied_bytes if pin_limit_bytes is None else pin_limit_bytes) if self._lane.is_async else 0

@@ -76,13 +76,10 @@ class ModelFiles:
             tokenizers = tokenizers or (own if own.is_dir() else None)
         elif _in(folder, _HIGH_COMPRESSION["dit"]).exists() and not _in(folder, _LAYOUT["dit"]).exists():
             layout = {**_LAYOUT, **_HIGH_COMPRESSION}
-        if found := _published(folder):
-            return cls(**found, clip=None, tokenizers=tokenizers and Path(tokenizers))
-        missing = [name for name in layout.values() if not _in(folder, name).exists()]
-        if missing:
+        found = _published(folder) or {part: _in(folder, name) for part, name in layout.items()}
+        if missing := [layout[part] for part, path in found.items() if not path.exists()]:
             raise OpenSoraError(f"The model folder {folder} lacks {', '.join(missing)}; download it whole, or name each part's file.")
-        paths = {"clip": None, **{part: _in(folder, name) for part, name in layout.items()}}
-        return cls(**paths, tokenizers=None if tokenizers is None else Path(tokenizers))
+        return cls(**{"clip": None, **found}, tokenizers=tokenizers and Path(tokenizers))
 
     @property
     def family(self) -> Family:
