@@ -87,7 +87,8 @@ def make_longer(
                 raise
             latents = result.latents = join(latents, made, continuation)
             result.prompt, result.notes = prompt, result.notes + notes
-            watchers.segment(index + 1, latents)
+            if watchers.on_segment is not None:
+                watchers.on_segment(index + 1, latents)
     with timed(result, "decode", device):
         joined = None if networks.files.grid.piece else continuation
         result.frames, notes = decode_latents(networks, latents, watchers.stage("decode"), joined)

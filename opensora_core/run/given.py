@@ -21,7 +21,10 @@ def encode_references(networks: Networks, request: GenerationRequest, progress: 
     if not request.has_given:
         return None
     references = request.references
-    generators = _posterior_generators(networks, request)
+    # One for each video, so that a batch item is what its seed gives alone; the last frame's noise follows the first's. None for the mode.
+    generators: list[torch.Generator | None] = [None] * request.num_videos
+    if request.options.posterior != MODE or networks.files.family.sampling.chosen(parity=bool(request.options.parity)).before:
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
     ends: list[Tensor | None] = []
     for given in references.ends:
         progress(sum(end is not None for end in ends), len(references.given))
@@ -72,11 +75,3 @@ def _latents(networks: Networks, request: GenerationRequest, given: Tensor, gene
         advice = "use smaller tiles (vae.enable_tiling), a smaller size, or close other programs that use the memory"
         raise OutOfMemory(ran_out(work, device, advice))
     return latents
-
-
-def _posterior_generators(networks: Networks, request: GenerationRequest) -> list[torch.Generator | None]:
-    """One for each video, so that a batch item is what its seed gives alone; the last frame's noise follows the first's. None for the mode."""
-    recipe = networks.files.family.sampling.chosen(parity=bool(request.options.parity))
-    if request.options.posterior == MODE and not recipe.before:
-        return [None] * request.num_videos
-    return [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]

@@ -68,10 +68,6 @@ class Watchers:
         """(done, total) of one stage."""
         return partial(self.tell, name)
 
-    def segment(self, num_done: int, latents: Tensor) -> None:
-        if self.on_segment is not None:
-            self.on_segment(num_done, latents)
-
     def steps(self, result: GenerationResult, segment: int = 0, num_segments: int = 1) -> Callable[[StepReport], None]:
         """The callback for the sampling of one segment: counts forwards into `result`, and tells of the steps of all segments."""
         forwards, saved = result.forwards, result.forwards_saved

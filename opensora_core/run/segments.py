@@ -87,17 +87,11 @@ def decode_windows(latents: Tensor, continuation: Continuation, decode: Callable
             # The window's own first frame stands for four, and of those before the held ones there are better.
             first = TIME_COMPRESSION * (parts[number - 1][1] - 1 - start) + 1 - held.shape[0]
             frames = frames[first:]
-            _fade(held, frames)
+            for place, before in enumerate(held):  # in place, by weights 0, 1/n, 2/n ... as tiles are blended
+                frames[place] = torch.lerp(before.float(), frames[place].float(), place / len(held)).to(frames.dtype)
         keep = 0
         if number + 1 < len(parts):
             shared = stop - parts[number + 1][0]
             keep = TIME_COMPRESSION * (min(shared, max(continuation.context, continuation.shared)) - 1)
             held = frames[frames.shape[0] - keep :].clone()
         yield frames[: frames.shape[0] - keep]
-
-
-def _fade(before: Tensor, frames: Tensor) -> None:
-    """Fade, in place, from `before` into the beginning of `frames`; weights 0, 1/n, 2/n ... as tiles are blended."""
-    extent = before.shape[0]
-    for position in range(extent):
-        frames[position] = torch.lerp(before[position].float(), frames[position].float(), position / extent).to(frames.dtype)
