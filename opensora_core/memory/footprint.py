@@ -116,7 +116,11 @@ def sizes_of_files(
         found = replace(found, vae=codec if dit is None else codec_for(family_of(found.transformer), codec))
     if t5 is not None:
         source, sizes = open_t5(t5)
-        text = replace(found.text, t5=sizes, length=min(found.text.length, _text_length(source.path)))
+        try:
+            length = text_length(T5, find_tokenizer(T5, source.path))
+        except CheckpointError:
+            length = T5_LENGTH  # planning needs no tokenizer, and one elsewhere is the released one
+        text = replace(found.text, t5=sizes, length=min(found.text.length, length))
         found = replace(found, text=text, stored_text=_STORED.get(next(iter(source.header.dtypes)), FP32))
     if clip is not None:
         found = replace(found, text=replace(found.text, clip=open_clip(clip)[1]))
@@ -288,10 +292,3 @@ def _stored_transformer(header: Header, identity: Identity) -> tuple[str, tuple[
     if not names:
         return dtype_word(header.compute_dtype), QUANTISED_GROUPS
     return names[0], tuple(sorted({group for layer in formats if (group := identity.family.group_of(layer))}))
-
-
-def _text_length(path: Path) -> int:
-    try:
-        return text_length(T5, find_tokenizer(T5, path))
-    except CheckpointError:
-        return T5_LENGTH  # planning needs no tokenizer, and one elsewhere is the released one

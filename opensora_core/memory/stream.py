@@ -147,20 +147,19 @@ class BlockStream(AbstractContextManager):
         block = self._streamed[index]
         buffer = self._buffers[index % len(self._buffers)]
         if not block.pinned and block.num_bytes <= self._pin_left:
-            self._pin(block)
+            try:
+                block.pin()
+                self._pin_left -= block.num_bytes
+            except (RuntimeError, MemoryError) as error:  # a system's limit on page-locked memory, which CUDA reports as out of memory
+                logger.warning(
+                    "No more main memory can be page-locked (%s); others are copied from where they are, which is slower.", error
+                )
+                self._pin_left = 0
         for start, piece in block.pinned:
             buffer[start : start + len(piece)].copy_(piece, non_blocking=True)
         if not block.pinned:
             for home, place in block.places:
                 place.copy_(_flat(home))
-
-    def _pin(self, block: "_Block") -> None:
-        try:
-            block.pin()
-            self._pin_left -= block.num_bytes
-        except (RuntimeError, MemoryError) as error:  # a system's limit on page-locked memory, which CUDA reports as out of memory
-            logger.warning("No more main memory can be page-locked (%s); others are copied from where they are, which is slower.", error)
-            self._pin_left = 0
 
 
 class _Block:

@@ -189,34 +189,24 @@ def calibrate(networks: Networks, requests: Sequence[GenerationRequest], folder:
 
     Raises an OpenSoraError where they differ otherwise, an OutOfMemory where the device has no room in any way that the offload mode permits.
     """
-    _check_alike(requests)
-    runs = Runs(networks, requests, watchers)
-    keys = tuple(f"{prompt.text} {request.seed} {_given(request)}" for prompt, request in zip(runs.prompts, requests, strict=True))
-
-    def work(transformer) -> Calibrated:
-        return runs.calibration(transformer, keys).run(partial(runs.make, transformer), folder, watchers.stage("sampling"))
-
-    beside_bytes = beside_transformer(networks, requests[0])
-    say = partial(sampling_ran_out, requests[0], networks.placement)
-    return with_less(networks.transformer, networks.placement, work, beside_bytes, ("calibrating", "the transformer"), say)[0]
-
-
-def _check_alike(requests: Sequence[GenerationRequest]) -> None:
-    first = requests[0]
+    first, keys = requests[0], []
     alike = {name: {getattr(request, name) for request in requests} for name in ("height", "width", "num_frames", "guidance")}
     alike["mode"] = {mode_of(request.references.use if request.has_given else None) for request in requests}
     for name, values in alike.items():
         if len(values) > 1:
-            raise OpenSoraError(
-                f"A plan is of one size, length and kind of run, and {name} is {', '.join(sorted(map(str, values)))} here; give runs that are alike."
-            )
+            found = ", ".join(sorted(map(str, values)))
+            raise OpenSoraError(f"A plan is of one size, length and kind of run, and {name} is {found} here; give runs that are alike.")
     if first.options.shift or first.references.use.strength not in (0, 1):
-        raise OpenSoraError(
-            "A plan is calibrated with the model's own shift and a strength of 1, and used with others too; leave shift and strength out."
-        )
+        what = "A plan is calibrated with the model's own shift and a strength of 1, and used with others too"
+        raise OpenSoraError(f"{what}; leave shift and strength out.")
+    runs = Runs(networks, requests, watchers)
+    for prompt, request in zip(runs.prompts, requests, strict=True):
+        given = b"".join(value.cpu().float().numpy().tobytes() for value in request.references.given.values())
+        keys.append(f"{prompt.text} {request.seed} {hashlib.sha256(given).hexdigest()}")
 
+    def work(transformer) -> Calibrated:
+        return runs.calibration(transformer, tuple(keys)).run(partial(runs.make, transformer), folder, watchers.stage("sampling"))
 
-def _given(request: GenerationRequest) -> str:
-    """A text that differs where the references differ."""
-    given = request.references.given.values()
-    return hashlib.sha256(b"".join(value.cpu().float().numpy().tobytes() for value in given)).hexdigest()
+    beside_bytes = beside_transformer(networks, first)
+    say = partial(sampling_ran_out, first, networks.placement)
+    return with_less(networks.transformer, networks.placement, work, beside_bytes, ("calibrating", "the transformer"), say)[0]
