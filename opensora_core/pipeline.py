@@ -201,7 +201,8 @@ class OpenSoraPipeline:
         """Add a LoRA file or PEFT folder to the transformer, after those added before. strength: a finite factor on its change; 1 is the file's own."""
         strength = finite("strength", strength)
         self.lora_notes.append(check_lora(self.files, path))
-        self._networks.add_lora(Path(path), strength)
+        self._networks.loras.append((Path(path), strength))
+        self._networks.transformer.release()
         return self
 
     def load_flux(self, dit: AnyPath, vae: AnyPath) -> "OpenSoraPipeline":

@@ -38,7 +38,8 @@ class Networks:
         transformer, vae, t5, clip: see component.Component.at_work. video_vae: clips in and out of the VAE, see memory/decode.py.
         keep_loaded, keep_encoded: keep networks, and encoded prompts, when no pipeline uses them, within the limits of memory/loaded.py.
         is_compiled: whether the transformer's blocks are compiled as it is read. fingerprint: of it once it was read, see sampling/plan.py.
-        attention: what its blocks attend by, of ops.py's form. plan_folders: where calibrated plans are.
+        attention: what its blocks attend by, of ops.py's form. loras: (path, strength) of what is merged into it as it is read, in turn.
+        plan_folders: where calibrated plans are.
     """
 
     def __init__(self, files: ModelFiles, placement: Placement, quantised: str | None):
@@ -46,7 +47,7 @@ class Networks:
         self.keep_loaded = self.keep_encoded = False
         self.fingerprint, self.plan_folders = "", (PLANS,)
         self.attention, self.is_compiled = attention, False
-        self._loras: list[tuple[Path, float]] = []
+        self.loras: list[tuple[Path, float]] = []
         self._is_checked = False
         self.transformer = Component(self._read_transformer, placement, is_main=True)
         self.t5 = Component(self._read_t5, placement, is_kept=False)
@@ -74,11 +75,6 @@ class Networks:
         self.attention = function
         self.transformer.release()
 
-    def add_lora(self, path: Path, strength: float) -> None:
-        """Merge a LoRA into the transformer at its next use, after those added before."""
-        self._loras.append((path, strength))
-        self.transformer.release()
-
     def release(self) -> None:
         """Forget all networks; the next use reads them again."""
         for component in (self.transformer, self.vae, self.t5, self.clip):
@@ -89,7 +85,7 @@ class Networks:
         self.fingerprint = fingerprint_of(model.named_parameters())
         for block in model.blocks():
             block.attention = self.attention
-        for path, strength in self._loras:
+        for path, strength in self.loras:
             merge_lora(model, path, strength)
         if self.is_compiled:
             compile_blocks(model.blocks())
