@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import count
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..choices import AUTO, EXACT, LOW_MEMORY, POLICIES
@@ -29,15 +31,15 @@ from ..geometry import WHOLE_CLIP, Tiling
 from ..parallel.group import Group
 from .component import Component, Placement
 from .count import AllocationCounter
-from .device import free_bytes, unless_out_of_memory
+from .device import free_bytes, is_out_of_memory, unless_out_of_memory
 from .residency import GIB
-from .shared_tiles import DECODE, own_tiles, shared_tiles
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by the bytes of a value
 MARGIN = 1.15  # for convolution workspaces and fragments of the allocator
 _PARKED = "Clip decoded exactly, with activations in main memory: slower"
+_DECODE, _RANK = "decode", 5  # the order to a group; dimensions of a tile, whose shape goes before it, zeros where memory ran out
 _NOT_EXACT = "Frames differ slightly from an exact decode."
 
 Size = tuple[int, int, int]  # frames, height, width
@@ -353,8 +355,8 @@ class VideoVAE:
                 total = num_tiles(latents.shape, tiling, True, config.grid)
                 if self.group is None or total == 1:
                     return tiled_decode(vae.decode, latents, tiling, progress, grid=config.grid)
-                self.group.order(DECODE, latents.cpu(), tiling)
-                with shared_tiles(self.group, vae.decode, total) as tile:
+                self.group.order(_DECODE, latents.cpu(), tiling)
+                with _shared_tiles(self.group, vae.decode, total) as tile:
                     return tiled_decode(tile, latents, tiling, progress, grid=config.grid)
 
             yield lambda latents, progress=None: result_of(partial(decode, latents, progress))
@@ -364,8 +366,65 @@ class VideoVAE:
 
         latents: [1, C, t, h, w], as the codec takes them.
         """
-        with self._component.at_work() as vae, own_tiles(self.group, vae) as tile:
+        with self._component.at_work() as vae, _own_tiles(self.group, vae) as tile:
             tiled_decode(tile, latents.to(self._placement.device), tiling, grid=vae.config.grid)
+
+
+@contextmanager
+def _shared_tiles(group: Group, decode: Callable[..., Tensor], total: int) -> Iterator[Callable[..., Tensor]]:
+    """What decodes the tiles of a clip in the first process of a group, which gets those of the others in their turn, through main memory.
+
+    decode: of one tile, as Codec.decode. total: tiles of the clip. A process without room for one says so, so that the first can try another way as
+    if the room were its own.
+    """
+    owners, dtype = iter([number % group.size for number in range(total)]), torch.float32
+
+    def received(owner: int) -> Tensor | None:
+        shape = torch.zeros(_RANK, dtype=torch.int64)
+        dist.recv(shape, owner)
+        if not shape.any():
+            return None
+        made = torch.empty(shape.tolist(), dtype=dtype)
+        dist.recv(made, owner)
+        return made
+
+    def run(tile: Tensor, *home: torch.device) -> Tensor:
+        nonlocal dtype
+        owner, dtype = next(owners), tile.dtype
+        if owner == 0:
+            return decode(tile, *home)
+        if (made := received(owner)) is None:
+            raise torch.cuda.OutOfMemoryError(f"process {owner} is out of memory")
+        return made.to(*home or (tile.device,))
+
+    try:
+        yield run
+    except (MemoryError, RuntimeError) as error:
+        for owner in owners if is_out_of_memory(error) else ():  # what the others send all the same
+            if owner:
+                received(owner)
+        raise
+
+
+@contextmanager
+def _own_tiles(group: Group, vae: Codec) -> Iterator[Callable[..., Tensor]]:
+    """What decodes a process's own tiles and sends them to the first process; it gives tensors without values."""
+    numbers, on_their_way = count(), []
+
+    def run(tile: Tensor, *home: torch.device) -> Tensor:
+        (batch, _, frames, height, width), grid = tile.shape, vae.config.grid
+        if next(numbers) % group.size == group.rank:
+            made = unless_out_of_memory(lambda: vae.decode(tile, *home).cpu().contiguous())
+            shape = torch.zeros(_RANK, dtype=torch.int64) if made is None else torch.tensor(made.shape)
+            on_their_way.extend((dist.isend(part, 0), part) for part in (shape, made) if part is not None)
+        size = (grid.pixel_frames(frames), grid.space * height, grid.space * width)
+        return torch.empty(batch, vae.config.in_channels, *size, device="meta")
+
+    try:
+        yield run
+    finally:
+        for sending, _ in on_their_way:
+            sending.wait()
 
 
 def _free_for_tiles(latent_shape: tuple[int, ...], config: CodecConfig, placement: Placement) -> int | None:

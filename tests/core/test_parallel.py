@@ -17,7 +17,7 @@ from opensora_core.cli import main
 from opensora_core.commands import gpus
 from opensora_core.commands.options import REFUSED
 from opensora_core.errors import OpenSoraError
-from opensora_core.memory import shared_tiles
+from opensora_core.memory import decode as decoding
 from opensora_core.networks.cogvideox.config import CogVideoXConfig
 from opensora_core.networks.cogvideox.model import CogVideoX, example
 from opensora_core.parallel import group as groups
@@ -141,8 +141,8 @@ def _short_of_memory(path: str) -> int:
     with groups.together(torch.device("cpu")) as group:
         pipe = OpenSoraPipeline.from_pretrained("small").use_group(group)
         if group.rank:
-            answers, real = iter([None]), shared_tiles.unless_out_of_memory
-            shared_tiles.unless_out_of_memory = lambda work: next(answers, real(work))
+            answers, real = iter([None]), decoding.unless_out_of_memory
+            decoding.unless_out_of_memory = lambda work: next(answers, real(work))
             pipe.help()
             return 0
         pipe.vae.enable_tiling(128)
