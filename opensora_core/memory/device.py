@@ -23,8 +23,8 @@ def free_bytes(device: torch.device) -> int | None:
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
     if device.type == "cpu":
-        available = _meminfo("MemAvailable")
-        return _least("free", _pages("SC_AVPHYS_PAGES") if available is None else available)
+        said = proc_fields("meminfo").get("MemAvailable")  # kB
+        return _least("free", int(said.split()[0]) * 1024 if said else _pages("SC_AVPHYS_PAGES"))
     return None
 
 
@@ -37,7 +37,7 @@ def total_bytes(device: torch.device) -> int | None:
     """All memory of a device, or None where it cannot be asked. For main memory, what this process may have of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return _least("total", _machine_bytes()) if device.type == "cpu" else None
+    return _least("total", _pages("SC_PHYS_PAGES")) if device.type == "cpu" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -73,13 +73,8 @@ def ran_out(work: str, device: torch.device, advice: str) -> str:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    machine, allowed = _machine_bytes(), total_bytes(device)
+    machine, allowed = _pages("SC_PHYS_PAGES"), total_bytes(device)
     return "this process, which may not have all of the machine," if machine and allowed and allowed < machine else "this machine"
-
-
-def _machine_bytes() -> int | None:
-    pages = _pages("SC_PHYS_PAGES")
-    return _meminfo("MemTotal") if pages is None else pages
 
 
 def _least(what: str, of_machine: int | None) -> int | None:
@@ -88,11 +83,7 @@ def _least(what: str, of_machine: int | None) -> int | None:
 
 
 def _pages(name: str) -> int | None:
+    """Bytes of the machine's pages, where a system says how many there are."""
     if not hasattr(os, "sysconf") or name not in os.sysconf_names:
         return None
     return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _meminfo(name: str) -> int | None:
-    said = proc_fields("meminfo").get(name)
-    return int(said.split()[0]) * 1024 if said else None

@@ -101,7 +101,9 @@ def test_what_cannot_be_drawn(pipe, tiny_checkpoint, flux, golden_path, tmp_path
 
     config = replace(tiny_flux.TRANSFORMER, context_in_dim=32)
     save_file(random_weights(table.manifest(config), torch.Generator().manual_seed(0)), tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="Use a Flux that reads the same encoders: picture.*gives 64 features and other.safetensors reads 32"):
+    with pytest.raises(
+        CheckpointError, match="Use a Flux that reads the same encoders: picture.*gives 64 features and other.safetensors reads 32"
+    ):
         pipe.load_flux(tmp_path / "other.safetensors", flux[1])
 
 
