@@ -29,9 +29,9 @@ def _control_groups() -> list[Limit | None]:
     found: list[Limit | None] = []
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if not controllers:
-            root, names = _GROUPS, ("memory.max", "memory.current", "inactive_file ")
+            root, names = _GROUPS, ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            root, names = _GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+            root, names = _GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
         own = root / path.lstrip("/")
@@ -44,11 +44,9 @@ def _group(folder: Path, most: str, used: str, cached: str) -> Limit | None:
     total, taken = _number(folder / most), _number(folder / used)
     if total is None or taken is None or total >= _NO_LIMIT:
         return None
-    try:
-        given_back = next((line for line in (folder / "memory.stat").read_text().splitlines() if line.startswith(cached)), "")
-    except OSError:
-        given_back = ""
-    reclaimed = int(given_back.split()[1]) if given_back else 0  # pages of files, which the system takes away when it needs room
+    reclaimed = int(
+        proc_fields(folder / "memory.stat", " ").get(cached, 0)
+    )  # pages of files, which the system takes away when it needs room
     return Limit(total, max(0, total - max(0, taken - reclaimed)))
 
 
@@ -66,10 +64,10 @@ def _resource_limits() -> list[Limit | None]:
     return found
 
 
-def proc_fields(name: str) -> dict[str, str]:
-    """{name: value} of a file of /proc whose lines are "name: value"; {} where there is none."""
+def proc_fields(name: str | Path, sign: str = ":") -> dict[str, str]:
+    """{name: value} of a file of /proc, or of another path, whose lines are "name: value"; {} where there is none. sign: between the two."""
     try:
-        lines = (line.split(":", 1) for line in Path("/proc", name).read_text(errors="replace").splitlines() if ":" in line)
+        lines = (line.split(sign, 1) for line in Path("/proc", name).read_text(errors="replace").splitlines() if sign in line)
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, value in lines}
