@@ -335,9 +335,8 @@ class OpenSoraPipeline:
             noise=noise,
         )
         check_request(self._networks, request)
-        if check_only:
-            return GenerationResult(seeds=request.seeds, request=request)
-        return make_clip(self._networks, request, watchers, not latents_only)
+        only = GenerationResult(seeds=request.seeds, request=request)
+        return only if check_only else make_clip(self._networks, request, watchers, not latents_only)
 
     @torch.inference_mode()
     def extend(  # noqa: PLR0913 - as __call__
