@@ -442,7 +442,7 @@ def test_inspect_reports_and_checks(tiny_checkpoint, here, capsys):
     assert "PASS" in capsys.readouterr().out
     (here / "broken.safetensors").write_bytes(b"\0" * 100)
     assert main(["inspect", "broken.safetensors"]) == REFUSED
-    assert capsys.readouterr().err.startswith("error: broken.safetensors")
+    assert capsys.readouterr().err.startswith("error: Download the file again: broken.safetensors")
     assert main(["inspect", "absent.safetensors"]) == REFUSED
 
 
