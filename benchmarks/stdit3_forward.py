@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from opensora_core.networks.stdit.config import STDiTConfig
-from opensora_core.networks.stdit.stdit3 import STDiT3
+from opensora_core.networks.stdit.stdit import STDiT3
 
 from . import record
 from .transformer_forward import fill, measure, ratio_to_fastest

@@ -53,7 +53,7 @@ class OpenSoraContinueVideo(Node):
 
     @classmethod
     def validate_inputs(cls, num_frames=None, context_frames=None, length=None):
-        of_context = inputs.problems(context_frames=inputs.problem(geometry.CAUSAL.check_num_frames, context_frames or None))
+        of_context = inputs.problems(context_frames=inputs.problem(geometry.CAUSAL.frames.check, context_frames or None))
         if length is not None and length.strip():  # in the model's own lengths, which are known when it runs
             return inputs.problems(length=inputs.problem(geometry.CAUSAL.length, length, SamplingOptions.fps)) | of_context
         return inputs.length_problems("", num_frames or None, geometry.CAUSAL) | of_context  # 0 = by itself

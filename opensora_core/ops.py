@@ -32,12 +32,13 @@ class TorchOperations:
 
 
 class Seams(NamedTuple):
-    """How the layers of a network are made: the classes, the attention, and the type and place of parameters."""
+    """How the layers of a network or codec are made: the classes, the type and place of parameters, a network's attention, the groups of a codec's norms."""
 
     operations: type
-    attention: callable
     dtype: torch.dtype | None
     device: torch.device | str | None
+    attention: Callable | None = None
+    groups: int = 32
 
     @property
     def place(self) -> dict:
@@ -46,11 +47,20 @@ class Seams(NamedTuple):
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         return self.operations.Linear(in_features, out_features, **self.place)
 
+    def conv2d(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        return self.operations.Conv2d(in_channels, out_channels, kernel, stride, 0 if stride > 1 else kernel // 2, **self.place)
+
+    def conv3d(self, in_channels: int, out_channels: int, kernel=3, stride=1, padding=0, groups: int = 1, bias: bool = True) -> nn.Module:
+        return self.operations.Conv3d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias, **self.place)
+
     def layer_norm(self, dim: int, eps: float = 1e-6, affine: bool = False) -> nn.Module:
         return self.operations.LayerNorm(dim, elementwise_affine=affine, eps=eps, **self.place)
 
     def rms_norm(self, dim: int) -> nn.Module:
         return self.operations.RMSNorm(dim, eps=1e-6, **self.place)
+
+    def group_norm(self, channels: int, eps: float = 1e-6) -> nn.Module:
+        return self.operations.GroupNorm(self.groups, channels, eps=eps, **self.place)
 
     def parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, **self.place), requires_grad=False)
@@ -64,10 +74,10 @@ def sinusoid(values: Tensor, dim: int = 256) -> Tensor:
 
 
 def rotary_table(ids: Tensor, axes_dim: tuple[int, ...]) -> Tensor:
-    """Cosines and sines for every token.
+    """Cosines and sines for every token [2, L, 1, D/2] fp32, ready to broadcast over heads of [B, L, H, D].
 
-    ids: [L, 3] positions. axes_dim: rotary dimensions of each axis, summing to the head dimension D. Inside an axis of d, angle k is
-    pos * theta**(-2k/d), k = 0..d/2-1. Returns [2, L, 1, D/2] fp32: cos, sin, ready to broadcast over heads of [B, L, H, D].
+    ids: [L, 3] positions. axes_dim: rotary dimensions of each axis, summing to the head dimension D. Inside an axis of d,
+    angle k is pos * theta**(-2k/d), k = 0..d/2-1.
     Source: SPEC of RoFormer (arXiv 2104.09864); axes as in black-forest-labs/flux math.py, rope.
     """
     angles = []
@@ -176,7 +186,39 @@ class AllTokens:
         return tokens
 
 
-class JointNetwork(nn.Module):
+def attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+    """Softmax attention without a mask, scale head_dim**-0.5: q, k, v [B, H, L, D] -> [B, L, H * D].
+
+    transformer_options: the host's per-call options; unused here, so that a host function fits the seam.
+    """
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class SeamedNetwork(nn.Module):
+    """A network that denoises. Its kind makes the layers (`add_parts`, which raises an OpenSoraError for sizes that there cannot be).
+
+    Args:
+        config: sizes.
+        operations: namespace with Linear, LayerNorm, RMSNorm, Conv2d and Conv3d.
+        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
+
+    INPUT: the name of its input layer, whose bias is never quantised.
+    """
+
+    INPUT: str
+
+    def __init__(self, config, operations=TorchOperations, attention=attention, dtype=None, device=None):
+        super().__init__()
+        self.config = config
+        self.add_parts(config, Seams(operations, dtype, device, attention))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype to call the model in: that of its input layer."""
+        return self.get_submodule(self.INPUT).bias.dtype
+
+
+class JointNetwork(SeamedNetwork):
     """A network whose text and video tokens attend together. tokens: which of them this process computes."""
 
     tokens = AllTokens()
@@ -196,14 +238,6 @@ def inputs_like(
         "timestep": torch.full((latent_shape[0],), timestep, device=device),
         "context": torch.empty(latent_shape[0], *text, dtype=dtype, device=device),
     }
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-    """Softmax attention without a mask, scale head_dim**-0.5: q, k, v [B, H, L, D] -> [B, L, H * D].
-
-    transformer_options: the host's per-call options; unused here, so that a host function fits the seam.
-    """
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def sliced_attention(slice_size: int):

@@ -28,7 +28,7 @@ def size(shapes: Shapes, key: str, axis: int = 0) -> int:
     found = dim(shapes, key, axis, 0)
     if not 1 <= found <= _LARGEST_SIZE:
         what = f"has shape {list(shapes[key])}" if key in shapes else "is missing"
-        raise CheckpointError(f"The tensor {key}, from which the model's size is read, {what}; the file is incomplete or damaged.")
+        raise CheckpointError(f"The tensor {key}, from which the model's size is read, {what}; download the file again.")
     return found
 
 
@@ -41,7 +41,7 @@ def count(shapes: Shapes, stem: str) -> int:
     highest = max((index.zfill(20) for index in indices if index.isdecimal()), default="")
     if len(highest) > 20 or (highest and int(highest) >= len(shapes)):
         raise CheckpointError(
-            f"The file holds {len(shapes)} tensors, one of which begins {stem}{highest.lstrip('0')[:20]}; it is incomplete or damaged."
+            f"The file holds {len(shapes)} tensors, one of which begins {stem}{highest.lstrip('0')[:20]}; download it again."
         )
     return int(highest) + 1 if highest else 0
 

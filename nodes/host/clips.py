@@ -129,7 +129,7 @@ def _encode_all(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: R
     if frames.ndim != 4 or frames.shape[-1] < 3 or 0 in frames.shape:
         raise OpenSoraError(f"A clip is an IMAGE batch [frames, height, width, 3]; this one is {list(frames.shape)}.")
     num_frames, height, width = frames.shape[:3]
-    config.grid.check_num_frames(num_frames)
+    config.grid.frames.check(num_frames)
     config.grid.check_size(height, width)
     if not is_finite(frames):
         raise OpenSoraError("The frames to encode hold values that are not numbers (NaN or infinite); look at what made them.")

@@ -38,7 +38,7 @@ from ...opensora_core.sampling.v_prediction import training_angles
 from ...opensora_core.shapes import Manifest, bare_shapes
 from . import selftest
 from .condition import BLANK_KEY, FPS_KEY, NULL_KEY, SCALE_KEY, STEPS_KEY, Reference, check_text, not_its_steps
-from .network import HostCogVideoX, HostMMDiT, HostSTDiT, HostSTDiT2, HostSTDiT3
+from .network import HostCogVideoX, HostMMDiT, HostSTDiT, HostSTDiT3
 
 _FLOW = getattr(getattr(comfy.model_base, "ModelType", None), "FLOW", None)
 _SHIFT = 5.73  # of stock samplers' schedule: 256px, 129 frames; Open-Sora Scheduler sets each clip's own
@@ -224,7 +224,7 @@ def latents_of(row: "HostRow") -> type:
         "latent_dimensions": 3,
         "latent_channels": latents.channels,
         "spacial_downscale_ratio": config.grid.space,
-        "temporal_downscale_ratio": config.grid.time,
+        "temporal_downscale_ratio": config.grid.frames.time,
         "process_in": lambda self, values: latents.to_model(values),
         "process_out": lambda self, values: latents.to_codec(values),
     }
@@ -258,7 +258,7 @@ ROWS = (
     HostRow("open_sora_2", "OpenSora2", BesideModel, HostMMDiT, _FACTOR, latent_format=_HUNYUAN),
     HostRow("open_sora_2_dc_ae", "OpenSora2HighCompression", BesideModel, HostMMDiT, _DENSE),
     HostRow("open_sora_1_0", "OpenSora10", LearnedModel, HostSTDiT, 1.0, seen_as="SD15"),
-    HostRow("open_sora_1_1", "OpenSora11", LearnedModel, HostSTDiT2, 1.0, seen_as="SD15"),
+    HostRow("open_sora_1_1", "OpenSora11", LearnedModel, HostSTDiT, 1.0, seen_as="SD15"),
     HostRow("open_sora_1_2", "OpenSora12", FramesModel, HostSTDiT3, 1.0),
     HostRow("open_sora_1_3", "OpenSora13", FramesModel, HostSTDiT3, 1.0),
     *(

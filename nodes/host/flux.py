@@ -195,7 +195,7 @@ def video_graph(dynprompt, node_id: str, picture: dict, text: dict, latent: dict
 def check_video(resolution: str, aspect_ratio: str, num_frames: int, guidance: tuple[float, float]) -> None:
     """Raise an OpenSoraError for a video that could not be made after the picture."""
     CAUSAL.named_size(resolution, aspect_ratio)
-    if CAUSAL.check_num_frames(num_frames) < CAUSAL.frames.shortest_clip:
+    if CAUSAL.frames.check(num_frames) < CAUSAL.frames.shortest_clip:
         raise OpenSoraError(f"num_frames={num_frames} is the picture alone; use at least 5.")
     Guidance(*guidance)
 

@@ -118,7 +118,7 @@ def frames_of(
     if not (length or "").strip():
         return num_frames
     frames = grid.length(length, fps)
-    grid.check_num_frames(frames)
+    grid.frames.check(frames)
     return frames
 
 
@@ -148,4 +148,4 @@ def length_problems(length: str | None, num_frames: int | None, grid: geometry.G
     """`problems` of a length: what is written holds before the count."""
     if length is not None and length.strip():
         return problems(length=problem(frames_of, length, 0, grid))
-    return problems(num_frames=problem(grid.check_num_frames, num_frames))
+    return problems(num_frames=problem(grid.frames.check, num_frames))

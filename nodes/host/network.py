@@ -8,8 +8,7 @@ from torch import Tensor
 from ...opensora_core.networks.cogvideox.model import CogVideoX
 from ...opensora_core.networks.mmdit.config import TransformerConfig
 from ...opensora_core.networks.mmdit.model import MMDiT
-from ...opensora_core.networks.stdit.stdit import STDiT, STDiT2
-from ...opensora_core.networks.stdit.stdit3 import STDiT3
+from ...opensora_core.networks.stdit.stdit import STDiT, STDiT3
 from ...opensora_core.sampling import ddpm
 
 TIMESTEP_SCALE = 1000  # the host hands the network its sigma times this; stock ModelSamplingSD3 sets the same number
@@ -74,21 +73,16 @@ class HostSTDiT3(_HostNetwork, STDiT3):
 
 
 class HostSTDiT(_HostNetwork, STDiT):
-    """1.0: x is [B, 2 * C, T, H, W], so that the learned variance has a place in what comes back; its second half is not read."""
+    """1.0 and 1.1, whose given frames are counted in the steps of the run.
 
-    def _velocity(self, x, timestep, context, y, control, transformer_options, *, attention_mask=None, **unused):
-        told = {"context": context, "attention_mask": attention_mask}
-        return STDiT.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
+    x is [B, 2 * C, T, H, W], so that the learned variance has a place in what comes back; its second half is not read.
+    """
 
-
-class HostSTDiT2(_HostNetwork, STDiT2):
-    """1.1: as 1.0, with sizes, and given frames counted in the steps of the run."""
-
-    def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
+    def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes=None, attention_mask=None, edit=None, **unused):
         if edit is not None:
             edit = ddpm.network_edit(edit, ddpm.tables(len(transformer_options["sample_sigmas"]) - 1, torch.float32))
         told = {"context": context, "sizes": sizes, "attention_mask": attention_mask, "edit": edit}
-        return STDiT2.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
+        return STDiT.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
 
 
 class HostCogVideoX(_HostNetwork, CogVideoX):

@@ -85,7 +85,7 @@ def _in_its_frames(request: Request, family: Family, grid: Grid, length: str) ->
     length: what was asked for in the model's own frames or seconds, or "".
     """
     if length.strip():
-        return replace(request, num_frames=grid.check_num_frames(grid.length(length, family.usual.fps)), grid=grid), ""
+        return replace(request, num_frames=grid.frames.check(grid.length(length, family.usual.fps)), grid=grid), ""
     asked = request.num_frames
     frames = asked if grid == request.grid or asked == 1 else grid.frames.nearest(asked - 1 + grid.frames.lead)
     whose = f"This model has clips of {grid.frames.words}" if grid.frames.lead else "The high-compression variant has clips of 4k"

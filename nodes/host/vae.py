@@ -93,7 +93,7 @@ class VAENetwork:
     ) -> Tensor:
         """Decode in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
         whole-clip decode ran out of memory; then, and only then, time is tiled as upstream's temporal tiling does."""
-        frames, space = tile_t * self.config.grid.time or self.config.short_tile, self.config.grid.space
+        frames, space = tile_t * self.config.grid.frames.time or self.config.short_tile, self.config.grid.space
         return self._decode(latents, _tiling(min(tile_x, tile_y) * space, overlap * space, frames))
 
     def _encode(self, pixels: Tensor, tiling: Tiling) -> Tensor:
@@ -125,7 +125,7 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
         self.latent_channels = config.latents.channels
         self.latent_dim = 3
         self.output_channels = config.in_channels
-        time, space = config.grid.time, config.grid.space
+        time, space = config.grid.frames.time, config.grid.space
         self.upscale_ratio = (lambda frames: max(0, config.grid.pixel_frames(frames)), space, space)
         self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         self.upscale_index_formula = self.downscale_index_formula = (time, space, space)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry.open_sora_1 import SHARED_PIECES
-from ..ops import TorchOperations
-from ..shapes import Shapes, count, size
-from .codec import Encoded, check_video
+from ..ops import Seams, place_at
+from ..shapes import Shapes, size
+from .codec import Codec, Encoded, WidthsConfig, levels_of
 from .hunyuan import layers as whole
-from .ladder import LATENT_DIFFUSION, Half, InPieces, LadderConfig, Layers, Resample, ResnetBlock, Seams, brought
+from .ladder import LATENT_DIFFUSION, AttentionBlock, Half, Layers, Resample, brought, park
 from .picture import by_frames
 
 PIECE, LATENT_PIECE = 17, 5
@@ -33,19 +33,16 @@ STD = (
 
 
 @dataclass(frozen=True)
-class CausalConfig(LadderConfig):
+class CausalConfig(WidthsConfig):
     grid: ClassVar = SHARED_PIECES
     scale: ClassVar = tuple(1 / std for std in STD)
     shift: ClassVar = MEAN
     latent_channels: int = 16
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    layers: int = 2
 
     @classmethod
     def of(cls, shapes: Shapes) -> "CausalConfig":
         """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing."""
-        widths = tuple(size(shapes, f"encoder.down.{level}.block.0.conv1.conv.bias") for level in range(count(shapes, "encoder.down.")))
-        return cls(size(shapes, "decoder.conv_in.conv.weight", 1), widths, count(shapes, "encoder.down.0.block."))
+        return cls(size(shapes, "decoder.conv_in.conv.weight", 1), *levels_of(shapes, "encoder.down.", "block.", "conv1.conv.bias"))
 
 
 class CausalConv3d(whole.CausalConv3d):
@@ -55,84 +52,34 @@ class CausalConv3d(whole.CausalConv3d):
     """
 
     def __init__(self, conv: nn.Module, lead: int | None = None):
-        nn.Module.__init__(self)
-        self.conv, self.kernel_size, self.time_stride = conv, conv.kernel_size[0], conv.stride[0]
-        self.lead = self.kernel_size - 1 if lead is None else lead
+        super().__init__(conv)
+        self.is_whole, self.lead = lead is not None, self.lead if lead is None else lead
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.lead == self.kernel_size - 1 else self.conv(_zeros(x, self.kernel_size, self.lead))
+        return self.conv(self.padded(x, self.lead)) if self.is_whole else super().forward(x)
 
-    def frames(self, x: Tensor, start: int, stop: int, prepare=None) -> Tensor:
-        first = start * self.time_stride
-        used = x[:, :, max(0, first - self.lead) : (stop - 1) * self.time_stride + 1]
-        used = used if prepare is None else prepare(used)
-        return self.conv(_zeros(used, self.kernel_size, max(0, self.lead - first)))
+    def padded(self, x: Tensor, before: int) -> Tensor:
+        return F.pad(x, (*[self.kernel_size // 2] * 4, before, 0))
 
 
-def _zeros(x: Tensor, kernel: int, lead: int) -> Tensor:
-    return F.pad(x, (*[kernel // 2] * 4, lead, 0)) if kernel > 1 else x
-
-
-class Block(ResnetBlock):
-    """Large clips go a few frames at a time, and the second half overwrites the first."""
-
-    forward = whole.ResnetBlock.forward
-
-    def _shortcut(self, x: Tensor, start: int, stop: int, device: torch.device | None) -> Tensor:
-        part = x[:, :, start:stop]
-        return getattr(self, self.shortcut).frames(part, 0, stop - start) if self.shortcut else part
-
-
-class AttentionBlock(nn.Module):
-    """One head over all positions, frame by frame and row by row: each sees those before it and itself."""
-
-    def __init__(self, channels: int, seams: Seams):
-        super().__init__()
-        self.norm = seams.norm(channels)
-        self.q, self.k, self.v, self.proj_out = (CausalConv3d(seams.conv3d(channels, channels, 1)) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1).transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(h)
-
-
-class Refine(nn.Module):
-    """What follows an enlargement in time and space: two convolutions, normalised, added to the input."""
-
-    def __init__(self, channels: int, seams: Seams):
-        super().__init__()
-        self.conv1, self.norm1 = CausalConv3d(seams.conv3d(channels, channels)), seams.norm(channels, UPSAMPLE_EPS)
-        self.conv2, self.norm2 = CausalConv3d(seams.conv3d(channels, channels)), seams.norm(channels, UPSAMPLE_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = whole.norm_silu_conv(self.norm1, self.conv2, self.conv1(x))
-        h = self.norm2(h)
-        return F.silu(h.add_(x), inplace=not torch.is_grad_enabled())
+class RowAttention(AttentionBlock):
+    is_causal = True
 
 
 class Upsample3d(nn.Module):
-    """Nearest-neighbour enlargement by 2 in time, height and width."""
+    """Nearest-neighbour enlargement by 2 in time, height and width, to which two convolutions are added, normalised after each."""
 
     def __init__(self, channels: int, seams: Seams):
         super().__init__()
-        self.conv3d = Refine(channels, seams)
+        for number in (1, 2):
+            place_at(self, f"conv3d.conv{number}", CausalConv3d(seams.conv3d(channels, channels)))
+            place_at(self, f"conv3d.norm{number}", seams.group_norm(channels, UPSAMPLE_EPS))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.conv3d(x).add_(x)
-
-
-class Downsample3d(nn.Module):
-    """The halving in time, height and width."""
-
-    def __init__(self, channels: int, seams: Seams):
-        super().__init__()
-        self.conv = CausalConv3d(seams.conv3d(channels, channels, 3, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        x, parts = F.interpolate(x, scale_factor=2.0, mode="nearest"), self.conv3d
+        h = whole.norm_silu_conv(parts.norm1, parts.conv2, parts.conv1(x))
+        h = parts.norm2(h)
+        return F.silu(h.add_(x), inplace=not torch.is_grad_enabled()).add_(x)
 
 
 class FrameResample(Resample):
@@ -146,7 +93,7 @@ def _step(channels: int, level: int, is_down: bool, seams: Seams) -> nn.Module:
     """The step after the largest level changes height and width alone, the others change time too."""
     if level == 0:
         return FrameResample(channels, is_down, seams)
-    return Downsample3d(channels, seams) if is_down else Upsample3d(channels, seams)
+    return whole.Downsample(CausalConv3d(seams.conv3d(channels, channels, 3, 2))) if is_down else Upsample3d(channels, seams)
 
 
 class Decoder(Half):
@@ -159,38 +106,33 @@ class Decoder(Half):
         return whole.norm_silu_conv(norm, CausalConv3d(conv), x)[:, :, 3:]
 
 
-class CausalVideoVAE(InPieces):
+class CausalVideoVAE(Codec):
     """Clips and latents, both ways."""
 
-    def __init__(self, config: CausalConfig = CausalConfig(), operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
-        super().__init__()
-        seams = Seams(operations, dtype, device)
-        self.config = config
+    can_park = True
+
+    def add_parts(self, config: CausalConfig, seams: Seams) -> None:
         layers = Layers(
             conv=lambda *sizes: CausalConv3d(seams.conv3d(*sizes)),
-            block=Block,
-            norm=seams.norm,
+            block=whole.ResnetBlock,
+            norm=seams.group_norm,
             shortcut=LATENT_DIFFUSION.shortcut,
-            attention=lambda channels: AttentionBlock(channels, seams),
+            attention=RowAttention,
             step=lambda *what: _step(*what, seams),
         )
         self.encoder, self.decoder = Half(config, False, layers, LATENT_DIFFUSION), Decoder(config, layers)
 
-    def encode(self, pixels: Tensor) -> Encoded:
-        """Encode a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
-        check_video(pixels, self.config.in_channels, "pixels")
+    def _encode_clip(self, pixels: Tensor) -> Encoded:
         starts = range(0, max(1, pixels.shape[2] - 1), PIECE - 1)
         return Encoded(torch.cat([self.encoder(brought(pixels[:, :, start : start + PIECE], self.device)) for start in starts], dim=2))
 
-    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
-        """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents. A frame that two pieces share is the mean of both."""
-        check_video(latents, self.config.latent_channels, "latents")
+    def _decode_clip(self, latents: Tensor, home: torch.device | None) -> Tensor:
+        """A frame that two pieces share is the mean of both."""
         length, out, end = self.config.grid.pixel_frames(latents.shape[2]), None, 0
-        for start in range(0, latents.shape[2], LATENT_PIECE):
-            piece = self.decoder(brought(latents[:, :, start : start + LATENT_PIECE], self.device))
+        for part in latents.split(LATENT_PIECE, dim=2):
+            piece = self.decoder(brought(part, self.device))
             if out is None:
-                shape = (*piece.shape[:2], length, *piece.shape[3:])
-                out = torch.empty(shape, dtype=piece.dtype, device=home or piece.device)
+                out = park(piece, (*piece.shape[:2], length, *piece.shape[3:]), home)
             else:
                 out[:, :, end - 1] = 0.5 * (out[:, :, end - 1] + piece[:, :, 0].to(out.device))
                 piece = piece[:, :, 1:]

@@ -13,6 +13,7 @@ Source: huggingface/diffusers@58eb52c0 models/autoencoders/autoencoder_kl_cogvid
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 
 from ..errors import OpenSoraError
 from ..geometry import CAUSAL, SPACE_COMPRESSION, FrameRule, Grid, Tiling
-from ..ops import TorchOperations
+from ..ops import Seams
 from ..shapes import AS_RELEASED, Shapes, renamed, size
 from . import ladder
-from .codec import Encoded, WidthsConfig, check_video, sizes_of
-from .ladder import DIFFUSERS, LATENT_DIFFUSION, InPieces, Layers, Resample, ResnetBlock, Seams, joined, renames
+from .codec import Codec, Encoded, WidthsConfig, sizes_of
+from .ladder import DIFFUSERS, LATENT_DIFFUSION, Layers, Resample, ResnetBlock, joined, park, renames
 
 NAMES = replace(DIFFUSERS, middle=("mid_block.resnets.0", "", "mid_block.resnets.1"), norm_out="norm_out")
 LEVELS = 4
@@ -43,6 +44,7 @@ class CogVideoXVAEConfig(WidthsConfig):
     """Sizes. scale: model latents = scale * VAE latents: 0.7 for the 5B models, 1.15258426 for the 2B; the file is the same."""
 
     grid: ClassVar = GRID
+    short_tile: ClassVar = 1024  # longer than any clip, which goes through in chunks as it is: tiles in time would save nothing
     scale: float = 0.7
 
     @classmethod
@@ -50,11 +52,6 @@ class CogVideoXVAEConfig(WidthsConfig):
         """Sizes from a file's shapes without prefix, in the published layout or SAT's. Raises a CheckpointError where they cannot be."""
         shapes = {name: shape for key, shape in shapes.items() for name, _ in SAT.convert(key, None, None)}
         return cls(size(shapes, "encoder.conv_out.conv.bias") // 2, **sizes_of(shapes))
-
-    @property
-    def short_tile(self) -> int:
-        """Longer than any clip: a clip goes through in chunks as it is, and tiles in time would save nothing."""
-        return 1024
 
     def cut(self, tiling: Tiling) -> Tiling:
         """See CodecConfig. A clip is taken whole; only smaller tiles than the usual ones are taken as asked for."""
@@ -98,7 +95,7 @@ class _Clip:
 
     def room(self, like: Tensor, frames: int) -> Tensor:
         """An empty tensor in which a chunk of this many frames is kept. like: any number of its frames."""
-        return like.new_empty((*like.shape[:2], frames, *like.shape[3:]), device=self.home)
+        return park(like, (*like.shape[:2], frames, *like.shape[3:]), self.home)
 
 
 class CausalConv3d(nn.Module):
@@ -106,7 +103,7 @@ class CausalConv3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, seams: Seams):
         super().__init__()
-        self.conv = seams.operations.Conv3d(in_channels, out_channels, 3, padding=(0, 1, 1), **seams.place)
+        self.conv = seams.conv3d(in_channels, out_channels, padding=(0, 1, 1))
 
     def forward(self, x: Tensor, clip: _Clip, prepare: Part | None = None, beside: Part | None = None, out: Tensor | None = None) -> Tensor:
         """Convolve a chunk. Before its first frame stand the last two of the chunk before, or its own first frame twice.
@@ -117,19 +114,17 @@ class CausalConv3d(nn.Module):
             out: where the output goes; x itself may be given, as no frame is read again.
         """
         frames, step, prepare = x.shape[2], clip.step(x), prepare or clip.part(x)
-        window = None
+        window = x.new_empty((*x.shape[:2], step + 2, *x.shape[3:]), device=clip.device)
         for start in range(0, frames, step):
             stop = min(start + step, frames)
-            if window is None:
-                window = x.new_empty((*x.shape[:2], step + 2, *x.shape[3:]), device=clip.device)
-                window[:, :, 2:] = prepare(start, stop)
+            if start:
+                window[:, :, :2] = window[:, :, -2:].clone()
+            window = window[:, :, : 2 + stop - start]
+            window[:, :, 2:] = prepare(start, stop)
+            if not start:
                 past = clip.past.pop(self, None)
                 window[:, :, :2] = window[:, :, 2:3] if past is None else past
                 del past
-            else:
-                window[:, :, :2] = window[:, :, -2:].clone()
-                window = window[:, :, : 2 + stop - start]
-                window[:, :, 2:] = prepare(start, stop)
             result = self.conv(window)
             if beside is not None:
                 result += beside(start, stop)
@@ -223,10 +218,12 @@ class Half(ladder.Half):
         return conv(x, clip, normalised(norm, x, clip))
 
 
-def _peak(config: CogVideoXVAEConfig, is_decoder: bool, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:
+def _peak(is_decoder: bool, config: CogVideoXVAEConfig, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:
     """Bytes alive at most, which is where frames have full size: in the first chunk, which is the longest, when its last convolutions
-    run, or later in the first block, whose input is the widest, when every convolution remembers the chunk before. size: of pixels."""
+    run, or later in the first block, whose input is the widest, when every convolution remembers the chunk before. As Codec.decode_bytes."""
     (length, height, width), widths, layers = size, config.widths, config.layers + is_decoder
+    if is_decoder:
+        length, height, width = GRID.pixel_frames(length), SPACE_COMPRESSION * height, SPACE_COMPRESSION * width
     area, wide = height * width, max(1, 4 // dtype_bytes)
     width_in, width_out = (widths[1], widths[0]) if is_decoder else (widths[0], widths[0])
     step = max(1, min(length, PART_ELEMENTS // (width_in * area)))
@@ -244,54 +241,32 @@ def _peak(config: CogVideoXVAEConfig, is_decoder: bool, size: tuple[int, int, in
     return dtype_bytes * area * (peak + (config.in_channels * length if is_decoder else 0))
 
 
-class CogVideoXVAE(InPieces):
-    """Clips and latents, both ways; operations: namespace of Conv2d, Conv3d and GroupNorm."""
+class CogVideoXVAE(Codec):
+    """Clips and latents, both ways."""
 
+    can_park = True
+    decode_bytes, encode_bytes = (staticmethod(partial(_peak, is_decoder)) for is_decoder in (True, False))
     straight_from = staticmethod(lambda config, shape: 5)  # latent frames: the chunks that come later need no more
 
-    @staticmethod
-    def decode_bytes(config: CogVideoXVAEConfig, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:
-        """See Codec."""
-        frames, *sides = size
-        return _peak(config, True, (GRID.pixel_frames(frames), *(SPACE_COMPRESSION * side for side in sides)), dtype_bytes, parked)
-
-    @staticmethod
-    def encode_bytes(config: CogVideoXVAEConfig, size: tuple[int, int, int], dtype_bytes: int) -> int:
-        """See Codec."""
-        return _peak(config, False, size, dtype_bytes)
-
-    def __init__(self, config: CogVideoXVAEConfig, operations=TorchOperations, dtype: torch.dtype | None = None, device=None):
-        super().__init__()
-        self.config = config
-        seams = Seams(operations, dtype, device, config.norm_groups)
+    def add_parts(self, config: CogVideoXVAEConfig, seams: Seams) -> None:
+        seams = seams._replace(groups=config.norm_groups)
         layers = Layers(
             conv=lambda *sizes: seams.conv3d(*sizes) if sizes[2:] == (1,) else CausalConv3d(*sizes, seams),
-            norm=seams.norm,
+            norm=seams.group_norm,
             shortcut=NAMES.shortcut,
             step=lambda *what: Step(*what, seams),
             block=Block,
         )
         self.encoder = Half(config, False, layers, NAMES)
-        spatial = replace(layers, norm=lambda channels: SpatialNorm(seams.norm(channels), config.latent_channels, channels, seams))
+        spatial = replace(layers, norm=lambda channels: SpatialNorm(seams.group_norm(channels), config.latent_channels, channels, seams))
         self.decoder = Half(config, True, spatial, NAMES)
 
-    def encode(self, pixels: Tensor) -> Encoded:
-        """Moments of the latents [B, 2C, (T - 1) / 4 + 1, H / 8, W / 8] of a clip [B, 3, T, H, W] in -1..1, `self.dtype`.
-
-        Raises an OpenSoraError unless T is 4k + 1 and the sides are multiples of 8.
-        """
-        check_video(pixels, self.config.in_channels, "pixels")
+    def _encode_clip(self, pixels: Tensor) -> Encoded:
         frames = CAUSAL.latent_frames(pixels.shape[2])
         GRID.check_size(*pixels.shape[3:], multiple=SPACE_COMPRESSION)
         return Encoded(_in_chunks(self.encoder, pixels, CHUNK_FRAMES, frames))
 
-    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
-        """Frames [B, 3, 4t - 3, 8h, 8w], about -1..1, not clamped, of unscaled latents [B, C, t, h, w], `self.dtype`.
-
-        home: where chunks, what convolutions remember, and the frames are kept, a few frames at a time being on the latents' device.
-        Raises an OpenSoraError unless t is odd, as of every clip the model makes.
-        """
-        check_video(latents, self.config.latent_channels, "latents")
+    def _decode_clip(self, latents: Tensor, home: torch.device | None) -> Tensor:
         frames = latents.shape[2]
         if frames % 2 == 0:
             raise OpenSoraError(

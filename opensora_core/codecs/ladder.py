@@ -1,41 +1,18 @@
 """What autoencoders of residual blocks have in common: a convolution, levels of blocks with a step between them, a middle, and back.
 
-Pictures (picture.py) and clips (causal.py) differ in the layers; published files differ in what they call them.
+Pictures (picture.py) and clips (hunyuan, causal.py, cogvideox.py) differ in the layers; published files differ in what they call them.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import Tiling
-from ..ops import place_at
-from .codec import CodecModule, WidthsConfig
-
-GROUPS, NORM_EPS = 32, 1e-6
-
-
-class Seams:
-    """How layers are made: a namespace of layer classes (ops.py), a dtype and a device."""
-
-    def __init__(self, operations, dtype, device, groups: int = GROUPS):
-        self.operations, self.place, self.groups = operations, {"dtype": dtype, "device": device}, groups
-
-    def conv(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-        padding = 0 if stride > 1 else kernel // 2
-        return self.operations.Conv2d(in_channels, out_channels, kernel, stride, padding, **self.place)
-
-    def conv3d(self, in_channels: int, out_channels: int, kernel: int = 3, stride=1, bias: bool = True) -> nn.Module:
-        return self.operations.Conv3d(in_channels, out_channels, kernel, stride, bias=bias, **self.place)
-
-    def linear(self, in_features: int, out_features: int) -> nn.Module:
-        return self.operations.Linear(in_features, out_features, **self.place)
-
-    def norm(self, channels: int, eps: float = NORM_EPS) -> nn.Module:
-        return self.operations.GroupNorm(self.groups, channels, eps=eps, **self.place)
+from ..ops import Seams, place_at
+from .codec import WidthsConfig
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -66,7 +43,7 @@ class Resample(nn.Module):
     def __init__(self, channels: int, is_down: bool, seams: Seams):
         super().__init__()
         self.is_down = is_down
-        self.conv = seams.conv(channels, channels, stride=2 if is_down else 1)
+        self.conv = seams.conv2d(channels, channels, stride=2 if is_down else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.is_down else F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -77,16 +54,18 @@ class Layers:
     """The kinds of layer of one autoencoder.
 
     Attributes:
-        conv: (channels in, out, kernel 3 or 1). norm, attention: (channels). step: (channels, level, is_down), from a level to the next.
-        shortcut: what files call the convolution beside a block whose width changes. block: the class of blocks.
+        conv: (channels in, out, kernel 3 or 1). norm: (channels). linear: (features in, out), of attention whose layers are linear.
+        shortcut: what files call the convolution beside a block whose width changes. block, attention: the classes of these.
+        step: (channels, level, is_down), from a level to the next.
     """
 
     conv: Callable[..., nn.Module]
     norm: Callable[[int], nn.Module]
     shortcut: str
-    attention: Callable[[int], nn.Module] | None = None
+    linear: Callable[[int, int], nn.Module] | None = None
     step: Callable[[int, int, bool], nn.Module] | None = None
     block: type[ResnetBlock] = ResnetBlock
+    attention: "type[AttentionBlock] | None" = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +74,7 @@ class Names:
 
     Attributes:
         steps: down and up. middle: its block, attention ("": it has none) and block. is_mirrored: levels of a decoder count back.
-        attention: its norm, query, key, value and output, linear layers (is_linear) or convolutions. shortcut: beside a block.
+        attention: its norm, query, key, value and output. shortcut: beside a block.
     """
 
     levels: tuple[str, str]
@@ -105,7 +84,6 @@ class Names:
     norm_out: str
     is_mirrored: bool
     attention: tuple[str, str, str, str, str]
-    is_linear: bool
     shortcut: str
 
 
@@ -117,7 +95,6 @@ DIFFUSERS = Names(
     norm_out="conv_norm_out",
     is_mirrored=False,
     attention=("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
-    is_linear=True,
     shortcut="conv_shortcut",
 )
 LATENT_DIFFUSION = Names(
@@ -128,7 +105,6 @@ LATENT_DIFFUSION = Names(
     norm_out="norm_out",
     is_mirrored=True,
     attention=("norm", "q", "k", "v", "proj_out"),
-    is_linear=False,
     shortcut="nin_shortcut",
 )
 
@@ -147,49 +123,29 @@ def renames(theirs: Names, ours: Names, levels: int = 4) -> list[tuple[str, str]
     return pairs
 
 
-@dataclass(frozen=True)
-class LadderConfig(WidthsConfig):
-    """Sizes of a codec that cuts clips in time for itself."""
-
-    short_tile: int = 0
-
-    def cut(self, tiling: Tiling) -> Tiling:
-        """See CodecConfig: of the picture only smaller tiles than the usual ones are taken."""
-        return replace(tiling, tile_size=0) if tiling.tile_size == Tiling.tile_size else tiling
-
-
-class InPieces(CodecModule):
-    """A codec (codec.py) that takes a clip in pieces: its memory does not grow with the length.
-
-    `encode` takes clips from any device, and their last piece may be shorter; `decode` puts the frames together on its home.
-    Both raise an OpenSoraError for another rank or channel count.
-    """
-
-    can_park = True
-
-
 def brought(x: Tensor, device: torch.device) -> Tensor:
     """x on a codec's device; as it is where that is meta, whose weights are brought in layer by layer (memory/component.py)."""
     return x if device.type == "meta" else x.to(device)
 
 
-def joined(pieces: Iterable[Tensor], length: int, home: torch.device | None = None) -> Tensor:
-    """A clip of so many frames, on `home` or where the pieces are, from pieces [B, C, T, H, W] that follow one another."""
+def park(like: Tensor, shape: tuple[int, ...], home: torch.device | None) -> Tensor:
+    """Room for a whole clip where such clips are kept: at home, or where `like` is."""
+    return like.new_empty(shape, device=home or like.device)
+
+
+def joined(pieces: Iterable[Tensor], length: int, home: torch.device | None = None, axis: int = 2) -> Tensor:
+    """A clip of so many frames, on `home` or where the pieces are, from pieces that follow one another along an axis, that of frames."""
     out, end = None, 0
     for piece in pieces:
-        if out is None:
-            out = piece.new_empty((*piece.shape[:2], length, *piece.shape[3:]), device=home or piece.device)
-        out[:, :, end : end + piece.shape[2]] = piece
-        end += piece.shape[2]
+        out = park(piece, (*piece.shape[:axis], length, *piece.shape[axis + 1 :]), home) if out is None else out
+        out.narrow(axis, end, piece.shape[axis]).copy_(piece)
+        end += piece.shape[axis]
+        del piece  # before the next one is made
     return out
 
 
 class Chain(nn.Module):
-    """Layers under the files' names, which run one after another; the last two are a norm, SiLU and a convolution.
-
-    Attributes:
-        order: their names as they run.
-    """
+    """Layers under the files' names, which run one after another; the last two are a norm, SiLU and a convolution. order: as they run."""
 
     def __init__(self):
         super().__init__()
@@ -204,15 +160,47 @@ class Chain(nn.Module):
         for index in range(depth):
             self.add(f"{path}.{index}", layers.block(widths[index > 0], widths[1], layers))
 
+    def parts(self) -> list[nn.Module]:
+        """The layers as they run."""
+        return [self.get_submodule(path) for path in self.order]
+
     def forward(self, x: Tensor, *told) -> Tensor:
         """told: what every layer is given besides."""
-        *layers, norm, conv = (self.get_submodule(path) for path in self.order)
+        *layers, norm, conv = self.parts()
         for layer in layers:
             x = layer(x, *told)
         return self.last(norm, conv, x, *told)
 
     def last(self, norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
         return conv(norm_silu(norm, x))
+
+
+class AttentionBlock(Chain):
+    """Single-head attention over all positions, added to the input. Its layers are linear ones, or convolutions of a single pixel.
+
+    is_causal: whether a position sees those before it and itself alone, frame by frame and row by row.
+    """
+
+    is_causal = False
+
+    def __init__(self, channels: int, layers: Layers, names: Names):
+        super().__init__()
+        norm, *paths = names.attention
+        self.add(norm, layers.norm(channels))
+        for path in paths:
+            self.add(path, layers.linear(channels, channels) if layers.linear else layers.conv(channels, channels, 1))
+        self.is_linear = layers.linear is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, *inputs, out = self.parts()
+        h = norm(x)
+        q, k, v = (self._at(layer, h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in inputs)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal).squeeze(1).transpose(1, 2).reshape(x.shape)
+        return x + self._at(out, h)
+
+    def _at(self, layer: nn.Module, h: Tensor) -> Tensor:
+        """A layer of every position of [N, C, ...]."""
+        return layer(h.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(h.shape) if self.is_linear else layer(h)
 
 
 class Half(Chain):
@@ -242,5 +230,5 @@ class Half(Chain):
         before, attention, after = names.middle
         self.add(before, layers.block(width, width, layers))
         if attention:
-            self.add(attention, layers.attention(width))
+            self.add(attention, layers.attention(width, layers, names))
         self.add(after, layers.block(width, width, layers))

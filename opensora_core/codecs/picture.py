@@ -9,67 +9,48 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, OpenSoraError
 from ..geometry import CAUSAL
 from ..geometry.open_sora_1 import EVERY_FRAME
-from ..ops import TorchOperations
+from ..ops import Seams
 from ..shapes import AS_RELEASED, Manifest, Shapes, count, dim, renamed, size
-from .codec import Encoded, check_video
-from .ladder import (
-    DIFFUSERS,
-    GROUPS,
-    LATENT_DIFFUSION,
-    Chain,
-    Half,
-    InPieces,
-    LadderConfig,
-    Layers,
-    Names,
-    Resample,
-    Seams,
-    brought,
-    renames,
-)
+from .codec import Codec, Encoded, WidthsConfig, levels_of
+from .ladder import DIFFUSERS, LATENT_DIFFUSION, AttentionBlock, Half, Layers, Names, Resample, brought, joined, renames
 
+GROUPS = 32  # of norms
 KL_SCALE = 0.18215  # of Stable Diffusion's latents; 1.2 was trained with it on SDXL's too
 SCALE, SHIFT = 0.3611, 0.1159  # of Flux's
 FRAMES = 4  # taken at a time
 
 
 @dataclass(frozen=True)
-class KLConfig(LadderConfig):
+class KLConfig(WidthsConfig):
     """Sizes of Stable Diffusion's and SDXL's."""
 
     grid: ClassVar = EVERY_FRAME
     scale: ClassVar = KL_SCALE
     latent_channels: int = 4
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    layers: int = 2
     has_encoder: ClassVar[bool] = True
     names: ClassVar[Names] = DIFFUSERS
 
     @classmethod
     def of(cls, shapes: Shapes) -> "KLConfig":
         """Sizes from a file's shapes without prefix, by either naming. Raises a CheckpointError where one is missing."""
-        names = next((names for names in (DIFFUSERS, LATENT_DIFFUSION) if count(shapes, f"encoder.{names.levels[0]}.")), DIFFUSERS)
-        stem = f"encoder.{names.levels[0]}."
-        widths = tuple(size(shapes, f"{stem}{level}.{names.blocks}.0.conv1.bias") for level in range(count(shapes, stem)))
-        return cls(size(shapes, "post_quant_conv.bias"), widths, count(shapes, f"{stem}0.{names.blocks}."))
+        names = LATENT_DIFFUSION if count(shapes, "encoder.down.") else DIFFUSERS
+        levels = levels_of(shapes, f"encoder.{names.levels[0]}.", f"{names.blocks}.", "conv1.bias")
+        return cls(size(shapes, "post_quant_conv.bias"), *levels)
 
 
 @dataclass(frozen=True)
-class PictureConfig(LadderConfig):
+class PictureConfig(WidthsConfig):
     """Sizes of Flux's. has_encoder: whether that half is there."""
 
     grid: ClassVar = CAUSAL
     scale: ClassVar = SCALE
     shift: ClassVar = SHIFT
     latent_channels: int = 16
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    layers: int = 2
     has_encoder: bool = True
     names: ClassVar[Names] = LATENT_DIFFUSION
 
@@ -77,22 +58,15 @@ class PictureConfig(LadderConfig):
     def of(cls, shapes: Shapes) -> "PictureConfig | None":
         """Sizes from a file's shapes without prefix; None where it is Stable Diffusion's, whose keys are the same and more.
 
-        Raises:
-            CheckpointError: the sizes cannot be read, or are no such autoencoder's.
+        Raises a CheckpointError where they cannot be read, or are no such autoencoder's.
         """
         if "quant_conv.weight" in shapes:
             return None
-        levels, layers = count(shapes, "decoder.up."), count(shapes, "decoder.up.0.block.")
-        widths = tuple(size(shapes, f"decoder.up.{level}.block.0.conv2.bias") for level in range(levels))
-        channels = dim(shapes, "decoder.conv_in.weight", 1, 0)
-        if (
-            len(widths) != len(FLUX_AE.widths)
-            or channels != FLUX_AE.latent_channels
-            or not layers
-            or any(width % GROUPS for width in widths)
-        ):
+        widths, layers = levels_of(shapes, "decoder.up.", "block.", "conv2.bias")
+        channels, expected = dim(shapes, "decoder.conv_in.weight", 1, 0), FLUX_AE.latent_channels
+        if len(widths) != 4 or channels != expected or not layers or any(width % GROUPS for width in widths):
             raise CheckpointError(
-                f"{channels} latent channels ({FLUX_AE.latent_channels} expected) and widths {list(widths)} (four multiples of {GROUPS} expected)."
+                f"{channels} latent channels ({expected} expected) and widths {list(widths)} (four multiples of {GROUPS} expected)."
             )
         return cls(channels, widths, layers - 1, has_encoder="encoder.conv_in.weight" in shapes)
 
@@ -100,78 +74,40 @@ class PictureConfig(LadderConfig):
 FLUX_AE = PictureConfig()
 
 
-class AttentionBlock(Chain):
-    """Single-head attention over all positions, added to the input. Its layers are linear ones, or convolutions of a single pixel."""
-
-    def __init__(self, channels: int, seams: Seams, names: Names):
-        super().__init__()
-        norm, *layers = names.attention
-        self.add(norm, seams.norm(channels))
-        for path in layers:
-            self.add(path, seams.linear(channels, channels) if names.is_linear else seams.conv(channels, channels, 1))
-        self.is_linear = names.is_linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm, *inputs, out = (self.get_submodule(path) for path in self.order)
-        h = norm(x)
-        q, k, v = (self._at(layer, h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in inputs)
-        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
-        return x + self._at(out, h)
-
-    def _at(self, layer: nn.Module, h: Tensor) -> Tensor:
-        """A layer of every position of [N, C, h, w]."""
-        return layer(h.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(h.shape) if self.is_linear else layer(h)
-
-
-class PictureVAE(InPieces):
+class PictureVAE(Codec):
     """Pictures and latents, both ways where the encoder is there; a few at a time."""
 
-    def __init__(
-        self, config: KLConfig | PictureConfig = FLUX_AE, operations=TorchOperations, dtype: torch.dtype | None = None, device=None
-    ):
-        super().__init__()
-        seams, names = Seams(operations, dtype, device), config.names
-        self.config = config
+    can_park = True
+
+    def add_parts(self, config: KLConfig | PictureConfig, seams: Seams) -> None:
+        is_kl, channels = isinstance(config, KLConfig), config.latent_channels
         layers = Layers(
-            conv=seams.conv,
-            norm=seams.norm,
-            shortcut=names.shortcut,
-            attention=lambda channels: AttentionBlock(channels, seams, names),
+            conv=seams.conv2d,
+            norm=seams.group_norm,
+            shortcut=config.names.shortcut,
+            linear=seams.linear if is_kl else None,
+            attention=AttentionBlock,
             step=lambda channels, level, is_down: Resample(channels, is_down, seams),
         )
-        self.encoder = Half(config, False, layers, names) if config.has_encoder else None
-        self.decoder = Half(config, True, layers, names)
-        self.quant_conv = self.post_quant_conv = nn.Identity()
-        if isinstance(config, KLConfig):
-            self.quant_conv = seams.conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
-            self.post_quant_conv = seams.conv(config.latent_channels, config.latent_channels, 1)
+        self.encoder = Half(config, False, layers, config.names) if config.has_encoder else None
+        self.decoder = Half(config, True, layers, config.names)
+        self.quant_conv = seams.conv2d(2 * channels, 2 * channels, 1) if is_kl else nn.Identity()
+        self.post_quant_conv = seams.conv2d(channels, channels, 1) if is_kl else nn.Identity()
 
-    def encode(self, pixels: Tensor) -> Encoded:
-        """Mean and log-variance of the latents of a clip [B, 3, T, H, W] in -1..1, `self.dtype`.
-
-        Raises:
-            OpenSoraError: another shape, or a file that held the decoder alone.
-        """
+    def _encode_clip(self, pixels: Tensor) -> Encoded:
         if self.encoder is None:
-            raise OpenSoraError("This autoencoder's file holds its decoder alone; pictures are encoded with the whole one, ae.safetensors.")
-        check_video(pixels, self.config.in_channels, "pixels")
+            raise OpenSoraError("This autoencoder's file holds its decoder alone; give the whole one, ae.safetensors, to encode pictures.")
         return Encoded(by_frames(lambda frames: self.quant_conv(self.encoder(frames)), pixels, self.device))
 
-    def decode(self, latents: Tensor, home: torch.device | None = None) -> Tensor:
-        """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents [B, C, T, h, w]."""
-        check_video(latents, self.config.latent_channels, "latents")
+    def _decode_clip(self, latents: Tensor, home: torch.device | None) -> Tensor:
         return by_frames(lambda z: self.decoder(self.post_quant_conv(z)), latents, self.device, home)
 
 
 def by_frames(run, clip: Tensor, device: torch.device, home: torch.device | None = None) -> Tensor:
     """Give `run` a few frames [N, C, H, W] of a clip [B, C, T, H, W] at a time; the results as a clip, on `home` or the device."""
-    flat, out = clip.transpose(1, 2).flatten(0, 1), None
-    for start in range(0, len(flat), FRAMES):
-        part = run(brought(flat[start : start + FRAMES], device))
-        if out is None:
-            out = torch.empty(len(flat), *part.shape[1:], dtype=part.dtype, device=home or part.device)
-        out[start : start + FRAMES] = part
-    return out.unflatten(0, (len(clip), -1)).transpose(1, 2)
+    flat = clip.transpose(1, 2).flatten(0, 1)
+    parts = (run(brought(part, device)) for part in flat.split(FRAMES))
+    return joined(parts, len(flat), home, axis=0).unflatten(0, (len(clip), -1)).transpose(1, 2)
 
 
 # As ComfyUI has them. Their attention's layers are convolutions of a single pixel.

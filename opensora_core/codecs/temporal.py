@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..geometry import TIME_COMPRESSION
 from ..geometry.open_sora_1 import PIECES
-from ..ops import TorchOperations
-from ..shapes import AS_RELEASED, Layout, Shapes, bare_shapes, count, size
-from .causal import Block, CausalConv3d
-from .codec import Encoded, check_video
-from .ladder import Chain, InPieces, LadderConfig, Layers, Seams, brought, joined
+from ..ops import Seams
+from ..shapes import AS_RELEASED, Layout, Shapes, bare_shapes, size
+from .causal import LATENT_PIECE, PIECE, CausalConv3d
+from .codec import Codec, Encoded, WidthsConfig, check_video, levels_of
+from .hunyuan.layers import ResnetBlock
+from .ladder import Chain, Layers, brought, joined
 from .picture import FRAMES, KL_LAYOUTS, KL_SCALE, KLConfig, PictureVAE
 
-PIECE, LATENT_PIECE = 17, 5
-TIME_COMPRESSION = 4
 NORM_EPS = 1e-5
 SHIFT, SPREAD = (-0.10, 0.34, 0.27, 0.98), (3.85, 2.32, 2.33, 3.06)
 HALVES_TIME = (1, 2)  # the encoder's levels after which there are half as many frames
@@ -32,7 +32,7 @@ _OF_TEMPORAL = re.compile(r"((en|de)coder\.)?((block_res_|res_|conv_)blocks|norm
 
 
 @dataclass(frozen=True)
-class TemporalConfig(LadderConfig):
+class TemporalConfig(WidthsConfig):
     """Sizes of the temporal autoencoder, whose levels are of time; spatial: of the picture autoencoder."""
 
     grid: ClassVar = PIECES
@@ -47,9 +47,8 @@ class TemporalConfig(LadderConfig):
     def of(cls, shapes: Shapes) -> "TemporalConfig":
         """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing."""
         temporal, spatial = (bare_shapes(shapes, prefix) or shapes for prefix in (TEMPORAL, SPATIAL))
-        stem = "encoder.block_res_blocks."
-        widths = tuple(size(temporal, f"{stem}{level}.0.norm2.bias") for level in range(count(temporal, stem)))
-        return cls(size(temporal, "post_quant_conv.conv.bias"), widths, count(temporal, f"{stem}0."), spatial=KLConfig.of(spatial))
+        levels = levels_of(temporal, "encoder.block_res_blocks.", "", "norm2.bias")
+        return cls(size(temporal, "post_quant_conv.conv.bias"), *levels, spatial=KLConfig.of(spatial))
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,8 @@ class TemporalVAE(nn.Module):
 
     def __init__(self, config: TemporalConfig, seams: Seams):
         super().__init__()
-        layers = Layers(
-            lambda *sizes: CausalConv3d(seams.conv3d(*sizes, bias=False)), partial(seams.norm, eps=NORM_EPS), "conv3", block=Block
-        )
+        norm = partial(seams.group_norm, eps=NORM_EPS)
+        layers = Layers(lambda *sizes: CausalConv3d(seams.conv3d(*sizes, bias=False)), norm, "conv3", block=ResnetBlock)
         self.encoder, self.decoder = Encoder(config, seams, layers), Decoder(config, seams, layers)
         self.quant_conv = CausalConv3d(seams.conv3d(2 * config.latent_channels, 2 * config.latent_channels, 1))
         self.post_quant_conv = CausalConv3d(seams.conv3d(config.latent_channels, config.latent_channels, 1))
@@ -130,34 +128,27 @@ class TemporalVAE(nn.Module):
         return self.decoder(self.post_quant_conv(z))[:, :, -num_frames:]
 
 
-class TwoStageVAE(InPieces):
+class TwoStageVAE(Codec):
     """Clips and latents, both ways."""
 
-    def __init__(
-        self, config: TemporalConfig = TemporalConfig(), operations=TorchOperations, dtype: torch.dtype | None = None, device=None
-    ):
-        super().__init__()
-        self.config = config
+    can_park = True
+
+    def add_parts(self, config: TemporalConfig, seams: Seams) -> None:
         self.spatial_vae = nn.Module()
-        self.spatial_vae.module = PictureVAE(config.spatial, operations, dtype, device)
-        self.temporal_vae = TemporalVAE(config, Seams(operations, dtype, device))
+        self.spatial_vae.module = PictureVAE(config.spatial, seams.operations, seams.dtype, seams.device)
+        self.temporal_vae = TemporalVAE(config, seams)
         # In the file, and the same in all; what is computed with stands above.
         for name, values in (("scale", SPREAD), ("shift", SHIFT)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1))
 
-    def encode(self, pixels: Tensor) -> TwoStages:
-        """Encode a clip [B, 3, T, H, W] in -1..1, `self.dtype`."""
-        check_video(pixels, self.config.in_channels, "pixels")
+    def _encode_clip(self, pixels: Tensor) -> TwoStages:
         return TwoStages(self.spatial_vae.module.encode(pixels).values, stage=self._second_stage)
 
     def _second_stage(self, pictures: Tensor) -> Tensor:
         return self.temporal_vae.encode(brought(pictures, self.device).to(self.dtype) * KL_SCALE)
 
     def decode(self, latents: Tensor, home: torch.device | None = None, num_frames: int | None = None) -> Tensor:
-        """Frames [B, 3, T, 8h, 8w], about -1..1, of unscaled latents.
-
-        num_frames: where a clip is no multiple of 17 frames and its last latent stands for fewer than 4; None = as many as there can be.
-        """
+        """As Codec.decode. num_frames: where a clip is no multiple of 17 frames and its last latent stands for fewer than 4; None = as many as there can be."""
         check_video(latents, self.config.latent_channels, "latents")
         length = num_frames or self.config.grid.pixel_frames(latents.shape[2])
 

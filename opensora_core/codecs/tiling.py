@@ -18,8 +18,9 @@ Source: hpcaitech/Open-Sora@7ad6a96a opensora/models/dc_ae/models/dc_ae.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,14 +38,17 @@ MAX_OVERLAP = 0.5  # share of a tile; beyond it, three tiles would meet
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class _Axis:
+class _Axis(NamedTuple):
     """How one axis is cut, in the units of the tiled function's input and output (pixels or latents)."""
 
     size: int  # of a tile, in
     stride: int  # between tile starts, in
     blend: int  # out
     keep: int  # of a tile after blending, out
+
+    def scaled(self, side: int) -> int:
+        """A position or size of the input, a multiple of the compression, in the output's units."""
+        return side * self.keep // self.stride
 
 
 def check_tiling(tiling: Tiling, grid: Grid = CAUSAL) -> Tiling:
@@ -58,31 +62,29 @@ def check_tiling(tiling: Tiling, grid: Grid = CAUSAL) -> Tiling:
     if tiling.temporal_tile != WHOLE_CLIP:
         _check_multiple("temporal_tile", tiling.temporal_tile, TIME_COMPRESSION, MIN_TEMPORAL_TILE, "frames")
     if not 0 <= tiling.overlap <= MAX_OVERLAP:  # also false for NaN
-        raise OpenSoraError(f"overlap={tiling.overlap} is not a share of a tile between 0 and {MAX_OVERLAP}; the reference uses 0.25.")
+        raise OpenSoraError(
+            f"overlap={tiling.overlap} is not a share of a tile between 0 and {MAX_OVERLAP}; use 0.25, as the reference does."
+        )
     return tiling
 
 
 def num_tiles(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid = CAUSAL) -> int:
     """How many times a tensor of this shape calls the VAE: 24x42 latents 2, 72x128 latents 18 at `Tiling()`.
 
-    Args:
-        shape: ending in (T, H, W): of the latents to decode, or of the frames to encode.
-        latents: whether these are latents.
+    shape: ending in (T, H, W): of the latents to decode (latents: True), or of the frames to encode.
     """
     frames, height, width = shape[-3:]
     time, space = _axes(tiling, latents, grid)
-    per_clip = 1
-    if space and max(height, width) > space.size:
-        per_clip = len(range(0, height, space.stride)) * len(range(0, width, space.stride))
-    return per_clip * (len(_time_tiles(frames, time, grid)) if time and frames > time.size else 1)
+    is_whole = space is None or max(height, width) <= space.size
+    in_space = 1 if is_whole else len(range(0, height, space.stride)) * len(range(0, width, space.stride))
+    return in_space * len(_time_tiles(frames, time, grid))
 
 
 def largest_tile(shape: tuple[int, ...], tiling: Tiling, latents: bool, grid: Grid) -> tuple[int, int, int]:
     """(frames, height, width) of the largest tile of a tensor of this shape; arguments as for `num_tiles`."""
     frames, height, width = shape[-3:]
     time, space = _axes(tiling, latents, grid)
-    if time and frames > time.size:
-        frames = max(stop - start for start, stop in _time_tiles(frames, time, grid))
+    frames = max(stop - start for start, stop in _time_tiles(frames, time, grid))
     return frames, min(height, space.size if space else height), min(width, space.size if space else width)
 
 
@@ -103,16 +105,10 @@ def tiled_decode(
         progress: called with (tiles done, tiles in all) after every tile. What it raises ends the decoding.
         grid: of the VAE; sizes above are the causal one's.
 
-    Returns:
-        Pixels [B, 3, 4 * (t - 1) + 1, 8 * h, 8 * w] in the type `decode` gives.
-
-    Raises:
-        OpenSoraError: an impossible tiling, or latents that are not 5-dimensional.
+    Returns what `decode` would have given of the whole. Raises an OpenSoraError for an impossible tiling, or latents that are not 5-dimensional.
     """
     _check_rank(latents, "latents")
-    total = num_tiles(latents.shape, check_tiling(tiling, grid), True, grid)
-    run = (lambda tile: decode(tile, HOME)) if tiling.parked else decode
-    return _tiled(_reporting(run, total, progress), latents, tiling, True, grid)
+    return _tiled((lambda tile: decode(tile, HOME)) if tiling.parked else decode, latents, tiling, progress, True, grid)
 
 
 def tiled_encode(
@@ -129,16 +125,11 @@ def tiled_encode(
         pixels: -1..1; T = 4k + 1, sides multiples of 8.
         tiling, progress, grid: as for `tiled_decode`.
 
-    Returns:
-        What `encode` would have given of the whole.
-
-    Raises:
-        OpenSoraError: an impossible tiling, rank, frame count or size.
+    Returns what `encode` would have given of the whole. Raises an OpenSoraError for an impossible tiling, rank, frame count or size.
     """
     _check_rank(pixels, "pixels")
-    grid.check_num_frames(pixels.shape[2])
+    grid.frames.check(pixels.shape[2])
     grid.check_size(*pixels.shape[3:], multiple=grid.space)
-    total = num_tiles(pixels.shape, check_tiling(tiling, grid), False, grid)
     kind = None
 
     def values_of(tile: Tensor) -> Tensor:
@@ -147,13 +138,13 @@ def tiled_encode(
         kind = replace(encoded, values=None)  # a name for the tile itself would keep it alive
         return encoded.values
 
-    values = _tiled(_reporting(values_of, total, progress), pixels, tiling, False, grid)
+    values = _tiled(values_of, pixels, tiling, progress, False, grid)
     return replace(kind, values=values)
 
 
-def _reporting(function: Callable[[Tensor], Tensor], total: int, progress: Progress | None) -> Callable[[Tensor], Tensor]:
-    """The function of one tile, which tells of each that is done."""
-    done = count(1)
+def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, progress: Progress | None, latents: bool, grid: Grid) -> Tensor:
+    total, done = num_tiles(x.shape, check_tiling(tiling, grid), latents, grid), count(1)
+    (time, space), frames = _axes(tiling, latents, grid), x.shape[2]
 
     def run(tile: Tensor) -> Tensor:
         result = function(tile)
@@ -161,25 +152,19 @@ def _reporting(function: Callable[[Tensor], Tensor], total: int, progress: Progr
             progress(next(done), total)
         return result
 
-    return run
-
-
-def _tiled(function: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, latents: bool, grid: Grid) -> Tensor:
-    time, space = _axes(tiling, latents, grid)
-    frames = x.shape[2]
-    if time is None or frames <= time.size:
-        return _spatially_tiled(function, x, space)
-    result, tail, written = None, None, 0
     tiles = _time_tiles(frames, time, grid)
+    if len(tiles) == 1:
+        return _spatially_tiled(run, x, space)
+    result, tail, written = None, None, 0
     for start, stop in tiles:
-        part = _spatially_tiled(function, x[:, :, start:stop], space)
+        part = _spatially_tiled(run, x[:, :, start:stop], space)
         if result is None:
             length = grid.pixel_frames(frames) if latents else -(-frames // TIME_COMPRESSION)
             result = part.new_empty((*part.shape[:2], length, *part.shape[3:]))
         else:
-            part = part[:, :, grid.lead :]
+            part = part[:, :, grid.frames.lead :]
             _blend(tail, part, time.blend, axis=2)
-        keep = time.keep + (grid.lead if start == 0 else 0)
+        keep = time.keep + (grid.frames.lead if start == 0 else 0)
         kept = part if (start, stop) == tiles[-1] else part[:, :, :keep]
         result[:, :, written : written + kept.shape[2]] = kept
         written += kept.shape[2]
@@ -195,12 +180,12 @@ def _spatially_tiled(function: Callable[[Tensor], Tensor], x: Tensor, space: _Ax
     for top, left in product(range(0, height, space.stride), range(0, width, space.stride)):
         part = function(x[..., top : top + space.size, left : left + space.size])
         if result is None:
-            result = part.new_empty((*part.shape[:3], *(_scaled(side, space) for side in (height, width))))
+            result = part.new_empty((*part.shape[:3], *(space.scaled(side) for side in (height, width))))
         if top:
             _blend(above[left], part, space.blend, axis=3)
         if left:
             _blend(beside, part, space.blend, axis=4)
-        row, column = (_scaled(start, space) for start in (top, left))
+        row, column = (space.scaled(start) for start in (top, left))
         kept = part[..., : space.keep, : space.keep]
         result[..., row : row + kept.shape[3], column : column + kept.shape[4]] = kept
         # The next row and the next column read no more of this tile than these strips.
@@ -229,39 +214,30 @@ def _tail(tile: Tensor, extent: int, axis: int) -> Tensor:
     return tile.narrow(axis, tile.shape[axis] - extent, extent).clone()
 
 
-def _axes(tiling: Tiling, latents: bool, grid: Grid) -> tuple[_Axis | None, _Axis | None]:
+def _axes(tiling: Tiling, latents: bool, grid: Grid) -> list[_Axis | None]:
     """(time, space) of a tiling, None where an axis is not tiled.
 
     Overlaps are whole latents, rounded down, so that strides and kept sizes agree in pixels and latents.
     """
-    return (
-        _axis(tiling.temporal_tile, tiling.overlap, TIME_COMPRESSION, latents),
-        _axis(tiling.tile_size, tiling.overlap, grid.space, latents),
-    )
+    axes = []
+    for tile, compression in ((tiling.temporal_tile, TIME_COMPRESSION), (tiling.tile_size, grid.space)):
+        size = tile // compression
+        overlap = int(size * tiling.overlap + 1e-9)  # 0.3 * 40 is 12, also in binary
+        stride = size - overlap
+        inside, outside = (1, compression) if latents else (compression, 1)
+        cut = _Axis(size * inside, stride * inside, overlap * outside, stride * outside)
+        axes.append(None if tile in (0, WHOLE_CLIP) else cut)
+    return axes
 
 
-def _axis(tile: int, share: float, compression: int, latents: bool) -> _Axis | None:
-    if tile in (0, WHOLE_CLIP):
-        return None
-    size = tile // compression
-    overlap = int(size * share + 1e-9)  # 0.3 * 40 is 12, also in binary
-    stride = size - overlap
-    if latents:
-        return _Axis(size, stride, overlap * compression, stride * compression)
-    return _Axis(tile, stride * compression, overlap, stride)
-
-
-def _time_tiles(frames: int, time: _Axis, grid: Grid) -> list[tuple[int, int]]:
+def _time_tiles(frames: int, time: _Axis | None, grid: Grid) -> list[tuple[int, int]]:
     """(first, past the last) of every tile of a clip, in the input's units."""
+    if time is None or frames <= time.size:
+        return [(0, frames)]
     # A last tile of one frame gives one output: causal, it is dropped, so nothing is computed for it; else see the module.
     starts = [start for start in range(0, frames, time.stride) if start == 0 or frames - start > 1]
-    stops = [min(frames, start + time.size + grid.lead) for start in starts]
+    stops = [min(frames, start + time.size + grid.frames.lead) for start in starts]
     return list(zip(starts, [*stops[:-1], frames], strict=True))
-
-
-def _scaled(side: int, space: _Axis) -> int:
-    """A position or size of the input, a multiple of the compression, in the output's units."""
-    return side * space.keep // space.stride
 
 
 def _check_multiple(name: str, value: int, multiple: int, least: int, unit: str) -> None:

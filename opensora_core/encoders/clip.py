@@ -111,9 +111,9 @@ def load_clip(path: str | Path, dtype: torch.dtype, device: torch.device | str, 
     source, sizes = open_clip(path)
     if sizes.hidden_size in _OTHERS or sizes.hidden_size % _HEAD_DIM:
         found = _OTHERS.get(sizes.hidden_size, "a CLIP text encoder")
-        raise CheckpointError(f"{source.title} is {found} (width {sizes.hidden_size}); give CLIP-L (width 768).")
+        raise CheckpointError(f"{source.path.name} is {found} (width {sizes.hidden_size}); give CLIP-L (width 768).")
     if (length := sizes.max_position_embeddings) != CLIP_LENGTH:
-        raise CheckpointError(f"{source.title} has {length} positions, a long-text CLIP; give CLIP-L with {CLIP_LENGTH}.")
+        raise CheckpointError(f"{source.path.name} has {length} positions, a long-text CLIP; give CLIP-L with {CLIP_LENGTH}.")
     tokenizer = source.tokenizer(CLIP, tokenizers, sizes.vocab_size)
     source.check_whole(clip_manifest(sizes))
     model = clip_network(sizes, dtype)

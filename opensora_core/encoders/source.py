@@ -47,11 +47,6 @@ class Source:
         return cls(path, header, names_of(shapes, require(identify(shapes), slot, path.name).prefix))
 
     @property
-    def title(self) -> str:
-        """What a person calls it."""
-        return self.path.name
-
-    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the encoder's tensors by released name."""
         return {name: self.header.tensors[key].shape for key, name in self.names.items() if not is_note(key)}
@@ -61,7 +56,7 @@ class Source:
         shapes = self.shapes
         for name, _ in where.values():
             if len(shapes.get(name, ())) != 2:
-                raise CheckpointError(f"{self.title} lacks the table {name}, which its size is read from; it is incomplete or damaged.")
+                raise CheckpointError(f"{self.path.name} lacks the table {name}, which its size is read from; download the file again.")
         tensors = self.header.tensors
         for key, info in tensors.items():
             layer, _, leaf = key.rpartition(".")
@@ -74,18 +69,10 @@ class Source:
 
     def check_whole(self, expected: Shapes) -> None:
         """Raise a CheckpointError unless every tensor of the encoder is there; what else the file holds is named in a warning."""
-        result = compare(self.shapes, expected)
-        if lacking := result.missing:
-            raise CheckpointError(
-                f"{self.title} is incomplete: it lacks {len(lacking)} of {result.expected} tensors, the first: {lacking[0]}."
-            )
-        for name, (found, wanted) in result.misshaped.items():
-            raise CheckpointError(
-                f"{self.title} has {len(result.misshaped)} tensors of a wrong shape, the first: {name} {list(found)}, expected {list(wanted)}."
-            )
+        compare(self.shapes, expected).whole(f"{self.path.name} is a text encoder")
         others = [key for key in self.header.tensors if self.names.get(key) not in expected and not is_note(key)]
         if extra := [key for key in others if not any(part in key for part in _UNUSED)]:
-            logger.warning("%s holds %d tensors that its text encoder does not use: %s", self.title, len(extra), ", ".join(extra[:20]))
+            logger.warning("%s holds %d tensors that its text encoder does not use: %s", self.path.name, len(extra), ", ".join(extra[:20]))
 
     def formats(self, kept: Iterable[str] = (), precision: str | None = None) -> dict[str, LayerFormat]:
         """The layers whose weight is quantised, by released name.
@@ -113,8 +100,8 @@ class Source:
         tokenizer = read_tokenizer(kind, find_tokenizer(kind, self.path, chosen))
         if tokenizer.size > vocabulary:
             raise CheckpointError(
-                f"The {kind} tokenizer in {tokenizer.folder} has {tokenizer.size} tokens and {self.title} has {vocabulary}: "
-                "they are not of one model."
+                f"The {kind} tokenizer in {tokenizer.folder} has {tokenizer.size} tokens and {self.path.name} has {vocabulary}: "
+                "they are not of one model. Give the encoder's own tokenizer."
             )
         return tokenizer
 

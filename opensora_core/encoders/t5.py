@@ -54,7 +54,7 @@ def t5_sizes(shapes: Shapes) -> T5Sizes:
     heads = found.get("num_heads", T5Sizes.num_heads)
     inner = found.get("d_kv", T5Sizes.num_heads * T5Sizes.d_kv)
     if inner % heads:
-        raise CheckpointError(f"The sizes of this T5 encoder cannot be: {inner} features in {heads} heads.")
+        raise CheckpointError(f"The sizes of this T5 encoder cannot be: {inner} features in {heads} heads. Download the file again.")
     return T5Sizes(**found | {"d_kv": inner // heads, "num_layers": count(shapes, f"{_BLOCKS}.")})
 
 
@@ -71,7 +71,7 @@ def open_t5(path: str | Path) -> tuple[Source, T5Sizes]:
     """
     source = Source.open(path, "t5", t5_names)
     if f"{_FEED_FORWARD}wi.weight" in source.shapes:
-        raise CheckpointError(f"{source.title} is a T5 1.0 encoder; give T5 v1.1 XXL, which is gated (wi_0, wi_1).")
+        raise CheckpointError(f"{source.path.name} is a T5 1.0 encoder; give T5 v1.1 XXL, which is gated (wi_0, wi_1).")
     source.check(WHERE)
     return source, t5_sizes(source.shapes)
 
@@ -148,7 +148,7 @@ def load_t5(
     """
     source, sizes = open_t5(path)
     if other := _OTHERS.get(sizes.d_model):
-        raise CheckpointError(f"{source.title} is {other} (width {sizes.d_model}); give T5 v1.1 XXL (width 4096).")
+        raise CheckpointError(f"{source.path.name} is {other} (width {sizes.d_model}); give T5 v1.1 XXL (width 4096).")
     tokenizer = source.tokenizer(T5, tokenizers, sizes.vocab_size)
     source.check_whole(t5_manifest(sizes))
     model = t5_network(sizes, dtype)

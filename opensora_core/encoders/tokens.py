@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..readers import read_json
-from ..text.mend import mend
-from ..text.prompt import CLIP_LENGTH, T5_LENGTH, dropped_sentence, fit_tokens
+from ..text.clean import mend
+from ..text.prompt import CLIP_LENGTH, T5_LENGTH
 from ..text.recipe import CLIP, T5
 
 # Relative to a folder a person names, or in which an encoder lies: itself, then the layouts people have.
@@ -53,9 +53,12 @@ class Tokenizer:
     folder: Path
 
     def fitted(self, text: str) -> tuple[list[int], str]:
-        """A text's ids, padded or cut to `length`, and a sentence if its end was dropped, else ""."""
-        ids, dropped = fit_tokens(list(self.ids(text)), self.length, self.pad)
-        return ids, dropped_sentence(self.kind, dropped, self.length)
+        """A text's ids, padded or cut to `length` so that the end-of-text token stays, and a sentence if its end was dropped, else ""."""
+        ids = list(self.ids(text))
+        if (dropped := len(ids) - self.length) <= 0:
+            return ids + [self.pad] * -dropped, ""
+        sentence = f"The prompt is {dropped} tokens longer than the {self.length} that {self.kind} reads; its end was dropped."
+        return [*ids[: self.length - 1], ids[-1]], sentence
 
 
 def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -> Path:
@@ -73,7 +76,7 @@ def find_tokenizer(kind: str, encoder: Path, chosen: str | Path | None = None) -
         if _holds(kind, place):
             return place
     if chosen is not None:
-        raise CheckpointError(f"There is no {kind} tokenizer in {chosen}; it needs {_FILES[kind]}.")
+        raise CheckpointError(f"There is no {kind} tokenizer in {chosen}; put {_FILES[kind]} there.")
     raise CheckpointError(
         f"No {kind} tokenizer was found for {encoder.name}; put {_FILES[kind]} beside it, name their folder with --tokenizers, "
         "or set COMFYUI_PATH to a ComfyUI, which brings them."
@@ -85,7 +88,7 @@ def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
     try:
         return _t5(folder) if kind == T5 else _clip(folder)
     except Exception as error:  # tokenizers documents no exception types; each means the same to a person
-        raise CheckpointError(f"The {kind} tokenizer in {folder} cannot be read: {error}") from error
+        raise CheckpointError(f"Download the {kind} tokenizer in {folder} again; it cannot be read: {error}") from error
 
 
 def text_length(kind: str, folder: Path) -> int:
@@ -104,9 +107,7 @@ def text_length(kind: str, folder: Path) -> int:
 def _tokenizer_config(folder: Path) -> dict:
     """tokenizer_config.json, {} where there is none."""
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    return read_json(path)
+    return read_json(path) if path.is_file() else {}
 
 
 def _comfyui_roots(encoder: Path) -> Iterator[Path]:
@@ -121,9 +122,7 @@ def _comfyui_roots(encoder: Path) -> Iterator[Path]:
 
 
 def _holds(kind: str, folder: Path) -> bool:
-    if kind == T5 and (folder / "spiece.model").is_file():
-        return True
-    if kind == CLIP and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    if all((folder / name).is_file() for name in (("spiece.model",) if kind == T5 else ("vocab.json", "merges.txt"))):
         return True
     try:
         return read_json(folder / "tokenizer.json")["model"]["type"] == _ALGORITHM[kind]

@@ -16,8 +16,7 @@ from ..geometry import Grid
 from ..geometry.open_sora_1 import EVERY_FRAME, FIXED, PIECES, SHARED_PIECES
 from ..networks.stdit.config import PICTURE_FPS, STDiTConfig
 from ..networks.stdit.layers import example
-from ..networks.stdit.stdit import STDiT, STDiT2
-from ..networks.stdit.stdit3 import STDiT3
+from ..networks.stdit.stdit import STDiT, STDiT3
 from ..sampling import ddpm, rflow
 from ..sampling.given import Given, ImageCondition
 from ..sampling.guidance import Guidance, ReferenceUse
@@ -248,7 +247,7 @@ OPEN_SORA_1_2 = _row(
     longer=LongRule(re_encodes=True, has_scripts=True),
 )  # fmt: skip
 OPEN_SORA_1_1 = _row(
-    "1.1", (_EACH, "t_block_temp.1.weight"), RELEASED_1_1, STDiT2, SD_VAE, EVERY_FRAME,
+    "1.1", (_EACH, "t_block_temp.1.weight"), RELEASED_1_1, STDiT, SD_VAE, EVERY_FRAME,
     owns=lambda config: not config.in_turn and config.has_sizes,
     usual=Clip(height=240, width=426, num_frames=16, fps=8, num_steps=100, scales=(7.0,)),
     repositories=("OpenSora-STDiT-v2-stage3", "OpenSora-STDiT-v2-stage2"),

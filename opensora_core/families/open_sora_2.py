@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from ..codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
-from ..codecs.dc_ae.model import VideoDCAE
+from ..codecs.dc_ae import VIDEO_DC_AE, DCAEConfig, VideoDCAE
 from ..codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
 from ..codecs.hunyuan.model import CausalVAE
 from ..family import Clip, Family, Part

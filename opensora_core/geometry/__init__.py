@@ -48,7 +48,7 @@ class Tiling:
 def check_whole(name: str, value) -> None:
     """Raise an OpenSoraError unless a value is a whole number."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise OpenSoraError(f"{name}={value!r} is not a whole number.")
+        raise OpenSoraError(f"{name}={value!r} is not one; give a whole number.")
 
 
 def resolution_size(resolution: str, aspect_ratio: str, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
@@ -73,6 +73,7 @@ class FrameRule:
         lead: 1 where the first frame has a latent frame of its own, so that a tile in time begins with one too; else 0.
         shortest_clip: frames of the shortest clip that is no picture, which is 1 frame.
         longest: frames of the longest that the model can make; 0 = as long as memory takes.
+        time: frames that a latent frame stands for, but for those at the ends of a clip or of its pieces.
     """
 
     words: str
@@ -80,6 +81,7 @@ class FrameRule:
     lead: int
     shortest_clip: int
     longest: int = 0
+    time: int = TIME_COMPRESSION
 
     def check(self, num_frames: int) -> int:
         """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts."""
@@ -95,11 +97,11 @@ class FrameRule:
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a count that has been checked."""
-        return self.lead - (self.lead - num_frames) // TIME_COMPRESSION
+        return self.lead - (self.lead - num_frames) // self.time
 
     def pixel_frames(self, latent_length: int) -> int:
         """Frames that latent frames decode to."""
-        return self.lead + (latent_length - self.lead) * TIME_COMPRESSION if latent_length != 1 else 1
+        return self.lead + (latent_length - self.lead) * self.time if latent_length != 1 else 1
 
     def nearest(self, num_frames: float) -> int:
         """The nearest count that a clip can have; 1, a picture, only where clips grow from one frame."""
@@ -142,31 +144,17 @@ class Grid:
         return -latent_length % self.patch_time
 
     @property
-    def time(self) -> int:
-        """Frames that a latent frame stands for, but for those at the ends of a clip or of its pieces."""
-        return TIME_COMPRESSION if self.frames.latent_frames(17) < 17 else 1
-
-    @property
     def size_multiple(self) -> int:
         """What the sides of a video are multiples of, in pixels."""
         return self.space * self.patch
 
-    @property
-    def lead(self) -> int:
-        """Frames, and latent frames, by which a tile in time is longer than its size: see FrameRule."""
-        return self.frames.lead
-
-    def check_goes_on(self, advice: str = "") -> None:
+    def check_goes_on(self, advice: str = "; use the Open-Sora 2.0 transformer") -> None:
         """Raise an OpenSoraError unless a model of this grid continues clips. advice: what to do instead, "; use ..."."""
         if not self.goes_on:
             raise OpenSoraError(f"The high-compression variant goes on from no clip: its training knows text and a first frame{advice}.")
 
-    def check_num_frames(self, num_frames: int) -> int:
-        """Return num_frames if a clip can have so many, else raise an OpenSoraError that names the nearest counts."""
-        return self.frames.check(num_frames)
-
     def latent_frames(self, num_frames: int) -> int:
-        """Latent frames of a clip: CAUSAL 129 -> 33, HIGH_COMPRESSION 128 -> 32. Raises as check_num_frames."""
+        """Latent frames of a clip: CAUSAL 129 -> 33, HIGH_COMPRESSION 128 -> 32. Raises as FrameRule.check."""
         return self.frames.latent_frames(self.frames.check(num_frames))
 
     def pixel_frames(self, latent_length: int) -> int:
@@ -243,7 +231,7 @@ class Workload:
             if getattr(self, name) < 1:
                 raise OpenSoraError(f"{name}={getattr(self, name)} makes no video; use at least 1 (the default is {default}).")
         self.grid.check_size(self.height, self.width)
-        self.grid.check_num_frames(self.num_frames)
+        self.grid.frames.check(self.num_frames)
         for name, most in LARGEST.items():
             if getattr(self, name) > most:
                 raise OpenSoraError(f"{name}={getattr(self, name)} is more than can be asked for; use at most {most}.")

@@ -85,17 +85,6 @@ def named_size(resolutions: tuple[str, ...], resolution: str, aspect_ratio: str,
 
 
 @dataclass(frozen=True)
-class EveryFrame(FrameRule):
-    """Open-Sora 1.0 and 1.1: a latent frame for each."""
-
-    def latent_frames(self, num_frames: int) -> int:
-        return num_frames
-
-    def pixel_frames(self, latent_length: int) -> int:
-        return latent_length
-
-
-@dataclass(frozen=True)
 class Pieces(FrameRule):
     """Open-Sora 1.2: 5 latent frames for 17 frames, and one for every 4 begun after the last whole 17."""
 
@@ -130,7 +119,7 @@ class AnySize(Grid):
     def check_size(self, height: int, width: int, multiple: int = 0) -> tuple[int, int]:
         least = self.space * self.patch
         if min(height, width) < least:
-            raise OpenSoraError(f"height={height}, width={width} is too small; the least is {least}x{least} (height x width).")
+            raise OpenSoraError(f"height={height}, width={width} is too small; use {least}x{least} (height x width) or more.")
         return height, width
 
     def length(self, text: str, fps: float) -> int:
@@ -156,7 +145,7 @@ def _grid(frames: FrameRule, default_frames: int, names: tuple[str, ...], usual:
 
 
 _FOR_PEOPLE = ("16:9", *(ratio for ratio in _RATIOS if ratio != "16:9"))
-_EACH = EveryFrame("a count of frames", step=1, lead=0, shortest_clip=2)
+_EACH = FrameRule("a count of frames", step=1, lead=0, shortest_clip=2, time=1)  # 1.0 and 1.1: a latent frame for each
 # 1.0: the two sizes that it was trained at.
 FIXED = _grid(_EACH, 16, ("256", "512"), ("512",), piece=1)
 EVERY_FRAME = _grid(_EACH, 16, RESOLUTIONS_1_1, ("240p",), piece=1)

@@ -62,7 +62,7 @@ def encode_bytes(config: CodecConfig, size: Size, dtype_bytes: int) -> int:
         return estimate(config, size, dtype_bytes)
     (frames, *sides), grid = size, config.grid
     if frames > 1:
-        frames += -(frames - grid.lead) % grid.frames.step
+        frames += -(frames - grid.frames.lead) % grid.frames.step
     whole = (-(-side // grid.space) * grid.space for side in sides)
     return counted_peak(config, _DTYPES[dtype_bytes], (1, config.in_channels, frames, *whole), False)
 

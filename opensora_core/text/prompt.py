@@ -1,7 +1,4 @@
-"""What becomes of a prompt before a text encoder reads it. Pure Python: no torch, no tokenizer, no file.
-
-Tokens may be ids or a host's (id, weight) pairs: nothing here looks inside one.
-"""
+"""What becomes of a prompt before a text encoder reads it. Pure Python: no torch, no tokenizer, no file."""
 
 import numbers
 import re
@@ -37,9 +34,7 @@ def decorate(prompt: str, fps: int | None = 24, motion_score: int | None = MOTIO
         fps: frames per second of the video, 1-120. A prompt that ends with "<number> FPS." keeps its own. 0 or None = no sentence.
         motion_score: 1 (still) to 15 (wild); 4 is the released default. 0 or None = no sentence.
 
-    Raises:
-        OpenSoraError: a number outside its range, or not a whole one.
-
+    Raises an OpenSoraError for a number outside its range, or not a whole one.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/utils/inference.py, add_fps_info_to_text, add_motion_score_to_text.
     """
     text = prompt.strip()
@@ -54,21 +49,6 @@ def decorate(prompt: str, fps: int | None = 24, motion_score: int | None = MOTIO
     return text
 
 
-def fit_tokens(tokens: list, length: int, pad) -> tuple[list, int]:
-    """Exactly `length` tokens, and how many were dropped: padded at the end, or cut so that the last one, the end-of-text token, stays."""
-    dropped = max(0, len(tokens) - length)
-    if dropped:
-        return [*tokens[: length - 1], tokens[-1]], dropped
-    return tokens + [pad] * (length - len(tokens)), 0
-
-
-def dropped_sentence(encoder: str, dropped: int, length: int) -> str:
-    """What to tell a person whose prompt was cut; empty if it was not. `encoder` is "T5" or "CLIP"."""
-    if not dropped:
-        return ""
-    return f"The prompt is {dropped} tokens longer than the {length} that {encoder} reads; its end was dropped."
-
-
 def file_name_part(prompt: str, length: int = 40) -> str:
     """A prompt's first words for a file name, "a-red-kite": letters and digits of any script, no character that leads to another folder."""
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower()).strip("-")
@@ -79,8 +59,8 @@ def _whole(name: str, value: int, limits: tuple[int, int]) -> int:
     low, high = limits
     wanted = f"a whole number from {low} to {high} (0 leaves the sentence out)"
     if not isinstance(value, numbers.Real):
-        raise OpenSoraError(f"{name}={value!r} is not {wanted}.")
+        raise OpenSoraError(f"{name}={value!r} is not {wanted}; give such a number.")
     nearest = round(min(max(low, value), high))
     if value != nearest:
-        raise OpenSoraError(f"{name}={value} is not {wanted}; the nearest is {nearest}.")
+        raise OpenSoraError(f"{name}={value} is not {wanted}; use {nearest}, the nearest.")
     return nearest

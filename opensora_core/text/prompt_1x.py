@@ -58,7 +58,9 @@ def split_settings(prompt: str) -> tuple[str, dict[str, str]]:
     try:
         settings = json.loads("".join(rest))
     except (ValueError, RecursionError) as error:
-        raise OpenSoraError(f"The end of the prompt from {rest[0][:40]!r} is not a JSON record of {' and '.join(_SETTINGS)}.") from error
+        raise OpenSoraError(
+            f"From {rest[0][:40]!r} on the prompt is not a JSON record of {' and '.join(_SETTINGS)}; write it as one."
+        ) from error
     wrong = [key for key in settings if key not in _SETTINGS] if isinstance(settings, dict) else [rest[0][:40]]
     if wrong:
         raise OpenSoraError(f"{wrong[0][:40]!r} at the end of the prompt is not known; use {' or '.join(_SETTINGS)}.")
@@ -101,7 +103,7 @@ def _number(name: str, value: float | str | None, limits: tuple[int, int]) -> fl
     except ValueError:
         number = float("nan")
     if not low <= number <= high:
-        raise OpenSoraError(f"{name}={value} is not a number from {low} to {high}.")
+        raise OpenSoraError(f"{name}={value} is not a number from {low} to {high}; give a score in that range.")
     return number
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opensora_core.checkpoint import detect
-from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE, DCAEConfig
+from opensora_core.codecs.dc_ae import VIDEO_DC_AE, DCAEConfig
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE, VAEConfig
 from opensora_core.codecs.picture import FLUX_AE
 from opensora_core.encoders.clip import CLIPSizes, clip_manifest

@@ -14,8 +14,8 @@ from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.geometry import Tiling
 from opensora_core.memory import decode as memory
 from opensora_core.memory.count import AllocationCounter
-from opensora_core.networks.cogvideox import config as configs, layout, positions
-from opensora_core.networks.cogvideox.model import CogVideoX, example
+from opensora_core.networks.cogvideox import config as configs, layout
+from opensora_core.networks.cogvideox.model import CogVideoX, example, rotary_positions
 from opensora_core.sampling import v_prediction as sampling
 from opensora_core.sampling.guidance import Guidance
 from opensora_core.sampling.run import run
@@ -123,7 +123,7 @@ def test_the_released_vae_has_the_published_tensors():
     ((1, 48, 85), (2, 2.519947, 26.4375), (0, 0.529412, 44.470589)), ((1, 45, 30), (0, 0.666667, 29.333334), (12, 12.652874, 30.933332)),
 ])  # fmt: skip
 def test_rotary_positions_of_the_1_0_models(grid, height, width):
-    _, *sides = positions.rotary_positions(configs.COGVIDEOX_5B, grid)
+    _, *sides = rotary_positions(configs.COGVIDEOX_5B, grid)
     for found, expected in zip(sides, (height, width), strict=True):
         assert [found[0].item(), found[1].item(), found[-1].item()] == pytest.approx(expected, abs=1e-5)
 

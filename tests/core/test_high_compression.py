@@ -9,9 +9,7 @@ import torch
 from opensora_core.checkpoint.load import load_transformer, load_vae
 from opensora_core.checkpoint.quantize import quantize
 from opensora_core.cli import main
-from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE
-from opensora_core.codecs.dc_ae.layers import linear_attention
-from opensora_core.codecs.dc_ae.model import VideoDCAE
+from opensora_core.codecs.dc_ae import VIDEO_DC_AE, VideoDCAE, linear_attention
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from opensora_core.codecs.tiling import num_tiles, tiled_decode
 from opensora_core.errors import CheckpointError, OpenSoraError
@@ -62,7 +60,7 @@ def test_grids_are_what_the_configurations_say():
 @pytest.mark.parametrize(("frames", "near"), [(129, "128 or 132"), (4, "1 or 8"), (5, "1 or 8"), (0, "1 or 8"), (126, "124 or 128")])
 def test_a_wrong_length_names_the_nearest(frames, near):
     with pytest.raises(OpenSoraError, match=f"Use {near}: num_frames={frames} .*multiple of 4"):
-        HIGH_COMPRESSION.check_num_frames(frames)
+        HIGH_COMPRESSION.frames.check(frames)
 
 
 @pytest.mark.parametrize("frames", [52, 76, 100])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from opensora_core.text.mend import mend
+from opensora_core.text.clean import mend
 
 
 def test_mended_as_the_reference_does(golden_path):

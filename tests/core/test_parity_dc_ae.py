@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from opensora_core.checkpoint.load import load_vae
-from opensora_core.codecs.dc_ae import layers
+from opensora_core.codecs import dc_ae
 from opensora_core.codecs.tiling import tiled_decode, tiled_encode
 from opensora_core.geometry import HIGH_COMPRESSION, Tiling
 from opensora_core.pipeline import OpenSoraPipeline
@@ -81,13 +81,13 @@ def test_goldens_see_the_tiles(vae, recorded, relative_error, name):
 
 
 def test_goldens_see_the_second_scale(vae, recorded, relative_error, monkeypatch):
-    attend, calls = layers.linear_attention, []
+    attend, calls = dc_ae.linear_attention, []
 
     def first_scale_only(qkv):
         calls.append(qkv)
         return attend(qkv if len(calls) % 2 else torch.zeros_like(qkv))
 
-    monkeypatch.setattr(layers, "linear_attention", first_scale_only)
+    monkeypatch.setattr(dc_ae, "linear_attention", first_scale_only)
     with torch.no_grad():
         found = vae.decode(recorded["whole.latents"])
     assert relative_error(found[..., ::3, ::3], recorded["whole.decoded"]) > 0.01

@@ -11,13 +11,12 @@ from opensora_core.codecs.picture import OLD_DIFFUSERS, KLConfig, PictureVAE
 from opensora_core.codecs.temporal import TemporalConfig, TwoStageVAE
 from opensora_core.networks.stdit.config import STDiTConfig
 from opensora_core.networks.stdit.layers import example, grid_positions, position_embedding, rotary_table, rotate
-from opensora_core.networks.stdit.stdit import STDiT, STDiT2
-from opensora_core.networks.stdit.stdit3 import STDiT3
+from opensora_core.networks.stdit.stdit import STDiT, STDiT3
 from opensora_core.shapes import manifest_of
 from tests.golden import open_sora_1_cases as cases
 
 TOLERANCE = 2e-5
-NETWORKS = {"1.0": STDiT, "1.1": STDiT2, "1.2": STDiT3, "1.3": STDiT3}
+NETWORKS = {"1.0": STDiT, "1.1": STDiT, "1.2": STDiT3, "1.3": STDiT3}
 CODECS = {"kl": (PictureVAE, KLConfig), "1.2": (TwoStageVAE, TemporalConfig), "1.3": (CausalVideoVAE, CausalConfig)}
 
 

@@ -6,8 +6,7 @@ import torch
 from opensora_core.errors import OpenSoraError
 from opensora_core.geometry.open_sora_1 import EVERY_FRAME, PIECES, SHARED_PIECES, named_size, size_table
 from opensora_core.networks.stdit.config import STDiTConfig
-from opensora_core.networks.stdit.stdit import STDiT, STDiT2
-from opensora_core.networks.stdit.stdit3 import STDiT3
+from opensora_core.networks.stdit.stdit import STDiT, STDiT3
 from opensora_core.sampling import ddpm, masks, rflow
 from opensora_core.sampling.given import NOTHING, image_condition
 from opensora_core.sampling.guidance import Guidance, ReferenceUse, oscillate, tame
@@ -19,7 +18,7 @@ from opensora_core.text.prompt_1x import MotionScore, split_parts, split_setting
 from tests.golden import open_sora_1_cases as cases
 
 TOLERANCE = 2e-4
-NETWORKS = {"1.0": STDiT, "1.1": STDiT2, "1.2": STDiT3, "1.3": STDiT3}
+NETWORKS = {"1.0": STDiT, "1.1": STDiT, "1.2": STDiT3, "1.3": STDiT3}
 MEASURES = {"1.2": rflow.pieces, "1.3": rflow.quarters}
 
 
@@ -328,7 +327,7 @@ def test_lengths(recorded):
     assert SHARED_PIECES.pixel_frames(35) == 113 and PIECES.pixel_frames(15) == 51
     assert SHARED_PIECES.latent_size(240, 426) == (30, 54) and PIECES.latent_size(240, 426) == (30, 53)
     with pytest.raises(OpenSoraError, match="Use 34 or 51"):
-        PIECES.check_num_frames(50)
+        PIECES.frames.check(50)
 
 
 def test_a_size_that_is_not_listed_is_one_sentence():

@@ -15,7 +15,7 @@ from opensora_core.encoders.t5 import load_t5
 from opensora_core.errors import CheckpointError, OpenSoraError
 from opensora_core.families.table import DEFAULT
 from opensora_core.memory.footprint import sizes_of_files
-from opensora_core.text.prompt import decorate, dropped_sentence, fit_tokens
+from opensora_core.text.prompt import decorate
 from opensora_core.text.recipe import CLIP, T5, Said
 
 T5_FOLDER = "google/t5-v1_1-xxl"
@@ -49,11 +49,11 @@ def test_decorate(prompt, options, expected):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fps": -1}, "fps=-1.*from 1 to 120.*nearest is 1"),
-        ({"fps": 23.976}, "nearest is 24"),
-        ({"motion_score": 16}, "motion_score=16.*from 1 to 15.*nearest is 15"),
+        ({"fps": -1}, "Use 1, the nearest: fps=-1.*from 1 to 120"),
+        ({"fps": 23.976}, "Use 24, the nearest"),
+        ({"motion_score": 16}, "Use 15, the nearest: motion_score=16.*from 1 to 15"),
         ({"motion_score": float("nan")}, "motion_score"),
-        ({"motion_score": float("inf")}, "nearest is 15"),
+        ({"motion_score": float("inf")}, "Use 15, the nearest"),
     ],
 )
 def test_decorate_refuses(options, words):
@@ -61,13 +61,12 @@ def test_decorate_refuses(options, words):
         decorate("a cat", **options)
 
 
-def test_fit_tokens_pads_or_keeps_the_last():
-    assert fit_tokens([5, 6, 1], 5, 0) == ([5, 6, 1, 0, 0], 0)
-    assert fit_tokens([5, 6, 1], 3, 0) == ([5, 6, 1], 0)
-    assert fit_tokens([5, 6, 7, 8, 1], 3, 0) == ([5, 6, 1], 2)
-    assert fit_tokens([(5, 1.0), (6, 1.0), (1, 1.0)], 2, (0, 1.0)) == ([(5, 1.0), (1, 1.0)], 1)  # as a host holds them
-    assert dropped_sentence("T5", 0, 512) == ""
-    assert "2 tokens longer than the 512 that T5 reads" in dropped_sentence("T5", 2, 512)
+def test_tokens_are_padded_or_cut_before_the_last():
+    tokenizer = tokens.Tokenizer(T5, lambda text: list(map(int, text)), pad=0, end=1, size=10, length=3, folder=None)
+    assert dataclasses.replace(tokenizer, length=5).fitted("561") == ([5, 6, 1, 0, 0], "")
+    assert tokenizer.fitted("561") == ([5, 6, 1], "")
+    ids, sentence = tokenizer.fitted("56781")
+    assert ids == [5, 6, 1] and "2 tokens longer than the 3 that T5 reads" in sentence
 
 
 # Encoders
@@ -457,7 +456,7 @@ def as_long_clip(state):
             load_t5,
             "t5xxl.safetensors",
             without("encoder.final_layer_norm.weight"),
-            "lacks 1 of 21 tensors, the first: encoder.final_layer_norm",
+            r"Download the file again.*of 21 tensors: 1 missing \(encoder.final_layer_norm",
         ),
         (load_t5, "t5xxl.safetensors", without("shared.weight"), "lacks the table shared.weight"),
         (load_t5, "t5xxl.safetensors", widened, r"q.weight \[64, 64\], expected \[128, 64\]"),
@@ -465,7 +464,7 @@ def as_long_clip(state):
         (load_clip, "t5xxl.safetensors", dict, "Give CLIP-L.*a T5 encoder"),
         (load_clip, "clip_l.safetensors", as_clip_g, "CLIP-G"),
         (load_clip, "clip_l.safetensors", as_long_clip, "248 positions"),
-        (load_clip, "clip_l.safetensors", without("text_model.final_layer_norm.bias"), "lacks 1 of 36 tensors"),
+        (load_clip, "clip_l.safetensors", without("text_model.final_layer_norm.bias"), "of 36 tensors: 1 missing"),
         (load_clip, "hunyuan_vae.safetensors", dict, "VAE"),
     ],
 )
@@ -540,7 +539,7 @@ def test_a_named_folder_is_the_only_one_searched(tiny_checkpoint, tmp_path):
     assert tokens.find_tokenizer(T5, encoder) == tiny_checkpoint / T5_FOLDER
     assert tokens.find_tokenizer(T5, encoder, tiny_checkpoint / T5_FOLDER) == tiny_checkpoint / T5_FOLDER
     for folder in (tmp_path, tiny_checkpoint / CLIP_FOLDER):
-        with pytest.raises(CheckpointError, match="There is no T5 tokenizer in"):
+        with pytest.raises(CheckpointError, match="here is no T5 tokenizer in"):
             tokens.find_tokenizer(T5, encoder, folder)
 
 

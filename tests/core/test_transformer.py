@@ -9,8 +9,8 @@ from einops import rearrange
 from opensora_core import ops
 from opensora_core.errors import OpenSoraError
 from opensora_core.networks.mmdit.config import FLUX_DEV, OPEN_SORA_2, OPEN_SORA_2_DC_AE, TransformerConfig
+from opensora_core.networks.mmdit.layers import position_ids, rotate_half
 from opensora_core.networks.mmdit.model import MMDiT
-from opensora_core.networks.mmdit.rope import position_ids, rotate_half
 from opensora_core.ops import FUSED, TorchOperations, attention, pack, rotary_table, sliced_attention, unpack
 
 TINY = TransformerConfig(4, 2, 64, 2, 128, 2, 2, 24, 12, cond_embed=True, guidance_embed=False)

@@ -156,7 +156,7 @@ def test_attention_equals_the_dense_mask():
 @pytest.mark.parametrize("factors", [(1, 2, 2), (2, 2, 2)])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_merged_upsampling_equals_enlarging(factors, frames):
-    layer = layers.Upsample(4, factors, operations=TorchOperations)
+    layer = layers.Upsample(layers.CausalConv3d(TorchOperations.Conv3d(4, 4, 3)), factors[0] == 2)
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = noise(*parameter.shape, seed=seed)
     x = noise(2, 4, frames, 3, 5)
@@ -175,12 +175,12 @@ def test_merged_upsampling_is_the_operations_convolution():
                 kernels.append(tuple(weight.shape[2:]))
                 return super()._conv_forward(x, weight, bias)
 
-    layers.Upsample(4, (2, 2, 2), operations=Watched, device="meta")(torch.empty(1, 4, 2, 3, 3, device="meta"))
+    layers.Upsample(layers.CausalConv3d(Watched.Conv3d(4, 4, 3, device="meta")), True)(torch.empty(1, 4, 2, 3, 3, device="meta"))
     assert kernels == [(2, 2, 2)] * 8
 
 
 def test_merged_upsampling_in_half_precision():
-    layer = layers.Upsample(8, (2, 2, 2), operations=TorchOperations)
+    layer = layers.Upsample(layers.CausalConv3d(TorchOperations.Conv3d(8, 8, 3)), True)
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = noise(*parameter.shape, seed=seed) * 0.1
     x = noise(1, 8, 3, 4, 4)

@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_core.codecs.dc_ae.config import VIDEO_DC_AE
+from opensora_core.codecs import ladder
+from opensora_core.codecs.dc_ae import VIDEO_DC_AE
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.hunyuan.config import HUNYUAN_VAE
 from opensora_core.codecs.hunyuan.model import CausalVAE
@@ -24,7 +25,7 @@ MOVES = ("slice", "split", "select", "view", "alias", "detach", "_unsafe_view", 
 
 
 class TwoMemories(TorchDispatchMode):
-    """Main memory and a device, told apart on one: what `layers.park` makes is in main memory, what `layers.bring` gives is not.
+    """Main memory and a device, told apart on one: what `ladder.park` makes is in main memory, what `layers.bring` gives is not.
 
     Nothing but a move may read a parked clip, and none may be brought whole.
     """
@@ -32,7 +33,7 @@ class TwoMemories(TorchDispatchMode):
     def __init__(self, monkeypatch):
         super().__init__()
         self.parked, self.kept, self.brought, self.is_begun = set(), [], 0, False
-        monkeypatch.setattr(layers, "park", self.park)
+        monkeypatch.setattr(ladder, "park", self.park)
         monkeypatch.setattr(layers, "bring", self.bring)
 
     def begin(self, clip):
@@ -101,7 +102,7 @@ def test_the_device_works_on_parts_only(vae, monkeypatch):
     latents = torch.randn(1, TINY.latent_channels, 6, 4, 4, generator=torch.Generator().manual_seed(1))
     expected = vae.decode(latents)
     with TwoMemories(monkeypatch) as memories:
-        hook = vae.decoder.mid_block.register_forward_hook(lambda module, args, out: memories.begin(out))
+        hook = vae.decoder.get_submodule("mid_block.resnets.1").register_forward_hook(lambda module, args, out: memories.begin(out))
         frames = vae.decode(latents, home=HOME)
         hook.remove()
     assert torch.equal(frames, expected) and memories.brought > 100 and len(memories.parked) > 10
@@ -123,7 +124,7 @@ class DevicePeak(AllocationPeak):
     def __init__(self, monkeypatch):
         super().__init__()
         self.parked, self.is_parking = [], False
-        monkeypatch.setattr(layers, "park", self.park)
+        monkeypatch.setattr(ladder, "park", self.park)
         monkeypatch.setattr(layers, "bring", lambda part, device: part.clone())
 
     def park(self, like, shape, home):

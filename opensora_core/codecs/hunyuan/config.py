@@ -19,24 +19,16 @@ class VAEConfig(WidthsConfig):
 
     grid: ClassVar = CAUSAL
     scale: ClassVar = LATENT_SCALE
+    short_tile: ClassVar = 64  # upstream's own temporal tile
 
     @classmethod
     def of(cls, shapes: Shapes) -> "VAEConfig":
-        """Sizes from a file's shapes without prefix.
-
-        Raises:
-            CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
-        """
+        """Sizes from a file's shapes without prefix. Raises a CheckpointError where one is missing or they contradict each other."""
         return cls(size(shapes, "post_quant_conv.bias"), **sizes_of(shapes))
-
-    @property
-    def short_tile(self) -> int:
-        """Frames of a temporal tile where memory is short: upstream's own temporal tile."""
-        return 64
 
     def cut(self, tiling: Tiling) -> Tiling:
         """See CodecConfig. Upstream takes a whole clip in time."""
         return tiling
 
 
-HUNYUAN_VAE = VAEConfig(latent_channels=16, widths=(128, 256, 512, 512), layers=2)
+HUNYUAN_VAE = VAEConfig(latent_channels=16)

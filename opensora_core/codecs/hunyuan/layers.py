@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6
+from .. import ladder
+from ..ladder import AttentionBlock, joined
+
 KERNEL = 3
 
 # Elements of one chunk. On a CPU about what a cache holds and the allocator serves without fresh pages; elsewhere large
@@ -38,54 +40,36 @@ def bring(part: Tensor, device: torch.device | None) -> Tensor:
     return part if device is None else part.to(device)
 
 
-def park(like: Tensor, shape: tuple[int, ...], home: torch.device) -> Tensor:
-    """Room for a whole clip where such clips are kept."""
-    return like.new_empty(shape, device=home)
-
-
-def causal_pad(x: Tensor, first: int, last: int) -> Tensor:
-    """Frames first .. last - 1 of x with one more pixel on every side; first may be negative.
-
-    Border values are repeated, and so is frame 0 for every negative index.
-    """
-    return F.pad(x[:, :, max(0, first) : last], (1, 1, 1, 1, max(0, -first), 0), mode="replicate")
-
-
 class CausalConv3d(nn.Module):
-    """A convolution of kernel 1 or 3 whose output frame t reads input frames up to t * stride only."""
+    """A convolution of kernel 1 or 3 whose output frame t reads input frames up to t * stride only. conv: a plain one."""
 
-    def __init__(self, in_channels, out_channels, kernel_size=KERNEL, stride=(1, 1, 1), *, operations, dtype=None, device=None):
+    def __init__(self, conv: nn.Module):
         super().__init__()
-        self.kernel_size = kernel_size
-        self.time_stride = stride[0]
-        self.conv = operations.Conv3d(in_channels, out_channels, kernel_size, stride=stride, dtype=dtype, device=device)
+        self.conv, self.kernel_size, self.time_stride = conv, conv.kernel_size[0], conv.stride[0]
+        self.lead = self.kernel_size - 1  # frames that it reads before the first
 
     def forward(self, x: Tensor) -> Tensor:
         num_frames = (x.shape[2] - 1) // self.time_stride + 1
         step = max(1, chunk_frames(x) // self.time_stride)
         if step >= num_frames:
             return self.frames(x, 0, num_frames)
-        return _join(lambda start, stop: self.frames(x, start, stop), num_frames, step, x.device)
+        return _in_chunks(lambda start, stop: self.frames(x, start, stop), num_frames, step, x.device)
 
     def frames(self, x: Tensor, start: int, stop: int, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Output frames start .. stop - 1 of the clip x, each part of the input passed through `prepare` first."""
-        first, last = start * self.time_stride, (stop - 1) * self.time_stride + 1
-        past = 0 if self.kernel_size == 1 else KERNEL - 1
-        used = x[:, :, max(0, first - past) : last]
+        first = start * self.time_stride
+        used = x[:, :, max(0, first - self.lead) : (stop - 1) * self.time_stride + 1]
         used = used if prepare is None else prepare(used)
-        return self.conv(used if self.kernel_size == 1 else causal_pad(used, min(0, first - past), used.shape[2]))
+        return self.conv(used if self.kernel_size == 1 else self.padded(used, max(0, self.lead - first)))
+
+    def padded(self, x: Tensor, before: int) -> Tensor:
+        """x with one more pixel on every side and so many more frames before the first: border values are repeated."""
+        return F.pad(x, (1, 1, 1, 1, before, 0), mode="replicate")
 
 
-def _join(part_of: Callable[[int, int], Tensor], num_frames: int, step: int, home: torch.device) -> Tensor:
+def _in_chunks(part_of: Callable[[int, int], Tensor], num_frames: int, step: int, home: torch.device) -> Tensor:
     """One tensor of `num_frames` frames, kept at home, from the parts that part_of(start, stop) gives."""
-    out = None
-    for start in range(0, num_frames, step):
-        part = part_of(start, min(start + step, num_frames))
-        if out is None:
-            out = park(part, (*part.shape[:2], num_frames, *part.shape[3:]), home)
-        out[:, :, start : start + step] = part
-        del part  # before the next one is made
-    return out
+    return joined((part_of(start, min(start + step, num_frames)) for start in range(0, num_frames, step)), num_frames, home)
 
 
 def norm_silu_conv(norm: nn.Module, conv: CausalConv3d, x: Tensor, device: torch.device | None = None) -> Tensor:
@@ -97,7 +81,7 @@ def norm_silu_conv(norm: nn.Module, conv: CausalConv3d, x: Tensor, device: torch
         h = conv(h)
         return h.to(x.device)
     prepare = _normaliser(norm, x, device)
-    return _join(lambda start, stop: conv.frames(x, start, stop, prepare), x.shape[2], step, x.device)
+    return _in_chunks(lambda start, stop: conv.frames(x, start, stop, prepare), x.shape[2], step, x.device)
 
 
 def _normaliser(norm: nn.Module, x: Tensor, device: torch.device | None) -> Callable[[Tensor], Tensor]:
@@ -119,18 +103,8 @@ def _normaliser(norm: nn.Module, x: Tensor, device: torch.device | None) -> Call
     return lambda part: F.silu((bring(part, device) * scale).add_(shift), inplace=True).to(x.dtype)
 
 
-class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, added to the input (through a 1x1x1 convolution where the width changes)."""
-
-    def __init__(self, in_channels, out_channels, groups, **factory):
-        super().__init__()
-        operations = factory["operations"]
-        place = {"dtype": factory["dtype"], "device": factory["device"]}
-        self.norm1 = operations.GroupNorm(groups, in_channels, eps=NORM_EPS, **place)
-        self.conv1 = CausalConv3d(in_channels, out_channels, **factory)
-        self.norm2 = operations.GroupNorm(groups, out_channels, eps=NORM_EPS, **place)
-        self.conv2 = CausalConv3d(out_channels, out_channels, **factory)
-        self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel_size=1, **factory) if in_channels != out_channels else None
+class ResnetBlock(ladder.ResnetBlock):
+    """Large clips go a few frames at a time, and the second half overwrites the first."""
 
     def forward(self, x: Tensor, device: torch.device | None = None) -> Tensor:
         h = norm_silu_conv(self.norm1, self.conv1, x, device)
@@ -150,20 +124,14 @@ class ResnetBlock(nn.Module):
 
     def _shortcut(self, x: Tensor, start: int, stop: int, device: torch.device | None) -> Tensor:
         part = bring(x[:, :, start:stop], device)
-        return part if self.conv_shortcut is None else self.conv_shortcut.frames(part, 0, stop - start)
+        return getattr(self, self.shortcut).frames(part, 0, stop - start) if self.shortcut else part
 
 
 def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Single-head attention in which a token sees every token of its own and of earlier frames.
 
     Frame by frame, queries of frame f against keys of frames 0 .. f, without a mask: equal to masking a
-    (T * L)^2 matrix, without building one.
-
-    Args:
-        q, k, v: [B, T, L, C], L tokens per frame.
-
-    Returns:
-        [B, T, L, C].
+    (T * L)^2 matrix, without building one. q, k, v and the result: [B, T, L, C], L tokens per frame.
     """
     out = torch.empty_like(q)
     for frame in range(q.shape[1]):
@@ -172,45 +140,22 @@ def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-class FrameCausalAttention(nn.Module):
-    """Self-attention over all positions of a clip, each frame seeing itself and its past; residual."""
-
-    def __init__(self, channels, groups, *, operations, dtype=None, device=None):
-        super().__init__()
-        place = {"dtype": dtype, "device": device}
-        self.group_norm = operations.GroupNorm(groups, channels, eps=NORM_EPS, **place)
-        self.to_q = operations.Linear(channels, channels, **place)
-        self.to_k = operations.Linear(channels, channels, **place)
-        self.to_v = operations.Linear(channels, channels, **place)
-        self.to_out = nn.ModuleList([operations.Linear(channels, channels, **place)])
+class FrameCausalAttention(AttentionBlock):
+    """Each frame sees itself and its past."""
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).flatten(3).permute(0, 2, 3, 1).contiguous()  # [B, T, H * W, C]
-        h = frame_causal_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        h = self.to_out[0](h)
+        norm, *inputs, out = self.parts()
+        tokens = norm(x).flatten(3).permute(0, 2, 3, 1).contiguous()  # [B, T, H * W, C]
+        h = out(frame_causal_attention(*(layer(tokens) for layer in inputs)))
         return h.permute(0, 3, 1, 2).reshape(x.shape) + x
 
 
-class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the narrowest resolution."""
-
-    def __init__(self, channels, groups, **factory):
-        super().__init__()
-        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, groups, **factory) for _ in range(2)])
-        self.attentions = nn.ModuleList([FrameCausalAttention(channels, groups, **factory)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets[0](x)
-        x = self.attentions[0](x)
-        return self.resnets[1](x)
-
-
 class Downsample(nn.Module):
-    """A strided causal convolution; stride is (time, height, width)."""
+    """A strided causal convolution."""
 
-    def __init__(self, channels, stride, **factory):
+    def __init__(self, conv: CausalConv3d):
         super().__init__()
-        self.conv = CausalConv3d(channels, channels, stride=stride, **factory)
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -226,22 +171,21 @@ class Upsample(nn.Module):
     ever stored, and the result is equal but for the rounding of the added taps.
     """
 
-    def __init__(self, channels, factors, **factory):
+    def __init__(self, conv: CausalConv3d, doubles_time: bool):
         super().__init__()
-        self.doubles_time = factors[0] == 2
-        self.conv = CausalConv3d(channels, channels, **factory)
+        self.conv, self.doubles_time = conv, doubles_time
 
     def forward(self, x: Tensor, device: torch.device | None = None) -> Tensor:
         batch, _, frames, height, width = x.shape
         bias, kernels = self._kernels(x, device or x.device)
         convolve = self.conv.conv._conv_forward  # the layer's own, with other weights: the host's has cures for faulty libraries
         out_frames = 2 * frames - 1 if self.doubles_time else frames
-        out = park(x, (batch, bias.shape[0], out_frames, 2 * height, 2 * width), x.device)
+        out = ladder.park(x, (batch, bias.shape[0], out_frames, 2 * height, 2 * width), x.device)
         step = chunk_frames(x, device)
         for start in range(0, frames, step):
             stop = min(start + step, frames)
             first = start - (1 if self.doubles_time else KERNEL - 1)
-            padded = causal_pad(bring(x[:, :, max(0, first) : stop], device), min(0, first), stop - max(0, first))
+            padded = self.conv.padded(bring(x[:, :, max(0, first) : stop], device), max(0, -first))
             for (row, column), by_time in kernels.items():
                 window = padded[..., row : row + height + 1, column : column + width + 1].contiguous()
                 target = out[..., row::2, column::2]

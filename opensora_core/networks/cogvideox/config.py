@@ -15,7 +15,7 @@ TEXT_TOKENS = 226
 
 @dataclass(frozen=True)
 class CogVideoXConfig(EqualBlocks):
-    """Sizes.
+    """Sizes; the defaults are the 2B's.
 
     Attributes:
         in_channels: channels of the latents.
@@ -25,15 +25,15 @@ class CogVideoXConfig(EqualBlocks):
         table_rows: text tokens and positions of the 5B-I2V's learned table (0: none).
     """
 
-    in_channels: int
-    takes_picture: bool
-    patch: tuple[int, int, int]
-    hidden_size: int
-    head_dim: int
-    mlp_hidden_size: int
-    depth: int
-    context_in_dim: int
-    time_embed_dim: int
+    in_channels: int = 16
+    takes_picture: bool = False
+    patch: tuple[int, int, int] = (1, 2, 2)
+    hidden_size: int = 1920
+    head_dim: int = 64
+    mlp_hidden_size: int = 7680
+    depth: int = 30
+    context_in_dim: int = 4096
+    time_embed_dim: int = 512
     ofs_embed_dim: int = 0
     table_rows: int = 0
 
@@ -41,8 +41,7 @@ class CogVideoXConfig(EqualBlocks):
     def of(cls, shapes: Shapes) -> "CogVideoXConfig":
         """Sizes from shapes without prefix, under the diffusers layout's keys (layout.py brings others there).
 
-        Raises:
-            CheckpointError: a tensor the sizes are read from is missing, or the channels are those of another project's model.
+        Raises a CheckpointError where a tensor is missing, or the channels are those of another project's model.
         """
         is_flat = len(shapes.get("patch_embed.proj.weight", ())) == 2  # 1.5 has a linear layer where 1.0 has a convolution
         patch = (2 if is_flat else 1, 2, 2)
@@ -50,8 +49,8 @@ class CogVideoXConfig(EqualBlocks):
         taken = size(shapes, "patch_embed.proj.weight", 1) // (math.prod(patch) if is_flat else 1)
         if taken not in (channels, 2 * channels):
             raise CheckpointError(
-                f"This CogVideoX transformer has {taken} input channels, as other projects' models have (Fun, Control, VOID); those that "
-                f"are read here have {channels} (text to video) or {2 * channels} (picture to video)."
+                f"This CogVideoX transformer has {taken} input channels, as other projects' models have (Fun, Control, VOID); use one "
+                f"that has {channels} (text to video) or {2 * channels} (picture to video)."
             )
         return cls(
             in_channels=channels,
@@ -105,17 +104,7 @@ def _grid(patch_time: int, name: str, sizes: Mapping[str, tuple[int, int]], fram
 
 GRID_1_0 = _grid(1, "480p", _SIZES_1_0, FrameRule("8k+1", step=8, lead=1, shortest_clip=9, longest=49), 49)
 GRID_1_5 = _grid(2, "768p", _SIZES_1_5, FrameRule("16k+1", step=16, lead=1, shortest_clip=17, longest=161), 81)
-COGVIDEOX_2B = CogVideoXConfig(
-    in_channels=16,
-    takes_picture=False,
-    patch=(1, 2, 2),
-    hidden_size=1920,
-    head_dim=64,
-    mlp_hidden_size=7680,
-    depth=30,
-    context_in_dim=4096,
-    time_embed_dim=512,
-)
+COGVIDEOX_2B = CogVideoXConfig()
 COGVIDEOX_5B = replace(COGVIDEOX_2B, hidden_size=3072, mlp_hidden_size=12288, depth=42)
 COGVIDEOX_5B_I2V = replace(COGVIDEOX_5B, takes_picture=True, table_rows=TEXT_TOKENS + math.prod(BASE_GRID))
 COGVIDEOX_1_5_5B = replace(COGVIDEOX_5B, patch=(2, 2, 2))

@@ -3,8 +3,9 @@
 Text and video tokens attend together; each block modulates the two with numbers of their own. Parameter names are the keys of the
 published diffusers layout; layout.py says which others there are and how they are brought into it at load.
 
-Source: huggingface/diffusers@58eb52c0 models/transformers/cogvideox_transformer_3d.py. For clips of another length than the learned
-positions' that takes computed ones; here the first of the learned ones are taken, as in zai-org/CogVideo@e519eced sat/dit_video_concat.py.
+Source: huggingface/diffusers@58eb52c0 models/transformers/cogvideox_transformer_3d.py, models/embeddings.py and
+pipelines/cogvideo/pipeline_cogvideox.py. For clips of another length than the learned positions' that takes computed ones; here the first
+of the learned ones are taken, as in zai-org/CogVideo@e519eced sat/dit_video_concat.py.
 """
 
 import math
@@ -16,11 +17,10 @@ from torch import Tensor, nn
 
 from ...errors import OpenSoraError
 from ...ops import (
+    THETA,
     JointNetwork,
     Seams,
-    TorchOperations,
     TwoLayers,
-    attention as torch_attention,
     gelu,
     inputs_like,
     pack,
@@ -32,11 +32,41 @@ from ...ops import (
     unpack,
 )
 from .config import BASE_GRID, CogVideoXConfig
-from .positions import rotary_positions, sincos_tables
 
 OFS = 2.0  # the 1.5-5B-I2V's second "timestep", the same in every run
 BLOCK_EPS, HEAD_EPS = 1e-5, 1e-6
+SINCOS_SCALE = 1.875  # rows and columns of the grid that the 2B's table was made for, to BASE_GRID's
 EMBEDDING = "linear_1", "linear_2"
+
+
+def sincos_tables(grid: tuple[int, int, int], dim: int) -> list[Tensor]:
+    """The 2B's positions, fp64 on the CPU, as parts of the features that follow one another, each to be broadcast over [T, h, w, part].
+
+    Time has the first quarter, width the next three eighths, height the last; within a part sines come first.
+    """
+    tables = []
+    for axis, features, scale in ((0, dim // 4, 1.0), (2, dim * 3 // 8, SINCOS_SCALE), (1, dim * 3 // 8, SINCOS_SCALE)):
+        steps = THETA ** -(torch.arange(0, features, 2, dtype=torch.float64) / features)
+        angles = torch.outer(torch.arange(grid[axis], dtype=torch.float64) / scale, steps)
+        shape = [grid[axis] if each == axis else 1 for each in range(3)]
+        tables.append(torch.cat((angles.sin(), angles.cos()), dim=-1).view(*shape, -1))
+    return tables
+
+
+def rotary_positions(config: CogVideoXConfig, grid: tuple[int, int, int]) -> list[Tensor]:
+    """Positions along time, height and width, fp64.
+
+    Integers, but that the 1.0 models lay a grid of another size into the middle of BASE_GRID: as large as fits, its last position at
+    the absolute end times (n - 1) / n.
+    """
+    positions = [torch.arange(side, dtype=torch.float64) for side in grid]
+    if config.patch[0] == 1:
+        (_, base_h, base_w), (_, h, w) = BASE_GRID, grid
+        fitted = (base_h, round(base_h / h * w)) if h / w > base_h / base_w else (round(base_w / w * h), base_w)
+        for axis, length in enumerate(fitted, 1):
+            start, side = round((BASE_GRID[axis] - length) / 2), grid[axis]
+            positions[axis] = torch.linspace(start, (start + length) * (side - 1) / side, side, dtype=torch.float64)
+    return positions
 
 
 def modulate(x: Tensor, num_txt: int, txt: tuple[Tensor, Tensor], video: tuple[Tensor, Tensor]) -> Tensor:
@@ -132,18 +162,12 @@ class Block(nn.Module):
 
 
 class CogVideoX(JointNetwork):
-    """v of a noisy video latent, given text and, for the I2V models, a picture.
+    """v of a noisy video latent, given text and, for the I2V models, a picture."""
 
-    Args:
-        config: sizes.
-        operations: namespace with Linear, LayerNorm and Conv2d.
-        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
-    """
+    INPUT = "patch_embed.proj"
 
-    def __init__(self, config: CogVideoXConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
-        super().__init__()
-        self.config = config
-        seams, dim, ofs = Seams(operations, attention, dtype, device), config.hidden_size, config.ofs_embed_dim
+    def add_parts(self, config: CogVideoXConfig, seams: Seams) -> None:
+        dim, ofs = config.hidden_size, config.ofs_embed_dim
         self.patch_embed = PatchEmbed(config, seams)
         self.time_embedding = TwoLayers(EMBEDDING, (dim, config.time_embed_dim, config.time_embed_dim), seams)
         self.ofs_embedding = TwoLayers(EMBEDDING, (ofs, ofs, ofs), seams) if ofs else None
@@ -151,11 +175,6 @@ class CogVideoX(JointNetwork):
         self.norm_final = seams.layer_norm(dim, BLOCK_EPS, affine=True)
         self.norm_out = AdaptiveNorm(dim, config.time_embed_dim, 2, seams)
         self.proj_out = seams.linear(dim, config.in_channels * math.prod(config.patch))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype to call the model in: that of its unquantised input layer."""
-        return self.patch_embed.proj.weight.dtype
 
     def blocks(self) -> list[nn.Module]:
         """The blocks in the order in which they run."""
@@ -176,8 +195,7 @@ class CogVideoX(JointNetwork):
         Returns:
             [B, C, T, H, W], sqrt(a) * noise - sqrt(1 - a) * clean, where a is the share of the clean latents in x squared.
 
-        Raises:
-            OpenSoraError: latents of a size, or a picture, that the model cannot have.
+        Raises an OpenSoraError for latents of a size, or a picture, that the model cannot have.
         """
         options, grid = dict(transformer_options or {}), token_grid(x.shape[2:], self.config.patch)
         self._check(x, cond)
@@ -230,7 +248,7 @@ class CogVideoX(JointNetwork):
         if config.table_rows and ((height, width) != (rows, columns) or frames > most):
             raise OpenSoraError(
                 f"CogVideoX 5B-I2V has learned positions for up to {most} latent frames of {rows}x{columns} (49 frames at 480x720, height x "
-                f"width); {frames} of {height}x{width} were given."
+                f"width); give such latents, not {frames} of {height}x{width}."
             )
 
 

@@ -13,19 +13,19 @@ from ...shapes import Shapes, count, size
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The MMDiT. `in_channels` counts latent channels before packing (16), not packed features (64)."""
+    """The MMDiT; the defaults are Open-Sora 2.0's. `in_channels` counts latent channels before packing (16), not packed features (64)."""
 
-    in_channels: int
-    patch_size: int
-    hidden_size: int
-    num_heads: int
-    mlp_hidden_size: int
-    depth: int
-    depth_single_blocks: int
-    context_in_dim: int
-    vec_in_dim: int
-    cond_embed: bool
-    guidance_embed: bool
+    in_channels: int = 16
+    patch_size: int = 2
+    hidden_size: int = 3072
+    num_heads: int = 24
+    mlp_hidden_size: int = 12288
+    depth: int = 19
+    depth_single_blocks: int = 38
+    context_in_dim: int = 4096
+    vec_in_dim: int = 768
+    cond_embed: bool = True
+    guidance_embed: bool = False
 
     @classmethod
     def of(cls, shapes: Shapes) -> "TransformerConfig":
@@ -33,10 +33,7 @@ class TransformerConfig:
 
         heads = hidden / length of `key_norm`; the patch area is what the condition's one mask channel adds to
         its packed features, cond_in - img_in (2x2 where there is no cond_in, as in Flux). Second dimensions are trusted only
-        of input layers: quantisers halve others.
-
-        Raises:
-            CheckpointError: a tensor the sizes are read from is missing or they contradict each other.
+        of input layers: quantisers halve others. Raises a CheckpointError where a tensor is missing or they contradict each other.
         """
         hidden, packed = size(shapes, "img_in.bias"), size(shapes, "final_layer.linear.bias")
         norm = "double_blocks.0.img_attn.norm.key_norm."
@@ -45,7 +42,7 @@ class TransformerConfig:
         if hidden % head_dim or head_dim % 16 or packed % patch_size**2:
             raise CheckpointError(
                 f"The sizes of this transformer cannot be: hidden {hidden} with heads of {head_dim} (rotary axes need a multiple of 16), "
-                f"{packed} packed channels with a patch of {patch_size}."
+                f"{packed} packed channels with a patch of {patch_size}. Download the file again."
             )
         return cls(
             in_channels=packed // patch_size**2,
@@ -95,27 +92,10 @@ class TransformerConfig:
     def packed_channels(self) -> int:
         return self.in_channels * self.patch_size**2
 
-    @property
-    def packed_cond_channels(self) -> int:
-        """One mask channel and the reference latent, packed: 68 for the released model."""
-        return (self.in_channels + 1) * self.patch_size**2
 
-
-OPEN_SORA_2 = TransformerConfig(
-    in_channels=16,
-    patch_size=2,
-    hidden_size=3072,
-    num_heads=24,
-    mlp_hidden_size=12288,
-    depth=19,
-    depth_single_blocks=38,
-    context_in_dim=4096,
-    vec_in_dim=768,
-    cond_embed=True,
-    guidance_embed=False,
-)
-OPEN_SORA_2_DC_AE = TransformerConfig(**{**OPEN_SORA_2.__dict__, "in_channels": 128, "patch_size": 1})
-FLUX_DEV = TransformerConfig(**{**OPEN_SORA_2.__dict__, "cond_embed": False, "guidance_embed": True})
+OPEN_SORA_2 = TransformerConfig()
+OPEN_SORA_2_DC_AE = replace(OPEN_SORA_2, in_channels=128, patch_size=1)
+FLUX_DEV = replace(OPEN_SORA_2, cond_embed=False, guidance_embed=True)
 
 
 def _patch_size(shapes: Shapes, packed: int) -> int:
@@ -128,6 +108,6 @@ def _patch_size(shapes: Shapes, packed: int) -> int:
     side = math.isqrt(max(area, 0))
     if side < 1 or side * side != area:
         raise CheckpointError(
-            f"cond_in reads {area + img_features} features and img_in {img_features}; their difference must be the patch area, 4 or 1."
+            f"cond_in reads {area + img_features} features and img_in {img_features}; their difference must be the patch area, 4 or 1. Download the file again."
         )
     return side

@@ -1,6 +1,7 @@
 """Blocks of the MMDiT. Attribute names are the checkpoint's keys; tensors are [B, L, D] or [B, L, H, D_head].
 
 `img`, `txt`, `vec`, `pe` are the image stream, the text stream, the modulation vector and the rotary table.
+Rotary pairs inside a head of dimension D are (j, D/2 + j), as the released 2.0 file was trained; layout.py permutes others at load.
 Blocks look the host's patches up in plain dictionaries and never write into a tensor they were given:
 a patch may have handed it to someone else as well.
 """
@@ -11,8 +12,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import FUSED, Seams, TwoLayers, gelu
-from .rope import rotate_half
+from ...ops import FUSED, Seams, TwoLayers, gelu, token_chunks
+
+
+def position_ids(latent_frames: int, rows: int, columns: int, device, options: dict | None = None) -> Tensor:
+    """Integer positions in patch units, [T * rows * columns, 3] fp32 in the order t, h, w.
+
+    options: scale and shift of an axis, under the host's names: scale_t, shift_t, scale_y, shift_y, scale_x, shift_x. A scale stretches
+    the span from first to last position.
+    """
+    options = options or {}
+    axes = []
+    for count, name in ((latent_frames, "t"), (rows, "y"), (columns, "x")):
+        positions = torch.arange(count, dtype=torch.float32, device=device)
+        axes.append(positions * options.get(f"scale_{name}", 1.0) + options.get(f"shift_{name}", 0.0))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+
+
+def rotate_half(x: Tensor, pe: Tensor) -> Tensor:
+    """Rotate [B, L, H, D] by the table of [2, L, 1, D/2], in fp32, a chunk of tokens at a time; the result has x's dtype."""
+    chunks = token_chunks(x)
+    if len(chunks) == 1:
+        return _rotate(x, pe)
+    out = torch.empty_like(x)
+    for tokens in chunks:
+        out[:, tokens] = _rotate(x[:, tokens], pe[:, tokens])
+    return out
+
+
+def _rotate(x: Tensor, pe: Tensor) -> Tensor:
+    cos, sin = pe
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    rotated = wide.unflatten(-1, (2, -1)).mul(cos.unsqueeze(-2)).flatten(-2)
+    half = cos.shape[-1]
+    rotated[..., :half].addcmul_(second, sin, value=-1)  # our own temporary: half the memory traffic of joining two halves
+    rotated[..., half:].addcmul_(first, sin)
+    return rotated.to(x.dtype)
 
 
 class ModulationOut(NamedTuple):
@@ -36,8 +72,7 @@ def norm_rotate(norm: nn.Module, x: Tensor, pe: Tensor, start: int, options: dic
 class QKNorm(nn.Module):
     def __init__(self, head_dim: int, seams: Seams):
         super().__init__()
-        self.query_norm = seams.rms_norm(head_dim)
-        self.key_norm = seams.rms_norm(head_dim)
+        self.query_norm, self.key_norm = seams.rms_norm(head_dim), seams.rms_norm(head_dim)
 
 
 class Modulation(nn.Module):
@@ -57,9 +92,7 @@ class SelfAttention(nn.Module):
     def __init__(self, hidden_size: int, head_dim: int, seams: Seams):
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = seams.linear(hidden_size, hidden_size)
-        self.k_proj = seams.linear(hidden_size, hidden_size)
-        self.v_proj = seams.linear(hidden_size, hidden_size)
+        self.q_proj, self.k_proj, self.v_proj = (seams.linear(hidden_size, hidden_size) for _ in range(3))
         self.norm = QKNorm(head_dim, seams)
         self.proj = seams.linear(hidden_size, hidden_size)
 
@@ -75,15 +108,10 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
 
 
 def joint_attention(qkv: list[Tensor], pe: Tensor, attention, num_txt: int, options: dict) -> Tensor:
-    """Attend over text and image tokens together, through the host's attention patches.
+    """Attend over text and image tokens together, through the host's attention patches; gives [B, L, H * D].
 
-    Args:
-        qkv: three of [B, L, H, D], text tokens first, as norm_rotate gives them. The list is emptied, so that each is freed once used.
-        pe: [2, L, 1, D/2].
-        num_txt: how many leading tokens are text.
-
-    Returns:
-        [B, L, H * D].
+    qkv: three of [B, L, H, D], text tokens first, as norm_rotate gives them. The list is emptied, so that each is freed once used.
+    pe: [2, L, 1, D/2]. num_txt: how many leading tokens are text.
     """
     patches = options.get("patches", {})
     extra = None
@@ -140,11 +168,8 @@ class SingleStreamBlock(nn.Module):
 
     def __init__(self, hidden_size: int, head_dim: int, mlp_hidden_size: int, seams: Seams):
         super().__init__()
-        self.attention = seams.attention
-        self.head_dim = head_dim
-        self.split = (hidden_size, mlp_hidden_size)
-        self.q_proj = seams.linear(hidden_size, hidden_size)
-        self.k_proj = seams.linear(hidden_size, hidden_size)
+        self.attention, self.head_dim, self.split = seams.attention, head_dim, (hidden_size, mlp_hidden_size)
+        self.q_proj, self.k_proj = seams.linear(hidden_size, hidden_size), seams.linear(hidden_size, hidden_size)
         self.v_mlp = seams.linear(hidden_size, hidden_size + mlp_hidden_size)
         self.linear2 = seams.linear(hidden_size + mlp_hidden_size, hidden_size)
         self.norm = QKNorm(head_dim, seams)
@@ -161,19 +186,13 @@ class SingleStreamBlock(nn.Module):
         del y
         qkv.append(split_heads(v_mlp[..., : self.split[0]], self.head_dim))
         attended = joint_attention(qkv, pe, self.attention, num_txt, transformer_options)
-        return torch.addcmul(x, mod.gate, self.linear2(self._beside_mlp(attended, v_mlp)))
-
-    def _beside_mlp(self, attended: Tensor, v_mlp: Tensor) -> Tensor:
-        """The attention's output and the activated MLP, [B, L, hidden + mlp].
-
-        v has been used by now, so the attention takes its place: the largest tensor of the block exists once.
-        """
         v, mlp = v_mlp.split(self.split, dim=-1)
         if torch.is_grad_enabled():
-            return torch.cat((attended, gelu(mlp)), dim=-1)
-        v.copy_(attended)
-        gelu(mlp)
-        return v_mlp
+            v_mlp = torch.cat((attended, gelu(mlp)), dim=-1)
+        else:  # v has been used by now, so the attention takes its place: the largest tensor of the block exists once
+            v.copy_(attended)
+            gelu(mlp)
+        return torch.addcmul(x, mod.gate, self.linear2(v_mlp))
 
 
 class LastLayer(nn.Module):

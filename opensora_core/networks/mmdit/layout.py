@@ -44,14 +44,7 @@ def unfuse(name: str, tensor: Tensor, config: TransformerConfig) -> list[tuple[s
 
     Exact: rows are moved, never computed. Within every head the rows of q and k (weights, biases and both
     norm scales) go from pairs (2j, 2j+1) to pairs (j, j + D/2); v, MLP and everything else stay views of
-    what was given.
-
-    Args:
-        name: the file's key, without prefix.
-        tensor: any device and dtype, meta included.
-
-    Returns:
-        (name in the module, tensor) pairs; the given tensor where nothing is fused.
+    what was given, which may be on meta. The pairs are (name in the module, tensor).
     """
     hidden, head_dim = config.hidden_size, config.head_dim
     match = _ATTENTION.fullmatch(name) or _LINEAR1.fullmatch(name)

@@ -11,9 +11,7 @@ from ...ops import (
     FUSED,
     JointNetwork,
     Seams,
-    TorchOperations,
     TwoLayers,
-    attention as torch_attention,
     inputs_like,
     pack,
     rotary_table,
@@ -21,37 +19,30 @@ from ...ops import (
     unpack,
 )
 from .config import TransformerConfig
-from .layers import DoubleStreamBlock, LastLayer, SingleStreamBlock
-from .rope import position_ids
+from .layers import DoubleStreamBlock, LastLayer, SingleStreamBlock, position_ids
 
 EMBEDDER = "in_layer", "out_layer"
 SINUSOID = 256
 
 
 class MMDiT(JointNetwork):
-    """Velocity of a video latent, from data to noise, given text and an image condition.
+    """Velocity of a video latent, from data to noise, given text and an image condition."""
 
-    Args:
-        config: sizes, see config.py.
-        operations: namespace with Linear, LayerNorm and RMSNorm.
-        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
-    """
+    INPUT = "img_in"
 
-    def __init__(self, config: TransformerConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
-        super().__init__()
+    def add_parts(self, config: TransformerConfig, seams: Seams) -> None:
         if config.hidden_size % config.num_heads or sum(config.axes_dim) != config.head_dim:
             raise OpenSoraError(
                 f"hidden_size={config.hidden_size} with {config.num_heads} heads gives rotary axes {config.axes_dim}; "
                 f"they must sum to the head dimension {config.head_dim} (a multiple of 16)."
             )
-        self.config = config
-        seams = Seams(operations, attention, dtype, device)
         hidden, block = config.hidden_size, (config.hidden_size, config.head_dim, config.mlp_hidden_size, seams)
         self.img_in = seams.linear(config.packed_channels, hidden)
         self.time_in = TwoLayers(EMBEDDER, (SINUSOID, hidden, hidden), seams)
         self.vector_in = TwoLayers(EMBEDDER, (config.vec_in_dim, hidden, hidden), seams)
         self.guidance_in = TwoLayers(EMBEDDER, (SINUSOID, hidden, hidden), seams) if config.guidance_embed else None
-        self.cond_in = seams.linear(config.packed_cond_channels, hidden) if config.cond_embed else None
+        cond = config.packed_channels + config.patch_size**2  # one mask channel beside the reference latent: 68 for the released model
+        self.cond_in = seams.linear(cond, hidden) if config.cond_embed else None
         self.txt_in = seams.linear(config.context_in_dim, hidden)
         self.double_blocks = nn.ModuleList(DoubleStreamBlock(*block) for _ in range(config.depth))
         self.single_blocks = nn.ModuleList(SingleStreamBlock(*block) for _ in range(config.depth_single_blocks))
@@ -91,20 +82,15 @@ class MMDiT(JointNetwork):
         txt, img = self.tokens.mine(txt, counts[:1]), self.tokens.mine(img, counts[1:])
         options.update(total_blocks=len(self.double_blocks), block_type="double")
         for index, block in enumerate(self.double_blocks):
-            img, txt = _run_double(block, index, (img, txt, vec, pe), options)
+            img, txt = _run(block, ("double_block", index), {"img": img, "txt": txt, "vec": vec, "pe": pe}, options)
         num_txt = txt.shape[1]
         joined = torch.cat((txt, img), dim=1)
         del img, txt
         options.update(total_blocks=len(self.single_blocks), block_type="single", img_slice=[num_txt, joined.shape[1]])
         for index, block in enumerate(self.single_blocks):
-            joined = _run_single(block, index, (joined, vec, pe), num_txt, options)
+            joined = _run(block, ("single_block", index), {"img": joined, "vec": vec, "pe": pe}, options, num_txt)
         out = self.tokens.whole(self.final_layer(joined[:, num_txt:], vec), counts[1])
         return unpack(out, latent_size, self.config.patch)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype to call the model in, which is not that of a weight that is quantised."""
-        return self.img_in.bias.dtype
 
     def blocks(self) -> list[nn.Module]:
         """The blocks in the order in which they run."""
@@ -120,7 +106,7 @@ class MMDiT(JointNetwork):
         vec = self.time_in(sinusoid(1000.0 * timestep.to(x.dtype).float()).to(x.dtype)) + self.vector_in(y)
         if self.guidance_in is not None:
             if guidance is None:
-                raise OpenSoraError("This model is guidance-distilled (guidance_in is in its file); a guidance value is needed.")
+                raise OpenSoraError("This model is guidance-distilled (guidance_in is in its file); give a guidance value.")
             vec = vec + self.guidance_in(sinusoid(1000.0 * guidance.to(x.dtype).float()).to(x.dtype))
         return img, self.txt_in(context), vec
 
@@ -152,31 +138,17 @@ def example(
     return inputs
 
 
-def _run_double(block, index: int, streams: tuple, options: dict) -> tuple[Tensor, Tensor]:
-    """One double block, or what the host has put in its place."""
-    options["block_index"] = index
-    replacement = options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+def _run(block, place: tuple[str, int], inputs: dict[str, Tensor], options: dict, *beside: int) -> Tensor | tuple[Tensor, Tensor]:
+    """A block, or what the host has put in its place. inputs: by the host's names, in the block's order; beside: what a replacement does not see."""
+    options["block_index"] = place[1]
+    replacement = options.get("patches_replace", {}).get("dit", {}).get(place)
     if replacement is None:
-        return block(*streams, options)
+        return block(*inputs.values(), *beside, options)
+    streams = [name for name in ("img", "txt") if name in inputs]
 
-    def original(args):
-        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
-        return {"img": img, "txt": txt}
+    def original(args: dict) -> dict[str, Tensor]:
+        out = block(*(args[name] for name in inputs), *beside, args["transformer_options"])
+        return dict(zip(streams, out if len(streams) > 1 else (out,), strict=True))
 
-    args = dict(zip(("img", "txt", "vec", "pe"), streams, strict=True), transformer_options=options)
-    out = replacement(args, {"original_block": original})
-    return out["img"], out["txt"]
-
-
-def _run_single(block, index: int, streams: tuple, num_txt: int, options: dict) -> Tensor:
-    """One single block, or what the host has put in its place."""
-    options["block_index"] = index
-    replacement = options.get("patches_replace", {}).get("dit", {}).get(("single_block", index))
-    if replacement is None:
-        return block(*streams, num_txt, options)
-
-    def original(args):
-        return {"img": block(args["img"], args["vec"], args["pe"], num_txt, args["transformer_options"])}
-
-    args = dict(zip(("img", "vec", "pe"), streams, strict=True), transformer_options=options)
-    return replacement(args, {"original_block": original})["img"]
+    out = replacement({**inputs, "transformer_options": options}, {"original_block": original})
+    return (out["img"], out["txt"]) if len(streams) > 1 else out["img"]

@@ -51,7 +51,9 @@ class STDiTConfig(EqualBlocks):
         hidden, blocks = size(shapes, "x_embedder.proj.bias"), "spatial_blocks." if count(shapes, "spatial_blocks.") else "blocks."
         head_dim = dim(shapes, f"{blocks}0.attn.q_norm.weight", 0, HEAD_DIM)
         if hidden % head_dim or hidden % 4:
-            raise CheckpointError(f"The sizes of this transformer cannot be: hidden {hidden} with heads of {head_dim}.")
+            raise CheckpointError(
+                f"The sizes of this transformer cannot be: hidden {hidden} with heads of {head_dim}. Download the file again."
+            )
         tokens, frames = dim(shapes, "pos_embed", 1, 1024), dim(shapes, "pos_embed_temporal", 1, 16)
         return cls(
             in_channels=size(shapes, "x_embedder.proj.weight", 1),

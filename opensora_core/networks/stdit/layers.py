@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...ops import THETA, Seams, TorchOperations, TwoLayers, attention as torch_attention, gelu, inputs_like, rotate_pairs, sinusoid
+from ...ops import THETA, SeamedNetwork, Seams, TwoLayers, gelu, inputs_like, rotate_pairs, sinusoid
 from .config import BASE_SIZE, PATCH_SIZE, STDiTConfig
 
 # What a network is told of a video, in this order; a picture has 120 frames per second. Height and width, in pixels, are a batch's own.
@@ -87,7 +87,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: STDiTConfig, seams: Seams):
         super().__init__()
         kernel = (1, PATCH_SIZE, PATCH_SIZE)
-        self.proj = seams.operations.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, **seams.place)
+        self.proj = seams.conv3d(config.in_channels, config.hidden_size, kernel, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, -x.shape[-1] % PATCH_SIZE, 0, -x.shape[-2] % PATCH_SIZE))
@@ -225,34 +225,18 @@ class FinalLayer(nn.Module):
         return modulate(self.norm_final(x), shift, scale)
 
 
-class STDiTBase(nn.Module):
-    """What the networks have in common: what goes in, and what comes out.
+class STDiTBase(SeamedNetwork):
+    """What the networks have in common: what goes in, and what comes out."""
 
-    Args:
-        config: sizes, read from a file.
-        operations: namespace with Linear, LayerNorm, RMSNorm and Conv3d.
-        attention: (q, k, v [B, H, L, D], transformer_options) -> [B, L, H * D].
-    """
-
+    INPUT = "x_embedder.proj"
     piece_tokens = 1  # layers take all tokens at once
 
-    def __init__(self, config: STDiTConfig, operations=TorchOperations, attention=torch_attention, dtype=None, device=None):
-        super().__init__()
-        self.config, seams = config, Seams(operations, attention, dtype, device)
+    def add_parts(self, config: STDiTConfig, seams: Seams) -> None:
         self.x_embedder = PatchEmbed(config, seams)
         self.t_embedder = Embedder(config.hidden_size, seams)
         self.t_block = nn.Sequential(nn.SiLU(), seams.linear(config.hidden_size, 6 * config.hidden_size))
         self.y_embedder = CaptionEmbedder(config, seams)
         self.final_layer = FinalLayer(config, seams)
-        self.add_parts(config, seams)
-
-    def add_parts(self, config: STDiTConfig, seams: Seams) -> None:
-        """Make what a network has of its own."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype to call the model in: that of its unquantised input layer."""
-        return self.x_embedder.proj.weight.dtype
 
     @property
     def table_dtype(self) -> torch.dtype:
