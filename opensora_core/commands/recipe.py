@@ -13,7 +13,7 @@ from ..choices import AUTO, FORWARDS, SCRIPTS
 from ..errors import OpenSoraError
 from ..media.recipe import PROGRAM, recipe_of
 from ..run.files import SMALL, ModelFiles
-from .options import GenerateOptions, flag
+from .options import PARTS, GenerateOptions, flag
 
 # What says where to write, what to do with what is there, or is said by other options once it is understood; not what is made.
 _NOT_OF_THE_VIDEO = {
@@ -21,51 +21,46 @@ _NOT_OF_THE_VIDEO = {
     "save_latents", "gpus", "loop",
 }  # fmt: skip
 _PATHS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
-_SIZE = {"aspect_ratio": "aspect_ratio", "num_frames": "num_frames", "length": "num_frames", "width": "width", "height": "height"}
-_GUIDANCE = {"text_guidance": "guidance", "image_guidance": "guidance_img", "speed": "speed"}
-# node -> its inputs, and our flags for them. What stands in an input that has a file behind it is the file's name.
+_SIZE = "aspect_ratio num_frames length:num_frames width height"
+_GUIDANCE = "text_guidance:guidance image_guidance:guidance_img speed"
+# node -> its inputs, with our flag behind a colon where it has another name. What stands in an input that has a file behind it is the file's name.
 _NODES = {
-    "OpenSoraT5TextEncode": {
-        name: name for name in ("prompt", "negative_prompt", "motion_score", "fps", "aesthetic_score", "camera_motion")
-    },
-    "OpenSoraEmptyLatentVideo": {"resolution": "resolution", **_SIZE},
-    "OpenSoraEmptyLatentHighCompression": {"resolution": "resolution", **_SIZE},
-    "OpenSoraEmptyLatent": {"size": "resolution", **_SIZE},
-    "OpenSoraImageToVideo": {"start_image": "ref", "end_image": "ref_end", "fit": "fit", "strength": "strength"},
-    "OpenSoraVideoToVideo": {"video": "ref", "direction": "direction", "context": "context", "fit": "fit", "strength": "strength"},
-    "OpenSoraRectifiedFlowSampler": {"seed": "seed", "steps": "num_steps", "solver": "solver", "guidance_curve": "guidance_curve", **_GUIDANCE},
-    "OpenSoraFluxToVideo": {
-        **{name: name for name in ("prompt", "negative_prompt", "motion_score", "fps", "seed", "resolution", "flux_vae", "flux_schedule",
-                                   "flux_guidance", "image_steps", "image_seed", "image_prompt", "image_resolution")},
-        "flux_model": "flux", "steps": "num_steps", **_SIZE, **_GUIDANCE,
-    },
-    "OpenSoraContinueVideo": {"segments": "extend", "num_frames": "extend_frames", "context_frames": "extend_context"},
-    "OpenSoraScheduler": {"steps": "num_steps"},
+    "OpenSoraT5TextEncode": "prompt negative_prompt motion_score fps aesthetic_score camera_motion",
+    "OpenSoraEmptyLatentVideo": f"resolution {_SIZE}",
+    "OpenSoraEmptyLatentHighCompression": f"resolution {_SIZE}",
+    "OpenSoraEmptyLatent": f"size:resolution {_SIZE}",
+    "OpenSoraImageToVideo": "start_image:ref end_image:ref_end fit strength",
+    "OpenSoraVideoToVideo": "video:ref direction context fit strength",
+    "OpenSoraRectifiedFlowSampler": f"seed steps:num_steps solver guidance_curve {_GUIDANCE}",
+    "OpenSoraFluxToVideo": "prompt negative_prompt motion_score fps seed resolution flux_vae flux_schedule flux_guidance image_steps image_seed "
+    f"image_prompt image_resolution flux_model:flux steps:num_steps {_SIZE} {_GUIDANCE}",
+    "OpenSoraContinueVideo": "segments:extend num_frames:extend_frames context_frames:extend_context",
+    "OpenSoraScheduler": "steps:num_steps",
     "OpenSoraGuider": _GUIDANCE,
-    "RandomNoise": {"noise_seed": "seed"},
-    "OpenSoraModelLoader": {"model_name": "dit", "precision": "precision"},
-    "OpenSoraTextEncoderLoader": {"t5_name": "t5", "clip_l_name": "clip"},
-    "OpenSoraVAELoader": {"vae_name": "vae"},
-    "OpenSoraLoraLoader": {"lora_name": "lora", "strength": "lora_strength"},
-}  # fmt: skip
+    "RandomNoise": "noise_seed:seed",
+    "OpenSoraModelLoader": "model_name:dit precision",
+    "OpenSoraTextEncoderLoader": "t5_name:t5 clip_l_name:clip",
+    "OpenSoraVAELoader": "vae_name:vae",
+    "OpenSoraLoraLoader": "lora_name:lora strength:lora_strength",
+}
 _SMALL, _NO_CLIP = "small (built in)", "none (T5 alone)"  # as nodes name them
 # node -> its input that names a file
 _NAMES = {"LoadImage": "image", "LoadVideo": "file", "UNETLoader": "unet_name", "VAELoader": "vae_name"}
 # What nodes say where nothing is asked for, and no flag needs to.
-_UNASKED = (None, "", AUTO, -1, _NO_CLIP)
+_UNASKED = ("", AUTO, -1, _NO_CLIP)
+_OPTIONS = {one.name: one for one in fields(GenerateOptions)}
 
 
 def recipe_for(options: GenerateOptions, files: ModelFiles) -> dict[str, Any]:
     """What is said of every video of a command, but for its prompt and seed: no path of anyone's machine, names and sizes of files alone."""
     settings = {}
-    for one in fields(options):
-        value = getattr(options, one.name)
-        if one.metadata and one.name not in _NOT_OF_THE_VIDEO and value != one.default:
+    for name, one in _OPTIONS.items():
+        value = getattr(options, name)
+        if name not in _NOT_OF_THE_VIDEO and value != one.default:
             is_path = one.metadata["values"] in _PATHS
-            settings[one.name] = ";".join(Path(part.strip()).name for part in value.split(";")) if is_path else value
-    given = {name: path for name in ("dit", "vae", "t5", "clip") if (path := getattr(files, name)) is not None}
-    named = {name: path for name, path in given.items() if path.exists()}
-    parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name, path in named.items() if path.is_file()}
+            settings[name] = ";".join(Path(part.strip()).name for part in value.split(";")) if is_path else value
+    found = {name: path for name in PARTS if (path := getattr(files, name)) is not None and path.is_file()}
+    parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name, path in found.items()}
     if files.dit.parent == SMALL:
         settings["model"] = "small"
     return {"settings": settings, "files": parts, "versions": {PROGRAM: __version__, "torch": torch.__version__}}
@@ -90,18 +85,16 @@ def as_command(path: Path) -> str:
     asked = _of_run(recipe) if recipe["program"] == PROGRAM else _of_graph(recipe["prompt"])
     if "prompt" not in asked:
         raise OpenSoraError(f"{path.name} was made by a graph without Open-Sora Text Encode or Flux to Video; no command makes it again.")
-    asked_of = [one for one in fields(GenerateOptions) if one.name != "out"]
-    kinds, defaults = {one.name: one.type for one in asked_of}, {one.name: one.default for one in asked_of}
     words = ["python", "-m", PROGRAM, "generate"]
     for name, value in asked.items():
-        if name not in kinds:  # what a later version, or another hand, wrote
+        one = _OPTIONS.get(name)
+        if one is None or name == "out" or value in (None, ""):  # also what a later version, or another hand, wrote
             continue
         if isinstance(value, bool):
-            if value != defaults[name]:
-                words += [flag(name), *(["False"] if defaults[name] else [])]
-        elif isinstance(value, list) and "tuple" in str(kinds[name]):
+            words += [] if value == one.default else [flag(name), *(["False"] if one.default else [])]
+        elif isinstance(value, list) and "tuple" in str(one.type):
             words += [flag(name), *map(str, value)]
-        elif value not in (None, ""):
+        else:
             for each in value if isinstance(value, list) else [value]:
                 # A text that begins with a dash would be read as a flag.
                 words += [f"{flag(name)}={each}"] if str(each).startswith("-") else [flag(name), str(each)]
@@ -132,24 +125,22 @@ def _of_graph(graph: dict) -> dict[str, Any]:
     """Our flags for what a graph of ComfyUI's asks our nodes for."""
     asked: dict[str, Any] = {}
     for node in graph.values():
-        inputs = {name: _constant(graph, value) for name, value in node.get("inputs", {}).items()}
-        for name, ours in _NODES.get(node.get("class_type"), {}).items():
-            is_unset = inputs.get(name) in _UNASKED or (ours.startswith("extend_") and not inputs[name])
-            if not is_unset and isinstance(inputs[name], str | int | float):
-                asked[ours] = inputs[name]
-        if node.get("class_type") == "OpenSoraFluxToVideo":
+        kind, inputs = node.get("class_type"), node.get("inputs", {})
+        for name, _, other in (one.partition(":") for one in _NODES.get(kind, "").split()):
+            ours, value = other or name, _constant(graph, inputs.get(name))
+            if isinstance(value, str | int | float) and value not in _UNASKED and (value or not ours.startswith("extend_")):
+                asked[ours] = value
+        if kind == "OpenSoraFluxToVideo":
             asked["t2i2v"] = True
     if asked.get("dit") == _SMALL:
-        asked = {name: value for name, value in asked.items() if name not in ("vae", "t5", "clip")} | {"model": "small"}
-        asked.pop("dit")
+        asked = {name: value for name, value in asked.items() if name not in PARTS} | {"model": "small"}
     direction, context = asked.pop("direction", ""), asked.pop("context", "")
     if direction:
         asked["cond_type"] = f"v2v_{'head' if direction == FORWARDS else 'tail'}{'_easy' * (str(context) == '65')}"
     unused = ("width", "height") if "resolution" in asked else ("aspect_ratio", "width", "height")
     if asked.get("resolution") == "custom":
         unused = ("resolution", "aspect_ratio")
-    defaults = {one.name: one.default for one in fields(GenerateOptions)}
-    return {name: value for name, value in asked.items() if name not in unused and value != defaults[name]}
+    return {name: value for name, value in asked.items() if name not in unused and value != _OPTIONS[name].default}
 
 
 def _constant(graph: dict, value: Any, depth: int = 8) -> Any:

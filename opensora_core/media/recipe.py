@@ -7,7 +7,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import CheckpointError, OpenSoraError
 from ..readers import json_object
@@ -15,7 +15,6 @@ from ..readers import json_object
 PROGRAM = "opensora_core"
 _LARGEST = 2**26  # bytes of an index that are read
 _MOST_BOXES, _MOST_DEEP = 10_000, 8  # of a file; an mp4 has a few, five deep
-_COMMENT = b"\xa9cmt"
 _HOLD_BOXES = {b"moov", b"udta", b"meta", b"ilst"}
 
 
@@ -42,41 +41,26 @@ def recipe_of(path: Path) -> dict[str, Any]:
 
 def tags(path: Path) -> dict[str, str]:
     """The text tags of an mp4 by their names. Raises an OpenSoraError for a file that is none."""
-    index = b""
-    for kind, offset, size in top_boxes(path):
-        if kind == b"moov" and size <= _LARGEST:
-            with path.open("rb") as file:
-                file.seek(offset)
-                index = file.read(size)
-    if not index:
-        raise OpenSoraError(f"{path.name} is not a whole mp4; give a video that this program or ComfyUI wrote.")
-    return dict(_tags(index, [], 0))
+    with path.open("rb") as file:
+        for kind, begin, end in _boxes(file, 0, path.stat().st_size):
+            if kind == b"moov" and end - begin <= _LARGEST:
+                return dict(_tags(file, begin, end, [], 0))
+    raise OpenSoraError(f"{path.name} is not a whole mp4; give a video that this program or ComfyUI wrote.")
 
 
 def top_boxes(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, first byte, bytes) of the boxes that an mp4 is made of, up to one that is not whole."""
+    """(kind, first byte of what it holds, first byte behind it) of the boxes that an mp4 is made of, up to one that is not whole."""
     with path.open("rb") as file:
-        end, offset = path.stat().st_size, 0
-        for _ in range(_MOST_BOXES):
-            file.seek(offset)
-            if offset + 8 > end:
-                return
-            size, kind, head = _head(file.read(16), end - offset)
-            if size < head or offset + size > end:
-                return
-            yield kind, offset, size
-            offset += size
+        yield from _boxes(file, 0, path.stat().st_size)
 
 
 def _ours(recipe: dict) -> dict | None:
-    parts = [recipe.get(name) for name in ("settings", "files", "versions")]
+    settings, files, versions = (recipe.get(name) for name in ("settings", "files", "versions"))
     is_ours = recipe.get("program") == PROGRAM and isinstance(recipe.get("prompt"), str) and type(recipe.get("seed")) is int
-    is_whole = is_ours and all(isinstance(part, dict) for part in parts) and {PROGRAM, "torch"} <= set(parts[2])
-    if is_whole and all(
-        isinstance(one, dict) and type(one.get("name")) is str and type(one.get("bytes")) is int for one in parts[1].values()
-    ):
-        return recipe
-    return None
+    if not is_ours or not all(isinstance(part, dict) for part in (settings, files, versions)) or not {PROGRAM, "torch"} <= versions.keys():
+        return None
+    named = [isinstance(one, dict) and type(one.get("name")) is str and type(one.get("bytes")) is int for one in files.values()]
+    return recipe if all(named) else None
 
 
 def _comfyuis(graph: dict) -> dict | None:
@@ -87,37 +71,39 @@ def _comfyuis(graph: dict) -> dict | None:
     return {"program": "ComfyUI", "prompt": graph} if graph else None
 
 
-def _head(data: bytes, left: int) -> tuple[int, bytes, int]:
-    """(size of a box, its kind, size of its head)."""
-    size, kind = struct.unpack(">I4s", data[:8])
-    if size == 1 and len(data) >= 16:
-        return struct.unpack(">Q", data[8:16])[0], kind, 16
-    return size or left, kind, 8
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    offset = 0
-    while offset + 8 <= len(data):
-        size, kind, head = _head(data[offset : offset + 16], len(data) - offset)
-        if size < head:
+def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """As top_boxes of the boxes between two bytes of a file."""
+    for _ in range(_MOST_BOXES):
+        file.seek(at)
+        head = file.read(max(0, min(16, end - at)))
+        if len(head) < 8:
             return
-        yield kind, data[offset + head : offset + size]
-        offset += size
+        (size, kind), begin = struct.unpack(">I4s", head[:8]), at + 8
+        if size == 1 and len(head) == 16:
+            size, begin = struct.unpack(">Q", head[8:])[0], at + 16
+        behind = at + size if size else end
+        if not begin <= behind <= end:
+            return
+        yield kind, begin, behind
+        at = behind
 
 
-def _tags(data: bytes, names: list[str], depth: int) -> Iterator[tuple[str, str]]:
+def _tags(file: BinaryIO, at: int, end: int, names: list[str], depth: int) -> Iterator[tuple[str, str]]:
     """names: those of the keys box that stands before the list, filled on the way."""
-    if depth > _MOST_DEEP:
-        return
-    for kind, body in _boxes(data):
-        if kind == b"meta" and body[4:8] != b"hdlr":
-            body = body[4:]  # of an mp4: version and flags come first
+
+    def text(begin: int, behind: int) -> str:
+        file.seek(begin)
+        return file.read(max(0, behind - begin)).decode("utf-8", "replace")
+
+    for kind, begin, behind in _boxes(file, at, end):
+        if kind == b"meta" and text(begin + 4, begin + 8) != "hdlr":
+            begin += 4  # of an mp4: version and flags come first
         if kind == b"keys":
-            names[:] = [name.decode("utf-8", "replace") for _, name in _boxes(body[8:])]
-        elif kind in _HOLD_BOXES:
-            yield from _tags(body, names, depth + 1)
+            names[:] = [text(*name) for _, *name in _boxes(file, begin + 8, behind)]
+        elif kind in _HOLD_BOXES and depth < _MOST_DEEP:
+            yield from _tags(file, begin, behind, names, depth + 1)
         else:
             number = int.from_bytes(kind, "big")
-            name = "comment" if kind == _COMMENT else names[number - 1] if 0 < number <= len(names) else ""
-            values = [part[8:].decode("utf-8", "replace") for inner, part in _boxes(body) if inner == b"data"] if name else []
+            name = "comment" if kind == b"\xa9cmt" else names[number - 1] if 0 < number <= len(names) else ""
+            values = [text(first + 8, last) for inner, first, last in _boxes(file, begin, behind) if inner == b"data"] if name else []
             yield from ((name, value) for value in values[:1])

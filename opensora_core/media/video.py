@@ -317,4 +317,4 @@ def _reported() -> Iterator:
 def _has_index(path: Path) -> bool:
     """Whether an mp4's top level holds the `moov` box that the encoder writes last, and every box is whole."""
     boxes = list(top_boxes(path)) if path.is_file() else []
-    return any(kind == b"moov" for kind, _, _ in boxes) and sum(size for _, _, size in boxes) == path.stat().st_size
+    return any(kind == b"moov" for kind, _, _ in boxes) and boxes[-1][2] == path.stat().st_size
