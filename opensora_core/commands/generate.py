@@ -24,7 +24,6 @@ from .options import DONE, SOME_FAILED, ExtendOptions, GenerateOptions, changed
 from .output import check_count, check_writable, say
 from .pictures import check_given, flux_files, picture_job
 from .progress import Screen
-from .recipe import recipe_for
 from .refine import check as check_refine, refined_jobs
 
 
@@ -147,30 +146,14 @@ def _jobs(options: GenerateOptions, pipe: OpenSoraPipeline, target: Target, scre
     if options.t2i2v:
         pipe.load_flux(*flux_files(options))
     jobs = []
-    for index in range(count):
-        picture, name = None, f"video {before + index + 1}"
+    for own in range(seed, seed + count):
+        name, picture = f"video {before + own - seed + 1}", None
         if options.t2i2v:
-            picture = picture_job(options, arguments, seed + index)
+            picture = picture_job(options, arguments, own)
             of_seed = f"seed {picture.seed}"
-            file = target.folder / f"picture_{of_seed.replace(' ', '_')}{IMAGE_SUFFIX}"
-            picture = replace(picture, name=of_seed, key=of_seed, file=file)
-        jobs.append(
-            Job(
-                name=f"{name} (seed {seed + index})",
-                title=f"{name} of {total}",
-                prompt=options.prompt,
-                seed=seed + index,
-                arguments=arguments,
-                fps=options.fps,
-                place=target.free,
-                key=name,
-                asked={"seed": seed + index},
-                picture=picture,
-                longer=longer,
-                recipe=recipe_for(options, pipe.files),
-                has_latents=options.save_latents,
-            )
-        )
+            picture = replace(picture, name=of_seed, key=of_seed, file=target.folder / f"picture_seed_{picture.seed}{IMAGE_SUFFIX}")
+        about = {"options": options, "arguments": arguments, "place": target.free, "key": name, "picture": picture, "longer": longer}
+        jobs.append(Job(name=f"{name} (seed {own})", title=f"{name} of {total}", seed=own, asked={"seed": own}, **about))
     jobs[0].check(pipe)
     check_can_be_written(target.some_file(), (arguments["num_frames"], arguments["height"], arguments["width"]), options.fps)
     return jobs

@@ -14,7 +14,6 @@ import torch
 
 from ..errors import DecodeOutOfMemory, NotNumbers, OpenSoraError, OutOfMemory
 from ..media.latent_file import SUFFIX, save_latents
-from ..media.recipe import as_tag
 from ..media.video import save_prompt, save_video
 from ..memory.device import is_out_of_memory, ran_out
 from ..names import Claim
@@ -23,8 +22,10 @@ from ..run.request import EncodedPrompt
 from ..run.result import GenerationResult
 from .extend import KeptFile, Longer, Text
 from .ledger import Ledger
+from .options import GenerateOptions
 from .pictures import PictureJob, draw
 from .progress import Screen
+from .recipe import recipe_for
 
 # Prompts are encoded so many at a time: half a GiB of main memory, and the text encoders are read once for all of them.
 ENCODED_TOGETHER = 32
@@ -38,32 +39,30 @@ _LEAST_ROOM = 2**24  # bytes of disk below which no video is begun
 class Job:
     """A video to make.
 
-    name: for messages, such as "row 3 (line 4)". title: of its bars.
-    arguments: keywords of the pipeline's call, but for prompt, seed and callbacks. fps: of the file.
+    name: for messages, such as "row 3 (line 4)". title: of its bars. options: what was said, its prompt among it, and the model's own numbers.
+    arguments: keywords of the pipeline's call, but for prompt, seed and callbacks.
     place: claims the file to write, once the video begins; nothing is overwritten.
     key: what the ledger knows it by. number: its row, for people. asked: all that was asked for, in JSON's terms, a seed that was not given as None.
     picture: that Flux draws for it, its first frame. longer: what is added to it.
-    recipe: what the file says of itself beside prompt and seed (recipe.recipe_for). has_latents: whether its latents are written beside it.
+    request: what a person wrote, where a text model made a prompt of it.
     """
 
     name: str
     title: str
-    prompt: str
+    options: GenerateOptions
     seed: int
     arguments: dict[str, Any]
-    fps: int
     place: Callable[[], Claim]
-    key: str
+    key: str = ""
     number: int = 0
     asked: dict[str, Any] = field(default_factory=dict)
     picture: PictureJob | None = None
     longer: Longer | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
-    has_latents: bool = False
+    request: str = ""
 
     @property
     def text(self) -> Text:
-        return self.prompt, self.arguments["negative_prompt"], self.arguments["options"]
+        return self.options.prompt, self.arguments["negative_prompt"], self.arguments["options"]
 
     @property
     def texts(self) -> list[Text]:
@@ -75,7 +74,7 @@ class Job:
         arguments = self.arguments
         if self.picture is not None:
             arguments = arguments | {"image": torch.zeros(1, arguments["height"], arguments["width"], 3)}  # in place of the one to be drawn
-        pipe(self.prompt, seed=self.seed, check_only=True, **arguments)
+        pipe(self.options.prompt, seed=self.seed, check_only=True, **arguments)
 
 
 class Jobs:
@@ -188,17 +187,13 @@ class Jobs:
                     seed = self._ledger.seed(job.picture.key)  # a picture of an earlier try, and its video, have one seed
             result = self._sampled(job, seed, arguments)
             try:
-                path = save_video(result.frames[0], claimed.path, job.fps, comment=self._recipe(job, seed))
+                path = save_video(result.frames[0], claimed.path, job.options.fps, comment=recipe_for(job, seed, self._pipe))
             except OSError as error:
                 raise OSError(f"{error} {self._kept.keep_of(result.latents, '_finished')}") from error
             problems = list(self._written_beside(job, path, result, seed))
             self._screen.finished(str(path))
             for problem in filter(None, problems):
                 self._screen.say(problem)
-
-    def _recipe(self, job: Job, seed: int) -> str:
-        of_run = {"prompt": job.prompt, "seed": seed, "num_frames": job.arguments["num_frames"]}
-        return as_tag({**of_run, "dtype": str(self._pipe.dtype).removeprefix("torch."), "device": self._pipe.device.type, **job.recipe})
 
     def _sampled(self, job: Job, seed: int, arguments: dict[str, Any]) -> GenerationResult:
         if job.longer is not None:
@@ -215,7 +210,7 @@ class Jobs:
         except OSError as error:
             yield f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again."
         try:
-            if job.has_latents:
+            if job.options.save_latents:
                 save_latents(path.with_suffix(SUFFIX), self._pipe.latents.to_codec(result.latents))
         except OSError as error:
             yield f"{path} is finished; its latents could not be written beside it ({error.strerror or error})."

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..errors import OpenSoraError
 from ..names import Claim, claim, complete_or_absent, one_at_a_time
 from ..readers import read_json
+from .frames import PATHS
 
 NAME = "batch.json"
 _FORMAT = 1
@@ -17,7 +19,6 @@ _ABOUT = (
     "Videos that generate --csv has finished in this folder, and pictures that it drew for them. A row that is found here is skipped; delete its video "
     "to have it made anew."
 )
-_REPEAT = "-"  # between what is asked for and how many rows before asked for the same
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,19 @@ class Ledger:
         return entries
 
 
-def described(arguments: dict[str, Any], pictures: tuple[str, ...]) -> dict[str, Any]:
-    """Arguments in JSON's terms, so that equal ones make equal videos: files that are read by name and content, not by place.
-
-    pictures: the names in `arguments` that are paths of files, or None.
-    """
-    found: dict[str, Any] = {}
+def described(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments in JSON's terms, so that equal ones make equal videos: files that are read by name and content, not by place."""
+    found = dict(arguments)
     for name, value in arguments.items():
-        if name in pictures and value is not None:
+        if name in PATHS and value is not None:
             found[name] = {"file": Path(value).name, "sha256": hashlib.sha256(Path(value).read_bytes()).hexdigest()}
-        else:
-            found[name] = value
-        if is_dataclass(value):  # what differs from its default, so that an option that comes with a later version changes no key
+        elif is_dataclass(value):  # what differs from its default, so that an option that comes with a later version changes no key
             found[name] = {one.name: getattr(value, one.name) for one in fields(value) if getattr(value, one.name) != one.default}
     return found
 
 
-def keys(settings: list[dict[str, Any]]) -> list[str]:
-    """What each of these videos is known by: its settings, and how many before it in the list are the same."""
-    digests = [hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()[:32] for each in settings]
-    return [f"{digest}{_REPEAT}{digests[:index].count(digest) + 1}" for index, digest in enumerate(digests)]
+def key_of(settings: dict[str, Any], before: Counter[str]) -> str:
+    """What a video is known by: its settings, and how many before it are the same. before: counts them, this one too."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+    before[digest] += 1
+    return f"{digest}-{before[digest]}"

@@ -11,8 +11,9 @@ import torch
 from .. import __version__
 from ..choices import AUTO, FORWARDS, SCRIPTS
 from ..errors import OpenSoraError
-from ..media.recipe import PROGRAM, recipe_of
-from ..run.files import SMALL, ModelFiles
+from ..media.recipe import PROGRAM, as_tag, recipe_of
+from ..pipeline import OpenSoraPipeline
+from ..run.files import SMALL
 from .options import PARTS, GenerateOptions, flag
 
 # What says where to write, what to do with what is there, or is said by other options once it is understood; not what is made.
@@ -51,9 +52,9 @@ _UNASKED = ("", AUTO, -1, _NO_CLIP)
 _OPTIONS = {one.name: one for one in fields(GenerateOptions)}
 
 
-def recipe_for(options: GenerateOptions, files: ModelFiles) -> dict[str, Any]:
-    """What is said of every video of a command, but for its prompt and seed: no path of anyone's machine, names and sizes of files alone."""
-    settings = {}
+def recipe_for(job, seed: int, pipe: OpenSoraPipeline) -> str:
+    """What a video says of itself, as a tag: no path of anyone's machine, names and sizes of files alone. job: a jobs.Job, made with this seed."""
+    options, files, settings = job.options, pipe.files, {}
     for name, one in _OPTIONS.items():
         value = getattr(options, name)
         if name not in _NOT_OF_THE_VIDEO and value != one.default:
@@ -63,7 +64,10 @@ def recipe_for(options: GenerateOptions, files: ModelFiles) -> dict[str, Any]:
     parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name, path in found.items()}
     if files.dit.parent == SMALL:
         settings["model"] = "small"
-    return {"settings": settings, "files": parts, "versions": {PROGRAM: __version__, "torch": torch.__version__}}
+    made = {"prompt": options.prompt, "seed": seed, "num_frames": job.arguments["num_frames"]}
+    made |= {"request": job.request} if job.request else {}
+    how = {"dtype": str(pipe.dtype).removeprefix("torch."), "device": pipe.device.type, "settings": settings, "files": parts}
+    return as_tag({**made, **how, "versions": {PROGRAM: __version__, "torch": torch.__version__}})
 
 
 def describe(path: Path) -> str:

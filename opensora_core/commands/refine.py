@@ -40,21 +40,21 @@ def check(options: GenerateOptions) -> None:
 def refined_jobs(jobs: Sequence[Job], options: GenerateOptions, pipe: OpenSoraPipeline) -> list[Job]:
     """The same videos with descriptions in place of their prompts, those of drawn pictures and of segments too where they are the same;
     and with the motion scores that are proposed, where the model is told one and nobody said another."""
-    answers = _answers({(job.prompt, _kind(job)) for job in jobs}, options.refine_model, pipe.device)
+    answers = _answers({(job.options.prompt, _kind(job)) for job in jobs}, options.refine_model, pipe.device)
     has_score = pipe.files.family.text.usual.motion_score == MOTION_SCORE
     made = []
     for job in jobs:
-        text, score = answers[job.prompt, _kind(job)]
-        settings, arguments, picture = job.recipe.get("settings", {}), job.arguments, job.picture
+        request, arguments, picture = job.options.prompt, job.arguments, job.picture
+        text, score = answers[request, _kind(job)]
+        said = replace(job.options, prompt=text)
         if has_score and arguments["options"].motion_score is None:
             arguments = arguments | {"options": replace(arguments["options"], motion_score=score)}
-            settings = settings | {"motion_score": score}
-        if picture is not None and picture.prompt == job.prompt:
+            said = replace(said, motion_score=score)
+        if picture is not None and picture.prompt == request:
             picture = replace(picture, prompt=text)
         say(f"{job.name}: {text} (motion score {score})" if has_score else f"{job.name}: {text}")
-        recipe = job.recipe | {"settings": settings, "request": job.prompt}
-        longer = job.longer and job.longer.with_prompt(job.prompt, text)
-        made.append(replace(job, prompt=text, arguments=arguments, picture=picture, longer=longer, recipe=recipe))
+        longer = job.longer and job.longer.with_prompt(request, text)
+        made.append(replace(job, options=said, arguments=arguments, picture=picture, longer=longer, request=request))
     return made
 
 

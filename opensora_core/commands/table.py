@@ -5,6 +5,7 @@ import difflib
 import io
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,15 @@ from ..readers import read_text
 from ..run.files import ModelFiles
 from ..run.request import random_seed
 from ..text.prompt import file_name_part
-from .frames import PATHS, call_arguments, clip_length
+from .frames import call_arguments, clip_length
 from .guides import understood
 from .jobs import Job, Jobs
-from .ledger import Ledger, described, keys
+from .ledger import Ledger, described, key_of
 from .model import pipeline, with_usual
 from .options import CSV_COLUMNS, DONE, SOME_FAILED, GenerateOptions
 from .output import check_writable, say
-from .pictures import PictureJob, check_given, flux_files, picture_job
+from .pictures import check_given, flux_files, picture_job
 from .progress import Screen
-from .recipe import recipe_for
 from .refine import refined_jobs
 
 _SHOWN = 60  # characters of a cell in a sentence
@@ -128,7 +128,7 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
     if options.refine_prompt:
         model["refined"] = Path(options.refine_model).name
     flux = _files(dict(zip(("flux", "flux_vae"), flux_files(options), strict=True))) if options.t2i2v else {}
-    jobs, wrong = [], []
+    jobs, wrong, before = [], [], Counter()
     for row in rows:
         try:
             said = understood(row_options(options, row, pipe.files.grid), pipe.files.family)
@@ -136,57 +136,37 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
                 raise OpenSoraError("--loop makes one prompt's video longer; it goes with --prompt.")
             job = _job(row, said, pipe.files, folder)
             job.check(pipe)
-            asked = {"prompt": job.prompt, "seed": job.asked["seed"], **described(job.arguments, PATHS), "model": model}
-            if job.picture is not None:
-                asked["picture"] = job.picture.asked | {"model": flux}
-            jobs.append(replace(job, asked=asked))
+            asked = {"prompt": said.prompt, "seed": said.seed, **described(job.arguments), "model": model}
+            if (picture := job.picture) is not None:
+                asked["picture"] = picture.asked | {"model": flux}
+            key = key_of(asked, before)
+            if picture is not None:
+                # With a seed of its own it is the same for every row that asks for it, without one it is the row's alone.
+                drawn = {"picture": picture.asked, "model": model | {"flux": flux}, "row": key if picture.asked["seed"] is None else None}
+                picture = replace(picture, key=key_of(drawn, Counter()))
+            jobs.append(replace(job, asked=asked, key=key, picture=picture))
         except (OpenSoraError, OSError) as error:
             wrong.append(f"  {row.name}: {error}")
     if wrong:
         what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "The row"
         raise OpenSoraError("\n".join([f"{what} of {Path(options.csv).name} cannot be run; nothing was begun:", *wrong]))
-    known = zip(jobs, keys([job.asked for job in jobs]), strict=True)
-    return [replace(job, key=key, picture=job.picture and _known(job.picture, model | {"flux": flux}, key)) for job, key in known]
+    return jobs
 
 
 def _job(row: Row, options: GenerateOptions, files: ModelFiles, folder: Path) -> Job:
     """A row's video, which has no key yet. options: what the row says in place of what the command line said."""
     arguments = call_arguments(options, files)
-    seed = random_seed() if options.seed is None else options.seed
+    seed, picture = random_seed() if options.seed is None else options.seed, None
     file = folder / f"{row.number:04d}_{file_name_part(options.prompt)}{VIDEO_SUFFIX}"  # 0003_a-red-kite.mp4
-    return Job(
-        name=row.name,
-        title=f"{row.name}: {arguments['num_frames']} frames of {arguments['width']}x{arguments['height']}",
-        prompt=options.prompt,
-        seed=seed,
-        arguments=arguments,
-        fps=options.fps,
-        place=lambda: claim_unused(file),
-        key="",
-        number=row.number,
-        asked={"seed": options.seed},
-        has_latents=options.save_latents,
-        picture=_picture(row, options, arguments, seed, folder) if options.t2i2v else None,
-        recipe=recipe_for(options, files),
-    )
-
-
-def _picture(row: Row, options: GenerateOptions, arguments: dict[str, Any], seed: int, folder: Path) -> PictureJob | None:
-    """What Flux is to draw for a row, which has no key yet; None where the row has a picture of its own."""
-    given = [column for column in _OF_A_PICTURE if column in row.cells]
-    if options.ref is not None and given:
+    if options.t2i2v and options.ref is None:
+        picture = picture_job(options, arguments, seed)
+        beside = folder / f"{row.number:04d}_{file_name_part(picture.prompt)}_picture{IMAGE_SUFFIX}"
+        picture = replace(picture, name=row.name, number=row.number, file=beside)
+    elif options.t2i2v and (given := [column for column in _OF_A_PICTURE if column in row.cells]):
         raise OpenSoraError(f"{given[0]} is of a picture that Flux draws, and the row has an image of its own; leave one of them out.")
-    if options.ref is not None:
-        return None
-    picture = picture_job(options, arguments, seed)
-    file = folder / f"{row.number:04d}_{file_name_part(picture.prompt)}_picture{IMAGE_SUFFIX}"  # beside the video of the row
-    return replace(picture, name=row.name, number=row.number, file=file)
-
-
-def _known(picture: PictureJob, files: dict[str, Any], video_key: str) -> PictureJob:
-    """A picture with its key: with a seed of its own it is the same for every row that asks for it, without one it is the row's alone."""
-    (key,) = keys([{"picture": picture.asked, "model": files, "row": video_key if picture.asked["seed"] is None else None}])
-    return replace(picture, key=key)
+    title = f"{row.name}: {arguments['num_frames']} frames of {arguments['width']}x{arguments['height']}"
+    about = {"options": options, "seed": seed, "arguments": arguments, "number": row.number, "picture": picture}
+    return Job(name=row.name, title=title, place=lambda: claim_unused(file), asked={"seed": options.seed}, **about)
 
 
 def _files(paths: dict[str, Any]) -> dict[str, list[tuple[str, int]]]:
