@@ -2,16 +2,15 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from ..errors import OpenSoraError
 from ..names import check_name
 from .frames import call_arguments
 from .model import pipeline
-from .options import CSV_COLUMNS, DONE, CalibrateOptions
+from .options import DONE, CalibrateOptions
 from .output import check_count, check_writable
 from .progress import Bars
-from .table import cell_value, read_rows
+from .table import Row, cells_as_options, read_rows
 
 _COLUMNS = ("prompt", "negative", "image", "end_image", "seed", "motion_score")
 
@@ -21,8 +20,8 @@ def run(options: CalibrateOptions) -> int:
     folder = check_name(options.out, "--out")
     check_count("--num-samples", options.num_samples)
     pipe = pipeline(options)
-    first = 0 if options.seed is None else options.seed
-    asked = [replace(one, seed=first + index) if one.seed is None else one for index, one in enumerate(_prompts(options))]
+    asked = [options] if options.csv is None else [_of_row(options, row) for row in read_rows(options.csv)]
+    asked = [replace(one, seed=index) if one.seed is None else one for index, one in enumerate(asked)]
     calls = [(one.prompt, one.seed + sample, call_arguments(one, pipe.files)) for one in asked for sample in range(options.num_samples)]
     requests = pipe.checked(calls)
     check_writable(folder)
@@ -32,15 +31,9 @@ def run(options: CalibrateOptions) -> int:
     return DONE
 
 
-def _prompts(options: CalibrateOptions) -> list[CalibrateOptions]:
-    """The command line with what each row says, where there is a table."""
-    if options.csv is None:
-        return [replace(options, seed=options.seed or 0)]
-    folder, found = Path(options.csv).expanduser().parent, []
-    for row in read_rows(options.csv):
-        others = [column for column in row.cells if column not in _COLUMNS]
-        if others or "prompt" not in row.cells:
-            what = f"a {others[0]} of its own" if others else "no prompt"
-            raise OpenSoraError(f"{row.name} has {what}; a calibration reads {', '.join(_COLUMNS)}, all runs being of one size and length.")
-        found.append(replace(options, **{CSV_COLUMNS[column]: cell_value(column, text, folder) for column, text in row.cells.items()}))
-    return found
+def _of_row(options: CalibrateOptions, row: Row) -> CalibrateOptions:
+    others = [column for column in row.cells if column not in _COLUMNS]
+    if others or "prompt" not in row.cells:
+        what = f"a {others[0]} of its own" if others else "no prompt"
+        raise OpenSoraError(f"{row.name} has {what}; a calibration reads {', '.join(_COLUMNS)}, all runs being of one size and length.")
+    return replace(options, **cells_as_options(row, options))

@@ -1,5 +1,4 @@
-"""`colours`: what turns a VAE's latents into the colours of a preview, fitted on pictures made for it and kept beside the VAE, where ComfyUI's previews
-look for it (nodes/host/preview.py)."""
+"""`colours`: what turns a VAE's latents into the colours of a preview, kept beside the VAE, where ComfyUI's previews look (nodes/host/preview.py)."""
 
 import json
 import sys
@@ -35,8 +34,9 @@ def run(options: ColoursOptions) -> int:
     target = check_name(options.out, "--out") if options.out else named.with_name(named.stem + SUFFIX)
     with tqdm(total=PICTURES, unit="picture", file=sys.stderr, dynamic_ncols=True) as bar, torch.inference_mode():
         factors, bias, error = fit(open_vae(path, options.device).encode, identity.config.grid, lambda: bar.update())
-    held = {"codec": identity.kind, "factors": _rounded(factors), "bias": _rounded(bias), "error": round(error, 4)}
+    factors, bias = (torch.round(values, decimals=5).tolist() for values in (factors, bias))
     with complete_or_absent(target) as partial:
+        held = {"codec": identity.kind, "factors": factors, "bias": bias, "error": round(error, 4)}
         partial.write_text(json.dumps(held) + "\n", encoding="utf-8")
     sys.stderr.write(f"root mean square error {error:.3f} of -1..1\n")
     sys.stdout.write(f"{target}\n")
@@ -51,30 +51,21 @@ def fit(encode: Callable[[Tensor], Tensor], grid: Grid, progress: Callable[[], o
     """
     draw = torch.Generator().manual_seed(0)
     side, frames = max(8 * grid.space, 128), grid.frames.nearest(_FRAMES)
-    rows, targets, began = [], [], time.monotonic()
+    pairs, began = [], time.monotonic()  # of each picture: latents [places, C], colours [places, 3]
     for number in range(PICTURES):
-        picture = _picture(draw, side, _PATTERNS[number % len(_PATTERNS)])
+        # Fields of colour in 0..1, sharp or running into each other.
+        colours = _PATTERNS[number % len(_PATTERNS)]
+        fields = ((torch.rand(1, 3, colours, colours, generator=draw) - 0.5) * 1.6 + 0.5).clamp(0, 1)
+        picture = interpolate(fields, (side, side), mode="nearest" if torch.rand((), generator=draw) < 0.5 else "bilinear")[0]
         latents = encode(picture.movedim(0, -1).expand(frames, side, side, 3)).cpu()[0]
-        colour = adaptive_avg_pool2d(picture * 2 - 1, latents.shape[-2:])
-        rows.append(latents.flatten(1).T.double())
-        targets.append(colour[:, None].expand(-1, latents.shape[1], -1, -1).flatten(1).T.double())
+        colour = adaptive_avg_pool2d(picture * 2 - 1, latents.shape[-2:])[:, None].expand(-1, latents.shape[1], -1, -1)
+        pairs.append((latents.flatten(1).T.double(), colour.flatten(1).T.double()))
         progress()
-        if time.monotonic() - began > SECONDS and sum(map(len, rows)) > 4 * latents.shape[0]:
+        if time.monotonic() - began > SECONDS and sum(len(x) for x, _ in pairs) > 4 * latents.shape[0]:
             break
-    apart = max(1, len(rows) // 8)
-    x, y = (torch.cat(parts[apart:]) for parts in (rows, targets))
+    apart = max(1, len(pairs) // 8)
+    x, y = map(torch.cat, zip(*pairs[apart:], strict=True))
     solution = torch.linalg.lstsq(torch.cat((x, torch.ones_like(x[:, :1])), 1), y).solution
     factors, bias = solution[:-1], solution[-1]
-    x, y = (torch.cat(parts[:apart]) for parts in (rows, targets))
+    x, y = map(torch.cat, zip(*pairs[:apart], strict=True))
     return factors, bias, float((x @ factors + bias - y).square().mean().sqrt())
-
-
-def _picture(draw: torch.Generator, side: int, colours: int) -> Tensor:
-    """[3, side, side] in 0..1: fields of colour, sharp or running into each other."""
-    fields = ((torch.rand(1, 3, colours, colours, generator=draw) - 0.5) * 1.6 + 0.5).clamp(0, 1)
-    is_sharp = bool(torch.rand((), generator=draw) < 0.5)
-    return interpolate(fields, (side, side), **({"mode": "nearest"} if is_sharp else {"mode": "bilinear", "align_corners": False}))[0]
-
-
-def _rounded(values: Tensor) -> list:
-    return torch.round(values, decimals=5).tolist()

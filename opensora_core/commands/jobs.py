@@ -3,11 +3,10 @@
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from ..memory.device import is_out_of_memory, ran_out
 from ..names import Claim
 from ..pipeline import OpenSoraPipeline
 from ..run.request import EncodedPrompt
-from ..run.result import GenerationResult
 from .extend import KeptFile, Longer, Text
 from .ledger import Ledger
 from .options import GenerateOptions
@@ -120,13 +118,6 @@ class Jobs:
         self._screen.made_by_others(len(by_others))
         return left
 
-    @contextmanager
-    def _claimed(self, job: Job) -> Iterator[bool]:
-        """Whether a video is to be made here: nobody else is at work on it or has finished it."""
-        claimed = self._ledger.claim(job.key) if self._is_shared else nullcontext()
-        with claimed or nullcontext():
-            yield claimed is not None and bool(self._left([job]))
-
     def _run_some(self, jobs: list[Job]) -> None:
         self._kept = None
         wanted = {job.picture.key: job.picture for job in reversed(jobs) if job.picture and not self._ledger.finished(job.picture.key)}
@@ -134,12 +125,14 @@ class Jobs:
         self._try(jobs, lambda: self._encode(jobs, pictures))
         self._draw([job for job in jobs if job.name not in self.failed], pictures)
         for job in jobs:
-            if job.name not in self.failed:
-                self._screen.at_work = job.name
-                with self._claimed(job) as is_ours:
-                    if is_ours:
-                        self._try([job], partial(self._make, job))
-                        self._counted.add(job.name)
+            if job.name in self.failed:
+                continue
+            self._screen.at_work = job.name
+            claimed = self._ledger.claim(job.key) if self._is_shared else nullcontext()
+            with claimed or nullcontext():
+                if claimed and self._left([job]):  # nobody else is at work on it or has finished it
+                    self._try([job], partial(self._make, job))
+                    self._counted.add(job.name)
 
     def _encode(self, jobs: list[Job], pictures: list[PictureJob]) -> None:
         """Encode what is not encoded yet; what is not needed any more is forgotten."""
@@ -185,35 +178,30 @@ class Jobs:
                 arguments = arguments | {"image": self._ledger.finished(job.picture.key)}
                 if job.asked["seed"] is None and job.picture.asked["seed"] is None:
                     seed = self._ledger.seed(job.picture.key)  # a picture of an earlier try, and its video, have one seed
-            result = self._sampled(job, seed, arguments)
+            if job.longer is not None:
+                result = job.longer.make(self._encoded, job.text, seed, arguments, self._kept)
+            else:
+                where = f"on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}"
+                with self._screen.stages(f"{job.title}, seed {seed}, {where}") as bars:
+                    result = self._pipe(self._encoded[job.text], seed=seed, callback=bars.step, progress=bars.progress, **arguments)
             try:
                 path = save_video(result.frames[0], claimed.path, job.options.fps, comment=recipe_for(job, seed, self._pipe))
             except OSError as error:
                 raise OSError(f"{error} {self._kept.keep_of(result.latents, '_finished')}") from error
-            problems = list(self._written_beside(job, path, result, seed))
+            # The finished video stands, whatever fails beside it.
+            problems = [save_prompt(path, result.prompt.text)]
+            try:
+                self._ledger.add(job.key, path, job.number, seed, job.asked)
+            except OSError as error:
+                problems.append(f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again.")
+            try:
+                if job.options.save_latents:
+                    save_latents(path.with_suffix(SUFFIX), self._pipe.latents.to_codec(result.latents))
+            except OSError as error:
+                problems.append(f"{path} is finished; its latents could not be written beside it ({error.strerror or error}).")
             self._screen.finished(str(path))
             for problem in filter(None, problems):
                 self._screen.say(problem)
-
-    def _sampled(self, job: Job, seed: int, arguments: dict[str, Any]) -> GenerationResult:
-        if job.longer is not None:
-            return job.longer.make(self._encoded, job.text, seed, arguments, self._kept)
-        where = f"on {self._pipe.device} in {str(self._pipe.dtype).removeprefix('torch.')}"
-        with self._screen.stages(f"{job.title}, seed {seed}, {where}") as bars:
-            return self._pipe(self._encoded[job.text], seed=seed, callback=bars.step, progress=bars.progress, **arguments)
-
-    def _written_beside(self, job: Job, path: Path, result: GenerationResult, seed: int) -> Iterator[str]:
-        """Write the prompt, the video's line in the ledger, and its latents if asked for; what failed. The finished video stands all the same."""
-        yield save_prompt(path, result.prompt.text)
-        try:
-            self._ledger.add(job.key, path, job.number, seed, job.asked)
-        except OSError as error:
-            yield f"{path} is finished; that it is could not be recorded ({error}), so that the same command makes it again."
-        try:
-            if job.options.save_latents:
-                save_latents(path.with_suffix(SUFFIX), self._pipe.latents.to_codec(result.latents))
-        except OSError as error:
-            yield f"{path} is finished; its latents could not be written beside it ({error.strerror or error})."
 
     def _try(self, jobs: list[Job], work: Callable[[], None]) -> None:
         """Do some work; where it fails, these jobs have, and the others go on."""

@@ -3,12 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 from tqdm import tqdm
-
-T = TypeVar("T")
 
 _TITLES = {"text": "text", "picture": "flux", "condition": "pictures", "sampling": "sampling", "decode": "decode"}
 _UNITS = {"text": "prompt", "picture": "step", "condition": "picture", "sampling": "step", "decode": "tile"}
@@ -124,9 +120,3 @@ class Screen(logging.Handler):
         self._num_failed += 1
         self._bar.set_postfix_str(f"{self._num_failed} failed", refresh=False)
         self._bar.update()
-
-
-def each(title: str, items: Sequence[T]) -> Iterator[T]:
-    """The items one after another, under a bar that says how many are done."""
-    with Bar(items, desc=title, unit="clip", mininterval=0.5) as bar:
-        yield from bar

@@ -25,7 +25,7 @@ from .guides import understood
 from .jobs import Job, Jobs
 from .ledger import Ledger, described, key_of
 from .model import pipeline, with_usual
-from .options import CSV_COLUMNS, DONE, SOME_FAILED, GenerateOptions
+from .options import CSV_COLUMNS, DONE, SOME_FAILED, CalibrateOptions, GenerateOptions
 from .output import check_writable, say
 from .pictures import check_given, flux_files, picture_job
 from .progress import Screen
@@ -183,8 +183,7 @@ def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptio
         )
     if "prompt" not in row.cells:
         raise OpenSoraError("the prompt is empty.")
-    folder = Path(options.csv).expanduser().parent  # relative pictures are beside the table
-    said = {CSV_COLUMNS[column]: cell_value(column, text, folder) for column, text in row.cells.items()}
+    said = cells_as_options(row, options)
     # A size of the row replaces the command line's, in whichever of the two ways it was given there.
     for one, other in ((_NAMED, _SIDES), (_SIDES, _NAMED)):
         if any(name in said for name in one):
@@ -197,18 +196,19 @@ def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptio
     return given
 
 
-def cell_value(column: str, text: str, folder: Path) -> str | int:
-    """What a cell says, as the option of its column has it. folder: that relative files are looked for in."""
-    if column in _FILES:
-        return str(folder / Path(text).expanduser())
-    if column not in _NUMBERS:
-        return text
-    try:
-        if not text.isascii():  # digits of other scripts are numbers to Python
-            raise ValueError
-        return int(text)
-    except ValueError as error:
-        raise OpenSoraError(f"{column} {text[:_SHOWN]!r} is not a whole number.") from error
+def cells_as_options(row: Row, options: GenerateOptions | CalibrateOptions) -> dict[str, str | int]:
+    """What the cells of a row say, by the options that their columns stand for; relative pictures are beside the table."""
+    said: dict[str, str | int] = {}
+    for column, text in row.cells.items():
+        said[CSV_COLUMNS[column]] = text
+        if column in _FILES:
+            said[CSV_COLUMNS[column]] = str(Path(options.csv).expanduser().parent / Path(text).expanduser())
+        elif column in _NUMBERS:
+            try:
+                said[CSV_COLUMNS[column]] = int(text.encode("ascii"))  # digits of other scripts are numbers to Python
+            except ValueError as error:
+                raise OpenSoraError(f"{column} {text[:_SHOWN]!r} is not a whole number.") from error
+    return said
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -12,7 +12,7 @@ from ..choices import BALANCED, EXACT
 from ..commands.model import pipeline, with_usual
 from ..commands.options import DONE, EVALUATION_PARTS, PARTS, EvaluateOptions
 from ..commands.output import check_count, check_writable, report_path, say, write_report
-from ..commands.progress import each
+from ..commands.progress import Bar
 from ..errors import OpenSoraError
 from ..media.video import to_uint8
 from ..pipeline import OpenSoraPipeline
@@ -141,7 +141,7 @@ def closing_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list
     """Clips that end in a given picture, or begin and end in two."""
     verdicts, ends = [clip.verdict for clip in clips], clips[0].job.case.picture_ends
     lines = score.shares(title, verdicts, ("direction", "colour", "shape", "steady"))
-    perfect = [in_place(pipe, clip.job.case.picture_scene.render(), ends) for clip in each(f"VAE, {title}", clips)]
+    perfect = [in_place(pipe, clip.job.case.picture_scene.render(), ends) for clip in Bar(clips, desc=f"VAE, {title}", unit="clip")]
     for frame, index in (("first", 0), ("last", -1)) if ends == "both" else (("last", -1),):
         pictures = [_picture(clip.job.case, index) for clip in clips]
         found = [score.psnr(clip.frames[index], picture) for clip, picture in zip(clips, pictures, strict=True)]
@@ -154,7 +154,7 @@ def closing_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list
 def vae_lines(asked: Questions, pipe: OpenSoraPipeline) -> list[Line]:
     """Fresh clips through the VAE and back."""
     psnrs, verdicts = [], []
-    for scene in each("VAE, fresh clips", prompts.fresh_scenes(asked.count, asked.seed)):
+    for scene in Bar(prompts.fresh_scenes(asked.count, asked.seed), desc="VAE, fresh clips", unit="clip"):
         clip = quantised(scene.render())
         found = round_trip(pipe, clip)
         psnrs.append(score.psnr(found, to_uint8(clip)))
@@ -165,7 +165,7 @@ def vae_lines(asked: Questions, pipe: OpenSoraPipeline) -> list[Line]:
 def vision_lines(asked: Questions) -> list[Line]:
     """The instrument itself: ground-truth clips, as they are and as a VAE might leave them."""
     verdicts = []
-    for scene in each("vision, true clips", prompts.fresh_scenes(asked.count, asked.seed)):
+    for scene in Bar(prompts.fresh_scenes(asked.count, asked.seed), desc="vision, true clips", unit="clip"):
         clip = scene.render()
         verdicts += [judge(degraded(clip, *degree, asked.seed), scene.combination, scene.motion_score) for degree in DEGREES]
     return score.verdict_lines("computer vision, ground truth", verdicts, score.VISION)
