@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,18 +22,23 @@ from ..sampling.plan import RELEASED_STEPS
 from ..sampling.solvers import MAX_SEED
 from ..text.prompt import decorate
 from . import prompts, score
-from .clips import Clip, Job, check, in_place, make, quantised, round_trip
-from .degrade import DEGREES, degraded
+from .clips import DEGREES, Clip, Job, check, degraded, in_place, make, quantised, round_trip
 from .prompts import HELD_OUT, SEEN, Case
 from .score import Line
-from .verdict import Verdict, judge
+from .verdict import ATTRIBUTES, Verdict, judge
 from .world import FPS, TAUGHT
 
 NUM_NEGATIVE, NUM_EVERY_PASS = 32, 8  # clips of these two probes, at most
 _SEEN, _HELD_OUT = "text to video, seen", "text to video, held out"
 _TAUGHT, _REDIRECTED = "text to video, a colour that was taught", "image to video, redirected"
-# Parts whose clips end in a given picture, or begin and end in two: title, and which pictures are given.
-_CLOSING = {"last": ("last frame", "last"), "loop": ("first and last frame", "both")}
+# Title of a set of cases -> the parts that need it, and what draws it, of a count and a seed.
+_SETS = {
+    _SEEN: ({"t2v"}, partial(prompts.text_cases, SEEN)),
+    _HELD_OUT: ({"t2v", "guidance"}, partial(prompts.text_cases, HELD_OUT)),
+    _REDIRECTED: ({"i2v"}, prompts.redirected_cases),
+    "last frame": ({"last"}, partial(prompts.closing_cases, "last")),
+    "first and last frame": ({"loop"}, partial(prompts.closing_cases, "both")),
+}
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,10 @@ class Questions:
 
     def cases(self) -> dict[str, list[Case]]:
         """The cases of every part that is asked for, by the part's title."""
-        found: dict[str, list[Case]] = {}
         if self.colour:
             known = prompts.text_cases(HELD_OUT, self.count, self.seed)
             return {_TAUGHT: prompts.taught_cases(self.colour, self.count, self.seed), _HELD_OUT: known}
-        if "t2v" in self.parts:
-            found[_SEEN] = prompts.text_cases(SEEN, self.count, self.seed)
-        if "t2v" in self.parts or "guidance" in self.parts:
-            found[_HELD_OUT] = prompts.text_cases(HELD_OUT, self.count, self.seed)
-        if "i2v" in self.parts:
-            found[_REDIRECTED] = prompts.redirected_cases(self.count, self.seed)
-        for part, (title, ends) in _CLOSING.items():
-            if part in self.parts:
-                found[title] = prompts.closing_cases(ends, self.count, self.seed)
-        return found
+        return {title: drawn(self.count, self.seed) for title, (parts, drawn) in _SETS.items() if parts & {*self.parts}}
 
     def jobs(self) -> list[Job]:
         """Every video that is needed."""
@@ -130,19 +126,20 @@ def part_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list[Li
     verdicts = [clip.verdict for clip in clips]
     if title in (_SEEN, _HELD_OUT, _TAUGHT):
         return score.verdict_lines(title, verdicts, score.TEXT_TO_VIDEO if title == _HELD_OUT else {})
-    if title != _REDIRECTED:
-        return closing_lines(title, clips, pipe)
-    # The given latent is put back after sampling, so this figure is the VAE's; it shows that the picture was used.
-    found = [score.psnr(clip.frames[0], _picture(clip.job.case, 0)) for clip in clips]
-    return [*score.redirected_lines(title, verdicts), Line(title, "first frame to its picture", score.mean(found), "dB")]
-
-
-def closing_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list[Line]:
-    """Clips that end in a given picture, or begin and end in two."""
-    verdicts, ends = [clip.verdict for clip in clips], clips[0].job.case.picture_ends
-    lines = score.shares(title, verdicts, ("direction", "colour", "shape", "steady"))
-    perfect = [in_place(pipe, clip.job.case.picture_scene.render(), ends) for clip in Bar(clips, desc=f"VAE, {title}", unit="clip")]
-    for frame, index in (("first", 0), ("last", -1)) if ends == "both" else (("last", -1),):
+    if title == _REDIRECTED:
+        keeps = [verdict.right["colour"] and verdict.right["shape"] for verdict in verdicts]
+        # The given latent is put back after sampling, so this figure is the VAE's; it shows that the picture was used.
+        found = [score.psnr(clip.frames[0], _picture(clip.job.case, 0)) for clip in clips]
+        return [
+            *score.shares(title, verdicts, ("direction",), score.REDIRECTED),
+            score.share_line(title, "keeps colour and shape", keeps, score.REDIRECTED["keeps colour and shape"]),
+            *score.shares(title, verdicts, ("background", "steady")),
+            Line(title, "first frame to its picture", score.mean(found), "dB"),
+        ]
+    lines, first = score.shares(title, verdicts, ("direction", "colour", "shape", "steady")), clips[0].job.case
+    scenes = Bar([clip.job.case.picture_scene for clip in clips], desc=f"VAE, {title}", unit="clip")
+    perfect = [in_place(pipe, scene.render(), first.picture_ends) for scene in scenes]
+    for frame, index in _ends(first):
         pictures = [_picture(clip.job.case, index) for clip in clips]
         found = [score.psnr(clip.frames[index], picture) for clip, picture in zip(clips, pictures, strict=True)]
         alone = [score.psnr(round_trip(pipe, torch.from_numpy(picture)[None])[0], picture) for picture in pictures]
@@ -153,13 +150,18 @@ def closing_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list
 
 def vae_lines(asked: Questions, pipe: OpenSoraPipeline) -> list[Line]:
     """Fresh clips through the VAE and back."""
-    psnrs, verdicts = [], []
-    for scene in Bar(prompts.fresh_scenes(asked.count, asked.seed), desc="VAE, fresh clips", unit="clip"):
+    title, psnrs, verdicts = "VAE, fresh clips", [], []
+    for scene in Bar(prompts.fresh_scenes(asked.count, asked.seed), desc=title, unit="clip"):
         clip = quantised(scene.render())
         found = round_trip(pipe, clip)
         psnrs.append(score.psnr(found, to_uint8(clip)))
         verdicts.append(judge(found, scene.combination, scene.motion_score))
-    return score.vae_lines("VAE, fresh clips", psnrs, verdicts)
+    return [
+        Line(title, "PSNR, mean", score.mean(psnrs), "dB").at_least(score.VAE_PSNR),
+        Line(title, "PSNR, worst clip", min(psnrs), "dB"),
+        score.share_line(title, "shape readable", [verdict.right["shape"] for verdict in verdicts], score.VAE_READABLE),
+        *score.shares(title, verdicts, ("all four", "steady")),
+    ]
 
 
 def vision_lines(asked: Questions) -> list[Line]:
@@ -182,43 +184,45 @@ def guidance_lines(asked: Questions, made: dict[Job, Clip]) -> list[Line]:
     pairs = [negative_jobs(case) for case in held_out[:NUM_NEGATIVE]]
     free, avoiding = ([hit for job in jobs for hit in made[job].verdict.right.values()] for jobs in zip(*pairs, strict=True))
     # Videos that must be the same but for rounding.
-    same, worst = score.SAME_VIDEO, min(score.psnr(made[one].frames, made[every].frames) for one, every in asked.every_pass_pairs())
+    worst = min(score.psnr(made[one].frames, made[every].frames) for one, every in asked.every_pass_pairs())
     return [
         score.share_line(title, "all four, as asked", default),
         score.lower_line(title, "all four, text guidance 1", at_one, default),
         score.lower_line(title, "all four, against another prompt", wrong, default),
         score.share_line(title, "attributes of a case, nothing prompted", free),
         score.lower_line(title, "the same, its prompt as the negative", avoiding, free),
-        Line(title, "skipped passes against all three, worst", worst, "dB", must=f"at least {same:g}", is_reached=worst >= same),
+        Line(title, "skipped passes against all three, worst", worst, "dB").at_least(score.SAME_VIDEO),
     ]
 
 
 def compare(runs: list[Run], asked: Questions) -> list[Line]:
     """How far the clips of two runs are apart, part by part, and whether they are as often right."""
     one, other = runs
-    settings, lines = other.settings, []
-    second = f"speed {settings['speed']}" if settings["speed"] != EXACT else "second"
+    speed, lines = other.settings["speed"], []
+    second = f"speed {speed}" if speed != EXACT else "second"
     is_measured = (one.settings["speed"], one.settings["num_steps"]) == (EXACT, RELEASED_STEPS)
     for part, cases in asked.cases().items():
-        pairs = [(one.clips[Job(case)], other.clips[Job(case)]) for case in cases]
+        title, pairs = f"first against {second}: {part}", [(one.clips[Job(case)], other.clips[Job(case)]) for case in cases]
+        psnrs = [score.psnr(a.frames, b.frames) for a, b in pairs]
+        near = Line(title, "PSNR, mean of the clips", score.mean(psnrs), "dB")
+        least, most = (is_measured and score.SPEEDS.get((speed, bool(cases[0].picture_ends)))) or (None, None)
+        lines += [near if least is None else near.at_least(least), Line(title, "PSNR, worst clip", min(psnrs), "dB")]
+        if most is not None:
+            lines.append(Line(title, "forwards", float(max(b.forwards for _, b in pairs))).at_most(most))
         right = [(a.verdict.is_right, b.verdict.is_right) for a, b in pairs]
-        title, has_pictures = f"first against {second}: {part}", bool(cases[0].picture_ends)
-        lines += score.nearness_lines(
-            title,
-            [score.psnr(a.frames, b.frames) for a, b in pairs],
-            [b.forwards for _, b in pairs],
-            score.SPEEDS.get((settings["speed"], has_pictures)) if is_measured else None,
-        )
         lines += [
             score.share_line(title, "right in both or in neither", [a == b for a, b in right]),
             score.share_line(title, "right in the first alone", [a and not b for a, b in right]),
             score.share_line(title, "right in the second alone", [b and not a for a, b in right]),
         ]
-        if is_measured and settings["speed"] != EXACT:
+        if is_measured and speed != EXACT:
             lines.append(score.as_often_right_line(title, "all four, at the speed", *zip(*right, strict=True)))
         for frame, index in _ends(cases[0]) if is_measured else ():
-            to_picture = [[score.psnr(clip.frames[index], _picture(clip.job.case, index)) for clip in pair] for pair in pairs]
-            lines.append(score.ends_line(title, frame, *zip(*to_picture, strict=True), settings["speed"] == BALANCED))
+            before, after = (
+                [score.psnr(clip.frames[index], _picture(clip.job.case, index)) for clip in some] for some in zip(*pairs, strict=True)
+            )
+            lost = Line(title, f"{frame} frame to its picture, lost", score.mean(before) - score.mean(after), "dB")
+            lines.append(lost.at_most(score.MEETS_WITHIN) if speed == BALANCED else lost)
     return lines
 
 
@@ -329,7 +333,7 @@ def _clip_entry(clip: Clip) -> dict:
         "motion_score": case.motion_score,
         "seed": case.seed,
         "asked": asdict(case.asked),
-        "shown": {name: getattr(reading, name) for name in ("colour", "background", "shape", "direction")},
+        "shown": {name: getattr(reading, name) for name in ATTRIBUTES},
         "measured_motion_score": round(reading.motion_score, 3),
         "faults": list(reading.faults),
         "is_right": clip.verdict.is_right,

@@ -73,6 +73,15 @@ class Line:
     must: str = ""
     is_reached: bool | None = None
 
+    def at_least(self, least: float, must: str = "") -> "Line":
+        """The same line, of which this must hold. must: in words, where a number is not enough."""
+        value = self.value.value if isinstance(self.value, Share) else self.value
+        return replace(self, must=must or f"at least {least:g}", is_reached=value is not None and value >= least)
+
+    def at_most(self, most: float) -> "Line":
+        """The same line of a number, of which this must hold."""
+        return replace(self, must=f"at most {most:g}", is_reached=self.value <= most)
+
     def as_json(self) -> dict:
         entry: dict = {"part": self.part, "what": self.what}
         if isinstance(self.value, Share):
@@ -85,10 +94,8 @@ class Line:
 
 def share_line(part: str, what: str, hits, at_least: float | None = None) -> Line:
     """A line of booleans, with what must hold if anything must."""
-    share = Share(sum(map(bool, hits)), len(hits))
-    if at_least is None:
-        return Line(part, what, share, chance=CHANCE.get(what))
-    return Line(part, what, share, chance=CHANCE.get(what), must=f"at least {at_least:.0%}", is_reached=share.value >= at_least)
+    line = Line(part, what, Share(sum(map(bool, hits)), len(hits)), chance=CHANCE.get(what))
+    return line if at_least is None else line.at_least(at_least, f"at least {at_least:.0%}")
 
 
 def shares(part: str, verdicts: list[Verdict], names: Sequence[str], required: dict[str, float] | None = None) -> list[Line]:
@@ -106,23 +113,11 @@ def verdict_lines(part: str, verdicts: list[Verdict], required: dict[str, float]
     lines = shares(part, verdicts, (*ATTRIBUTES, "all four", "steady"), required)
     asked = [verdict.motion_score for verdict in verdicts]
     found = correlation(asked, [verdict.reading.motion_score for verdict in verdicts])
-    reached = None if "all four" not in required else found is not None and found >= SPEED_CORRELATION
-    must = "" if reached is None else f"at least {SPEED_CORRELATION}"
-    interval = correlation_interval(found, len(verdicts))
-    lines.append(Line(part, "speed, asked and measured", found, "correlation", interval, 0.0, must, reached))
+    line = Line(part, "speed, asked and measured", found, "correlation", correlation_interval(found, len(verdicts)), 0.0)
+    lines.append(line.at_least(SPEED_CORRELATION) if "all four" in required else line)
     errors = [abs(verdict.speed_error) for verdict in verdicts if verdict.speed_error is not None]
     lines.append(Line(part, "speed, mean error", sum(errors) / len(errors) if errors else None, "px/frame"))
     return lines
-
-
-def redirected_lines(part: str, verdicts: list[Verdict]) -> list[Line]:
-    """A first picture and a prompt that sends its object elsewhere."""
-    keeps = [verdict.right["colour"] and verdict.right["shape"] for verdict in verdicts]
-    return [
-        *shares(part, verdicts, ("direction",), REDIRECTED),
-        share_line(part, "keeps colour and shape", keeps, REDIRECTED["keeps colour and shape"]),
-        *shares(part, verdicts, ("background", "steady")),
-    ]
 
 
 def meeting_lines(part: str, frame: str, found: list[float], in_place: list[float], alone: list[float]) -> list[Line]:
@@ -133,24 +128,13 @@ def meeting_lines(part: str, frame: str, found: list[float], in_place: list[floa
     alone: of the picture encoded and decoded by itself, for information.
     """
     least = mean(in_place) - MEETS_WITHIN
-    must = f"at least {least:.1f} (the VAE's own, less {MEETS_WITHIN:g})"
     return [
-        Line(part, f"{frame} frame to its picture", mean(found), "dB", must=must, is_reached=mean(found) >= least),
+        Line(part, f"{frame} frame to its picture", mean(found), "dB").at_least(
+            least, f"at least {least:.1f} (the VAE's own, less {MEETS_WITHIN:g})"
+        ),
         Line(part, f"{frame} frame to its picture, worst clip", min(found), "dB"),
         Line(part, f"{frame} picture, the VAE's own", mean(in_place), "dB"),
         Line(part, f"{frame} picture, the VAE's on it alone", mean(alone), "dB"),
-    ]
-
-
-def vae_lines(part: str, psnrs: list[float], verdicts: list[Verdict]) -> list[Line]:
-    """Fresh clips through the VAE and back."""
-    found = mean(psnrs)
-    readable = [verdict.right["shape"] for verdict in verdicts]
-    return [
-        Line(part, "PSNR, mean", found, "dB", must=f"at least {VAE_PSNR:g}", is_reached=found >= VAE_PSNR),
-        Line(part, "PSNR, worst clip", min(psnrs), "dB"),
-        share_line(part, "shape readable", readable, VAE_READABLE),
-        *shares(part, verdicts, ("all four", "steady")),
     ]
 
 
@@ -162,27 +146,10 @@ def lower_line(part: str, what: str, hits: list[bool], reference: list[bool]) ->
     return Line(part, what, share, must=f"clearly below {other.value:.1%}", is_reached=least > 0)
 
 
-def nearness_lines(part: str, psnrs: list[float], forwards: list[int], must: tuple[float, int] | None) -> list[Line]:
-    """How near clips are to another run's of the same noise. must: of a speed, see SPEEDS."""
-    lines = [Line(part, "PSNR, mean of the clips", mean(psnrs), "dB"), Line(part, "PSNR, worst clip", min(psnrs), "dB")]
-    if must is None:
-        return lines
-    least, most = must
-    lines[0] = replace(lines[0], must=f"at least {least:g}", is_reached=mean(psnrs) >= least)
-    return [*lines, Line(part, "forwards", float(max(forwards)), must=f"at most {most}", is_reached=max(forwards) <= most)]
-
-
 def as_often_right_line(part: str, what: str, exact: list[bool], other: list[bool]) -> Line:
     """Whether all four attributes are right as often as in the exact run, to within one clip."""
     least = sum(exact) - 1
     return Line(part, what, Share(sum(other), len(other)), must=f"at least {least}", is_reached=sum(other) >= least)
-
-
-def ends_line(part: str, frame: str, exact: Sequence[float], other: Sequence[float], has_requirement: bool) -> Line:
-    """What a speed loses of a given frame's PSNR to its picture."""
-    loss = mean(list(exact)) - mean(list(other))
-    line = Line(part, f"{frame} frame to its picture, lost", loss, "dB")
-    return replace(line, must=f"at most {MEETS_WITHIN:g}", is_reached=loss <= MEETS_WITHIN) if has_requirement else line
 
 
 def correlation(one, other) -> float | None:

@@ -14,8 +14,7 @@ from opensora_core.cli import main
 from opensora_core.commands.options import DONE, INTERRUPTED, REFUSED, EvaluateOptions
 from opensora_core.errors import OpenSoraError
 from opensora_core.evaluation import clips as clips_module, command as evaluate_module, judge, prompts, read, score, verdict, vision, world
-from opensora_core.evaluation.clips import Job
-from opensora_core.evaluation.degrade import DEGREES, degraded
+from opensora_core.evaluation.clips import DEGREES, Job, degraded
 from opensora_core.evaluation.world import Combination, Scene
 from opensora_core.families.open_sora_2 import OPEN_SORA
 
