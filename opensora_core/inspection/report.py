@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from ..encoders.clip import clip_manifest, clip_names, clip_sizes
 from ..encoders.t5 import t5_manifest, t5_names, t5_sizes
 from ..errors import CheckpointError, OpenSoraError
 from ..families.table import DEFAULT, codecs_of
-from ..shapes import AS_RELEASED, Layout, Manifest, bare_shapes
+from ..shapes import Layout, Manifest, bare_shapes
 from ..text.recipe import CLIP
 from .trial import try_blocks, try_vae
 
@@ -84,11 +85,18 @@ class FolderPart:
     @cached_property
     def compared(self) -> Compared | None:
         """How its tensors compare with a whole file's; None where there is nothing to compare with. Raises a CheckpointError for impossible sizes."""
-        manifests = _manifests(self.identity, self.header)
-        if manifests is None:
+        identity, clip = self.identity, (clip_names, clip_sizes, clip_manifest)
+        encoders = {"t5": (t5_names, t5_sizes, t5_manifest), "clip_text": clip, "clip_full": clip}
+        if row := identity.row:
+            found, dtype = bare_shapes(self.header.shapes, identity.prefix), row.dtype
+            own, released = identity.manifest(), row.manifest(row.released_like(identity.config), identity.layout)
+        elif identity.kind in encoders:
+            names, sizes, manifest = encoders[identity.kind]
+            found = {name: self.header.tensors[key].shape for key, name in names(self.header.shapes, identity.prefix).items()}
+            own, released, dtype = manifest(sizes(found)), manifest(), "F32"
+        else:
             return None
-        found, own, released, dtype = manifests
-        against = (_compare(found, manifest, self.form, self.identity.layout) for manifest in (own, released))
+        against = (_compare(found, expected, self.form, identity.layout) for expected in (own, released))
         return Compared(*against, dtype, own == released)
 
 
@@ -217,32 +225,14 @@ def _size_text(header: Header) -> str:
     return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {bytes_text(header.num_bytes)}, {dtypes}"
 
 
-def _manifests(identity: Identity, header: Header) -> tuple[Manifest, Manifest, Manifest, str] | None:
-    """The model's own tensors, those that their sizes imply, those of the released file of its kind, and that file's dtype."""
-    found = bare_shapes(header.shapes, identity.prefix)
-    if row := identity.row:
-        return found, identity.manifest(), row.manifest(row.released_like(identity.config), identity.layout), row.dtype
-    clip = clip_names, clip_sizes, clip_manifest
-    if identity.kind not in (readers := {"t5": (t5_names, t5_sizes, t5_manifest), "clip_text": clip, "clip_full": clip}):
-        return None
-    names, sizes, manifest = readers[identity.kind]
-    found = {name: header.tensors[key].shape for key, name in names(header.shapes, identity.prefix).items()}
-    return found, manifest(sizes(found)), manifest(), "F32"
-
-
-def _compare(found: Manifest, expected: Manifest, form: str | None, layout: Layout = AS_RELEASED) -> Comparison:
+def _compare(found: Manifest, expected: Manifest, form: str | None, layout: Layout) -> Comparison:
     result = compare(found, expected, layout)
     if form is None:
         return result
     # A quantiser changes the shape of matrices and lays scales beside them; names and vectors still count.
     layers = {key.rpartition(".")[0] for key in expected}
-    extra = tuple(key for key in result.extra if key != "scaled_fp8" and layers.isdisjoint(_stems(key)))
+    extra = tuple(key for key in result.extra if key != "scaled_fp8" and layers.isdisjoint(accumulate(key.split(".")[:-1], "{}.{}".format)))
     return replace(result, extra=extra, misshaped={key: pair for key, pair in result.misshaped.items() if len(pair[1]) < 2})
-
-
-def _stems(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _released_text(result: Comparison, header: Header, dtype: str) -> str:
