@@ -34,8 +34,6 @@ _COMMANDS = {
     "quantize": (asked.QuantizeOptions, "write a transformer file in 8 bits"),
     "colours": (asked.ColoursOptions, "fit the colours of previews for a VAE"),
 }
-
-
 _USAGE = {
     "generate": """%(prog)s --prompt TEXT [options]
 
@@ -43,8 +41,6 @@ _USAGE = {
   %(prog)s --model Open-Sora-v2 --prompt "Raining, sea" --resolution 256px --num-frames 5s --out rain.mp4
   %(prog)s --model Open-Sora-v2 --ref first.png --prompt "The waves roll in" --out waves.mp4"""
 }
-
-
 # What the guides of Open-Sora 1 ask for and is asked for otherwise here.
 _ELSEWHERE = {
     "--llm-refine": "with --refine-prompt and --refine-model DIR a model of your own writes the long prompt",
@@ -93,6 +89,7 @@ def interrupts_are_kept() -> Iterator[None]:
 
 
 def _main(arguments: list[str] | None) -> int:
+    sentence, code = NO_ROOM, REFUSED
     try:
         args = build_parser().parse_args(arguments)
         options = asked.taken(args.options, args)
@@ -102,36 +99,30 @@ def _main(arguments: list[str] | None) -> int:
             return gpus.run(options, main, sys.argv[1:] if arguments is None else arguments)
         return run(args.command, options)
     except OpenSoraError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return SOME_FAILED if isinstance(error, OutOfMemory) else REFUSED
+        sentence, code = str(error), SOME_FAILED if isinstance(error, OutOfMemory) else REFUSED
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == __package__.split(".")[0]:
             raise
-        sys.stderr.write(
-            f"error: the library {error.name} is not installed in this Python; `pip install .` in Open-Sora's folder brings all that is needed\n"
+        sentence = (
+            f"Run `pip install .` in Open-Sora's folder, which brings all that is needed: the library {error.name} is not installed here"
         )
-        return REFUSED
     except BrokenPipeError:
         # Whoever read the paths of finished videos is gone (`| head`); closing the pipe at the end would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.stderr.write("error: standard output is closed\n")
-        return SOME_FAILED
+        sentence, code = "standard output is closed", SOME_FAILED
     except (MemoryError, ImportError) as error:  # a library that does not fit is one that cannot be imported
         if isinstance(error, ImportError) and not any(words in str(error) for words in ("failed to map", "annot allocate memory")):
             raise
-        sys.stderr.write(f"error: {NO_ROOM}\n")
-        return REFUSED
     except OSError as error:
-        if error.errno == errno.ENOMEM:
-            sys.stderr.write(f"error: {NO_ROOM}\n")
-            return REFUSED
-        if error.filename is None:
-            raise
-        sys.stderr.write(f"error: {shown(error.filename)}: {error.strerror}\n")
-        return REFUSED
+        if error.errno != errno.ENOMEM:
+            if error.filename is None:
+                raise
+            sentence = f"{shown(error.filename)}: {error.strerror}"
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
+    sys.stderr.write(f"error: {sentence}\n")
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -35,5 +35,5 @@ def _of_row(options: CalibrateOptions, row: Row) -> CalibrateOptions:
     others = [column for column in row.cells if column not in _COLUMNS]
     if others or "prompt" not in row.cells:
         what = f"a {others[0]} of its own" if others else "no prompt"
-        raise OpenSoraError(f"{row.name} has {what}; a calibration reads {', '.join(_COLUMNS)}, all runs being of one size and length.")
+        raise OpenSoraError(f"{row.name} has {what}; give columns of {', '.join(_COLUMNS)} alone, as all runs are of one size and length.")
     return replace(options, **cells_as_options(row, options))

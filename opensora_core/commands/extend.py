@@ -124,5 +124,5 @@ def _read(options: GenerateOptions) -> Tensor:
     names = [*(field.name for field in fields(SizeOptions) if field.default is None and field.name != "fps"), "cond_type", "ref", "ref_end"]
     given = [name for name in names if getattr(options, name) is not None]
     if given:
-        raise OpenSoraError(f"{flag(given[0])} is of a first clip; with --extend-from the file is what is gone on from.")
+        raise OpenSoraError(f"{flag(given[0])} is of a first clip; leave it out beside --extend-from, whose file is what is gone on from.")
     return read_latents(Path(options.extend_from).expanduser())

@@ -97,19 +97,19 @@ def _references(options: RunOptions) -> dict[str, Any]:
     """Arguments of a pipeline call that --cond-type, --ref, --ref-end and --strength stand for; what is not used is left out."""
     if options.mask_strategy is not None or options.reference_path is not None:
         if options.ref or options.ref_end or options.cond_type:
-            raise OpenSoraError("--mask-strategy and --reference-path are given without --ref, --ref-end and --cond-type.")
+            raise OpenSoraError("--mask-strategy and --reference-path do not go with --ref, --ref-end and --cond-type; leave those out.")
         if not options.reference_path:
             raise OpenSoraError("--mask-strategy lays frames of pictures and clips; give --reference-path too.")
         paths = tuple(path.strip() for path in options.reference_path.split(";"))
         for path in paths:
             if not Path(path).expanduser().is_file():
-                raise OpenSoraError(f"--reference-path: {path!r} does not exist.")
+                raise OpenSoraError(f"--reference-path: {path!r} does not exist; choose another file.")
         return {"references": paths, "mask_strategy": options.mask_strategy or ""}
     mode = options.cond_type or ("v2v_head" if options.ref and is_video(options.ref) else None)
     strength = {} if options.strength == 1 else {"image_strength": options.strength}
     if mode is not None and mode.startswith("v2v"):
         if options.ref_end or not options.ref:
-            raise OpenSoraError(f"--cond-type {mode} takes a clip, --ref clip.mp4, and no --ref-end.")
+            raise OpenSoraError(f"--cond-type {mode} takes a clip, --ref clip.mp4, and no --ref-end; give that alone.")
         direction = FORWARDS if "head" in mode else BACKWARDS
         context = CONTEXTS[mode.endswith("easy")]
         return {"image": None, "last_image": None, "video": options.ref, "direction": direction, "context": context, **strength}
@@ -134,5 +134,5 @@ def _pictures(ref: str | None, end: str | None, mode: str | None) -> tuple[str |
     if mode == "i2v_tail" and ref and end:
         raise OpenSoraError("--cond-type i2v_tail takes one picture, --ref-end; use i2v_loop for a first frame too.")
     if mode == "i2v_loop" and not ref:
-        raise OpenSoraError("--cond-type i2v_loop needs --ref (and --ref-end, if it does not end where it began).")
+        raise OpenSoraError("--cond-type i2v_loop begins with a picture; give --ref (and --ref-end, if it does not end where it began).")
     return {"t2v": (None, None), "i2v_head": (ref, None), "i2v_tail": (None, end or ref), "i2v_loop": (ref, end or ref)}[mode]

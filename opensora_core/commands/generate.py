@@ -35,7 +35,7 @@ def run(options: GenerateOptions) -> int:
     check_refine(options)
     extending = changed(options, ExtendOptions)
     if options.csv is not None and extending:
-        raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; it does not go with --csv.")
+        raise OpenSoraError(f"{extending[0]} makes one prompt's video longer; leave it out beside --csv.")
     if options.csv is not None:
         return table.run(options)
     if options.shard is not None:
@@ -57,12 +57,12 @@ def _help(options: GenerateOptions, group: Group) -> int:
 
 def _make(options: GenerateOptions, extending: list[str], group: Group | None) -> int:
     if extending and options.extend is None:
-        raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add.")
+        raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add; add that.")
     screen, target = Screen(), Target(options.out, options.sample_name or "video")
     check_count("--num-samples", options.num_samples)
     prompts = [options.prompt] if options.prompt_path is None else table.read_lines(options.prompt_path)
     if options.t2i2v and len(prompts) > 1:
-        raise OpenSoraError("--t2i2v draws the picture of one prompt; for several, give --csv in place of --prompt-path.")
+        raise OpenSoraError("--t2i2v draws the picture of one prompt; give --csv in place of --prompt-path for several.")
     check_given(options)
     pipe = pipeline(options)
     seed = random_seed() if options.seed is None else options.seed

@@ -20,9 +20,9 @@ def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
     if options.loop is not None and options.extend is not None:
         raise OpenSoraError("--loop N is --extend N-1; give one of them.")
     if options.condition_frame_length is not None and loops < 2:
-        raise OpenSoraError("--condition-frame-length goes with --loop N, the clips that follow one another.")
+        raise OpenSoraError("--condition-frame-length goes with --loop N, the clips that follow one another; add that.")
     if options.parity == SCRIPTS and loops < 2:
-        raise OpenSoraError("--parity scripts goes with --loop N, the clips that follow one another.")
+        raise OpenSoraError("--parity scripts goes with --loop N, the clips that follow one another; add that.")
     piece, given = family.grid.piece or 1, options.condition_frame_length
     if given is not None and (given < 1 or given % piece):
         raise OpenSoraError(f"--condition-frame-length {given} does not fit this model; use {piece}{' or a multiple of it' * (piece > 1)}.")
@@ -50,6 +50,6 @@ def _of_cond_type(options: GenerateOptions) -> GenerateOptions:
     most = 2 if options.cond_type == "i2v_loop" else 1
     if len(paths) > most:
         raise OpenSoraError(
-            f"--cond-type {options.cond_type} takes {most} reference{'s' * (most > 1)}, and --reference-path lists {len(paths)}."
+            f"--cond-type {options.cond_type} takes {most} reference{'s' * (most > 1)}, and --reference-path lists {len(paths)}; leave out the others."
         )
     return replace(options, ref=paths[0], ref_end=(*paths, None)[1], reference_path=None)

@@ -32,9 +32,9 @@ def run(options: InspectOptions) -> int:
         return _preflight(options)
     given = changed(options, PlanOptions)
     if given:
-        raise OpenSoraError(f"{given[0]} is about a video; it goes with --plan.")
+        raise OpenSoraError(f"{given[0]} is about a video; add --plan.")
     if options.path is None:
-        raise OpenSoraError("inspect needs a weights file or a model folder; only --plan works without one.")
+        raise OpenSoraError("inspect has nothing to look at; give a weights file or a model folder (--plan alone works without one).")
     path = _path(options.path)
     if path.is_file() and is_video(path):
         sys.stdout.write((as_command(path) if options.as_command else describe(path)) + "\n")
@@ -88,7 +88,7 @@ def _memory(options: InspectOptions) -> Memory:
     for name in ("gpu_gib", "ram_gib"):
         given = getattr(options, name)
         if given is not None and not 0 < given < 1e6:
-            raise OpenSoraError(f"{flag(name)} {given} is not an amount of memory in GiB.")
+            raise OpenSoraError(f"{flag(name)} {given} is not an amount of memory in GiB; use a number above 0, such as 24.")
     here = memory_of("cpu" if options.gpu_gib is not None else resolve_device(options.device))
     if options.ram_gib is not None:
         ram = int(options.ram_gib * GIB)

@@ -172,7 +172,7 @@ class Jobs:
             self._kept = KeptFile(claimed.path, self._pipe.latents)
             folder = claimed.path.parent
             if shutil.disk_usage(folder).free < _LEAST_ROOM:
-                raise OSError(f"the disk of {folder} is full.")
+                raise OSError(f"Free some room: the disk of {folder} is full.")
             seed, arguments = job.seed, job.arguments
             if job.picture is not None:
                 arguments = arguments | {"image": self._ledger.finished(job.picture.key)}

@@ -41,7 +41,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
     elif options.model is not None:
         raise OpenSoraError("Give either --model or the four parts --dit, --vae, --t5 and --clip, not both.")
     elif missing:
-        raise OpenSoraError(f"A model of files needs all four parts (three where CLIP is not read); {' and '.join(missing)} not given.")
+        raise OpenSoraError(f"A model of files needs all four parts (three where CLIP is not read); give {' and '.join(missing)} too.")
     else:
         made = OpenSoraPipeline.from_files(**parts, **how)
     if options.lora is None and options.lora_strength != 1:

@@ -66,14 +66,12 @@ def add_options(parser: ArgumentParser, options: type) -> None:
             one = left.pop(name, None)
             if one is None:
                 continue
-            title = () if base is options else base.GROUP
-            if one.metadata["kind"] == "source":
-                title = "source"
+            kind = one.metadata["kind"]
+            title = kind if kind == "source" else () if base is options else base.GROUP
             if title not in groups:
-                groups[title] = (
-                    parser.add_mutually_exclusive_group(required=True) if title == "source" else parser.add_argument_group(*title)
-                )
-            if one.metadata["kind"] == "place":
+                is_one_of = title == "source"
+                groups[title] = parser.add_mutually_exclusive_group(required=True) if is_one_of else parser.add_argument_group(*title)
+            if kind == "place":
                 parser.add_argument(name, nargs="?" if one.default is None else None, metavar=one.metadata["values"], help=_help(one))
             else:
                 groups[title].add_argument(flag(name), *one.metadata["also"], dest=name, default=one.default, help=_help(one), **_form(one))
@@ -84,9 +82,10 @@ def add_against(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("second run", "the same prompts and noise with one or more of these, and PSNR between the two runs")
     for one in fields(EvaluateOptions):
         if one.name in AGAINST:
-            each = ("; may be repeated, a run for each", {"action": "append"}) if one.name == "speed" else ("", {})
-            form = {name: value for name, value in _form(one).items() if not (each[1] and name == "type")}
-            group.add_argument(flag(f"against_{one.name}"), help=f"in place of {flag(one.name)}{each[0]}", **form | each[1])
+            more, form = "", _form(one)
+            if one.name == "speed":
+                more, form = "; may be repeated, a run for each", {"action": "append", "choices": one.metadata["values"]}
+            group.add_argument(flag(f"against_{one.name}"), help=f"in place of {flag(one.name)}{more}", **form)
 
 
 def taken(options: type[T], args: Namespace) -> T:
@@ -104,7 +103,7 @@ def _help(one: Field) -> str:
     text = one.metadata["help"]
     if "(default" in text or not isinstance(one.default, (str, int, float)) or one.type is bool:
         return text
-    return f"{text} (default {one.default:g})" if isinstance(one.default, float) else f"{text} (default {one.default})"
+    return f"{text} (default {format(one.default, 'g' if isinstance(one.default, float) else '')})"
 
 
 def _form(one: Field) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def flux_files(options: GenerateOptions) -> list[Path]:
     for name, file in _IN_FOLDER.items():
         given = getattr(options, name)
         if given is None and (folder is None or not (folder / file).is_file()):
-            where = f"; {options.model} holds no {file}" if folder is not None else ""
-            raise OpenSoraError(f"--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE{where}.")
+            where = f", and {options.model} holds no {file}" if folder is not None else ""
+            raise OpenSoraError(f"--t2i2v needs Flux's files{where}; give --flux FILE and --flux-vae FILE.")
         found.append(folder / file if given is None else Path(given).expanduser())
     return found
 

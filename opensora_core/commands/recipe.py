@@ -88,7 +88,9 @@ def as_command(path: Path) -> str:
     recipe = recipe_of(path)
     asked = _of_run(recipe) if recipe["program"] == PROGRAM else _of_graph(recipe["prompt"])
     if "prompt" not in asked:
-        raise OpenSoraError(f"{path.name} was made by a graph without Open-Sora Text Encode or Flux to Video; no command makes it again.")
+        raise OpenSoraError(
+            f"{path.name} was made by a graph that asks for no video; take one with Open-Sora Text Encode or Flux to Video."
+        )
     words = ["python", "-m", PROGRAM, "generate"]
     for name, value in asked.items():
         one = _OPTIONS.get(name)
@@ -103,7 +105,7 @@ def as_command(path: Path) -> str:
                 # A text that begins with a dash would be read as a flag.
                 words += [f"{flag(name)}={each}"] if str(each).startswith("-") else [flag(name), str(each)]
     if odd := next((word for word in words if not word.replace("\n", "").replace("\t", "").isprintable()), None):
-        raise OpenSoraError(f"{path.name} was made with {_short(odd)}, which holds characters that cannot stand in a command.")
+        raise OpenSoraError(f"{path.name} has characters that no command can have, {_short(odd)}; look at it with inspect alone.")
     return shlex.join(words)
 
 

@@ -27,7 +27,7 @@ def check(options: GenerateOptions) -> None:
     if options.refine_model is None:
         raise OpenSoraError("--refine-prompt asks a text model of yours: add --refine-model DIR, a causal model of transformers.")
     if options.decode is not None:
-        raise OpenSoraError("--refine-prompt needs a prompt; --decode has none.")
+        raise OpenSoraError("--refine-prompt needs a prompt; leave it out beside --decode, which has none.")
     folder = Path(options.refine_model).expanduser()
     for name in ("config.json", "*.safetensors", "tokenizer*"):
         if kind_of(folder) != "a folder" or next(folder.glob(name), None) is None:
@@ -77,7 +77,7 @@ def _answers(prompts: set[tuple[str, str]], folder: str, device) -> dict[tuple[s
         model = model.to(device)
     except Exception as error:  # transformers documents no exception types; each of them means the same to a person
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN]
-        raise OpenSoraError(f"--refine-model {folder} cannot be read as a causal model: {why}") from error
+        raise OpenSoraError(f"Give --refine-model another folder. {folder} cannot be read as a causal model: {why}") from error
     found = {}
     with torch.inference_mode():
         for prompt, kind in sorted(prompts):

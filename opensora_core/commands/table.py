@@ -36,7 +36,8 @@ _NUMBERS = ("seed", "width", "height", "motion_score", "image_seed")
 _FILES = ("image", "end_image")
 _OF_A_PICTURE = ("image_seed", "image_prompt")
 _NAMED, _SIDES = ("resolution", "aspect_ratio"), ("width", "height")
-_EXPECTED = f"the first row names the columns, 'prompt' and any of {', '.join(name for name in CSV_COLUMNS if name != 'prompt')}."
+_EXPECTED = f"name the columns in the first row, 'prompt' and any of {', '.join(name for name in CSV_COLUMNS if name != 'prompt')}."
+_QUOTED = 'put text that holds a comma, a quote or a new line in double quotes, with a quote inside it written twice ("").'
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def run(options: GenerateOptions) -> int:
         raise OpenSoraError(f"--num-samples {options.num_samples} does not go with --csv; give the table a row for each video.")
     folder = check_name(options.out, "--out")
     if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (VIDEO_SUFFIX, IMAGE_SUFFIX)):
-        raise OpenSoraError(f"--out {options.out} is one file; --csv makes several, so give a folder.")
+        raise OpenSoraError(f"--out {options.out} is one file; give a folder, as --csv makes several.")
     worker = _worker(options)
     rows = read_rows(options.csv)
     pipe = pipeline(options)
@@ -114,7 +115,7 @@ def _worker(options: GenerateOptions) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", said)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise OpenSoraError(f"--shard {said} is no worker; --shard 1/8 is the first of eight.")
+        raise OpenSoraError(f"--shard {said} is no worker; use I/N, such as 1/8 for the first of eight.")
     if options.t2i2v:
         raise OpenSoraError("--shard does not go with --t2i2v: its pictures are drawn together; draw them first, and give them as images.")
     return int(match[1]) - 1, int(match[2])
@@ -133,7 +134,7 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
         try:
             said = understood(row_options(options, row, pipe.files.grid), pipe.files.family)
             if said.extend is not None:
-                raise OpenSoraError("--loop makes one prompt's video longer; it goes with --prompt.")
+                raise OpenSoraError("--loop makes one prompt's video longer; give it with --prompt.")
             job = _job(row, said, pipe.files, folder)
             job.check(pipe)
             asked = {"prompt": said.prompt, "seed": said.seed, **described(job.arguments), "model": model}
@@ -148,8 +149,8 @@ def _jobs(rows: list[Row], options: GenerateOptions, pipe: OpenSoraPipeline, fol
         except (OpenSoraError, OSError) as error:
             wrong.append(f"  {row.name}: {error}")
     if wrong:
-        what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "The row"
-        raise OpenSoraError("\n".join([f"{what} of {Path(options.csv).name} cannot be run; nothing was begun:", *wrong]))
+        what = f"{len(wrong)} of {len(rows)} rows" if len(rows) > 1 else "the row"
+        raise OpenSoraError("\n".join([f"Mend {what} of {Path(options.csv).name} that cannot be run; nothing was begun:", *wrong]))
     return jobs
 
 
@@ -177,12 +178,9 @@ def _files(paths: dict[str, Any]) -> dict[str, list[tuple[str, int]]]:
 def row_options(options: GenerateOptions, row: Row, grid: Grid) -> GenerateOptions:
     """The command line with what a row says in place of what it said. grid: how the model counts frames."""
     if row.num_extra:
-        raise OpenSoraError(
-            f"{row.num_extra} more cells than the header has columns: text that holds a comma stands in double quotes, "
-            'a quote inside it is written twice ("").'
-        )
+        raise OpenSoraError(f"there are {row.num_extra} more cells than columns; {_QUOTED}")
     if "prompt" not in row.cells:
-        raise OpenSoraError("the prompt is empty.")
+        raise OpenSoraError("the prompt is empty; write one.")
     said = cells_as_options(row, options)
     # A size of the row replaces the command line's, in whichever of the two ways it was given there.
     for one, other in ((_NAMED, _SIDES), (_SIDES, _NAMED)):
@@ -207,7 +205,7 @@ def cells_as_options(row: Row, options: GenerateOptions | CalibrateOptions) -> d
             try:
                 said[CSV_COLUMNS[column]] = int(text.encode("ascii"))  # digits of other scripts are numbers to Python
             except ValueError as error:
-                raise OpenSoraError(f"{column} {text[:_SHOWN]!r} is not a whole number.") from error
+                raise OpenSoraError(f"{column} {text[:_SHOWN]!r} is not a whole number; write one.") from error
     return said
 
 
@@ -241,10 +239,11 @@ def read_lines(path: str | Path) -> list[str]:
 def _text(path: str | Path, option: str) -> str:
     try:
         return read_text(Path(path).expanduser())
-    except OpenSoraError as error:
-        raise OpenSoraError(f"{option}: {error}") from error
+    except OpenSoraError:
+        raise
     except (OSError, ValueError) as error:
-        raise OpenSoraError(f"{option} {shown(path)} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        why = getattr(error, "strerror", None) or error
+        raise OpenSoraError(f"{option} {shown(path)} cannot be read ({why}); give another file.") from error
 
 
 def _lines(reader, name: str):
@@ -257,10 +256,7 @@ def _lines(reader, name: str):
             return
         except csv.Error as error:
             what = "is longer than a cell can be" if "limit" in str(error) else "has a quote that does not fit"
-            raise OpenSoraError(
-                f"{name}: the row that begins on line {line} {what}. Text that holds a comma, a quote or a new line stands in double "
-                'quotes, a quote inside it is written twice (""), and the closing quote ends the cell.'
-            ) from error
+            raise OpenSoraError(f"{name}: the row that begins on line {line} {what}; {_QUOTED}") from error
 
 
 def _header(cells: list[str], name: str) -> list[str]:
@@ -270,8 +266,8 @@ def _header(cells: list[str], name: str) -> list[str]:
             if len(columns) == 1 and (";" in column or "\t" in given):
                 raise OpenSoraError(f"{name}: cells are separated by commas; the header {given[:_SHOWN]!r} has none: save it with commas.")
             near = difflib.get_close_matches(column, CSV_COLUMNS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise OpenSoraError(f"{name} has a column {given.strip()[:_SHOWN]!r}; {hint}{_EXPECTED}")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise OpenSoraError(f"{name} has a column {given.strip()[:_SHOWN]!r}{hint}; {_EXPECTED}")
         if column and columns.count(column) > 1:
             raise OpenSoraError(f"{name} has two columns {column!r}; leave one.")
     if "prompt" not in columns:

@@ -86,7 +86,7 @@ def check(pipe: OpenSoraPipeline, how: JudgeOptions, job: Job) -> None:
     try:
         pipe(job.case.prompt, check_only=True, **arguments(how, job))
     except OpenSoraError as error:
-        raise OpenSoraError(f"The clips of the evaluation ({SIZE}x{SIZE}, {NUM_FRAMES} frames) cannot be made: {error}") from error
+        raise OpenSoraError(f"Choose a model that can make clips of {SIZE}x{SIZE} and {NUM_FRAMES} frames: {error}") from error
 
 
 def make(pipe: OpenSoraPipeline, how: JudgeOptions, jobs: Sequence[Job], title: str) -> dict[Job, Clip]:

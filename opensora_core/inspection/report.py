@@ -110,7 +110,8 @@ def report(path: str | Path) -> str:
         return "\n".join(_describe(_network(path)))
     components = list(_components(path))
     if not components:
-        raise CheckpointError(f"{path.resolve().name or path} holds no weights file ({_SEARCH_DEPTH} levels searched).")
+        name = path.resolve().name or path
+        raise CheckpointError(f"{name} holds no weights file ({_SEARCH_DEPTH} levels searched); choose another folder.")
     blocks = [_describe(part) if part.header else [part.error] for part in components]
     return "\n\n".join("\n".join(lines) for lines in (*blocks, [_folder_sentence(components)]))
 

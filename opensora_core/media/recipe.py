@@ -36,7 +36,7 @@ def recipe_of(path: Path) -> dict[str, Any]:
             continue
         if recipe:
             return recipe
-    raise OpenSoraError(f"{path.name} does not say how it was made: it was not written by this program or ComfyUI, or anew by another.")
+    raise OpenSoraError(f"{path.name} does not say how it was made; take a video as this program or ComfyUI wrote it, not written anew.")
 
 
 def tags(path: Path) -> dict[str, str]:

@@ -185,11 +185,11 @@ def test_every_bad_row_is_listed_before_anything_is_read(run, no_weights, capsys
     )
     assert run(table) == REFUSED
     first, *lines = capsys.readouterr().err.splitlines()
-    assert first == "error: 15 of 16 rows of list.csv cannot be run; nothing was begun:"
+    assert first == "error: Mend 15 of 16 rows of list.csv that cannot be run; nothing was begun:"
     says = [
         "missing.png does not exist", "text.png is not a picture", "half.png is damaged", "seed 'one' is not a whole number",
         "seed=-1 is out of range", "Use 5 or 9", "the length 'long' is no length", "multiples of 16", "motion_score=99",
-        "aspect_ratio='7:3'", "the prompt is empty", None, "1 frame", "running", "stands in double quotes",
+        "aspect_ratio='7:3'", "the prompt is empty", None, "1 frame", "running", "in double quotes",
         ": the image alpha.png is transparent in places",
     ]  # fmt: skip
     expected = [(number, part) for number, part in enumerate(says, 1) if part is not None]
@@ -476,7 +476,7 @@ class TestShards:
     @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])
     def test_a_worker_that_is_none_is_refused(self, run, no_weights, capsys, shard):
         assert run(self.ROWS, "--shard", shard) == REFUSED
-        assert f"--shard {shard} is no worker; --shard 1/8 is the first of eight." in capsys.readouterr().err
+        assert f"Use I/N, such as 1/8 for the first of eight: --shard {shard} is no worker." in capsys.readouterr().err
 
 
 def same_frames(one, other) -> bool:

@@ -209,7 +209,7 @@ def test_a_stop_while_videos_are_made_loses_no_picture(run, drawn, made, monkeyp
             [],
             "Leave one of them out: image_seed is of a picture that Flux draws, and the row has an image",
         ),
-        ("prompt,image_seed\na,x\n", [], "row 1 (line 2): image_seed 'x' is not a whole number"),
+        ("prompt,image_seed\na,x\n", [], "row 1 (line 2): Write one: image_seed 'x' is not a whole number"),
         ("prompt,image_seed\na,-1\n", [], ": image_seed=-1 is out of range"),
         ("prompt\na\n", ["--image-steps", "-1"], "image_steps=-1 draws nothing"),
         ("prompt\na\n", ["--ref", "red.png"], "Leave out --ref and --cond-type: --t2i2v draws the first frame"),

@@ -192,7 +192,7 @@ def test_a_folder_without_weights_says_so(tmp_path):
 def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(CheckpointError, match="^empty holds no weights file"):
+    with pytest.raises(CheckpointError, match="^Choose another folder: empty holds no weights file"):
         report(".")
 
 

@@ -457,7 +457,7 @@ def test_inspect_knows_the_built_in_model_by_name(tiny_checkpoint, here, capsys,
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["small", "--gpu-gib", "8"], "--gpu-gib is about a video; it goes with --plan"),
+        (["small", "--gpu-gib", "8"], "Add --plan: --gpu-gib is about a video"),
         (["small", "--check", "--num-frames", "17"], "--num-frames is about a video"),
         (["--plan", "--aspect-ratio", "image"], "Name the ratio here, such as 16:9"),
     ],
@@ -486,7 +486,8 @@ def test_a_library_that_is_not_installed_is_one_sentence():
     code = "import sys; sys.modules['torch'] = None; from opensora_core.cli import main; sys.exit(main(['generate', '--prompt', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the library torch is not installed") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: Run `pip install .` in") and done.stderr.endswith("the library torch is not installed here\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_answers_without_torch():

@@ -457,7 +457,7 @@ class TestCommand:
 
         monkeypatch.setattr(Known, "__call__", refuse)
         assert main(["evaluate"]) == REFUSED
-        assert "The clips of the evaluation (64x64, 17 frames) cannot be made: 64x64 is too small." in capsys.readouterr().err
+        assert "Choose a model that can make clips of 64x64 and 17 frames: 64x64 is too small." in capsys.readouterr().err
 
     def test_an_interrupt_leaves_no_report(self, known, monkeypatch, tmp_path, capsys):
         def stop(*given):

@@ -147,7 +147,7 @@ def test_files_in_the_model_folder_need_no_name(tiny_checkpoint, flux, tmp_path,
         (tmp_path / path.name).symlink_to(path)
     flags = ["generate", "--t2i2v", "--model", str(tmp_path), "--prompt", PROMPT, *SMALL, *PICTURE, "--out", str(tmp_path / "out")]
     assert cli.main(flags) == REFUSED
-    assert "--t2i2v needs Flux's files, --flux FILE and --flux-vae FILE; " in capsys.readouterr().err
+    assert "Give --flux FILE and --flux-vae FILE: --t2i2v needs Flux's files, and " in capsys.readouterr().err
     (tmp_path / "flux1-dev.safetensors").symlink_to(flux[0])
     (tmp_path / "flux1-dev-ae.safetensors").symlink_to(flux[1])
     assert cli.main(flags) == DONE
