@@ -16,7 +16,7 @@ import torch
 from benchmarks import record
 from opensora_core.commands.options import JudgeOptions
 from opensora_core.evaluation import prompts, score
-from opensora_core.evaluation.clips import Clip, Job, arguments as arguments_of, in_place, make, round_trip
+from opensora_core.evaluation.clips import Clip, Job, arguments as arguments_of, make, round_trip
 from opensora_core.evaluation.prompts import Case
 from opensora_core.evaluation.score import Line
 from opensora_core.evaluation.vision import read
@@ -97,7 +97,7 @@ def _meets(pipe: OpenSoraPipeline, title: str, clips: list[Clip], *frames: str) 
         pictures = [to_uint8(frames[[at]])[0] for frames in true]
         found = [score.psnr(clip.frames[at], picture) for clip, picture in zip(clips, pictures, strict=True)]
         ends = clips[0].job.case.picture_ends
-        placed = [score.psnr(in_place(pipe, frames, ends)[at], picture) for frames, picture in zip(true, pictures, strict=True)]
+        placed = [score.psnr(round_trip(pipe, frames, ends)[at], picture) for frames, picture in zip(true, pictures, strict=True)]
         alone = [score.psnr(round_trip(pipe, torch.from_numpy(picture)[None])[0], picture) for picture in pictures]
         lines += score.meeting_lines(title, frame, found, placed, alone)
     return lines

@@ -28,20 +28,16 @@ def run(options: BenchmarkOptions) -> int:
     check_writable(path.parent, path.name)
     warmup = [_measure(pipe, options.prompt, arguments, f"warm-up {k + 1}") for k in range(options.warmup_count)]
     runs = [_measure(pipe, options.prompt, arguments, f"run {k + 1} of {options.eval_count}") for k in range(options.eval_count)]
+    cpu = proc_fields("cpuinfo").get("model name") or platform.processor() or platform.machine()
+    hardware = {"cpu": cpu, "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    if pipe.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(pipe.device)
+        hardware |= {"device": properties.name, "device_memory_bytes": properties.total_memory}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "system": platform.platform()}
     report = {
         "opensora_core": __version__,
-        "hardware": {
-            "cpu": proc_fields("cpuinfo").get("model name") or platform.processor() or platform.machine(),
-            "cpu_cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            **_gpu(pipe.device),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "system": platform.platform(),
-        },
+        "hardware": hardware,
+        "versions": versions,
         "settings": _settings(options, pipe, arguments),
         "warmup": warmup,
         "runs": runs,
@@ -87,17 +83,9 @@ def _settings(options: BenchmarkOptions, pipe: OpenSoraPipeline, arguments: dict
     return {**call, **given, **chosen, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)}
 
 
-def _gpu(device: torch.device) -> dict:
-    if device.type != "cuda":
-        return {}
-    properties = torch.cuda.get_device_properties(device)
-    return {"device": properties.name, "device_memory_bytes": properties.total_memory}
-
-
 def _peak_resident_bytes() -> int | None:
     try:
         import resource
     except ImportError:  # not on Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

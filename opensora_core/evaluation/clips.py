@@ -116,15 +116,12 @@ def make(pipe: OpenSoraPipeline, how: JudgeOptions, jobs: Sequence[Job], title: 
 
 
 @torch.inference_mode()
-def round_trip(pipe: OpenSoraPipeline, frames: Tensor) -> numpy.ndarray:
-    """Frames [T, H, W, 3] in 0..1 (T = 4k + 1) through the VAE and back, uint8."""
-    return numpy.stack(pipe.decode(pipe.vae.encode(quantised(frames), [None]))[0])
+def round_trip(pipe: OpenSoraPipeline, frames: Tensor, ends: str = "") -> numpy.ndarray:
+    """Frames [T, H, W, 3] in 0..1 (T = 4k + 1) through the VAE and back, uint8.
 
-
-@torch.inference_mode()
-def in_place(pipe: OpenSoraPipeline, clip: Tensor, ends: str) -> numpy.ndarray:
-    """A true clip through the VAE and back, its first or last latent (or both) being that of a picture alone, uint8: what a perfect transformer gives."""
-    clip = quantised(clip)
+    ends: "first", "last" or "both": that latent of a true clip is of a picture alone, as a perfect transformer would give it.
+    """
+    clip = quantised(frames)
     latents = pipe.vae.encode(clip, [None]).clone()
     if ends in ("first", "both"):
         latents[:, :, :1] = pipe.vae.encode(clip[:1], [None])

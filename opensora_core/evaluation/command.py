@@ -22,7 +22,7 @@ from ..sampling.plan import RELEASED_STEPS
 from ..sampling.solvers import MAX_SEED
 from ..text.prompt import decorate
 from . import prompts, score
-from .clips import DEGREES, Clip, Job, check, degraded, in_place, make, quantised, round_trip
+from .clips import DEGREES, Clip, Job, check, degraded, make, quantised, round_trip
 from .prompts import HELD_OUT, SEEN, Case
 from .score import Line
 from .verdict import ATTRIBUTES, Verdict, judge
@@ -138,7 +138,7 @@ def part_lines(title: str, clips: list[Clip], pipe: OpenSoraPipeline) -> list[Li
         ]
     lines, first = score.shares(title, verdicts, ("direction", "colour", "shape", "steady")), clips[0].job.case
     scenes = Bar([clip.job.case.picture_scene for clip in clips], desc=f"VAE, {title}", unit="clip")
-    perfect = [in_place(pipe, scene.render(), first.picture_ends) for scene in scenes]
+    perfect = [round_trip(pipe, scene.render(), first.picture_ends) for scene in scenes]
     for frame, index in _ends(first):
         pictures = [_picture(clip.job.case, index) for clip in clips]
         found = [score.psnr(clip.frames[index], picture) for clip, picture in zip(clips, pictures, strict=True)]

@@ -179,20 +179,19 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
+_HEADINGS = ("", "count", "value", "95% interval", "chance", "must be", "")
+
+
 def table(lines: list[Line]) -> str:
     """The lines for a terminal: a heading for each part, then a row for each figure."""
-    rows = [_row(line) for line in lines]
-    widths = [max(len(row[column]) for row in [_HEADINGS, *rows]) for column in range(len(_HEADINGS))]
-    text, part = [_format(_HEADINGS, widths)], None
-    for line, row in zip(lines, rows, strict=True):
-        if line.part != part:
-            text += ["", line.part]
-            part = line.part
-        text.append(_format(row, widths))
+    rows = [_HEADINGS, *map(_row, lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    rows = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, "<>>>><<", widths, strict=True)).rstrip() for row in rows]
+    text, part = rows[:1], None
+    for line, row in zip(lines, rows[1:], strict=True):
+        text += [row] if line.part == part else ["", line.part, row]
+        part = line.part
     return "\n".join(text)
-
-
-_HEADINGS = ("", "count", "value", "95% interval", "chance", "must be", "")
 
 
 def _row(line: Line) -> tuple[str, ...]:
@@ -209,8 +208,3 @@ def _row(line: Line) -> tuple[str, ...]:
         chance = "" if line.chance is None else f"{line.chance:.0f}"
     reached = {None: "", True: "reached", False: "NOT reached"}[line.is_reached]
     return f"  {line.what}", count, value, between, chance, line.must, reached
-
-
-def _format(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:5], widths[1:5], strict=True))]
-    return "  ".join([*cells, row[5].ljust(widths[5]), row[6]]).rstrip()

@@ -43,7 +43,7 @@ class Verdict:
         if self.is_right:
             return f"shows {shown}: right{note}"
         wrong = ", ".join(name for name, is_right in self.right.items() if not is_right)
-        return f"asked for {_words(self.asked)}, shows {shown}: wrong {wrong}{note}"
+        return f"asked for {describe(self.asked)}, shows {shown}: wrong {wrong}{note}"
 
 
 def judge(frames, combination: Combination, motion_score: int | None = None) -> Verdict:
@@ -55,19 +55,11 @@ def judge(frames, combination: Combination, motion_score: int | None = None) -> 
     return Verdict(combination, motion_score, read(frames))
 
 
-def describe(reading: Reading) -> str:
-    """What a clip shows, in words: "a red circle moving right on blue"."""
-    background = f" on {reading.background}" if reading.background else " on no clear background"
-    if reading.object_rgb is None:
+def describe(shown: Reading | Combination) -> str:
+    """What a clip shows, or what was asked for, in words: "a red circle moving right on blue"."""
+    background = f" on {shown.background}" if shown.background else " on no clear background"
+    if isinstance(shown, Reading) and shown.object_rgb is None:
         return f"no object{background}"
-    colour, shape = reading.colour or "oddly coloured", reading.shape or "thing of no clear shape"
-    motion = f" moving {reading.direction}" if reading.direction else " that goes nowhere in particular"
-    return f"{_article(colour)} {colour} {shape}{motion}{background}"
-
-
-def _words(asked: Combination) -> str:
-    return f"{_article(asked.colour)} {asked.colour} {asked.shape} moving {asked.direction} on {asked.background}"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+    colour, shape = shown.colour or "oddly coloured", shown.shape or "thing of no clear shape"
+    motion = f" moving {shown.direction}" if shown.direction else " that goes nowhere in particular"
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}{motion}{background}"

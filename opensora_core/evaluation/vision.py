@@ -118,7 +118,7 @@ def read(frames, taught: str = "") -> Reading:
         shape=SHAPES[best] if overlap >= LEAST_OVERLAP else None,
         direction=_direction(velocity, len(clip)),
         speed=velocity.norm().item(),
-        faults=(*_object_faults(found, fit, best, colours), *_path_faults(times, fit.centres[best], velocity, residuals), *faults),
+        faults=(*_faults(found, fit, best, colours, (times, velocity, residuals)), *faults),
         object_rgb=tuple(rgb.tolist()),
         centres=tuple(tuple(next(places)) if seen else None for seen in found.visible.tolist()),
         radius=fit.radii[best].median().item(),
@@ -250,33 +250,28 @@ def _line(times: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 def _direction(velocity: Tensor, num_frames: int) -> str | None:
     if velocity.norm() * (num_frames - 1) < LEAST_TRAVEL:
         return None
-    for name, step in DIRECTIONS.items():
-        along = (velocity * torch.tensor(step)).sum()
-        aside = velocity.abs().sum() - along.abs()
-        if along > 0 and aside <= ASIDE * along:
-            return name
-    return None
+    along = {name: (velocity * torch.tensor(step)).sum() for name, step in DIRECTIONS.items()}
+    name = max(along, key=along.__getitem__)
+    return name if velocity.abs().sum() - along[name] <= ASIDE * along[name] else None
 
 
-def _object_faults(found: _Found, fit: _Fit, best: int, colours: dict[str, tuple[int, int, int]]) -> list[str]:
-    faults = []
-    if not found.visible.all():
-        faults.append(f"no object in {int((~found.visible).sum())} frames")
-    if found.second.any():
-        faults.append(f"a second object in {int(found.second.sum())} frames")
+def _faults(
+    found: _Found, fit: _Fit, best: int, colours: dict[str, tuple[int, int, int]], path: tuple[Tensor, Tensor, Tensor]
+) -> list[str]:
+    """path: times [T] of the visible frames, velocity [2] and residuals [T], as _line gives them."""
+    times, velocity, residuals = path
     names = {name_of(rgb, colours) for rgb in found.colours[found.visible]}
-    if len(names) > 1:
-        faults.append("the colour changes")
     radii = fit.radii[best]
-    if (radii / radii.median() - 1).abs().max() > SIZE_CHANGE:
-        faults.append("the size changes")
     same = (fit.unexplained.argmin(dim=0) == best).float().mean()
-    if same < SAME_SHAPE or fit.overlap[best].min() < LEAST_FRAME_OVERLAP:
-        faults.append("the shape changes" if same < SAME_SHAPE else "no clear shape")
-    return faults
-
-
-def _path_faults(times: Tensor, centres: Tensor, velocity: Tensor, residuals: Tensor) -> list[str]:
-    steps = centres.diff(dim=0) / times.diff()[:, None]
+    steps = fit.centres[best].diff(dim=0) / times.diff()[:, None]
     jumps = (steps - velocity).norm(dim=1).max() > STEP_CHANGE
-    return ["it jumps"] if jumps or residuals.max() > STRAIGHT else []
+    faults = {
+        f"no object in {int((~found.visible).sum())} frames": not found.visible.all(),
+        f"a second object in {int(found.second.sum())} frames": found.second.any(),
+        "the colour changes": len(names) > 1,
+        "the size changes": (radii / radii.median() - 1).abs().max() > SIZE_CHANGE,
+        "the shape changes": same < SAME_SHAPE,
+        "no clear shape": same >= SAME_SHAPE and fit.overlap[best].min() < LEAST_FRAME_OVERLAP,
+        "it jumps": jumps or residuals.max() > STRAIGHT,
+    }
+    return [fault for fault, is_there in faults.items() if is_there]

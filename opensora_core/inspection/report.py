@@ -124,7 +124,10 @@ def check(path: str | Path) -> Check:
     """
     path = Path(path)
     components = list(_components(path)) if path.is_dir() else [_one(path)]
-    lines, verdicts = [_versions()], []
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    libraries = f"opensora_core {__version__}, torch {torch.__version__}, safetensors {safetensors.__version__}"
+    lines = [f"{libraries}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}"]
+    verdicts = []
     for part in components:
         passed, text = _check_component(part)
         if passed is not None:
@@ -189,7 +192,10 @@ def _weight_files(folder: Path, depth: int) -> Iterator[Path]:
 def _describe(part: FolderPart) -> list[str]:
     header, identity = part.header, part.identity
     place = f", {identity.place}" if identity.place else ""
-    lines = [f"{part.name}: {identity.title}{place}", _line("size", _size_text(header))]
+    total, shares = max(1, header.num_parameters), header.dtypes
+    dtypes = ", ".join(name if len(shares) == 1 else f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
+    size = f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {bytes_text(header.num_bytes)}, {dtypes}"
+    lines = [f"{part.name}: {identity.title}{place}", _line("size", size)]
     if identity.prefix:
         lines.append(_line("prefix", f"every key of it begins with {identity.prefix}"))
     if part.form:
@@ -217,13 +223,6 @@ def _form_text(part: FolderPart) -> str:
 
 def _line(label: str, text: str) -> str:
     return f"  {label:<11} {text}"
-
-
-def _size_text(header: Header) -> str:
-    total = max(1, header.num_parameters)
-    shares = header.dtypes
-    dtypes = ", ".join(name if len(shares) == 1 else f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
-    return f"{len(header.tensors):,} tensors, {header.num_parameters:,} parameters, {bytes_text(header.num_bytes)}, {dtypes}"
 
 
 def _compare(found: Manifest, expected: Manifest, form: str | None, layout: Layout) -> Comparison:
@@ -260,14 +259,6 @@ def _folder_sentence(components: list[FolderPart]) -> str:
     model = family.title.removeprefix("the ").partition(" transformer")[0]
     lacking = [name for slot, name in _NEEDED.items() if slot not in slots and (slot != "clip" or CLIP in family.text.encoders)]
     return f"For {model} this folder lacks {', '.join(lacking)}." if lacking else f"This folder has every part of {model}."
-
-
-def _versions() -> str:
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-    return (
-        f"opensora_core {__version__}, torch {torch.__version__}, safetensors {safetensors.__version__}, "
-        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}"
-    )
 
 
 def _check_component(part: FolderPart) -> tuple[bool | None, list[str]]:
