@@ -43,22 +43,18 @@ def run(options: GenerateOptions) -> int:
     if options.decode is not None:
         return _decode(options)
     with together(resolve_device(device_of(options.device))) as group:
-        if group is not None and group.rank:
-            return _help(options, group)
-        return _make(options, extending, group)
-
-
-def _help(options: GenerateOptions, group: Group) -> int:
-    """The share of a process that is not the first: no prompt, no file, no line."""
-    logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.ERROR)
-    pipeline(options).use_group(group).help()
-    return DONE
+        if group is None or not group.rank:
+            return _make(options, extending, group)
+        # The share of a process that is not the first: no prompt, no file, no line.
+        logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.ERROR)
+        pipeline(options).use_group(group).help()
+        return DONE
 
 
 def _make(options: GenerateOptions, extending: list[str], group: Group | None) -> int:
     if extending and options.extend is None:
         raise OpenSoraError(f"{extending[0]} goes with --extend N, the number of segments to add; add that.")
-    screen, target = Screen(), Target(options.out, options.sample_name or "video")
+    screen, target = Screen(), Target(options)
     check_count("--num-samples", options.num_samples)
     prompts = [options.prompt] if options.prompt_path is None else table.read_lines(options.prompt_path)
     if options.t2i2v and len(prompts) > 1:
@@ -87,15 +83,15 @@ def _make(options: GenerateOptions, extending: list[str], group: Group | None) -
 class Target:
     """The file or the folder to write to, and what files in it begin with. Raises an OpenSoraError for a file of another kind."""
 
-    def __init__(self, out: str, name: str = "video"):
-        self._name = name
-        self.path, self._is_told = check_name(out, "--out"), False
+    def __init__(self, options: GenerateOptions):
+        self._name = name = options.sample_name or "video"
+        self.path, self._is_told = check_name(options.out, "--out"), False
         self.is_folder = self.path.is_dir() or not self.path.suffix
         self.folder = self.path if self.is_folder else self.path.parent
         check_name(f"{name}_0000{VIDEO_SUFFIX}", "--sample-name")
         if not self.is_folder and self.path.suffix.lower() not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
             raise OpenSoraError(
-                f"--out {out} ends in {self.path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame)."
+                f"--out {options.out} ends in {self.path.suffix}; give a folder, or a file ending in {VIDEO_SUFFIX} ({IMAGE_SUFFIX} for one frame)."
             )
 
     def free(self) -> Claim:
@@ -116,7 +112,7 @@ class Target:
 
 def _decode(options: GenerateOptions) -> int:
     """Write the videos of finished latents, for which nothing is sampled."""
-    target, pipe = Target(options.out, options.sample_name or "video"), pipeline(options)
+    target, pipe = Target(options), pipeline(options)
     options = with_usual(options, pipe.files.usual)
     latents = read_latents(check_name(options.decode, "--decode"))
     check_writable(target.folder, "" if target.is_folder else target.path.name)

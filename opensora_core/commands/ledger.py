@@ -35,11 +35,11 @@ class Entry:
     seed: int
     settings: dict[str, Any]
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether a record that was read holds what one does: numbers, and the name of a file, not a way to one elsewhere."""
-        numbers = all(type(number) is int for number in (self.bytes, self.row, self.seed))
-        return numbers and isinstance(self.file, str) and Path(self.file).name == self.file and isinstance(self.settings, dict)
+    def __post_init__(self):
+        """Raise a ValueError for what no record holds: no numbers, or a way to a file elsewhere in place of its name."""
+        is_possible = all(type(number) is int for number in (self.bytes, self.row, self.seed)) and isinstance(self.settings, dict)
+        if not (is_possible and isinstance(self.file, str) and Path(self.file).name == self.file):
+            raise ValueError("not what was written")
 
 
 class Ledger:
@@ -62,7 +62,7 @@ class Ledger:
 
     def read_again(self) -> None:
         """Take over what other processes have recorded since."""
-        self._entries = self._read() if self._is_written else self._entries
+        self._entries = self._read()
 
     def claim(self, key: str) -> Claim | None:
         """The right to make what `key` stands for; None while another process that is alive has it."""
@@ -91,8 +91,6 @@ class Ledger:
             record = read_json(self._path, MOST_BYTES)
             version = record["format"]
             entries = {key: Entry(**entry) for key, entry in record["videos"].items()} if version == _FORMAT else {}
-            if not all(entry.is_possible for entry in entries.values()):
-                raise ValueError("not what was written")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OpenSoraError(f"{self._path} is not the record of a batch, or damaged; move it away, or give another --out.") from error
         if version != _FORMAT:

@@ -8,6 +8,7 @@ the fit, so that an object partly outside is read as well as one in the middle.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ _NUDGE = 0.25  # pixels, of the fit's finite differences
 _AREA_OF_RADIUS = {"circle": math.pi, "square": 3.24, "triangle": 2.2}  # area = this * radius ** 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """What a clip shows. None where nothing of the world is to be seen.
 
@@ -48,17 +49,17 @@ class Reading:
     is none. overlap: of object and fitted shape, 0..1.
     """
 
-    colour: str | None
-    shape: str | None
     background: str | None
-    direction: str | None
-    speed: float
-    faults: tuple[str, ...]
-    object_rgb: tuple[float, ...] | None
     background_rgb: tuple[float, ...]
+    faults: tuple[str, ...]
     centres: tuple[tuple[float, float] | None, ...]
-    radius: float
-    overlap: float
+    colour: str | None = None
+    shape: str | None = None
+    direction: str | None = None
+    speed: float = 0.0
+    object_rgb: tuple[float, ...] | None = None
+    radius: float = 0.0
+    overlap: float = 0.0
 
     @property
     def is_steady(self) -> bool:
@@ -70,8 +71,7 @@ class Reading:
         return self.speed / PIXELS_PER_SCORE
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """The object, frame by frame: visible [T] bool, mask [T, H, W] bool, colours [T, 3], second [T] bool (another object is there)."""
 
     visible: Tensor
@@ -80,8 +80,7 @@ class _Found:
     second: Tensor
 
 
-@dataclass(frozen=True)
-class _Fit:
+class _Fit(NamedTuple):
     """Shapes fitted to the visible frames: [shapes, frames] each, centres [shapes, frames, 2]."""
 
     centres: Tensor
@@ -103,9 +102,7 @@ def read(frames, taught: str = "") -> Reading:
     faults = ["the background changes"] if changes.any() else []
     nothing = {"background": name_of(background, BACKGROUNDS), "background_rgb": tuple(background.tolist())}
     if found.visible.sum() < 2:
-        where = (None,) * len(clip)
-        return Reading(None, None, direction=None, speed=0.0, faults=("no object", *faults), object_rgb=None, centres=where, radius=0.0,
-                       overlap=0.0, **nothing)  # fmt: skip
+        return Reading(faults=("no object", *faults), centres=(None,) * len(clip), **nothing)
     fit = _fit(clip, background, found)
     best = int(fit.unexplained.sum(dim=1).argmin())
     overlap = fit.overlap[best].mean().item()
