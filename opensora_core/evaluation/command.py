@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -89,20 +90,21 @@ def run(options: EvaluateOptions) -> int:
     """Judge a model, and another one on the same prompts and noise if one is named; tables go to standard output."""
     asked = _asked(options)
     out = None if options.out is None else report_path("--out", options.out)
-    first = replace(options, lora=None, lora_strength=1.0) if asked.colour else options
-    variants = [
-        ("without the LoRA" if asked.colour else "", first),
-        *((_words(one.against), second_run(one)) for one in _second_runs(options)),
-    ]
-    pipes = [pipeline(variant) for _, variant in variants]
-    variants = [(words, with_usual(variant, pipe.files.usual)) for (words, variant), pipe in zip(variants, pipes, strict=True)]
-    jobs = asked.jobs()
-    for pipe, (_, variant) in zip(pipes, variants, strict=True):
-        if jobs:
-            check(pipe, variant, jobs[0])
+    first, others = options, []  # the run as asked, and what each of those that are compared with it has otherwise
+    if asked.colour:
+        first, others = replace(options, lora=None, lora_strength=1.0), [{"lora": options.lora, "lora_strength": options.lora_strength}]
+    elif options.against:
+        others = [options.against | {"speed": speed} for speed in options.against.get("speed", ())] or [options.against]
+    named = [("without the LoRA" if asked.colour else "", first)]
+    named += [(_words(one), second_run(replace(options, against=one))) for one in others]
+    variants = [(label, variant, pipeline(variant)) for label, variant in named]
+    variants = [(label, with_usual(variant, pipe.files.usual), pipe) for label, variant, pipe in variants]
+    for job in asked.jobs()[:1]:
+        for _, variant, pipe in variants:
+            check(pipe, variant, job)
     if out is not None:
         check_writable(out.parent, out.name)
-    runs = [_judge(pipe, variant, asked, label) for pipe, (label, variant) in zip(pipes, variants, strict=True)]
+    runs = [_judge(pipe, variant, asked, label) for label, variant, pipe in variants]
     compared = [line for other in runs[1:] for line in (taught_lines if asked.colour else compare)([runs[0], other], asked)]
     sys.stdout.write("\n\n".join(_told(runs, compared)) + "\n")
     if asked.colour:
@@ -253,16 +255,6 @@ def _ends(case: Case) -> list[tuple[str, int]]:
     return [(name, index) for name, index in (("first", 0), ("last", -1)) if case.picture_ends in (name, "both")]
 
 
-def _second_runs(options: EvaluateOptions) -> list[EvaluateOptions]:
-    """What is compared with the run as asked: one run with all that is said otherwise, or one for each speed."""
-    if options.colour:
-        return [replace(options, against={"lora": options.lora, "lora_strength": options.lora_strength})]
-    if not options.against:
-        return []
-    speeds = [{"speed": speed} for speed in options.against.get("speed", ())] or [{}]
-    return [replace(options, against=options.against | speed) for speed in speeds]
-
-
 def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Questions, label: str) -> Run:
     begun, jobs = time.perf_counter(), asked.jobs()
     say(f"videos: {len(set(jobs))}, steps of each: {options.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
@@ -278,31 +270,27 @@ def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Questions, l
     return Run(label, _settings(options, pipe), lines, made, time.perf_counter() - begun)
 
 
-def _told(runs: list[Run], compared: list[Line]) -> list[str]:
-    paragraphs = []
+def _told(runs: list[Run], compared: list[Line]) -> Iterator[str]:
+    """A table of each run, and what it comes to; then a table of the comparison."""
     for run in runs:
-        heading = [f"== {run.label or 'as asked'} =="] if len(runs) > 1 else []
-        paragraphs.append("\n".join([*heading, score.table(run.lines)]))
-        paragraphs += _conclusions(run)
-    return paragraphs + ([score.table(compared)] if compared else [])
-
-
-def _conclusions(run: Run) -> list[str]:
-    needed = [line for line in run.lines if line.is_reached is not None]
-    if not needed:
-        return []
-    sentences = [f"{sum(line.is_reached for line in needed)} of {len(needed)} requirements reached."]
-    settings = run.settings
-    own = (settings["num_steps"], (settings["guidance"], settings["guidance_img"]))
-    if settings["num_prompts"] < score.REQUIRED_PROMPTS or own != (score.REQUIRED_STEPS, score.REQUIRED_GUIDANCE):
-        sentences.append(
-            f"They are meant for {score.REQUIRED_PROMPTS} prompts or more, {score.REQUIRED_STEPS} steps and guidance 7.5 and 3; "
-            f"these are {settings['num_prompts']}, {settings['num_steps']}, {settings['guidance']:g} and {settings['guidance_img']:g}."
-        )
-    held_out = [line for line in run.lines if line.part == _HELD_OUT and line.what == "all four"]
-    if held_out and held_out[0].value.interval[0] <= score.CHANCE["all four"]:
-        sentences.append("Prompts come out right no more often than by chance: this model does not know the world of moving shapes.")
-    return ["\n".join(sentences)]
+        heading = f"== {run.label or 'as asked'} ==\n" if len(runs) > 1 else ""
+        yield heading + score.table(run.lines)
+        needed, settings = [line.is_reached for line in run.lines if line.is_reached is not None], run.settings
+        if not needed:
+            continue
+        sentences = [f"{sum(needed)} of {len(needed)} requirements reached."]
+        own = (settings["num_steps"], (settings["guidance"], settings["guidance_img"]))
+        if settings["num_prompts"] < score.REQUIRED_PROMPTS or own != (score.REQUIRED_STEPS, score.REQUIRED_GUIDANCE):
+            sentences.append(
+                f"They are meant for {score.REQUIRED_PROMPTS} prompts or more, {score.REQUIRED_STEPS} steps and guidance 7.5 and 3; "
+                f"these are {settings['num_prompts']}, {settings['num_steps']}, {settings['guidance']:g} and {settings['guidance_img']:g}."
+            )
+        held_out = [line.value for line in run.lines if (line.part, line.what) == (_HELD_OUT, "all four")]
+        if held_out and held_out[0].interval[0] <= score.CHANCE["all four"]:
+            sentences.append("Prompts come out right no more often than by chance: this model does not know the world of moving shapes.")
+        yield "\n".join(sentences)
+    if compared:
+        yield score.table(compared)
 
 
 def _report(asked: Questions, runs: list[Run], compared: list[Line]) -> dict:
