@@ -45,8 +45,9 @@ _NODES = {
     "OpenSoraLoraLoader": "lora_name:lora strength:lora_strength",
 }
 _SMALL, _NO_CLIP = "small (built in)", "none (T5 alone)"  # as nodes name them
-# node -> its input that names a file
-_NAMES = {"LoadImage": "image", "LoadVideo": "file", "UNETLoader": "unet_name", "VAELoader": "vae_name"}
+# node -> its input that names a file, or lets through what lies behind it
+_BEHIND = {"LoadImage": "image", "LoadVideo": "file", "UNETLoader": "unet_name", "VAELoader": "vae_name", "GetVideoComponents": "video",
+           "ImageScale": "image", "LatentFromBatch": "samples"}  # fmt: skip
 # What nodes say where nothing is asked for, and no flag needs to.
 _UNASKED = ("", AUTO, -1, _NO_CLIP)
 _OPTIONS = {one.name: one for one in fields(GenerateOptions)}
@@ -74,13 +75,12 @@ def describe(path: Path) -> str:
     """A video's recipe for a person."""
     recipe = recipe_of(path)
     if recipe["program"] != PROGRAM:
-        lines = [f"{path.name}: made by ComfyUI, a graph of {len(recipe['prompt'])} nodes"]
-        return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in _of_graph(recipe["prompt"]).items())])
-    lines = [f"{path.name}: made by {PROGRAM} {_short(recipe['versions'][PROGRAM])}, torch {_short(recipe['versions']['torch'])}"]
-    lines += [f"  {key}: {_short(recipe[key])}" for key in ("prompt", "request", "seed", "num_frames", "dtype", "device") if key in recipe]
-    lines += [f"  {_short(name)}: {_short(value)}" for name, value in recipe["settings"].items()]
-    lines += [f"  {_short(name)}: {_short(part['name'])}, {part['bytes']:,} bytes" for name, part in recipe["files"].items()]
-    return "\n".join(lines)
+        made, said = f"ComfyUI, a graph of {len(recipe['prompt'])} nodes", _of_graph(recipe["prompt"])
+    else:
+        made = f"{PROGRAM} {_short(recipe['versions'][PROGRAM])}, torch {_short(recipe['versions']['torch'])}"
+        said = {key: recipe[key] for key in ("prompt", "request", "seed", "num_frames", "dtype", "device") if key in recipe}
+        said |= recipe["settings"] | {name: f"{part['name']}, {part['bytes']:,} bytes" for name, part in recipe["files"].items()}
+    return "\n".join([f"{path.name}: made by {made}", *(f"  {_short(name)}: {_short(value)}" for name, value in said.items())])
 
 
 def as_command(path: Path) -> str:
@@ -149,16 +149,12 @@ def _of_graph(graph: dict) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name not in unused and value != _OPTIONS[name].default}
 
 
-def _constant(graph: dict, value: Any, depth: int = 8) -> Any:
+def _constant(graph: dict, value: Any) -> Any:
     """What stands in an input, in the primitive that it is wired to, or the name of the file that lies behind it; None for what a node makes."""
-    if not (isinstance(value, list) and len(value) == 2):
-        return value
-    source = graph.get(str(value[0]), {})
-    kind, inputs = str(source.get("class_type", "")), source.get("inputs", {})
-    if kind.startswith("Primitive"):
-        return _constant(graph, inputs.get("value"), depth - 1) if depth else None
-    if kind in _NAMES:
-        return inputs.get(_NAMES[kind])
-    if kind in ("GetVideoComponents", "ImageScale", "LatentFromBatch") and depth:
-        return _constant(graph, next((one for one in inputs.values() if isinstance(one, list)), None), depth - 1)
+    for _ in range(8):  # nodes on the way
+        if not (isinstance(value, list) and len(value) == 2):
+            return value
+        source = graph.get(str(value[0]), {})
+        kind = str(source.get("class_type"))
+        value = source.get("inputs", {}).get("value" if kind.startswith("Primitive") else _BEHIND.get(kind))
     return None

@@ -40,12 +40,13 @@ def check(options: GenerateOptions) -> None:
 def refined_jobs(jobs: Sequence[Job], options: GenerateOptions, pipe: OpenSoraPipeline) -> list[Job]:
     """The same videos with descriptions in place of their prompts, those of drawn pictures and of segments too where they are the same;
     and with the motion scores that are proposed, where the model is told one and nobody said another."""
-    answers = _answers({(job.options.prompt, _kind(job)) for job in jobs}, options.refine_model, pipe.device)
+    given = [any(job.arguments.get(name) is not None for name in (*PATHS, "references")) for job in jobs]
+    asked_of = [(job.options.prompt, IMAGE if has_given else TEXT) for job, has_given in zip(jobs, given, strict=True)]
+    answers = _answers(set(asked_of), options.refine_model, pipe.device)
     has_score = pipe.files.family.text.usual.motion_score == MOTION_SCORE
     made = []
-    for job in jobs:
-        request, arguments, picture = job.options.prompt, job.arguments, job.picture
-        text, score = answers[request, _kind(job)]
+    for job, (request, kind) in zip(jobs, asked_of, strict=True):
+        arguments, picture, (text, score) = job.arguments, job.picture, answers[request, kind]
         said = replace(job.options, prompt=text)
         if has_score and arguments["options"].motion_score is None:
             arguments = arguments | {"options": replace(arguments["options"], motion_score=score)}
@@ -56,10 +57,6 @@ def refined_jobs(jobs: Sequence[Job], options: GenerateOptions, pipe: OpenSoraPi
         longer = job.longer and job.longer.with_prompt(request, text)
         made.append(replace(job, options=said, arguments=arguments, picture=picture, longer=longer, request=request))
     return made
-
-
-def _kind(job: Job) -> str:
-    return IMAGE if any(job.arguments.get(name) is not None for name in (*PATHS, "references")) else TEXT
 
 
 def _answers(prompts: set[tuple[str, str]], folder: str, device) -> dict[tuple[str, str], tuple[str, int]]:
