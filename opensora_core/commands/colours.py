@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
-from tqdm import tqdm
 
 from ..checkpoint.detect import identify, require
 from ..checkpoint.files import read_network
@@ -17,6 +16,7 @@ from ..geometry import Grid
 from ..names import check_name, complete_or_absent
 from ..run.parts import open_vae
 from .options import DONE, ColoursOptions
+from .progress import Bar
 
 SUFFIX = ".colours.json"
 PICTURES, SECONDS = 48, 60  # pictures that are encoded; after so long a time no more are, if there are enough
@@ -32,8 +32,7 @@ def run(options: ColoursOptions) -> int:
     require(identity, "vae", header.name)
     named = path / "vae" if path.is_dir() else path
     target = check_name(options.out, "--out") if options.out else named.with_name(named.stem + SUFFIX)
-    with tqdm(total=PICTURES, unit="picture", file=sys.stderr, dynamic_ncols=True) as bar, torch.inference_mode():
-        factors, bias, error = fit(open_vae(path, options.device).encode, identity.config.grid, lambda: bar.update())
+    factors, bias, error = fit(open_vae(path, options.device).encode, identity.config.grid)
     factors, bias = (torch.round(values, decimals=5).tolist() for values in (factors, bias))
     with complete_or_absent(target) as partial:
         held = {"codec": identity.kind, "factors": factors, "bias": bias, "error": round(error, 4)}
@@ -43,7 +42,8 @@ def run(options: ColoursOptions) -> int:
     return DONE
 
 
-def fit(encode: Callable[[Tensor], Tensor], grid: Grid, progress: Callable[[], object]) -> tuple[Tensor, Tensor, float]:
+@torch.inference_mode()
+def fit(encode: Callable[[Tensor], Tensor], grid: Grid) -> tuple[Tensor, Tensor, float]:
     """Least squares from each latent pixel of still clips to the mean colour of the pixels that it stands for.
 
     encode: images [T, H, W, 3] in 0..1 -> latents [1, C, t, h, w] in the transformer's scale.
@@ -52,15 +52,13 @@ def fit(encode: Callable[[Tensor], Tensor], grid: Grid, progress: Callable[[], o
     draw = torch.Generator().manual_seed(0)
     side, frames = max(8 * grid.space, 128), grid.frames.nearest(_FRAMES)
     pairs, began = [], time.monotonic()  # of each picture: latents [places, C], colours [places, 3]
-    for number in range(PICTURES):
-        # Fields of colour in 0..1, sharp or running into each other.
-        colours = _PATTERNS[number % len(_PATTERNS)]
+    for number in Bar(range(PICTURES), unit="picture"):
+        colours = _PATTERNS[number % len(_PATTERNS)]  # of fields, sharp or running into each other
         fields = ((torch.rand(1, 3, colours, colours, generator=draw) - 0.5) * 1.6 + 0.5).clamp(0, 1)
         picture = interpolate(fields, (side, side), mode="nearest" if torch.rand((), generator=draw) < 0.5 else "bilinear")[0]
         latents = encode(picture.movedim(0, -1).expand(frames, side, side, 3)).cpu()[0]
         colour = adaptive_avg_pool2d(picture * 2 - 1, latents.shape[-2:])[:, None].expand(-1, latents.shape[1], -1, -1)
         pairs.append((latents.flatten(1).T.double(), colour.flatten(1).T.double()))
-        progress()
         if time.monotonic() - began > SECONDS and sum(len(x) for x, _ in pairs) > 4 * latents.shape[0]:
             break
     apart = max(1, len(pairs) // 8)

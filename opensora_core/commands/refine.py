@@ -31,10 +31,8 @@ def check(options: GenerateOptions) -> None:
     folder = Path(options.refine_model).expanduser()
     for name in ("config.json", "*.safetensors", "tokenizer*"):
         if kind_of(folder) != "a folder" or next(folder.glob(name), None) is None:
-            raise OpenSoraError(
-                f"--refine-model {options.refine_model} is no folder of a causal model of transformers (no {name} in it); give one, such as "
-                "`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir DIR` makes."
-            )
+            example = "give one, such as `hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir DIR` makes."
+            raise OpenSoraError(f"{options.refine_model} is no folder of a causal model of transformers (no {name} in it); {example}")
 
 
 def refined_jobs(jobs: Sequence[Job], options: GenerateOptions, pipe: OpenSoraPipeline) -> list[Job]:
