@@ -19,13 +19,12 @@ DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 ASPECT_OF_REFERENCE = "image"
 ASPECT_ORDERS = ("wh", "hw")
 EVALUATION_PARTS = ("vision", "t2v", "i2v", "last", "loop", "vae", "guidance")
-# Columns of a table of videos whose option has another name. All columns: CSV_COLUMNS, below.
-_OTHER_NAMES = {"negative": "negative_prompt", "image": "ref", "end_image": "ref_end", "length": "num_frames"}
-_COLUMNS = (
-    "prompt", "negative", "image", "end_image", "seed", "length", "resolution", "aspect_ratio", "width", "height", "motion_score",
-    "image_prompt", "image_seed",
-)  # fmt: skip
-CSV_COLUMNS = {column: _OTHER_NAMES.get(column, column) for column in _COLUMNS}
+# Columns of a table of videos, and the options that they stand for.
+CSV_COLUMNS = {
+    "prompt": "prompt", "negative": "negative_prompt", "image": "ref", "end_image": "ref_end", "seed": "seed", "length": "num_frames",
+    "resolution": "resolution", "aspect_ratio": "aspect_ratio", "width": "width", "height": "height", "motion_score": "motion_score",
+    "image_prompt": "image_prompt", "image_seed": "image_seed",
+}  # fmt: skip
 # What a second run of evaluate can have otherwise: --against-NAME.
 PARTS = ("dit", "vae", "t5", "clip")
 AGAINST = (

@@ -212,7 +212,16 @@ def cells_as_options(row: Row, options: GenerateOptions | CalibrateOptions) -> d
 def read_rows(path: str | Path) -> list[Row]:
     """Read a CSV: commas, double quotes around text that holds commas, quotes or lines, UTF-8; a header of names in CSV_COLUMNS."""
     text, name, header, rows = _text(path, "--csv"), Path(path).name, None, []
-    for line, cells in _lines(csv.reader(io.StringIO(text, newline=""), strict=True), name):
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1  # on which the row begins
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            what = "is longer than a cell can be" if "limit" in str(error) else "has a quote that does not fit"
+            raise OpenSoraError(f"{name}: the row that begins on line {line} {what}; {_QUOTED}") from error
+        if cells is None:
+            break
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
@@ -244,19 +253,6 @@ def _text(path: str | Path, option: str) -> str:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise OpenSoraError(f"{option} {shown(path)} cannot be read ({why}); give another file.") from error
-
-
-def _lines(reader, name: str):
-    """(line on which a row begins, its cells); a quote that breaks the table is named with the row that it broke in."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            yield line, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            what = "is longer than a cell can be" if "limit" in str(error) else "has a quote that does not fit"
-            raise OpenSoraError(f"{name}: the row that begins on line {line} {what}; {_QUOTED}") from error
 
 
 def _header(cells: list[str], name: str) -> list[str]:
