@@ -28,9 +28,8 @@ class KeptFile:
     """The .latent file beside a video: all that is finished of it, replaced as it grows. video: the file that is being made."""
 
     def __init__(self, video: Path, kind: Latents):
-        self.video, self.path = video, video.with_suffix(SUFFIX)
+        self.path, self._kind = video.with_suffix(SUFFIX), kind
         self._num_segments: int | None = None
-        self._kind = kind
 
     def keep(self, num_segments: int, latents: Tensor) -> None:
         """Write the latents of a first clip and so many segments."""

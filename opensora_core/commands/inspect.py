@@ -35,7 +35,8 @@ def run(options: InspectOptions) -> int:
         raise OpenSoraError(f"{given[0]} is about a video; add --plan.")
     if options.path is None:
         raise OpenSoraError("inspect has nothing to look at; give a weights file or a model folder (--plan alone works without one).")
-    path = _path(options.path)
+    path = Path(options.path).expanduser()
+    path = SMALL if options.path == "small" and not path.exists() else path  # as for every command
     if path.is_file() and is_video(path):
         sys.stdout.write((as_command(path) if options.as_command else describe(path)) + "\n")
         return DONE
@@ -47,12 +48,6 @@ def run(options: InspectOptions) -> int:
     found = check(path)
     sys.stdout.write(found.text + "\n")
     return DONE if found.passed else REFUSED
-
-
-def _path(named: str) -> Path:
-    """The file or folder that is meant: "small" is the built-in model here as it is for every command."""
-    path = Path(named).expanduser()
-    return SMALL if named == "small" and not path.exists() else path
 
 
 def _preflight(options: InspectOptions) -> int:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ class Bar(tqdm):
             super().__del__()
 
 
-class Bars:
+class Bars(AbstractContextManager):
     """Bars for the pipeline's `progress` and `callback`; use as a context, so that an interrupt leaves no half line.
 
     title: a line to show first, once the run has begun; a request that is refused shows none.
@@ -36,16 +37,10 @@ class Bars:
         self._bar: Bar | None = None
         self._stage = ""
 
-    def __enter__(self) -> "Bars":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._close()
-
     def progress(self, stage: str, done: int, total: int) -> None:
         """The pipeline's `progress`."""
         if self._bar is None or stage != self._stage:
-            self._close()
+            self.__exit__()
             if not self._stage:
                 tqdm.write(self._title, file=sys.stderr)
             self._stage = stage
@@ -53,14 +48,14 @@ class Bars:
         self._bar.total = total
         self._bar.update(done - self._bar.n)
         if done == total:
-            self._close()
+            self.__exit__()
 
     def step(self, step: int, num_steps: int, forwards_done: int, forwards_saved: int, latents) -> None:
         """The pipeline's `callback`."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"{forwards_done} forwards, {forwards_saved} saved", refresh=False)
 
-    def _close(self) -> None:
+    def __exit__(self, *exception) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

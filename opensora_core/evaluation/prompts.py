@@ -72,18 +72,14 @@ def redirected_cases(count: int, seed: int) -> list[Case]:
 
 def closing_cases(ends: str, count: int, seed: int) -> list[Case]:
     """Last frames ("last"), or first and last ones ("both"), of ground-truth clips of held-out combinations, with their own prompts."""
-    rng = random.Random(f"{seed}/closing {ends}")
-    cases = []
-    for case in _cases(split()[1], count, seed, f"closing {ends}"):
-        scene = replace(draw(rng, [case.asked], anywhere=0.0), motion_score=case.motion_score)
-        cases.append(replace(case, picture_scene=scene, picture_ends=ends))
-    return cases
+    rng, cases = random.Random(f"{seed}/closing {ends}"), _cases(split()[1], count, seed, f"closing {ends}")
+    scenes = [replace(draw(rng, [case.asked], anywhere=0.0), motion_score=case.motion_score) for case in cases]
+    return [replace(case, picture_scene=scene, picture_ends=ends) for case, scene in zip(cases, scenes, strict=True)]
 
 
 def fresh_scenes(count: int, seed: int) -> list[Scene]:
     """Clips that a VAE is judged on: any combination, half of them beginning anywhere."""
-    rng = random.Random(f"{seed}/fresh")
-    every = combinations()
+    rng, every = random.Random(f"{seed}/fresh"), combinations()
     return [draw(rng, every, anywhere=0.5) for _ in range(count)]
 
 

@@ -72,7 +72,7 @@ class Reading:
 
 
 class _Found(NamedTuple):
-    """The object, frame by frame: visible [T] bool, mask [T, H, W] bool, colours [T, 3], second [T] bool (another object is there)."""
+    """The object, frame by frame: visible [T] bool, mask [T, H, W] bool, colours [T, 3] (the median of its inner pixels), second [T] bool (another is there)."""
 
     visible: Tensor
     mask: Tensor
@@ -157,7 +157,11 @@ def _find(clip: Tensor, background: Tensor) -> _Found:
     mask = parts == largest[:, None, None]
     others = areas.scatter(1, largest[:, None], 0).max(dim=1).values
     second = others > SECOND_OBJECT * area
-    return _Found(visible, mask & visible[:, None, None], _colours(clip, mask), second)
+    # Inner pixels are two from the outline.
+    inner = -F.max_pool2d(-F.pad(mask.float(), (2, 2, 2, 2), value=1.0), 5, stride=1) > 0
+    chosen = [frame[part if part.sum() >= 10 else whole] for frame, whole, part in zip(clip, mask, inner, strict=True)]
+    colours = torch.stack([pixels.median(dim=0).values if len(pixels) else clip.new_zeros(3) for pixels in chosen])
+    return _Found(visible, mask & visible[:, None, None], colours, second)
 
 
 def _parts(foreground: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,16 +181,6 @@ def _parts(foreground: Tensor) -> tuple[Tensor, Tensor]:
     areas.scatter_add_(1, labels.flatten(1), torch.ones_like(labels).flatten(1))
     areas[:, 0] = 0
     return labels, areas
-
-
-def _colours(clip: Tensor, mask: Tensor) -> Tensor:
-    """[T, 3]: the median of the object's inner pixels in each frame, two pixels from its outline."""
-    inner = -F.max_pool2d(-F.pad(mask.float(), (2, 2, 2, 2), value=1.0), 5, stride=1) > 0
-    colours = []
-    for frame, whole, part in zip(clip, mask, inner, strict=True):
-        chosen = frame[part if part.sum() >= 10 else whole]
-        colours.append(chosen.median(dim=0).values if len(chosen) else frame.new_zeros(3))
-    return torch.stack(colours)
 
 
 def _fit(clip: Tensor, background: Tensor, found: _Found) -> _Fit:
