@@ -57,18 +57,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(REFUSED, f"error: {readable(message)} (see {self.prog} --help)\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code. `--help` and refused arguments raise SystemExit, as argparse does."""
+@contextmanager
+def at_a_terminal() -> Iterator[None]:
+    """Let names of any bytes be written, and Ctrl-C end what it meets even where Python swallows it: what forks run (the encoder is forked) cannot
+    raise, and says so to a hook."""
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):  # names of any bytes are names
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=errors)
-    with interrupts_are_kept():
-        return _main(arguments)
-
-
-@contextmanager
-def interrupts_are_kept() -> Iterator[None]:
-    """Let Ctrl-C end what it meets even where Python swallows it: what forks run (the encoder is forked) cannot raise, and says so to a hook."""
     usual = sys.unraisablehook
 
     def again(unraisable) -> None:
@@ -88,7 +83,9 @@ def interrupts_are_kept() -> Iterator[None]:
         sys.unraisablehook = usual
 
 
-def _main(arguments: list[str] | None) -> int:
+@at_a_terminal()
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code. `--help` and refused arguments raise SystemExit, as argparse does."""
     sentence, code = NO_ROOM, REFUSED
     try:
         args = build_parser().parse_args(arguments)
@@ -103,9 +100,7 @@ def _main(arguments: list[str] | None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == __package__.split(".")[0]:
             raise
-        sentence = (
-            f"Run `pip install .` in Open-Sora's folder, which brings all that is needed: the library {error.name} is not installed here"
-        )
+        sentence = f"Run `pip install .` in Open-Sora's folder, which brings what is needed: the library {error.name} is not installed here"
     except BrokenPipeError:
         # Whoever read the paths of finished videos is gone (`| head`); closing the pipe at the end would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
