@@ -14,8 +14,6 @@ from .output import check_count
 def understood(options: GenerateOptions, family: Family) -> GenerateOptions:
     """Options in which `loop`, and what a prompt of a model that knows mask strategies says besides its text, stand in their own places."""
     loops = 1 if options.loop is None else options.loop
-    if loops < 1:
-        raise OpenSoraError(f"--loop {options.loop} makes nothing; use 1 or more.")
     check_count("--loop", loops, most=MOST_SEGMENTS)
     if options.loop is not None and options.extend is not None:
         raise OpenSoraError("--loop N is --extend N-1; give one of them.")

@@ -46,9 +46,7 @@ def pipeline(options: RunOptions | EvaluateOptions) -> OpenSoraPipeline:
         made = OpenSoraPipeline.from_files(**parts, **how)
     if options.lora is None and options.lora_strength != 1:
         raise OpenSoraError(f"--lora-strength {options.lora_strength:g} is that of no LoRA; add --lora FILE.")
-    budget_gib = options.budget_gib
-    if budget_gib is None and options.offload == BUDGET:
-        budget_gib = DEFAULT_BUDGET_GIB
+    budget_gib = DEFAULT_BUDGET_GIB if options.budget_gib is None and options.offload == BUDGET else options.budget_gib
     made.enable_offload(options.offload, budget_gib, device)
     made.vae.policy = options.decode_policy
     if options.attention != AUTO:

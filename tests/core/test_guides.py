@@ -248,7 +248,7 @@ BAD = [
     (["--mask-strategy", "0", "--reference-path", "$prompts.txt"], "Reference 0.*is not a picture"),
     (["--mask-strategy", "0"], "Give --reference-path too"),
     (["--parity", "scripts"], "--parity scripts goes with --loop N"),
-    (["--loop", "0"], "Use 1 or more.*--loop 0 makes nothing"),
+    (["--loop", "0"], "Use at least 1.*--loop 0 makes nothing"),
     (["--loop", "2", "--condition-frame-length", "3"], "Use 5 or a multiple of it: --condition-frame-length 3"),
     (["--loop", "2", "--condition-frame-length", "0"], "Use 5 or a multiple of it: --condition-frame-length 0"),
     (["--condition-frame-length", "5"], "goes with --loop N"),
