@@ -166,15 +166,6 @@ def vae_lines(asked: Questions, pipe: OpenSoraPipeline) -> list[Line]:
     ]
 
 
-def vision_lines(asked: Questions) -> list[Line]:
-    """The instrument itself: ground-truth clips, as they are and as a VAE might leave them."""
-    verdicts = []
-    for scene in Bar(prompts.fresh_scenes(asked.count, asked.seed), desc="vision, true clips", unit="clip"):
-        clip = scene.render()
-        verdicts += [judge(degraded(clip, *degree, asked.seed), scene.combination, scene.motion_score) for degree in DEGREES]
-    return score.verdict_lines("computer vision, ground truth", verdicts, score.VISION)
-
-
 def guidance_lines(asked: Questions, made: dict[Job, Clip]) -> list[Line]:
     """What guidance does to the held-out prompts."""
     title, held_out = "guidance", prompts.text_cases(HELD_OUT, asked.count, asked.seed)
@@ -259,7 +250,14 @@ def _judge(pipe: OpenSoraPipeline, options: EvaluateOptions, asked: Questions, l
     begun, jobs = time.perf_counter(), asked.jobs()
     say(f"videos: {len(set(jobs))}, steps of each: {options.num_steps}, on {pipe.device}{f', {label}' if label else ''}")
     made = make(pipe, options, jobs, label or "evaluate") if jobs else {}
-    lines: list[Line] = vision_lines(asked) if "vision" in asked.parts else []
+    lines: list[Line] = []
+    if "vision" in asked.parts:  # the instrument itself: ground-truth clips, as they are and as a VAE might leave them
+        verdicts = [
+            judge(degraded(scene.render(), *degree, asked.seed), scene.combination, scene.motion_score)
+            for scene in Bar(prompts.fresh_scenes(asked.count, asked.seed), desc="vision, true clips", unit="clip")
+            for degree in DEGREES
+        ]
+        lines += score.verdict_lines("computer vision, ground truth", verdicts, score.VISION)
     for title, cases in asked.cases().items():
         if title != _HELD_OUT or "t2v" in asked.parts or asked.colour:  # guidance needs these clips too
             lines += part_lines(title, [made[Job(case)] for case in cases], pipe)

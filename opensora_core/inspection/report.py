@@ -129,7 +129,10 @@ def check(path: str | Path) -> Check:
     does not use are named and left alone.
     """
     path = Path(path)
-    components = list(_components(path)) if path.is_dir() else [_one(path)]
+    try:
+        components = list(_components(path)) if path.is_dir() else [_network(path)]
+    except CheckpointError:
+        components = [_component(path.name, [path])]
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     libraries = f"opensora_core {__version__}, torch {torch.__version__}, safetensors {safetensors.__version__}"
     lines = [f"{libraries}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}"]
@@ -171,13 +174,6 @@ def _network(path: Path) -> FolderPart:
     match = SHARD.fullmatch(path.name)
     what = f"part {int(match[2])} of {int(match[3])}" if match else f"the index of {len(files)} parts"
     return FolderPart(f"{path.name} ({what})", as_one(path, [read_header(file) for file in files]), num_files=len(files))
-
-
-def _one(path: Path) -> FolderPart:
-    try:
-        return _network(path)
-    except CheckpointError:
-        return _component(path.name, [path])
 
 
 def _component(name: str, paths: list[Path]) -> FolderPart:
