@@ -6,6 +6,7 @@ Formulas: ISO/IEC 14496-12 (boxes), Apple's QuickTime File Format (moov/udta/met
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,28 +31,19 @@ def recipe_of(path: Path) -> dict[str, Any]:
     """
     found = tags(path)
     for name, read in (("comment", _ours), ("prompt", _comfyuis)):
-        try:
-            recipe = read(json_object(found.get(name, ""), name))
-        except CheckpointError:
-            continue
-        if recipe:
-            return recipe
+        with suppress(CheckpointError):
+            if recipe := read(json_object(found.get(name, ""), name)):
+                return recipe
     raise OpenSoraError(f"{path.name} does not say how it was made; take a video as this program or ComfyUI wrote it, not written anew.")
 
 
 def tags(path: Path) -> dict[str, str]:
     """The text tags of an mp4 by their names. Raises an OpenSoraError for a file that is none."""
     with path.open("rb") as file:
-        for kind, begin, end in _boxes(file, 0, path.stat().st_size):
+        for kind, begin, end in boxes(file, 0, path.stat().st_size):
             if kind == b"moov" and end - begin <= _LARGEST:
                 return dict(_tags(file, begin, end, [], 0))
     raise OpenSoraError(f"{path.name} is not a whole mp4; give a video that this program or ComfyUI wrote.")
-
-
-def top_boxes(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, first byte of what it holds, first byte behind it) of the boxes that an mp4 is made of, up to one that is not whole."""
-    with path.open("rb") as file:
-        yield from _boxes(file, 0, path.stat().st_size)
 
 
 def _ours(recipe: dict) -> dict | None:
@@ -71,8 +63,8 @@ def _comfyuis(graph: dict) -> dict | None:
     return {"program": "ComfyUI", "prompt": graph} if graph else None
 
 
-def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """As top_boxes of the boxes between two bytes of a file."""
+def boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, first byte of what it holds, first byte behind it) of the boxes between two bytes of an mp4, up to one that is not whole."""
     for _ in range(_MOST_BOXES):
         file.seek(at)
         head = file.read(max(0, min(16, end - at)))
@@ -95,15 +87,15 @@ def _tags(file: BinaryIO, at: int, end: int, names: list[str], depth: int) -> It
         file.seek(begin)
         return file.read(max(0, behind - begin)).decode("utf-8", "replace")
 
-    for kind, begin, behind in _boxes(file, at, end):
+    for kind, begin, behind in boxes(file, at, end):
         if kind == b"meta" and text(begin + 4, begin + 8) != "hdlr":
             begin += 4  # of an mp4: version and flags come first
         if kind == b"keys":
-            names[:] = [text(*name) for _, *name in _boxes(file, begin + 8, behind)]
+            names[:] = [text(*name) for _, *name in boxes(file, begin + 8, behind)]
         elif kind in _HOLD_BOXES and depth < _MOST_DEEP:
             yield from _tags(file, begin, behind, names, depth + 1)
         else:
             number = int.from_bytes(kind, "big")
             name = "comment" if kind == b"\xa9cmt" else names[number - 1] if 0 < number <= len(names) else ""
-            values = [text(first + 8, last) for inner, first, last in _boxes(file, begin, behind) if inner == b"data"] if name else []
+            values = [text(first + 8, last) for inner, first, last in boxes(file, begin, behind) if inner == b"data"] if name else []
             yield from ((name, value) for value in values[:1])

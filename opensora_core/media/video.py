@@ -20,7 +20,7 @@ import torch
 from ..errors import OpenSoraError
 from ..names import TOGETHER, complete_or_absent, hidden, shown
 from ..readers import is_file
-from .recipe import top_boxes
+from .recipe import boxes
 from .stills import read_image
 
 logger = logging.getLogger(__name__)
@@ -316,5 +316,8 @@ def _reported() -> Iterator:
 
 def _has_index(path: Path) -> bool:
     """Whether an mp4's top level holds the `moov` box that the encoder writes last, and every box is whole."""
-    boxes = list(top_boxes(path)) if path.is_file() else []
-    return any(kind == b"moov" for kind, _, _ in boxes) and boxes[-1][2] == path.stat().st_size
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        found = list(boxes(file, 0, path.stat().st_size))
+    return any(kind == b"moov" for kind, _, _ in found) and found[-1][2] == path.stat().st_size
