@@ -128,10 +128,9 @@ def meeting_lines(part: str, frame: str, found: list[float], in_place: list[floa
     alone: of the picture encoded and decoded by itself, for information.
     """
     least = mean(in_place) - MEETS_WITHIN
+    must = f"at least {least:.1f} (the VAE's own, less {MEETS_WITHIN:g})"
     return [
-        Line(part, f"{frame} frame to its picture", mean(found), "dB").at_least(
-            least, f"at least {least:.1f} (the VAE's own, less {MEETS_WITHIN:g})"
-        ),
+        Line(part, f"{frame} frame to its picture", mean(found), "dB").at_least(least, must),
         Line(part, f"{frame} frame to its picture, worst clip", min(found), "dB"),
         Line(part, f"{frame} picture, the VAE's own", mean(in_place), "dB"),
         Line(part, f"{frame} picture, the VAE's on it alone", mean(alone), "dB"),
@@ -195,16 +194,11 @@ def table(lines: list[Line]) -> str:
 
 
 def _row(line: Line) -> tuple[str, ...]:
-    count, interval = "", line.interval
-    if isinstance(line.value, Share):
-        count, interval = f"{line.value.right}/{line.value.of}", line.value.interval
-        value = f"{line.value.value:.1%}"
-        between = f"{interval[0]:.1%} - {interval[1]:.1%}"
-        chance = "" if line.chance is None else f"{line.chance:.1%}"
-    else:
-        value = "none" if line.value is None else f"{line.value:.2f}"
-        value += {"dB": " dB", "px/frame": " px/frame"}.get(line.unit, "")
-        between = "" if interval is None else f"{interval[0]:.2f} - {interval[1]:.2f}"
-        chance = "" if line.chance is None else f"{line.chance:.0f}"
+    value, interval, count, forms = line.value, line.interval, "", (".2f", ".0f")
+    if isinstance(value, Share):
+        value, interval, count, forms = value.value, value.interval, f"{value.right}/{value.of}", (".1%", ".1%")
+    shown = ("none" if value is None else f"{value:{forms[0]}}") + {"dB": " dB", "px/frame": " px/frame"}.get(line.unit, "")
+    between = "" if interval is None else " - ".join(f"{bound:{forms[0]}}" for bound in interval)
+    chance = "" if line.chance is None else f"{line.chance:{forms[1]}}"
     reached = {None: "", True: "reached", False: "NOT reached"}[line.is_reached]
-    return f"  {line.what}", count, value, between, chance, line.must, reached
+    return f"  {line.what}", count, shown, between, chance, line.must, reached
