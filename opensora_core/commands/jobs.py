@@ -204,33 +204,29 @@ class Jobs:
                 self._screen.say(problem)
 
     def _try(self, jobs: list[Job], work: Callable[[], None]) -> None:
-        """Do some work; where it fails, these jobs have, and the others go on."""
+        """Do some work; where it fails, these jobs have, and the others go on. A refusal or a defect is raised where all jobs are one request."""
         try:
             work()
             return
         except BrokenPipeError:  # whoever read the paths is gone
             raise
-        except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
-            sentence = self._sentence(error)
         except KeyboardInterrupt:
             if self._kept is not None and self._kept.sentence:
                 self._screen.say(self._kept.sentence)
             raise
+        except (DecodeOutOfMemory, NotNumbers) as error:
+            sentence = f"{error} {self._kept.keep_of(error.latents)}"
+        except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
+            why = failure(error)
+            if why is None and self._is_one_request:
+                raise
+            if why is None and not isinstance(error, OpenSoraError):  # a defect, which should show where
+                self._screen.say(traceback.format_exc())
+                why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            sentence = " ".join(filter(None, [why or str(error), self._kept and self._kept.sentence]))
         for job in jobs:
             self.failed[job.name] = sentence
             self._screen.failed(f"error: {job.name} failed: {sentence}")
-
-    def _sentence(self, error: Exception) -> str:
-        """Why a video failed, and where finished work is kept; a refusal or a defect is raised again where all jobs are one request."""
-        if isinstance(error, DecodeOutOfMemory | NotNumbers):
-            return f"{error} {self._kept.keep_of(error.latents)}"
-        sentence = failure(error)
-        if sentence is None and self._is_one_request:
-            raise error
-        if sentence is None and not isinstance(error, OpenSoraError):  # a defect, which should show where
-            self._screen.say(traceback.format_exc())
-            sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return " ".join(filter(None, [sentence or str(error), self._kept and self._kept.sentence]))
 
 
 def failure(error: Exception) -> str | None:
