@@ -136,9 +136,8 @@ class ModelOptions:
     dit: str | None = option(None, "PATH", "the transformer's file", also=("--ckpt-path-dit", "--ckpt-path"))
     vae: str | None = option(None, "PATH", "the VAE's file", also=("--ckpt-path-vae3d", "--ckpt-path-vae"))
     t5: str | None = option(None, "PATH", "T5's file or folder", also=("--ckpt-path-t5",))
-    ckpt_path_vae2d: str | None = option(
-        None, "PATH", "as --vae, for Open-Sora 1.0 and 1.1; SDXL's, where --vae is the temporal half of 1.2's"
-    )
+    ckpt_path_vae2d: str | None = option(None, "PATH",
+        "as --vae, for Open-Sora 1.0 and 1.1; SDXL's, where --vae is the temporal half of 1.2's")
     clip: str | None = option(None, "PATH", "CLIP's file or folder, where the model reads it")
     tokenizers: str | None = option(None, "DIR", "where both tokenizers are (default: beside the encoders, else a ComfyUI's)")
     lora: str | None = option(None, "PATH", "a LoRA file or PEFT folder for the transformer")
