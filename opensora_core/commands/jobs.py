@@ -21,6 +21,7 @@ from ..run.request import EncodedPrompt
 from .extend import KeptFile, Longer, Text
 from .ledger import Ledger
 from .options import GenerateOptions
+from .output import say
 from .pictures import PictureJob, draw
 from .progress import Screen
 from .recipe import recipe_for
@@ -102,7 +103,7 @@ class Jobs:
             if not jobs:
                 return
             if not is_told:
-                self._screen.say(f"{len(jobs)} of the videos are being made by others; what a lost one leaves is taken up here")
+                say(f"{len(jobs)} of the videos are being made by others; what a lost one leaves is taken up here")
             is_told = True
             time.sleep(_LOOK_AGAIN)
 
@@ -160,7 +161,7 @@ class Jobs:
                 draw(self._pipe, self._ledger, self._screen, pictures, self._encoded)
             except (OpenSoraError, OSError, MemoryError, RuntimeError) as error:
                 why = failure(error) or error
-                self._screen.say(f"drawing {len(pictures)} pictures together failed ({why}); each is drawn alone")
+                say(f"drawing {len(pictures)} pictures together failed ({why}); each is drawn alone")
         for picture in pictures:
             if not self._ledger.finished(picture.key):
                 its = [job for job in jobs if job.picture is not None and job.picture.key == picture.key]
@@ -201,7 +202,7 @@ class Jobs:
                 problems.append(f"{path} is finished; its latents could not be written beside it ({error.strerror or error}).")
             self._screen.finished(str(path))
             for problem in filter(None, problems):
-                self._screen.say(problem)
+                say(problem)
 
     def _try(self, jobs: list[Job], work: Callable[[], None]) -> None:
         """Do some work; where it fails, these jobs have, and the others go on. A refusal or a defect is raised where all jobs are one request."""
@@ -212,7 +213,7 @@ class Jobs:
             raise
         except KeyboardInterrupt:
             if self._kept is not None and self._kept.sentence:
-                self._screen.say(self._kept.sentence)
+                say(self._kept.sentence)
             raise
         except (DecodeOutOfMemory, NotNumbers) as error:
             sentence = f"{error} {self._kept.keep_of(error.latents)}"
@@ -221,7 +222,7 @@ class Jobs:
             if why is None and self._is_one_request:
                 raise
             if why is None and not isinstance(error, OpenSoraError):  # a defect, which should show where
-                self._screen.say(traceback.format_exc())
+                say(traceback.format_exc())
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             sentence = " ".join(filter(None, [why or str(error), self._kept and self._kept.sentence]))
         for job in jobs:

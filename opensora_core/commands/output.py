@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..errors import OpenSoraError
 from ..names import check_name, claim_unused, complete_or_absent, hidden, shown, sweep
 
@@ -12,8 +14,8 @@ MOST_VIDEOS = 10_000  # of one command line
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal; results alone go to standard output."""
-    sys.stderr.write(line + "\n")
+    """A line for the person at the terminal, above any bars; results alone go to standard output."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def check_count(flag: str, count: int, least: int = 1, most: int = MOST_VIDEOS) -> None:

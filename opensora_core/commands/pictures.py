@@ -15,6 +15,7 @@ from ..run.request import EncodedPrompt
 from .extend import Text
 from .ledger import Ledger
 from .options import GenerateOptions, PictureOptions, changed
+from .output import say
 from .progress import Screen
 
 _IN_FOLDER = {"flux": "flux1-dev.safetensors", "flux_vae": "flux1-dev-ae.safetensors"}  # as in the hub repository
@@ -53,7 +54,7 @@ def draw(pipe: OpenSoraPipeline, ledger: Ledger, screen: Screen, pictures: list[
         with claim_unused(one.file) as claimed:
             path = save_video(picture, claimed.path)
         ledger.add(one.key, path, one.number, one.seed, one.asked)
-        screen.say(f"picture of {one.name}: {path}")
+        say(f"picture of {one.name}: {path}")
 
 
 def picture_job(options: GenerateOptions, arguments: dict[str, Any], seed: int) -> PictureJob:

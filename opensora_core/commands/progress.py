@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
+from .output import say
+
 _TITLES = {"text": "text", "picture": "flux", "condition": "pictures", "sampling": "sampling", "decode": "decode"}
 _UNITS = {"text": "prompt", "picture": "step", "condition": "picture", "sampling": "step", "decode": "tile"}
 
@@ -42,7 +44,7 @@ class Bars(AbstractContextManager):
         if self._bar is None or stage != self._stage:
             self.__exit__()
             if not self._stage:
-                tqdm.write(self._title, file=sys.stderr)
+                say(self._title)
             self._stage = stage
             self._bar = Bar(total=total, desc=_TITLES[stage], unit=_UNITS[stage], **self._place)
         self._bar.total = total
@@ -89,15 +91,11 @@ class Screen(logging.Handler):
         self._bar.close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.say(f"{self.at_work}: {record.getMessage()}" if self.at_work else record.getMessage())
+        say(f"{self.at_work}: {record.getMessage()}" if self.at_work else record.getMessage())
 
     def stages(self, title: str) -> Bars:
         """Bars for one video, or for what several need."""
         return Bars(title, is_below=self._is_batch)
-
-    def say(self, line: str) -> None:
-        """A line for the person at the terminal."""
-        tqdm.write(line, file=sys.stderr)
 
     def finished(self, path: str) -> None:
         """Count a finished video; its path goes to standard output."""
@@ -111,7 +109,7 @@ class Screen(logging.Handler):
 
     def failed(self, line: str) -> None:
         """Count a video that is given up, and say why."""
-        self.say(line)
+        say(line)
         self._num_failed += 1
         self._bar.set_postfix_str(f"{self._num_failed} failed", refresh=False)
         self._bar.update()
