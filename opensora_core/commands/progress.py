@@ -21,6 +21,11 @@ class Bar(tqdm):
             settings["disable"] = True
         super().__init__(*items, file=sys.stderr, dynamic_ncols=True, **settings)
 
+    def reach(self, done: int, total: int) -> None:
+        """Show that so many of so many are done."""
+        self.total = total
+        self.update(done - self.n)
+
     def __del__(self):
         if hasattr(self, "pos"):
             super().__del__()
@@ -47,8 +52,7 @@ class Bars(AbstractContextManager):
                 say(self._title)
             self._stage = stage
             self._bar = Bar(total=total, desc=_TITLES[stage], unit=_UNITS[stage], **self._place)
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        self._bar.reach(done, total)
         if done == total:
             self.__exit__()
 

@@ -2,21 +2,16 @@
 
 import sys
 
-from tqdm import tqdm
-
 from ..checkpoint.quantize import quantize
 from .options import DONE, QuantizeOptions
+from .progress import Bar
 
 
 def run(options: QuantizeOptions) -> int:
     """Write the file; the report goes to standard output, progress to standard error."""
-    with tqdm(desc=options.format, unit="tensor", file=sys.stderr, dynamic_ncols=True, delay=0.5) as bar:
-
-        def progress(done: int, total: int, key: str) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = quantize(options.source, options.target, options.format, options.layers.split(","), progress)
+    with Bar(desc=options.format, unit="tensor", delay=0.5) as bar:
+        groups = options.layers.split(",")
+        report = quantize(options.source, options.target, options.format, groups, lambda done, total, key: bar.reach(done, total))
     lines = [f"{error:.3%}  {layer}" for layer, error in report.errors.items()] if options.all_layers else []
     sys.stdout.write("\n".join([report.text(), *lines]) + "\n")
     return DONE
