@@ -34,7 +34,7 @@ def run(options: InspectOptions) -> int:
     if given:
         raise OpenSoraError(f"{given[0]} is about a video; add --plan.")
     if options.path is None:
-        raise OpenSoraError("inspect has nothing to look at; give a weights file or a model folder (--plan alone works without one).")
+        raise OpenSoraError("inspect needs a weights file or a model folder; give one (--plan alone works without).")
     path = Path(options.path).expanduser()
     path = SMALL if options.path == "small" and not path.exists() else path  # as for every command
     if path.is_file() and is_video(path):
