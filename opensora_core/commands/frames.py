@@ -134,5 +134,5 @@ def _pictures(ref: str | None, end: str | None, mode: str | None) -> tuple[str |
     if mode == "i2v_tail" and ref and end:
         raise OpenSoraError("--cond-type i2v_tail takes one picture, --ref-end; use i2v_loop for a first frame too.")
     if mode == "i2v_loop" and not ref:
-        raise OpenSoraError("--cond-type i2v_loop begins with a picture; give --ref (and --ref-end, if it does not end where it began).")
+        raise OpenSoraError("--cond-type i2v_loop needs --ref; give it (and --ref-end, if it does not end where it began).")
     return {"t2v": (None, None), "i2v_head": (ref, None), "i2v_tail": (None, end or ref), "i2v_loop": (ref, end or ref)}[mode]
