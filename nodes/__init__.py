@@ -2,51 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .calibrate import OpenSoraCalibrate
-from .conditioning import OpenSoraImageToVideo, OpenSoraMaskStrategy, OpenSoraVideoToVideo
-from .dataset import OpenSoraVideoDataset
-from .decode import OpenSoraContactSheet, OpenSoraTiledVAEDecode, OpenSoraTiledVAEEncode, OpenSoraVAELoader
-from .flux import OpenSoraFluxPicture, OpenSoraFluxToVideo
+from . import calibrate, conditioning, dataset, decode, flux, latents, loaders, long, memory, sampling, text
 from .host import keep, moving, route, selftest
 from .host.families import register
-from .latents import OpenSoraEmptyLatent, OpenSoraEmptyLatentHighCompression, OpenSoraEmptyLatentVideo
-from .loaders import OpenSoraLoraLoader, OpenSoraModelLoader
-from .long import OpenSoraContinueVideo
-from .memory import OpenSoraLoadedModels, OpenSoraOffload, OpenSoraPreflight, OpenSoraQuantize
-from .sampling import OpenSoraDefaults, OpenSoraGuider, OpenSoraRectifiedFlowSampler, OpenSoraScheduler
-from .text import OpenSoraPromptHelper, OpenSoraPromptList, OpenSoraT5TextEncode, OpenSoraTextEncoderLoader
+from .host.node import texts
 
-NODES: tuple[type[io.ComfyNode], ...] = (
-    OpenSoraModelLoader,
-    OpenSoraTextEncoderLoader,
-    OpenSoraVAELoader,
-    OpenSoraLoraLoader,
-    OpenSoraT5TextEncode,
-    OpenSoraPromptList,
-    OpenSoraEmptyLatentVideo,
-    OpenSoraImageToVideo,
-    OpenSoraVideoToVideo,
-    OpenSoraScheduler,
-    OpenSoraGuider,
-    OpenSoraRectifiedFlowSampler,
-    OpenSoraContinueVideo,
-    OpenSoraTiledVAEDecode,
-    OpenSoraTiledVAEEncode,
-    OpenSoraContactSheet,
-    OpenSoraOffload,
-    OpenSoraQuantize,
-    OpenSoraLoadedModels,
-    OpenSoraPreflight,
-    OpenSoraFluxPicture,
-    OpenSoraFluxToVideo,
-    OpenSoraEmptyLatentHighCompression,
-    OpenSoraEmptyLatent,
-    OpenSoraDefaults,
-    OpenSoraMaskStrategy,
-    OpenSoraCalibrate,
-    OpenSoraPromptHelper,
-    OpenSoraVideoDataset,
-)
+_FILES = (calibrate, conditioning, dataset, decode, flux, latents, loaders, long, memory, sampling, text)
+_CLASSES = {name: made for file in _FILES for name, made in vars(file).items()}
+NODES: tuple[type[io.ComfyNode], ...] = tuple(_CLASSES[name] for name in texts())
 
 
 class OpenSoraExtension(ComfyExtension):

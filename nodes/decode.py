@@ -1,7 +1,5 @@
 """From latents to frames and back, through the VAE that Open-Sora was trained with; and frames on one sheet."""
 
-from functools import partial
-
 from comfy_api.latest import io
 
 from ..opensora_core.choices import POSTERIORS, SAMPLE
@@ -9,29 +7,18 @@ from ..opensora_core.codecs.tiling import check_tiling
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.geometry import WHOLE_CLIP, Tiling
 from ..opensora_core.media.contact_sheet import contact_sheet
-from .host import clips, inputs, notice, paths, shared, vae as vae_files
-from .host.node import Node, outputs
+from ..opensora_core.sampling.solvers import MAX_SEED
+from .host import clips, inputs, paths, shared, vae as vae_files
+from .host.node import Node
 from .host.vae import clip_shape
 
 FOLDER = "vae"
 
 
-def _tile_inputs() -> list:
-    return [
-        io.Int.Input("tile_size", default=Tiling.tile_size, min=0, max=4096, step=32),
-        io.Float.Input("overlap", default=Tiling.overlap, min=0.0, max=0.5, step=0.0625),
-    ]
-
-
-class OpenSoraVAELoader(Node):
+class OpenSoraVAELoader(Node, category="loaders", outputs={"vae": io.Vae}, hidden=()):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraVAELoader",
-            category="Open-Sora/loaders",
-            inputs=[io.Combo.Input("vae_name", options=paths.choices(FOLDER, "vae"))],
-            outputs=outputs(vae=io.Vae),
-        )
+    def define_inputs(cls):
+        return [io.Combo.Input("vae_name", options=paths.choices(FOLDER, "vae"))]
 
     @classmethod
     def validate_inputs(cls, vae_name=None):
@@ -47,29 +34,12 @@ class OpenSoraVAELoader(Node):
         return io.NodeOutput(shared.shared_vae(paths.model_file(FOLDER, vae_name)))
 
 
-class OpenSoraTiledVAEDecode(Node):
+class OpenSoraTiledVAEDecode(Node, category="vae", outputs={"images": io.Image}):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraTiledVAEDecode",
-            category="Open-Sora/vae",
-            inputs=[
-                io.Vae.Input("vae"),
-                io.Latent.Input("latent"),
-                *_tile_inputs(),
-                io.Int.Input(
-                    "temporal_tile",
-                    default=Tiling.temporal_tile,
-                    min=-4,  # a step, so that the widget counts in fours from 0
-                    max=1024,
-                    step=4,
-                    advanced=True,
-                ),
-                inputs.policy(),
-            ],
-            outputs=outputs(images=io.Image),
-            hidden=[io.Hidden.unique_id],
-        )
+    def define_inputs(cls):
+        # From -4, a step, so that the widget counts in fours from 0.
+        temporal_tile = io.Int.Input("temporal_tile", default=Tiling.temporal_tile, min=-4, max=1024, step=4, advanced=True)
+        return [*inputs.of("vae", "latent", "tile_size", "overlap"), temporal_tile, *inputs.of("policy")]
 
     @classmethod
     def validate_inputs(cls, tile_size=None, temporal_tile=None):
@@ -79,25 +49,17 @@ class OpenSoraTiledVAEDecode(Node):
     def execute(cls, vae, latent, tile_size, overlap, temporal_tile, policy) -> io.NodeOutput:
         tiling = Tiling(tile_size, overlap, _frames_of_tile(temporal_tile))
         clip_shape(vae, latent)
-        return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, partial(notice.show, node_id=cls.hidden.unique_id)))
+        return io.NodeOutput(clips.decode(vae, latent["samples"], tiling, policy, cls.show))
 
 
-class OpenSoraTiledVAEEncode(Node):
+class OpenSoraTiledVAEEncode(Node, category="vae", outputs={"latent": io.Latent}):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraTiledVAEEncode",
-            category="Open-Sora/vae",
-            inputs=[
-                io.Vae.Input("vae"),
-                io.Image.Input("image"),
-                *_tile_inputs(),
-                inputs.choice("posterior", POSTERIORS, advanced=True),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, advanced=True),
-            ],
-            outputs=outputs(latent=io.Latent),
-            hidden=[io.Hidden.unique_id],
-        )
+    def define_inputs(cls):
+        return [
+            *inputs.of("vae", "image", "tile_size", "overlap"),
+            inputs.choice("posterior", POSTERIORS, advanced=True),
+            io.Int.Input("seed", default=0, min=0, max=MAX_SEED, advanced=True),
+        ]
 
     @classmethod
     def validate_inputs(cls, tile_size=None):
@@ -106,8 +68,7 @@ class OpenSoraTiledVAEEncode(Node):
     @classmethod
     def execute(cls, vae, image, tile_size, overlap, posterior, seed) -> io.NodeOutput:
         seed = seed if posterior == SAMPLE else None
-        samples = clips.encode(vae, image, Tiling(tile_size, overlap), seed, partial(notice.show, node_id=cls.hidden.unique_id))
-        return io.NodeOutput({"samples": samples})
+        return io.NodeOutput({"samples": clips.encode(vae, image, Tiling(tile_size, overlap), seed, cls.show)})
 
 
 def _frames_of_tile(temporal_tile: int) -> int:
@@ -120,20 +81,11 @@ def _tiling_problems(**sizes: int | None) -> dict[str, str]:
     return inputs.problems(**{name: inputs.problem(check_tiling, Tiling(**{**alone, name: size or 0})) for name, size in sizes.items()})
 
 
-class OpenSoraContactSheet(Node):
+class OpenSoraContactSheet(Node, category="video", outputs={"sheet": io.Image}, hidden=()):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraContactSheet",
-            category="Open-Sora/video",
-            inputs=[
-                io.Image.Input("images"),
-                io.Latent.Input("latent"),
-                io.Int.Input("columns", default=0, min=0, max=16),
-                io.Boolean.Input("numbers", default=True),
-            ],
-            outputs=outputs(sheet=io.Image),
-        )
+    def define_inputs(cls):
+        columns = io.Int.Input("columns", default=0, min=0, max=16)
+        return [*inputs.of("images", "latent"), columns, io.Boolean.Input("numbers", default=True)]
 
     @classmethod
     def execute(cls, images, latent, columns, numbers) -> io.NodeOutput:

@@ -8,7 +8,7 @@ from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT, FAMILIES
 from .host import clips, inputs
 from .host.families import family_of, require_open_sora
-from .host.node import Node, outputs, shown
+from .host.node import Node, shown
 from .host.vae import CODECS_KEY
 
 CUSTOM = "custom"
@@ -21,46 +21,43 @@ _GRIDS = dict.fromkeys(family.grid for family in FAMILIES if family.slot == DEFA
 SIZES = tuple(dict.fromkeys(name for grid in _GRIDS for name in grid.size_names))
 RATIOS = tuple(dict.fromkeys(name for grid in _GRIDS for name in grid.ratios))
 
+_GIVES = {"latent": io.Latent, "width": io.Int, "height": io.Int, "fps": io.Float}
+
 
 def _empty(batch_size: int, channels: int, frames: int, size: tuple[int, int], grid: geometry.Grid) -> dict:
     """An empty LATENT; size: (height, width) in pixels."""
     return clips.empty((batch_size, channels, grid.latent_frames(frames), *grid.latent_size(*size)), grid)
 
 
-def _clip_problems(
-    resolution: str | None, length: tuple[str | None, int | None], size: tuple[int | None, int | None], grid: geometry.Grid
-) -> dict[str, str]:
-    """What is wrong with a clip; length: (length, num_frames); size: (height, width), asked about where they are used."""
-    if resolution not in (None, *OFFERED):
-        return {"resolution": f"resolution={shown(resolution)} is not one of {', '.join(OFFERED)}."}
-    of_size = inputs.size_problems(*size, grid) if resolution == CUSTOM else {}
-    return inputs.length_problems(*length, grid) | of_size
+def _checked(grid: geometry.Grid) -> classmethod:
+    """The `validate_inputs` of a clip; its size is asked about where it is used."""
 
-
-class OpenSoraEmptyLatentVideo(Node):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraEmptyLatentVideo",
-            category="Open-Sora/latents",
-            inputs=[
-                inputs.choice("resolution", OFFERED),
-                inputs.choice("aspect_ratio", geometry.ASPECT_RATIOS),
-                io.Int.Input("num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4),
-                *inputs.sides(336, 192),
-                inputs.batch_size(),
-                io.Image.Input("image", optional=True),
-                inputs.length(),
-            ],
-            outputs=outputs(latent=io.Latent, width=io.Int, height=io.Int, fps=io.Float),
-        )
-
-    @classmethod
     def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None, length=None):
-        return _clip_problems(resolution, (length, num_frames), (height, width), geometry.CAUSAL)
+        if resolution not in (None, *OFFERED):
+            return {"resolution": f"resolution={shown(resolution)} is not one of {', '.join(OFFERED)}."}
+        of_size = inputs.size_problems(height, width, grid) if resolution == CUSTOM else {}
+        return inputs.length_problems(length, num_frames, grid) | of_size
+
+    return classmethod(validate_inputs)
+
+
+class OpenSoraEmptyLatentVideo(Node, category="latents", outputs=_GIVES, hidden=()):
+    validate_inputs = _checked(geometry.CAUSAL)
 
     @classmethod
-    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, image=None) -> io.NodeOutput:
+    def define_inputs(cls):
+        return [
+            inputs.choice("resolution", OFFERED),
+            *inputs.of("aspect_ratio"),
+            io.Int.Input("num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4),
+            *inputs.sides(336, 192),
+            *inputs.of("batch_size"),
+            *inputs.of("image", optional=True),
+            *inputs.of("length"),
+        ]
+
+    @classmethod
+    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, image) -> io.NodeOutput:
         num_frames = inputs.frames_of(length, num_frames)
         if image is not None:
             aspect_ratio = _shape_of(image, resolution)
@@ -82,36 +79,24 @@ def _shape_of(image, resolution: str) -> str:
     return geometry.nearest_aspect_ratio(*image.shape[1:3])
 
 
-class OpenSoraEmptyLatentHighCompression(Node):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraEmptyLatentHighCompression",
-            category="Open-Sora/latents",
-            inputs=[
-                inputs.choice("resolution", OFFERED, default="768px"),
-                inputs.choice("aspect_ratio", geometry.ASPECT_RATIOS),
-                io.Int.Input(
-                    "num_frames",
-                    default=GRID.default_frames,
-                    min=GRID.frames.shortest_clip,
-                    max=geometry.LARGEST["num_frames"] // 4 * 4,
-                    step=4,
-                ),
-                *inputs.sides(1024, 576, GRID),
-                inputs.batch_size(),
-                io.Model.Input("model", optional=True),
-                inputs.length(),
-            ],
-            outputs=outputs(latent=io.Latent, width=io.Int, height=io.Int, fps=io.Float),
-        )
+class OpenSoraEmptyLatentHighCompression(Node, category="latents", outputs=_GIVES, hidden=()):
+    validate_inputs = _checked(GRID)
 
     @classmethod
-    def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None, length=None):
-        return _clip_problems(resolution, (length, num_frames), (height, width), GRID)
+    def define_inputs(cls):
+        least, most = GRID.frames.shortest_clip, geometry.LARGEST["num_frames"] // 4 * 4
+        return [
+            inputs.choice("resolution", OFFERED, default="768px"),
+            *inputs.of("aspect_ratio"),
+            io.Int.Input("num_frames", default=GRID.default_frames, min=least, max=most, step=4),
+            *inputs.sides(1024, 576, GRID),
+            *inputs.of("batch_size"),
+            *inputs.of("model", optional=True),
+            *inputs.of("length"),
+        ]
 
     @classmethod
-    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, model=None) -> io.NodeOutput:
+    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, model) -> io.NodeOutput:
         num_frames = inputs.frames_of(length, num_frames, GRID)
         config = HIGH.released if model is None else require_open_sora(model)
         if config.grid != GRID:
@@ -124,25 +109,21 @@ class OpenSoraEmptyLatentHighCompression(Node):
         return io.NodeOutput(latent, width, height, FPS)
 
 
-class OpenSoraEmptyLatent(Node):
+_COUNTED = {"latent": io.Latent, "width": io.Int, "height": io.Int, "frames": io.Int, "fps": io.Float}
+
+
+class OpenSoraEmptyLatent(Node, category="latents", outputs=_COUNTED, hidden=()):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraEmptyLatent",
-            category="Open-Sora/latents",
-            inputs=[
-                io.Model.Input("model"),
-                inputs.choice("size", (AUTO, *SIZES, CUSTOM)),
-                inputs.choice("aspect_ratio", RATIOS),
-                io.String.Input("length", default=""),
-                *(
-                    io.Int.Input(name, default=default, min=8, max=geometry.LARGEST[name])
-                    for name, default in (("width", 426), ("height", 240))
-                ),
-                inputs.batch_size(),
-            ],
-            outputs=outputs(latent=io.Latent, width=io.Int, height=io.Int, frames=io.Int, fps=io.Float),
-        )
+    def define_inputs(cls):
+        return [
+            *inputs.of("model"),
+            inputs.choice("size", (AUTO, *SIZES, CUSTOM)),
+            inputs.choice("aspect_ratio", RATIOS),
+            io.String.Input("length", default=""),
+            io.Int.Input("width", default=426, min=8, max=geometry.LARGEST["width"]),
+            io.Int.Input("height", default=240, min=8, max=geometry.LARGEST["height"]),
+            *inputs.of("batch_size"),
+        ]
 
     @classmethod
     def execute(cls, model, size, aspect_ratio, length, width, height, batch_size) -> io.NodeOutput:

@@ -2,141 +2,60 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.sampling.guidance import Guidance
 from .host import guider, inputs, notice, run
 from .host.families import family_of
-from .host.node import Node, outputs
+from .host.node import Node, gathered
 from .host.vae import check_decoders
 
-
-def _guidance_inputs() -> list:
-    return [
-        *inputs.guidance(),
-        *inputs.oscillation(),
-        io.Boolean.Input("temporal_ramp", default=Guidance.temporal_ramp, advanced=True),
-    ]
+_GUIDANCE = ("text_guidance", "image_guidance", "text_oscillation", "image_oscillation", "temporal_ramp")
 
 
-def _conditioning_inputs() -> list:
-    return [io.Conditioning.Input("positive"), io.Conditioning.Input("negative")]
-
-
-class OpenSoraScheduler(Node):
+class OpenSoraScheduler(Node, category="sampling", outputs={"model": io.Model, "sigmas": io.Sigmas}):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraScheduler",
-            category="Open-Sora/sampling",
-            inputs=[io.Model.Input("model"), io.Latent.Input("latent"), inputs.steps(), inputs.shift(), inputs.speed()],
-            hidden=[io.Hidden.unique_id],
-            outputs=outputs(model=io.Model, sigmas=io.Sigmas),
-        )
+    def define_inputs(cls):
+        return inputs.of("model", "latent", "steps", "shift", "speed")
 
     @classmethod
     def execute(cls, model, latent, steps, shift, speed) -> io.NodeOutput:
         model, sigmas, line = run.shifted(model, latent["samples"], steps, shift, speed)
-        notice.show(line, cls.hidden.unique_id, notice.INFO)
+        cls.show(line, notice.INFO)
         return io.NodeOutput(model, sigmas)
 
 
-class OpenSoraGuider(Node):
+class OpenSoraGuider(Node, category="sampling", outputs={"guider": io.Guider}, hidden=("unique_id", "dynprompt")):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraGuider",
-            category="Open-Sora/sampling",
-            inputs=[
-                io.Model.Input("model"),
-                *_conditioning_inputs(),
-                *_guidance_inputs(),
-                inputs.speed(),
-                *inputs.own_way(),
-            ],
-            outputs=outputs(guider=io.Guider),
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-        )
+    def define_inputs(cls):
+        return inputs.of("model", "positive", "negative", *_GUIDANCE, "speed", "solver", "guidance_curve")
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        positive,
-        negative,
-        text_guidance,
-        image_guidance,
-        text_oscillation,
-        image_oscillation,
-        temporal_ramp,
-        speed,
-        solver,
-        guidance_curve,
-    ) -> io.NodeOutput:
-        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
+    @gathered(guidance=inputs.guidance_of)
+    def execute(cls, model, positive, negative, guidance, speed, solver) -> io.NodeOutput:
         check_decoders(cls.hidden.dynprompt, cls.hidden.unique_id, family_of(model).codecs)
         recipe = family_of(model).sampling.chosen(solver)
         return io.NodeOutput(guider.OpenSoraGuider(model, positive, negative, guidance, speed=speed, recipe=recipe))
 
 
-class OpenSoraRectifiedFlowSampler(Node):
+class OpenSoraRectifiedFlowSampler(Node, category="sampling", outputs={"latent": io.Latent}, hidden=("unique_id", "dynprompt")):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraRectifiedFlowSampler",
-            category="Open-Sora/sampling",
-            inputs=[
-                io.Model.Input("model"),
-                *_conditioning_inputs(),
-                io.Latent.Input("latent"),
-                inputs.seed(),
-                inputs.steps(),
-                *_guidance_inputs(),
-                inputs.shift(),
-                *inputs.exactness(),
-                inputs.speed(),
-                *inputs.own_way(),
-            ],
-            outputs=outputs(latent=io.Latent),
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-        )
+    def define_inputs(cls):
+        run_inputs = ("shift", "noise_device", "latent_dtype", "speed", "solver", "guidance_curve")
+        return inputs.of("model", "positive", "negative", "latent", "seed", "steps", *_GUIDANCE, *run_inputs)
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        positive,
-        negative,
-        latent,
-        seed,
-        steps,
-        text_guidance,
-        image_guidance,
-        text_oscillation,
-        image_oscillation,
-        temporal_ramp,
-        shift,
-        noise_device,
-        latent_dtype,
-        speed,
-        solver,
-        guidance_curve,
-    ) -> io.NodeOutput:
-        guidance = Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
-        options = run.RunInputs(seed, steps, shift, noise_device, latent_dtype, speed, solver)
+    @gathered(guidance=inputs.guidance_of, options=run.RunInputs)
+    def execute(cls, model, positive, negative, latent, guidance, options) -> io.NodeOutput:
         check_decoders(cls.hidden.dynprompt, cls.hidden.unique_id, family_of(model).codecs)
         return io.NodeOutput(run.run(model, (positive, negative), latent, guidance, options, cls.hidden.unique_id))
 
 
-class OpenSoraDefaults(Node):
+_USUAL = {"steps": io.Int, "text_guidance": io.Float, "image_guidance": io.Float}
+_USUAL |= {"width": io.Int, "height": io.Int, "frames": io.Int, "fps": io.Float, "sampler": io.Sampler}
+
+
+class OpenSoraDefaults(Node, category="sampling", outputs=_USUAL, hidden=()):
     @classmethod
-    def define_schema(cls):
-        guidance = {"steps": io.Int, "text_guidance": io.Float, "image_guidance": io.Float}
-        clip = {"width": io.Int, "height": io.Int, "frames": io.Int, "fps": io.Float}
-        return io.Schema(
-            node_id="OpenSoraDefaults",
-            category="Open-Sora/sampling",
-            inputs=[io.Model.Input("model")],
-            outputs=outputs(**guidance, **clip, sampler=io.Sampler),
-        )
+    def define_inputs(cls):
+        return inputs.of("model")
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:

@@ -12,7 +12,7 @@ from ..opensora_core.text.refine import IMAGE, KINDS
 from .host import inputs, keep, paths, prompts, refine, shared, text
 from .host.condition import FPS_KEY, NULL_KEY, marked, nothing
 from .host.families import family_of
-from .host.node import Node, outputs
+from .host.node import Node, gathered
 
 FOLDER = "text_encoders"
 T5_ALONE = "none (T5 alone)"
@@ -20,30 +20,21 @@ COMMENT = "#"
 _MOST_PROMPTS = 9999
 
 
-def _with_none(files: list[str]) -> list[str]:
-    """The files, none, and the small model last."""
-    return [*files[:-1], T5_ALONE, files[-1]]
-
-
-class OpenSoraTextEncoderLoader(Node):
+class OpenSoraTextEncoderLoader(Node, category="loaders", outputs={"clip": io.Clip}, hidden=()):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraTextEncoderLoader",
-            category="Open-Sora/loaders",
-            inputs=[
-                io.Combo.Input("t5_name", options=paths.choices(FOLDER, "t5")),
-                io.Combo.Input("clip_l_name", options=_with_none(paths.choices(FOLDER, "clip"))),
-                inputs.choice("precision", text.PRECISIONS),
-                inputs.choice("device", text.DEVICES, advanced=True),
-            ],
-            outputs=outputs(clip=io.Clip),
-        )
+    def define_inputs(cls):
+        *files, small = paths.choices(FOLDER, "clip")
+        return [
+            io.Combo.Input("t5_name", options=paths.choices(FOLDER, "t5")),
+            io.Combo.Input("clip_l_name", options=[*files, T5_ALONE, small]),
+            inputs.choice("precision", text.PRECISIONS),
+            inputs.choice("device", text.DEVICES, advanced=True),
+        ]
 
     @classmethod
-    def fingerprint_inputs(cls, t5_name, clip_l_name, precision, device):
-        clip_l = [T5_ALONE] if clip_l_name == T5_ALONE else paths.stamp(FOLDER, clip_l_name, paths.CLIP)
-        return [*paths.stamp(FOLDER, t5_name, paths.T5), *clip_l, precision, device]
+    def fingerprint_inputs(cls, t5_name, clip_l_name):
+        clip_l = () if clip_l_name == T5_ALONE else paths.stamp(FOLDER, clip_l_name, paths.CLIP)
+        return [*paths.stamp(FOLDER, t5_name, paths.T5), *clip_l]
 
     @classmethod
     def execute(cls, t5_name, clip_l_name, precision, device) -> io.NodeOutput:
@@ -55,38 +46,31 @@ class OpenSoraTextEncoderLoader(Node):
         return io.NodeOutput(clip)
 
 
-class OpenSoraT5TextEncode(Node):
+_TEXTS = {"positive": io.Conditioning, "negative": io.Conditioning, "text": io.String}
+
+
+class OpenSoraT5TextEncode(Node, category="conditioning", outputs=_TEXTS):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraT5TextEncode",
-            category="Open-Sora/conditioning",
-            inputs=[
-                io.Clip.Input("clip"),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True),
-                io.String.Input("negative_prompt", multiline=True, dynamic_prompts=True, default=""),
-                *inputs.decoration(),
-                io.Boolean.Input("keep_encoded", default=False, optional=True, advanced=True),
-                io.Model.Input("model", optional=True),
-                io.Float.Input("aesthetic_score", default=-1.0, min=-1.0, max=10.0, step=0.1, optional=True),
-                io.String.Input("camera_motion", default="", optional=True),
-                inputs.choice("unconditional", UNCONDITIONALS, optional=True, advanced=True),
-            ],
-            outputs=outputs(positive=io.Conditioning, negative=io.Conditioning, text=io.String),
-            hidden=[io.Hidden.unique_id],
-        )
+    def define_inputs(cls):
+        return [
+            *inputs.of("clip", "prompt", "negative_prompt", "motion_score", "fps"),
+            io.Boolean.Input("keep_encoded", default=False, optional=True, advanced=True),
+            *inputs.of("model", optional=True),
+            io.Float.Input("aesthetic_score", default=-1.0, min=-1.0, max=10.0, step=0.1, optional=True),
+            io.String.Input("camera_motion", default="", optional=True),
+            inputs.choice("unconditional", UNCONDITIONALS, optional=True, advanced=True),
+        ]
 
     @classmethod
-    def execute(
-        cls, clip, prompt, negative_prompt, motion_score, fps, keep_encoded, aesthetic_score, camera_motion, unconditional, model=None
-    ) -> io.NodeOutput:
+    @gathered(said=("motion_score", "fps", "aesthetic_score", "camera_motion"))
+    def execute(cls, clip, prompt, negative_prompt, keep_encoded, unconditional, model, said) -> io.NodeOutput:
         family = DEFAULT if model is None else family_of(model)
-        scores = {
-            "motion_score": prompts.motion_score(family.text, motion_score),
-            "aesthetic_score": None if aesthetic_score < 0 else aesthetic_score,
-        }
-        camera = camera_motion if camera_motion != "none" else ""
-        decorated = family.text.words(prompt, family.text.said(fps=fps, camera_motion=camera, **scores))
+        fps, camera = said["fps"], said["camera_motion"]
+        said["motion_score"] = prompts.motion_score(family.text, said["motion_score"])
+        said |= {"camera_motion": "" if camera == "none" else camera}
+        if said["aesthetic_score"] < 0:
+            said["aesthetic_score"] = None
+        decorated = family.text.words(prompt, family.text.said(**said))
         negative = family.text.against(negative_prompt, unconditional)
         positive, negative = _both(clip, decorated, negative, family.text, cls.hidden.unique_id, keep_encoded)
         if family is not DEFAULT:
@@ -102,23 +86,15 @@ def _both(clip, prompt: str, negative: str | Unread, recipe: TextRecipe, node_id
     return [positive, nothing(positive) if negative is Unread.ZEROS else marked(positive, **{NULL_KEY: True})]
 
 
-class OpenSoraPromptList(Node):
+class OpenSoraPromptList(Node, category="conditioning", outputs={"prompt": [io.String], "filename_prefix": [io.String]}, hidden=()):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraPromptList",
-            category="Open-Sora/conditioning",
-            inputs=[
-                io.String.Input("prompts", multiline=True, dynamic_prompts=False),
-                io.Int.Input("first", default=1, min=1, max=_MOST_PROMPTS, control_after_generate=io.ControlAfterGenerate.fixed),
-                io.Int.Input("count", default=0, min=0, max=_MOST_PROMPTS),
-                io.String.Input("filename_prefix", default="video/open-sora"),
-            ],
-            outputs=[
-                io.String.Output(display_name="prompt", is_output_list=True),
-                io.String.Output(display_name="filename_prefix", is_output_list=True),
-            ],
-        )
+    def define_inputs(cls):
+        return [
+            io.String.Input("prompts", multiline=True, dynamic_prompts=False),
+            io.Int.Input("first", default=1, min=1, max=_MOST_PROMPTS, control_after_generate=io.ControlAfterGenerate.fixed),
+            io.Int.Input("count", default=0, min=0, max=_MOST_PROMPTS),
+            io.String.Input("filename_prefix", default="video/open-sora"),
+        ]
 
     @classmethod
     def execute(cls, prompts, first, count, filename_prefix) -> io.NodeOutput:
@@ -134,25 +110,19 @@ class OpenSoraPromptList(Node):
         return io.NodeOutput([prompt for _, prompt in chosen], names)
 
 
-class OpenSoraPromptHelper(Node):
+class OpenSoraPromptHelper(Node, category="conditioning", outputs={"text": io.String, "motion_score": io.Int}):
     @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="OpenSoraPromptHelper",
-            category="Open-Sora/conditioning",
-            inputs=[
-                io.Clip.Input("clip", lazy=True),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True),
-                inputs.choice("kind", KINDS),
-                inputs.seed(),
-                io.Int.Input("max_length", default=512, min=16, max=8192),
-                io.Float.Input("temperature", default=0.7, min=0.0, max=2.0, step=0.05),
-                io.Image.Input("image", optional=True),
-                io.String.Input("edited", multiline=True, dynamic_prompts=False, default="", optional=True),
-            ],
-            outputs=outputs(text=io.String, motion_score=io.Int),
-            hidden=[io.Hidden.unique_id],
-        )
+    def define_inputs(cls):
+        return [
+            io.Clip.Input("clip", lazy=True),
+            *inputs.of("prompt"),
+            inputs.choice("kind", KINDS),
+            *inputs.of("seed"),
+            io.Int.Input("max_length", default=512, min=16, max=8192),
+            io.Float.Input("temperature", default=0.7, min=0.0, max=2.0, step=0.05),
+            *inputs.of("image", optional=True),
+            io.String.Input("edited", multiline=True, dynamic_prompts=False, default="", optional=True),
+        ]
 
     @classmethod
     def check_lazy_status(cls, edited="", **others) -> list[str]:
@@ -160,14 +130,11 @@ class OpenSoraPromptHelper(Node):
         return [] if edited.strip() else ["clip"]
 
     @classmethod
-    def execute(cls, clip, prompt, kind, seed, max_length, temperature, edited, image=None) -> io.NodeOutput:
-        if edited.strip():
-            return _written(edited.strip(), MOTION_SCORE)
-        if not prompt.strip() and kind != IMAGE:
-            raise OpenSoraError("The prompt is empty; say in a few words what to show.")
-        sampling = {"seed": seed, "max_length": max_length, "temperature": temperature}
-        return _written(*refine.refined(clip, prompt, kind, image, sampling, cls.hidden.unique_id))
-
-
-def _written(text: str, score: int) -> io.NodeOutput:
-    return io.NodeOutput(text, score, ui=ui.PreviewText(text))
+    @gathered(sampling=("seed", "max_length", "temperature"))
+    def execute(cls, clip, prompt, kind, sampling, edited, image) -> io.NodeOutput:
+        text, score = edited.strip(), MOTION_SCORE
+        if not text:
+            if not prompt.strip() and kind != IMAGE:
+                raise OpenSoraError("The prompt is empty; say in a few words what to show.")
+            text, score = refine.refined(clip, prompt, kind, image, sampling, cls.hidden.unique_id)
+        return io.NodeOutput(text, score, ui=ui.PreviewText(text))

@@ -4,16 +4,20 @@ A node's ids, names, defaults and order are frozen once they have landed: what i
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from comfy_api.latest import io
 
-from ...opensora_core import geometry
-from ...opensora_core.choices import CURVES, DEFAULT_BUDGET_GIB, DTYPES, NOISE_DEVICES, POLICIES, SOLVERS, SPEEDS
+from ...opensora_core import choices, geometry
 from ...opensora_core.errors import OpenSoraError
+from ...opensora_core.geometry import Tiling
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling.guidance import Guidance
 from ...opensora_core.sampling.solvers import MAX_SEED
 from ...opensora_core.text.prompt import FPS_RANGE, MOTION_SCORE, MOTION_SCORE_RANGE
+from . import paths
+
+MODELS = "diffusion_models"  # folder of transformers
 
 
 def choice(name: str, options: Sequence[str], default: str = "", **place) -> io.Combo.Input:
@@ -21,90 +25,66 @@ def choice(name: str, options: Sequence[str], default: str = "", **place) -> io.
     return io.Combo.Input(name, options=list(options), default=default or options[0], **place)
 
 
-def clip() -> list:
-    """A clip to make, with its prompts and the VAE of what is given to it."""
-    return [io.Conditioning.Input("positive"), io.Conditioning.Input("negative"), io.Vae.Input("vae"), io.Latent.Input("latent")]
+_scale = partial(io.Float.Input, min=0.0, max=100.0, step=0.1)
+_switch = partial(io.Boolean.Input, advanced=True)
+_said = partial(io.String.Input, multiline=True, dynamic_prompts=True)
+_INPUTS: dict[str, Callable[..., io.Input]] = {
+    **dict.fromkeys(("model", "flux_model"), io.Model.Input),
+    **dict.fromkeys(("vae", "flux_vae"), io.Vae.Input),
+    **dict.fromkeys(("positive", "negative"), io.Conditioning.Input),
+    "clip": io.Clip.Input,
+    **dict.fromkeys(("latent", "start_latent", "end_latent"), io.Latent.Input),
+    **dict.fromkeys(("image", "images", "start_image", "end_image"), io.Image.Input),
+    "model_name": lambda name, **place: io.Combo.Input(name, options=paths.choices(MODELS, "transformer"), **place),
+    "precision": partial(choice, options=choices.PRECISIONS),
+    "offload": partial(choice, options=choices.OFFLOADS),
+    "budget_gib": partial(io.Float.Input, default=choices.DEFAULT_BUDGET_GIB, min=0.1, max=1024.0, step=0.5),
+    "prompt": _said,
+    "negative_prompt": partial(_said, default=""),
+    "motion_score": partial(io.Int.Input, default=MOTION_SCORE, min=0, max=MOTION_SCORE_RANGE[1]),
+    "fps": partial(io.Int.Input, default=SamplingOptions.fps, min=0, max=FPS_RANGE[1]),
+    "aspect_ratio": partial(choice, options=geometry.ASPECT_RATIOS),
+    "batch_size": partial(io.Int.Input, default=1, min=1, max=64),
+    "length": partial(io.String.Input, default="", optional=True),  # in frames or in seconds; `frames_of` reads it
+    "fit": partial(choice, options=choices.FITS),
+    "strength": partial(io.Float.Input, default=1.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True),
+    "seed": partial(io.Int.Input, default=0, min=0, max=MAX_SEED, control_after_generate=True),
+    "steps": partial(io.Int.Input, default=50, min=1, max=geometry.LARGEST["num_steps"]),
+    "text_guidance": partial(_scale, default=Guidance.text),
+    "image_guidance": partial(_scale, default=Guidance.image),
+    "text_oscillation": partial(_switch, default=Guidance.text_oscillation),
+    "image_oscillation": partial(_switch, default=Guidance.image_oscillation),
+    "temporal_ramp": partial(_switch, default=Guidance.temporal_ramp),
+    "shift": partial(io.Float.Input, default=SamplingOptions.shift, min=0.0, max=100.0, step=0.01, advanced=True),
+    "noise_device": partial(choice, options=choices.NOISE_DEVICES, advanced=True),
+    "latent_dtype": partial(choice, options=choices.DTYPES, advanced=True),
+    "speed": partial(choice, options=choices.SPEEDS, optional=True),
+    "solver": partial(choice, options=choices.SOLVERS, optional=True, advanced=True),
+    "guidance_curve": partial(choice, options=choices.CURVES, optional=True, advanced=True),
+    "tile_size": partial(io.Int.Input, default=Tiling.tile_size, min=0, max=4096, step=32),
+    "overlap": partial(io.Float.Input, default=Tiling.overlap, min=0.0, max=0.5, step=0.0625),
+    "policy": partial(choice, options=choices.POLICIES),
+}
 
 
-def budget(**place) -> io.Float.Input:
-    """GiB of weights on the device in the offload mode budget."""
-    return io.Float.Input("budget_gib", default=DEFAULT_BUDGET_GIB, min=0.1, max=1024.0, step=0.5, **place)
+def of(*names: str, **place: bool) -> list:
+    """Inputs by their names. place: optional or advanced, where they are not so everywhere."""
+    return [_INPUTS[name](name, **place) for name in names]
 
 
-def seed() -> io.Int.Input:
-    """The seed of a run, which the host offers to change after each."""
-    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True)
-
-
-def steps() -> io.Int.Input:
-    return io.Int.Input("steps", default=50, min=1, max=geometry.LARGEST["num_steps"])
-
-
-def speed() -> io.Combo.Input:
-    """How many of the released steps are computed."""
-    return choice("speed", SPEEDS, optional=True)
-
-
-def own_way() -> list:
-    """What walks a run's steps, of the models that know several, and how text guidance goes over them."""
-    return [choice("solver", SOLVERS, optional=True, advanced=True), choice("guidance_curve", CURVES, optional=True, advanced=True)]
-
-
-def guidance(**place) -> list:
-    """The scales of a run."""
-    scale = {"min": 0.0, "max": 100.0, "step": 0.1, **place}
-    return [
-        io.Float.Input("text_guidance", default=Guidance.text, **scale),
-        io.Float.Input("image_guidance", default=Guidance.image, **scale),
-    ]
-
-
-def oscillation() -> list:
-    """Two switches: whether text and image guidance fall to 1 on every odd step."""
-    return [
-        io.Boolean.Input("text_oscillation", default=Guidance.text_oscillation, advanced=True),
-        io.Boolean.Input("image_oscillation", default=Guidance.image_oscillation, advanced=True),
-    ]
-
-
-def shift() -> io.Float.Input:
-    return io.Float.Input("shift", default=SamplingOptions.shift, min=0.0, max=100.0, step=0.01, advanced=True)
-
-
-def exactness() -> list:
-    """Where noise is drawn, and how latents are kept between steps."""
-    return [choice("noise_device", NOISE_DEVICES, advanced=True), choice("latent_dtype", DTYPES, advanced=True)]
-
-
-def decoration(**place) -> list:
-    """What is said to the model behind a prompt: how much moves, and the frame rate."""
-    return [
-        io.Int.Input("motion_score", default=MOTION_SCORE, min=0, max=MOTION_SCORE_RANGE[1], **place),
-        io.Int.Input("fps", default=SamplingOptions.fps, min=0, max=FPS_RANGE[1], **place),
-    ]
-
-
-def policy() -> io.Combo.Input:
-    """How a clip is decoded where memory is short."""
-    return choice("policy", POLICIES)
-
-
-def batch_size() -> io.Int.Input:
-    return io.Int.Input("batch_size", default=1, min=1, max=64)
+def guidance_of(
+    text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp=True, guidance_curve=choices.AUTO
+) -> Guidance:
+    """The guidance that a node's inputs say."""
+    return Guidance(text_guidance, image_guidance, text_oscillation, image_oscillation, temporal_ramp, curve=guidance_curve)
 
 
 def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL) -> list:
-    """Width and height in pixels."""
-    multiple = grid.size_multiple
+    """Width and height in pixels, of these defaults."""
+    multiple, defaults = grid.size_multiple, {"width": width, "height": height}
     return [
-        io.Int.Input(name, default=default, min=multiple, max=geometry.LARGEST[name], step=multiple)
-        for name, default in (("width", width), ("height", height))
+        io.Int.Input(name, default=default, min=multiple, max=geometry.LARGEST[name], step=multiple) for name, default in defaults.items()
     ]
-
-
-def length() -> io.String.Input:
-    """How long a video is, in frames or in seconds; `frames_of` reads it."""
-    return io.String.Input("length", default="", optional=True)
 
 
 def frames_of(

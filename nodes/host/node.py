@@ -8,16 +8,18 @@ for; and it lets NaN through. So each limit holds here once more. An input with 
 import functools
 import inspect
 import json
+import logging
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...opensora_core.errors import OpenSoraError, cure_first
+from . import notice
 
 _TEXTS = Path(__file__).parents[2] / "locales" / "en" / "nodeDefs.json"
 _SHOWN = 60  # characters of a value in a sentence
@@ -30,15 +32,34 @@ _OUT_OF_RANGE |= dict.fromkeys(("budget_gib", "keep_gib"), f"{_NO_AMOUNT} that i
 
 
 class Node(io.ComfyNode):
-    """A node whose inputs are checked. Its `validate_inputs`, if it has one, takes constants (None: not known yet) by the names of inputs
-    that have a rule beyond their limits, each with None as default, and returns {input: what is wrong with it}."""
+    """A node whose inputs are checked, declared by keywords of its class and by `define_inputs`.
 
-    def __init_subclass__(cls, **options):
-        super().__init_subclass__(**options)
-        for name, checked in _WRAPPERS.items():
-            own = getattr(vars(cls).get(name), "__func__", None)  # the host copies a class with its methods for every call
-            if own is not None and not hasattr(own, "__wrapped__") and not _takes_anything(own):
-                setattr(cls, name, classmethod(checked(own)))
+    Keywords: category; outputs, kinds by the names that people see, as `_output` reads them; hidden, names of io.Hidden; and io.Schema's flags.
+    `execute` is given every input, with the schema's default for what was left out, None for an optional wire. `fingerprint_inputs` takes
+    the inputs that name files: the host looks at all values itself. `validate_inputs` takes constants (None: not known yet) by the names of inputs
+    that have a rule beyond their limits, each with None as default, and returns {input: what is wrong with it}.
+    """
+
+    def __init_subclass__(cls, category: str = "", outputs: dict | None = None, hidden: tuple[str, ...] = ("unique_id",), **flags: bool):
+        super().__init_subclass__()
+        if not category:  # a copy of a node: the host makes one for every call
+            return
+        cls.declared = {"node_id": cls.__name__, "category": f"Open-Sora/{category}", **flags}
+        cls.gives, cls.asks = outputs, hidden
+        for name, wrapped in (("execute", _executed), ("validate_inputs", _validated), ("fingerprint_inputs", _fingerprinted)):
+            if name in vars(cls):
+                setattr(cls, name, classmethod(wrapped(vars(cls)[name].__func__)))
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the class declares, with its texts: name, description, search words and tooltips."""
+        told = texts()[cls.declared["node_id"]]
+        inputs, outputs = cls.define_inputs(), [_output(name, kind) for name, kind in cls.gives.items()]
+        for named, items in ((told.get("inputs", {}), {item.id: item for item in inputs}), (told.get("outputs", {}), enumerate(outputs))):
+            for name, item in dict(items).items():
+                item.tooltip = named.get(str(name), {}).get("tooltip")
+        words = {name: told[name] for name in ("display_name", "description", "search_aliases")}
+        return io.Schema(inputs=inputs, outputs=outputs, hidden=[getattr(io.Hidden, name) for name in cls.asks], **words, **cls.declared)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict]:
@@ -49,34 +70,49 @@ class Node(io.ComfyNode):
         kept = {name: entry for name, entry in required.items() if name not in left_out}
         return {**found, "required": kept, "optional": {**left_out, **found.get("optional", {})}}
 
+    @classmethod
+    def show(cls, line: str, level: int = logging.WARNING) -> None:
+        """Show a line on this node, see notice.py."""
+        notice.show(line, cls.hidden.unique_id, level)
 
-def outputs(**kinds: type) -> list[io.Output]:
-    """A node's outputs: their types by the names that people see."""
-    return [kind.Output(display_name=name) for name, kind in kinds.items()]
+    @classmethod
+    def reported(cls, report: str, *others) -> io.NodeOutput:
+        """A report as first output, kept in the history and shown on the node."""
+        cls.show(report, notice.INFO)
+        return io.NodeOutput(report, *others, ui=ui.PreviewText(report))
 
 
 @functools.cache
-def _texts() -> dict:
+def texts() -> dict:
+    """Names, descriptions and tooltips by node, in the order in which a video is made."""
     return json.loads(_TEXTS.read_text(encoding="utf-8"))
 
 
-def _worded(own: Callable) -> Callable:
-    """A schema with its texts: the node's name, description and search words, and the tooltips. What the schema says itself holds."""
+def _output(name: str, kind) -> io.Output:
+    """An output of a type; of many of a type, [type]; or of one of several words, a tuple of them."""
+    if isinstance(kind, tuple):
+        return io.Combo.Output(display_name=name, options=list(kind))
+    if isinstance(kind, list):
+        return kind[0].Output(display_name=name, is_output_list=True)
+    return kind.Output(display_name=name)
 
-    @functools.wraps(own)
-    def define_schema(cls):
-        schema = own(cls)
-        texts = _texts().get(schema.node_id, {})
-        schema.display_name = schema.display_name or texts.get("display_name")
-        schema.description = schema.description or texts.get("description", "")
-        schema.search_aliases = schema.search_aliases or texts.get("search_aliases", [])
-        named = [(texts.get("inputs", {}).get(item.id, {}), item) for item in schema.inputs]
-        named += [(texts.get("outputs", {}).get(str(place), {}), item) for place, item in enumerate(schema.outputs)]
-        for text, item in named:
-            item.tooltip = item.tooltip or text.get("tooltip")
-        return schema
 
-    return define_schema
+def gathered(**makers: Callable | tuple[str, ...]) -> Callable:
+    """An `execute` of which some arguments are made of several inputs: of those that a maker's own parameters name, or a dictionary of them."""
+    parts = {name: maker if isinstance(maker, tuple) else tuple(inspect.signature(maker).parameters) for name, maker in makers.items()}
+
+    def of(own: Callable) -> Callable:
+        def execute(cls, **given):
+            taken = {name: {part: given.pop(part) for part in parts[name] if part in given} for name in makers}
+            made = {name: taken[name] if isinstance(maker, tuple) else maker(**taken[name]) for name, maker in makers.items()}
+            return own(cls, **given, **made)
+
+        names = [name for name in inspect.signature(own).parameters if name not in makers]
+        every = [*names, *(part for several in parts.values() for part in several)]
+        execute.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in every])
+        return execute
+
+    return of
 
 
 def wrong_value(item: io.Input, value) -> str:
@@ -137,68 +173,44 @@ def _wrong_values(cls, given: dict[str, Any]) -> dict[str, str]:
     return {name: cure_first(sentence) for name, sentence in found.items() if sentence}
 
 
-def _with_defaults(cls, parameters: Iterable[inspect.Parameter], given: dict[str, Any]) -> dict[str, Any]:
-    """What a function is given, with the schema's default for what was left out and has none in its signature."""
-    lacking = [one.name for one in parameters if one.default is one.empty and one.name not in given]
-    defaults = _defaults(cls) if lacking else {}
-    return {**given, **{name: defaults[name] for name in lacking if name in defaults}}
-
-
 def _defaults(cls) -> dict[str, Any]:
-    found = {item.id: getattr(item, "default", None) for item in cls.define_schema().inputs}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _completed(own: Callable) -> Callable:
-    signature = inspect.signature(own)
-
-    @functools.wraps(own)
-    def completed(cls, *args, **given):
-        given = {**_named(signature, cls, args), **given}
-        return own(cls, **_with_defaults(cls, signature.parameters.values(), given))
-
-    return completed
+    """What stands for an input that was left out, of those that may be."""
+    found = {item.id: (getattr(item, "default", None), item.optional) for item in cls.define_inputs()}
+    return {name: default for name, (default, optional) in found.items() if default is not None or optional}
 
 
 def _executed(own: Callable) -> Callable:
-    completed = _completed(own)
-
     @functools.wraps(own)
-    def execute(cls, *args, **given):
-        given = {**_named(inspect.signature(own), cls, args), **given}
-        given = {name: value for name, value in given.items() if value is not None or name not in _defaults(cls)}
+    def execute(cls, **given):
+        defaults = _defaults(cls)
+        given = {name: value for name, value in given.items() if value is not None or name not in defaults}
         if wrong := _wrong_values(cls, given):
             raise OpenSoraError(" ".join(wrong.values()))
-        return completed(cls, **given)
+        return own(cls, **{**defaults, **given})
 
     return execute
 
 
-def _validated(own: Callable) -> Callable:
-    signature = inspect.signature(own)
+def _fingerprinted(own: Callable) -> Callable:
+    names = inspect.signature(own).parameters
 
     @functools.wraps(own)
-    def validate_inputs(cls, *args, **given):
-        given = {**_named(signature, cls, args), **given}
+    def fingerprint_inputs(cls, **given):
+        return own(cls, **{name: value for name, value in given.items() if name in names})
+
+    return fingerprint_inputs
+
+
+def _validated(own: Callable) -> Callable:
+    @functools.wraps(own)
+    def validate_inputs(cls, **given):
         wrong = _wrong_values(cls, given)
         # A rule says more than a limit; it is not asked about numbers that cannot be written.
         wrong |= own(cls, **{name: None if _is_endless(value) else value for name, value in given.items()})
         return _Refusals(wrong, list(given)) if wrong else True
 
-    validate_inputs.__signature__ = signature  # by which the host knows what to ask for
+    validate_inputs.__signature__ = inspect.signature(own)  # by which the host knows what to ask for
     return validate_inputs
-
-
-def _named(signature: inspect.Signature, cls, args: tuple) -> dict[str, Any]:
-    return {name: value for name, value in signature.bind_partial(cls, *args).arguments.items() if name != "cls"}
-
-
-def _takes_anything(own: Callable) -> bool:
-    """Whether a method takes anything: that of a node that will not run (selftest.refusing)."""
-    return [one.kind for one in inspect.signature(own).parameters.values()][1:] == [inspect.Parameter.VAR_KEYWORD]
-
-
-_WRAPPERS = {"define_schema": _worded, "execute": _executed, "validate_inputs": _validated, "fingerprint_inputs": _completed}
 
 
 class _Refusals(str):

@@ -161,9 +161,9 @@ def test_the_node_offers_the_released_sizes(run_node, pack):
     assert (width, height, fps) == (1024, 576, 24.0)
     assert latent["samples"].shape == (2, 128, 32, 18, 32) and latent["downscale_ratio_spacial"] == 32
     node = pack("nodes.latents").OpenSoraEmptyLatentHighCompression
-    assert node.validate_inputs("768px", 126, 1024, 576).startswith("Use 124 or 128: ")
-    assert "Use 64x96" in node.validate_inputs("custom", 128, 80, 64)
-    assert node.validate_inputs("768px", 128, 100, 100) is True  # not used
+    assert node.validate_inputs(resolution="768px", num_frames=126, width=1024, height=576).startswith("Use 124 or 128: ")
+    assert "Use 64x96" in node.validate_inputs(resolution="custom", num_frames=128, width=80, height=64)
+    assert node.validate_inputs(resolution="768px", num_frames=128, width=100, height=100) is True  # not used
 
 
 def test_preflight_plans_the_frames_that_the_variant_has(run_node):

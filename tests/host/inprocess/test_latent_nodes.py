@@ -58,7 +58,7 @@ def test_validation_speaks_before_the_graph_runs(pack, run_node, error):
     node = pack("nodes.latents").OpenSoraEmptyLatentVideo
     good = {"resolution": "256px", "num_frames": 129, "width": 96, "height": 64}
     assert node.validate_inputs(**good) is True
-    assert node.validate_inputs(None, None, None, None) is True  # all over wires: execute checks
+    assert node.validate_inputs(**dict.fromkeys(good)) is True  # all over wires: execute checks
     assert node.validate_inputs(**{**good, "width": 100}) is True  # not used at 256px
     for inputs, words in (
         ({"num_frames": 128}, "Use 125 or 129: num_frames=128 is not 4k+1."),

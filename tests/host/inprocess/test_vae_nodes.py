@@ -526,10 +526,10 @@ def test_files_that_are_no_video_vae(run_node, base, path, pack):
         with pytest.raises(error, match=words):
             run_node("OpenSoraVAELoader", vae_name=name)
         # Before anything runs, too: the host would only come to this node once the video is sampled.
-        assert re.search(words, pack("nodes.decode").OpenSoraVAELoader.validate_inputs(name))
-    assert pack("nodes.decode").OpenSoraVAELoader.validate_inputs(None) is True  # its name comes over a wire
+        assert re.search(words, pack("nodes.decode").OpenSoraVAELoader.validate_inputs(vae_name=name))
+    assert pack("nodes.decode").OpenSoraVAELoader.validate_inputs(vae_name=None) is True  # its name comes over a wire
     for name in ("prefixed.safetensors", "extra.safetensors"):
-        assert pack("nodes.decode").OpenSoraVAELoader.validate_inputs(name) is True
+        assert pack("nodes.decode").OpenSoraVAELoader.validate_inputs(vae_name=name) is True
         assert run_node("OpenSoraVAELoader", vae_name=name)[0].config.latent_channels == 16
 
 
