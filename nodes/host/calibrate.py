@@ -17,13 +17,6 @@ from .guider import OpenSoraGuider, check_latent
 from .run import shifted, subject, walk
 
 
-class _Guider(OpenSoraGuider):
-    """A guider that guides as it is told, over the sigmas that it is given."""
-
-    def guidance_over(self, sample_sigmas: Tensor):
-        return self.guidance
-
-
 def calibrate(model, pairs: list[tuple[list, list]], samples: Tensor, guidance: Guidance, seed: int, node_id: str | None) -> Calibrated:
     """Measure the best plans for clips of a LATENT's size and length, and write them into models/open_sora_plans.
 
@@ -41,14 +34,12 @@ def calibrate(model, pairs: list[tuple[list, list]], samples: Tensor, guidance: 
         raise OpenSoraError("A plan is of one kind of run: give every prompt a picture, or every one a clip, or none; with strength 1.")
     patched, _, _ = shifted(model, samples, family.usual.num_steps, 0.0)
     whole = family.sampling.schedule(config, shape, family.usual.num_steps, schedule.latent_flow_shift(shape, config.patch_size))
-    keys = tuple(
-        f"{seed + index} {_fingerprint(pair, reference)}" for index, (pair, reference) in enumerate(zip(pairs, references, strict=True))
-    )
+    keys = tuple(f"{seed + index} {_fingerprint(*run)}" for index, run in enumerate(zip(pairs, references, strict=True)))
     bar = comfy.utils.ProgressBar(1)
 
     def make(index: int, way: schedule.Schedule, guided) -> Tensor:
-        guider = _Guider(patched, *pairs[index], guidance, lambda line: notice.show(line, node_id))
-        guider.guidance = guided
+        guider = OpenSoraGuider(patched, *pairs[index], guidance, lambda line: notice.show(line, node_id))
+        guider.guidance = guided  # as it is, whatever the model's row makes of it
         noise = solvers.noise(shape, seed + index)
         made = walk(family.sampling, guider, noise, samples[:1], way.points, lambda *_: None, seed + index)
         return model.model.process_latent_in(made)

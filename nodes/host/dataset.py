@@ -15,7 +15,7 @@ from torch import Tensor
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.family import Family
 from ...opensora_core.geometry import Tiling
-from ...opensora_core.media.dataset import Piece, captioned_clips
+from ...opensora_core.media.dataset import captioned_clips, pieces, read_piece
 from ...opensora_core.names import complete_or_absent
 from ...opensora_core.sampling.given import fit_clip
 from ...opensora_core.sampling.plan import fingerprint_of
@@ -56,8 +56,7 @@ class Asked:
 
     def words(self, caption: str) -> str:
         """What the text encoders read of a caption."""
-        text = self.family.text
-        return text.words(caption, text.said(fps=self.fps, motion_score=self.motion_score))
+        return self.family.text.words(caption, self.family.text.said(fps=self.fps, motion_score=self.motion_score))
 
 
 def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
@@ -67,19 +66,20 @@ def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
         OpenSoraError: see media/dataset.py; no piece is long enough; a VAE of other latents; or nothing can be written beside the clips.
     """
     grid = vae_config(vae).grid
-    count = grid.pixel_frames(asked.shape[2])
-    size = tuple(side * grid.space for side in asked.shape[3:])
-    found = [piece for one in captioned_clips(folder) for piece in (one.scenes(asked.fps) if asked.cut_scenes else [one])]
+    count, size = grid.pixel_frames(asked.shape[2]), tuple(side * grid.space for side in asked.shape[3:])
+    found = [piece for one in captioned_clips(folder) for piece in pieces(one, asked.fps, asked.cut_scenes)]
     made_by = [fingerprint_of(network.named_parameters()) for network in (vae.first_stage_model, clip.cond_stage_model)]
     samples, short, bar = [], [], comfy.utils.ProgressBar(len(found))
     for piece in found:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        text = asked.words(piece.caption)
-        stat = piece.path.stat()
-        about = [piece.path.name, stat.st_size, stat.st_mtime_ns, piece.first, count, size, asked.fps, text, *made_by]
+        text, stat = asked.words(piece.clip.caption), piece.clip.path.stat()
+        about = [piece.clip.path.name, stat.st_size, stat.st_mtime_ns, piece.first, count, size, asked.fps, text, *made_by]
         path = folder / _KEPT / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.safetensors"
         kept = _kept(path)
-        if kept is None and (kept := _encode(piece, vae, clip, (count, *size), asked)) is not None:
+        if kept is None and (frames := read_piece(piece, count, asked.fps)) is not None:
+            latent = clips.encode(vae, fit_clip(frames, *size), Tiling(), None, lambda line: None)
+            ((states, values),) = prompts.encode(clip, [text], None, recipe=asked.family.text)[0]
+            kept = {"latent": latent, "states": states, **{name: value for name, value in values.items() if isinstance(value, Tensor)}}
             _keep(path, kept)
         if kept is None:
             short.append(piece.path.name)
@@ -91,15 +91,6 @@ def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
     skipped = f", {len(short)} too short and left out ({', '.join(short[:3])}{', …' if len(short) > 3 else ''})" if short else ""
     notice.show(f"{len(samples)} samples of {count} frames{skipped}", node_id, notice.INFO)
     return samples
-
-
-def _encode(piece: Piece, vae, clip, extent: tuple[int, int, int], asked: Asked) -> dict[str, Tensor] | None:
-    frames = piece.read(extent[0], asked.fps)
-    if frames is None:
-        return None
-    latent = clips.encode(vae, fit_clip(frames, *extent[1:]), Tiling(), None, lambda line: None)
-    ((states, values),) = prompts.encode(clip, [asked.words(piece.caption)], None, recipe=asked.family.text)[0]
-    return {"latent": latent, "states": states, **{name: value for name, value in values.items() if isinstance(value, Tensor)}}
 
 
 def _kept(path: Path) -> dict[str, Tensor] | None:

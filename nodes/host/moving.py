@@ -13,50 +13,40 @@ from server import PromptServer
 
 _AFTER_SEED = "control_after_generate"  # the widget that the front-end puts beneath a seed
 
-# (old node, its widgets in order, our node, {our input: its input}, {our output: its output})
-MOVES = (
-    ("OpenSoraRun", ("dtype",), "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, {0: 0}),
-    ("OpenSoraDecoder", ("dtype",), "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "latents"}, {0: 0}),
-    ("OpenSoraEncoder", ("dtype",), "OpenSoraTiledVAEEncode", {"vae": "vae", "image": "image"}, {0: 0}),
-    (
-        "OpenSoraTextEncoder",
-        ("positive_prompt", "negative_prompt", "camera_motion"),
-        "OpenSoraT5TextEncode",
-        {"clip": "text_encoder", "prompt": "positive_prompt", "negative_prompt": "negative_prompt", "camera_motion": "camera_motion"},
-        {0: 0, 1: 1},
+# Old node: its widgets in order, our node, {our input: its input}, how many outputs, which keep their places.
+MOVES = {
+    "OpenSoraRun": ("dtype", "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, 1),
+    "OpenSoraDecoder": ("dtype", "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "latents"}, 1),
+    "OpenSoraEncoder": ("dtype", "OpenSoraTiledVAEEncode", {"vae": "vae", "image": "image"}, 1),
+    "OpenSoraTextEncoder": (
+        "positive_prompt negative_prompt camera_motion", "OpenSoraT5TextEncode",
+        {"clip": "text_encoder", "prompt": "positive_prompt", "negative_prompt": "negative_prompt", "camera_motion": "camera_motion"}, 2,
     ),
-    ("CogVideoXModelLoader", ("model",), "OpenSoraModelLoader", {"model_name": "model"}, {0: 0}),
-    ("CogVideoXVAELoader", ("model_name",), "OpenSoraVAELoader", {"vae_name": "model_name"}, {0: 0}),
-    ("CogVideoTextEncode", ("prompt",), "OpenSoraT5TextEncode", {"clip": "clip", "prompt": "prompt"}, {0: 0}),
-    (
-        "CogVideoSampler",
-        ("num_frames", "steps", "cfg", "seed", _AFTER_SEED, "scheduler"),
-        "OpenSoraRectifiedFlowSampler",
-        {"model": "model", "positive": "positive", "negative": "negative", "steps": "steps", "text_guidance": "cfg", "seed": "seed"},
-        {0: 0},
+    "CogVideoXModelLoader": ("model", "OpenSoraModelLoader", {"model_name": "model"}, 1),
+    "CogVideoXVAELoader": ("model_name", "OpenSoraVAELoader", {"vae_name": "model_name"}, 1),
+    "CogVideoTextEncode": ("prompt", "OpenSoraT5TextEncode", {"clip": "clip", "prompt": "prompt"}, 1),
+    "CogVideoSampler": (
+        f"num_frames steps cfg seed {_AFTER_SEED} scheduler", "OpenSoraRectifiedFlowSampler",
+        {"model": "model", "positive": "positive", "negative": "negative", "steps": "steps", "text_guidance": "cfg", "seed": "seed"}, 1,
     ),
-    ("CogVideoDecode", ("enable_vae_tiling",), "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, {0: 0}),
-)
+    "CogVideoDecode": ("enable_vae_tiling", "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, 1),
+}  # fmt: skip
 
 
 class _Move(io.NodeReplace):
     """A replacement whose outputs keep their places. Pages are told so, to take wires along; the host itself is not, which needs no telling
     and would look for inputs of nodes behind by their old names, whichever of the two it replaced first (node_replace_manager.py of 0.33)."""
 
-    def __init__(self, *args, outputs: list[dict], **more):
-        super().__init__(*args, **more)
-        self._outputs = outputs
-
     def as_dict(self) -> dict:
-        return {**super().as_dict(), "output_mapping": self._outputs}
+        return {
+            **super().as_dict(),
+            "output_mapping": [{"new_idx": place, "old_idx": place} for place in range(MOVES[self.old_node_id][-1])],
+        }
 
 
 async def register() -> None:
     """Tell the host of all of them, where there is one that opens workflows."""
-    if getattr(PromptServer, "instance", None) is None:
-        return
-    api = ComfyAPI().node_replacement
-    for old, widgets, ours, inputs, outputs in MOVES:
-        taken = [{"new_id": new, "old_id": was} for new, was in inputs.items()]
-        given = [{"new_idx": new, "old_idx": was} for new, was in outputs.items()]
-        await api.register(_Move(ours, old, old_widget_ids=list(widgets), input_mapping=taken, outputs=given))
+    if getattr(PromptServer, "instance", None) is not None:
+        for old, (widgets, ours, inputs, _) in MOVES.items():
+            taken = [{"new_id": new, "old_id": was} for new, was in inputs.items()]
+            await ComfyAPI().node_replacement.register(_Move(ours, old, old_widget_ids=widgets.split(), input_mapping=taken))

@@ -12,7 +12,7 @@ from server import PromptServer
 logger = logging.getLogger(__name__)
 
 INFO = logging.INFO
-_language: list[str] = []
+spoken: list[str] = []  # of the page that opened last, as route.py notes it
 
 
 def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
@@ -27,7 +27,9 @@ def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
     logger.log(level, "Open-Sora: %s", text)
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id:
-        _send(server, text, shown_on(node_id))
+        parts = shown_on(node_id).split(":")
+        for depth in range(len(parts), 0, -1):  # also on the nodes inside which it lies ("14:6" is inside "14"): a person looks at either
+            server.send_progress_text(text, ":".join(parts[:depth]), server.client_id)
 
 
 def shown_on(node_id: str) -> str:
@@ -35,24 +37,10 @@ def shown_on(node_id: str) -> str:
     return comfy_execution.progress.get_progress_state().dynprompt.get_display_node_id(node_id)
 
 
-def _send(server, text: str, node_id: str) -> None:
-    """Send to a node, and to those on whose inside it lies ("14:6" is inside "14"): whichever of them a person looks at."""
-    parts = node_id.split(":")
-    for depth in range(len(parts), 0, -1):
-        server.send_progress_text(text, ":".join(parts[:depth]), server.client_id)
-
-
 def language() -> str:
     """The language of the front-end: as the last page said that opened, else as its user chose it, else English."""
-    return _language[-1] if _language else _chosen_language()
-
-
-def speak(locale: str) -> None:
-    """Note the language of a page that has opened."""
-    _language[:] = [locale]
-
-
-def _chosen_language() -> str:
+    if spoken:
+        return spoken[-1]
     try:
         settings = Path(folder_paths.get_user_directory(), "default", "comfy.settings.json").read_text(encoding="utf-8")
         return str(json.loads(settings).get("Comfy.Locale", "en"))

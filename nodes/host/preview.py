@@ -6,11 +6,9 @@ false colours.
 """
 
 import io
-import json
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import folder_paths
@@ -31,7 +29,7 @@ SIDE, MILLISECONDS = 256, 125
 KEPT = ".colours.json"  # as commands/colours.py names them
 FIRST_COST = 0.01  # seconds for each latent frame that the first one is taken to cost (benchmarks/preview_cost.py)
 
-_told_off = False
+_told_off: list[str] = []  # the node that said, once while the host runs, where previews are switched on
 _shown: dict = {}  # what was sent last of the run that goes on
 pages: set[str] = set()  # clients whose page has web/js: any other would complain of an event that it does not know
 
@@ -48,7 +46,12 @@ def watching(model, callback: Callable | None) -> Callable | None:
         return callback
     _shown.clear()
     if args.preview_method == LatentPreviewMethod.NoPreviews:
-        _tell_where(server, node_id)
+        if not _told_off:
+            _told_off.append(node_id)
+            _send(server, node_id, off=True)
+            notice.logger.info(
+                "Open-Sora: no preview while sampling; switch it on in Settings, Comfy, Execution, Live preview method: auto."
+            )
         return callback
     show = Preview(colours(model), lambda picture, step, steps: _send(server, node_id, image=picture, step=step, steps=steps))
 
@@ -119,55 +122,30 @@ def moving_picture(frames: Tensor) -> bytes:
 
 def colours(model) -> tuple[Tensor, Tensor] | None:
     """(factors [3, C], bias [3]) that make -1..1 of a MODEL's latents; None where nobody knows them."""
-    form = model.model.latent_format
-    factors, bias = getattr(form, "latent_rgb_factors", None), getattr(form, "latent_rgb_factors_bias", None)
-    if is_built_in(model):
-        factors, bias = _built_in_colours()
-    if factors is None:
-        factors, bias = _kept_colours(model, getattr(form, "latent_channels", 0))
-    if factors is None or getattr(form, "latent_rgb_factors_reshape", None) is not None:
+    form, made = model.model.latent_format, getattr(model, "cached_patcher_init", None)
+    held = {"factors": getattr(form, "latent_rgb_factors", None), "bias": getattr(form, "latent_rgb_factors_bias", None)}
+    if made and made[1] and str(made[1][0]) == str(model_files.SMALL / "Open_Sora_v2.safetensors"):
+        held = read_json(model_files.SMALL / "latent_colours.json")
+    elif held["factors"] is None:
+        held = _kept_colours(getattr(getattr(model.model, "family", None), "codecs", ()), getattr(form, "latent_channels", 0))
+    if held["factors"] is None or getattr(form, "latent_rgb_factors_reshape", None) is not None:
         return None
-    factors = torch.tensor(factors, dtype=torch.float32).T
+    factors, bias = torch.tensor(held["factors"], dtype=torch.float32).T, held["bias"]
     return factors, torch.zeros(3) if bias is None else torch.tensor(bias, dtype=torch.float32)
 
 
-def is_built_in(model) -> bool:
-    """Whether a MODEL's weights are the built-in model's."""
-    made = getattr(model, "cached_patcher_init", None)
-    return bool(made and made[1] and str(made[1][0]) == str(model_files.SMALL / "Open_Sora_v2.safetensors"))
-
-
-@cache
-def _built_in_colours() -> tuple[list, list]:
-    file: Path = model_files.SMALL / "latent_colours.json"
-    held = json.loads(file.read_text(encoding="utf-8"))
-    return held["factors"], held["bias"]
-
-
-def _kept_colours(model, channels: int) -> tuple[list, list] | tuple[None, None]:
-    """What was fitted last for a VAE of the kind that the model was trained with, beside the VAEs of the host."""
-    kinds = getattr(getattr(model.model, "family", None), "codecs", ())
-    folders = map(Path, folder_paths.get_folder_paths("vae"))
-    files = [file for folder in folders for file in folder.rglob(f"*{KEPT}")]
+def _kept_colours(kinds: tuple[str, ...], channels: int) -> dict:
+    """What was fitted last for a VAE of the kinds that a model was trained with, beside the VAEs of the host."""
+    files = [file for folder in folder_paths.get_folder_paths("vae") for file in Path(folder).rglob(f"*{KEPT}")]
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             held = read_json(file)
-            factors, bias = torch.tensor(held["factors"]), torch.tensor(held["bias"])
+            shapes = torch.tensor(held["factors"]).shape, torch.tensor(held["bias"]).shape
+            if held.get("codec") in kinds and shapes == ((channels, 3), (3,)):
+                return held
         except (OpenSoraError, OSError, KeyError, ValueError, TypeError) as error:
             notice.logger.debug("Open-Sora: %s holds no colours: %s", file.name, error)
-            continue
-        if held.get("codec") in kinds and factors.shape == (channels, 3) and bias.shape == (3,):
-            return held["factors"], held["bias"]
-    return None, None
-
-
-def _tell_where(server, node_id: str) -> None:
-    """Say once, while the host runs, where previews are switched on."""
-    global _told_off
-    if not _told_off:
-        _told_off = True
-        _send(server, node_id, off=True)
-        notice.logger.info("Open-Sora: no preview while sampling; switch it on in Settings, Comfy, Execution, Live preview method: auto.")
+    return {"factors": None}
 
 
 def now() -> dict:

@@ -16,34 +16,26 @@ def refined(clip, prompt: str, kind: str, image, sampling: dict, node_id: str | 
     """(the description, the motion score that is proposed).
 
     Args:
-        clip: a host CLIP that can write, see writer_of.
+        clip: a host CLIP that can write.
         image: IMAGE, of which the first is shown to a model that can see, or None.
         sampling: seed, max_length (tokens), temperature (0: always the likeliest token).
 
     Raises:
         OpenSoraError: the CLIP reads prompts and writes none.
     """
-    writer = writer_of(clip)
+    held = getattr(clip, "cond_stage_model", None)
+    inner = (getattr(part, "transformer", None) for part in held.modules()) if hasattr(held, "generate") else ()
+    writer = next((one for one in inner if hasattr(one, "generate")), None)  # the network inside a CLIP
+    if writer is None:
+        name = "no text model" if held is None else type(held).__name__.rstrip("_")
+        raise OpenSoraError(f"This CLIP ({name}) reads prompts and writes none. {_LOADERS}")
     sees = image is not None and hasattr(writer, "preprocess_embed")
     if image is not None and not sees:
         notice.show("This text model sees no pictures; it goes by the prompt alone.", node_id)
-    question = refine.asked(prompt, kind, sees)
     media = {"image": image[:1] if sees else None, "video": None, "audio": None}
-    tokens = clip.tokenize(question, skip_template=False, min_length=1, thinking=False, **media)
-    ids = clip.generate(tokens, do_sample=sampling["temperature"] > 0, **sampling, **_SAMPLING)
-    answer = clip.decode(ids)
+    tokens = clip.tokenize(refine.asked(prompt, kind, sees), skip_template=False, min_length=1, thinking=False, **media)
+    answer = clip.decode(clip.generate(tokens, do_sample=sampling["temperature"] > 0, **sampling, **_SAMPLING))
     text, score = refine.answered(answer, prompt)
     if text == prompt.strip():
         notice.show("The text model wrote no description; the prompt is given on as it is.", node_id)
     return text, score
-
-
-def writer_of(clip):
-    """The network inside a CLIP that writes text. Raises an OpenSoraError where there is none."""
-    held = getattr(clip, "cond_stage_model", None)
-    inner = (getattr(part, "transformer", None) for part in held.modules()) if hasattr(held, "generate") else ()
-    writer = next((one for one in inner if hasattr(one, "generate")), None)
-    if writer is None:
-        name = "no text model" if held is None else type(held).__name__.rstrip("_")
-        raise OpenSoraError(f"This CLIP ({name}) reads prompts and writes none. {_LOADERS}")
-    return writer

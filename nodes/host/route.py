@@ -4,7 +4,6 @@ from bisect import bisect_right
 from functools import cache
 from pathlib import Path
 
-import comfy.text_encoders.flux
 from server import PromptServer, web
 
 from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tokenizer
@@ -37,12 +36,11 @@ def reply(asked: dict) -> dict:
 
     Args:
         asked: {locale, page}, the language of a page that has opened or runs something and its client id, answered by what preview.now says;
-            {size: [resolution, aspect ratio, multiple]}, answered by
-            {size: [width, height]}; or {prompt, motion_score, fps, loaders: [T5's file, CLIP's]}, by {text, t5, clip, dropped}: the prompt as it is
-            read, [tokens, most] of each encoder, and the end of the prompt that T5 would not read.
+            {size: [resolution, aspect ratio, multiple]}, answered by {size: [width, height]}; or {prompt, motion_score, fps, loaders: [T5's file,
+            CLIP's]}, by {text, t5, clip, dropped}: the prompt as read, [tokens, most] of each encoder, and the end of it that T5 would not read.
     """
     if "locale" in asked:
-        notice.speak(str(asked["locale"])[:20])
+        notice.spoken[:] = [str(asked["locale"])[:20]]
         preview.pages.add(str(asked.get("page", "")))
         return preview.now()
     if "size" in asked:
@@ -50,24 +48,18 @@ def reply(asked: dict) -> dict:
         height, width = resolution_size(str(resolution), str(ratio), int(multiple or 16))
         return {"size": [width, height]}
     prompt, names = str(asked["prompt"])[:_LONGEST], list(asked.get("loaders", ["", ""]))
-    said = Said(int(asked.get("fps") or 0), int(asked.get("motion_score") or 0))
-    words = DEFAULT.text.words(prompt, said)
+    words = DEFAULT.text.words(prompt, Said(int(asked.get("fps") or 0), int(asked.get("motion_score") or 0)))
     t5, clip = (_tokenizer(kind, name == paths.SMALL) for kind, name in zip((T5, CLIP), names, strict=True))
     counts = {name: [len(one.ids(words)), one.length] for name, one in (("t5", t5), ("clip", clip))}
-    return {"text": words, **counts, "dropped": _dropped(t5, words)}
-
-
-def _dropped(t5: Tokenizer, words: str) -> str:
-    """The words at the end that do not fit, "" where all do."""
     parts = words.split(" ")
     too_many = bisect_right(range(len(parts) + 1), t5.length, key=lambda count: len(t5.ids(" ".join(parts[:count]))))
-    return " ".join(parts[too_many - 1 :])[-80:]
+    return {"text": words, **counts, "dropped": " ".join(parts[too_many - 1 :])[-80:]}
 
 
 @cache
 def _tokenizer(kind: str, is_small: bool) -> Tokenizer:
     """The built-in model's, or the host's own."""
-    if is_small:
-        file = Path(paths.model_file("text_encoders", paths.SMALL, kind.lower()))
-        return read_tokenizer(kind, find_tokenizer(kind, file, file.parent))
-    return text.ExactTokenizer(comfy.text_encoders.flux.FluxTokenizer()).tokenizers["t5xxl" if kind == T5 else "l"]
+    if not is_small:
+        return text.released(kind)
+    file = Path(paths.model_file("text_encoders", paths.SMALL, kind.lower()))
+    return read_tokenizer(kind, find_tokenizer(kind, file, file.parent))

@@ -117,13 +117,7 @@ def agreeing(model, base: type, **options: float) -> Any:
 
 
 def run(
-    model,
-    conditionings: tuple[list, list],
-    latent: dict,
-    guidance: Guidance,
-    options: RunInputs,
-    node_id: str | None,
-    title: str = "",
+    model, conditionings: tuple[list, list], latent: dict, guidance: Guidance, options: RunInputs, node_id: str | None, title: str = ""
 ) -> dict:
     """Make the clips of a LATENT from noise.
 

@@ -75,10 +75,9 @@ class ExactTokenizer:
         self.inner = tokenizer
         self.clip_l = getattr(tokenizer, "clip_l", None)
         self.t5xxl = getattr(tokenizer, "t5xxl", None) or tokenizer.clip_t5xxl
-        released = {"t5xxl": replace(_hosts(T5), length=DEFAULT.text.length)}
+        self.tokenizers = {"t5xxl": released(T5), **(own or {})}
         if self.clip_l is not None:  # one with a longer position table is padded to its full length by the host
-            released["l"] = replace(_hosts(CLIP), length=self.clip_l.max_length)
-        self.tokenizers = {**released, **(own or {})}
+            self.tokenizers.setdefault("l", replace(released(CLIP), length=self.clip_l.max_length))
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
         """What the host's CLIP.tokenize asks for. Options (weights, minimum lengths) belong to other recipes and are ignored."""
@@ -113,9 +112,10 @@ def exact_tokens(tokenizer, text: str, recipe: TextRecipe = DEFAULT.text) -> tup
 
 
 @lru_cache(maxsize=2)
-def _hosts(kind: str) -> Tokenizer:
+def released(kind: str) -> Tokenizer:
     """The host's tokenizer files, read as on the command line: the host's own objects differ with the version of transformers."""
-    return read_tokenizer(kind, Path(comfy.sd.__file__).parent / ("text_encoders/t5_tokenizer" if kind == T5 else "sd1_tokenizer"))
+    read = read_tokenizer(kind, Path(comfy.sd.__file__).parent / ("text_encoders/t5_tokenizer" if kind == T5 else "sd1_tokenizer"))
+    return replace(read, length=DEFAULT.text.length) if kind == T5 else read
 
 
 def encode(clip, text: str, recipe: TextRecipe = DEFAULT.text) -> tuple[list, str]:
