@@ -24,6 +24,7 @@ from ...opensora_core.run import plans
 from ...opensora_core.sampling import ddpm, plan, run as sampling, schedule, solvers
 from ...opensora_core.sampling.given import NOTHING, Given
 from ...opensora_core.sampling.guidance import Guidance, ReferenceUse
+from ...opensora_core.sampling.run import SamplingRecipe
 from . import notice, paths
 from .condition import reference_of
 from .families import require_open_sora
@@ -133,8 +134,7 @@ def run(
     Raises:
         OpenSoraError: anything that does not fit together, before the model is used; or memory that ran out for good.
     """
-    samples = latent["samples"]
-    reference = reference_of(conditionings[0])
+    samples, reference = latent["samples"], reference_of(conditionings[0])
     use = None if reference is None else reference.use
     patched, sigmas, line = shifted(model, samples, options.steps, options.shift, options.speed, use)
     notice.show(line, node_id, notice.INFO)
@@ -142,20 +142,18 @@ def run(
     recipe = family_of(require_open_sora(model)).sampling.chosen(options.solver)
     guider = OpenSoraGuider(patched, *conditionings, guidance, lines.note, options.speed, recipe)
     shape = tuple(samples.shape)
-    given = guider.reference or guider.made_over
-    if given is not None:
+    if (given := guider.reference or guider.made_over) is not None:
         given.check(shape)
     device = comfy.model_management.get_torch_device() if options.noise_device == GPU else torch.device("cpu")
     dtype = torch_dtype(options.latent_dtype)
     noise = _noise(recipe, patched.model.config.grid, shape, options.seed, (device, dtype))
-    callback = _progress(guider, sigmas, shape[2], lines)
+    report = _progress(guider, sigmas, shape[2], lines)
     out = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
-    out[CODECS_KEY] = guider.family.codecs
-    out["samples"] = walk(recipe, guider, noise, samples, sigmas, callback, options.seed, latent.get("noise_mask"))
-    return out
+    made = walk(recipe, guider, noise, samples, sigmas, report, options.seed, latent.get("noise_mask"))
+    return {**out, CODECS_KEY: guider.family.codecs, "samples": made}
 
 
-def _noise(recipe: sampling.SamplingRecipe, grid: Grid, shape: tuple[int, ...], seed: int, place: tuple) -> Tensor:
+def _noise(recipe: SamplingRecipe, grid: Grid, shape: tuple[int, ...], seed: int, place: tuple) -> Tensor:
     """What a run of [B, C, T, H, W] begins with: for a model with an order of its own, of each video what its seed gives, and with the latent
     frames that go in front."""
     if recipe.noise is solvers.noise:
@@ -166,28 +164,12 @@ def _noise(recipe: sampling.SamplingRecipe, grid: Grid, shape: tuple[int, ...], 
 
 
 def walk(
-    recipe: sampling.SamplingRecipe,
-    guider,
-    noise: Tensor,
-    samples: Tensor,
-    sigmas: Tensor,
-    callback: Callable,
-    seed: int,
-    mask: Tensor | None = None,
+    recipe: SamplingRecipe, guider, noise: Tensor, samples: Tensor, sigmas: Tensor, report: Callable, seed: int, mask: Tensor | None = None
 ) -> Tensor:
-    """Finished, unscaled latents of a guider's run by the library's loop, in the dtype of the noise between steps."""
-    show_bar, loop = comfy.utils.PROGRESS_BAR_ENABLED, own_sampler(recipe, noise)
+    """Finished, unscaled latents of a guider's run by the library's loop, in the dtype of the noise between steps. report: called after each."""
     # Frames in front are put there by the model's own noise_scaling; the loop knows their noise.
-    finished = guider.sample(
-        noise[:, :, noise.shape[2] - samples.shape[2] :],
-        samples,
-        loop,
-        sigmas,
-        denoise_mask=mask,
-        callback=callback,
-        disable_pbar=not show_bar,
-        seed=seed,
-    )
+    own, is_quiet = noise[:, :, noise.shape[2] - samples.shape[2] :], not comfy.utils.PROGRESS_BAR_ENABLED
+    finished = guider.sample(own, samples, own_sampler(recipe, noise), sigmas, mask, report, is_quiet, seed)
     return finished.to(comfy.model_management.intermediate_device())
 
 
@@ -215,23 +197,21 @@ def step_words(step: int, num_steps: int, seconds: float, passes: tuple[int, int
     Args:
         step: how many steps are done. seconds: they took. passes: done, of the whole run, and of one with three at every released step.
     """
-    is_chinese, (done, total, naive) = notice.language().startswith("zh"), passes
-    if step == num_steps:
-        saved = naive - total
-        much = "" if saved < 1 else f",省去 {saved} 遍" if is_chinese else f", {saved} passes saved"
-        return f"{_time(seconds)}完成{much}" if is_chinese else f"Done in {_time(seconds)}{much}"
-    left = _time(seconds / step * (num_steps - step))
-    return (
-        f"第 {step}/{num_steps} 步,剩{left},{done}/{total} 遍"
-        if is_chinese
-        else f"Step {step}/{num_steps}, {left} left, {done}/{total} passes"
-    )
+    words, (done, total, naive) = _CHINESE if notice.language().startswith("zh") else _ENGLISH, passes
+
+    def time_of(seconds: float) -> str:
+        size, unit = next(one for one in zip((3600, 60, 1), words["units"], strict=True) if seconds >= 1.5 * one[0] or one[0] == 1)
+        return f"{seconds / size:.0f}{unit}"
+
+    if step < num_steps:
+        return words["step"].format(step, num_steps, time_of(seconds / step * (num_steps - step)), done, total)
+    return words["done"].format(time_of(seconds)) + words["saved"].format(naive - total) * (naive > total)
 
 
-def _time(seconds: float) -> str:
-    names = (" 小时", " 分钟", " 秒") if notice.language().startswith("zh") else (" h", " min", " s")
-    size, unit = next((size, unit) for size, unit in zip((3600, 60, 1), names, strict=True) if seconds >= 1.5 * size or size == 1)
-    return f"{seconds / size:.0f}{unit}"
+_ENGLISH = {
+    "units": (" h", " min", " s"), "step": "Step {}/{}, {} left, {}/{} passes", "done": "Done in {}", "saved": ", {} passes saved",
+}  # fmt: skip
+_CHINESE = {"units": (" 小时", " 分钟", " 秒"), "step": "第 {}/{} 步,剩{},{}/{} 遍", "done": "{}完成", "saved": ",省去 {} 遍"}
 
 
 def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, lines: _Lines) -> Callable:
@@ -248,7 +228,7 @@ def _progress(guider: OpenSoraGuider, sigmas: Tensor, latent_frames: int, lines:
     return callback
 
 
-def _entering(recipe: sampling.SamplingRecipe, guider, x: Tensor, way: schedule.Schedule, seeds: list[int]) -> Given:
+def _entering(recipe: SamplingRecipe, guider, x: Tensor, way: schedule.Schedule, seeds: list[int]) -> Given:
     """How given frames enter a run of noise x, of models where they do."""
     is_stepwise = getattr(guider, "is_stepwise", False)  # a guider of the host's is given nothing
     reference = guider.reference if is_stepwise else getattr(guider, "made_over", None)
@@ -276,12 +256,17 @@ class _Way:
     is_scaled: bool = False
 
     @classmethod
-    def of(cls, recipe: sampling.SamplingRecipe, guider, sigmas: Tensor) -> "_Way":
+    def of(cls, recipe: SamplingRecipe, guider, sigmas: Tensor) -> "_Way":
         own = None if guider is None else guider.model_patcher.get_model_object("model_sampling")
         if hasattr(own, "angles"):
             return cls(schedule.Schedule(own.angles(sigmas), sigmas[:-1]), sigmas, [math.atan(sigma) for sigma in sigmas.tolist()], True)
         if isinstance(recipe.process, ddpm.NoisePrediction):
-            return cls(_respaced(recipe, sigmas), sigmas, list(sigmas), True)
+            way = recipe.schedule(None, None, len(sigmas) - 1)
+            if not torch.allclose(way.points, sigmas.cpu().float(), rtol=1e-4):
+                raise OpenSoraError(
+                    "Connect the sigmas of Open-Sora Scheduler: these are no whole run of this model, whose steps are its own."
+                )
+            return cls(way, sigmas, list(sigmas), True)
         return cls(schedule.Schedule(sigmas.cpu(), 1000 * sigmas[:-1]), sigmas, list(sigmas))
 
     def scale(self, step: int) -> Tensor | float:
@@ -289,7 +274,7 @@ class _Way:
         return (1 + self.sigmas[step] ** 2).sqrt() if self.is_scaled else 1.0
 
 
-def own_sampler(recipe: sampling.SamplingRecipe, start: Tensor | None = None) -> comfy.samplers.KSAMPLER:
+def own_sampler(recipe: SamplingRecipe, start: Tensor | None = None) -> comfy.samplers.KSAMPLER:
     """The library's loop as one of the host's samplers; noise of the steps is of the run's seed.
 
     Args:
@@ -321,15 +306,3 @@ def own_sampler(recipe: sampling.SamplingRecipe, start: Tensor | None = None) ->
     made = comfy.samplers.KSAMPLER(sampler)
     made.lets_frames_in = True
     return made
-
-
-def _respaced(recipe: sampling.SamplingRecipe, sigmas: Tensor) -> schedule.Schedule:
-    """The way of learned variance whose noise levels these are, all of them.
-
-    Raises:
-        OpenSoraError: others than its own, or a part of a run.
-    """
-    way = recipe.schedule(None, None, len(sigmas) - 1)
-    if not torch.allclose(way.points, sigmas.cpu().float(), rtol=1e-4):
-        raise OpenSoraError("These sigmas are no whole run of this model, whose steps are its own; connect those of Open-Sora Scheduler.")
-    return way
