@@ -9,9 +9,7 @@ from .host.node import Node
 
 
 class OpenSoraCalibrate(Node, category="sampling", outputs={"report": io.String}, is_input_list=True, is_output_node=True):
-    @classmethod
-    def define_inputs(cls):
-        return inputs.of("model", "positive", "negative", "latent", "seed", "text_guidance", "image_guidance")
+    takes = inputs.of("model", "positive", "negative", "latent", "seed", "text_guidance", "image_guidance")
 
     @classmethod
     def execute(cls, model, positive, negative, latent, seed, text_guidance, image_guidance) -> io.NodeOutput:

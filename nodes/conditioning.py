@@ -22,15 +22,13 @@ _REFERENCES = tuple(f"reference_{place}" for place in range(4))
 
 
 class OpenSoraImageToVideo(Node, category="conditioning", outputs=_GIVES, hidden=()):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("positive", "negative", "vae", "latent"),
-            *inputs.of("start_image", "end_image", optional=True),
-            *inputs.of("fit", "strength"),
-            *inputs.of("start_latent", "end_latent", optional=True),
-            inputs.choice("condition_scale", CONDITION_SCALES, optional=True, advanced=True),
-        ]
+    takes = [
+        *inputs.of("positive", "negative", "vae", "latent"),
+        *inputs.of("start_image", "end_image", optional=True),
+        *inputs.of("fit", "strength"),
+        *inputs.of("start_latent", "end_latent", optional=True),
+        inputs.choice("condition_scale", CONDITION_SCALES, optional=True, advanced=True),
+    ]
 
     @classmethod
     @gathered(start=("start_image", "start_latent"), end=("end_image", "end_latent"))
@@ -73,15 +71,13 @@ def _check_clip(vae, latent: dict) -> tuple[tuple[int, ...], geometry.Grid, tupl
 
 
 class OpenSoraVideoToVideo(Node, category="conditioning", outputs=_GIVES, is_experimental=True):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("positive", "negative", "vae", "latent"),
-            io.MultiType.Input("video", [io.Image, io.Video, io.Latent]),
-            inputs.choice("direction", DIRECTIONS),
-            inputs.choice("context", [str(count) for count in CONTEXTS]),
-            *inputs.of("fit", "strength", advanced=True),
-        ]
+    takes = [
+        *inputs.of("positive", "negative", "vae", "latent"),
+        io.MultiType.Input("video", [io.Image, io.Video, io.Latent]),
+        inputs.choice("direction", DIRECTIONS),
+        inputs.choice("context", [str(count) for count in CONTEXTS]),
+        *inputs.of("fit", "strength", advanced=True),
+    ]
 
     @classmethod
     def execute(cls, positive, negative, vae, latent, video, direction, context, fit, strength) -> io.NodeOutput:
@@ -127,13 +123,11 @@ def _part_of_latents(samples, direction: str, context: int, grid: geometry.Grid)
 
 
 class OpenSoraMaskStrategy(Node, category="conditioning", outputs=_GIVES):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("positive", "negative", "vae", "latent"),
-            io.String.Input("strategy", default="0"),
-            *(io.MultiType.Input(name, [io.Image, io.Video], optional=name != _REFERENCES[0]) for name in _REFERENCES),
-        ]
+    takes = [
+        *inputs.of("positive", "negative", "vae", "latent"),
+        io.String.Input("strategy", default="0"),
+        *(io.MultiType.Input(name, [io.Image, io.Video], optional=name != _REFERENCES[0]) for name in _REFERENCES),
+    ]
 
     @classmethod
     def validate_inputs(cls, strategy=None):

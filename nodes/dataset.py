@@ -9,16 +9,14 @@ from .host.node import Node
 
 
 class OpenSoraVideoDataset(Node, category="training", outputs={"latents": [io.Latent], "positive": [io.Conditioning]}):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            io.Combo.Input("folder", options=dataset.folders()),
-            *inputs.of("vae", "clip", "latent"),
-            io.Int.Input("fps", default=24, min=1, max=120),
-            *inputs.of("motion_score"),
-            io.Boolean.Input("cut_scenes", default=False),
-            *inputs.of("model", optional=True),
-        ]
+    takes = [
+        inputs.files("folder", dataset.folders),
+        *inputs.of("vae", "clip", "latent"),
+        io.Int.Input("fps", default=24, min=1, max=120),
+        *inputs.of("motion_score"),
+        io.Boolean.Input("cut_scenes", default=False),
+        *inputs.of("model", optional=True),
+    ]
 
     @classmethod
     def fingerprint_inputs(cls, folder):

@@ -16,9 +16,7 @@ FOLDER = "vae"
 
 
 class OpenSoraVAELoader(Node, category="loaders", outputs={"vae": io.Vae}, hidden=()):
-    @classmethod
-    def define_inputs(cls):
-        return [io.Combo.Input("vae_name", options=paths.choices(FOLDER, "vae"))]
+    takes = [inputs.files("vae_name", lambda: paths.choices(FOLDER, "vae"))]
 
     @classmethod
     def validate_inputs(cls, vae_name=None):
@@ -35,11 +33,12 @@ class OpenSoraVAELoader(Node, category="loaders", outputs={"vae": io.Vae}, hidde
 
 
 class OpenSoraTiledVAEDecode(Node, category="vae", outputs={"images": io.Image}):
-    @classmethod
-    def define_inputs(cls):
+    takes = [
+        *inputs.of("vae", "latent", "tile_size", "overlap"),
         # From -4, a step, so that the widget counts in fours from 0.
-        temporal_tile = io.Int.Input("temporal_tile", default=Tiling.temporal_tile, min=-4, max=1024, step=4, advanced=True)
-        return [*inputs.of("vae", "latent", "tile_size", "overlap"), temporal_tile, *inputs.of("policy")]
+        io.Int.Input("temporal_tile", default=Tiling.temporal_tile, min=-4, max=1024, step=4, advanced=True),
+        *inputs.of("policy"),
+    ]
 
     @classmethod
     def validate_inputs(cls, tile_size=None, temporal_tile=None):
@@ -53,13 +52,11 @@ class OpenSoraTiledVAEDecode(Node, category="vae", outputs={"images": io.Image})
 
 
 class OpenSoraTiledVAEEncode(Node, category="vae", outputs={"latent": io.Latent}):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("vae", "image", "tile_size", "overlap"),
-            inputs.choice("posterior", POSTERIORS, advanced=True),
-            io.Int.Input("seed", default=0, min=0, max=MAX_SEED, advanced=True),
-        ]
+    takes = [
+        *inputs.of("vae", "image", "tile_size", "overlap"),
+        inputs.choice("posterior", POSTERIORS, advanced=True),
+        io.Int.Input("seed", default=0, min=0, max=MAX_SEED, advanced=True),
+    ]
 
     @classmethod
     def validate_inputs(cls, tile_size=None):
@@ -82,10 +79,11 @@ def _tiling_problems(**sizes: int | None) -> dict[str, str]:
 
 
 class OpenSoraContactSheet(Node, category="video", outputs={"sheet": io.Image}, hidden=()):
-    @classmethod
-    def define_inputs(cls):
-        columns = io.Int.Input("columns", default=0, min=0, max=16)
-        return [*inputs.of("images", "latent"), columns, io.Boolean.Input("numbers", default=True)]
+    takes = [
+        *inputs.of("images", "latent"),
+        io.Int.Input("columns", default=0, min=0, max=16),
+        io.Boolean.Input("numbers", default=True),
+    ]
 
     @classmethod
     def execute(cls, images, latent, columns, numbers) -> io.NodeOutput:

@@ -32,15 +32,13 @@ def _request_of(aspect_ratio, resolution, steps, flux_schedule, flux_guidance) -
 
 
 class OpenSoraFluxPicture(Node, category="flux", outputs={"picture": io.Image}):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("flux_model", "flux_vae", "clip", "prompt", "aspect_ratio", "seed"),
-            _steps_input("steps"),
-            *_schedule_inputs(),
-            inputs.choice("resolution", PICTURE_RESOLUTIONS, advanced=True),
-            io.Boolean.Input("unload", default=False, advanced=True),
-        ]
+    takes = [
+        *inputs.of("flux_model", "flux_vae", "clip", "prompt", "aspect_ratio", "seed"),
+        _steps_input("steps"),
+        *_schedule_inputs(),
+        inputs.choice("resolution", PICTURE_RESOLUTIONS, advanced=True),
+        io.Boolean.Input("unload", default=False, advanced=True),
+    ]
 
     @classmethod
     @gathered(request=_request_of)
@@ -59,22 +57,20 @@ _GIVES = {"video frames": io.Image, "picture": io.Image, "latent": io.Latent}
 
 
 class OpenSoraFluxToVideo(Node, category="flux", outputs=_GIVES, hidden=("unique_id", "dynprompt"), enable_expand=True):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("flux_model", "flux_vae", "clip", "model", "vae", "prompt", "negative_prompt"),
-            inputs.choice("resolution", VIDEO_RESOLUTIONS),
-            *inputs.of("aspect_ratio"),
-            io.Int.Input("num_frames", default=129, min=5, max=1025, step=4),
-            *inputs.of("seed", "steps"),
-            _steps_input("image_steps"),
-            *_schedule_inputs(),
-            *inputs.of("motion_score", "fps", "text_guidance", "image_guidance", advanced=True),
-            io.Int.Input("image_seed", default=SAME_SEED, min=SAME_SEED, max=MAX_SEED, optional=True),
-            inputs.choice("image_resolution", PICTURE_RESOLUTIONS, optional=True, advanced=True),
-            io.String.Input("image_prompt", multiline=True, dynamic_prompts=True, default="", optional=True, advanced=True),
-            *inputs.of("length", "speed"),
-        ]
+    takes = [
+        *inputs.of("flux_model", "flux_vae", "clip", "model", "vae", "prompt", "negative_prompt"),
+        inputs.choice("resolution", VIDEO_RESOLUTIONS),
+        *inputs.of("aspect_ratio"),
+        io.Int.Input("num_frames", default=129, min=5, max=1025, step=4),
+        *inputs.of("seed", "steps"),
+        _steps_input("image_steps"),
+        *_schedule_inputs(),
+        *inputs.of("motion_score", "fps", "text_guidance", "image_guidance", advanced=True),
+        io.Int.Input("image_seed", default=SAME_SEED, min=SAME_SEED, max=MAX_SEED, optional=True),
+        inputs.choice("image_resolution", PICTURE_RESOLUTIONS, optional=True, advanced=True),
+        io.String.Input("image_prompt", multiline=True, dynamic_prompts=True, default="", optional=True, advanced=True),
+        *inputs.of("length", "speed"),
+    ]
 
     @classmethod
     def validate_inputs(cls, num_frames=None, length=None):

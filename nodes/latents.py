@@ -16,6 +16,7 @@ GRID = geometry.HIGH_COMPRESSION
 HIGH = next(family for family in FAMILIES if family.grid == GRID)
 OFFERED = ("256px", "768px", CUSTOM)  # what the released model was trained at
 FPS = 24.0  # the rate that the released model was trained to show
+_MOST_FRAMES = geometry.LARGEST["num_frames"]
 
 _GRIDS = dict.fromkeys(family.grid for family in FAMILIES if family.slot == DEFAULT.slot)
 SIZES = tuple(dict.fromkeys(name for grid in _GRIDS for name in grid.size_names))
@@ -44,17 +45,15 @@ def _checked(grid: geometry.Grid) -> classmethod:
 class OpenSoraEmptyLatentVideo(Node, category="latents", outputs=_GIVES, hidden=()):
     validate_inputs = _checked(geometry.CAUSAL)
 
-    @classmethod
-    def define_inputs(cls):
-        return [
-            inputs.choice("resolution", OFFERED),
-            *inputs.of("aspect_ratio"),
-            io.Int.Input("num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4),
-            *inputs.sides(336, 192),
-            *inputs.of("batch_size"),
-            *inputs.of("image", optional=True),
-            *inputs.of("length"),
-        ]
+    takes = [
+        inputs.choice("resolution", OFFERED),
+        *inputs.of("aspect_ratio"),
+        io.Int.Input("num_frames", default=129, min=1, max=_MOST_FRAMES, step=4),
+        *inputs.sides(336, 192),
+        *inputs.of("batch_size"),
+        *inputs.of("image", optional=True),
+        *inputs.of("length"),
+    ]
 
     @classmethod
     def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, image) -> io.NodeOutput:
@@ -82,18 +81,15 @@ def _shape_of(image, resolution: str) -> str:
 class OpenSoraEmptyLatentHighCompression(Node, category="latents", outputs=_GIVES, hidden=()):
     validate_inputs = _checked(GRID)
 
-    @classmethod
-    def define_inputs(cls):
-        least, most = GRID.frames.shortest_clip, geometry.LARGEST["num_frames"] // 4 * 4
-        return [
-            inputs.choice("resolution", OFFERED, default="768px"),
-            *inputs.of("aspect_ratio"),
-            io.Int.Input("num_frames", default=GRID.default_frames, min=least, max=most, step=4),
-            *inputs.sides(1024, 576, GRID),
-            *inputs.of("batch_size"),
-            *inputs.of("model", optional=True),
-            *inputs.of("length"),
-        ]
+    takes = [
+        inputs.choice("resolution", OFFERED, default="768px"),
+        *inputs.of("aspect_ratio"),
+        io.Int.Input("num_frames", default=GRID.default_frames, min=GRID.frames.shortest_clip, max=_MOST_FRAMES // 4 * 4, step=4),
+        *inputs.sides(1024, 576, GRID),
+        *inputs.of("batch_size"),
+        *inputs.of("model", optional=True),
+        *inputs.of("length"),
+    ]
 
     @classmethod
     def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, model) -> io.NodeOutput:
@@ -113,17 +109,15 @@ _COUNTED = {"latent": io.Latent, "width": io.Int, "height": io.Int, "frames": io
 
 
 class OpenSoraEmptyLatent(Node, category="latents", outputs=_COUNTED, hidden=()):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("model"),
-            inputs.choice("size", (AUTO, *SIZES, CUSTOM)),
-            inputs.choice("aspect_ratio", RATIOS),
-            io.String.Input("length", default=""),
-            io.Int.Input("width", default=426, min=8, max=geometry.LARGEST["width"]),
-            io.Int.Input("height", default=240, min=8, max=geometry.LARGEST["height"]),
-            *inputs.of("batch_size"),
-        ]
+    takes = [
+        *inputs.of("model"),
+        inputs.choice("size", (AUTO, *SIZES, CUSTOM)),
+        inputs.choice("aspect_ratio", RATIOS),
+        io.String.Input("length", default=""),
+        io.Int.Input("width", default=426, min=8, max=geometry.LARGEST["width"]),
+        io.Int.Input("height", default=240, min=8, max=geometry.LARGEST["height"]),
+        *inputs.of("batch_size"),
+    ]
 
     @classmethod
     def execute(cls, model, size, aspect_ratio, length, width, height, batch_size) -> io.NodeOutput:

@@ -12,14 +12,12 @@ LORAS = "loras"
 
 
 class OpenSoraModelLoader(Node, category="loaders", outputs={"model": io.Model}):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("model_name", "precision"),
-            *inputs.of("offload", optional=True),
-            *inputs.of("budget_gib", optional=True, advanced=True),
-            inputs.choice("attention", kernels.CHOICES, optional=True, advanced=True),
-        ]
+    takes = [
+        *inputs.of("model_name", "precision"),
+        *inputs.of("offload", optional=True),
+        *inputs.of("budget_gib", optional=True, advanced=True),
+        inputs.choice("attention", kernels.CHOICES, optional=True, advanced=True),
+    ]
 
     @classmethod
     def fingerprint_inputs(cls, model_name):
@@ -36,13 +34,11 @@ class OpenSoraModelLoader(Node, category="loaders", outputs={"model": io.Model})
 
 
 class OpenSoraLoraLoader(Node, category="loaders", outputs={"model": io.Model}):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("model"),
-            io.Combo.Input("lora_name", options=folder_paths.get_filename_list(LORAS)),
-            io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05),
-        ]
+    takes = [
+        *inputs.of("model"),
+        inputs.files("lora_name", lambda: folder_paths.get_filename_list(LORAS)),
+        io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05),
+    ]
 
     @classmethod
     def fingerprint_inputs(cls, lora_name):

@@ -23,21 +23,19 @@ _GIVES = {"latent": io.Latent, "images": io.Image, "file": io.String}
 
 
 class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experimental=True):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("model", "positive", "negative", "vae", "latent"),
-            io.Int.Input("segments", default=1, min=1, max=_MAX_SEGMENTS),
-            *inputs.of("seed", "steps", "text_guidance", "image_guidance"),
-            io.Int.Input("num_frames", default=0, min=0, max=_MAX_FRAMES),
-            io.Int.Input("context_frames", default=0, min=0, max=_MAX_FRAMES),
-            io.String.Input("filename_prefix", default="latents/open-sora-long"),
-            *inputs.of("policy", "text_oscillation", "image_oscillation", "shift", "noise_device", "latent_dtype"),
-            *inputs.of("clip", optional=True),
-            io.String.Input("prompts", multiline=True, dynamic_prompts=True, default="", optional=True),
-            *inputs.of("motion_score", "fps", optional=True, advanced=True),
-            *inputs.of("length", "speed"),
-        ]
+    takes = [
+        *inputs.of("model", "positive", "negative", "vae", "latent"),
+        io.Int.Input("segments", default=1, min=1, max=_MAX_SEGMENTS),
+        *inputs.of("seed", "steps", "text_guidance", "image_guidance"),
+        io.Int.Input("num_frames", default=0, min=0, max=_MAX_FRAMES),
+        io.Int.Input("context_frames", default=0, min=0, max=_MAX_FRAMES),
+        io.String.Input("filename_prefix", default="latents/open-sora-long"),
+        *inputs.of("policy", "text_oscillation", "image_oscillation", "shift", "noise_device", "latent_dtype"),
+        *inputs.of("clip", optional=True),
+        io.String.Input("prompts", multiline=True, dynamic_prompts=True, default="", optional=True),
+        *inputs.of("motion_score", "fps", optional=True, advanced=True),
+        *inputs.of("length", "speed"),
+    ]
 
     @classmethod
     def validate_inputs(cls, num_frames=None, context_frames=None, length=None):

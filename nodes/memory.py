@@ -13,9 +13,7 @@ from .host.node import Node
 
 
 class OpenSoraOffload(Node, category="memory", outputs={"model": io.Model}):
-    @classmethod
-    def define_inputs(cls):
-        return [*inputs.of("model"), inputs.choice("mode", OFFLOADS), *inputs.of("budget_gib")]
+    takes = [*inputs.of("model"), inputs.choice("mode", OFFLOADS), *inputs.of("budget_gib")]
 
     @classmethod
     def execute(cls, model, mode, budget_gib) -> io.NodeOutput:
@@ -26,10 +24,11 @@ class OpenSoraOffload(Node, category="memory", outputs={"model": io.Model}):
 
 
 class OpenSoraQuantize(Node, category="memory", outputs={"report": io.String}, is_output_node=True):
-    @classmethod
-    def define_inputs(cls):
-        file_name = io.String.Input("file_name", default="Open_Sora_v2_fp8_e4m3fn.safetensors")
-        return [*inputs.of("model_name"), inputs.choice("format", FILE_FORMATS), file_name]
+    takes = [
+        *inputs.of("model_name"),
+        inputs.choice("format", FILE_FORMATS),
+        io.String.Input("file_name", default="Open_Sora_v2_fp8_e4m3fn.safetensors"),
+    ]
 
     @classmethod
     def fingerprint_inputs(cls, model_name):
@@ -42,13 +41,11 @@ class OpenSoraQuantize(Node, category="memory", outputs={"report": io.String}, i
 
 
 class OpenSoraLoadedModels(Node, category="memory", outputs={"report": io.String}, is_output_node=True):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            io.AnyType.Input("any", optional=True),
-            inputs.choice("unload", shared.UNLOAD),
-            io.Float.Input("keep_gib", default=0.0, min=0.0, max=4096.0, step=1.0, optional=True, advanced=True),
-        ]
+    takes = [
+        io.AnyType.Input("any", optional=True),
+        inputs.choice("unload", shared.UNLOAD),
+        io.Float.Input("keep_gib", default=0.0, min=0.0, max=4096.0, step=1.0, optional=True, advanced=True),
+    ]
 
     @classmethod
     def fingerprint_inputs(cls):
@@ -65,13 +62,11 @@ _PLAN = {"report": io.String, "precision": PRECISIONS, "offload": OFFLOADS, "pol
 
 
 class OpenSoraPreflight(Node, category="memory", outputs=_PLAN, is_output_node=True):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.sides(336, 192),
-            io.Int.Input("num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4),
-            *inputs.of("model_name", "precision", "offload", "length", "speed"),
-        ]
+    takes = [
+        *inputs.sides(336, 192),
+        io.Int.Input("num_frames", default=129, min=1, max=geometry.LARGEST["num_frames"], step=4),
+        *inputs.of("model_name", "precision", "offload", "length", "speed"),
+    ]
 
     @classmethod
     def validate_inputs(cls, width=None, height=None, num_frames=None, length=None, model_name=None):

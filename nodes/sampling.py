@@ -8,12 +8,11 @@ from .host.node import Node, gathered
 from .host.vae import check_decoders
 
 _GUIDANCE = ("text_guidance", "image_guidance", "text_oscillation", "image_oscillation", "temporal_ramp")
+_OWN_WAY = ("solver", "guidance_curve")
 
 
 class OpenSoraScheduler(Node, category="sampling", outputs={"model": io.Model, "sigmas": io.Sigmas}):
-    @classmethod
-    def define_inputs(cls):
-        return inputs.of("model", "latent", "steps", "shift", "speed")
+    takes = inputs.of("model", "latent", "steps", "shift", "speed")
 
     @classmethod
     def execute(cls, model, latent, steps, shift, speed) -> io.NodeOutput:
@@ -23,9 +22,7 @@ class OpenSoraScheduler(Node, category="sampling", outputs={"model": io.Model, "
 
 
 class OpenSoraGuider(Node, category="sampling", outputs={"guider": io.Guider}, hidden=("unique_id", "dynprompt")):
-    @classmethod
-    def define_inputs(cls):
-        return inputs.of("model", "positive", "negative", *_GUIDANCE, "speed", "solver", "guidance_curve")
+    takes = inputs.of("model", "positive", "negative", *_GUIDANCE, "speed", *_OWN_WAY)
 
     @classmethod
     @gathered(guidance=inputs.guidance_of)
@@ -36,10 +33,9 @@ class OpenSoraGuider(Node, category="sampling", outputs={"guider": io.Guider}, h
 
 
 class OpenSoraRectifiedFlowSampler(Node, category="sampling", outputs={"latent": io.Latent}, hidden=("unique_id", "dynprompt")):
-    @classmethod
-    def define_inputs(cls):
-        run_inputs = ("shift", "noise_device", "latent_dtype", "speed", "solver", "guidance_curve")
-        return inputs.of("model", "positive", "negative", "latent", "seed", "steps", *_GUIDANCE, *run_inputs)
+    takes = inputs.of(
+        "model", "positive", "negative", "latent", "seed", "steps", *_GUIDANCE, "shift", "noise_device", "latent_dtype", "speed", *_OWN_WAY
+    )
 
     @classmethod
     @gathered(guidance=inputs.guidance_of, options=run.RunInputs)
@@ -53,9 +49,7 @@ _USUAL |= {"width": io.Int, "height": io.Int, "frames": io.Int, "fps": io.Float,
 
 
 class OpenSoraDefaults(Node, category="sampling", outputs=_USUAL, hidden=()):
-    @classmethod
-    def define_inputs(cls):
-        return inputs.of("model")
+    takes = inputs.of("model")
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:

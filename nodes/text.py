@@ -20,16 +20,18 @@ COMMENT = "#"
 _MOST_PROMPTS = 9999
 
 
+def _clip_files() -> list[str]:
+    *files, small = paths.choices(FOLDER, "clip")
+    return [*files, T5_ALONE, small]
+
+
 class OpenSoraTextEncoderLoader(Node, category="loaders", outputs={"clip": io.Clip}, hidden=()):
-    @classmethod
-    def define_inputs(cls):
-        *files, small = paths.choices(FOLDER, "clip")
-        return [
-            io.Combo.Input("t5_name", options=paths.choices(FOLDER, "t5")),
-            io.Combo.Input("clip_l_name", options=[*files, T5_ALONE, small]),
-            inputs.choice("precision", text.PRECISIONS),
-            inputs.choice("device", text.DEVICES, advanced=True),
-        ]
+    takes = [
+        inputs.files("t5_name", lambda: paths.choices(FOLDER, "t5")),
+        inputs.files("clip_l_name", _clip_files),
+        inputs.choice("precision", text.PRECISIONS),
+        inputs.choice("device", text.DEVICES, advanced=True),
+    ]
 
     @classmethod
     def fingerprint_inputs(cls, t5_name, clip_l_name):
@@ -50,16 +52,14 @@ _TEXTS = {"positive": io.Conditioning, "negative": io.Conditioning, "text": io.S
 
 
 class OpenSoraT5TextEncode(Node, category="conditioning", outputs=_TEXTS):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            *inputs.of("clip", "prompt", "negative_prompt", "motion_score", "fps"),
-            io.Boolean.Input("keep_encoded", default=False, optional=True, advanced=True),
-            *inputs.of("model", optional=True),
-            io.Float.Input("aesthetic_score", default=-1.0, min=-1.0, max=10.0, step=0.1, optional=True),
-            io.String.Input("camera_motion", default="", optional=True),
-            inputs.choice("unconditional", UNCONDITIONALS, optional=True, advanced=True),
-        ]
+    takes = [
+        *inputs.of("clip", "prompt", "negative_prompt", "motion_score", "fps"),
+        io.Boolean.Input("keep_encoded", default=False, optional=True, advanced=True),
+        *inputs.of("model", optional=True),
+        io.Float.Input("aesthetic_score", default=-1.0, min=-1.0, max=10.0, step=0.1, optional=True),
+        io.String.Input("camera_motion", default="", optional=True),
+        inputs.choice("unconditional", UNCONDITIONALS, optional=True, advanced=True),
+    ]
 
     @classmethod
     @gathered(said=("motion_score", "fps", "aesthetic_score", "camera_motion"))
@@ -87,14 +87,12 @@ def _both(clip, prompt: str, negative: str | Unread, recipe: TextRecipe, node_id
 
 
 class OpenSoraPromptList(Node, category="conditioning", outputs={"prompt": [io.String], "filename_prefix": [io.String]}, hidden=()):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            io.String.Input("prompts", multiline=True, dynamic_prompts=False),
-            io.Int.Input("first", default=1, min=1, max=_MOST_PROMPTS, control_after_generate=io.ControlAfterGenerate.fixed),
-            io.Int.Input("count", default=0, min=0, max=_MOST_PROMPTS),
-            io.String.Input("filename_prefix", default="video/open-sora"),
-        ]
+    takes = [
+        io.String.Input("prompts", multiline=True, dynamic_prompts=False),
+        io.Int.Input("first", default=1, min=1, max=_MOST_PROMPTS, control_after_generate=io.ControlAfterGenerate.fixed),
+        io.Int.Input("count", default=0, min=0, max=_MOST_PROMPTS),
+        io.String.Input("filename_prefix", default="video/open-sora"),
+    ]
 
     @classmethod
     def execute(cls, prompts, first, count, filename_prefix) -> io.NodeOutput:
@@ -111,18 +109,16 @@ class OpenSoraPromptList(Node, category="conditioning", outputs={"prompt": [io.S
 
 
 class OpenSoraPromptHelper(Node, category="conditioning", outputs={"text": io.String, "motion_score": io.Int}):
-    @classmethod
-    def define_inputs(cls):
-        return [
-            io.Clip.Input("clip", lazy=True),
-            *inputs.of("prompt"),
-            inputs.choice("kind", KINDS),
-            *inputs.of("seed"),
-            io.Int.Input("max_length", default=512, min=16, max=8192),
-            io.Float.Input("temperature", default=0.7, min=0.0, max=2.0, step=0.05),
-            *inputs.of("image", optional=True),
-            io.String.Input("edited", multiline=True, dynamic_prompts=False, default="", optional=True),
-        ]
+    takes = [
+        io.Clip.Input("clip", lazy=True),
+        *inputs.of("prompt"),
+        inputs.choice("kind", KINDS),
+        *inputs.of("seed"),
+        io.Int.Input("max_length", default=512, min=16, max=8192),
+        io.Float.Input("temperature", default=0.7, min=0.0, max=2.0, step=0.05),
+        *inputs.of("image", optional=True),
+        io.String.Input("edited", multiline=True, dynamic_prompts=False, default="", optional=True),
+    ]
 
     @classmethod
     def check_lazy_status(cls, edited="", **others) -> list[str]:

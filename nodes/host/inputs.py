@@ -28,14 +28,14 @@ def choice(name: str, options: Sequence[str], default: str = "", **place) -> io.
 _scale = partial(io.Float.Input, min=0.0, max=100.0, step=0.1)
 _switch = partial(io.Boolean.Input, advanced=True)
 _said = partial(io.String.Input, multiline=True, dynamic_prompts=True)
-_INPUTS: dict[str, Callable[..., io.Input]] = {
+_INPUTS: dict[str, Callable] = {
     **dict.fromkeys(("model", "flux_model"), io.Model.Input),
     **dict.fromkeys(("vae", "flux_vae"), io.Vae.Input),
     **dict.fromkeys(("positive", "negative"), io.Conditioning.Input),
     "clip": io.Clip.Input,
     **dict.fromkeys(("latent", "start_latent", "end_latent"), io.Latent.Input),
     **dict.fromkeys(("image", "images", "start_image", "end_image"), io.Image.Input),
-    "model_name": lambda name, **place: io.Combo.Input(name, options=paths.choices(MODELS, "transformer"), **place),
+    "model_name": lambda name: files(name, lambda: paths.choices(MODELS, "transformer")),
     "precision": partial(choice, options=choices.PRECISIONS),
     "offload": partial(choice, options=choices.OFFLOADS),
     "budget_gib": partial(io.Float.Input, default=choices.DEFAULT_BUDGET_GIB, min=0.1, max=1024.0, step=0.5),
@@ -67,8 +67,13 @@ _INPUTS: dict[str, Callable[..., io.Input]] = {
 }
 
 
+def files(name: str, options: Callable[[], list[str]]) -> Callable[[], io.Combo.Input]:
+    """One of the files, or folders, that are there when the host asks for the node's schema."""
+    return lambda: io.Combo.Input(name, options=options())
+
+
 def of(*names: str, **place: bool) -> list:
-    """Inputs by their names. place: optional or advanced, where they are not so everywhere."""
+    """Inputs by their names, for a node's `takes`. place: optional or advanced, where they are not so everywhere."""
     return [_INPUTS[name](name, **place) for name in names]
 
 

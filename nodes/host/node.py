@@ -32,9 +32,9 @@ _OUT_OF_RANGE |= dict.fromkeys(("budget_gib", "keep_gib"), f"{_NO_AMOUNT} that i
 
 
 class Node(io.ComfyNode):
-    """A node whose inputs are checked, declared by keywords of its class and by `define_inputs`.
+    """A node whose inputs are checked. Its class declares `takes`, its inputs, a function in the place of one that lists files.
 
-    Keywords: category; outputs, kinds by the names that people see, as `_output` reads them; hidden, names of io.Hidden; and io.Schema's flags.
+    Keywords of the class: category; outputs, kinds by the names that people see, as `_output` reads them; hidden, names of io.Hidden; and io.Schema's flags.
     `execute` is given every input, with the schema's default for what was left out, None for an optional wire. `fingerprint_inputs` takes
     the inputs that name files: the host looks at all values itself. `validate_inputs` takes constants (None: not known yet) by the names of inputs
     that have a rule beyond their limits, each with None as default, and returns {input: what is wrong with it}.
@@ -51,10 +51,15 @@ class Node(io.ComfyNode):
                 setattr(cls, name, classmethod(wrapped(vars(cls)[name].__func__)))
 
     @classmethod
+    def inputs(cls) -> list[io.Input]:
+        """Its inputs, with the files that are there now."""
+        return [one() if callable(one) else one for one in cls.takes]
+
+    @classmethod
     def define_schema(cls) -> io.Schema:
         """What the class declares, with its texts: name, description, search words and tooltips."""
         told = texts()[cls.declared["node_id"]]
-        inputs, outputs = cls.define_inputs(), [_output(name, kind) for name, kind in cls.gives.items()]
+        inputs, outputs = cls.inputs(), [_output(name, kind) for name, kind in cls.gives.items()]
         for named, items in ((told.get("inputs", {}), {item.id: item for item in inputs}), (told.get("outputs", {}), enumerate(outputs))):
             for name, item in dict(items).items():
                 item.tooltip = named.get(str(name), {}).get("tooltip")
@@ -175,7 +180,7 @@ def _wrong_values(cls, given: dict[str, Any]) -> dict[str, str]:
 
 def _defaults(cls) -> dict[str, Any]:
     """What stands for an input that was left out, of those that may be."""
-    found = {item.id: (getattr(item, "default", None), item.optional) for item in cls.define_inputs()}
+    found = {item.id: (getattr(item, "default", None), item.optional) for item in cls.inputs()}
     return {name: default for name, (default, optional) in found.items() if default is not None or optional}
 
 
