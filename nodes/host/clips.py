@@ -88,12 +88,13 @@ def _decode_all(vae, samples: Tensor, tiling: Tiling, policy: str, report: Repor
     """The frames, or None if any of them is not finite."""
     config = vae_config(vae)
     shape = (1, *check_latent_shape(tuple(samples.shape), config)[1:])  # one video at a time
-    dtype_bytes, appetite = comfy.model_management.dtype_size(vae.vae_dtype), _appetite(vae)
+    dtype_bytes, is_ours = comfy.model_management.dtype_size(vae.vae_dtype), isinstance(vae.first_stage_model, VAENetwork)
+    appetite = 1.0 if is_ours else HOST_APPETITE
 
     def free() -> int:
         return int(vae.patcher.get_free_memory(vae.device) / appetite)
 
-    ladder = Ladder(config, shape, dtype_bytes, free, partial(_ram_for_parking, vae))
+    ladder = Ladder(config, shape, dtype_bytes, free, lambda: ram_for_parking(vae.device) if is_ours else 0)
     needed = int(appetite * ladder.need(check_tiling(config.cut(tiling), config.grid)))
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
     result_of = walk(ladder.attempts(policy, tiling), report, unless_out_of_memory)
@@ -135,7 +136,8 @@ def _encode_all(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: R
         raise OpenSoraError("The frames to encode hold values that are not numbers (NaN or infinite); look at what made them.")
     tiling = check_tiling(config.cut(tiling), config.grid)
     needed = tile_encode_bytes(config, (num_frames, height, width), tiling, comfy.model_management.dtype_size(vae.vae_dtype))
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=int(_appetite(vae) * MARGIN * needed))
+    appetite = 1.0 if isinstance(vae.first_stage_model, VAENetwork) else HOST_APPETITE
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=int(appetite * MARGIN * needed))
     encoded = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
     short = config.short_tile
     if encoded is None and tiling == config.cut(Tiling(tiling.tile_size, tiling.overlap)) and num_frames > short:
@@ -187,15 +189,6 @@ def _on_device(vae, function: Callable) -> Callable:
         return result.to(vae.output_device, vae.vae_output_dtype())
 
     return run
-
-
-def _appetite(vae) -> float:
-    return 1.0 if isinstance(vae.first_stage_model, VAENetwork) else HOST_APPETITE
-
-
-def _ram_for_parking(vae) -> int:
-    """Main memory that our own VAE may park activations in while it decodes."""
-    return ram_for_parking(vae.device) if isinstance(vae.first_stage_model, VAENetwork) else 0
 
 
 def _too_large(config: CodecConfig, shape: tuple[int, ...], needed: int, policy: str) -> str:

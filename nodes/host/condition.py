@@ -119,22 +119,17 @@ class Reference:
         """This reference as the library's ImageCondition. process: from the VAE's scale to the transformer's."""
         known, latents = self.fit(latent_shape)
         edit = self.edit(latent_shape)
-        known = torch.where(edit[:, None, :, None, None].to(known) < 1, torch.ones_like(known), torch.zeros_like(known))
+        known = (edit[:, None, :, None, None].to(known) < 1).expand_as(known).to(known.dtype)
         return ImageCondition(known, process(latents), self.use, edit if self.use.is_held else None)
 
     def restore(self, latents: Tensor) -> Tensor:
-        """Put the given latent frames back into finished, unscaled latents [B, C, T, H, W], in every item of the batch, if their
-        use says so."""
-        if not self.use.is_restored:
-            return latents
-        known, reference = self.fit(tuple(latents.shape))
-        return put_back(latents, known, reference)
+        """Put the given latent frames back into finished, unscaled latents [B, C, T, H, W], in every item of the batch, if their use says so."""
+        return put_back(latents, *self.fit(tuple(latents.shape))) if self.use.is_restored else latents
 
 
 def reference_of(conditioning: list) -> Reference | None:
     """The first reference that a CONDITIONING ([tensor, values] pairs) carries, or None."""
-    found = (Reference.of(values) for _, values in conditioning)
-    return next((reference for reference in found if reference is not None), None)
+    return next((Reference.of(values) for _, values in conditioning if values.get(LATENT_KEY) is not None), None)
 
 
 def with_reference(conditioning: list, reference: Reference, over: bool = True) -> list:

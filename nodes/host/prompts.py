@@ -24,7 +24,6 @@ def encode(clip, texts: Iterable[str], node_id: str | None, keep: bool = False, 
     Raises:
         OpenSoraError: the CLIP holds other encoders.
     """
-    text.check_clip(clip, recipe)
     encoded, texts = {}, list(texts)
     for prompt in dict.fromkeys(texts):
         encoded[prompt], note = encode_kept(clip, prompt, recipe) if keep else text.encode(clip, prompt, recipe)
@@ -63,7 +62,7 @@ def _own(conditioning: list) -> list:
 
 def can_keep(clip) -> bool:
     """Whether a CLIP says which files it is from, and reads every prompt in one way."""
-    return note_source(clip) is not None and not clip.patcher.forced_hooks and not clip.use_clip_schedule
+    return not (note_source(clip) is None or clip.patcher.forced_hooks or clip.use_clip_schedule)
 
 
 def note_source(clip) -> Hashable:
@@ -76,11 +75,9 @@ def note_source(clip) -> Hashable:
 
 def _source(loader: tuple | None) -> Hashable:
     """(identities of the files, everything else in words), from the call that would load the CLIP again."""
-    if loader is None:
-        return None
     files: list[FileStamp] = []
     others: list[str] = []
-    for argument in loader[1]:
+    for argument in loader[1] if loader else ():
         values = argument if isinstance(argument, list | tuple) else [argument]
         if values and all(isinstance(value, str) and os.path.isfile(value) for value in values):
             files += [stamp(value) for value in values]

@@ -9,6 +9,7 @@ import copy
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -26,6 +27,7 @@ from .vae import load_vae
 MODEL, TEXT_ENCODERS, VAE, OTHER = KINDS = ("model", "text encoders", "VAE", "other")
 NONE, ALL = "none", "everything"
 UNLOAD = (NONE, MODEL, TEXT_ENCODERS, VAE, ALL)
+_IN_CACHE = {kind: f"ComfyUI {kind}" for kind in KINDS}  # the library's own pipelines share other objects over the same files
 
 _SHELL = "open_sora_clip"  # attachment of a CLIP's patcher
 
@@ -66,14 +68,21 @@ class Entry:
 
 def shared_model(path: str, precision: str):
     """The MODEL of a transformer file, as model.load_model gives it. Clone it before changing anything."""
-    return _shared(MODEL, path, {"precision": precision}, lambda: load_model(path, precision))
+    return _shared(MODEL, path, {"precision": precision}, partial(load_model, path, precision))
 
 
 def shared_text_encoders(t5_path: str, clip_l_path: str | None, precision: str, device: str):
     """A CLIP over the weights of two files, as text.load_text_encoders gives it."""
     options = {"with": clip_l_path and stamp(clip_l_path), "precision": precision, "device": device}
-    # Its patcher is what is shared: copies with a LoRA are copies of that, and keep it alive when no CLIP object is left.
-    patcher = _shared(TEXT_ENCODERS, t5_path, options, lambda: _patcher_of(load_text_encoders(t5_path, clip_l_path, precision, device)))
+
+    def load():
+        """The patcher, with everything else of the CLIP attached to it: copies with a LoRA are copies of it, and keep it alive."""
+        clip = load_text_encoders(t5_path, clip_l_path, precision, device)
+        patcher, clip.patcher = clip.patcher, None  # no circle
+        patcher.set_attachments(_SHELL, clip)
+        return patcher
+
+    patcher = _shared(TEXT_ENCODERS, t5_path, options, load)
     clip = copy.copy(patcher.get_attachment(_SHELL))
     clip.patcher, clip.tokenizer_options = patcher, dict(clip.tokenizer_options)
     return clip
@@ -81,7 +90,7 @@ def shared_text_encoders(t5_path: str, clip_l_path: str | None, precision: str, 
 
 def shared_vae(path: str):
     """The VAE of a file, as vae.load_vae gives it."""
-    return _shared(VAE, path, {}, lambda: load_vae(path))
+    return _shared(VAE, path, {}, partial(load_vae, path))
 
 
 def keep_loaded(gib: float) -> str:
@@ -90,7 +99,7 @@ def keep_loaded(gib: float) -> str:
     Raises:
         OpenSoraError: no amount of memory.
     """
-    keep.set_limit(gib, tuple(_kind_in_cache(kind) for kind in KINDS))
+    keep.set_limit(gib, tuple(_IN_CACHE.values()))
     return f"Up to {gib:g} GiB stay loaded after their use." if gib else ""
 
 
@@ -139,23 +148,10 @@ def report(done: str) -> str:
 
 
 def _shared(kind: str, path: str, options: dict[str, Hashable], load: Callable):
-    found = SHARED.get(_kind_in_cache(kind), path, options, load, lambda thing: int(_patcher(thing).model_size()), keep.is_on())
+    found = SHARED.get(_IN_CACHE[kind], path, options, load, lambda thing: int(_patcher(thing).model_size()), keep.is_on())
     keep.yield_to_host()  # with what was loaded just now
     _ours.add(found)
     return found
-
-
-def _kind_in_cache(kind: str) -> str:
-    """The library's own pipelines share other objects over the same files."""
-    return f"ComfyUI {kind}"
-
-
-def _patcher_of(clip):
-    """The patcher of a CLIP, with everything else of the CLIP attached to it."""
-    shell, patcher = copy.copy(clip), clip.patcher
-    shell.patcher = None  # no circle
-    patcher.set_attachments(_SHELL, shell)
-    return patcher
 
 
 def _host_patchers() -> list:

@@ -103,11 +103,8 @@ def exact_tokens(tokenizer, text: str, recipe: TextRecipe = DEFAULT.text) -> tup
     Returns:
         {"t5xxl": [512 (id, 1.0) pairs, or as many as the recipe says], "l": [77 pairs]}, and a sentence if T5 had to drop the end of the prompt, else "".
     """
-    exact = tokenizer if isinstance(tokenizer, ExactTokenizer) else ExactTokenizer(tokenizer)
-    lengths = {"t5xxl": recipe.length}
-    fitted = {
-        name: replace(one, length=min(one.length, lengths.get(name, one.length))).fitted(text) for name, one in exact.tokenizers.items()
-    }
+    exact, most = tokenizer if isinstance(tokenizer, ExactTokenizer) else ExactTokenizer(tokenizer), {"t5xxl": recipe.length}
+    fitted = {name: replace(one, length=min(one.length, most.get(name, one.length))).fitted(text) for name, one in exact.tokenizers.items()}
     return {name: [[(token, 1.0) for token in ids]] for name, (ids, _) in fitted.items()}, fitted["t5xxl"][1]
 
 
@@ -175,28 +172,22 @@ def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = A
     Raises:
         CheckpointError: a file that is something else, or lacks tensors.
     """
-    if clip_l_path is None:
-        t5, clip_l = read_encoder(t5_path), None
-        detect.require(t5.identity, "t5", t5.name)
-    else:
-        t5, clip_l = sort_files(read_encoder(t5_path), read_encoder(clip_l_path))
+    t5, clip_l = sort_files(read_encoder(t5_path), clip_l_path and read_encoder(clip_l_path))
     options = {**_t5_overrides(t5), **(_clip_overrides(clip_l) if clip_l else {})}
     own = _own_tokenizers(t5, clip_l)
     if "l" in own:
-        clip_l.state[_CLIP_TABLE] = _released_table(clip_l.state[_CLIP_TABLE], own["l"])
-        own["l"] = _released_ids(own["l"])
+        clip_l.state[_CLIP_TABLE], own["l"] = _as_released(clip_l.state[_CLIP_TABLE], own["l"])
     _set_precision(t5, clip_l, precision)
     options["dtype"] = _load_dtype(t5.state, clip_l and clip_l.state)
     if t5.is_quantised:
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
-    is_nf4 = precision == NF4
-    if is_nf4:
-        options["custom_operations"] = nf4.NF4Operations
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
-    clip = _host_clip(t5, clip_l, options, disable_dynamic or is_nf4)
-    if is_nf4:
+    if precision == NF4:
+        clip = _host_clip(t5, clip_l, {**options, "custom_operations": nf4.NF4Operations}, True)
         nf4.unpatchable(clip.patcher)
+    else:
+        clip = _host_clip(t5, clip_l, options, disable_dynamic)
     clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (t5_path, clip_l_path, precision, device))
     clip.tokenizer = ExactTokenizer(clip.tokenizer, own)
     return clip
@@ -236,16 +227,17 @@ def read_encoder(path: str) -> EncoderFile:
     return EncoderFile(name, identity, bare, Path(path))
 
 
-def sort_files(first: EncoderFile, second: EncoderFile) -> tuple[EncoderFile, EncoderFile]:
-    """(T5, CLIP-L), whichever way round they were given.
+def sort_files(first: EncoderFile, second: EncoderFile | None) -> tuple[EncoderFile, EncoderFile | None]:
+    """(T5, CLIP-L), whichever way round they were given, or T5 alone.
 
     Raises:
         CheckpointError: one of them is neither, or both are the same.
     """
-    if second.identity.kind == "t5" and first.identity.kind != "t5":
+    if second and second.identity.kind == "t5" and first.identity.kind != "t5":
         first, second = second, first
-    detect.require(first.identity, "t5", first.name)
-    detect.require(second.identity, "clip", second.name)
+    for file, kind in ((first, "t5"), (second, "clip")):
+        if file:
+            detect.require(file.identity, kind, file.name)
     return first, second
 
 
@@ -286,10 +278,7 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile | None = None) -> dict[
         ("t5xxl", T5, t5, t5_model.WHERE["vocab_size"], RELEASED_T5.vocab_size),
         ("l", CLIP, clip_l, clip_model.WHERE["vocab_size"], RELEASED_CLIP.vocab_size),
     ):
-        if file is None:
-            continue
-        found = file.shapes[table][0]
-        if found == released:
+        if file is None or (found := file.shapes[table][0]) == released:
             continue
         wrong = (
             f"{file.name} is {file.identity.title} with a vocabulary of {found:,}; ComfyUI's tokenizer is the released one, of {released:,}"
@@ -305,22 +294,17 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile | None = None) -> dict[
     return own
 
 
-def _released_ids(tokenizer: Tokenizer) -> Tokenizer:
-    """CLIP's tokenizer with the start and end tokens, its two highest, under the released ids, by which the host knows them."""
-    shift = RELEASED_CLIP.vocab_size - 1 - tokenizer.end
+def _as_released(table: torch.Tensor, tokenizer: Tokenizer) -> tuple[torch.Tensor, Tokenizer]:
+    """CLIP's embedding table with as many rows as the released one, which is what the host makes; and its tokenizer with the start and end tokens,
+    its two highest, under the released ids, by which the host knows them."""
+    first, shift = tokenizer.end - 1, RELEASED_CLIP.vocab_size - 1 - tokenizer.end
+    rows = table.new_zeros(RELEASED_CLIP.vocab_size, table.shape[1])
+    rows[:first], rows[-2:] = table[:first], table[first : first + 2]
 
     def ids(text: str) -> list[int]:
-        return [token + shift if token >= tokenizer.end - 1 else token for token in tokenizer.ids(text)]
+        return [token + shift if token >= first else token for token in tokenizer.ids(text)]
 
-    return replace(tokenizer, ids=ids, pad=tokenizer.pad + shift, end=tokenizer.end + shift, size=RELEASED_CLIP.vocab_size)
-
-
-def _released_table(table: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
-    """CLIP's embedding table with as many rows as the released one, which is what the host makes; see _released_ids."""
-    rows = table.new_zeros(RELEASED_CLIP.vocab_size, table.shape[1])
-    rows[: tokenizer.end - 1] = table[: tokenizer.end - 1]
-    rows[-2:] = table[tokenizer.end - 1 : tokenizer.end + 1]
-    return rows
+    return rows, replace(tokenizer, ids=ids, pad=tokenizer.pad + shift, end=tokenizer.end + shift, size=RELEASED_CLIP.vocab_size)
 
 
 def _set_precision(t5: EncoderFile, clip_l: EncoderFile | None, precision: str) -> None:
