@@ -20,11 +20,8 @@ from .run import shifted, subject, walk
 def calibrate(model, pairs: list[tuple[list, list]], samples: Tensor, guidance: Guidance, seed: int, node_id: str | None) -> Calibrated:
     """Measure the best plans for clips of a LATENT's size and length, and write them into models/open_sora_plans.
 
-    Args:
-        pairs: (positive, negative) of each run; run k is of seed + k.
-
-    Raises:
-        OpenSoraError: runs that are not of one kind, or what a sampler refuses.
+    pairs: (positive, negative) of each run; run k is of seed + k.
+    Raises OpenSoraError: runs that are not of one kind, or what a sampler refuses.
     """
     config = require_open_sora(model)
     shape, family = (1, *check_latent(samples, config)[1:]), family_of(config)

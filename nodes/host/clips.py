@@ -31,8 +31,7 @@ HOST_APPETITE = 2.0
 def empty(shape: tuple[int, int, int, int, int], grid: Grid = CAUSAL) -> dict:
     """A LATENT of zeros, [videos, channels, latent frames, latent height, latent width], where the host keeps what passes between nodes.
 
-    Raises:
-        OpenSoraError: it would take more than the machine has.
+    Raises OpenSoraError: it would take more than the machine has.
     """
     device = comfy.model_management.intermediate_device()
     needed, total = math.prod(shape) * torch.float32.itemsize, int(comfy.model_management.get_total_memory(device))
@@ -48,19 +47,14 @@ def empty(shape: tuple[int, int, int, int, int], grid: Grid = CAUSAL) -> dict:
 def decode(vae, samples: Tensor, tiling: Tiling, policy: str, report: Report, is_kept: bool = False) -> Tensor:
     """Decode a LATENT's videos, one after the other.
 
-    Args:
-        vae: ours or the host's HunyuanVideo VAE.
-        samples: [B, C, t, h, w], unscaled VAE latents.
-        tiling: what it leaves to the VAE (config.cut) is filled in.
-        policy: auto, exact or low_memory (CONTRACT: "Decode policy").
-        report: takes one line for people whenever the result is not the whole-clip function that was asked for, or shows nothing.
-        is_kept: the latents are in a file already.
-
-    Returns:
-        [B * T, H, W, 3] in 0..1 on the host's intermediate device, as stock VAEDecode gives it.
-
-    Raises:
-        OpenSoraError: another rank or VAE, not enough memory for policy exact, or frames that are not numbers in fp32 either.
+    vae: ours or the host's HunyuanVideo VAE.
+    samples: [B, C, t, h, w], unscaled VAE latents.
+    tiling: what it leaves to the VAE (config.cut) is filled in.
+    policy: auto, exact or low_memory (CONTRACT: "Decode policy").
+    report: takes one line for people whenever the result is not the whole-clip function that was asked for, or shows nothing.
+    is_kept: the latents are in a file already.
+    Returns [B * T, H, W, 3] in 0..1 on the host's intermediate device, as stock VAEDecode gives it.
+    Raises OpenSoraError: another rank or VAE, not enough memory for policy exact, or frames that are not numbers in fp32 either.
     """
     check_latent_shape(tuple(samples.shape), vae_config(vae))
     if not is_finite(samples):
@@ -107,16 +101,11 @@ def _decode_all(vae, samples: Tensor, tiling: Tiling, policy: str, report: Repor
 def encode(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: Report) -> Tensor:
     """Encode one clip.
 
-    Args:
-        frames: [T, H, W, 3] in 0..1; T = 4k+1, sides multiples of 16 (of the Video DC-AE 4k and 32).
-        seed: of a sample of the posterior; None for its mode.
-        report: takes one line for people if the clip had to be tiled in time.
-
-    Returns:
-        [1, C, t, h, w] unscaled VAE latents on the host's intermediate device.
-
-    Raises:
-        OpenSoraError: another rank, frame count, size or VAE.
+    frames: [T, H, W, 3] in 0..1; T = 4k+1, sides multiples of 16 (of the Video DC-AE 4k and 32).
+    seed: of a sample of the posterior; None for its mode.
+    report: takes one line for people if the clip had to be tiled in time.
+    Returns [1, C, t, h, w] unscaled VAE latents on the host's intermediate device.
+    Raises OpenSoraError: another rank, frame count, size or VAE.
     """
     latents, used = _once_more_in_float32("Encoding", vae, report, lambda vae: _encode_all(vae, frames, tiling, seed, report))
     if latents is None:
@@ -156,11 +145,8 @@ def _encode_all(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: R
 def encode_pictures(vae, pictures: Tensor) -> Tensor:
     """Encode pictures each on its own, as references are: GroupNorm would mix the frames of a clip.
 
-    Args:
-        pictures: [B, H, W, 3] in 0..1, sides multiples of 16.
-
-    Returns:
-        [B, C, 1, h, w], the posterior's mode, in upstream's tiles.
+    pictures: [B, H, W, 3] in 0..1, sides multiples of 16.
+    Returns [B, C, 1, h, w], the posterior's mode, in upstream's tiles.
     """
     return torch.cat([encode(vae, picture[None], Tiling(), None, lambda line: None) for picture in pictures])
 

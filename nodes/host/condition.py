@@ -44,10 +44,9 @@ def not_its_steps(title: str, is_learned: bool) -> OpenSoraError:
 class Reference:
     """Given latent frames, as a CONDITIONING carries them.
 
-    Attributes:
-        latents: [B or 1, C, T, H, W], unscaled VAE latents.
-        mask: [B or 1, 1, T, H, W], 1 = to be made; None = everything is given as far as `latents` reach.
-        use: how a run uses them.
+    latents: [B or 1, C, T, H, W], unscaled VAE latents.
+    mask: [B or 1, 1, T, H, W], 1 = to be made; None = everything is given as far as `latents` reach.
+    use: how a run uses them.
     """
 
     latents: Tensor
@@ -84,8 +83,7 @@ class Reference:
     def fit(self, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """(known [B, 1, T, H, W], 1 = given; latents [B, C, T, H, W], unscaled), both of the batch's size.
 
-        Raises:
-            OpenSoraError: the reference does not fit the clip.
+        Raises OpenSoraError: the reference does not fit the clip.
         """
         self.check(latent_shape)
         batch, _, frames, *size = latent_shape

@@ -44,8 +44,7 @@ def folder_of(name: str) -> Path:
 class Asked:
     """How clips and captions are read.
 
-    Attributes:
-        shape: of the latents. fps: that clips are read at. family: of the model that is to learn. motion_score: said in every caption.
+    shape: of the latents. fps: that clips are read at. family: of the model that is to learn. motion_score: said in every caption.
     """
 
     shape: tuple[int, ...]
@@ -62,8 +61,7 @@ class Asked:
 def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
     """(latents [1, C, T, H, W], CONDITIONING) of every piece of a folder's clips that is long enough.
 
-    Raises:
-        OpenSoraError: see media/dataset.py; no piece is long enough; a VAE of other latents; or nothing can be written beside the clips.
+    Raises OpenSoraError: see media/dataset.py; no piece is long enough; a VAE of other latents; or nothing can be written beside the clips.
     """
     grid = vae_config(vae).grid
     count, size = grid.pixel_frames(asked.shape[2]), tuple(side * grid.space for side in asked.shape[3:])

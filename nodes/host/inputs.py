@@ -97,8 +97,7 @@ def frames_of(
 ) -> int | None:
     """The count of frames that a node is asked for: `length` where something is written there, else num_frames.
 
-    Raises:
-        OpenSoraError: what is written is no length, or one that the grid has not.
+    Raises OpenSoraError: what is written is no length, or one that the grid has not.
     """
     if not (length or "").strip():
         return num_frames

@@ -24,11 +24,10 @@ from .vae import vae_config
 class Segments:
     """What is to be added to a video.
 
-    Attributes:
-        continuation: how long a segment is and what it is given.
-        positives: the CONDITIONING of each segment. negative: of all.
-        guidance, options: of each; the seed is the video's, see long_video.segment_seed.
-        rule: of the model. decoder: the VAE and the policy, for models that go on from what is decoded.
+    continuation: how long a segment is and what it is given.
+    positives: the CONDITIONING of each segment. negative: of all.
+    guidance, options: of each; the seed is the video's, see long_video.segment_seed.
+    rule: of the model. decoder: the VAE and the policy, for models that go on from what is decoded.
     """
 
     continuation: Continuation
@@ -43,14 +42,9 @@ class Segments:
 def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: str | None) -> dict:
     """Sample every segment.
 
-    Args:
-        latent: LATENT of a finished video, [B, C, T, H, W].
-
-    Returns:
-        A LATENT of the whole video.
-
-    Raises:
-        OpenSoraError: whatever a sampler raises; from the second segment on it names the file with what is finished.
+    latent: LATENT of a finished video, [B, C, T, H, W].
+    Returns a LATENT of the whole video.
+    Raises OpenSoraError: whatever a sampler raises; from the second segment on it names the file with what is finished.
     """
     continuation, samples, grid = segments.continuation, latent["samples"], vae_config(segments.decoder[0]).grid
     out = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}

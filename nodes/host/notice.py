@@ -18,9 +18,8 @@ spoken: list[str] = []  # of the page that opened last, as route.py notes it
 def show(text: str, node_id: str | None, level: int = logging.WARNING) -> None:
     """Show one line.
 
-    Args:
-        text: a sentence; empty does nothing.
-        node_id: the node's unique id (a string, "25:24" inside subgraphs), or None when it runs outside a graph.
+    text: a sentence; empty does nothing. node_id: the node's unique id (a string, "25:24" inside subgraphs), or None when it runs outside a
+    graph.
     """
     if not text:
         return

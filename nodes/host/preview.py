@@ -37,9 +37,7 @@ pages: set[str] = set()  # clients whose page has web/js: any other would compla
 def watching(model, callback: Callable | None) -> Callable | None:
     """The callback of a sampling run, which shows the clip as well as doing what it did.
 
-    Args:
-        model: the run's MODEL (a patcher).
-        callback: (step, denoised [B, C, T, h, w] in the model's scale, x, number of steps), or None.
+    model: the run's MODEL (a patcher). callback: (step, denoised [B, C, T, h, w] in the model's scale, x, number of steps), or None.
     """
     server, node_id = getattr(PromptServer, "instance", None), notice.executing_node()
     if server is None or node_id is None:
@@ -67,9 +65,7 @@ def watching(model, callback: Callable | None) -> Callable | None:
 class Preview:
     """Makes pictures of clips that are offered, on a thread of its own, never two at once, within SHARE of the time that has passed.
 
-    Args:
-        colours: (factors [3, C], bias [3]), or None for grey.
-        send: takes (WebP, step, number of steps), on that thread.
+    colours: (factors [3, C], bias [3]), or None for grey. send: takes (WebP, step, number of steps), on that thread.
     """
 
     def __init__(self, colours: tuple[Tensor, Tensor] | None, send: Callable):

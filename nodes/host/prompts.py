@@ -17,12 +17,8 @@ _sources: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def encode(clip, texts: Iterable[str], node_id: str | None, keep: bool = False, recipe: TextRecipe = DEFAULT.text) -> list[list]:
     """CONDITIONING of each text, every different one encoded once. What T5 had to drop is shown on the node.
 
-    Args:
-        recipe: how the model reads prompts.
-        keep: take from memory what the same files encoded before, and keep what is encoded now.
-
-    Raises:
-        OpenSoraError: the CLIP holds other encoders.
+    recipe: how the model reads prompts. keep: take from memory what the same files encoded before, and keep what is encoded now.
+    Raises OpenSoraError: the CLIP holds other encoders.
     """
     encoded, texts = {}, list(texts)
     for prompt in dict.fromkeys(texts):
@@ -34,11 +30,8 @@ def encode(clip, texts: Iterable[str], node_id: str | None, keep: bool = False, 
 def encode_kept(clip, prompt: str, recipe: TextRecipe = DEFAULT.text) -> tuple[list, str]:
     """text.encode, or what it made before of the same text with the same files.
 
-    Returns:
-        CONDITIONING of one's own (its tensors are shared), and a sentence for people or "".
-
-    Raises:
-        OpenSoraError: the CLIP holds other encoders.
+    Returns CONDITIONING of one's own (its tensors are shared), and a sentence for people or "".
+    Raises OpenSoraError: the CLIP holds other encoders.
     """
     text.check_clip(clip, recipe)
     if not can_keep(clip):

@@ -18,11 +18,8 @@ _MARGIN_SECONDS = 1.0  # read besides the frames that are wanted: a file's rate 
 def check_pictures(name: str, image: Tensor, videos: int) -> Tensor:
     """An IMAGE that gives every video of a batch its picture, as it is.
 
-    Args:
-        image: [1 or videos, H, W, 3].
-
-    Raises:
-        OpenSoraError: another rank, an alpha channel, nothing in it, values that are not numbers, or more pictures than are meant.
+    image: [1 or videos, H, W, 3].
+    Raises OpenSoraError: another rank, an alpha channel, nothing in it, values that are not numbers, or more pictures than are meant.
     """
     _check_image(name, image)
     if image.shape[0] not in (1, videos):
@@ -41,8 +38,7 @@ def check_latents(
 ) -> Tensor:
     """A LATENT's samples [B or 1, C, t, h, w], if they can stand beside a clip of [B, C, T, H, W]; frames: how many they must be.
 
-    Raises:
-        OpenSoraError: another rank, other channels, size, number of videos or of frames, or values that are not numbers.
+    Raises OpenSoraError: another rank, other channels, size, number of videos or of frames, or values that are not numbers.
     """
     samples = latent["samples"]
     shape = () if getattr(samples, "is_nested", False) else tuple(samples.shape)
@@ -67,15 +63,9 @@ def check_latents(
 def clip_frames(name: str, video, direction: str, context: int, report: Callable[[str], None]) -> Tensor:
     """The frames of a clip that the new video touches.
 
-    Args:
-        video: IMAGE [T, H, W, 3] in 0..1, or the host's VIDEO, of whose file no more is read than is wanted.
-        report: takes a line for people if a VIDEO plays at another rate than the model's.
-
-    Returns:
-        [context, H, W, 3].
-
-    Raises:
-        OpenSoraError: a clip that is too short, or no clip.
+    video: IMAGE [T, H, W, 3] in 0..1, or the host's VIDEO, of whose file no more is read than is wanted. report: takes a line for people if
+    a VIDEO plays at another rate than the model's.
+    Returns [context, H, W, 3]. Raises OpenSoraError: a clip that is too short, or no clip.
     """
     if isinstance(video, Input.Video):
         rate = float(video.get_frame_rate())

@@ -15,13 +15,10 @@ _LOADERS = (
 def refined(clip, prompt: str, kind: str, image, sampling: dict, node_id: str | None) -> tuple[str, int]:
     """(the description, the motion score that is proposed).
 
-    Args:
-        clip: a host CLIP that can write.
-        image: IMAGE, of which the first is shown to a model that can see, or None.
-        sampling: seed, max_length (tokens), temperature (0: always the likeliest token).
-
-    Raises:
-        OpenSoraError: the CLIP reads prompts and writes none.
+    clip: a host CLIP that can write.
+    image: IMAGE, of which the first is shown to a model that can see, or None.
+    sampling: seed, max_length (tokens), temperature (0: always the likeliest token).
+    Raises OpenSoraError: the CLIP reads prompts and writes none.
     """
     held = getattr(clip, "cond_stage_model", None)
     inner = (getattr(part, "transformer", None) for part in held.modules()) if hasattr(held, "generate") else ()

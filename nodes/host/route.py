@@ -34,10 +34,9 @@ def listen() -> None:
 def reply(asked: dict) -> dict:
     """What is said to a page.
 
-    Args:
-        asked: {locale, page}, the language of a page that has opened or runs something and its client id, answered by what preview.now says;
-            {size: [resolution, aspect ratio, multiple]}, answered by {size: [width, height]}; or {prompt, motion_score, fps, loaders: [T5's file,
-            CLIP's]}, by {text, t5, clip, dropped}: the prompt as read, [tokens, most] of each encoder, and the end of it that T5 would not read.
+    asked: {locale, page}, the language of a page that has opened or runs something and its client id, answered by what preview.now says;
+    {size: [resolution, aspect ratio, multiple]}, answered by {size: [width, height]}; or {prompt, motion_score, fps, loaders: [T5's file,
+    CLIP's]}, by {text, t5, clip, dropped}: the prompt as read, [tokens, most] of each encoder, and the end of it that T5 would not read.
     """
     if "locale" in asked:
         notice.spoken[:] = [str(asked["locale"])[:20]]

@@ -36,12 +36,11 @@ from .vae import CODECS_KEY
 class RunInputs:
     """What a run needs besides model and conditioning.
 
-    Attributes:
-        shift: 0 = from the clip's size and length.
-        noise_device: cpu (same noise for a seed on every machine) or gpu.
-        latent_dtype: fp32, or bf16 as upstream keeps its latents between steps.
-        speed: exact, or a plan, and then steps are not read.
-        solver: of choices.SOLVERS; auto is the model's own.
+    shift: 0 = from the clip's size and length.
+    noise_device: cpu (same noise for a seed on every machine) or gpu.
+    latent_dtype: fp32, or bf16 as upstream keeps its latents between steps.
+    speed: exact, or a plan, and then steps are not read.
+    solver: of choices.SOLVERS; auto is the model's own.
     """
 
     seed: int
@@ -58,11 +57,8 @@ def shifted(
 ) -> tuple[Any, Tensor, str]:
     """A copy of the MODEL whose own sampling shift is the clip's, the clip's sigmas [steps + 1] (fp32, 1 to 0), and a line about its plan.
 
-    Args:
-        speed: other than exact, the sigmas are a plan's and steps are not read. use: of what is given, for its plan.
-
-    Raises:
-        OpenSoraError: another MODEL, a LATENT it cannot denoise, no steps, a shift that is negative or not finite, or no such speed.
+    speed: other than exact, the sigmas are a plan's and steps are not read. use: of what is given, for its plan.
+    Raises OpenSoraError: another MODEL, a LATENT it cannot denoise, no steps, a shift that is negative or not finite, or no such speed.
     """
     config = require_open_sora(model)
     shape, family, line = check_latent(samples, config), family_of(config), ""
@@ -103,8 +99,7 @@ def subject(model, shape: tuple[int, ...], use: ReferenceUse | None) -> plans.Su
 def agreeing(model, base: type, **options: float) -> Any:
     """A copy of the MODEL whose own sampling is the rectified flow with these options, for whatever asks it where in a run it is.
 
-    Args:
-        base: one of the host's ways to shift sigmas, which takes the options.
+    base: one of the host's ways to shift sigmas, which takes the options.
     """
 
     class Sampling(base, comfy.model_sampling.CONST):
@@ -122,17 +117,12 @@ def run(
 ) -> dict:
     """Make the clips of a LATENT from noise.
 
-    Args:
-        conditionings: positive, negative.
-        latent: the host's LATENT; its samples' shape counts, and a noise_mask if there is one.
-        node_id: the node that shows progress.
-        title: begins every line of it.
-
-    Returns:
-        A LATENT with finished, unscaled VAE latents.
-
-    Raises:
-        OpenSoraError: anything that does not fit together, before the model is used; or memory that ran out for good.
+    conditionings: positive, negative.
+    latent: the host's LATENT; its samples' shape counts, and a noise_mask if there is one.
+    node_id: the node that shows progress.
+    title: begins every line of it.
+    Returns a LATENT with finished, unscaled VAE latents.
+    Raises OpenSoraError: anything that does not fit together, before the model is used; or memory that ran out for good.
     """
     samples, reference = latent["samples"], reference_of(conditionings[0])
     use = None if reference is None else reference.use
@@ -194,8 +184,7 @@ class _Lines:
 def step_words(step: int, num_steps: int, seconds: float, passes: tuple[int, int, int]) -> str:
     """Where a run is, for a person.
 
-    Args:
-        step: how many steps are done. seconds: they took. passes: done, of the whole run, and of one with three at every released step.
+    step: how many steps are done. seconds: they took. passes: done, of the whole run, and of one with three at every released step.
     """
     words, (done, total, naive) = _CHINESE if notice.language().startswith("zh") else _ENGLISH, passes
 
@@ -245,9 +234,8 @@ def _entering(recipe: SamplingRecipe, guider, x: Tensor, way: schedule.Schedule,
 class _Way:
     """A run as the library's loop goes it, of the host's sigmas.
 
-    Attributes:
-        schedule: the library's. is_scaled: the host's latents are the library's times the root of 1 + sigma squared.
-        points: of each step, as the process takes them.
+    schedule: the library's. is_scaled: the host's latents are the library's times the root of 1 + sigma squared. points: of each step, as
+    the process takes them.
     """
 
     schedule: schedule.Schedule
@@ -277,8 +265,7 @@ class _Way:
 def own_sampler(recipe: SamplingRecipe, start: Tensor | None = None) -> comfy.samplers.KSAMPLER:
     """The library's loop as one of the host's samplers; noise of the steps is of the run's seed.
 
-    Args:
-        start: the noise that the loop begins with, whose dtype latents have between steps; None = what the host gives it, in fp32.
+    start: the noise that the loop begins with, whose dtype latents have between steps; None = what the host gives it, in fp32.
     """
     process, solver = recipe.process, solvers.SOLVERS[recipe.solvers[0]]
     dtype, is_learned = torch.float32 if start is None else start.dtype, isinstance(process, ddpm.NoisePrediction)

@@ -38,10 +38,9 @@ _ours: weakref.WeakSet = weakref.WeakSet()  # every patcher of a MODEL or CLIP, 
 class Entry:
     """A model that the host knows, or that is in RAM because of ours.
 
-    Attributes:
-        kind: one of KINDS. files: names of what it was loaded from; empty where it does not say.
-        size: bytes of its weights. on_device: bytes of them on `device` now.
-        precision: types of its weights, the most of them first. is_kept: in RAM beyond its use.
+    kind: one of KINDS. files: names of what it was loaded from; empty where it does not say.
+    size: bytes of its weights. on_device: bytes of them on `device` now.
+    precision: types of its weights, the most of them first. is_kept: in RAM beyond its use.
     """
 
     kind: str
@@ -96,8 +95,7 @@ def shared_vae(path: str):
 def keep_loaded(gib: float) -> str:
     """Keep up to so many GiB of models in RAM when nothing uses them; see keep.py. Returns a sentence, "" for none.
 
-    Raises:
-        OpenSoraError: no amount of memory.
+    Raises OpenSoraError: no amount of memory.
     """
     keep.set_limit(gib, tuple(_IN_CACHE.values()))
     return f"Up to {gib:g} GiB stay loaded after their use." if gib else ""
@@ -114,14 +112,8 @@ def listing() -> list[Entry]:
 def unload(kind: str) -> str:
     """Take models of a kind off the device, through the host.
 
-    Args:
-        kind: one of UNLOAD.
-
-    Returns:
-        What was done, in a sentence; "" for none.
-
-    Raises:
-        OpenSoraError: one of the models is at work.
+    kind: one of UNLOAD.
+    Returns what was done, in a sentence; "" for none. Raises OpenSoraError: one of the models is at work.
     """
     if kind == NONE:
         return ""

@@ -66,9 +66,8 @@ class EncoderFile:
 class ExactTokenizer:
     """The host's Flux tokenizer with Open-Sora's recipe, so that stock text nodes are exact as well.
 
-    Args:
-        tokenizer: the host's FluxTokenizer.
-        own: by the host's names ("t5xxl", "l"), the tokenizers of encoders that are not read with the host's.
+    tokenizer: the host's FluxTokenizer. own: by the host's names ("t5xxl", "l"), the tokenizers of encoders that are not read with the
+    host's.
     """
 
     def __init__(self, tokenizer, own: dict[str, Tokenizer] | None = None):
@@ -96,12 +95,9 @@ class ExactTokenizer:
 def exact_tokens(tokenizer, text: str, recipe: TextRecipe = DEFAULT.text) -> tuple[dict, str]:
     """The tokens of a prompt as upstream makes them.
 
-    Args:
-        tokenizer: a FluxTokenizer or an ExactTokenizer.
-        text: taken literally; brackets are no weights.
-
-    Returns:
-        {"t5xxl": [512 (id, 1.0) pairs, or as many as the recipe says], "l": [77 pairs]}, and a sentence if T5 had to drop the end of the prompt, else "".
+    tokenizer: a FluxTokenizer or an ExactTokenizer. text: taken literally; brackets are no weights.
+    Returns {"t5xxl": [512 (id, 1.0) pairs, or as many as the recipe says], "l": [77 pairs]}, and a sentence if T5 had to drop the end of
+    the prompt, else "".
     """
     exact, most = tokenizer if isinstance(tokenizer, ExactTokenizer) else ExactTokenizer(tokenizer), {"t5xxl": recipe.length}
     fitted = {name: replace(one, length=min(one.length, most.get(name, one.length))).fitted(text) for name, one in exact.tokenizers.items()}
@@ -118,15 +114,11 @@ def released(kind: str) -> Tokenizer:
 def encode(clip, text: str, recipe: TextRecipe = DEFAULT.text) -> tuple[list, str]:
     """Encode a prompt through the host.
 
-    Args:
-        clip: a host CLIP holding T5, and CLIP-L where the model reads it, from our loader or from DualCLIPLoader type flux.
-        recipe: how the model reads prompts.
-
-    Returns:
-        CONDITIONING ([B, 512, 4096] (the built-in model: [B, 32, 64]) T5 states without a mask, and CLIP's pooled [B, 768]), and a sentence about dropped words or "".
-
-    Raises:
-        OpenSoraError: the CLIP holds other encoders.
+    clip: a host CLIP holding T5, and CLIP-L where the model reads it, from our loader or from DualCLIPLoader type flux. recipe: how the
+    model reads prompts.
+    Returns CONDITIONING ([B, 512, 4096] (the built-in model: [B, 32, 64]) T5 states without a mask, and CLIP's pooled [B, 768]), and a
+    sentence about dropped words or "".
+    Raises OpenSoraError: the CLIP holds other encoders.
     """
     check_clip(clip, recipe)
     tokens, note = exact_tokens(clip.tokenizer, text, recipe)
@@ -163,14 +155,11 @@ def check_clip(clip, recipe: TextRecipe = DEFAULT.text) -> None:
 def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = AUTO, device: str = AUTO, disable_dynamic: bool = False):
     """Load both encoders as one host CLIP.
 
-    Args:
-        t5_path, clip_l_path: single files, in either order; clip_l_path None: T5 alone.
-        precision: auto (as stored), bf16, fp8_e4m3fn or int8 (T5's linear layers in the host's 8-bit formats, the rest as stored), or
-            nf4 (in 4 bits, by bitsandbytes; experimental, see nf4.py).
-        device: auto (the host's choice) or cpu.
-
-    Raises:
-        CheckpointError: a file that is something else, or lacks tensors.
+    t5_path, clip_l_path: single files, in either order; clip_l_path None: T5 alone.
+    precision: auto (as stored), bf16, fp8_e4m3fn or int8 (T5's linear layers in the host's 8-bit formats, the rest as stored), or nf4
+        (in 4 bits, by bitsandbytes; experimental, see nf4.py).
+    device: auto (the host's choice) or cpu.
+    Raises CheckpointError: a file that is something else, or lacks tensors.
     """
     t5, clip_l = sort_files(read_encoder(t5_path), clip_l_path and read_encoder(clip_l_path))
     options = {**_t5_overrides(t5), **(_clip_overrides(clip_l) if clip_l else {})}
@@ -230,8 +219,7 @@ def read_encoder(path: str) -> EncoderFile:
 def sort_files(first: EncoderFile, second: EncoderFile | None) -> tuple[EncoderFile, EncoderFile | None]:
     """(T5, CLIP-L), whichever way round they were given, or T5 alone.
 
-    Raises:
-        CheckpointError: one of them is neither, or both are the same.
+    Raises CheckpointError: one of them is neither, or both are the same.
     """
     if second and second.identity.kind == "t5" and first.identity.kind != "t5":
         first, second = second, first
@@ -270,8 +258,7 @@ def _sizes(file: EncoderFile, where: dict, sizes_of: Callable, manifest_of: Call
 def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile | None = None) -> dict[str, Tokenizer]:
     """By the host's names, the tokenizers of the encoders that have another vocabulary than the released ones, from beside their files.
 
-    Raises:
-        CheckpointError: there is none, or it has more tokens than the encoder.
+    Raises CheckpointError: there is none, or it has more tokens than the encoder.
     """
     own = {}
     for name, kind, file, (table, _), released in (
