@@ -8,7 +8,7 @@ from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT, FAMILIES
 from .host import clips, inputs
 from .host.families import family_of, require_open_sora
-from .host.node import Node, shown
+from .host.node import Node, gathered, shown
 from .host.vae import CODECS_KEY
 
 CUSTOM = "custom"
@@ -22,12 +22,17 @@ _GRIDS = dict.fromkeys(family.grid for family in FAMILIES if family.slot == DEFA
 SIZES = tuple(dict.fromkeys(name for grid in _GRIDS for name in grid.size_names))
 RATIOS = tuple(dict.fromkeys(name for grid in _GRIDS for name in grid.ratios))
 
+_CLIP = ("resolution", "aspect_ratio", "num_frames", "width", "height", "batch_size", "length")
 _GIVES = {"latent": io.Latent, "width": io.Int, "height": io.Int, "fps": io.Float}
 
 
-def _empty(batch_size: int, channels: int, frames: int, size: tuple[int, int], grid: geometry.Grid) -> dict:
-    """An empty LATENT; size: (height, width) in pixels."""
-    return clips.empty((batch_size, channels, grid.latent_frames(frames), *grid.latent_size(*size)), grid)
+def _empty(channels: int, grid: geometry.Grid, asked: dict) -> io.NodeOutput:
+    """What the nodes of Open-Sora 2.0 give for what they are asked (_CLIP)."""
+    frames = grid.latent_frames(inputs.frames_of(asked["length"], asked["num_frames"], grid))
+    height, width = asked["height"], asked["width"]
+    if asked["resolution"] != CUSTOM:
+        height, width = grid.named_size(asked["resolution"], asked["aspect_ratio"])
+    return io.NodeOutput(clips.empty((asked["batch_size"], channels, frames, *grid.latent_size(height, width)), grid), width, height, FPS)
 
 
 def _checked(grid: geometry.Grid) -> classmethod:
@@ -56,14 +61,11 @@ class OpenSoraEmptyLatentVideo(Node, category="latents", outputs=_GIVES, hidden=
     ]
 
     @classmethod
-    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, image) -> io.NodeOutput:
-        num_frames = inputs.frames_of(length, num_frames)
+    @gathered(asked=_CLIP)
+    def execute(cls, image, asked) -> io.NodeOutput:
         if image is not None:
-            aspect_ratio = _shape_of(image, resolution)
-        if resolution != CUSTOM:
-            height, width = geometry.CAUSAL.named_size(resolution, aspect_ratio)
-        latent = _empty(batch_size, DEFAULT.released.in_channels, num_frames, (height, width), geometry.CAUSAL)
-        return io.NodeOutput(latent, width, height, FPS)
+            asked["aspect_ratio"] = _shape_of(image, asked["resolution"])
+        return _empty(DEFAULT.released.in_channels, geometry.CAUSAL, asked)
 
 
 def _shape_of(image, resolution: str) -> str:
@@ -92,17 +94,14 @@ class OpenSoraEmptyLatentHighCompression(Node, category="latents", outputs=_GIVE
     ]
 
     @classmethod
-    def execute(cls, resolution, aspect_ratio, num_frames, width, height, batch_size, length, model) -> io.NodeOutput:
-        num_frames = inputs.frames_of(length, num_frames, GRID)
+    @gathered(asked=_CLIP)
+    def execute(cls, model, asked) -> io.NodeOutput:
         config = HIGH.released if model is None else require_open_sora(model)
         if config.grid != GRID:
             raise OpenSoraError(
                 "This MODEL is Open-Sora 2.0, not its high-compression variant; make its clip with Open-Sora Empty Latent Video."
             )
-        if resolution != CUSTOM:
-            height, width = GRID.named_size(resolution, aspect_ratio)
-        latent = _empty(batch_size, config.in_channels, num_frames, (height, width), GRID)
-        return io.NodeOutput(latent, width, height, FPS)
+        return _empty(config.in_channels, GRID, asked)
 
 
 _COUNTED = {"latent": io.Latent, "width": io.Int, "height": io.Int, "frames": io.Int, "fps": io.Float}
@@ -129,5 +128,5 @@ class OpenSoraEmptyLatent(Node, category="latents", outputs=_COUNTED, hidden=())
                 raise OpenSoraError(f"size={size!r} is not one of this model's; use one of {', '.join(grid.size_names)}.")
             height, width = grid.named_size(size, aspect_ratio)
         frames = inputs.frames_of(length, usual.num_frames, grid, usual.fps)
-        latent = _empty(batch_size, config.in_channels, frames, (height, width), grid) | {CODECS_KEY: family_of(model).codecs}
-        return io.NodeOutput(latent, width, height, frames, float(usual.fps))
+        latent = clips.empty((batch_size, config.in_channels, grid.latent_frames(frames), *grid.latent_size(height, width)), grid)
+        return io.NodeOutput(latent | {CODECS_KEY: family_of(model).codecs}, width, height, frames, float(usual.fps))

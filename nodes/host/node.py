@@ -71,9 +71,10 @@ class Node(io.ComfyNode):
         """What the host asks of a prompt: an input with a default may be left out. What people see (GET_NODE_INFO_V1) is as declared."""
         found = super().INPUT_TYPES()
         required = found.get("required", {})
-        left_out = {name: entry for name, entry in required.items() if len(entry) > 1 and entry[1].get("default") is not None}
-        kept = {name: entry for name, entry in required.items() if name not in left_out}
-        return {**found, "required": kept, "optional": {**left_out, **found.get("optional", {})}}
+        left_out = {
+            name: required.pop(name) for name, entry in [*required.items()] if len(entry) > 1 and entry[1].get("default") is not None
+        }
+        return {**found, "required": required, "optional": {**left_out, **found.get("optional", {})}}
 
     @classmethod
     def show(cls, line: str, level: int = logging.WARNING) -> None:

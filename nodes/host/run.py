@@ -101,13 +101,8 @@ def agreeing(model, base: type, **options: float) -> Any:
 
     base: one of the host's ways to shift sigmas, which takes the options.
     """
-
-    class Sampling(base, comfy.model_sampling.CONST):
-        """The host's rectified flow."""
-
-    own = Sampling(model.model.model_config)
+    own, patched = type("Sampling", (base, comfy.model_sampling.CONST), {})(model.model.model_config), model.clone()
     own.set_parameters(**options)
-    patched = model.clone()
     patched.add_object_patch("model_sampling", own)
     return patched
 
