@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Hashable, Iterable
 
 from ...opensora_core.families.table import DEFAULT
-from ...opensora_core.memory.loaded import PROMPTS, FileStamp, stamp
+from ...opensora_core.memory.loaded import PROMPTS, stamp
 from ...opensora_core.text.prompt import MOTION_SCORE
 from ...opensora_core.text.recipe import TextRecipe
 from . import notice, text
@@ -62,18 +62,18 @@ def note_source(clip) -> Hashable:
     """What a CLIP was loaded from. Remembered from the first time on: its files may be replaced while it lives."""
     network = clip.cond_stage_model
     if network not in _sources:
-        _sources[network] = _source(clip.patcher.cached_patcher_init)
+        files, others = loaded_from(clip.patcher.cached_patcher_init)
+        _sources[network] = (tuple(map(stamp, files)), tuple(others)) if files else None
     return _sources[network]
 
 
-def _source(loader: tuple | None) -> Hashable:
-    """(identities of the files, everything else in words), from the call that would load the CLIP again."""
-    files: list[FileStamp] = []
-    others: list[str] = []
+def loaded_from(loader: tuple | None) -> tuple[list[str], list[str]]:
+    """(paths of files, everything else in words), from the call that would load a model again."""
+    files, others = [], []
     for argument in loader[1] if loader else ():
         values = argument if isinstance(argument, list | tuple) else [argument]
         if values and all(isinstance(value, str) and os.path.isfile(value) for value in values):
-            files += [stamp(value) for value in values]
+            files += values
         else:
             others.append(repr(argument))
-    return (tuple(files), tuple(others)) if files else None
+    return files, others

@@ -19,7 +19,7 @@ from ...opensora_core.choices import NF4
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.memory.loaded import SHARED, stamp
 from ...opensora_core.memory.residency import at_least
-from . import keep, nf4
+from . import keep, nf4, prompts
 from .model import load_model
 from .text import load_text_encoders
 from .vae import load_vae
@@ -101,14 +101,6 @@ def keep_loaded(gib: float) -> str:
     return f"Up to {gib:g} GiB stay loaded after their use." if gib else ""
 
 
-def listing() -> list[Entry]:
-    """Every model in the host's list, whoever loaded it, and those of ours that are only in RAM."""
-    entries = {id(patcher.model): _entry(patcher) for patcher in _host_patchers()}
-    for patcher in map(_patcher, _ours):
-        entries.setdefault(id(patcher.model), _entry(patcher))
-    return sorted(entries.values(), key=lambda entry: (KINDS.index(entry.kind), entry.line()))
-
-
 def unload(kind: str) -> str:
     """Take models of a kind off the device, through the host.
 
@@ -131,8 +123,9 @@ def unload(kind: str) -> str:
 
 
 def report(done: str) -> str:
-    """The listing for a person, after the sentence of what was done."""
-    entries = listing()
+    """Every model in the host's list, whoever loaded it, and those of ours that are only in RAM, after the sentence of what was done."""
+    patchers = {id(patcher.model): patcher for patcher in [*map(_patcher, _ours), *_host_patchers()]}
+    entries = sorted(map(_entry, patchers.values()), key=lambda entry: (KINDS.index(entry.kind), entry.line()))
     on_gpu = sum(entry.on_device for entry in entries if entry.device != "cpu")
     in_ram = sum(entry.size for entry in entries) - on_gpu
     verdict = f"{len(entries)} loaded: {_gib(on_gpu)} on the GPU, {_gib(in_ram)} in RAM" if entries else "No model is loaded."
@@ -160,7 +153,7 @@ def _entry(patcher) -> Entry:
     return Entry(
         kind=_kind(patcher),
         name=type(patcher.model).__name__,
-        files=_files(patcher),
+        files=tuple(Path(file).name for file in prompts.loaded_from(getattr(patcher, "cached_patcher_init", None))[0]),
         device=str(patcher.load_device),
         size=int(patcher.model_size()),
         on_device=int(patcher.loaded_size()),
@@ -185,14 +178,6 @@ def _kind(patcher) -> str:
     if any(hasattr(patcher.model, name) for name in ("encode_token_weights", "clip_layer")):
         return TEXT_ENCODERS
     return VAE if hasattr(patcher.model, "decode") or hasattr(patcher.model, "decoder") else OTHER
-
-
-def _files(patcher) -> tuple[str, ...]:
-    """Names of the files in the call that would load this model again."""
-    loader = getattr(patcher, "cached_patcher_init", None)
-    arguments = loader[1] if loader else ()
-    values = [value for argument in arguments for value in (argument if isinstance(argument, list | tuple) else [argument])]
-    return tuple(Path(value).name for value in values if isinstance(value, str) and Path(value).is_file())
 
 
 def _gib(num_bytes: int) -> str:
