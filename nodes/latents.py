@@ -8,7 +8,7 @@ from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT, FAMILIES
 from .host import clips, inputs
 from .host.families import family_of, require_open_sora
-from .host.node import Node, gathered, shown
+from .host.node import Node, gathered
 from .host.vae import CODECS_KEY
 
 CUSTOM = "custom"
@@ -39,8 +39,6 @@ def _checked(grid: geometry.Grid) -> classmethod:
     """The `validate_inputs` of a clip; its size is asked about where it is used."""
 
     def validate_inputs(cls, resolution=None, num_frames=None, width=None, height=None, length=None):
-        if resolution not in (None, *OFFERED):
-            return {"resolution": f"resolution={shown(resolution)} is not one of {', '.join(OFFERED)}."}
         of_size = inputs.size_problems(height, width, grid) if resolution == CUSTOM else {}
         return inputs.length_problems(length, num_frames, grid) | of_size
 
@@ -76,7 +74,7 @@ def _shape_of(image, resolution: str) -> str:
             "disconnect image, or choose one of those."
         )
     if image.ndim != 4 or 0 in image.shape:
-        raise OpenSoraError(f"image is {list(image.shape)}; an IMAGE is [pictures, height, width, 3], with at least one picture.")
+        raise OpenSoraError(f"Give an IMAGE [pictures, height, width, 3], with at least one picture: image is {list(image.shape)}.")
     return geometry.nearest_aspect_ratio(*image.shape[1:3])
 
 

@@ -117,7 +117,7 @@ def _encode_all(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: R
     """The latents, or None if any value of them is not finite."""
     config = vae_config(vae)
     if frames.ndim != 4 or frames.shape[-1] < 3 or 0 in frames.shape:
-        raise OpenSoraError(f"A clip is an IMAGE batch [frames, height, width, 3]; this one is {list(frames.shape)}.")
+        raise OpenSoraError(f"Give a clip as an IMAGE batch, [frames, height, width, 3]: this one is {list(frames.shape)}.")
     num_frames, height, width = frames.shape[:3]
     config.grid.frames.check(num_frames)
     config.grid.check_size(height, width)

@@ -148,7 +148,7 @@ def _is_endless(value) -> bool:
 def _wrong_number(item, value) -> str:
     is_whole = isinstance(item, io.Int.Input)
     if not isinstance(value, numbers.Integral if is_whole else numbers.Real) or isinstance(value, bool):
-        return f"{item.id}={shown(value)} is not a {'whole ' * is_whole}number."
+        return f"Give a {'whole ' * is_whole}number: {item.id}={shown(value)} is none."
     if isinstance(value, float) and not math.isfinite(value):
         return f"{item.id}={value} {_NOT_FINITE.get(item.id, 'is not a finite number')}; use {item.min} to {item.max}."
     if not _LEAST.get(item.id, item.min) <= value <= item.max:
@@ -159,7 +159,7 @@ def _wrong_number(item, value) -> str:
 
 def _wrong_text(name: str, value) -> str:
     if not isinstance(value, str):
-        return f"{name}={shown(value)} is not text."
+        return f"Give a text: {name}={shown(value)} is none."
     for place, character in enumerate(value, 1):
         if character == "\0" or "\ud800" <= character <= "\udfff":
             what = "NUL" if character == "\0" else f"half of a surrogate pair, U+{ord(character):04X}"

@@ -97,11 +97,9 @@ def _part_of_file(video, direction: str, context: int, rate: float) -> Tensor:
 
 
 def _check_image(name: str, image) -> None:
-    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (3, 4):
+    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape or image.shape[-1] not in (3, 4):
         found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise OpenSoraError(f"{name} is {found}; an IMAGE is [pictures, height, width, 3].")
-    if 0 in image.shape:
-        raise OpenSoraError(f"{name} is empty: {list(image.shape)}; an IMAGE is [pictures, height, width, 3], with at least one picture.")
+        raise OpenSoraError(f"Give an IMAGE [pictures, height, width, 3], with at least one picture: {name} is {found}.")
     if image.shape[-1] == 4:
         raise OpenSoraError(
             f"{name} has an alpha channel, which is no part of a video: {list(image.shape)}; take its colours with Split Image with Alpha, "

@@ -59,6 +59,6 @@ def reply(asked: dict) -> dict:
 def _tokenizer(kind: str, is_small: bool) -> Tokenizer:
     """The built-in model's, or the host's own."""
     if not is_small:
-        return text.released(kind)
+        return text.host_tokenizer(kind)
     file = Path(paths.model_file("text_encoders", paths.SMALL, kind.lower()))
     return read_tokenizer(kind, find_tokenizer(kind, file, file.parent))

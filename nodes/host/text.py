@@ -74,9 +74,9 @@ class ExactTokenizer:
         self.inner = tokenizer
         self.clip_l = getattr(tokenizer, "clip_l", None)
         self.t5xxl = getattr(tokenizer, "t5xxl", None) or tokenizer.clip_t5xxl
-        self.tokenizers = {"t5xxl": released(T5), **(own or {})}
+        self.tokenizers = {"t5xxl": host_tokenizer(T5), **(own or {})}
         if self.clip_l is not None:  # one with a longer position table is padded to its full length by the host
-            self.tokenizers.setdefault("l", replace(released(CLIP), length=self.clip_l.max_length))
+            self.tokenizers.setdefault("l", replace(host_tokenizer(CLIP), length=self.clip_l.max_length))
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
         """What the host's CLIP.tokenize asks for. Options (weights, minimum lengths) belong to other recipes and are ignored."""
@@ -105,7 +105,7 @@ def exact_tokens(tokenizer, text: str, recipe: TextRecipe = DEFAULT.text) -> tup
 
 
 @lru_cache(maxsize=2)
-def released(kind: str) -> Tokenizer:
+def host_tokenizer(kind: str) -> Tokenizer:
     """The host's tokenizer files, read as on the command line: the host's own objects differ with the version of transformers."""
     read = read_tokenizer(kind, Path(comfy.sd.__file__).parent / ("text_encoders/t5_tokenizer" if kind == T5 else "sd1_tokenizer"))
     return replace(read, length=DEFAULT.text.length) if kind == T5 else read
@@ -277,7 +277,7 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile | None = None) -> dict[
                 f"{wrong}. Use an encoder with the released vocabulary, or put its tokenizer beside it. {error}"
             ) from error
         if own[name].size > found:
-            raise CheckpointError(f"{wrong}, and the one beside it has {own[name].size:,} tokens: they are not of one model.")
+            raise CheckpointError(f"Put the encoder's own tokenizer beside it: {wrong}, and the one there has {own[name].size:,} tokens.")
     return own
 
 

@@ -23,7 +23,7 @@ def test_the_sizes_are_outputs(listen):
         ({"num_frames": 128}, r"Use 125 or 129.*num_frames=128 is not 4k\+1"),
         ({"num_frames": 0}, "num_frames=0 is not a clip"),
         ({"width": 100}, r"Use 48x96 \(height x width\): height=48, width=100 are not both multiples of 16"),
-        ({"resolution": "300px"}, "resolution='300px' is not one of 256px, 768px, custom"),
+        ({"resolution": "300px"}, "Use one of 256px, 768px, custom: resolution='300px' is not known"),
         ({"aspect_ratio": "5:1"}, "not in list"),
         ({"batch_size": 0}, "smaller than min"),
     ],

@@ -120,7 +120,7 @@ FAULTS = [
     ("OpenSoraEmptyLatentVideo", {"width": 10**6}, "width", "is out of range"),
     ("OpenSoraEmptyLatentVideo", {"num_frames": 10**12 + 1}, "num_frames", "is out of range"),
     ("OpenSoraEmptyLatentVideo", {"num_frames": 10**400 + 1}, "num_frames", "more than 40 digits"),
-    ("OpenSoraEmptyLatentVideo", {"resolution": "300px"}, "resolution", "not one of 256px"),
+    ("OpenSoraEmptyLatentVideo", {"resolution": "300px"}, "resolution", "Use one of 256px"),
     ("OpenSoraEmptyLatentVideo", {"batch_size": 0}, "batch_size", "smaller than min"),
     ("OpenSoraEmptyLatentHighCompression", {"num_frames": 126}, "num_frames", "Use 124 or 128"),
     ("OpenSoraEmptyLatentHighCompression", {"height": 8224}, "height", "is out of range"),

@@ -66,7 +66,7 @@ def test_validation_speaks_before_the_graph_runs(pack, run_node, error):
             {"resolution": "custom", "width": 100},
             "Use 64x96 (height x width): height=64, width=100 are not both multiples of 16.",
         ),
-        ({"resolution": "300px"}, "resolution='300px' is not one of 256px, 768px, custom."),
+        ({"resolution": "300px"}, "Use one of 256px, 768px, custom: resolution='300px' is not known."),
     ):
         assert node.validate_inputs(**{**good, **inputs}) == words
     with pytest.raises(error, match="Use 125 or 129"):

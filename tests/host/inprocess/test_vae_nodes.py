@@ -491,7 +491,7 @@ def test_refusals(run_node, ours, pack):
     for frames, words in (
         (torch.rand(6, 64, 64, 3), "Use 5 or 9.*num_frames=6 is not 4k\\+1"),
         (torch.rand(5, 72, 64, 3), "Use 80x64.*height=72, width=64 are not both multiples of 16"),
-        (torch.rand(5, 64, 64), "A clip is an IMAGE batch"),
+        (torch.rand(5, 64, 64), "Give a clip as an IMAGE batch"),
     ):
         with pytest.raises(error, match=words):
             run_node("OpenSoraTiledVAEEncode", image=frames, **encode)
