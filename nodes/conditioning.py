@@ -131,7 +131,7 @@ class OpenSoraMaskStrategy(Node, category="conditioning", outputs=_GIVES):
 
     @classmethod
     def validate_inputs(cls, strategy=None):
-        return inputs.problems(strategy=inputs.problem(parse_mask_strategy, strategy))
+        return {"strategy": inputs.problem(parse_mask_strategy, strategy)}
 
     @classmethod
     @gathered(references=_REFERENCES)

@@ -21,7 +21,7 @@ class OpenSoraVAELoader(Node, category="loaders", outputs={"vae": io.Vae}, hidde
     @classmethod
     def validate_inputs(cls, vae_name=None):
         # The host runs this node when its VAE is first needed, after sampling.
-        return inputs.problems(vae_name=inputs.problem(lambda name: vae_files.check_file(paths.model_file(FOLDER, name)), vae_name))
+        return {"vae_name": inputs.problem(lambda name: vae_files.check_file(paths.model_file(FOLDER, name)), vae_name)}
 
     @classmethod
     def fingerprint_inputs(cls, vae_name):
@@ -75,7 +75,7 @@ def _frames_of_tile(temporal_tile: int) -> int:
 def _tiling_problems(**sizes: int | None) -> dict[str, str]:
     """What is wrong with each size of a tile, taken alone."""
     alone = {"tile_size": 0, "temporal_tile": 0}
-    return inputs.problems(**{name: inputs.problem(check_tiling, Tiling(**{**alone, name: size or 0})) for name, size in sizes.items()})
+    return {name: inputs.problem(check_tiling, Tiling(**{**alone, name: size or 0})) for name, size in sizes.items()}
 
 
 class OpenSoraContactSheet(Node, category="video", outputs={"sheet": io.Image}, hidden=()):

@@ -39,10 +39,10 @@ class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experi
 
     @classmethod
     def validate_inputs(cls, num_frames=None, context_frames=None, length=None):
-        of_context = inputs.problems(context_frames=inputs.problem(geometry.CAUSAL.frames.check, context_frames or None))
-        if length is not None and length.strip():  # in the model's own lengths, which are known when it runs
-            return inputs.problems(length=inputs.problem(geometry.CAUSAL.length, length, SamplingOptions.fps)) | of_context
-        return inputs.length_problems("", num_frames or None, geometry.CAUSAL) | of_context  # 0 = by itself
+        found = {"context_frames": inputs.problem(geometry.CAUSAL.check_num_frames, context_frames or None)}
+        if (length or "").strip():  # in the model's own lengths, which are known when it runs
+            return {"length": inputs.problem(geometry.CAUSAL.length, length, SamplingOptions.fps), **found}
+        return {**inputs.length_problems("", num_frames or None, geometry.CAUSAL), **found}  # 0 = by itself
 
     @classmethod
     @gathered(
@@ -65,10 +65,8 @@ class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experi
             positives = _encode(clip, lines, family.text, said, node_id) if prompts.strip() else [positive] * segments
             added = long.Segments(continuation, positives, negative, guidance, options, rule, (vae, policy))
             finished = long.go_on(model, latent, added, file, node_id)
-            try:
+            with long.naming(file, node_id):
                 images = long.decode(vae, finished["samples"], continuation, policy, cls.show)
-            except OpenSoraError as error:
-                raise OpenSoraError(f"{error} {file.sentence}") from error
         return io.NodeOutput(finished, images, str(file.path))
 
 

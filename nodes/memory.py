@@ -73,7 +73,7 @@ class OpenSoraPreflight(Node, category="memory", outputs=_PLAN, is_output_node=T
         try:
             grid = geometry.CAUSAL if model_name is None else planning.grid_of(paths.model_file(MODELS, model_name))
         except OpenSoraError as error:
-            return inputs.problems(model_name=str(error))
+            return {"model_name": str(error)}
         return inputs.length_problems(length, num_frames, grid) | inputs.size_problems(height, width, grid)
 
     @classmethod

@@ -117,19 +117,14 @@ def problem(check: Callable, *values) -> str:
     return ""
 
 
-def problems(**found: str) -> dict[str, str]:
-    """What a node's validate_inputs answers: the sentences by their inputs."""
-    return {name: sentence for name, sentence in found.items() if sentence}
-
-
 def size_problems(height: int | None, width: int | None, grid: geometry.Grid) -> dict[str, str]:
-    """`problems` of a size, under the side that is wrong."""
-    sentence = problem(grid.check_size, height, width)
-    return problems(**{"height" if problem(grid.check_size, height, grid.size_multiple) else "width": sentence})
+    """What is wrong with a size, under the side that is wrong."""
+    side = "height" if problem(grid.check_size, height, grid.size_multiple) else "width"
+    return {side: problem(grid.check_size, height, width)}
 
 
 def length_problems(length: str | None, num_frames: int | None, grid: geometry.Grid) -> dict[str, str]:
-    """`problems` of a length: what is written holds before the count."""
-    if length is not None and length.strip():
-        return problems(length=problem(frames_of, length, 0, grid))
-    return problems(num_frames=problem(grid.frames.check, num_frames))
+    """What is wrong with a length: what is written holds before the count."""
+    if (length or "").strip():
+        return {"length": problem(frames_of, length, 0, grid)}
+    return {"num_frames": problem(grid.check_num_frames, num_frames)}

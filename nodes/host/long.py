@@ -50,7 +50,7 @@ def go_on(model, latent: dict, segments: Segments, file: OutputFile, node_id: st
     out = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
     total = len(segments.positives)
     for index, positive in enumerate(segments.positives):
-        with _naming(file, node_id):
+        with naming(file, node_id):
             given = _given(samples, segments, lambda line: notice.show(line, node_id))
             shape = (*samples.shape[:2], continuation.segment, *samples.shape[3:])
             condition = image_condition(shape, given.to(samples), use=ReferenceUse(is_clip=not segments.rule.from_picture))
@@ -93,7 +93,7 @@ def decode(vae, samples: Tensor, continuation: Continuation, policy: str, report
 
 
 @contextmanager
-def _naming(file: OutputFile, node_id: str | None) -> Iterator[None]:
+def naming(file: OutputFile, node_id: str | None) -> Iterator[None]:
     """Whatever ends the block, a person is told where the finished segments are."""
     try:
         yield

@@ -37,7 +37,7 @@ class Node(io.ComfyNode):
     Keywords of the class: category; outputs, kinds by the names that people see, as `_output` reads them; hidden, names of io.Hidden; and io.Schema's flags.
     `execute` is given every input, with the schema's default for what was left out, None for an optional wire. `fingerprint_inputs` takes
     the inputs that name files: the host looks at all values itself. `validate_inputs` takes constants (None: not known yet) by the names of inputs
-    that have a rule beyond their limits, each with None as default, and returns {input: what is wrong with it}.
+    that have a rule beyond their limits, each with None as default, and returns {input: what is wrong with it, or ""}.
     """
 
     def __init_subclass__(cls, category: str = "", outputs: dict | None = None, hidden: tuple[str, ...] = ("unique_id",), **flags: bool):
@@ -82,10 +82,10 @@ class Node(io.ComfyNode):
         notice.show(line, cls.hidden.unique_id, level)
 
     @classmethod
-    def reported(cls, report: str, *others) -> io.NodeOutput:
-        """A report as first output, kept in the history and shown on the node."""
+    def reported(cls, report: str) -> io.NodeOutput:
+        """A report as output, kept in the history and shown on the node."""
         cls.show(report, notice.INFO)
-        return io.NodeOutput(report, *others, ui=ui.PreviewText(report))
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 
 @functools.cache
@@ -212,7 +212,8 @@ def _validated(own: Callable) -> Callable:
     def validate_inputs(cls, **given):
         wrong = _wrong_values(cls, given)
         # A rule says more than a limit; it is not asked about numbers that cannot be written.
-        wrong |= own(cls, **{name: None if _is_endless(value) else value for name, value in given.items()})
+        ruled = own(cls, **{name: None if _is_endless(value) else value for name, value in given.items()})
+        wrong |= {name: sentence for name, sentence in ruled.items() if sentence}
         return _Refusals(wrong, list(given)) if wrong else True
 
     validate_inputs.__signature__ = inspect.signature(own)  # by which the host knows what to ask for
