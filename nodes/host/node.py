@@ -181,8 +181,10 @@ def _wrong_values(cls, given: dict[str, Any]) -> dict[str, str]:
 
 def _defaults(cls) -> dict[str, Any]:
     """What stands for an input that was left out, of those that may be."""
-    found = {item.id: (getattr(item, "default", None), item.optional) for item in cls.inputs()}
-    return {name: default for name, (default, optional) in found.items() if default is not None or optional}
+    found = {
+        item.id: getattr(item, "default", None) for item in cls.inputs() if item.optional or getattr(item, "default", None) is not None
+    }
+    return {name: [default] for name, default in found.items()} if cls.declared.get("is_input_list") else found
 
 
 def _executed(own: Callable) -> Callable:

@@ -47,9 +47,7 @@ def watching(model, callback: Callable | None) -> Callable | None:
         if not _told_off:
             _told_off.append(node_id)
             _send(server, node_id, off=True)
-            notice.logger.info(
-                "Open-Sora: no preview while sampling; switch it on in Settings, Comfy, Execution, Live preview method: auto."
-            )
+            notice.logger.info("Open-Sora: no preview while sampling; switch it on in Settings, Comfy, Execution, Live preview method.")
         return callback
     show = Preview(colours(model), lambda picture, step, steps: _send(server, node_id, image=picture, step=step, steps=steps))
 

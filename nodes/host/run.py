@@ -225,36 +225,18 @@ def _entering(recipe: SamplingRecipe, guider, x: Tensor, way: schedule.Schedule,
     return made
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A run as the library's loop goes it, of the host's sigmas.
-
-    schedule: the library's. is_scaled: the host's latents are the library's times the root of 1 + sigma squared. points: of each step, as
-    the process takes them.
-    """
-
-    schedule: schedule.Schedule
-    sigmas: Tensor
-    points: list
-    is_scaled: bool = False
-
-    @classmethod
-    def of(cls, recipe: SamplingRecipe, guider, sigmas: Tensor) -> "_Way":
-        own = None if guider is None else guider.model_patcher.get_model_object("model_sampling")
-        if hasattr(own, "angles"):
-            return cls(schedule.Schedule(own.angles(sigmas), sigmas[:-1]), sigmas, [math.atan(sigma) for sigma in sigmas.tolist()], True)
-        if isinstance(recipe.process, ddpm.NoisePrediction):
-            way = recipe.schedule(None, None, len(sigmas) - 1)
-            if not torch.allclose(way.points, sigmas.cpu().float(), rtol=1e-4):
-                raise OpenSoraError(
-                    "Connect the sigmas of Open-Sora Scheduler: these are no whole run of this model, whose steps are its own."
-                )
-            return cls(way, sigmas, list(sigmas), True)
-        return cls(schedule.Schedule(sigmas.cpu(), 1000 * sigmas[:-1]), sigmas, list(sigmas))
-
-    def scale(self, step: int) -> Tensor | float:
-        """The host's latents over the library's."""
-        return (1 + self.sigmas[step] ** 2).sqrt() if self.is_scaled else 1.0
+def _way(recipe: SamplingRecipe, guider, sigmas: Tensor) -> tuple[schedule.Schedule, list, Tensor | None]:
+    """A run of the host's sigmas as the library's loop goes it: its schedule, the points of its steps as the process takes them, and the host's
+    latents over the library's; None: they are the same."""
+    own, scales = None if guider is None else guider.model_patcher.get_model_object("model_sampling"), (1 + sigmas**2).sqrt()
+    if hasattr(own, "angles"):
+        return schedule.Schedule(own.angles(sigmas), sigmas[:-1]), [math.atan(sigma) for sigma in sigmas.tolist()], scales
+    if not isinstance(recipe.process, ddpm.NoisePrediction):
+        return schedule.Schedule(sigmas.cpu(), 1000 * sigmas[:-1]), list(sigmas), None
+    way = recipe.schedule(None, None, len(sigmas) - 1)
+    if not torch.allclose(way.points, sigmas.cpu().float(), rtol=1e-4):
+        raise OpenSoraError("Connect the sigmas of Open-Sora Scheduler: these are no whole run of this model, whose steps are its own.")
+    return way, list(sigmas), scales
 
 
 def own_sampler(recipe: SamplingRecipe, start: Tensor | None = None) -> comfy.samplers.KSAMPLER:
@@ -269,21 +251,21 @@ def own_sampler(recipe: SamplingRecipe, start: Tensor | None = None) -> comfy.sa
         """model: (x, sigma [B]) -> denoised latents in fp32, through guider and hooks."""
         args, guider = extra_args or {}, getattr(model, "inner_model", None)
         seeds = [args.get("seed", 0) + video for video in range(noise.shape[0])]
-        way = _Way.of(recipe, guider, sigmas)
+        way, points, scales = _way(recipe, guider, sigmas)
 
         def predict(latents: Tensor, step: int) -> Tensor:
             latents, sigma = latents.float(), sigmas[step]
-            x = latents * way.scale(step)
+            x = latents if scales is None else latents * scales[step]
             denoised = model(x, sigma * x.new_ones(x.shape[0]), **args)
             if callback is not None:
                 callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-            made = process.prediction(latents, denoised, way.points[step])
+            made = process.prediction(latents, denoised, points[step])
             return (torch.cat((made, args["model_options"][HELD_KEY].variance), dim=1) if is_learned else made).to(dtype)
 
-        with comfy.utils.model_trange(way.schedule.num_steps, disable=disable) as bar:
-            x = start.to(noise.device) if start is not None and way.is_scaled else (noise / way.scale(0)).to(dtype)
-            given = _entering(recipe, guider, x, way.schedule, seeds)
-            return sampling.run(predict, x, way.schedule, process, solver(seeds), given, on_step=lambda *_: bar.update()).float()
+        with comfy.utils.model_trange(way.num_steps, disable=disable) as bar:
+            x = noise.to(dtype) if scales is None else (noise / scales[0]).to(dtype) if start is None else start.to(noise.device)
+            given = _entering(recipe, guider, x, way, seeds)
+            return sampling.run(predict, x, way, process, solver(seeds), given, on_step=lambda *_: bar.update()).float()
 
     made = comfy.samplers.KSAMPLER(sampler)
     made.lets_frames_in = True
