@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...opensora_core.choices import EXACT
-from ...opensora_core.codecs.codec import CodecConfig, Encoded
+from ...opensora_core.codecs.codec import Encoded
 from ...opensora_core.codecs.tiling import check_tiling, tiled_decode, tiled_encode
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import CAUSAL, Grid, Tiling
@@ -94,7 +94,12 @@ def _decode_all(vae, samples: Tensor, tiling: Tiling, policy: str, report: Repor
     result_of = walk(ladder.attempts(policy, tiling), report, unless_out_of_memory)
     images = unless_out_of_memory(lambda: result_of(partial(_decode, vae, samples)))
     if images is None:
-        raise OpenSoraError(_too_large(config, shape, needed, policy))
+        frames, (height, width) = config.grid.pixel_frames(shape[2]), (side * config.grid.space for side in shape[3:])
+        advice = "use policy auto or low_memory" if policy == EXACT else "use a smaller tile_size or temporal_tile, or close other programs"
+        raise OpenSoraError(
+            f"Decoding {frames} frames of {height}x{width} (height x width) ran out of memory; "
+            f"one tile needs about {needed / 2**30:.1f} GiB beside the weights; {advice}."
+        )
     return images if is_finite(images) else None
 
 
@@ -175,12 +180,3 @@ def _on_device(vae, function: Callable) -> Callable:
         return result.to(vae.output_device, vae.vae_output_dtype())
 
     return run
-
-
-def _too_large(config: CodecConfig, shape: tuple[int, ...], needed: int, policy: str) -> str:
-    frames, (height, width) = config.grid.pixel_frames(shape[2]), (side * config.grid.space for side in shape[3:])
-    advice = "use policy auto or low_memory" if policy == EXACT else "use a smaller tile_size or temporal_tile, or close other programs"
-    return (
-        f"Decoding {frames} frames of {height}x{width} (height x width) ran out of memory; "
-        f"one tile needs about {needed / 2**30:.1f} GiB beside the weights; {advice}."
-    )

@@ -11,9 +11,8 @@ kijai/ComfyUI-CogVideoXWrapper@12632213 (nodes.py and model_loading.py of each).
 from comfy_api.latest import ComfyAPI, io
 from server import PromptServer
 
-_AFTER_SEED = "control_after_generate"  # the widget that the front-end puts beneath a seed
-
-# Old node: its widgets in order, our node, {our input: its input}, how many outputs, which keep their places.
+# Old node: its widgets in order (also the one that the front-end puts beneath a seed), our node, {our input: its input}, how many outputs, which
+# keep their places.
 MOVES = {
     "OpenSoraRun": ("dtype", "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, 1),
     "OpenSoraDecoder": ("dtype", "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "latents"}, 1),
@@ -26,7 +25,7 @@ MOVES = {
     "CogVideoXVAELoader": ("model_name", "OpenSoraVAELoader", {"vae_name": "model_name"}, 1),
     "CogVideoTextEncode": ("prompt", "OpenSoraT5TextEncode", {"clip": "clip", "prompt": "prompt"}, 1),
     "CogVideoSampler": (
-        f"num_frames steps cfg seed {_AFTER_SEED} scheduler", "OpenSoraRectifiedFlowSampler",
+        "num_frames steps cfg seed control_after_generate scheduler", "OpenSoraRectifiedFlowSampler",
         {"model": "model", "positive": "positive", "negative": "negative", "steps": "steps", "text_guidance": "cfg", "seed": "seed"}, 1,
     ),
     "CogVideoDecode": ("enable_vae_tiling", "OpenSoraTiledVAEDecode", {"vae": "vae", "latent": "samples"}, 1),

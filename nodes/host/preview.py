@@ -105,9 +105,8 @@ def frames_of(latents: Tensor, colours: tuple[Tensor, Tensor] | None) -> Tensor:
 
 def moving_picture(frames: Tensor) -> bytes:
     """An animated WebP of frames [T, h, w, 3], enlarged until the longer side is SIDE."""
-    height, width = frames.shape[1:3]
-    scale = SIDE / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scale = SIDE / max(frames.shape[1:3])
+    size = [max(1, round(side * scale)) for side in (frames.shape[2], frames.shape[1])]
     pictures = [Image.fromarray(frame.numpy()).resize(size, Image.Resampling.BILINEAR) for frame in frames.contiguous()]
     file = io.BytesIO()
     pictures[0].save(file, "WEBP", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0, quality=60, method=0)

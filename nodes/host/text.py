@@ -130,14 +130,10 @@ def encode(clip, text: str, recipe: TextRecipe = DEFAULT.text) -> tuple[list, st
         t5.enable_attention_masks = was
     if not recipe.has_mask:
         return conditioning, note
-    mask = text_mask([token for token, _ in tokens["t5xxl"][0]], t5.special_tokens["end"])
+    ids = [token for token, _ in tokens["t5xxl"][0]]
+    last = len(ids) - 1 - ids[::-1].index(t5.special_tokens["end"])
+    mask = (torch.arange(len(ids)) <= last).long()[None]  # 0 for the padding after the end of the text
     return [[states, {**values, "attention_mask": mask}] for states, values in conditioning], note
-
-
-def text_mask(ids: list[int], end: int) -> torch.Tensor:
-    """[1, L]: 1 up to the end-of-text token, 0 for the padding after it."""
-    last = len(ids) - 1 - ids[::-1].index(end)
-    return (torch.arange(len(ids)) <= last).long()[None]
 
 
 def check_clip(clip, recipe: TextRecipe = DEFAULT.text) -> None:
