@@ -60,9 +60,8 @@ class Node(io.ComfyNode):
         """What the class declares, with its texts: name, description, search words and tooltips."""
         told = texts()[cls.declared["node_id"]]
         inputs, outputs = cls.inputs(), [_output(name, kind) for name, kind in cls.gives.items()]
-        for named, items in ((told.get("inputs", {}), {item.id: item for item in inputs}), (told.get("outputs", {}), enumerate(outputs))):
-            for name, item in dict(items).items():
-                item.tooltip = named.get(str(name), {}).get("tooltip")
+        for name, item in [*((item.id, item) for item in inputs), *enumerate(outputs)]:
+            item.tooltip = told["outputs" if isinstance(item, io.Output) else "inputs"][str(name)]["tooltip"]
         words = {name: told[name] for name in ("display_name", "description", "search_aliases")}
         return io.Schema(inputs=inputs, outputs=outputs, hidden=[getattr(io.Hidden, name) for name in cls.asks], **words, **cls.declared)
 
