@@ -202,3 +202,8 @@ def test_an_empty_clip_that_no_machine_holds_is_refused(run_node, error):
 def test_null_is_the_default(run_node):
     latent, *_ = run_node("OpenSoraEmptyLatentVideo", resolution=None, num_frames=None, batch_size=None)
     assert latent["samples"].shape == (1, 16, 33, 24, 42)
+
+
+def test_the_defaults_of_a_node_of_lists_are_lists(ours, pack):
+    found = pack("nodes.host.node")._defaults(ours["OpenSoraCalibrate"])
+    assert found == {"seed": [0], "text_guidance": [7.5], "image_guidance": [3.0]}
