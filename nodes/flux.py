@@ -5,9 +5,8 @@ from functools import partial
 from comfy_api.latest import io
 
 from ..opensora_core import geometry
-from ..opensora_core.choices import PICTURE_SCHEDULES
 from ..opensora_core.families.table import DEFAULT
-from ..opensora_core.run.picture import DRAWING, GUIDANCE, PictureRequest
+from ..opensora_core.run.picture import DRAWING, PictureRequest
 from ..opensora_core.sampling.solvers import MAX_SEED
 from ..opensora_core.text.recipe import Said
 from .host import flux, inputs, prompts
@@ -22,11 +21,6 @@ PICTURE_RESOLUTIONS = (RESOLUTION, *(name for name in geometry.RESOLUTIONS if na
 _steps_input = partial(io.Int.Input, default=0, min=0, max=geometry.LARGEST["num_steps"])
 
 
-def _schedule_inputs() -> list:
-    guidance = io.Float.Input("flux_guidance", default=GUIDANCE, min=0.0, max=100.0, step=0.1, advanced=True)
-    return [inputs.choice("flux_schedule", PICTURE_SCHEDULES, advanced=True), guidance]
-
-
 def _request_of(aspect_ratio, resolution, steps, flux_schedule, flux_guidance) -> PictureRequest:
     return PictureRequest.for_ratio(aspect_ratio, resolution, steps=steps, guidance=flux_guidance, schedule=flux_schedule)
 
@@ -35,7 +29,7 @@ class OpenSoraFluxPicture(Node, category="flux", outputs={"picture": io.Image}):
     takes = [
         *inputs.of("flux_model", "flux_vae", "clip", "prompt", "aspect_ratio", "seed"),
         _steps_input("steps"),
-        *_schedule_inputs(),
+        *inputs.of("flux_schedule", "flux_guidance"),
         inputs.choice("resolution", PICTURE_RESOLUTIONS, advanced=True),
         io.Boolean.Input("unload", default=False, advanced=True),
     ]
@@ -64,8 +58,7 @@ class OpenSoraFluxToVideo(Node, category="flux", outputs=_GIVES, hidden=("unique
         io.Int.Input("num_frames", default=129, min=5, max=1025, step=4),
         *inputs.of("seed", "steps"),
         _steps_input("image_steps"),
-        *_schedule_inputs(),
-        *inputs.of("motion_score", "fps", "text_guidance", "image_guidance", advanced=True),
+        *inputs.of("flux_schedule", "flux_guidance", "motion_score", "fps", "text_guidance", "image_guidance", advanced=True),
         io.Int.Input("image_seed", default=SAME_SEED, min=SAME_SEED, max=MAX_SEED, optional=True),
         inputs.choice("image_resolution", PICTURE_RESOLUTIONS, optional=True, advanced=True),
         io.String.Input("image_prompt", multiline=True, dynamic_prompts=True, default="", optional=True, advanced=True),

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ...opensora_core import choices, geometry
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.geometry import Tiling
+from ...opensora_core.run.picture import GUIDANCE
 from ...opensora_core.run.request import SamplingOptions
 from ...opensora_core.sampling.guidance import Guidance
 from ...opensora_core.sampling.solvers import MAX_SEED
@@ -50,6 +51,8 @@ _INPUTS: dict[str, Callable] = {
     "strength": partial(io.Float.Input, default=1.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True),
     "seed": partial(io.Int.Input, default=0, min=0, max=MAX_SEED, control_after_generate=True),
     "steps": partial(io.Int.Input, default=50, min=1, max=geometry.LARGEST["num_steps"]),
+    "flux_schedule": partial(choice, options=choices.PICTURE_SCHEDULES, advanced=True),
+    "flux_guidance": partial(_scale, default=GUIDANCE, advanced=True),
     "text_guidance": partial(_scale, default=Guidance.text),
     "image_guidance": partial(_scale, default=Guidance.image),
     "text_oscillation": partial(_switch, default=Guidance.text_oscillation),
