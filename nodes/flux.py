@@ -16,8 +16,6 @@ SAME_SEED = -1
 VIDEO_RESOLUTIONS = ("256px", "768px")
 RESOLUTION = DRAWING.resolution
 PICTURE_RESOLUTIONS = (RESOLUTION, *(name for name in geometry.RESOLUTIONS if name != RESOLUTION))
-
-
 _steps_input = partial(io.Int.Input, default=0, min=0, max=geometry.LARGEST["num_steps"])
 
 
@@ -82,7 +80,7 @@ class OpenSoraFluxToVideo(Node, category="flux", outputs=_GIVES, hidden=("unique
         flux.check_video(**latent, guidance=(sampler["text_guidance"], sampler["image_guidance"]))
         request = {"aspect_ratio": latent["aspect_ratio"], "resolution": drawn["image_resolution"], "steps": drawn["image_steps"]}
         request |= {name: drawn[name] for name in ("flux_schedule", "flux_guidance")}
-        _request_of(**request)
+        _request_of(**request)  # before anything is encoded
         shown = drawn["image_prompt"] if drawn["image_prompt"].strip() else text["prompt"]
         decorated = DEFAULT.text.words(text["prompt"], Said(text["fps"], text["motion_score"]))
         text["keep_encoded"] = flux.keep_prompts(clip, [shown, decorated, text["negative_prompt"]], cls.hidden.unique_id)

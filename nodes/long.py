@@ -17,8 +17,6 @@ from .host.vae import check_pair
 
 _MAX_SEGMENTS = 1000
 _MAX_FRAMES = 1025
-
-
 _GIVES = {"latent": io.Latent, "images": io.Image, "file": io.String}
 
 
