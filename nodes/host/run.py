@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -158,14 +158,11 @@ def walk(
     return finished.to(comfy.model_management.intermediate_device())
 
 
-@dataclass(frozen=True)
 class _Lines:
     """Lines of one run on its node: of 40 characters at most, so that none breaks inside a word; the last of the notes stands below."""
 
-    node_id: str | None
-    title: str
-    notes: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
+    def __init__(self, node_id: str | None, title: str):
+        self.node_id, self.title, self.notes, self.began = node_id, title, [], time.monotonic()
 
     def note(self, line: str) -> None:
         self.notes.append(line)
