@@ -2,12 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import calibrate, conditioning, dataset, decode, flux, latents, loaders, long, memory, sampling, text
+from . import conditioning, dataset, decode, flux, latents, loaders, long, memory, sampling, text
 from .host import keep, moving, route, selftest
 from .host.families import register
 from .host.node import texts
 
-_FILES = (calibrate, conditioning, dataset, decode, flux, latents, loaders, long, memory, sampling, text)
+_FILES = (conditioning, dataset, decode, flux, latents, loaders, long, memory, sampling, text)
 _CLASSES = {name: made for file in _FILES for name, made in vars(file).items()}
 NODES: tuple[type[io.ComfyNode], ...] = tuple(_CLASSES[name] for name in texts())
 

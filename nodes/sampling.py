@@ -1,8 +1,11 @@
-"""From noise to a clip: the schedule, the guidance, one node that does a whole run, and the numbers that a model is usually run with."""
+"""From noise to a clip: the schedule, the guidance, one node that does a whole run, the numbers that a model is usually run
+with, and which steps of a run are best computed, measured on the user's own model."""
 
 from comfy_api.latest import io
 
-from .host import guider, inputs, notice, run
+from ..opensora_core.errors import OpenSoraError
+from ..opensora_core.sampling.guidance import Guidance
+from .host import calibrate, guider, inputs, notice, run
 from .host.families import family_of
 from .host.node import Node, gathered
 from .host.vae import check_decoders
@@ -56,3 +59,16 @@ class OpenSoraDefaults(Node, category="sampling", outputs=_USUAL, hidden=()):
         usual, sampler = family_of(model).usual, run.own_sampler(family_of(model).sampling)
         text, image = (*usual.scales, 1.0)[:2]
         return io.NodeOutput(usual.num_steps, text, image, usual.width, usual.height, usual.num_frames, float(usual.fps), sampler)
+
+
+class OpenSoraCalibrate(Node, category="sampling", outputs={"report": io.String}, is_input_list=True, is_output_node=True):
+    takes = inputs.of("model", "positive", "negative", "latent", "seed", "text_guidance", "image_guidance")
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, seed, text_guidance, image_guidance) -> io.NodeOutput:
+        if len(negative) not in (1, len(positive)):
+            raise OpenSoraError(f"{len(negative)} negative prompts for {len(positive)} prompts; give one negative prompt, or one for each.")
+        pairs = [(one, negative[index % len(negative)]) for index, one in enumerate(positive)]
+        guidance = Guidance(text_guidance[0], image_guidance[0])
+        found = calibrate.calibrate(model[0], pairs, latent[0]["samples"], guidance, seed[0], cls.hidden.unique_id)
+        return cls.reported(found.report())

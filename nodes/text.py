@@ -1,15 +1,17 @@
 """Prompts: the two text encoders, what becomes of a prompt before they read it, many prompts from a list, and long ones made of short ones."""
 
+from collections.abc import Callable
+
 from comfy_api.latest import io, ui
 
 from ..opensora_core.choices import UNCONDITIONALS
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.families.table import DEFAULT
 from ..opensora_core.names import check_name
+from ..opensora_core.text import refine
 from ..opensora_core.text.prompt import MOTION_SCORE, file_name_part
 from ..opensora_core.text.recipe import TextRecipe, Unread
-from ..opensora_core.text.refine import IMAGE, KINDS
-from .host import inputs, keep, paths, prompts, refine, shared, text
+from .host import inputs, keep, paths, prompts, shared, text
 from .host.condition import FPS_KEY, NULL_KEY, marked, nothing
 from .host.families import family_of
 from .host.node import Node, gathered
@@ -108,11 +110,18 @@ class OpenSoraPromptList(Node, category="conditioning", outputs={"prompt": [io.S
         return io.NodeOutput([prompt for _, prompt in chosen], names)
 
 
+_SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05}  # as the host's own node has them
+_LOADERS = (
+    "Load one that can with Load CLIP (CLIPLoader), such as a Qwen3.5, Qwen3-VL or Gemma 3 file in models/text_encoders: any that ComfyUI's Generate "
+    "Text takes."
+)
+
+
 class OpenSoraPromptHelper(Node, category="conditioning", outputs={"text": io.String, "motion_score": io.Int}):
     takes = [
         io.Clip.Input("clip", lazy=True),
         *inputs.of("prompt"),
-        inputs.choice("kind", KINDS),
+        inputs.choice("kind", refine.KINDS),
         *inputs.of("seed"),
         io.Int.Input("max_length", default=512, min=16, max=8192),
         io.Float.Input("temperature", default=0.7, min=0.0, max=2.0, step=0.05),
@@ -130,7 +139,33 @@ class OpenSoraPromptHelper(Node, category="conditioning", outputs={"text": io.St
     def execute(cls, clip, prompt, kind, sampling, edited, image) -> io.NodeOutput:
         text, score = edited.strip(), MOTION_SCORE
         if not text:
-            if not prompt.strip() and kind != IMAGE:
+            if not prompt.strip() and kind != refine.IMAGE:
                 raise OpenSoraError("The prompt is empty; say in a few words what to show.")
-            text, score = refine.refined(clip, prompt, kind, image, sampling, cls.hidden.unique_id)
+            text, score = _refined(clip, prompt, kind, image, sampling, cls.show)
         return io.NodeOutput(text, score, ui=ui.PreviewText(text))
+
+
+def _refined(clip, prompt: str, kind: str, image, sampling: dict, show: Callable[[str], None]) -> tuple[str, int]:
+    """(the description, the motion score that is proposed).
+
+    clip: a host CLIP that can write.
+    image: IMAGE, of which the first is shown to a model that can see, or None.
+    sampling: seed, max_length (tokens), temperature (0: always the likeliest token).
+    Raises OpenSoraError: the CLIP reads prompts and writes none.
+    """
+    held = getattr(clip, "cond_stage_model", None)
+    inner = (getattr(part, "transformer", None) for part in held.modules()) if hasattr(held, "generate") else ()
+    writer = next((one for one in inner if hasattr(one, "generate")), None)  # the network inside a CLIP
+    if writer is None:
+        name = "no text model" if held is None else type(held).__name__.rstrip("_")
+        raise OpenSoraError(f"This CLIP ({name}) reads prompts and writes none. {_LOADERS}")
+    sees = image is not None and hasattr(writer, "preprocess_embed")
+    if image is not None and not sees:
+        show("This text model sees no pictures; it goes by the prompt alone.")
+    media = {"image": image[:1] if sees else None, "video": None, "audio": None}
+    tokens = clip.tokenize(refine.asked(prompt, kind, sees), skip_template=False, min_length=1, thinking=False, **media)
+    answer = clip.decode(clip.generate(tokens, do_sample=sampling["temperature"] > 0, **sampling, **_SAMPLING))
+    text, score = refine.answered(answer, prompt)
+    if text == prompt.strip():
+        show("The text model wrote no description; the prompt is given on as it is.")
+    return text, score

@@ -53,10 +53,6 @@ class Asked:
     cut_scenes: bool
     family: Family
 
-    def words(self, caption: str) -> str:
-        """What the text encoders read of a caption."""
-        return self.family.text.words(caption, self.family.text.said(fps=self.fps, motion_score=self.motion_score))
-
 
 def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
     """(latents [1, C, T, H, W], CONDITIONING) of every piece of a folder's clips that is long enough.
@@ -67,16 +63,17 @@ def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
     count, size = grid.pixel_frames(asked.shape[2]), tuple(side * grid.space for side in asked.shape[3:])
     found = [piece for one in captioned_clips(folder) for piece in pieces(one, asked.fps, asked.cut_scenes)]
     made_by = [fingerprint_of(network.named_parameters()) for network in (vae.first_stage_model, clip.cond_stage_model)]
+    recipe, said = asked.family.text, asked.family.text.said(fps=asked.fps, motion_score=asked.motion_score)
     samples, short, bar = [], [], comfy.utils.ProgressBar(len(found))
     for piece in found:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        text, stat = asked.words(piece.clip.caption), piece.clip.path.stat()
+        text, stat = recipe.words(piece.clip.caption, said), piece.clip.path.stat()
         about = [piece.clip.path.name, stat.st_size, stat.st_mtime_ns, piece.first, count, size, asked.fps, text, *made_by]
         path = folder / _KEPT / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.safetensors"
         kept = _kept(path)
         if kept is None and (frames := read_piece(piece, count, asked.fps)) is not None:
             latent = clips.encode(vae, fit_clip(frames, *size), Tiling(), None, lambda line: None)
-            ((states, values),) = prompts.encode(clip, [text], None, recipe=asked.family.text)[0]
+            ((states, values),) = prompts.encode(clip, [text], None, recipe=recipe)[0]
             kept = {"latent": latent, "states": states, **{name: value for name, value in values.items() if isinstance(value, Tensor)}}
             _keep(path, kept)
         if kept is None:

@@ -1,6 +1,6 @@
 """A short prompt made the long description that the models were trained on, by any text model: what it is asked, and what is read of its answer.
 
-Pure text. Who runs a text model stands elsewhere: ComfyUI's in nodes/host/refine.py, a folder of transformers' in commands/refine.py.
+Pure text. Who runs a text model stands elsewhere: ComfyUI's in nodes/text.py, a folder of transformers' in commands/refine.py.
 """
 
 import re
