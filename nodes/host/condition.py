@@ -81,10 +81,7 @@ class Reference:
             raise OpenSoraError(f"{found[0]} reference pictures for a batch of {latent_shape[0]} videos; give 1 or {latent_shape[0]}.")
 
     def fit(self, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """(known [B, 1, T, H, W], 1 = given; latents [B, C, T, H, W], unscaled), both of the batch's size.
-
-        Raises OpenSoraError: the reference does not fit the clip.
-        """
+        """(known [B, 1, T, H, W], 1 = given; latents [B, C, T, H, W], unscaled), both of the batch's size; errors as check's."""
         self.check(latent_shape)
         batch, _, frames, *size = latent_shape
         latents = self.latents.float()

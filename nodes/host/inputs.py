@@ -98,10 +98,7 @@ def sides(width: int, height: int, grid: geometry.Grid = geometry.CAUSAL) -> lis
 def frames_of(
     length: str | None, num_frames: int | None, grid: geometry.Grid = geometry.CAUSAL, fps: float = SamplingOptions.fps
 ) -> int | None:
-    """The count of frames that a node is asked for: `length` where something is written there, else num_frames.
-
-    Raises OpenSoraError: what is written is no length, or one that the grid has not.
-    """
+    """How many frames a node is asked for: what `length` says, if anything, else num_frames. Raises an OpenSoraError for no length of the grid."""
     if not (length or "").strip():
         return num_frames
     frames = grid.length(length, fps)

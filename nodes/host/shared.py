@@ -93,10 +93,7 @@ def shared_vae(path: str):
 
 
 def keep_loaded(gib: float) -> str:
-    """Keep up to so many GiB of models in RAM when nothing uses them; see keep.py. Returns a sentence, "" for none.
-
-    Raises OpenSoraError: no amount of memory.
-    """
+    """Keep up to so many GiB of models in RAM when nothing uses them (keep.py), and say so; errors as keep.set_limit's."""
     keep.set_limit(gib, tuple(_IN_CACHE.values()))
     return f"Up to {gib:g} GiB stay loaded after their use." if gib else ""
 

@@ -213,10 +213,7 @@ def read_encoder(path: str) -> EncoderFile:
 
 
 def sort_files(first: EncoderFile, second: EncoderFile | None) -> tuple[EncoderFile, EncoderFile | None]:
-    """(T5, CLIP-L), whichever way round they were given, or T5 alone.
-
-    Raises CheckpointError: one of them is neither, or both are the same.
-    """
+    """(T5, CLIP-L), whichever way round they were given, or T5 alone. Raises a CheckpointError where one is neither, or both are the same."""
     if second and second.identity.kind == "t5" and first.identity.kind != "t5":
         first, second = second, first
     for file, kind in ((first, "t5"), (second, "clip")):
