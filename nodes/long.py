@@ -48,7 +48,7 @@ class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experi
 
     @classmethod
     def validate_inputs(cls, num_frames=None, context_frames=None, length=None):
-        found = {"context_frames": inputs.problem(geometry.CAUSAL.check_num_frames, context_frames or None)}
+        found = {"context_frames": inputs.problem(geometry.CAUSAL.frames.check, context_frames or None)}
         if (length or "").strip():  # in the model's own lengths, which are known when it runs
             return {"length": inputs.problem(geometry.CAUSAL.length, length, SamplingOptions.fps), **found}
         return {**inputs.length_problems("", num_frames or None, geometry.CAUSAL), **found}  # 0 = by itself

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.family import Family
 from ...opensora_core.geometry import Tiling
-from ...opensora_core.media.dataset import captioned_clips, pieces, read_piece
+from ...opensora_core.media.dataset import captioned_clips
 from ...opensora_core.names import complete_or_absent
 from ...opensora_core.sampling.given import fit_clip
 from ...opensora_core.sampling.plan import fingerprint_of
@@ -61,17 +61,17 @@ def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
     """
     grid = vae_config(vae).grid
     count, size = grid.pixel_frames(asked.shape[2]), tuple(side * grid.space for side in asked.shape[3:])
-    found = [piece for one in captioned_clips(folder) for piece in pieces(one, asked.fps, asked.cut_scenes)]
+    found = [piece for one in captioned_clips(folder) for piece in (one.scenes(asked.fps) if asked.cut_scenes else [one])]
     made_by = [fingerprint_of(network.named_parameters()) for network in (vae.first_stage_model, clip.cond_stage_model)]
     recipe, said = asked.family.text, asked.family.text.said(fps=asked.fps, motion_score=asked.motion_score)
     samples, short, bar = [], [], comfy.utils.ProgressBar(len(found))
     for piece in found:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        text, stat = recipe.words(piece.clip.caption, said), piece.clip.path.stat()
-        about = [piece.clip.path.name, stat.st_size, stat.st_mtime_ns, piece.first, count, size, asked.fps, text, *made_by]
+        text, stat = recipe.words(piece.caption, said), piece.path.stat()
+        about = [piece.path.name, stat.st_size, stat.st_mtime_ns, piece.first, count, size, asked.fps, text, *made_by]
         path = folder / _KEPT / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.safetensors"
         kept = _kept(path)
-        if kept is None and (frames := read_piece(piece, count, asked.fps)) is not None:
+        if kept is None and (frames := piece.read(count, asked.fps)) is not None:
             latent = clips.encode(vae, fit_clip(frames, *size), Tiling(), None, lambda line: None)
             ((states, values),) = prompts.encode(clip, [text], None, recipe=recipe)[0]
             kept = {"latent": latent, "states": states, **{name: value for name, value in values.items() if isinstance(value, Tensor)}}

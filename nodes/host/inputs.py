@@ -127,4 +127,4 @@ def length_problems(length: str | None, num_frames: int | None, grid: geometry.G
     """What is wrong with a length: what is written holds before the count."""
     if (length or "").strip():
         return {"length": problem(frames_of, length, 0, grid)}
-    return {"num_frames": problem(grid.check_num_frames, num_frames)}
+    return {"num_frames": problem(grid.frames.check, num_frames)}
