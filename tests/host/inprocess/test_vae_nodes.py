@@ -337,7 +337,7 @@ def test_out_of_memory_parks_activations_first(run_node, ours, core, reference, 
         return plain(latents, home)
 
     monkeypatch.setattr(network, "decode_tile", decode)
-    monkeypatch.setattr(clips, "_ram_for_parking", lambda vae: 2**40)
+    monkeypatch.setattr(clips, "ram_for_parking", lambda device: 2**40)
     latents = noise(1, 16, 18, 4, 4)
     found = decode_node(run_node, ours, latents, policy=policy)
     assert homes == [None, torch.device("cpu")] and relative_error(found[None], reference(core).decode(latents, tiles())) < 1e-5
