@@ -1,7 +1,8 @@
 """The recorded copy of how the host describes our nodes and the stock nodes that the workflows use.
 
 tests/golden/object_info.json lets the tests check workflows, help pages and translations with no host at hand.
-`make record` writes it again from the ComfyUI that is found; a test against the host compares. It also gives new nodes and inputs a place in
+`make record` writes it again from the ComfyUI that is found; a test against the host compares. It also lists our nodes for ComfyUI Manager,
+which cannot read their names off the source (node_list.json), gives new nodes and inputs a place in
 locales/en/nodeDefs.json, where their texts are written, and freezes the schemas of nodes that are new (tests/golden/schemas.json): those of
 nodes that have landed are never written again.
 """
@@ -15,6 +16,7 @@ from . import comfy
 
 RECORD = comfy.PACK / "tests" / "golden" / "object_info.json"
 FROZEN = comfy.PACK / "tests" / "golden" / "schemas.json"
+LISTED = comfy.PACK / "node_list.json"
 ENGLISH = comfy.PACK / "locales" / "en" / "nodeDefs.json"
 FILE_LISTS = {"model_name", "t5_name", "clip_l_name", "vae_name", "lora_name"}  # combos whose options are the user's files
 STOCK_NODES = (
@@ -129,7 +131,9 @@ def main() -> int:
         with comfy.Server(installation, Path(folder)) as server:
             record = from_host(server)
     _write(RECORD, record)
-    _write(ENGLISH, english(record["nodes"]))
+    texts = english(record["nodes"])
+    _write(ENGLISH, texts)
+    _write(LISTED, {name: told["description"] for name, told in texts.items()})
     frozen = json.loads(FROZEN.read_text(encoding="utf-8")) if FROZEN.is_file() else {}
     landed = {name: schema_of(info) for name, info in record["nodes"].items() if name.startswith("OpenSora")}
     _write(FROZEN, landed | frozen)

@@ -1,5 +1,6 @@
 """`pip install .` gives the library with its data, and nothing else of this checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,3 +60,10 @@ def test_no_folder_stands_before_the_templates(name):
     """ComfyUI serves templates from the first of these folders that a pack has and from no other: beside one, `workflows` would answer 404
     for every template (0.33, app/custom_node_manager.py)."""
     assert (ROOT / "workflows").is_dir() and not (ROOT / name).exists()
+
+
+def test_the_manager_is_told_of_every_node():
+    """ComfyUI Manager finds nodes that a workflow misses by what stands in the sources, or in this file where names are made, as ours are."""
+    told = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    listed = json.loads((ROOT / "node_list.json").read_text(encoding="utf-8"))
+    assert listed == {name: texts["description"] for name, texts in told.items()}
