@@ -79,7 +79,7 @@ class ModelFiles:
         found = _published(folder) or {part: _in(folder, name) for part, name in layout.items()}
         if missing := [layout[part] for part, path in found.items() if not path.exists()]:
             raise OpenSoraError(f"The model folder {folder} lacks {', '.join(missing)}; download it whole, or name each part's file.")
-        return cls(**{"clip": None, **found}, tokenizers=tokenizers and Path(tokenizers))
+        return cls(**{"clip": None, **found}, tokenizers=None if tokenizers is None else Path(tokenizers))
 
     @property
     def family(self) -> Family:
