@@ -3,14 +3,14 @@
     python -m benchmarks.several_gpus [--linear 790 --attention 620 --bandwidth 300] [--out FILE]
 
 A forward is its matrix products (shared out by tokens), its attention (by heads) and two exchanges an attention; a step its guidance passes, shared out
-as opensora_core.parallel.shares chooses. Text, VAE, launches and waiting are left out. To measure: generate --gpus N, or benchmarks.speed_table.
+as opensora_core.parallel chooses. Text, VAE, launches and waiting are left out. To measure: generate --gpus N, or benchmarks.speed_table.
 """
 
 import argparse
 
 from benchmarks import record
 from opensora_core.networks.mmdit.config import OPEN_SORA_2
-from opensora_core.parallel.shares import groups_for
+from opensora_core.parallel import groups_for
 from opensora_core.sampling.guidance import PICTURES, Guidance
 from opensora_core.sampling.plan import POINTS, StepPlan, planned
 from opensora_core.sampling.schedule import flow_schedule

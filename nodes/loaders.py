@@ -3,8 +3,9 @@
 import folder_paths
 from comfy_api.latest import io
 
-from .host import attention as kernels, inputs, keep, lora, notice, paths, shared
+from .host import inputs, keep, kernels, notice, paths, shared
 from .host.inputs import MODELS
+from .host.model import apply_lora
 from .host.node import Node
 from .host.offload import apply_offload
 
@@ -16,7 +17,7 @@ class OpenSoraModelLoader(Node, category="loaders", outputs={"model": io.Model})
         *inputs.of("model_name", "precision"),
         *inputs.of("offload", optional=True),
         *inputs.of("budget_gib", optional=True, advanced=True),
-        inputs.choice("attention", kernels.CHOICES, optional=True, advanced=True),
+        inputs.choice("attention", kernels.ATTENTION, optional=True, advanced=True),
     ]
 
     @classmethod
@@ -46,6 +47,6 @@ class OpenSoraLoraLoader(Node, category="loaders", outputs={"model": io.Model}):
 
     @classmethod
     def execute(cls, model, lora_name, strength) -> io.NodeOutput:
-        patched, line = lora.apply_lora(model, paths.model_file(LORAS, lora_name), strength)
+        patched, line = apply_lora(model, paths.model_file(LORAS, lora_name), strength)
         cls.show(line, notice.INFO)
         return io.NodeOutput(patched)

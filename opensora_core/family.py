@@ -112,8 +112,8 @@ class Part:
     kind: str
     title: str
     other: str = ""
-    place: str
-    slot: str
+    place: str = "which belongs in the VAE slot (models/vae in ComfyUI)"
+    slot: str = "vae"
     keys: tuple[str, ...]
     config: Callable[[Shapes], Any]
     owns: Callable[[Any], bool] = lambda config: True
@@ -123,10 +123,6 @@ class Part:
     repositories: tuple[str, ...] = ()
     build: Callable[..., Any]
     layouts: tuple[Layout, ...] = (AS_RELEASED,)
-
-    def released_like(self, config: Any) -> Any:
-        """The released sizes that a file's are to be compared with."""
-        return config if config in self.also_released else self.released
 
     def layout_of(self, shapes: Shapes) -> Layout:
         """How a file keeps its tensors, from its shapes without prefix."""
@@ -162,6 +158,8 @@ class Family(Part):
         lora_key: a key of a LoRA file as checkpoint/lora.py reads it.
     """
 
+    place: str = "which belongs in the model slot (models/diffusion_models in ComfyUI)"
+    slot: str = "transformer"
     groups: Mapping[str, Pattern]
     example: "Callable[..., dict[str, Tensor]]"
     codecs: tuple[str, ...]

@@ -171,7 +171,7 @@ class Fused(Protocol):
 
 
 class AllTokens:
-    """Which tokens of a forward are this process's: all of them. parallel/shares.py shares them out over several."""
+    """Which tokens of a forward are this process's: all of them. parallel.py shares them out over several."""
 
     def count(self, number: int) -> int:
         """How many of so many tokens."""

@@ -20,7 +20,7 @@ from .memory.decode import VideoVAE
 from .memory.footprint import sizes_of_files
 from .memory.residency import make_residency
 from .ops import sliced_attention
-from .parallel.group import Group
+from .parallel import Group
 from .run.asked import check_request, given_of, going_on_of, guidance_of, options_of, seed_of, steps_of, with_usual
 from .run.calibrate import Calibrated, calibrate
 from .run.clip import checked_latents, make_clip, make_longer
@@ -184,7 +184,7 @@ class OpenSoraPipeline:
         return self
 
     def use_group(self, group: Group) -> "OpenSoraPipeline":
-        """Make videos together with other processes, which have the same files and options; see parallel/group.py.
+        """Make videos together with other processes, which have the same files and options; see parallel.py.
 
         The first process is called as usual; the others call `help` instead, and end with the group. A model can be shared out over so many and no more.
         """

@@ -4,7 +4,7 @@
 management, LoRA, compilation, caching, context windows) works with them. The networks are the core's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.conds
@@ -195,20 +195,14 @@ class PictureModel(CoreModel):
         return recipe.inputs(self.config, {"context": x[:0]}, given, told)["cond"].to(kwargs["device"])
 
 
-class LearnedSampling(selftest.base(comfy.model_sampling, "ModelSamplingDiscrete"), selftest.base(comfy.model_sampling, "EPS")):
-    """The noise levels of Open-Sora 1.0 and 1.1: sigma is the ratio of noise to clean, as the library's points are."""
-
-    def __init__(self, model_config):
-        super().__init__(model_config)
-        self.set_sigmas(ddpm.respaced_schedule(None, None, ddpm.NUM_TIMESTEPS).points[:-1].flip(0))
-
-
 class LearnedModel(FramesModel):
     """Open-Sora 1.0 and 1.1, whose variance is learned: their own steps make use of it, and no stock sampler can."""
 
     def __init__(self, row: "HostRow", identity: detect.Identity, model_config, device=None):
         super().__init__(row, identity, model_config, device)
-        self.model_sampling = LearnedSampling(model_config)
+        self.model_sampling = comfy.model_base.model_sampling(model_config, comfy.model_base.ModelType.EPS)
+        # The host's sigma is the ratio of noise to clean, as the library's points are.
+        self.model_sampling.set_sigmas(ddpm.respaced_schedule(None, None, ddpm.NUM_TIMESTEPS).points[:-1].flip(0))
 
     def extra_conds(self, **kwargs):
         if not kwargs.get(STEPS_KEY):
@@ -289,7 +283,7 @@ class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
     def matches(cls, unet_config, state_dict=None, unet_key_prefix=""):
         if state_dict is None or (cls.row.own_of_the_host and f"{unet_key_prefix}{cls.row.own_of_the_host}" in state_dict):
             return False
-        kind = _identify(state_dict, unet_key_prefix).kind
+        kind = detect.identify(_shapes(state_dict, unet_key_prefix)).kind
         return kind in (cls.row.kind, detect.damaged(cls.row.kind))
 
     def model_type(self, state_dict, prefix=""):
@@ -299,10 +293,10 @@ class FileClass(selftest.base(comfy.supported_models_base, "BASE")):
         return False
 
     def get_model(self, state_dict, prefix="", device=None):
-        self.identity = detect.require(_identify(state_dict, prefix), "transformer", "This file")
+        found = _shapes(state_dict, prefix)
+        self.identity = detect.require(detect.identify(found), "transformer", "This file")
         # A quantised weight may show half its columns; what is missing is missing all the same.
         exact = self.quant_config is None and self.custom_operations is None
-        found = bare_shapes(_shapes(state_dict), prefix)
         try:
             compare(found, self.identity.manifest(), self.identity.layout).whole(f"This file is {self.identity.title}", exact)
         except CheckpointError as error:
@@ -382,20 +376,10 @@ def require_open_sora(model) -> NetworkSizes:
     raise OpenSoraError(f"This MODEL is {found}, not one of this pack's; load Open_Sora_v2.safetensors with Open-Sora Load Model.")
 
 
-def belongs_to_the_host(keys: Iterable[str], identity: detect.Identity) -> bool:
-    """Whether stock loaders give a file to a class of the host's own."""
-    row = next((row for row in ROWS if row.kind == identity.kind), None)
-    return row is not None and bool(row.own_of_the_host) and row.own_of_the_host in keys
-
-
 def converted(state: dict[str, Tensor], identity: detect.Identity) -> dict[str, Tensor]:
     """A file's tensors, without prefix, as the module's."""
     return {name: part for key, tensor in state.items() for name, part in identity.layout.convert(key, tensor, identity.config)}
 
 
-def _shapes(state: dict[str, Tensor]) -> Manifest:
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
-
-
-def _identify(state: dict[str, Tensor], prefix: str) -> detect.Identity:
-    return detect.identify(bare_shapes(_shapes(state), prefix))
+def _shapes(state: dict[str, Tensor], prefix: str) -> Manifest:
+    return bare_shapes({key: tensor.shape for key, tensor in state.items()}, prefix)

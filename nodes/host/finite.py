@@ -1,4 +1,4 @@
-"""A network's answer that is not made of numbers: what it probably comes from, and fp16 given up for what is wider."""
+"""A network's answer that is not made of numbers: what it probably comes from."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,32 +9,6 @@ from ...opensora_core.run.finite import is_finite
 
 _HOOKS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function", "model_function_wrapper")
 _CHECK = "a damaged file (python -m opensora_core inspect FILE looks at it), or a precision that it was not made for (precision fp32 is the widest)"
-
-
-class Wider:
-    """A network of the host that computes in fp16 (--fp16-unet) and can go on in bf16, which reaches further: its layers then cast their
-    weights as they are used, as the host's own casting layers do. Undone with `off`; the weights are never changed."""
-
-    def __init__(self, model):
-        self._model, self._before, self._changed = model, None, []
-
-    def on(self) -> bool:
-        """Whether there was a wider type to go on in."""
-        if self._changed or self._model.get_dtype_inference() != torch.float16:
-            return False
-        self._changed = [module for module in self._model.diffusion_model.modules() if getattr(module, "comfy_cast_weights", None) is False]
-        for module in self._changed:
-            module.comfy_cast_weights = True
-        self._before, self._model.manual_cast_dtype = self._model.manual_cast_dtype, torch.bfloat16
-        return True
-
-    def off(self) -> None:
-        """Undo what `on` did."""
-        if self._changed:
-            self._model.manual_cast_dtype = self._before
-        for module in self._changed:
-            del module.comfy_cast_weights
-        self._changed = []
 
 
 def cause(patcher, x: Tensor, conds: list, predictions: Iterable[Tensor], options: dict) -> str:
@@ -61,12 +35,9 @@ def cause(patcher, x: Tensor, conds: list, predictions: Iterable[Tensor], option
 
 def _names(options: dict) -> str:
     """Modules and names of the functions that were hung into a MODEL."""
-    hooks = [hook for name in _HOOKS for hook in _as_list(options.get(name))]
+    hung = [options.get(name) or [] for name in _HOOKS]
+    hooks = [hook for some in hung for hook in (some if isinstance(some, list | tuple) else [some])]
     return ", ".join(dict.fromkeys(f"{hook.__module__.split('.')[-1]}: {hook.__name__}" for hook in hooks if hasattr(hook, "__name__")))
-
-
-def _as_list(value) -> list:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _bad_weight(patcher) -> str:

@@ -6,7 +6,7 @@ differently from the host's usual Flux workflow: its schedule, its guidance, its
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeVar
 
 import comfy.latent_formats
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import PAINTER
+from ...opensora_core.family import NetworkSizes
 from ...opensora_core.geometry import CAUSAL, HIGH_COMPRESSION, SPACE_COMPRESSION
 from ...opensora_core.run.finite import is_finite, not_numbers, one_colour
 from ...opensora_core.run.picture import DRAWING, PictureRequest, check_text
@@ -39,21 +40,8 @@ PATCH = 2  # latent pixels per token side, of every Flux.1
 SOCKETS = ("flux_model", "flux_vae", "clip", "model", "vae")
 
 
-@dataclass(frozen=True)
-class FluxFacts:
-    """What a picture needs to know of a Flux MODEL. guidance_embed: dev; False: schnell. Widths of the text it reads."""
-
-    guidance_embed: bool
-    context_in_dim: int
-    vec_in_dim: int
-
-    @property
-    def title(self) -> str:
-        return "Flux dev" if self.guidance_embed else "Flux schnell"
-
-
-def require_flux(model, name: str = "flux_model") -> FluxFacts:
-    """What a MODEL is, if it is a Flux.1 that draws from text.
+def require_flux(model, name: str = "flux_model") -> NetworkSizes:
+    """Sizes of a MODEL, if it is a Flux.1 that draws from text: which kind it is, and the widths of the text it reads.
 
     Raises:
         OpenSoraError: another model, or a Flux that wants a picture to begin with.
@@ -74,7 +62,8 @@ def require_flux(model, name: str = "flux_model") -> FluxFacts:
         raise OpenSoraError(
             f"{name} holds a Flux that begins with a picture (Fill, Canny, Depth and the like); use flux1-dev or flux1-schnell."
         )
-    return FluxFacts(bool(config.get("guidance_embed")), config["context_in_dim"], config["vec_in_dim"])
+    widths = {name: config[name] for name in ("context_in_dim", "vec_in_dim")}
+    return replace(PAINTER.released, guidance_embed=bool(config.get("guidance_embed")), **widths)
 
 
 def check_flux_vae(vae, name: str = "flux_vae") -> None:
@@ -122,12 +111,17 @@ def paint(model, vae, positive: list, request: PictureRequest, seed: int, node_i
     sides = [side // SPACE_COMPRESSION for side in (request.height, request.width)]
     alpha = DRAWING.shift(request.schedule, sides[0] * sides[1] // PATCH**2, facts.guidance_embed)
     steps = DRAWING.num_steps(request.steps, facts.guidance_embed)
-    patched = _shifted(model, alpha)
+    # A copy whose own sampling agrees with the sigmas.
+    kind, shift = comfy.model_sampling.ModelSamplingDiscreteFlow, {"shift": alpha, "multiplier": 1.0}
+    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.ModelSamplingFlux):
+        kind, shift = comfy.model_sampling.ModelSamplingFlux, {"shift": math.log(alpha)}
+    patched = agreeing(model, kind, **shift)
     guider = selftest.base(comfy.samplers, "CFGGuider")(patched)
     guider.set_cfg(1.0)  # one pass: dev is distilled from guidance, schnell has none
     guider.inner_set_conds({"positive": node_helpers.conditioning_set_values(positive, {"guidance": request.guidance})})
     own = DRAWING.schedule_name(request.schedule, facts.guidance_embed)
-    line = f"Picture {request.width}x{request.height}, seed {seed}: {facts.title}, {steps} steps, {own} schedule"
+    name = f"Flux {'dev' if facts.guidance_embed else 'schnell'}"
+    line = f"Picture {request.width}x{request.height}, seed {seed}: {name}, {steps} steps, {own} schedule"
     notice.show(line, node_id, notice.INFO)
     empty = torch.zeros((1, 16, *sides), device=comfy.model_management.intermediate_device())
     noise, sigmas = solvers.noise(empty.shape, seed), schedule.sigmas(steps, alpha)
@@ -205,10 +199,3 @@ def _named(name: str, check: Callable[[], T]) -> T:
         return check()
     except OpenSoraError as error:
         raise OpenSoraError(f"{name}: {error}") from error
-
-
-def _shifted(model, alpha: float):
-    """A copy of the MODEL whose own sampling agrees with the sigmas."""
-    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.ModelSamplingFlux):
-        return agreeing(model, comfy.model_sampling.ModelSamplingFlux, shift=math.log(alpha))
-    return agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha, multiplier=1.0)

@@ -5,8 +5,8 @@ combine, is the core's to say (sampling/guidance.py). Nothing is kept on the gui
 caches GUIDER objects and uses them again.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from types import SimpleNamespace
 
@@ -20,12 +20,11 @@ from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.ops import FUSED
 from ...opensora_core.run.finite import is_finite, not_numbers
 from ...opensora_core.sampling import ddpm
-from ...opensora_core.sampling.calibration import RecordedStep, Recorder
 from ...opensora_core.sampling.given import Beside
-from ...opensora_core.sampling.guidance import PICTURES, Guidance, StepGuidance, tame
+from ...opensora_core.sampling.guidance import PASSES, PICTURES, Guidance, StepGuidance, tame
 from ...opensora_core.sampling.plan import Averaged
 from ...opensora_core.sampling.run import SamplingRecipe
-from . import finite, fused, kept, notice, preview, selftest
+from . import finite, kept, kernels, notice, preview, selftest
 from .condition import BLANK_KEY, STEPS_KEY, check_conditioning, marked, not_its_steps, reference_of, with_reference, without_reference
 from .families import family_of, require_open_sora
 from .out_of_memory import RUN_KEY, Fallback, unless_out_of_memory
@@ -59,7 +58,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         model,
         positive: list,
         negative: list,
-        guidance: Guidance | Recorder,
+        guidance: Guidance,
         report: Callable[[str], None] | None = None,
         speed: str = EXACT,
         recipe: SamplingRecipe | None = None,
@@ -96,41 +95,37 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             conds = {name: marked(cond, **{STEPS_KEY: True}) for name, cond in conds.items()}
         self.inner_set_conds(conds)
 
-    def step_guidance(self, sigma: Tensor, sample_sigmas: Tensor, latent_frames: int) -> StepGuidance:
-        """Guidance of the step that a sigma belongs to."""
-        step, num_steps = step_index(sigma, sample_sigmas)
-        own = self.model_patcher.get_model_object("model_sampling")
-        told = float(own.timestep(sigma.max()))
-        return self.guidance_over(sample_sigmas).at_step(step, num_steps, latent_frames, self.use, told)
-
-    def guidance_over(self, sample_sigmas: Tensor) -> Guidance | Averaged | Recorder:
+    def guidance_over(self, sample_sigmas: Tensor) -> Guidance | Averaged:
         """Guidance of a run of these sigmas; where it is averaged, over the steps that the released run would take with the model's own shift."""
         if self.speed == EXACT:
             return self.guidance
         num_steps, sampling = self.family.usual.num_steps, self.model_patcher.get_model_object("model_sampling")
         whole = [float(sampling.percent_to_sigma(step / num_steps)) for step in range(num_steps + 1)]
-        return Averaged.over(self.guidance, whole, sample_sigmas)
+        return Averaged(self.guidance, whole, sample_sigmas.tolist())
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
         """The guided, denoised latents [B, C, T, H, W] of one evaluation, through the host's hooks."""
-        options = {} if model_options is None else model_options
-        now = self.step_guidance(timestep, options["transformer_options"]["sample_sigmas"], x.shape[2])
+        options, model = model_options, self.inner_model
+        sample_sigmas = options["transformer_options"]["sample_sigmas"]
+        step, num_steps = step_index(timestep, sample_sigmas)
+        told = float(self.model_patcher.get_model_object("model_sampling").timestep(timestep.max()))
+        now = self.guidance_over(sample_sigmas).at_step(step, num_steps, x.shape[2], self.use, told)
         if now.holds_image and getattr(options.get(HELD_KEY), "image", None) is None:
             now = now.computed()  # nothing to hold yet, as where a run begins in the middle
-        model, conds = self.inner_model, self._conds_of(now, options)
+        conds = self._conds_of(now, options)
         # Used outside `sample`, as by a test of one evaluation, there is no run to remember for.
         fallback = options.get(RUN_KEY) or Fallback(self.report)
         # A learned variance comes back beside the clean latents, in channels that go in empty: so the host joins and splits it as it does them.
         wide = torch.cat((x, torch.zeros_like(x)), dim=1) if self.is_learned else x
 
-        def predict() -> list[Tensor]:
-            return fallback.predict(
-                lambda arranged: _predict(model, arranged, wide, timestep, options),
-                conds, self.model_patcher, getattr(self, "loaded_models", []), options,
-            )  # fmt: skip
+        def passes(arranged: list) -> list[Tensor]:
+            if (replacement := options.get("sampler_calc_cond_batch_function")) is None:
+                return comfy.samplers.calc_cond_batch(model, arranged, wide, timestep, options)
+            return replacement({"conds": arranged, "input": wide, "sigma": timestep, "model": model, "model_options": options})
 
+        predict = partial(fallback.predict, passes, conds, self.model_patcher, getattr(self, "loaded_models", []), options)
         given = predict()
-        if not all(map(is_finite, given)) and is_finite(x) and fallback.wider(model).on():
+        if not all(map(is_finite, given)) and is_finite(x) and fallback.widen(model):
             self.report("The network gave values that are not numbers in float16; from here on it computes in bfloat16.")
             given = predict()
         if self.is_learned:
@@ -139,7 +134,6 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             held.variance = -variances[0] / timestep.reshape(-1, *[1] * (x.ndim - 1))
         guided = self._guided(given, conds, x, timestep, options, now)
         if not is_finite(guided):
-            step, num_steps = step_index(timestep, options["transformer_options"]["sample_sigmas"])
             why = finite.cause(self.model_patcher, x, conds, given, options)
             sentence = not_numbers(f"Sampling, step {step + 1} of {num_steps},", model.get_dtype_inference(), why)
             raise OpenSoraError(f"{sentence} {kept.keep(model.process_latent_out(x), 'as they were before that step')}")
@@ -159,12 +153,13 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         guided = comfy.samplers.cfg_function(
             model, cond, uncond, now.text, x, timestep, model_options=options, cond=conds[0], uncond=conds[1]
         )  # fmt: skip
-        if channels := getattr(now.of, "channels", 0):
-            guided = torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
-        if getattr(now.of, "tames", False) and not now.reads_reference and uncond is not None:
-            guided = _tamed(cond, guided, x, timestep)
         sigma = timestep.reshape(-1, *[1] * (x.ndim - 1))
-        now.seen({} if not isinstance(now, RecordedStep) else _velocities(x, sigma, conds, predictions))
+        if channels := now.of.channels:
+            guided = torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
+        if now.of.tames and not now.reads_reference and uncond is not None:
+            guided = x - sigma * tame((x - guided) / sigma, (x - cond) / sigma)  # spreads are of velocities
+        if now.record is not None:  # as velocities, of which the host made denoised latents
+            now.seen({name: (x - denoised) / sigma for name, denoised in zip(PASSES, predictions, strict=False)})
         if third is None and not now.holds_image:
             return guided
         held = options.get(HELD_KEY)
@@ -190,8 +185,18 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
         self._say_speed(sigmas, latent_image.shape[2])
         fallback, run = Fallback(self.report), super().sample
         callback = preview.watching(self.model_patcher, callback)
-        with self._for_one_run(fallback):
+        # Afterwards the guider is as it was, also where the host leaves a failed run's tensors on it.
+        options, names = self.model_options, set(vars(self))
+        self.model_options = {**options, RUN_KEY: fallback, HELD_KEY: SimpleNamespace()}
+        if self.speed != EXACT and (layers := kernels.fused(self.model_patcher.load_device, options)) is not None:
+            self.model_options["transformer_options"] = {**options.get("transformer_options", {}), FUSED: layers}
+        try:
             samples = unless_out_of_memory(lambda: run(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed))
+        finally:
+            fallback.end()
+            self.model_options = options
+            for name in set(vars(self)) - names:
+                delattr(self, name)
         if samples is None:
             sentence = fallback.failure(tuple(latent_image.shape), self.model_patcher)
             comfy.model_management.unload_all_models()
@@ -211,21 +216,6 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             (*_, forwards), released = self.forwards_after(sigmas, latent_frames)
             line = f"Speed {self.speed}: {len(sigmas) - 1} steps, {forwards} forwards, {released - forwards} of {released} saved"
             notice.show(line, notice.executing_node(), notice.INFO)
-
-    @contextmanager
-    def _for_one_run(self, fallback: Fallback) -> Iterator[None]:
-        """Gives the run its fallback; afterwards the guider is as it was, also where the host leaves a failed run's tensors on it."""
-        options, names = self.model_options, set(vars(self))
-        self.model_options = {**options, RUN_KEY: fallback, HELD_KEY: SimpleNamespace()}
-        if self.speed != EXACT and (layers := fused.layers(self.model_patcher.load_device, options)) is not None:
-            self.model_options["transformer_options"] = {**options.get("transformer_options", {}), FUSED: layers}
-        try:
-            yield
-        finally:
-            fallback.end()
-            self.model_options = options
-            for name in set(vars(self)) - names:
-                delattr(self, name)
 
     def forwards_after(self, sigmas: Tensor, latent_frames: int) -> tuple[list[int], int]:
         """Transformer rows per batch item up to the end of each step, and those of the released run that these steps stand for."""
@@ -250,31 +240,12 @@ def reads_negative(options: dict) -> bool:
     return any(options.get(name) for name in ("disable_cfg1_optimization", "sampler_cfg_function", "sampler_pre_cfg_function"))
 
 
-def _tamed(cond: Tensor, guided: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """guidance.tame of denoised latents; spreads are of velocities."""
-    sigma = sigma.view(-1, *[1] * (x.ndim - 1))
-    return x - sigma * tame((x - guided) / sigma, (x - cond) / sigma)
-
-
 def step_index(sigma: Tensor, sample_sigmas: Tensor) -> tuple[int, int]:
     """(step, number of steps): the last step that begins at or above this sigma, for solvers that evaluate between steps too."""
     now, schedule = float(sigma.max()), sample_sigmas.tolist()
     num_steps = max(1, len(schedule) - 1)
     begun = sum(1 for start in schedule[:num_steps] if start >= now - SIGMA_TOLERANCE)
     return max(0, begun - 1), num_steps
-
-
-def _velocities(x: Tensor, sigma: Tensor, conds: list, predictions: list[Tensor]) -> dict[str, Tensor]:
-    """What the network said of each pass that was run, from the denoised latents that the host made of it."""
-    names = ("cond", "uncond", "uncond_image")[: len(conds)]
-    return {name: (x - denoised) / sigma for name, denoised in zip(names, predictions, strict=False)}
-
-
-def _predict(model, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
-    replacement = options.get("sampler_calc_cond_batch_function")
-    if replacement is not None:
-        return replacement({"conds": conds, "input": x, "sigma": timestep, "model": model, "model_options": options})
-    return comfy.samplers.calc_cond_batch(model, conds, x, timestep, options)
 
 
 def _show_where_it_runs(line: str) -> None:

@@ -41,7 +41,9 @@ def set_limit(gib: float, kinds: tuple[str, ...]) -> None:
 def is_on() -> bool:
     """Whether what is loaded now may be kept."""
     yield_to_host()
-    return SHARED.keep_limit_gib > 0 and not _is_free_awaited()
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    is_free_awaited = queue is not None and bool(queue.get_flags(reset=False).get("free_memory"))  # the host lets go when the prompt ends
+    return SHARED.keep_limit_gib > 0 and not is_free_awaited
 
 
 def watch(given) -> None:
@@ -81,9 +83,3 @@ def _free_while_idle() -> None:
     with queue.mutex:
         if not queue.currently_running and not queue.flags:
             yield_to_host()
-
-
-def _is_free_awaited() -> bool:
-    """Whether /free came while a prompt runs: the host lets go when that ends."""
-    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
-    return queue is not None and bool(queue.get_flags(reset=False).get("free_memory"))

@@ -41,7 +41,9 @@ class OutputFile:
             path = Path(folder) / wanted(counter, latent_file.SUFFIX)
             self._claim = claim_unused(path, lambda number: path.with_name(wanted(counter + number, latent_file.SUFFIX)))
         except OSError as error:
-            raise OpenSoraError(f"Nothing can be written to {prefix!r} in the output folder ({error.strerror}).") from error
+            raise OpenSoraError(
+                f"Nothing can be written to {prefix!r} in the output folder ({error.strerror}); make room, or choose another name."
+            ) from error
         self.path = self._claim.path
         self.label = "/".join(filter(None, ["output", Path(subfolder).as_posix() if subfolder else "", self.path.name]))
         self.num_segments = 0

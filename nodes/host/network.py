@@ -1,5 +1,7 @@
 """The library's networks behind the host's calling convention. What is here only translates: the host's calls and its choice of attention."""
 
+from inspect import signature
+
 import comfy.ldm.modules.attention
 import comfy.patcher_extension
 import torch
@@ -30,6 +32,7 @@ class _HostNetwork:
     def __init__(self, config, operations, dtype, device):
         super().__init__(config, operations, host_attention, dtype, device)
         self.dtype = dtype
+        self._reads = tuple(signature(super().forward).parameters)  # of what the host tells of a pass
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, y=None, control=None, transformer_options=None, **named) -> Tensor:
         """x: [B, C or more, T, H, W], latents and then what is given beside them. Returns [B, C, T, H, W], or what the model gives there.
@@ -43,10 +46,10 @@ class _HostNetwork:
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._velocity, self, wrappers)
         return executor.execute(x, timestep, context, y, control, options, **named)  # wrappers look for the options at the end
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(latents, what is given beside them or None)."""
+    def _velocity(self, x, timestep, context, y, control, transformer_options, **named):
         latents, cond = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
-        return latents, cond if cond.shape[1] else None
+        given = {**named, "context": context, "y": y, "cond": cond if cond.shape[1] else None, "transformer_options": transformer_options}
+        return super().forward(latents, timestep, **{name: given[name] for name in self._reads if name in given})
 
 
 class HostMMDiT(_HostNetwork, MMDiT):
@@ -58,18 +61,15 @@ class HostMMDiT(_HostNetwork, MMDiT):
         self.in_channels = self.out_channels = config.in_channels
         self.patch_size, self.hidden_size, self.num_heads = [1, config.patch_size, config.patch_size], config.hidden_size, config.num_heads
 
-    def _velocity(self, x, timestep, context, y, control, transformer_options, **unused):
-        latents, cond = self._split(x)
-        return MMDiT.forward(self, latents, timestep / TIMESTEP_SCALE, context, y, cond, None, transformer_options)
+    def _velocity(self, x, timestep, *given, **named):
+        return super()._velocity(x, timestep / TIMESTEP_SCALE, *given, **named)
 
 
 class HostSTDiT3(_HostNetwork, STDiT3):
     """1.2 and 1.3: condition channels appended to x, and the velocity from data to noise."""
 
-    def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes, attention_mask=None, edit=None, **unused):
-        latents, cond = self._split(x)
-        told = {"sizes": sizes, "attention_mask": attention_mask, "edit": edit, "cond": cond}
-        return -STDiT3.forward(self, latents, timestep, context=context, **told, transformer_options=transformer_options)
+    def _velocity(self, *given, **named):
+        return -super()._velocity(*given, **named)
 
 
 class HostSTDiT(_HostNetwork, STDiT):
@@ -78,16 +78,11 @@ class HostSTDiT(_HostNetwork, STDiT):
     x is [B, 2 * C, T, H, W], so that the learned variance has a place in what comes back; its second half is not read.
     """
 
-    def _velocity(self, x, timestep, context, y, control, transformer_options, *, sizes=None, attention_mask=None, edit=None, **unused):
+    def _velocity(self, x, timestep, context, y, control, transformer_options, edit=None, **named):
         if edit is not None:
             edit = ddpm.network_edit(edit, ddpm.tables(len(transformer_options["sample_sigmas"]) - 1, torch.float32))
-        told = {"context": context, "sizes": sizes, "attention_mask": attention_mask, "edit": edit}
-        return STDiT.forward(self, x[:, : self.config.in_channels], timestep, **told, transformer_options=transformer_options)
+        return super()._velocity(x, timestep, context, y, control, transformer_options, edit=edit, **named)
 
 
 class HostCogVideoX(_HostNetwork, CogVideoX):
     """CogVideoX: the picture's channels appended to x; gives v."""
-
-    def _velocity(self, x, timestep, context, y, control, transformer_options, **unused):
-        latents, cond = self._split(x)
-        return CogVideoX.forward(self, latents, timestep, context, cond, transformer_options)

@@ -10,25 +10,15 @@ beyond a model's watermark never get any. A bound sets that watermark. It is a h
 whoever loads the model next moves it. That part was written from the allocator's source and has not been run on a GPU.
 """
 
-import functools
-from dataclasses import dataclass
-
 import comfy.model_management
 
 from ...opensora_core.choices import AUTO, BUDGET, MINIMAL, RESIDENT
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.memory.residency import GIB, at_least, at_most
+from . import selftest
 
-_ATTACHMENT = "open_sora_offload"
-_ALL = 1e32  # bytes; the host's own word for "as much as there is"
-
-
-@dataclass(frozen=True)
-class Offload:
-    """What travels with a MODEL and its copies. `limit`: bytes of weights on the device at most; None: all of them, always."""
-
-    mode: str
-    limit: int | None
+_ATTACHMENT = "open_sora_offload"  # of a MODEL and its copies: (mode, bytes of weights on the device at most, or None: all of them, always)
+ALL = 1e32  # bytes; the host's own word for "as much as there is"
 
 
 class Bounded:
@@ -39,15 +29,23 @@ class Bounded:
         offload = self.get_attachment(_ATTACHMENT)
         if offload is None:
             return super().partially_load(device_to, extra_memory, force_patch_weights)
-        if offload.limit is None:
-            _require_room(self, device_to)
-            extra_memory = _ALL
-        else:
-            # Negative where more is loaded than the mode allows; the host then unloads as much.
-            extra_memory = min(extra_memory, offload.limit - self.loaded_size())
+        _, limit = offload
+        if limit is None and not comfy.model_management.is_device_cpu(device_to):  # there the weights are in this memory already
+            # What is free beside what else is on the device; the host has made what room it could by now. The patcher's own count has, with
+            # dynamic VRAM, what other models and this one would give up.
+            free = self.get_free_memory(device_to) + (0 if self.is_dynamic() else self.loaded_size())
+            if self.model_size() > free:
+                # As the host does when loading fails: nothing of it stays on the device uncounted.
+                self.detach()
+                raise OpenSoraError(_does_not_fit(self.model_size(), int(free), "the device has free"))
+        # Negative where more is loaded than the mode allows; the host then unloads as much.
+        extra_memory = ALL if limit is None else min(extra_memory, limit - self.loaded_size())
         result = super().partially_load(device_to, extra_memory, force_patch_weights)
-        if self.is_dynamic():
-            _set_watermark(self, device_to, offload.limit)
+        vbar = getattr(self.model, "dynamic_vbars", {}).get(device_to) if self.is_dynamic() else None
+        if vbar is not None and limit is None:
+            vbar.set_watermark_limit(self.model_size())  # what dynamic VRAM may not take from the weights until this node ends
+        elif vbar is not None:
+            vbar.set_watermark(limit)  # what it may give them from now on
         return result
 
     def clone(self, disable_dynamic=False, model_override=None, force_deepcopy=False):
@@ -74,53 +72,30 @@ def apply_offload(model, mode: str, budget_gib: float) -> tuple[object, str]:
         return copy, ""
     total = comfy.model_management.get_total_memory(model.load_device)
     size = model.model_size()
-    limit = {RESIDENT: None, MINIMAL: 0}[mode] if mode != BUDGET else _budget(budget_gib, total)
+    if mode == BUDGET and budget_gib <= 0:
+        raise OpenSoraError(
+            f"A budget of {budget_gib} GiB is not an amount of memory; give more than 0, or use minimal for as little as can be."
+        )
+    if mode == BUDGET and budget_gib * GIB > total:
+        raise OpenSoraError(f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(total)} GiB; give at most that.")
     if mode == RESIDENT and size > total:
         raise OpenSoraError(_does_not_fit(size, total, "the device has"))
+    limit = {RESIDENT: None, MINIMAL: 0, BUDGET: int(budget_gib * GIB)}[mode]
     copy = _bounded(copy)
-    copy.set_attachments(_ATTACHMENT, Offload(mode, limit))
+    copy.set_attachments(_ATTACHMENT, (mode, limit))
     return copy, _line(copy, mode, limit, size)
 
 
 def offload_of(model) -> str:
     """The mode of a MODEL."""
     offload = model.get_attachment(_ATTACHMENT)
-    return AUTO if offload is None else offload.mode
-
-
-@functools.cache
-def _bounded_class(host_class: type) -> type:
-    return type(f"Bounded{host_class.__name__}", (Bounded, host_class), {})
+    return AUTO if offload is None else offload[0]
 
 
 def _bounded(patcher):
-    """The patcher with a bound class. By its class, so that it works for other packs' patchers (GGUF) and every way of copying."""
     if not isinstance(patcher, Bounded):
-        patcher.__class__ = _bounded_class(type(patcher))
+        patcher.__class__ = selftest.before(Bounded, type(patcher))
     return patcher
-
-
-def _budget(budget_gib: float, total: int) -> int:
-    if budget_gib <= 0:
-        raise OpenSoraError(
-            f"A budget of {budget_gib} GiB is not an amount of memory; give more than 0, or use minimal for as little as can be."
-        )
-    if budget_gib * GIB > total:
-        raise OpenSoraError(f"A budget of {budget_gib:g} GiB is larger than the device, which has {at_most(total)} GiB; give at most that.")
-    return int(budget_gib * GIB)
-
-
-def _require_room(patcher, device) -> None:
-    """Raise unless all weights fit beside what else is on the device. The host has made what room it could by now."""
-    if comfy.model_management.is_device_cpu(device):
-        return  # the weights are in this memory already
-    size = patcher.model_size()
-    # The patcher's own count has, with dynamic VRAM, what other models and this one would give up.
-    free = patcher.get_free_memory(device) + (0 if patcher.is_dynamic() else patcher.loaded_size())
-    if size > free:
-        # As the host does when loading fails: nothing of it stays on the device uncounted.
-        patcher.detach()
-        raise OpenSoraError(_does_not_fit(size, int(free), "the device has free"))
 
 
 def _does_not_fit(size: int, room: int, words: str) -> str:
@@ -128,17 +103,6 @@ def _does_not_fit(size: int, room: int, words: str) -> str:
         f"Offload resident needs {at_least(size)} GiB for the weights and {words} {at_most(room)} GiB; "
         "use auto, a budget, or a precision with smaller weights (fp8_e4m3fn, int8)."
     )
-
-
-def _set_watermark(patcher, device, limit: int | None) -> None:
-    """Bound what dynamic VRAM may give the weights from now on, or (None) what it may take from them until this node ends."""
-    vbar = getattr(patcher.model, "dynamic_vbars", {}).get(device)
-    if vbar is None:
-        return
-    if limit is None:
-        vbar.set_watermark_limit(patcher.model_size())
-    else:
-        vbar.set_watermark(limit)
 
 
 def _line(model, mode: str, limit: int | None, size: int) -> str:

@@ -1,4 +1,5 @@
-"""What sampling does when the device's memory runs out: the same evaluation again with less, and words for people if that fails too.
+"""What sampling does when the device's memory runs out: the same evaluation again with less, and words for people if that fails too. And when
+fp16 is too narrow: the same in bf16.
 
 Two ways down, each once in a run, and kept to its end: the passes of a step one after another, then other models off the
 device and the weights in RAM, from where the host streams them. The steps that are done stay done. How far a run has
@@ -12,16 +13,15 @@ from typing import TypeVar
 
 import comfy.conds
 import comfy.model_management
+import torch
 from torch import Tensor
 
 from ...opensora_core.choices import RESIDENT
 from ...opensora_core.memory.residency import at_most
 from . import offload, selftest
-from .finite import Wider
 
 RUN_KEY = "open_sora_out_of_memory"  # in the model options of one run
 
-_ALL = 1e32  # bytes; the host's own word for "as much as there is"
 _TEXT = "c_crossattn"  # every pass of this model has it
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def unless_out_of_memory(run: Callable[[], Result]) -> Result | None:
 
 
 class Fallback:
-    """How far one run has gone in needing less memory.
+    """How far one run has gone in needing less memory, and whether it computes in a wider type.
 
     Args:
         report: takes one line for people at each way down.
@@ -49,7 +49,7 @@ class Fallback:
         self._report = report
         self.is_one_by_one = False
         self.is_streaming = False
-        self._wider: Wider | None = None
+        self._widened: tuple | None = None  # the model, its type before, and the layers that cast now
 
     def predict(self, passes: Callable[[list], list[Tensor]], conds: list, patcher, beside: list, options: dict) -> list[Tensor]:
         """One evaluation, tried again with less memory as long as there is a way.
@@ -72,15 +72,24 @@ class Fallback:
             step_down()
         return passes(self._arranged(conds))
 
-    def wider(self, model) -> Wider:
-        """The way of this run from fp16 to what reaches further, which it keeps to its end."""
-        self._wider = self._wider or Wider(model)
-        return self._wider
+    def widen(self, model) -> bool:
+        """Whether a network that computed in fp16 (--fp16-unet) goes on in bf16, which reaches further, to the run's end: its layers cast their
+        weights as they are used, as the host's own casting layers do. The weights are never changed."""
+        if self._widened is not None or model.get_dtype_inference() != torch.float16:
+            return False
+        layers = [module for module in model.diffusion_model.modules() if getattr(module, "comfy_cast_weights", None) is False]
+        for module in layers:
+            module.comfy_cast_weights = True
+        self._widened, model.manual_cast_dtype = (model, model.manual_cast_dtype, layers), torch.bfloat16
+        return True
 
     def end(self) -> None:
         """The network is as it was before the run."""
-        if self._wider is not None:
-            self._wider.off()
+        if self._widened is not None:
+            model, before, layers = self._widened
+            model.manual_cast_dtype = before
+            for module in layers:
+                del module.comfy_cast_weights
 
     def failure(self, shape: tuple[int, ...], patcher) -> str:
         """What to say of a run that failed all the same. shape: [B, C, T, H, W] of its latents. Call it with the failed run's tensors gone."""
@@ -88,24 +97,20 @@ class Fallback:
         management, device, grid = comfy.model_management, patcher.load_device, patcher.model.config.grid
         free, total = (at_most(int(amount(device))) for amount in (management.get_free_memory, management.get_total_memory))
         clips = "" if num_videos == 1 else f"{num_videos} videos of "
-        tried = [
-            words for done, words in ((self.is_one_by_one, "one pass at a time"), (self.is_streaming, "the weights waiting in RAM")) if done
-        ]
+        tried = ["one pass at a time"] * self.is_one_by_one + ["the weights waiting in RAM"] * self.is_streaming
+        advice = "use offload minimal, or a precision with smaller weights (fp8_e4m3fn, int8)"
+        if offload.offload_of(patcher) == RESIDENT:
+            advice = "or use offload auto instead of resident"
+        if self.is_streaming:
+            advice = "or close other programs that use the device"
         return (
             f"Sampling {clips}{grid.pixel_frames(frames)} frames of {height * grid.space}x{width * grid.space} "
             f"(height x width) ran out of memory{', also with ' * bool(tried)}{' and '.join(tried)}; beside the weights loaded now the device "
-            f"has {free} of {total} GiB free: make fewer frames{' or videos' * (num_videos > 1)} or a smaller size, {self._advice(patcher)}."
+            f"has {free} of {total} GiB free: make fewer frames{' or videos' * (num_videos > 1)} or a smaller size, {advice}."
         )
 
-    def _advice(self, patcher) -> str:
-        if self.is_streaming:
-            return "or close other programs that use the device"
-        if offload.offload_of(patcher) == RESIDENT:
-            return "or use offload auto instead of resident"
-        return "use offload minimal, or a precision with smaller weights (fp8_e4m3fn, int8)"
-
     def _arranged(self, conds: list) -> list:
-        return [None if cond is None else [_alone(entry) for entry in cond] for cond in conds] if self.is_one_by_one else conds
+        return [cond and [_alone(entry) for entry in cond] for cond in conds] if self.is_one_by_one else conds
 
     def _way_down(self, conds: list, patcher, beside: list, options: dict) -> Callable[[], None] | None:
         if "multigpu_clones" in options:
@@ -126,9 +131,8 @@ class Fallback:
         self.is_streaming = True
         self._report("Ran out of memory; from here on the model's weights wait in RAM and travel as they are needed, which is slower.")
         management = comfy.model_management
-        needed = [patcher, *beside]
-        kept = [loaded for loaded in management.current_loaded_models if any(one.is_clone(loaded.model) for one in needed)]
-        management.free_memory(_ALL, patcher.load_device, keep_loaded=kept)
+        kept = [loaded for loaded in management.current_loaded_models if any(one.is_clone(loaded.model) for one in (patcher, *beside))]
+        management.free_memory(offload.ALL, patcher.load_device, keep_loaded=kept)
         # Not through free_memory: it would take the whole model away from a run that needs it.
         patcher.partially_unload(patcher.offload_device, patcher.loaded_size())
         management.soft_empty_cache()

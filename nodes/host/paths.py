@@ -94,7 +94,7 @@ def model_file(folder: str, name: str, part: str | None = None) -> str | Halves:
     return path if folder != VAE or isinstance(whole := model_files.whole_vae(path), Path) else whole
 
 
-def load_tensors(path: str | Path | Halves, **options) -> tuple[dict[str, Tensor], dict | None]:
+def load_tensors(path: str | Path | Halves) -> tuple[dict[str, Tensor], dict | None]:
     """(tensors by key, metadata) of a network by the host's own reader: of its file, or of all its shards or halves where it is in several.
 
     Torch files are read by the library: the host does not look for weights beside other things that a training tool saved (SAT's "module").
@@ -109,7 +109,7 @@ def load_tensors(path: str | Path | Halves, **options) -> tuple[dict[str, Tensor
             with open_tensors(header) as tensor:
                 part, about = {key: tensor(key) for key in header.tensors}, None
         else:
-            part, about = comfy.utils.load_torch_file(str(file), return_metadata=True, **options)
+            part, about = comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
         state.update(part)
         metadata.append(about)
     return state, merged_metadata(metadata, Path(str(path)).name)

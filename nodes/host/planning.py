@@ -20,8 +20,6 @@ from ...opensora_core.run import files as model_files
 from ...opensora_core.sampling.guidance import Guidance
 from . import notice
 
-_NF4 = f"{NF4} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA."
-
 
 def advise(request: Request, path: str, length: str = "") -> tuple[str, tuple[str, str, str], dict]:
     """Plan a video with a transformer file. length: in place of the request's frames, in frames or seconds of the model.
@@ -41,7 +39,10 @@ def advise(request: Request, path: str, length: str = "") -> tuple[str, tuple[st
     request = replace(request, num_steps=family.usual.num_steps, guidance=guidance, has_given=bool(family.requires))
     found = preflight(request, model, host_memory())
     if found.recommended is None:
-        raise OpenSoraError(_cannot(found))
+        asked = found.asked
+        needs = ", ".join(f"{stage.name} {at_least(stage.num_bytes)}" for stage in asked.stages)
+        does_not_fit = f"{found.request.words()} does not fit on {found.memory.name} (GiB needed: {needs})"
+        raise OpenSoraError(f"{does_not_fit}: {' '.join(asked.problems)} {found.nearest}")
     precision, line = _loader_precision(found)
     fit = _fit(found)
     report = "\n".join(filter(None, [fit["verdict"], about, found.report(), _about_ram(found), line]))
@@ -121,10 +122,4 @@ def _loader_precision(found: Preflight) -> tuple[str, str]:
     wanted = found.recommended.settings.precision
     if wanted == found.model.stored or (found.recommended is found.asked and found.request.settings.precision == AUTO):
         return AUTO, ""  # as stored; a quantised file takes nothing else
-    return wanted, _NF4 if wanted == NF4 else ""
-
-
-def _cannot(found: Preflight) -> str:
-    asked = found.asked
-    needs = ", ".join(f"{stage.name} {at_least(stage.num_bytes)}" for stage in asked.stages)
-    return f"{found.request.words()} does not fit on {found.memory.name} (GiB needed: {needs}): {' '.join(asked.problems)} {found.nearest}"
+    return wanted, f"{NF4} is experimental in ComfyUI: it needs the library bitsandbytes, and takes no LoRA." if wanted == NF4 else ""

@@ -70,7 +70,7 @@ def shifted(
         way = recipe.schedule(config, shape, steps, shift)
         if use is not None and use.is_whole:
             family.check_given(["video"], use)
-            way = recipe.cut(way, use)
+            way = schedule.last_steps(way, round(1 - use.strength, 6))
         return patched, torch.cat((own.sigmas[way.timesteps.long()], torch.zeros(1))), line
     alpha = shift or schedule.latent_flow_shift(shape, config.patch_size)
     if speed != EXACT:

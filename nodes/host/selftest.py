@@ -7,7 +7,9 @@ needed. A part missing here is found in a second, not after an hour of sampling.
 import inspect
 import logging
 import pkgutil
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
+from functools import cache
 
 from ...opensora_core.errors import OpenSoraError
 
@@ -20,7 +22,7 @@ _PARTS = {
     "comfy.supported_models": "models",
     "comfy.supported_models_base": "BASE(unet_config)",
     "comfy.supported_models_base.BASE": "matches get_model process_unet_state_dict process_unet_state_dict_for_saving",
-    "comfy.model_base": "BaseModel(model_config,model_type,device,unet_model) Flux(model_config)",
+    "comfy.model_base": "BaseModel(model_config,model_type,device,unet_model) Flux(model_config) model_sampling(model_config,model_type)",
     "comfy.model_base.BaseModel": "extra_conds concat_cond encode_adm resize_cond_for_context_window process_latent_in",
     "comfy.latent_formats": "HunyuanVideo LatentFormat",
     "comfy.conds": "CONDRegular(cond) CONDNoiseShape(cond)",
@@ -48,11 +50,13 @@ _PARTS = {
     "comfy_execution.graph_utils": "GraphBuilder",
     "latent_preview": "prepare_callback(model,steps)",
 }
+_PART = re.compile(r"(\w+)(?:\(([\w,]*)\))?")
 
 
 def problem() -> str:
     """One sentence if this host lacks something that the pack stands on, else ""."""
-    lacking = [name for name, parameters in _parts() if not _fits(_found(name), parameters)]
+    parts = [(f"{where}.{name}", parameters) for where, text in _PARTS.items() for name, parameters in _PART.findall(text)]
+    lacking = [name for name, parameters in parts if not _fits(name, filter(None, parameters.split(",")))]
     if not lacking:
         return ""
     sentence = (
@@ -78,27 +82,19 @@ def base(module, name: str) -> type:
     return getattr(module, name, object)
 
 
-def _parts() -> Iterator[tuple[str, list[str]]]:
-    """(full name, parameters) of every part."""
-    for where, parts in _PARTS.items():
-        for part in parts.split():
-            name, _, parameters = part.rstrip(")").partition("(")
-            yield f"{where}.{name}", parameters.split(",") if parameters else []
+@cache
+def before(mixin: type, host_class: type) -> type:
+    """The class of a patcher with more before the host's own. By its class, so that it works for other packs' patchers (GGUF) and every way of
+    copying."""
+    return type(f"{mixin.__name__}{host_class.__name__}", (mixin, host_class), {})
 
 
-def _found(name: str):
+def _fits(name: str, parameters: Iterable[str]) -> bool:
     try:
-        return pkgutil.resolve_name(name)
+        found = inspect.signature(pkgutil.resolve_name(name)).parameters
     except (ImportError, AttributeError):
-        return None
-
-
-def _fits(part, parameters: list[str]) -> bool:
-    if part is None or not parameters:
-        return part is not None
-    try:
-        found = inspect.signature(part).parameters
-    except (TypeError, ValueError):  # classes that hide theirs: that they are there is all that can be said
+        return False
+    except (TypeError, ValueError):  # no function, or a class that hides its own: that it is there is all that can be said
         return True
     accepts_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.values())
     return accepts_any or all(name in found for name in parameters)

@@ -19,8 +19,9 @@ from ...opensora_core.choices import NF4
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.memory.loaded import SHARED, stamp
 from ...opensora_core.memory.residency import at_least
-from . import keep, nf4, prompts
+from . import keep, prompts
 from .model import load_model
+from .precision import is_nf4
 from .text import load_text_encoders
 from .vae import load_vae
 
@@ -164,7 +165,7 @@ def _precision(network: nn.Module) -> str:
     for module in network.modules():
         for key, weight in module.named_parameters(recurse=False):
             held = getattr(weight, "_qdata", weight)  # of the host's quantised tensors
-            name = NF4 if key == "weight" and nf4.is_nf4(module) else str(held.dtype).removeprefix("torch.")
+            name = NF4 if key == "weight" and is_nf4(module) else str(held.dtype).removeprefix("torch.")
             sizes[name] = sizes.get(name, 0) + held.numel() * held.element_size()
     return " and ".join(sorted(sizes, key=lambda name: -sizes[name])) or "no weights"
 

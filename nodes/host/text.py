@@ -33,9 +33,8 @@ from ...opensora_core.errors import CheckpointError, OpenSoraError
 from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.shapes import Manifest
 from ...opensora_core.text.recipe import CLIP, T5, TextRecipe
-from . import nf4
 from .paths import load_tensors
-from .precision import quantise_layers
+from .precision import NF4Operations, quantise_layers, unpatchable
 
 PRECISIONS = (AUTO, BF16, *FILE_FORMATS, NF4)
 DEVICES = (AUTO, "cpu")
@@ -153,7 +152,7 @@ def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = A
 
     t5_path, clip_l_path: single files, in either order; clip_l_path None: T5 alone.
     precision: auto (as stored), bf16, fp8_e4m3fn or int8 (T5's linear layers in the host's 8-bit formats, the rest as stored), or nf4
-        (in 4 bits, by bitsandbytes; experimental, see nf4.py).
+        (in 4 bits, by bitsandbytes; experimental, see precision.py).
     device: auto (the host's choice) or cpu.
     Raises CheckpointError: a file that is something else, or lacks tensors.
     """
@@ -169,8 +168,8 @@ def load_text_encoders(t5_path: str, clip_l_path: str | None, precision: str = A
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     if precision == NF4:
-        clip = _host_clip(t5, clip_l, {**options, "custom_operations": nf4.NF4Operations}, True)
-        nf4.unpatchable(clip.patcher)
+        clip = _host_clip(t5, clip_l, {**options, "custom_operations": NF4Operations}, True)
+        unpatchable(clip.patcher)
     else:
         clip = _host_clip(t5, clip_l, options, disable_dynamic)
     clip.patcher.cached_patcher_init = (load_text_encoders_patcher, (t5_path, clip_l_path, precision, device))
@@ -204,7 +203,7 @@ def load_text_encoders_patcher(t5_path: str, clip_l_path: str | None, precision:
 def read_encoder(path: str) -> EncoderFile:
     """Map a file's tensors and say what they are. Keys lose their prefix; older 8-bit layouts become the host's present one."""
     name = read_network(path).name  # says in a sentence what is wrong with a truncated or damaged file
-    state, metadata = load_tensors(path, safe_load=True)
+    state, metadata = load_tensors(path)
     state, _ = comfy.utils.convert_old_quants(state, model_prefix="", metadata=metadata)
     identity = detect.identify({key: tuple(tensor.shape) for key, tensor in state.items()})
     prefix = identity.prefix

@@ -86,15 +86,16 @@ class VAENetwork:
         self, pixels: Tensor, tile_x: int = 256, tile_y: int = 256, overlap: int = 64, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
         """Encode in tiles of the caller's size (pixels and frames). `overlap_t` is upstream's share of a tile, whatever is asked."""
-        return self._encode(pixels, _tiling(min(tile_x, tile_y), overlap, tile_t or self.config.short_tile))
+        size = min(tile_x, tile_y)
+        return self._encode(pixels, Tiling(size, overlap / size, tile_t or self.config.short_tile))
 
     def decode_tiled(
         self, latents: Tensor, tile_x: int = 32, tile_y: int = 32, overlap: int = 8, tile_t: int = 0, overlap_t: int = 0
     ) -> Tensor:
         """Decode in tiles of the caller's size (latent pixels and frames). The host calls it without `tile_t` after a
         whole-clip decode ran out of memory; then, and only then, time is tiled as upstream's temporal tiling does."""
-        frames, space = tile_t * self.config.grid.frames.time or self.config.short_tile, self.config.grid.space
-        return self._decode(latents, _tiling(min(tile_x, tile_y) * space, overlap * space, frames))
+        grid, size = self.config.grid, min(tile_x, tile_y)
+        return self._decode(latents, Tiling(size * grid.space, overlap / size, tile_t * grid.frames.time or self.config.short_tile))
 
     def _encode(self, pixels: Tensor, tiling: Tiling) -> Tensor:
         return tiled_encode(self.encode_tile, pixels, tiling, TileProgress(), grid=self.config.grid).mode()
@@ -151,31 +152,27 @@ class OpenSoraVAE(selftest.base(comfy.sd, "VAE")):
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The host's, after making room for the caller's tiles: the estimate that it asks for can only be of upstream's."""
-        frames, height, width = check_latent_shape(tuple(samples.shape), self.config)[2:]
-        tile = _bounded((frames, height, width), (tile_t and tile_t + 1, tile_y, tile_x))
-        self._make_room(samples.shape[0] * decode_bytes(self.config, tile, self._dtype_bytes()))
+        videos, _, *sizes = check_latent_shape(tuple(samples.shape), self.config)
+        self._make_room(decode_bytes, videos, sizes, (tile_t and tile_t + 1, tile_y, tile_x))
         return super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The host's, after making room for the caller's tiles; pixel_samples [T, H, W, 3]."""
-        tile = _bounded(tuple(pixel_samples.shape[-4:-1]), (tile_t and tile_t + 1, tile_y, tile_x))
-        self._make_room(encode_bytes(self.config, tile, self._dtype_bytes()))
+        self._make_room(encode_bytes, 1, pixel_samples.shape[-4:-1], (tile_t and tile_t + 1, tile_y, tile_x))
         return super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _make_room(self, need: Callable, videos: int, sizes: Sequence[int], limits: tuple[int | None, ...]) -> None:
+        """need: (sizes of the codec, those of a tile, bytes of a number) -> bytes. A tile has each size, or its limit where that is smaller."""
+        tile = tuple(min(size, limit or size) for size, limit in zip(sizes, limits, strict=True))
+        num_bytes = videos * need(self.config, tile, self.vae_dtype.itemsize)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=int(MARGIN * num_bytes))
-
-    def _dtype_bytes(self) -> int:
-        return comfy.model_management.dtype_size(self.vae_dtype)
 
     def memory_used_decode(self, shape, dtype: torch.dtype) -> int:
         shape = (1, *check_latent_shape(shape, self.config)[1:])  # per video: the host multiplies
-        tiling = self.config.cut(Tiling())
-        return int(MARGIN * tile_decode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
+        return int(MARGIN * tile_decode_bytes(self.config, shape, self.config.cut(Tiling()), dtype.itemsize))
 
     def memory_used_encode(self, shape, dtype: torch.dtype) -> int:
-        tiling = self.config.cut(Tiling())
-        return int(MARGIN * tile_encode_bytes(self.config, shape, tiling, comfy.model_management.dtype_size(dtype)))
+        return int(MARGIN * tile_encode_bytes(self.config, shape, self.config.cut(Tiling()), dtype.itemsize))
 
 
 class TileProgress:
@@ -257,15 +254,16 @@ def vae_config(vae) -> CodecConfig:
     if isinstance(network, VAENetwork):
         return vae.config
     channels, dimensions = getattr(vae, "latent_channels", None), getattr(vae, "latent_dim", None)
-    if not _is_host_hunyuan(network) or dimensions != 3:
+    is_of_the_host = isinstance(network, comfy.ldm.models.autoencoder.AutoencodingEngineLegacy) and dimensions == 3
+    halves = (getattr(network, "encoder", None), getattr(network, "decoder", None))
+    if not is_of_the_host or not all(hasattr(half, "carried") for half in halves) or network.encoder.time_compress != 4:
         found = "nothing" if network is None else f"{type(network).__name__} ({channels} latent channels, {dimensions}D)"
         raise OpenSoraError(
             f"This VAE holds {found}; Open-Sora 2.0 needs the HunyuanVideo VAE (16 latent channels, 3D): "
             "use Open-Sora Load VAE or Load VAE with hunyuan_vae.safetensors."
         )
-    encoder = network.encoder
-    widths = tuple(encoder.ch * multiple for multiple in encoder.in_ch_mult[1:])
-    return VAEConfig(channels, widths, encoder.num_res_blocks)
+    encoder, _ = halves
+    return VAEConfig(channels, tuple(encoder.ch * multiple for multiple in encoder.in_ch_mult[1:]), encoder.num_res_blocks)
 
 
 @contextmanager
@@ -366,21 +364,6 @@ def _build(config: CodecConfig, state: dict, device: torch.device, disable_dynam
     # Not strict: with dynamic memory the host's layers have no weights to compare until now; the file was compared already.
     network.load_state_dict(state, strict=False, assign=patcher.is_dynamic())
     return OpenSoraVAE(network, config, device, dtype, patcher)
-
-
-def _is_host_hunyuan(network) -> bool:
-    legacy = comfy.ldm.models.autoencoder.AutoencodingEngineLegacy
-    halves = (getattr(network, "encoder", None), getattr(network, "decoder", None))
-    return isinstance(network, legacy) and all(hasattr(half, "carried") for half in halves) and network.encoder.time_compress == 4
-
-
-def _bounded(sizes: tuple[int, ...], limits: tuple[int | None, ...]) -> tuple[int, ...]:
-    """Each size, or its limit where there is one and it is smaller."""
-    return tuple(min(size, limit or size) for size, limit in zip(sizes, limits, strict=True))
-
-
-def _tiling(tile_size: int, overlap: int, frames: int) -> Tiling:
-    return Tiling(tile_size, overlap / tile_size, frames)
 
 
 def _frame_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from ..media.latent_file import read_latents
 from ..media.video import IMAGE_SUFFIX, VIDEO_SUFFIX, check_can_be_written, save_video
 from ..memory.component import resolve_device
 from ..names import Claim, check_name, claim_unused, taken_by
-from ..parallel.group import Group, together
+from ..parallel import Group, together
 from ..pipeline import OpenSoraPipeline
 from ..run.request import random_seed
 from ..sampling.solvers import MAX_SEED

@@ -15,12 +15,12 @@ from ..networks.cogvideox import config as configs, layout
 from ..networks.cogvideox.config import CogVideoXConfig
 from ..networks.cogvideox.model import CogVideoX, example
 from ..sampling.given import FirstFrame, Given, MadeOver
-from ..sampling.guidance import Guidance, ReferenceUse
+from ..sampling.guidance import Guidance
 from ..sampling.longer import LongRule
 from ..sampling.run import SamplingRecipe, Side
 from ..sampling.schedule import Schedule
 from ..sampling.solvers import clip_noise
-from ..sampling.v_prediction import VPrediction, last_steps, v_schedule
+from ..sampling.v_prediction import VPrediction, v_schedule
 from ..text.recipe import T5, TextRecipe
 
 SCALE, SCALE_2B = codec.COGVIDEOX_VAE.scale, 1.15258426
@@ -31,7 +31,6 @@ VAE = Part(
     title="the CogVideoX VAE",
     other="a CogVideoX VAE",
     place="which is the VAE of all CogVideoX models and belongs in the VAE slot (models/vae in ComfyUI)",
-    slot="vae",
     keys=("decoder.mid_block.resnets.0.norm1.norm_layer.weight|decoder.mid.block_1.norm1.norm_layer.weight",),
     config=codec.CogVideoXVAEConfig.of,
     released=codec.COGVIDEOX_VAE,
@@ -70,14 +69,17 @@ def _inputs(config: CogVideoXConfig, side: Side, given: Given, numbers: Mapping[
     return {**side, "cond": (given.cond * factor).to(side["context"])}
 
 
-def _made_over(schedule: Schedule, use: ReferenceUse) -> Schedule:
-    return last_steps(schedule, round(1 - use.strength, 6))
-
-
 def _recipe(takes_picture: bool, solvers: tuple[str, ...]) -> SamplingRecipe:
-    own = {"given": FirstFrame} if takes_picture else {"given": partial(MadeOver, VPrediction()), "cut": _made_over, "makes_over": True}
     recipe = SamplingRecipe(
-        process=VPrediction(), schedule=_schedule, solvers=solvers, inputs=_inputs, guidance=_guidance, noise=clip_noise, passes=2, **own
+        process=VPrediction(),
+        schedule=_schedule,
+        solvers=solvers,
+        given=FirstFrame if takes_picture else partial(MadeOver, VPrediction()),
+        inputs=_inputs,
+        guidance=_guidance,
+        noise=clip_noise,
+        makes_over=not takes_picture,
+        passes=2,
     )
     theirs = {"schedule": partial(_schedule, parity=True), "inputs": partial(_inputs, parity=True)}
     if takes_picture:  # whose posterior is sampled, of the stream that then gives the noise
@@ -94,7 +96,7 @@ def _suits(name: str, config: CogVideoXConfig, height: int, width: int, num_fram
             trained, is_trained = "a short side of 768 and a long one of 768 to 1360", sides[0] == SHORT_SIDE and sides[1] <= LONG_SIDE
     if config.table_rows and not is_trained:
         raise OpenSoraError(
-            f"CogVideoX {name} has learned positions for {trained} pixels (width x height) alone; {width}x{height} cannot be made."
+            f"CogVideoX {name} has learned positions for {trained} pixels (width x height) alone; {width}x{height} cannot be made; use that size."
         )
     said = f"CogVideoX {name} was trained on {trained} pixels (width x height); {width}x{height} is made all the same, and is likely to be worse."
     return "" if is_trained else said
@@ -112,8 +114,7 @@ def _row(kind: str, name: str, released: CogVideoXConfig, dtype: str = "BF16") -
         title=f"the CogVideoX {name} transformer",
         other=f"a CogVideoX transformer like {name}",
         repositories=(f"CogVideoX{name}" if name.startswith("1.5") else f"CogVideoX-{name.replace('B', 'b')}",),
-        place=f"which belongs in the model slot (models/diffusion_models in ComfyUI){_LICENSED if released.is_rotary else ''}",
-        slot="transformer",
+        place=f"{Family.place}{_LICENSED if released.is_rotary else ''}",
         keys=layout.KEYS,
         config=layout.config_of,
         owns=lambda config: (config.takes_picture, config.patch, config.is_rotary) == (takes_picture, released.patch, released.is_rotary),

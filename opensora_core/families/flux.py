@@ -18,9 +18,8 @@ from ..networks.mmdit.config import FLUX_DEV, TransformerConfig
 from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
 from ..networks.mmdit.model import MMDiT, example
 from ..sampling.given import Given
-from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, Side
-from ..sampling.schedule import flow_shift
+from ..sampling.schedule import Flow, flow_shift
 from ..text.prompt import T5_LENGTH
 from ..text.recipe import CLIP, T5, TextRecipe
 

@@ -17,28 +17,23 @@ from ..geometry.open_sora_1 import EVERY_FRAME, FIXED, PIECES, SHARED_PIECES
 from ..networks.stdit.config import PICTURE_FPS, STDiTConfig
 from ..networks.stdit.layers import example
 from ..networks.stdit.stdit import STDiT, STDiT3
-from ..sampling import ddpm, rflow
+from ..sampling import ddpm
 from ..sampling.given import Given, ImageCondition
-from ..sampling.guidance import Guidance, ReferenceUse
+from ..sampling.guidance import Guidance, ReferenceUse, temporal_ramp
 from ..sampling.longer import LongRule
 from ..sampling.masks import ALIGN, BesideNoise, Frames, place
-from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, Side
-from ..sampling.schedule import Schedule
+from ..sampling.schedule import Flow, Schedule, pieces, quarters, sized_schedule
 from ..shapes import Layout
 from ..text.clean import clean_caption
 from ..text.prompt_1x import with_scores, with_words
 from ..text.recipe import T5, Said, TextRecipe, Unread
 
-_IN_SLOT = "which belongs in the VAE slot (models/vae in ComfyUI)"
-
-
 SD_VAE = Part(
     kind="sd_vae_diffusers",
     title="the Stable Diffusion VAE",
     other="a Stable Diffusion VAE",
-    place=f"as Open-Sora 1.0 and 1.1 use it (stabilityai/sd-vae-ft-ema), {_IN_SLOT}",
-    slot="vae",
+    place=f"as Open-Sora 1.0 and 1.1 use it (stabilityai/sd-vae-ft-ema), {Part.place}",
     keys=(
         "encoder.down_blocks.0.resnets.0.conv1.weight|encoder.down.0.block.0.conv1.weight",
         "decoder.conv_in.weight",
@@ -55,8 +50,6 @@ VAE_1_2 = Part(
     kind="open_sora_1_2_vae",
     title="the Open-Sora 1.2 VAE",
     other="an Open-Sora 1.2 VAE",
-    place=_IN_SLOT,
-    slot="vae",
     keys=(
         "spatial_vae.module.encoder.conv_in.weight|encoder.conv_in.weight",
         "temporal_vae.encoder.block_res_blocks.0.0.norm1.weight|encoder.block_res_blocks.0.0.norm1.weight",
@@ -72,8 +65,6 @@ VAE_1_3 = Part(
     kind="open_sora_1_3_vae",
     title="the Open-Sora 1.3 VAE",
     other="an Open-Sora 1.3 VAE",
-    place=_IN_SLOT,
-    slot="vae",
     keys=(
         "decoder.up.2.upsample.conv3d.conv1.conv.weight|decoder.up.3.upsample.conv3d.conv1.conv.weight",
         "encoder.down.0.block.0.conv1.conv.bias",
@@ -100,54 +91,20 @@ def _inputs(config: STDiTConfig, side: Side, given: Given, numbers: Mapping[str,
     return told
 
 
-def _edit(condition: ImageCondition) -> Tensor:
-    """[B, T]: how far each frame may be edited."""
-    if condition.edit is not None:
-        return condition.edit
-    return 1 - condition.mask[:, 0, :, 0, 0] * condition.use.strength
-
-
-def _frames(condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Given:
-    return Frames(_edit(condition).to(x.device), _placed(condition, x), schedule, Flow(-1))
-
-
 def _beside(condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Given:
     """1.3's condition types; a mask strategy is as of 1.2."""
-    if condition.edit is not None:
-        return _frames(condition, x, schedule, dtype)
-    given = BesideNoise(condition.latents.to(x), condition.mask.to(x), schedule, Flow(-1), use=condition.use)
-    given.cond = given.cond.to(dtype)
-    return given
-
-
-def _respaced(condition: ImageCondition, x: Tensor, schedule: ddpm.Respaced, dtype: torch.dtype) -> Given:
-    return ddpm.RespacedFrames(_edit(condition).to(x.device), _placed(condition, x), schedule.table)
-
-
-def _placed(condition: ImageCondition, x: Tensor) -> Tensor:
-    return torch.where(condition.mask.to(x.device) > 0, condition.latents.to(x), x)
-
-
-def _held(use: ReferenceUse) -> ReferenceUse:
-    return Frames.use
-
-
-def _as_asked(use: ReferenceUse) -> ReferenceUse:
-    return use if use.is_held else ReferenceUse(strength=use.strength, is_renoised=use.is_renoised)
+    return (BesideNoise if condition.edit is None else Frames)(Flow(-1), condition, x, schedule, dtype)
 
 
 def _flow(measure, given, align: int | None) -> SamplingRecipe:
-    def schedule(config, extent, num_steps: int, shift: float = 0.0, size: tuple[int, int, int] = (1, 512, 512)) -> Schedule:
-        return rflow.sized_schedule(size, num_steps, measure, shift)
-
     return SamplingRecipe(
         process=Flow(-1),
-        schedule=schedule,
+        schedule=lambda config, extent, num_steps, shift=0.0, size=(1, 512, 512): sized_schedule(size, num_steps, measure, shift),
         reads_size=True,
         given=given,
         inputs=_inputs,
         guidance=_two_passes,
-        use=_held,
+        use=lambda use: Frames.use,
         place=partial(place, align=align),
     )
 
@@ -157,29 +114,22 @@ def _two_passes(guidance: Guidance, solver: str) -> Guidance:
     return replace(guidance, image=1.0, text_oscillation=False, every_pass=False)
 
 
-def _tamed(guidance: Guidance, solver: str) -> Guidance:
-    return replace(guidance, tames=True, ramp=rflow.image_ramp)
-
-
-def _learned(dtype: torch.dtype, given=_respaced) -> SamplingRecipe:
+def _learned(dtype: torch.dtype) -> SamplingRecipe:
     return SamplingRecipe(
         process=ddpm.NoisePrediction(),
         schedule=partial(ddpm.respaced_schedule, dtype=dtype),
         solvers=("ddpm",),
-        use=_held,
-        given=given,
+        use=lambda use: Frames.use,
+        given=ddpm.RespacedFrames,
         inputs=_inputs,
         guidance=lambda guidance, solver: replace(_two_passes(guidance, solver), channels=ddpm.GUIDED_CHANNELS),
     )
 
 
-_NOTHING = Said()
-
-
-def _text(length: int, words=lambda prompt, said: prompt, usual: Said = _NOTHING) -> TextRecipe:
+def _text(length: int, words=lambda prompt, said: prompt, usual: Said | None = None) -> TextRecipe:
     """Sentences are added to the prompt as it is, then all of it is cleaned."""
     return TextRecipe(
-        (T5,), length, True, lambda prompt, said: clean_caption(words(prompt, said)), Unread.NULL_CAPTION, clean_caption, usual
+        (T5,), length, True, lambda prompt, said: clean_caption(words(prompt, said)), Unread.NULL_CAPTION, clean_caption, usual or Said()
     )
 
 
@@ -209,8 +159,6 @@ def _row(version: str, keys: tuple[str, ...], released: STDiTConfig, build, code
         kind=f"open_sora_{version.replace('.', '_')}",
         title=f"the Open-Sora {version} transformer",
         other=f"an Open-Sora {version} transformer",
-        place="which belongs in the model slot (models/diffusion_models in ComfyUI)",
-        slot="transformer",
         keys=keys,
         config=STDiTConfig.of,
         released=released,
@@ -234,7 +182,13 @@ OPEN_SORA_1_3 = _row(
     usual=Clip(height=720, width=1280, num_frames=113, fps=24, num_steps=30, scales=(7.5, 5.0)),
     repositories=("OpenSora-STDiT-v4", "OpenSora-STDiT-v4-360p", "OpenSora-STDiT-v4-i2v"),
     text=_text(300, _scores(with_words)),
-    sampling=replace(_flow(rflow.quarters, _beside, None), guidance=_tamed, use=_as_asked),
+    sampling=replace(
+        _flow(quarters, _beside, None),
+        # Its image scale grows along time as 2.0's does, but is at 1 in the last step already.
+        guidance=lambda guidance, solver: replace(guidance, tames=True, ramp=lambda scale, step, num_steps, latent_frames:
+                                                  temporal_ramp(scale, step, num_steps - 1, latent_frames)),
+        use=lambda use: use if use.is_held else ReferenceUse(strength=use.strength, is_renoised=use.is_renoised),
+    ),
     longer=LongRule(has_scripts=True),
 )  # fmt: skip
 OPEN_SORA_1_2 = _row(
@@ -243,7 +197,7 @@ OPEN_SORA_1_2 = _row(
     usual=Clip(height=240, width=426, num_frames=51, fps=24, num_steps=30, scales=(7.0,)),
     repositories=("OpenSora-STDiT-v3",),
     text=_text(300, _scores(with_scores), Said(aesthetic_score=6.5)),
-    sampling=_flow(rflow.pieces, _frames, ALIGN),
+    sampling=_flow(pieces, partial(Frames, Flow(-1)), ALIGN),
     longer=LongRule(re_encodes=True, has_scripts=True),
 )  # fmt: skip
 OPEN_SORA_1_1 = _row(

@@ -12,9 +12,8 @@ from ..networks.mmdit.layout import FUSED, GROUPS, KEYS, UNFUSED
 from ..networks.mmdit.model import MMDiT, example
 from ..sampling.given import Beside
 from ..sampling.longer import LongRule
-from ..sampling.process import Flow
 from ..sampling.run import SamplingRecipe, beside
-from ..sampling.schedule import shifted_schedule
+from ..sampling.schedule import Flow, shifted_schedule
 from ..text.prompt import MOTION_SCORE, T5_LENGTH, decorate
 from ..text.recipe import CLIP, T5, Said, TextRecipe
 
@@ -23,7 +22,6 @@ HUNYUAN = Part(
     title="the HunyuanVideo VAE",
     other="a HunyuanVideo-layout VAE",
     place="which is Open-Sora 2.0's video VAE and belongs in the VAE slot (models/vae in ComfyUI)",
-    slot="vae",
     keys=("encoder.down_blocks.0.resnets.0.conv1.conv.bias", "encoder.mid_block.attentions.0.group_norm.weight", "post_quant_conv.bias"),
     config=VAEConfig.of,
     released=HUNYUAN_VAE,
@@ -35,7 +33,6 @@ DC_AE = Part(
     title="the Video DC-AE",
     other="a Video DC-AE",
     place="which is the VAE of Open-Sora 2.0's high-compression variant and belongs in the VAE slot (models/vae in ComfyUI)",
-    slot="vae",
     keys=("encoder.stages.0.op_list.0.main.conv1.conv.weight", "decoder.project_out.op_list.0.weight"),
     config=DCAEConfig.of,
     released=VIDEO_DC_AE,
@@ -46,8 +43,6 @@ OPEN_SORA = Family(
     kind="open_sora_2",
     title="the Open-Sora 2.0 transformer",
     other="an Open-Sora 2.0 transformer",
-    place="which belongs in the model slot (models/diffusion_models in ComfyUI)",
-    slot="transformer",
     keys=(*KEYS, "cond_in.bias"),
     config=TransformerConfig.of,
     owns=lambda config: config.cond_embed and config.patch_size > 1,

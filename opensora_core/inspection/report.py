@@ -95,7 +95,8 @@ class FolderPart:
         encoders = {"t5": (t5_names, t5_sizes, t5_manifest), "clip_text": clip, "clip_full": clip}
         if row := identity.row:
             found, dtype = bare_shapes(self.header.shapes, identity.prefix), row.dtype
-            own, released = identity.manifest(), row.manifest(row.released_like(identity.config), identity.layout)
+            sizes = identity.config if identity.config in row.also_released else row.released
+            own, released = identity.manifest(), row.manifest(sizes, identity.layout)
         elif identity.kind in encoders:
             names, sizes, manifest = encoders[identity.kind]
             found = {name: self.header.tensors[key].shape for key, name in names(self.header.shapes, identity.prefix).items()}

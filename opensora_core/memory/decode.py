@@ -28,7 +28,7 @@ from ..codecs.tiling import (
 from ..errors import check_choice
 from ..families.table import codec_of
 from ..geometry import WHOLE_CLIP, Tiling
-from ..parallel.group import Group
+from ..parallel import Group
 from .component import Component, Placement
 from .count import AllocationCounter
 from .device import free_bytes, is_out_of_memory, unless_out_of_memory

@@ -82,7 +82,7 @@ class Request(Workload):
         guidance, num_steps = self.guidance, self.num_steps
         if self.speed != choices.EXACT:  # of the plan that is used where none is calibrated; a calibrated one has as many points
             points = StepPlan.uncalibrated(self.speed).points
-            guidance = Averaged.over(guidance, [1 - step / RELEASED_STEPS for step in range(RELEASED_STEPS + 1)], points)
+            guidance = Averaged(guidance, [1 - step / RELEASED_STEPS for step in range(RELEASED_STEPS + 1)], points)
             num_steps = len(points) - 1
         return num_forwards(guidance, num_steps, self.latent_extent[0], PICTURES if self.has_given else None)
 

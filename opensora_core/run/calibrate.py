@@ -21,9 +21,8 @@ from ..checkpoint.files import open_tensors, read_header
 from ..errors import CheckpointError, OpenSoraError
 from ..families.table import family_of
 from ..names import claim, complete_or_absent, sweep
-from ..sampling.calibration import Recorder, best_steps, interval_costs
 from ..sampling.guidance import Guidance, ReferenceUse, num_forwards
-from ..sampling.plan import POINTS, Averaged, StepPlan, mode_of, planned
+from ..sampling.plan import POINTS, Averaged, Recorder, StepPlan, best_steps, interval_costs, mode_of, planned
 from ..sampling.run import sample
 from ..sampling.schedule import Schedule
 from ..sampling.solvers import noise
@@ -40,7 +39,7 @@ from .text import encode
 MEASURED_POINTS = (30, 20, 16, 12, 9, 7)  # of the plans that are measured; the speeds take those of their own number
 
 # (index of the prompt, the way, guidance) -> finished latents [1, C, T, H, W] of its run.
-Make = Callable[[int, Schedule, Guidance | Averaged | Recorder], Tensor]
+Make = Callable[[int, Schedule, Guidance | Averaged], Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Calibration:
         total = len(prompts) * (num_steps + sum(points) + sum(POINTS.values()))
 
         def recorded(index: int) -> dict[str, Tensor]:
-            recorder = Recorder(self.guidance)
+            recorder = Recorder(**vars(self.guidance))
             latents = make(index, self.whole, recorder).float().cpu()
             costs = interval_costs(self.whole.points, recorder.steps, recorder.record, latents)
             return {f"costs.{index}": costs, f"latents.{index}": latents}
@@ -175,7 +174,7 @@ class Runs:
         whole = family.sampling.schedule(config, shape, family.usual.num_steps, shift)
         return Calibration(subject, whole, first.guidance, use, first.latent_extent[0], keys)
 
-    def make(self, transformer: Any, index: int, schedule: Schedule, guidance: Guidance | Averaged | Recorder) -> Tensor:
+    def make(self, transformer: Any, index: int, schedule: Schedule, guidance: Guidance | Averaged) -> Tensor:
         """Finished latents [1, C, T, H, W] of one of them."""
         request, family, placement = self.requests[index], family_of(transformer.config), self.networks.placement
         start = noise((1, transformer.config.in_channels, *request.latent_extent), request.seed).to(placement.device)

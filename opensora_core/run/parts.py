@@ -22,7 +22,7 @@ from ..memory.component import Component, Placement, resolve_device
 from ..memory.decode import VideoVAE
 from ..memory.loaded import SHARED, own_structure
 from ..ops import attention
-from ..parallel.group import Group
+from ..parallel import Group
 from ..sampling.plan import fingerprint_of
 from .files import PLANS, ModelFiles, check_files, check_picture_files, whole_vae
 from .kernels import compile_blocks

@@ -16,12 +16,12 @@ from ..families.table import family_of
 from ..family import NetworkSizes
 from ..memory.device import is_out_of_memory
 from ..memory.footprint import sizes_of_files
-from ..parallel.shares import groups_for
+from ..parallel import groups_for
 from ..sampling import plan
 from ..sampling.given import ImageCondition
 from ..sampling.guidance import Guidance, ReferenceUse
 from ..sampling.run import Conditions, SamplingRecipe, StepReport, TextCondition, sample
-from ..sampling.schedule import Schedule
+from ..sampling.schedule import Schedule, last_steps
 from . import plans
 from .files import ModelFiles
 from .needs import beside_transformer, vae_bytes
@@ -153,7 +153,8 @@ def way(
     shift, guidance = request.options.shift, recipe.guidance(request.guidance, recipe.solvers[0])
     if request.speed == EXACT:
         schedule = recipe.way(config, shape, request.num_steps, shift, (request.num_frames, request.height, request.width))
-        return schedule if use is None else recipe.cut(schedule, use), guidance, []
+        schedule = last_steps(schedule, round(1 - use.strength, 6)) if use is not None and use.is_whole else schedule
+        return schedule, guidance, []
     subject = plans.Subject(networks.fingerprint, plan.mode_of(use), (request.height, request.width), request.num_frames)
     chosen = plans.find(request.speed, None if shift else subject, networks.plan_folders, family_of(config).usual.num_steps)
     whole = recipe.schedule(config, shape, chosen.num_steps, shift)

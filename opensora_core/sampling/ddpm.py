@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
+from .given import ImageCondition
 from .masks import Frames
 from .schedule import Schedule
 
@@ -87,7 +88,7 @@ class NoisePrediction:
     """The process whose network predicts the noise; a point is the ratio of noise to clean, and its second half, the variance, is left out."""
 
     def slope(self, x: Tensor, prediction: Tensor, point) -> Tensor:
-        raise OpenSoraError("This model's variance is learned; its own sampler (ddpm) alone makes use of it.")
+        raise OpenSoraError("This model's variance is learned; use its own sampler (ddpm), which alone reads it.")
 
     def denoised(self, x: Tensor, prediction: Tensor, point) -> Tensor:
         return (1 + point**2) ** 0.5 * x - point * prediction[:, : x.shape[1]]
@@ -130,13 +131,12 @@ class RespacedFrames(Frames):
     """1.1's given frames: one is kept until its place comes, noised there, and made below it.
 
     At its own place the network still takes it for given, and the step's result is kept: so a given frame moves a little in the last step.
-
-    edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in. draw: see Given; called once in every step.
     """
 
-    def __init__(self, edit: Tensor, placed: Tensor, table: Tables, draw=None):
-        self.edit, self._placed, self.draw, self._table = network_edit(edit, table), placed, draw, table
-        self._places = places_of(edit, len(table.timesteps))
+    def __init__(self, condition: ImageCondition, x: Tensor, schedule: Respaced, dtype: torch.dtype):
+        super().__init__(NoisePrediction(), condition, x, schedule, dtype)
+        self._table, self._places = schedule.table, places_of(self.edit, schedule.num_steps)
+        self.edit = network_edit(self.edit, schedule.table)
 
     def made(self, step: int) -> Tensor:
         return self._places >= len(self._table.timesteps) - 1 - step

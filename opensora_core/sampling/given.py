@@ -24,8 +24,7 @@ from ..choices import CROP, DIRECTIONS, FITS, FORWARDS
 from ..errors import OpenSoraError, check_choice
 from ..geometry import CAUSAL, Grid, resize_crop
 from .guidance import PICTURES, ReferenceUse
-from .process import Process
-from .schedule import Schedule
+from .schedule import Process, Schedule
 
 CONTEXTS = (33, 65)  # frames of a clip that a video is made to go on from
 
@@ -135,7 +134,7 @@ def clip_cond_type(direction: str, context: int) -> str:
     """Upstream's name of a video-to-video mode: forwards is v2v_head, backwards v2v_tail, with 65 frames v2v_*_easy. Refuses what has no mode."""
     check_choice("direction", direction, DIRECTIONS)
     if context not in CONTEXTS:
-        raise OpenSoraError(f"A clip is gone on from by {' or '.join(map(str, CONTEXTS))} of its frames, not {context}.")
+        raise OpenSoraError(f"A clip is not gone on from by {context} of its frames; use {' or '.join(map(str, CONTEXTS))}.")
     return f"v2v_{'head' if direction == FORWARDS else 'tail'}{'_easy' if context == CONTEXTS[1] else ''}"
 
 
@@ -202,8 +201,7 @@ def fit_image(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tenso
     pad (scale to fit, black borders) or stretch.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/utils.py, resize_crop_to_fill.
     """
-    _check_frames(frames, fit)
-    return torch.stack([_fit_one(frame, (height, width), fit, _resize_picture) for frame in frames])
+    return _fitted(frames, (height, width), fit, _resize_picture)
 
 
 def fit_clip(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tensor:
@@ -212,30 +210,26 @@ def fit_clip(frames: Tensor, height: int, width: int, fit: str = CROP) -> Tensor
     As fit_image, but bilinear without antialiasing, and unrounded, as upstream does.
     Source: hpcaitech/Open-Sora@7ad6a96a opensora/datasets/video_transforms.py, resize_crop_to_fill.
     """
-    _check_frames(frames, fit)
-    return torch.stack([_fit_one(frame, (height, width), fit, _resize_frame, down=True) for frame in frames])
+    return _fitted(frames, (height, width), fit, _resize_frame, down=True)
 
 
-def _check_frames(frames: Tensor, fit: str) -> None:
+def _fitted(frames: Tensor, size: tuple[int, int], fit: str, resize: Callable[..., Tensor], down: bool = False) -> Tensor:
+    """Frames [T, H, W, 3] at `size`. down: half a pixel too much on either side is cut by rounding down, not to even."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise OpenSoraError(f"An image batch is [frames, height, width, 3]; this one is {list(frames.shape)}.")
     check_choice("fit", fit, FITS)
-
-
-def _fit_one(frame: Tensor, size: tuple[int, int], fit: str, resize: Callable[..., Tensor], down: bool = False) -> Tensor:
-    """One frame [H, W, 3] at `size`. down: half a pixel too much on either side is cut by rounding down, not to even."""
-    (height, width), source = size, tuple(frame.shape[:2])
+    (height, width), source = size, tuple(frames.shape[1:3])
     if fit == CROP:
         scaled = resize_crop(source, size)
-        resized = resize(frame, scaled.height, scaled.width)
         top, left = ((scaled.height - height) // 2, (scaled.width - width) // 2) if down else (scaled.top, scaled.left)
-        return resized[top : top + height, left : left + width]
+        return torch.stack([resize(frame, scaled.height, scaled.width)[top : top + height, left : left + width] for frame in frames])
     if fit == "stretch":
-        return resize(frame, height, width)
+        return torch.stack([resize(frame, height, width) for frame in frames])
     ratio = min(height / source[0], width / source[1])
     inner_h, inner_w = (max(1, min(side, round(length * ratio))) for side, length in zip(size, source, strict=True))
     top, left = (height - inner_h) // 2, (width - inner_w) // 2
-    return F.pad(resize(frame, inner_h, inner_w), (0, 0, left, width - inner_w - left, top, height - inner_h - top))
+    made = torch.stack([resize(frame, inner_h, inner_w) for frame in frames])
+    return F.pad(made, (0, 0, left, width - inner_w - left, top, height - inner_h - top))
 
 
 def _resize_frame(frame: Tensor, height: int, width: int) -> Tensor:

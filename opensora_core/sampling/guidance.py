@@ -18,6 +18,7 @@ from torch import Tensor
 from ..choices import AUTO, BY_INDEX, CONSTANT, CURVES
 from ..errors import OpenSoraError, check_choice
 
+PASSES = ("cond", "uncond", "uncond_image")
 WARMUP_STEPS = 10  # steps before oscillation begins, whatever the number of steps
 
 
@@ -45,7 +46,9 @@ class ReferenceUse:
 
     def __post_init__(self):
         if not 0 <= self.strength <= 1:
-            raise OpenSoraError(f"strength={self.strength} is not between 0 (the reference is not used) and 1 (held to exactly).")
+            raise OpenSoraError(
+                f"strength={self.strength} is not between 0 and 1; use 0 (the reference is not used) to 1 (held to exactly)."
+            )
 
     @property
     def is_restored(self) -> bool:
@@ -71,6 +74,7 @@ class StepGuidance:
         reads_reference: whether `cond` and `uncond` get the reference at this step; `uncond_image` never does.
         of: the run's.
         holds_image: what the reference changes is taken as it was at the last step that ran `uncond_image` (plan.py).
+        record: where its predictions are kept, of a run that is recorded (plan.Recorder).
     """
 
     text: float
@@ -79,6 +83,7 @@ class StepGuidance:
     reads_reference: bool = True
     of: "Guidance | None" = None
     holds_image: bool = False
+    record: list | None = None
 
     def reads(self, name: str) -> tuple[str, bool]:
         """What a pass is told: (positive or negative text, whether it reads the reference)."""
@@ -86,10 +91,12 @@ class StepGuidance:
 
     def computed(self) -> "StepGuidance":
         """This guidance with the pass computed that it would hold."""
-        return replace(self, passes=(*self.passes, "uncond_image"), holds_image=False)
+        return replace(self, passes=PASSES, holds_image=False)
 
     def seen(self, predictions: dict[str, Tensor]) -> None:
-        """Told of the velocities of its passes before they are combined, for a step that records them (calibration.py)."""
+        """Told of the velocities of its passes before they are combined."""
+        if self.record is not None:
+            self.record.append({name: value.float().cpu() for name, value in predictions.items()})
 
     def combine(self, predictions: dict[str, Tensor], held: Tensor | None = None) -> Tensor:
         """Combine predictions ([B, C, T, H, W], velocity or denoised alike, since the weights sum to 1).
@@ -145,7 +152,9 @@ class Guidance:
         for name in ("text", "image"):
             value, default = getattr(self, name), getattr(type(self), name)
             if not math.isfinite(value):
-                raise OpenSoraError(f"{name}_guidance={value} is not a finite number; 1 is neutral, the default is {default}.")
+                raise OpenSoraError(
+                    f"{name}_guidance={value} is not a finite number; use 0 or more: 1 is neutral, the default is {default}."
+                )
             if value < 0:
                 raise OpenSoraError(f"{name}_guidance={value} is negative; use 0 or more: 1 is neutral, the default is {default}.")
 
@@ -162,10 +171,10 @@ class Guidance:
             text = curved_scale(text, step if self.curve == BY_INDEX else num_steps - timestep, num_steps)
         image: float | Tensor = oscillate(self.image, step) if self.image_oscillation else self.image
         if not self.every_pass and (not has_image or image == 1.0):
-            return StepGuidance(text, 1.0, ("cond",) if text == 1.0 else ("cond", "uncond"), reads, self)
+            return StepGuidance(text, 1.0, PASSES[:1] if text == 1.0 else PASSES[:2], reads, self)
         if has_image and self.temporal_ramp and not use.is_clip and image > 1.0:
             image = (self.ramp or temporal_ramp)(image, step, num_steps, latent_frames)
-        return StepGuidance(text, image, ("cond", "uncond", "uncond_image"), reads, self)
+        return StepGuidance(text, image, PASSES, reads, self)
 
     def finish(self, guided: Tensor, cond: Tensor, reads_reference: bool) -> Tensor:
         """What becomes of guided predictions besides."""

@@ -5,23 +5,19 @@ from dataclasses import dataclass
 from ..errors import OpenSoraError
 from ..geometry import Grid
 
-# Latent frames that one window of a decode has in common with the one before, where segments share fewer: the first of a
-# window is dropped, and something must be left to fade over.
-_LEAST_SHARED = 2
-_LEAST_CONTEXT = 4  # latent frames that a segment is given, where the codec decodes pieces
-
 
 @dataclass(frozen=True)
 class Continuation:
     """How a video goes on, in latent frames.
 
     segment: of a segment, what it is given included. context: that each is given.
-    shared: that one window of a decode has in common with the one before, where segments share fewer.
+    shared: that one window of a decode has in common with the one before, where segments share fewer: the first of a window is dropped, and
+    something must be left to fade over.
     """
 
     segment: int
     context: int
-    shared: int = _LEAST_SHARED
+    shared: int = 2
 
     @property
     def added(self) -> int:
@@ -66,9 +62,7 @@ class LongRule:
             )
         if self.from_picture:
             if context_frames not in (None, 1):
-                raise OpenSoraError(
-                    f"This model goes on from the last frame alone; a context of {context_frames} frames cannot be given to it."
-                )
+                raise OpenSoraError(f"This model goes on from the last frame alone, not from {context_frames}; leave the context out.")
             return Continuation(segment, 1, shared=3)  # its windows, as its clips, have an odd number of latent frames
         context = self.usual_context(segment, video_length, grid) if context_frames is None else grid.latent_frames(context_frames)
         if context >= segment or grid.piece and context % grid.piece:
@@ -86,5 +80,5 @@ class LongRule:
     def usual_context(self, segment: int, video_length: int, grid: Grid) -> int:
         """Latent frames of one piece, at least 4; of a clip that is decoded whole a quarter: 33 frames of 129, 5 of 17 (at least 5 of 9)."""
         if grid.piece:
-            return max(grid.piece, _LEAST_CONTEXT)
+            return max(grid.piece, 4)
         return min(max((segment - 1) // 4 + 1, 2 if segment > 2 else 1), video_length)

@@ -3,17 +3,16 @@
 Latents are [C, T, H, W] here, of one video. An edit is 0 where a frame is kept, 1 where it is made, between where it is edited.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from .given import Given
-from .guidance import PICTURES, ReferenceUse
-from .process import Process
-from .schedule import Schedule
+from .given import Given, ImageCondition
+from .guidance import ReferenceUse
+from .schedule import Process, Schedule
 
 ALIGN = 5  # latent frames of a piece of 1.2, to which starts are moved
 
@@ -38,7 +37,7 @@ def parse_mask_strategy(text: str | None) -> list[MaskGroup]:
 def _group(text: str) -> MaskGroup:
     names, values = [field.name for field in fields(MaskGroup)], text.split(",")
     if len(values) > len(names):
-        raise OpenSoraError(f"mask_strategy group {text!r} has {len(values)} fields; the most are 6: {','.join(names)}.")
+        raise OpenSoraError(f"mask_strategy group {text!r} has {len(values)} fields; the most are 6; give {','.join(names)}.")
     read = {}
     for name, value in zip(names, values, strict=False):
         try:
@@ -53,12 +52,6 @@ def _group(text: str) -> MaskGroup:
     if not 0 <= group.edit <= 1:
         raise OpenSoraError(f"mask_strategy group {text!r}: edit is {group.edit}; use 0 (kept) to 1 (made).")
     return group
-
-
-def snap(start: int, align: int, length: int) -> int:
-    """A start moved to the nearest multiple of `align` that is one of a whole piece below `length`, else down."""
-    piece = start // align
-    return align * (piece + (start % align > align / 2 and piece < length // align - 1))
 
 
 def place(
@@ -80,11 +73,13 @@ def place(
         if group.loop != loop:
             continue
         if group.reference >= len(references):
-            raise OpenSoraError(f"mask_strategy names reference {group.reference}; {len(references)} are given, counted from 0.")
+            raise OpenSoraError(
+                f"mask_strategy names reference {group.reference}; {len(references)} are given, counted from 0; give more, or name one of them."
+            )
         given = references[group.reference].to(x)
         if given.shape[2:] != x.shape[2:] or given.shape[0] != x.shape[0]:
             raise OpenSoraError(
-                f"Reference {group.reference} is {list(given.shape)} in latents, the video {list(x.shape)}; sizes must agree."
+                f"Reference {group.reference} is {list(given.shape)} in latents, the video {list(x.shape)}, and sizes must agree; give one of the video's size."
             )
         source, target = _start(group, "reference_start", given.shape[1], align), _start(group, "target_start", x.shape[1], align)
         length = min(group.length, x.shape[1] - target)
@@ -99,22 +94,29 @@ def place(
 def _start(group: MaskGroup, name: str, length: int, align: int | None) -> int:
     start = getattr(group, name)
     if not -length <= start < length:
-        raise OpenSoraError(f"mask_strategy: {name} is {start}; the {name.split('_')[0]} has {length} latent frames.")
+        raise OpenSoraError(
+            f"mask_strategy: {name} is {start}; use {-length} to {length - 1}: the {name.split('_')[0]} has {length} latent frames."
+        )
     start = start % length
-    return start if align is None else snap(start, align, length)
+    if align is None:
+        return start
+    piece = start // align  # the nearest that is a whole one below `length`, else the one that it lies in
+    return align * (piece + (start % align > align / 2 and piece < length // align - 1))
 
 
 class Frames(Given):
     """Given frames of the rectified flow (1.2, 1.3): one is kept until the noise has fallen to its edit, then made from there on.
 
-    edit: [B, T]. placed: latents [B, C, T, H, W] with what is given laid in (`place`). draw: see Given; it is called once in every step.
+    process: of the model. x: noise. dtype: not made use of. `draw` is called once in every step.
     """
 
     use = ReferenceUse(is_held=True)
 
-    def __init__(self, edit: Tensor, placed: Tensor, schedule: Schedule, process: Process, draw: Callable[[Tensor], Tensor] | None = None):
-        self.edit, self._placed, self._schedule, self._process, self.draw = edit, placed, schedule, process, draw
-        self._was = edit >= 1
+    def __init__(self, process: Process, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
+        edit = 1 - condition.mask[:, 0, :, 0, 0] * condition.use.strength if condition.edit is None else condition.edit
+        self.edit, self._schedule, self._process = edit.to(x.device), schedule, process
+        self._placed = torch.where(condition.mask.to(x.device) > 0, condition.latents.to(x), x)
+        self._was = self.edit >= 1
 
     def made(self, step: int) -> Tensor:
         """Which frames [B, T] a step's result is taken of."""
@@ -130,24 +132,24 @@ class Frames(Given):
 
     def before(self, x: Tensor, step: int) -> Tensor:
         self._kept = x = x if step else self._placed.to(x)
-        return torch.where(_wide(self.begun(step)), self.noised(x, step), x)
+        return torch.where(self.begun(step)[:, None, :, None, None], self.noised(x, step), x)
 
     def after(self, x: Tensor, step: int) -> Tensor:
-        return torch.where(_wide(self.made(step)), x, self._kept)
+        return torch.where(self.made(step)[:, None, :, None, None], x, self._kept)
 
 
 class BesideNoise(Given):
     """1.3's condition types: latents that the network reads beside the noise.
 
-    latents: [B, C, T, H, W]. mask: [B, 1, T, H, W], 1 where they are given. draw: see Given.
+    process: of the model. x: noise. dtype: of the network.
     use: its strength counts: steps after it are as of a video of which nothing is given; and whether steps begin with the given frames.
     """
 
-    def __init__(self, latents: Tensor, mask: Tensor, schedule: Schedule, process: Process, draw=None, use: ReferenceUse = PICTURES):
-        self._latents, self._mask = latents * mask, mask
-        self._schedule, self._process, self.draw = schedule, process, draw
-        self.use = ReferenceUse(strength=use.strength, is_renoised=use.is_renoised)
-        self.cond = torch.cat((mask, self._latents), dim=1)
+    def __init__(self, process: Process, condition: ImageCondition, x: Tensor, schedule: Schedule, dtype: torch.dtype):
+        self._mask = condition.mask.to(x)
+        self._latents, self._schedule, self._process = condition.latents.to(x) * self._mask, schedule, process
+        self.use = ReferenceUse(strength=condition.use.strength, is_renoised=condition.use.is_renoised)
+        self.cond = torch.cat((self._mask, self._latents), dim=1).to(dtype)
 
     @property
     def blank(self) -> Given:
@@ -161,8 +163,3 @@ class BesideNoise(Given):
             return x
         noised = self._process.noised(self._latents.to(x), self.draw(x).to(x), self._schedule.points[step].to(x))
         return torch.where(self._mask.to(x.device).bool(), noised, x)
-
-
-def _wide(frames: Tensor) -> Tensor:
-    """[B, T] -> [B, 1, T, 1, 1]."""
-    return frames[:, None, :, None, None]

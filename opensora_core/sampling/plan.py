@@ -5,21 +5,24 @@ so a plan of all steps is the released run, bit for bit. Places are counted by t
 at equal distances of t, and the schedule shifts them. So a plan holds for any size, for a run that begins in the middle, and for given
 frames that are read in a part of the run only.
 
-Which steps are best depends on the model, the shift and what is given. `calibrate` finds them (calibration.py) and writes a file for each
-model, mode, size and length (run/plans.py); a model is known by its fingerprint. Where there is no such file the steps are those that were best for the
+Which steps are best depends on the model, the shift and what is given. They are found by dynamic programming from a released run that is
+recorded: if the predictions of step a are held up to step b, the latents end as far from the released run's as the sum over those steps of
+(next point - point) * (released guided prediction - that of the held predictions). That distance is the cost of the interval; a plan's cost
+is the sum of its intervals' squares, as of errors that do not lean the same way. `calibrate` writes the best plans to a file for each model, mode,
+size and length (run/plans.py); a model is known by its fingerprint. Where there is no such file the steps are those that were best for the
 built-in model: they keep its scores, but how near another model comes to its exact run was not measured.
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..choices import BALANCED, DRAFT, FAST
 from ..errors import OpenSoraError
-from .guidance import Guidance, ReferenceUse, StepGuidance
+from .guidance import PASSES, Guidance, ReferenceUse, StepGuidance
 from .schedule import Schedule
 
 RELEASED_STEPS = 50
@@ -87,18 +90,20 @@ class Averaged:
     """
 
     guidance: Guidance
-    whole: tuple[float, ...]
-    points: tuple[float, ...]
-
-    @classmethod
-    def over(cls, guidance: Guidance, whole: Iterable[float] | Tensor, points: Iterable[float] | Tensor) -> "Averaged":
-        return cls(guidance, *(tuple(values.tolist() if isinstance(values, Tensor) else values) for values in (whole, points)))
+    whole: Sequence[float]
+    points: Sequence[float]
 
     def at_step(self, step: int, num_steps: int, latent_frames: int, use: ReferenceUse | None, timestep: float = 0.0) -> StepGuidance:
-        """Guidance of step 0..len(points) - 2; as Guidance.at_step. num_steps: of this run."""
+        """Guidance of step 0..len(points) - 2, as Guidance.at_step; whether the reference is read is as at the first step that it stands for."""
         shares = self._shares(*self.points[step : step + 2])
         parts = [self.guidance.at_step(index, len(self.whole) - 1, latent_frames, use) for index in shares]
-        now = parts[0] if len(parts) == 1 else _mean(parts, list(shares.values()))
+        now = parts[0]
+        if len(parts) > 1:
+            text, image = (
+                sum(getattr(part, name) * share for part, share in zip(parts, shares.values(), strict=True)) / sum(shares.values())
+                for name in ("text", "image")
+            )
+            now = replace(now, text=text, image=image, passes=max((part.passes for part in parts), key=len))
         is_held = step % 2 == 1 and len(self.points) < len(self.whole) and not self.guidance.every_pass
         if is_held and "uncond_image" in now.passes:
             now = replace(now, passes=now.passes[:2], holds_image=True)
@@ -119,19 +124,10 @@ class Averaged:
         return found or {nearest: 1.0}
 
 
-def _mean(parts: list[StepGuidance], shares: list[float]) -> StepGuidance:
-    """The mean of released steps; whether the reference is read is as at the first of them."""
-    total = sum(shares)
-    text = sum(part.text * share for part, share in zip(parts, shares, strict=True)) / total
-    image = sum(part.image * share for part, share in zip(parts, shares, strict=True)) / total
-    passes = max((part.passes for part in parts), key=len)
-    return StepGuidance(text, image, passes, parts[0].reads_reference, parts[0].of)
-
-
 def planned(guidance: Guidance, whole: Schedule, plan: StepPlan) -> tuple[Schedule, Averaged]:
     """The way and the guidance of a run by a plan. whole: the released run's way."""
     schedule = plan.schedule(whole)
-    return schedule, Averaged.over(guidance, whole.points, schedule.points)
+    return schedule, Averaged(guidance, whole.points.tolist(), schedule.points.tolist())
 
 
 def mode_of(use: ReferenceUse | None) -> str:
@@ -151,3 +147,49 @@ def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
             values = tensor.detach()[torch.tensor([*range(min(_SAMPLED, len(tensor))), -1], device=tensor.device)]
             digest.update(f"{name} {len(tensor)} {values.to('cpu', torch.bfloat16).tolist()}\n".encode())
     return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Recorder(Guidance):
+    """Guidance of a released run for which every pass is run at every step, and kept, in fp32 on the CPU.
+
+    steps, record: of the run so far: guidance and predictions.
+    """
+
+    steps: list[StepGuidance] = field(default_factory=list)
+    record: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def at_step(self, step: int, num_steps: int, latent_frames: int, use: ReferenceUse | None, timestep: float = 0.0) -> StepGuidance:
+        self.steps.append(super().at_step(step, num_steps, latent_frames, use, timestep))
+        return replace(self.steps[-1], passes=PASSES[:2] if use is None else PASSES, record=self.record)
+
+
+def interval_costs(points: Tensor, steps: Sequence[StepGuidance], predictions: Sequence[dict[str, Tensor]], latents: Tensor) -> Tensor:
+    """[N, N + 1] fp64: at [a, b] the cost of holding step a up to step b, as a share of the finished latents' squared length; inf for b <= a.
+
+    points: [N + 1] of the released run. steps, predictions: of its N steps. latents: [B, C, T, H, W] that it ended with.
+    """
+    strides, num_steps = (points[1:] - points[:-1]).tolist(), len(steps)
+    costs = torch.full((num_steps, num_steps + 1), torch.inf, dtype=torch.float64)
+    whole = latents.double().square().sum().item()
+    guided = [now.combine(one) for now, one in zip(steps, predictions, strict=True)]
+    for first in range(num_steps):
+        error = torch.zeros_like(guided[first])
+        for step in range(first, num_steps):
+            error += strides[step] * (guided[step] - steps[step].combine(predictions[first]))
+            costs[first, step + 1] = error.square().sum().item() / whole
+    return costs
+
+
+def best_steps(costs: Tensor, num_points: int) -> tuple[int, ...]:
+    """The steps of the plan of so many points with the least sum of costs [N, N + 1]."""
+    num_steps = costs.shape[0]
+    best = torch.full((num_steps + 1,), torch.inf, dtype=torch.float64)
+    best[0], came_from = 0.0, []
+    for _ in range(min(num_points, num_steps)):
+        best, origin = (best[:num_steps, None] + costs).min(dim=0)  # [from, to]
+        came_from.append(origin)
+    steps = [num_steps]
+    for origin in reversed(came_from):
+        steps.append(int(origin[steps[-1]]))
+    return tuple(reversed(steps[1:]))

@@ -12,8 +12,7 @@ from ..errors import OpenSoraError, check_choice
 from .given import NOTHING, Beside, Given, ImageCondition
 from .guidance import Guidance, ReferenceUse
 from .plan import Averaged
-from .process import Flow, Process
-from .schedule import Schedule, shifted_schedule
+from .schedule import Flow, Process, Schedule, shifted_schedule
 from .solvers import SOLVERS, Solver, StepNoise, noise
 
 Side = dict[str, Tensor]
@@ -73,8 +72,7 @@ class SamplingRecipe:
         inputs: (config, text of a side, given or NOTHING, numbers) -> what forward takes by name in one pass.
         guidance: (guidance asked for, solver) -> the one of this model, without what it does not know.
         noise: (shape of one video, seed, device, dtype) -> what its run begins with.
-        cut: (schedule, use of what is given) -> the part of it that is run.
-        makes_over: whether a clip that is given is made over as a whole, rather than gone on from.
+        makes_over: whether a clip that is given is made over as a whole, by the last steps, rather than gone on from.
         place: (latents, groups, references, loop) as masks.place; None where a model knows no mask strategies.
         use: how what is given is used where it enters at every step, from how a person asked for it; None where it does not.
         before: frames of noise that a picture's posterior takes of a run's stream before anything else; 0 = the posterior is not sampled.
@@ -90,7 +88,6 @@ class SamplingRecipe:
     inputs: Callable[..., Side] = beside
     guidance: Callable[[Guidance, str], Guidance] = lambda guidance, solver: guidance
     noise: Callable[..., Tensor] = noise
-    cut: Callable[[Schedule, ReferenceUse], Schedule] = lambda schedule, use: schedule
     makes_over: bool = False
     before: int = 0
     passes: int = 3
@@ -175,7 +172,10 @@ def sample(
     if condition is not None:
         given = recipe.given(condition, x, schedule, dtype)
         given.draw = StepNoise(seeds, 1)
-    text = {name: _moved(side, device, dtype) for name, side in vars(conditions.text).items()}
+    text = {  # masks and whole numbers stay of their type
+        side: {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in told.items()}
+        for side, told in vars(conditions.text).items()
+    }
     done, held = 0, None
 
     @cache
@@ -202,8 +202,3 @@ def sample(
             on_step(StepReport(step, schedule.num_steps, done, recipe.passes * guidance.released_steps(step) - done, x))
 
     return run(predict, x, schedule, recipe.process, SOLVERS[recipe.solvers[0]](seeds, recipe.before), given, report)
-
-
-def _moved(side: Side, device: torch.device, dtype: torch.dtype) -> Side:
-    """Floating tensors in the network's dtype; masks and whole numbers as they are."""
-    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in side.items()}

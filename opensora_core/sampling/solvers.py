@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ..errors import OpenSoraError
 from . import ddpm
-from .process import Process
-from .schedule import Schedule
+from .schedule import Process, Schedule
 from .v_prediction import ddim, dpm
 
 MAX_SEED = 2**64 - 1

@@ -9,14 +9,13 @@ Source: huggingface/diffusers@58eb52c0 schedulers/scheduling_ddim_cogvideox.py, 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import OpenSoraError
-from .process import Point, Process
-from .schedule import Schedule
+from .schedule import Point, Process, Schedule
 
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012  # first and last, linear in their roots
@@ -72,14 +71,6 @@ def v_schedule(num_steps: int, snr_shift: float, parity: bool = False) -> Schedu
     if not parity:
         return Schedule(points, timesteps)
     return DriftingSchedule(points, timesteps, angles[[max(-1, t - TRAIN_STEPS // num_steps) for t in steps]])
-
-
-def last_steps(schedule: Schedule, strength: float) -> Schedule:
-    """The last int(N * strength) steps, for a video that is made over: from its latents with as much noise as there is at points[0]."""
-    count = int(schedule.num_steps * strength) if 0 <= strength <= 1 else 0
-    if not count:
-        raise OpenSoraError(f"strength={strength} of {schedule.num_steps} steps leaves none; use {1 / schedule.num_steps:.3g} to 1.")
-    return replace(schedule, **{name: values[len(values) - count - (name == "points") :] for name, values in vars(schedule).items()})
 
 
 def ddim(process: Process, x: Tensor, step: int, prediction: Tensor, schedule: Schedule) -> Tensor:
@@ -141,7 +132,6 @@ def _ends(schedule: Schedule, step: int) -> tuple[float, float]:
 
 def _half_log_snr(angle: float) -> float:
     """Half the logarithm of signal to noise: -inf at pure noise, inf at a clean picture."""
-    signal, noise = math.cos(angle), math.sin(angle)
-    if angle >= math.pi / 2 or angle <= 0:
-        return -math.inf if angle > 0 else math.inf
-    return math.log(signal / noise)
+    if 0 < angle < math.pi / 2:
+        return math.log(math.cos(angle) / math.sin(angle))
+    return -math.inf if angle > 0 else math.inf

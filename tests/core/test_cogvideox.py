@@ -19,6 +19,7 @@ from opensora_core.networks.cogvideox.model import CogVideoX, example, rotary_po
 from opensora_core.sampling import v_prediction as sampling
 from opensora_core.sampling.guidance import Guidance
 from opensora_core.sampling.run import run
+from opensora_core.sampling.schedule import last_steps
 from opensora_core.shapes import manifest_of
 from tests.golden.formula import fill, numbers, sample
 
@@ -294,11 +295,11 @@ def test_dynamic_guidance_of_the_released_code_and_of_its_formula():
 
 def test_a_video_made_over_keeps_the_last_steps():
     for parity in (True, False):
-        schedule = sampling.last_steps(sampling.v_schedule(50, 1.0, parity), 0.8)
+        schedule = last_steps(sampling.v_schedule(50, 1.0, parity), 0.8)
         assert schedule.num_steps == 40 and schedule.timesteps[0] == 799 and len(schedule.points) == 41
     for strength in (0, 1.2, 0.01):
         with pytest.raises(OpenSoraError, match="leaves none"):
-            sampling.last_steps(sampling.v_schedule(50, 1.0), strength)
+            last_steps(sampling.v_schedule(50, 1.0), strength)
 
 
 def test_a_lora_of_sat_and_of_kohya_has_pefts_names():

@@ -21,14 +21,15 @@ from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run import clip as walks
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.request import EncodedPrompt, SamplingOptions
-from opensora_core.sampling import masks, rflow, run as sampling, solvers
+from opensora_core.sampling import masks, run as sampling, solvers
 from opensora_core.sampling.given import ImageCondition
 from opensora_core.sampling.run import TextCondition
+from opensora_core.sampling.schedule import pieces, quarters, sized_schedule
 from tests.golden import open_sora_1_cases as cases, open_sora_1_files as files
 
 VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 ROWS = {row.title.split()[2]: row for row in open_sora_1.FAMILIES}
-MEASURES = {"1.2": rflow.pieces, "1.3": rflow.quarters}
+MEASURES = {"1.2": pieces, "1.3": quarters}
 SIZE = {"height": 40, "width": 56}
 PICTURE = numpy.linspace(0, 255, 40 * 56 * 3).reshape(40, 56, 3).astype(numpy.uint8)
 LENGTHS = {"1.0": 3, "1.1": 8, "1.2": 34, "1.3": 33}
@@ -122,7 +123,7 @@ def as_recorded(monkeypatch, recipe, version, row, draws):
     for module in (sampling, solvers):
         monkeypatch.setattr(module, "StepNoise", Recorded)
     if version in MEASURES:
-        whole = partial(rflow.sized_schedule, measure=MEASURES[version], dtype=torch.float32)
+        whole = partial(sized_schedule, measure=MEASURES[version], dtype=torch.float32)
         monkeypatch.setitem(recipe.__dict__, "schedule", lambda config, extent, steps, shift, size: whole(size, steps))
     return noise
 
@@ -194,7 +195,7 @@ def test_frames_that_are_given(pipe, version, monkeypatch):
 def test_a_strength_holds_frames_for_that_share_of_the_time():
     mask = torch.zeros(1, 1, 5, 2, 2)
     mask[:, :, 0] = 1
-    x, schedule = torch.zeros(1, 4, 5, 2, 2), rflow.sized_schedule((17, 16, 16), 4, rflow.pieces)
+    x, schedule = torch.zeros(1, 4, 5, 2, 2), sized_schedule((17, 16, 16), 4, pieces)
     given = ROWS["1.2"].sampling.given(ImageCondition(mask, x, masks.ReferenceUse(strength=0.75)), x, schedule, torch.float32)
     assert given.edit.tolist() == [[0.25, 1, 1, 1, 1]] and given.use.is_held
 

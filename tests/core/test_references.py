@@ -92,7 +92,7 @@ LATENTS = torch.zeros(1, 16, 9, 4, 6)
         ({"video": CLIP[:32]}, "Use a longer clip.*video has 32 frames; going on from it takes 33"),
         ({"video": CLIP[:1]}, "video has 1 frame;"),
         ({"video": CLIP, "context": 65}, "Use context 33, or a longer clip.*video has 40 frames; .* takes 65"),
-        ({"video": CLIP, "context": 40}, "by 33 or 65 of its frames, not 40"),
+        ({"video": CLIP, "context": 40}, "Use 33 or 65.*by 40 of its frames"),
         ({"video": CLIP, "direction": "up"}, "Use one of forwards, backwards.*direction='up' is not known"),
         ({"video": CLIP[..., :2]}, r"video is a clip, .*\[40, 8, 8, 2\]"),
         ({"video": CLIP - 1}, "video holds uint8, or floats from 0 to 1"),

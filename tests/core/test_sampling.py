@@ -9,8 +9,8 @@ from opensora_core.errors import OpenSoraError
 from opensora_core.sampling import given as conditioning, schedule, solvers as solver
 from opensora_core.sampling.given import NOTHING
 from opensora_core.sampling.guidance import PICTURES, Guidance, ReferenceUse, num_forwards, oscillate, temporal_ramp
-from opensora_core.sampling.process import Flow
 from opensora_core.sampling.run import Conditions, SamplingRecipe, TextCondition, run, sample
+from opensora_core.sampling.schedule import Flow
 
 SHAPE = (2, 4, 5, 6, 8)
 

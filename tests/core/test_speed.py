@@ -18,9 +18,8 @@ from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run import calibrate, plans
 from opensora_core.run.request import SamplingOptions
 from opensora_core.sampling import plan as plan_module
-from opensora_core.sampling.calibration import Recorder, best_steps, interval_costs
 from opensora_core.sampling.guidance import PICTURES, Guidance, ReferenceUse, num_forwards
-from opensora_core.sampling.plan import POINTS, Averaged, StepPlan, fingerprint_of, planned
+from opensora_core.sampling.plan import POINTS, Averaged, Recorder, StepPlan, best_steps, fingerprint_of, interval_costs, planned
 from opensora_core.sampling.run import SamplingRecipe
 from opensora_core.sampling.schedule import flow_schedule
 
@@ -73,11 +72,11 @@ def test_forwards_of_a_speed(speed):
 
 
 def test_guidance_is_averaged_by_time_whatever_the_points_are():
-    whole = flow_schedule(50, 5.73).points
-    averaged = Averaged.over(Guidance(), whole, [0.9, 0.5, 0.2, 0.0])  # a run that begins in the middle
+    whole = flow_schedule(50, 5.73).points.tolist()
+    averaged = Averaged(Guidance(), whole, [0.9, 0.5, 0.2, 0.0])  # a run that begins in the middle
     assert all(1 < averaged.at_step(step, 3, 5, None).text < 7.5 for step in range(3))
     assert averaged.released_steps(3) < 50
-    constant = Averaged.over(Guidance(text_oscillation=False), whole, [0.9, 0.5, 0.2, 0.0])
+    constant = Averaged(Guidance(text_oscillation=False), whole, [0.9, 0.5, 0.2, 0.0])
     assert all(constant.at_step(step, 3, 5, None).text == pytest.approx(7.5) for step in range(3))
     # The reference is read as long as the released run would, by time.
     read = [averaged.at_step(step, 3, 5, ReferenceUse(strength=0.7)).reads_reference for step in range(3)]
@@ -102,7 +101,7 @@ def test_the_best_plan_is_the_best_of_all():
 
 
 def test_costs_are_those_of_held_predictions():
-    whole, recorder = flow_schedule(6, 3.0), Recorder(Guidance())
+    whole, recorder = flow_schedule(6, 3.0), Recorder()
     said = [answers(step, True) for step in range(6)]
     for step in range(6):
         recorder.at_step(step, 6, 3, PICTURES).seen(said[step])

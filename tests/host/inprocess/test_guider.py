@@ -125,7 +125,7 @@ def test_skipping_passes_changes_nothing_beyond_rounding(run_node, model, core, 
 
     with torch.inference_mode():
         expected = pack("opensora_core.sampling.run").run(
-            velocity, solver.noise(SHAPE, 3), way, pack("opensora_core.sampling.process").Flow(), solver.euler
+            velocity, solver.noise(SHAPE, 3), way, pack("opensora_core.sampling.schedule").Flow(), solver.euler
         )
     expected = torch.where(known.bool(), picture, expected) / scale
     assert relative_error(sample_in_host(run_node, model, positive, negative, steps), expected) < 5e-6

@@ -78,15 +78,15 @@ def whole(run_node, model, both, **settings):
 
 @pytest.mark.parametrize("speed", ["exact", "draft"])
 def test_the_hosts_fused_layers_serve_what_is_not_exact(speed, pack, model, conditioning, run_node, monkeypatch):
-    fused = pack("nodes.host.fused")
+    kernels = pack("nodes.host.kernels")
     before = whole(run_node, model, pair(conditioning, True), speed=speed)
     made = []
 
     def layers(device, options):
-        made.append(fused.KitchenLayers())
+        made.append(kernels.KitchenLayers())
         return made[-1]
 
-    monkeypatch.setattr(fused, "layers", layers)
+    monkeypatch.setattr(kernels, "fused", layers)
     after = whole(run_node, model, pair(conditioning, True), speed=speed)
     if speed == "exact":
         assert not made and torch.equal(after, before)
@@ -96,8 +96,8 @@ def test_the_hosts_fused_layers_serve_what_is_not_exact(speed, pack, model, cond
 
 
 def test_where_the_plain_kernels_are_all_there_is_layers_are_not_fused(pack):
-    assert pack("nodes.host.fused").layers(torch.device("cpu"), {}) is None
-    assert pack("nodes.host.fused").layers(torch.device("cuda"), {}) is None  # this host has the plain backend alone
+    assert pack("nodes.host.kernels").fused(torch.device("cpu"), {}) is None
+    assert pack("nodes.host.kernels").fused(torch.device("cuda"), {}) is None  # this host has the plain backend alone
 
 
 @pytest.mark.parametrize("speed", ROWS)

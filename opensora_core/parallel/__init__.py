@@ -1,1 +1,0 @@
-"""Several processes that make one video together, each on a GPU of its own."""
