@@ -266,7 +266,7 @@ def _own_tokenizers(t5: EncoderFile, clip_l: EncoderFile | None = None) -> dict[
             own[name] = read_tokenizer(kind, find_tokenizer(kind, file.path, file.path.parent))
         except CheckpointError as error:
             raise CheckpointError(
-                f"{wrong}. Use an encoder with the released vocabulary, or put its tokenizer beside it. {error}"
+                f"Use an encoder with the released vocabulary, or put its tokenizer beside it: {wrong}. {error}"
             ) from error
         if own[name].size > found:
             raise CheckpointError(f"Put the encoder's own tokenizer beside it: {wrong}, and the one there has {own[name].size:,} tokens.")
