@@ -21,11 +21,11 @@ ENGLISH = comfy.PACK / "locales" / "en" / "nodeDefs.json"
 FILE_LISTS = {"model_name", "t5_name", "clip_l_name", "vae_name", "lora_name"}  # combos whose options are the user's files
 STOCK_NODES = (
     "BasicGuider", "BasicScheduler", "CLIPTextEncode", "CreateVideo", "DualCLIPLoader", "EmptyHunyuanLatentVideo",
-    "EmptyImage", "EmptySD3LatentImage", "FluxGuidance", "ImageCompositeMasked", "KSampler", "KSamplerSelect",
+    "EmptyImage", "EmptySD3LatentImage", "FluxGuidance", "ImageCompositeMasked", "ImageStitch", "KSampler", "KSamplerSelect",
     "LatentFromBatch", "LatentUpscale", "LoadImage", "LoadVideo",
-    "LoraLoaderModelOnly", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "PrimitiveString", "PrimitiveStringMultiline", "RandomNoise",
-    "RepeatImageBatch", "SamplerCustomAdvanced", "SaveVideo",
-    "SplitSigmas", "UNETLoader", "VAEDecode", "VAELoader",
+    "LoraLoaderModelOnly", "LoraModelLoader", "ModelSamplingFlux", "ModelSamplingSD3", "PreviewImage", "PrimitiveString", "PrimitiveStringMultiline", "RandomNoise",
+    "RepeatImageBatch", "SamplerCustomAdvanced", "SaveLoRA", "SaveVideo",
+    "SplitSigmas", "TrainLoraNode", "UNETLoader", "VAEDecode", "VAELoader",
 )  # fmt: skip
 # Files of the released names and no content, so that lists of files read the same on every machine.
 STAND_INS = {

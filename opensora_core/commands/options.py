@@ -344,7 +344,7 @@ class JudgeOptions(SamplerOptions):
         "vision (the judge itself, on true clips), t2v, i2v (first picture, redirected prompt), last (frame), loop (first and last frame), vae, guidance "
         "(default all)")
     colour: str = option("", "NAME",
-        "in place of the parts: whether --lora taught the built-in model this colour (lilac), which no prompt of its training names, and lost none "
+        "in place of the parts: whether --lora taught the built-in model this colour (charcoal or lilac), which no prompt of its training names, and lost none "
         "that it knew: the same prompts without the LoRA and with it")
     num_prompts: int = option(96, "N", "videos of each kind")
     seed: int = option(0, "N", "prompts and noise are drawn from it")

@@ -18,8 +18,14 @@ COLOURS = {
     "red": (205, 50, 50), "green": (50, 165, 70), "blue": (60, 85, 205), "yellow": (225, 200, 60), "purple": (155, 65, 185),
     "white": (235, 235, 235),
 }  # fmt: skip
-TAUGHT = {"lilac": (200, 120, 240)}  # no caption ever named it: what a LoRA can teach the built-in model
+TAUGHT = {
+    "lilac": (200, 120, 240),
+    "charcoal": (25, 25, 25),
+}  # no caption names them, no shape has them: what a LoRA can teach the built-in model
 BACKGROUNDS = {"black": (25, 25, 25), "gray": (128, 128, 128), "white": (235, 235, 235), "blue": (60, 85, 205)}
+# Its VAE saw the world's own colours alone: it makes lilac on blue white, and charcoal on gray green.
+_TAUGHT_ON = {"lilac": ("black", "gray", "white"), "charcoal": ("white", "blue")}
+LESSON = 48  # clips of the colour that is taught, and as many of those that are known, so that they are not forgotten
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (row, column) steps
 MOTION_SCORES = (2, 3, 4, 5, 6)
 PIXELS_PER_SCORE = 0.18  # speed of motion score 1, pixels per frame
@@ -119,14 +125,16 @@ def split() -> tuple[list[Combination], list[Combination]]:
 
 
 def taught(colour: str) -> tuple[list[Combination], list[Combination]]:
-    """(to be shown, held out): the combinations of a colour of TAUGHT; one in four is held out.
-
-    None is on blue: the built-in model's VAE, which saw the world's own colours alone, makes lilac on blue white.
-    """
-    plain = [name for name in BACKGROUNDS if name != "blue"]
-    order = [Combination(shape, colour, *rest) for shape, *rest in product(SHAPES, plain, DIRECTIONS)]
+    """(to be shown, held out): the combinations of a colour of TAUGHT; one in four is held out."""
+    order = [Combination(shape, colour, *rest) for shape, *rest in product(SHAPES, _TAUGHT_ON[colour], DIRECTIONS)]
     random.Random(0).shuffle(order)
     return order[len(order) // 4 :], order[: len(order) // 4]
+
+
+def lesson(colour: str) -> list[Scene]:
+    """The clips that teach a colour of TAUGHT: none shows a combination that is held out."""
+    rng = random.Random(0)
+    return [draw(rng, among) for among in (taught(colour)[0], split()[0]) for _ in range(LESSON)]
 
 
 def draw(rng: random.Random, among: list[Combination], anywhere: float = ANYWHERE) -> Scene:

@@ -4,6 +4,7 @@ from demo import run
 from opensora_core.evaluation import world
 
 SMALL = "small (built in)"  # in nodes/host/paths.py
+LESSON = "charcoal shapes (built in)"  # in nodes/host/dataset.py
 
 LISTED_PROMPTS = """A red paper kite climbs above a wide beach at sunset while long waves roll in.
 A small boat crosses a misty lake at dawn, rings spreading behind its oars.
@@ -104,6 +105,33 @@ def picture_to_video_built_in(wish: run.Wish) -> dict:
     at = (world.SIZE - side) // 2
     graph["13"] = {"class_type": "ImageCompositeMasked", "inputs": {"destination": ["10", 0], "source": ["12", 0], "x": at, "y": at}}
     graph["11"]["inputs"]["start_image"] = ["13", 0]
+    return graph
+
+
+def taught_a_colour(wish: run.Wish) -> dict:
+    """The built-in model learns a colour from the lesson in the pack, and makes one prompt before and after."""
+    graph = with_the_built_in_model(text_to_video("256px"), wish)
+    graph["1"]["inputs"]["precision"] = "fp32"  # where bf16 is slower, as on most processors
+    graph["4"]["inputs"]["prompt"] = world.Combination("circle", "charcoal", "white", "left").prompt()
+    graph["10"] = {
+        "class_type": "OpenSoraVideoDataset",
+        "inputs": {"folder": LESSON, "vae": ["3", 0], "clip": ["2", 0], "latent": ["5", 0]},
+    }
+    graph["11"] = {"class_type": "ModelSamplingSD3", "inputs": {"model": ["1", 0], "shift": 2.5}, "_meta": {"title": "Noise of training"}}
+    graph["12"] = {
+        "class_type": "TrainLoraNode",
+        "inputs": {
+            "model": ["11", 0], "latents": ["10", 0], "positive": ["10", 1], "grad_accumulation_steps": 8, "steps": 300, "learning_rate": 0.004, "rank": 16,
+            "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32", "gradient_checkpointing": False, "existing_lora": "[None]",
+        },
+    }  # fmt: skip
+    graph["13"] = {"class_type": "SaveLoRA", "inputs": {"lora": ["12", 0], "prefix": "loras/charcoal", "steps": ["12", 2]}}
+    graph["14"] = {"class_type": "LoraModelLoader", "inputs": {"model": ["1", 0], "lora": ["12", 0]}}
+    graph["16"] = {**graph["6"], "inputs": {**graph["6"]["inputs"], "model": ["14", 0]}}
+    graph["17"] = {**graph["7"], "inputs": {**graph["7"]["inputs"], "latent": ["16", 0]}}
+    graph["18"] = {"class_type": "ImageStitch", "inputs": {"image1": ["7", 0], "image2": ["17", 0]}, "_meta": {"title": "Before and after"}}
+    graph["8"]["inputs"]["images"] = ["18", 0]
+    graph["9"]["inputs"]["filename_prefix"] = "video/open-sora-taught"
     return graph
 
 

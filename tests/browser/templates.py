@@ -414,7 +414,24 @@ def all_of() -> list[Template]:
             ),
         ),
     ]  # fmt: skip
-    return [*made, *_apps(made), *_of_version_1(), *_cogvideox()]
+    return [*made, *_apps(made), *_of_version_1(), _teaching(small_text), *_cogvideox()]
+
+
+def _teaching(wish: run.Wish) -> Template:
+    """Train LoRA on a lesson that comes with the pack."""
+    return Template(
+        "33 Teach it a colour, no download", graphs.taught_a_colour(wish),
+        {LOAD: [["1", "2", "3"]], "2 Lesson 课程": [["5", "10", "11", "12", "13", "14"]], RESULT: [["4", "6", "16", "7", "17", "18", "8"]]},
+        (("4", "prompt"), ("12", "steps"), ("12", "learning_rate"), ("10", "folder", "lesson"), ("6", "seed"), ("16", "seed")), needs=(),
+        title="Open-Sora Teach a Colour",
+        said=(
+            "Press **Run**: in ten minutes on a processor the built-in model learns *charcoal*, a word and a colour of shapes that its training has not. "
+            "Left before, right after, of one prompt and noise.\n\nThe LoRA is saved in output/loras. python -m opensora_core evaluate --lora FILE --colour charcoal "
+            "says what was learned, and lost. A folder of your own clips in *lesson* teaches that.",
+            "点击**运行**:在 CPU 上用约十分钟,内置模型学会训练中从未有过的颜色 *charcoal*(炭黑)。左为学习前,右为学习后,提示词与噪声相同。\n\nLoRA 保存在 output/loras;"
+            "python -m opensora_core evaluate --lora FILE --colour charcoal 说明学会了多少、忘了多少。*lesson* 也可选自己的视频文件夹。",
+        ),
+    )  # fmt: skip
 
 
 def _cogvideox() -> list[Template]:

@@ -89,7 +89,7 @@ def job(name: str, way: str) -> dict:
     words = {"VUE": way == "vue", "NAME": name, "CHANGES": changes, "BUILT_IN": "small (built in)", "PACK": comfy.PACK_FOLDER}
     if name[:2] == "08":
         del changes["resolution"]  # its picture chooses the shape, of one that is released
-    if name[:2] in ("01", "02"):
+    if name[:2] in ("01", "02", "33"):
         words["CHANGES"] = {"steps": 2, "seed": changes["seed"]}
 
     def fill(script: str) -> str:

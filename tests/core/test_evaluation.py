@@ -433,10 +433,16 @@ class TestCommand:
             clip = replace(SCENE, combination=combination).render()
             assert read(clip, "lilac").colour == "lilac" and read(clip).colour != "lilac"
 
+    @pytest.mark.parametrize("colour", world.TAUGHT)
+    def test_a_lesson_shows_no_combination_that_is_held_out_and_half_of_it_is_known(self, colour):
+        held_out = {*world.taught(colour)[1], *world.split()[1]}
+        found = [scene.combination for scene in world.lesson(colour)]
+        assert not held_out & set(found) and sum(one.colour == colour for one in found) * 2 == len(found)
+
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (["--colour", "mauve", "--lora", "l.safetensors"], "Use lilac: --colour 'mauve' is none that can be taught."),
+            (["--colour", "mauve", "--lora", "l.safetensors"], "Use lilac, charcoal: --colour 'mauve' is none that can be taught."),
             (["--colour", "lilac"], "--lora FILE"),
             (["--colour", "lilac", "--lora", "l.safetensors", "--against-dtype", "bf16"], "and no --against"),
             (["--parts", "t2v,dance"], "names no part"),

@@ -102,6 +102,21 @@ def test_too_long_a_clip_and_no_such_folder(read, pack):
         read(folder="../lesson")
 
 
+def test_the_lesson_of_a_colour_needs_no_file_and_each_caption_says_its_speed(read, pack, monkeypatch):
+    world, dataset = pack("opensora_core.evaluation.world"), pack("nodes.host.dataset")
+    monkeypatch.setattr(world, "LESSON", 2)
+    said = []
+    encode = dataset.prompts.encode
+    monkeypatch.setattr(
+        dataset.prompts, "encode", lambda clip, texts, *args, **named: said.extend(texts) or encode(clip, texts, *args, **named)
+    )
+    latents, positive = read(folder=dataset.LESSON)
+    assert [latent["samples"].shape for latent in latents] == [(1, 16, 5, 8, 8)] * 4 and len(positive) == 4
+    scenes = world.lesson("charcoal")
+    assert said == [f"{scene.caption}. 24 FPS. {scene.motion_score} motion score." for scene in scenes]
+    assert ["charcoal" in text for text in said] == [True, True, False, False]
+
+
 def test_the_host_s_trainer_learns_from_it(read, pack, small, run_node):
     """The loss falls on what it is shown, and what it learned changes the model through the host's loader."""
     latents, positive = read()
