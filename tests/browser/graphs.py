@@ -112,7 +112,7 @@ def taught_a_colour(wish: run.Wish) -> dict:
     """The built-in model learns a colour from the lesson in the pack, and makes one prompt before and after."""
     graph = with_the_built_in_model(text_to_video("256px"), wish)
     graph["1"]["inputs"]["precision"] = "fp32"  # where bf16 is slower, as on most processors
-    graph["4"]["inputs"]["prompt"] = world.Combination("circle", "charcoal", "white", "left").prompt()
+    graph["4"]["inputs"]["prompt"] = world.Combination("triangle", "charcoal", "white", "right").prompt()
     graph["10"] = {
         "class_type": "OpenSoraVideoDataset",
         "inputs": {"folder": LESSON, "vae": ["3", 0], "clip": ["2", 0], "latent": ["5", 0]},
