@@ -171,9 +171,7 @@ def test_a_plans_outputs_feed_loader_and_decoder(server, listen):
     events = listen(nodes)
     assert np.array_equal(frames_of(server, events), frames_of(server, listen(graph())))
     report = text_of(events, "plan")
-    assert (
-        "This fits: precision" in report or "Use: precision" in report
-    )  # which of the two is for this machine's free memory to say
+    assert "This fits: precision" in report or "Use: precision" in report  # which of the two is for this machine's free memory to say
     assert [text for node, text in events.texts if node == "plan"] == [report.splitlines()[0]]
 
 
