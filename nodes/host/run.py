@@ -72,18 +72,19 @@ def shifted(
             family.check_given(["video"], use)
             way = schedule.last_steps(way, round(1 - use.strength, 6))
         return patched, torch.cat((own.sigmas[way.timesteps.long()], torch.zeros(1))), line
-    alpha = shift or schedule.latent_flow_shift(shape, config.patch_size)
+    if isinstance(recipe.process, ddpm.NoisePrediction):
+        return model.clone(), recipe.schedule(config, shape, steps, shift).points, line
+    if recipe.reads_size:
+        half = float(recipe.way(config, shape, 2, shift).points[1])
+        alpha = half / (1 - half)
+    else:
+        alpha = shift or schedule.latent_flow_shift(shape, config.patch_size)
     if speed != EXACT:
         chosen = plans.find(speed, None if shift else subject(model, shape, use), paths.plan_folders(), family.usual.num_steps)
-        sigmas = chosen.schedule(recipe.schedule(config, shape, chosen.num_steps, alpha)).points
+        sigmas = chosen.schedule(recipe.way(config, shape, chosen.num_steps, shift)).points
         line = f"{chosen.words(speed).capitalize()}. Steps are as the plan has them."
-    elif isinstance(recipe.process, ddpm.NoisePrediction):
-        return model.clone(), recipe.schedule(config, shape, steps, shift).points, line
-    elif recipe.reads_size:
-        half = float(recipe.way(config, shape, 2, shift).points[1])
-        sigmas, alpha = recipe.way(config, shape, steps, shift).points, half / (1 - half)
     else:
-        sigmas = recipe.schedule(config, shape, steps, alpha).points
+        sigmas = recipe.way(config, shape, steps, shift).points
     patched = agreeing(model, comfy.model_sampling.ModelSamplingDiscreteFlow, shift=alpha)
     patched.set_attachments(SPEED_KEY, speed)
     return patched, sigmas, line
@@ -219,6 +220,8 @@ def _entering(recipe: SamplingRecipe, guider, x: Tensor, way: schedule.Schedule,
     condition = reference.condition(tuple(x[:, :, in_front:].shape), guider.model_patcher.model.process_latent_in)
     made = recipe.given(condition, x, way, torch.float32)
     made.draw = solvers.StepNoise(seeds, 1)
+    guidance = guider.guidance_over(way.points)
+    made.is_read = lambda step: guidance.at_step(step, way.num_steps, x.shape[2], guider.use).reads_reference
     return made
 
 

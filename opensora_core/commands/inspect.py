@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..checkpoint.detect import identify
 from ..checkpoint.files import read_header
+from ..choices import EXACT
 from ..errors import OpenSoraError
 from ..families.table import family_of
 from ..inspection.report import check, report
@@ -64,7 +65,8 @@ def _preflight(options: InspectOptions) -> int:
     how = family.sampling.guidance(Guidance(*family.usual.scales), family.sampling.solvers[0])
     has_given = options.cond_type != "t2v" or bool(family.requires)
     about = {"grid": model.transformer.grid, "has_given": has_given, "settings": settings, "guidance": how, "speed": options.speed}
-    request = Request(height, width, num_frames, options.num_steps, **about)
+    num_steps = options.num_steps if options.speed == EXACT else family.usual.num_steps
+    request = Request(height, width, num_frames, num_steps, **about)
     found = preflight(request, model, _memory(options))
     sys.stdout.write(found.report() + "\n")
     return DONE if found.recommended is not None else REFUSED

@@ -10,7 +10,7 @@ from .. import choices
 from ..errors import OpenSoraError, check_choice
 from ..geometry import Tiling, Workload
 from ..sampling.guidance import PICTURES, Guidance, num_forwards
-from ..sampling.plan import RELEASED_STEPS, Averaged, StepPlan
+from ..sampling.plan import Averaged, StepPlan
 from . import footprint
 from .decode import MARGIN, Ladder
 from .footprint import ModelSizes, Weights
@@ -67,7 +67,7 @@ class Request(Workload):
     """A video to plan for.
 
     has_given: whether pictures or a clip are given. tiling: of encode and decode. guidance: which passes the steps take.
-    speed: exact, or a plan of steps, and then num_steps is not read.
+    speed: exact, or a plan of steps, and then num_steps is the model's own number, which it is of.
     """
 
     has_given: bool = False
@@ -81,15 +81,15 @@ class Request(Workload):
         """Passes of the transformer, each guidance pass counted."""
         guidance, num_steps = self.guidance, self.num_steps
         if self.speed != choices.EXACT:  # of the plan that is used where none is calibrated; a calibrated one has as many points
-            points = StepPlan.uncalibrated(self.speed).points
-            guidance = Averaged(guidance, [1 - step / RELEASED_STEPS for step in range(RELEASED_STEPS + 1)], points)
+            points = StepPlan.uncalibrated(self.speed, num_steps).points
+            guidance = Averaged(guidance, [1 - step / num_steps for step in range(num_steps + 1)], points)
             num_steps = len(points) - 1
         return num_forwards(guidance, num_steps, self.latent_extent[0], PICTURES if self.has_given else None)
 
     def words(self) -> str:
         how, of = f"{self.num_steps} steps", ""
         if self.speed != choices.EXACT:
-            how, of = f"speed {self.speed}", f" of {replace(self, speed=choices.EXACT, num_steps=RELEASED_STEPS).forwards}"
+            how, of = f"speed {self.speed}", f" of {replace(self, speed=choices.EXACT).forwards}"
         how += ", with reference picture" if self.has_given else ", text to video"
         return f"{self.width}x{self.height} (width x height), {self.num_frames} frames, {how}: {self.forwards}{of} forwards"
 

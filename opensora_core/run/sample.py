@@ -151,13 +151,14 @@ def way(
 ) -> tuple[Schedule, Guidance | plan.Averaged, list[str]]:
     """The points of a run, its guidance, and what a person should know of its plan, if it has one. shape: of the run's latents."""
     shift, guidance = request.options.shift, recipe.guidance(request.guidance, recipe.solvers[0])
+    size = (request.num_frames, request.height, request.width)
     if request.speed == EXACT:
-        schedule = recipe.way(config, shape, request.num_steps, shift, (request.num_frames, request.height, request.width))
+        schedule = recipe.way(config, shape, request.num_steps, shift, size)
         schedule = last_steps(schedule, round(1 - use.strength, 6)) if use is not None and use.is_whole else schedule
         return schedule, guidance, []
-    subject = plans.Subject(networks.fingerprint, plan.mode_of(use), (request.height, request.width), request.num_frames)
+    subject = plans.Subject(networks.fingerprint, plan.mode_of(use), size[1:], size[0])
     chosen = plans.find(request.speed, None if shift else subject, networks.plan_folders, family_of(config).usual.num_steps)
-    whole = recipe.schedule(config, shape, chosen.num_steps, shift)
+    whole = recipe.way(config, shape, chosen.num_steps, shift, size)
     return *plan.planned(guidance, whole, chosen), [chosen.words(request.speed)]
 
 

@@ -55,12 +55,14 @@ class Given:
     use: how the run uses it; None where nothing is given. cond: what the network reads beside the noise, if it reads anything.
     edit: [B, T], how far each frame may be edited, if the network reads that.
     draw: (latents) -> noise of their shape, for those that noise what is given; a run sets it.
+    is_read: (step) -> whether the network reads what is given at a step; a run sets it.
     """
 
     use: ReferenceUse | None = None
     cond: Tensor | None = None
     edit: Tensor | None = None
     draw: Callable[[Tensor], Tensor]
+    is_read: Callable[[int], bool]
 
     @property
     def blank(self) -> "Given":

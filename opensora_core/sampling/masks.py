@@ -159,7 +159,7 @@ class BesideNoise(Given):
         return blank
 
     def before(self, x: Tensor, step: int) -> Tensor:
-        if not self.use.is_renoised or step >= self.use.num_steps(self._schedule.num_steps):
+        if not self.use.is_renoised or not self.is_read(step):
             return x
         noised = self._process.noised(self._latents.to(x), self.draw(x).to(x), self._schedule.points[step].to(x))
         return torch.where(self._mask.to(x.device).bool(), noised, x)

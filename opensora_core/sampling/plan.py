@@ -160,8 +160,8 @@ class Recorder(Guidance):
     record: list[dict[str, Tensor]] = field(default_factory=list)
 
     def at_step(self, step: int, num_steps: int, latent_frames: int, use: ReferenceUse | None, timestep: float = 0.0) -> StepGuidance:
-        self.steps.append(super().at_step(step, num_steps, latent_frames, use, timestep))
-        return replace(self.steps[-1], passes=PASSES[:2] if use is None else PASSES, record=self.record)
+        self.steps[step : step + 1] = [super().at_step(step, num_steps, latent_frames, use, timestep)]  # a step may be asked for twice
+        return replace(self.steps[step], passes=PASSES[:2] if use is None else PASSES, record=self.record)
 
 
 def interval_costs(points: Tensor, steps: Sequence[StepGuidance], predictions: Sequence[dict[str, Tensor]], latents: Tensor) -> Tensor:

@@ -117,9 +117,7 @@ class SamplingRecipe:
     def check_speed(self, speed: str) -> None:
         """Raise an OpenSoraError for a speed that is none, or that this model cannot be sampled at."""
         check_choice("speed", speed, SPEEDS)
-        if speed != EXACT and self.use is not None:
-            raise OpenSoraError(f"speed={speed!r}: what is given enters this model at every step, which a plan skips; use speed {EXACT}.")
-        if speed != EXACT and not (isinstance(self.process, Flow) and self.solvers[0] == "euler" and not self.reads_size):
+        if speed != EXACT and not (isinstance(self.process, Flow) and self.solvers[0] == "euler"):
             raise OpenSoraError(
                 f"speed={speed!r} joins steps of a rectified flow, and this model is sampled by another process; use speed {EXACT}."
             )
@@ -172,6 +170,7 @@ def sample(
     if condition is not None:
         given = recipe.given(condition, x, schedule, dtype)
         given.draw = StepNoise(seeds, 1)
+        given.is_read = lambda step: guidance.at_step(step, schedule.num_steps, x.shape[2], given.use).reads_reference
     text = {  # masks and whole numbers stay of their type
         side: {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in told.items()}
         for side, told in vars(conditions.text).items()

@@ -21,7 +21,7 @@ from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.run import clip as walks
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.request import EncodedPrompt, SamplingOptions
-from opensora_core.sampling import masks, run as sampling, solvers
+from opensora_core.sampling import masks, plan, run as sampling, solvers
 from opensora_core.sampling.given import ImageCondition
 from opensora_core.sampling.run import TextCondition
 from opensora_core.sampling.schedule import pieces, quarters, sized_schedule
@@ -198,6 +198,42 @@ def test_a_strength_holds_frames_for_that_share_of_the_time():
     x, schedule = torch.zeros(1, 4, 5, 2, 2), sized_schedule((17, 16, 16), 4, pieces)
     given = ROWS["1.2"].sampling.given(ImageCondition(mask, x, masks.ReferenceUse(strength=0.75)), x, schedule, torch.float32)
     assert given.edit.tolist() == [[0.25, 1, 1, 1, 1]] and given.use.is_held
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_full_plan_is_exact_to_the_bit(pipe, version, monkeypatch):
+    monkeypatch.setitem(plan._UNCALIBRATED, 20, tuple(range(50)))
+    half = {"image": PICTURE, "image_strength": 0.5}
+    for given in ({}, half, {**half, "options": SamplingOptions(sdedit=True)} if version == "1.3" else {"image": PICTURE}):
+        asked = {**short(version, **given), "num_inference_steps": 30, "latents_only": True}
+        found, exact = (pipe(version)("a cat", speed=speed, **asked) for speed in ("balanced", "exact"))
+        assert torch.equal(found.latents, exact.latents) and found.forwards == exact.forwards
+
+
+@pytest.mark.parametrize(("version", "forwards"), [("1.2", (24, 24)), ("1.3", (23, 29))])
+def test_a_plan_joins_the_steps_of_a_rectified_flow(pipe, version, forwards):
+    for given, count in zip(({}, {"image": PICTURE}), forwards, strict=True):
+        result = pipe(version)("a cat", speed="fast", latents_only=True, **short(version, **given))
+        assert result.forwards == count and result.forwards + result.forwards_saved == 90
+        assert "fast: 12 of 30 steps, by a plan that was not calibrated" in result.notes[0]
+
+
+def test_given_frames_begin_the_steps_that_read_them(pipe, monkeypatch):
+    noised, read, real = [], [], masks.BesideNoise.before
+    monkeypatch.setattr(masks.BesideNoise, "before", lambda self, x, step: noised.append((made := real(self, x, step)) is not x) or made)
+    at_step = plan.Averaged.at_step
+    monkeypatch.setattr(
+        plan.Averaged, "at_step", lambda *asked: read.append(asked[1:2] + ((made := at_step(*asked)).reads_reference,)) or made
+    )
+    given = {"image": PICTURE, "image_strength": 0.5, "options": SamplingOptions(sdedit=True)}
+    pipe("1.3")("a cat", speed="draft", latents_only=True, **short("1.3", **given))
+    assert noised == [dict(read)[step] for step in range(9)] and noised[0] and not noised[-1]
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_steps_of_learned_variance_are_not_joined(pipe, version):
+    with pytest.raises(OpenSoraError, match="Use speed exact.*sampled by another process"):
+        pipe(version)("a cat", speed="fast", **short(version))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
