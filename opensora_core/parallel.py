@@ -7,6 +7,7 @@ as evenly as can be. Where attention needs all of them, each process gets all to
 (arXiv 2309.14509). No padding and no mask, so that any number of tokens and heads does.
 """
 
+import atexit
 import math
 import os
 import re
@@ -219,6 +220,7 @@ class Group:
         """Part, the first process last. The others end here: torch's threads now and then abort one that winds up while connections close."""
         self.order("end")
         if self.rank:
+            atexit._run_exitfuncs()  # else the semaphores of compiling are said to have leaked
             sys.stdout.flush(), sys.stderr.flush()
             self.store.set(f"ended {self.rank}", "")
             os._exit(0)
