@@ -37,13 +37,10 @@ def sizes(count: int, parts: int) -> list[int]:
 
 
 def groups_for(passes: Sequence[int], heads: int, size: int) -> int:
-    """Over how many groups of processes guidance passes are shared out; the best by what a process computes in a run.
+    """Over how many groups of so many processes guidance passes are shared out; the best by what a process computes in a run.
 
-    Args:
-        passes: of each step. heads: of the attention, 1 of a network whose tokens cannot be shared out. size: processes.
-
-    Raises:
-        OpenSoraError: so many processes have no work.
+    passes: of each step. heads: of the attention, 1 of a network whose tokens cannot be shared out.
+    Raises an OpenSoraError where so many processes have no work.
     """
     loads = {}
     for groups in range(1, max(passes) + 1):
@@ -144,15 +141,10 @@ class Shares:
 
 
 class Group:
-    """This process and the others. Made by `together`.
-
-    Attributes:
-        rank, size: which of how many this is.
-    """
+    """This process and the others, made by `together`. rank, size: which of how many this is."""
 
     def __init__(self, store: "dist.Store", rank: int, size: int):
-        self.rank, self.size = rank, size
-        self.store, self._orders = store, 0
+        self.rank, self.size, self.store, self._orders = rank, size, store, 0
         self._shares: dict[int, Shares] = {}
 
     def meet(self, device: torch.device) -> None:
@@ -171,12 +163,12 @@ class Group:
                 raise OpenSoraError(
                     f"Process {other} of {self.size} runs Open-Sora {found}, process {self.rank} {own}; install one version."
                 )
-        is_cuda = device.type == "cuda"
-        if is_cuda:
+        backend, limit = "gloo", timedelta(seconds=ANSWERED_WITHIN)
+        if device.type == "cuda":
             torch.cuda.set_device(device)
-        kind = {"store": self.store, "rank": self.rank, "world_size": self.size, "timeout": timedelta(seconds=ANSWERED_WITHIN)}
+            backend = "cpu:gloo,cuda:nccl"
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", **kind)
+            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=limit)
         except RuntimeError as error:
             raise OpenSoraError(
                 f"Process {self.rank} of {self.size} cannot be connected to the others ({_reason(error)}); "
@@ -186,9 +178,7 @@ class Group:
     def shares(self, passes: list[int], heads: int) -> Shares:
         """How a run is shared out, its counts at zero; arguments and errors as groups_for."""
         groups = groups_for(passes, heads, self.size)
-        if groups not in self._shares:
-            self._shares[groups] = Shares(self.rank, self.size, groups)
-        found = self._shares[groups]
+        found = self._shares[groups] = self._shares.get(groups) or Shares(self.rank, self.size, groups)
         found.sent, found.by_theory = 0, 0.0
         return found
 

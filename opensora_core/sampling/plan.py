@@ -7,10 +7,10 @@ frames that are read in a part of the run only.
 
 Which steps are best depends on the model, the shift and what is given. They are found by dynamic programming from a released run that is
 recorded: if the predictions of step a are held up to step b, the latents end as far from the released run's as the sum over those steps of
-(next point - point) * (released guided prediction - that of the held predictions). That distance is the cost of the interval; a plan's cost
-is the sum of its intervals' squares, as of errors that do not lean the same way. `calibrate` writes the best plans to a file for each model, mode,
-size and length (run/plans.py); a model is known by its fingerprint. Where there is no such file the steps are those that were best for the
-built-in model: they keep its scores, but how near another model comes to its exact run was not measured.
+(next point - point) * (released guided prediction - that of the held predictions): the cost of the interval. A plan's is the sum of its
+intervals' squares, as of errors that do not lean the same way. `calibrate` writes the best plans to a file for each model, mode, size and
+length (run/plans.py). Where there is none the steps are those that were best for the built-in model: they keep its scores, but how near
+another model comes to its exact run was not measured.
 """
 
 import hashlib
@@ -39,11 +39,9 @@ _SAMPLED = 4  # values at either end of a tensor
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which steps of a released run are computed.
+    """Which steps of a released run are computed: from 0, rising. num_steps: of the released run.
 
-    Attributes:
-        steps: from 0, rising. num_steps: of the released run.
-        error: distance of the finished latents to the exact run's, as a share of their length, as calibrated; None where it was not.
+    error: distance of the finished latents to the exact run's, as a share of their length, as calibrated; None where it was not.
     """
 
     steps: tuple[int, ...]
@@ -84,9 +82,7 @@ class Averaged:
     """Guidance of a run at other points than the released ones: at each, the mean of the released guidance up to the next.
 
     Where there are fewer points, what the reference changes is computed at every second one and held at the next.
-
-    Attributes:
-        guidance: of the released run. whole: its points. points: of this run, from noise to clean; any that lie in the same range.
+    guidance: of the released run. whole: its points. points: of this run, from noise to clean; any that lie in the same range.
     """
 
     guidance: Guidance
@@ -138,8 +134,7 @@ def mode_of(use: ReferenceUse | None) -> str:
 def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """What a network is known by, whatever its weights are held in and whatever LoRA comes on top.
 
-    Args:
-        tensors: its named parameters. Those of one dimension count, which no format quantises: names, shapes and a few values in bf16.
+    tensors: its named parameters. Those of one dimension count, which no format quantises: names, shapes and a few values in bf16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda one: one[0]):
