@@ -1,5 +1,6 @@
 """`generate --gpus N`: a process for each GPU of this machine, as torchrun would start them, and one exit code of all."""
 
+import math
 import os
 import sys
 import time
@@ -46,19 +47,17 @@ def _process(rank: int, command: Callable[[Sequence[str]], int], arguments: Sequ
 
 def _waited_for(started: Sequence, is_rows: bool) -> int:
     """The exit code of all. is_rows: each works for itself, and goes on with the rows of one that is lost."""
-    told, ended_at = set(), 0.0
-    while any(process.is_alive() for process in started):
+    running, until = dict(enumerate(started)), math.inf
+    what = "the others take up its rows" if is_rows else "all end"
+    while running:
+        if time.monotonic() > until:
+            return SOME_FAILED
         time.sleep(0.1)
-        for rank, process in enumerate(started):
-            if (process.exitcode or 0) < 0 and rank not in told:
-                told.add(rank)
-                what = "the others take up its rows" if is_rows else "all end"
-                say(f"process {rank} of {len(started)} was lost (signal {-process.exitcode}); {what}")
-        if not is_rows and any(process.exitcode for process in started):
-            ended_at = ended_at or time.monotonic()
-            if time.monotonic() - ended_at > _GRACE:
-                return SOME_FAILED
-    codes = [process.exitcode for process in started]
-    if is_rows:
-        codes = [code for code in codes if code >= 0] or [SOME_FAILED]
+        for rank in [rank for rank, process in running.items() if not process.is_alive()]:
+            code = running.pop(rank).exitcode
+            if code < 0:
+                say(f"process {rank} of {len(started)} was lost (signal {-code}); {what}")
+            if code and not is_rows:
+                until = min(until, time.monotonic() + _GRACE)
+    codes = [process.exitcode for process in started if process.exitcode >= 0 or not is_rows] or [SOME_FAILED]
     return next((code for code in codes if code > 0), SOME_FAILED if any(codes) else 0)

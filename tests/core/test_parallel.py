@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.multiprocessing import start_processes
 from opensora_core import parallel as groups
 from opensora_core.cli import main
 from opensora_core.commands import gpus
-from opensora_core.commands.options import REFUSED
+from opensora_core.commands.options import REFUSED, SOME_FAILED
 from opensora_core.errors import OpenSoraError
 from opensora_core.memory import decode as decoding
 from opensora_core.networks.cogvideox.config import CogVideoXConfig
@@ -291,6 +292,13 @@ def test_gpus_of_the_command_line(tmp_path, source):
             done.stderr.count("video 1 of 1, seed") == 1
             and "2 processes shared each step, its guidance passes over 2 groups" in done.stderr
         )
+
+
+def test_a_process_that_is_lost_with_the_last_is_named_too(capsys):
+    ended = [SimpleNamespace(is_alive=lambda: False, exitcode=code) for code in (0, -9)]
+    assert gpus._waited_for(ended, is_rows=False) == SOME_FAILED and gpus._waited_for(ended, is_rows=True) == 0
+    assert gpus._waited_for(ended[1:], is_rows=True) == SOME_FAILED
+    assert capsys.readouterr().err.count("was lost (signal 9)") == 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
