@@ -5,8 +5,6 @@ In eager mode norms, modulation and rotation move far more memory than they comp
 they serve the speeds that are no longer exact to the bit; a compiled model fuses by itself.
 """
 
-from contextlib import nullcontext
-
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.ops
@@ -25,8 +23,7 @@ KERNELS = {"adaln", "rms_rope_split_half1"}
 def with_attention(model, name: str):
     """A copy of the MODEL that computes attention by a kernel; the MODEL itself for auto.
 
-    Raises:
-        OpenSoraError: the kernel's library is not installed in ComfyUI's Python, or there is no NVIDIA GPU for it.
+    Raises an OpenSoraError where the kernel's library is not installed in ComfyUI's Python, or there is no NVIDIA GPU for it.
     """
     if name == AUTO:
         return model
@@ -38,14 +35,8 @@ def with_attention(model, name: str):
         )
     if name != SDPA and comfy.model_management.get_torch_device().type != "cuda":
         raise OpenSoraError(f"attention={name!r} computes on an NVIDIA GPU, and there is none here; use {AUTO}.")
-
-    def override(usual, *args, **kwargs):
-        with cudnn_first() if name == CUDNN else nullcontext():
-            return attend(*args, **kwargs)
-
     copy = model.clone()
-    options = copy.model_options.get("transformer_options", {})
-    copy.model_options["transformer_options"] = {**options, "optimized_attention_override": override}
+    copy.set_model_optimized_attention(cudnn_first()(attend) if name == CUDNN else attend)
     return copy
 
 

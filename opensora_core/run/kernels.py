@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ContextDecorator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callabl
             logger.info("On this card attention cudnn, or sage if it is installed, is faster than auto.")
         return attention
     try:
-        found = _cudnn if name == CUDNN else _of_library(name)
+        found = cudnn_first()(attention) if name == CUDNN else _of_library(name)
     except ImportError as error:
         missing = f"attention={name!r} needs the library {PACKAGES[name]}, which is not installed here; use {AUTO} or {CUDNN}."
         raise OpenSoraError(missing) from error
@@ -37,17 +38,12 @@ def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callabl
     return found
 
 
-def cudnn_first() -> AbstractContextManager:
-    """Inside it, torch's attention is cudnn's where that can compute it."""
+def cudnn_first() -> ContextDecorator:
+    """Inside it, or in a function that it decorates, torch's attention is cudnn's where that can compute it."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(order, set_priority=True)
-
-
-def _cudnn(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-    with cudnn_first():
-        return attention(q, k, v, transformer_options)
 
 
 def _of_library(name: str) -> Callable[..., Tensor]:
@@ -67,21 +63,17 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     """
     is_compiled = [True]
 
-    def either(eager: Callable, compiled: Callable) -> Callable:
-        def forward(*args):
-            if is_compiled[0]:
-                try:
-                    return compiled(*args)
-                except Exception as error:
-                    is_compiler_s = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-                    if isinstance(error, torch.cuda.OutOfMemoryError) or not is_compiler_s:
-                        raise
-                    is_compiled[0] = False
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    logger.warning("The blocks could not be compiled (%s); they run uncompiled.", reason)
-            return eager(*args)
-
-        return forward
+    def forward(eager: Callable, compiled: Callable, *args):
+        if is_compiled[0]:
+            try:
+                return compiled(*args)
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                is_compiled[0] = False
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                logger.warning("The blocks could not be compiled (%s); they run uncompiled.", reason)
+        return eager(*args)
 
     for block in blocks:
-        block.forward = either(block.forward, torch.compile(block.forward, dynamic=False))
+        block.forward = partial(forward, block.forward, torch.compile(block.forward, dynamic=False))
