@@ -2,10 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..opensora_core.families.table import DEFAULT
 from .host import dataset, inputs
-from .host.families import family_of
-from .host.node import Node
+from .host.node import Node, gathered
 
 
 class OpenSoraVideoDataset(Node, category="training", outputs={"latents": [io.Latent], "positive": [io.Conditioning]}):
@@ -25,11 +23,10 @@ class OpenSoraVideoDataset(Node, category="training", outputs={"latents": [io.La
         return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(dataset.folder_of(folder).glob("[!.]*"))]
 
     @classmethod
-    def execute(cls, folder, vae, clip, latent, fps, motion_score, cut_scenes, model) -> io.NodeOutput:
-        family = DEFAULT if model is None else family_of(model)
-        asked = dataset.Asked(tuple(latent["samples"].shape), fps, motion_score, cut_scenes, family)
+    @gathered(encoder=dataset.Encoder)
+    def execute(cls, folder, cut_scenes, encoder) -> io.NodeOutput:
         if folder == dataset.LESSON:
-            found = dataset.lesson(vae, clip, asked)
+            found = encoder.of_lesson()
         else:
-            found = dataset.encoded(dataset.folder_of(folder), vae, clip, asked, cls.hidden.unique_id)
+            found = encoder.of_folder(dataset.folder_of(folder), cut_scenes, cls.hidden.unique_id)
         return io.NodeOutput([{"samples": samples} for samples, _ in found], [conditioning for _, conditioning in found])

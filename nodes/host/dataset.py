@@ -2,26 +2,29 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.evaluation import world
-from ...opensora_core.family import Family
+from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.geometry import Tiling
-from ...opensora_core.media.dataset import captioned_clips
+from ...opensora_core.media.dataset import Piece, captioned_clips
 from ...opensora_core.names import complete_or_absent
 from ...opensora_core.sampling.given import fit_clip
 from ...opensora_core.sampling.plan import fingerprint_of
 from . import clips, notice, prompts
-from .vae import vae_config
+from .condition import FPS_KEY
+from .families import family_of
+from .vae import clip_shape, vae_config
 
 LESSON = "charcoal shapes (built in)"  # in place of a folder
 _COLOUR = "charcoal"
@@ -43,97 +46,74 @@ def folder_of(name: str) -> Path:
     return Path(folder_paths.get_input_directory()) / name
 
 
-@dataclass(frozen=True)
-class Asked:
-    """How clips and captions are read.
+class Encoder:
+    """Makes samples, (latents [1, C, T, H, W], CONDITIONING), of clips and captions. Its arguments are inputs of the node.
 
-    shape: of the latents. fps: that clips are read at. family: of the model that is to learn. motion_score: said in every caption.
+    Raises OpenSoraError: a VAE of no video, or a LATENT of another one; see media/dataset.py; or nothing can be written beside the clips.
     """
 
-    shape: tuple[int, ...]
-    fps: int
-    motion_score: int
-    cut_scenes: bool
-    family: Family
+    def __init__(self, vae, clip, latent: dict, fps: int, motion_score: int, model):
+        grid, (*_, frames, rows, columns) = vae_config(vae).grid, clip_shape(vae, latent)
+        self.vae, self.clip, self.fps, self.motion_score = vae, clip, fps, motion_score
+        self.frames, self.size = grid.pixel_frames(frames), (rows * grid.space, columns * grid.space)  # of a sample, in pixels
+        self.recipe = (DEFAULT if model is None else family_of(model)).text
+
+    def of_folder(self, folder: Path, cut_scenes: bool, node_id: str | None) -> list[tuple]:
+        """A sample of every clip in a folder, or scene of one, that is long enough; there must be one."""
+        found = [piece for one in captioned_clips(folder) for piece in (one.scenes(self.fps) if cut_scenes else [one])]
+        made_by = [fingerprint_of(network.named_parameters()) for network in (self.vae.first_stage_model, self.clip.cond_stage_model)]
+        made = [self._of_piece(piece, made_by, folder / _KEPT) for piece in _counted(found)]
+        samples = [sample for sample in made if sample is not None]
+        short = [piece.path.name for piece, sample in zip(found, made, strict=True) if sample is None]
+        if not samples:
+            raise OpenSoraError(
+                f"No clip in {folder.name} has {self.frames} frames at {self.fps} FPS; use a shorter length, or longer clips."
+            )
+        skipped = f", {len(short)} too short and left out ({', '.join(short[:3])}{', …' if len(short) > 3 else ''})" if short else ""
+        notice.show(f"{len(samples)} samples of {self.frames} frames{skipped}", node_id, notice.INFO)
+        return samples
+
+    def of_lesson(self) -> list[tuple]:
+        """A sample of every clip that teaches the built-in model a colour; each caption says its own clip's motion score."""
+        scenes = _counted(world.lesson(_COLOUR))
+        return [self._sample(self._encoded(scene.render(self.frames), self._words(scene.caption, scene.motion_score))) for scene in scenes]
+
+    def _of_piece(self, piece: Piece, made_by: list[str], folder: Path) -> tuple | None:
+        """The sample of a piece, kept in a folder from the first time on; None where the piece is too short."""
+        text, stat = self._words(piece.caption, self.motion_score), piece.path.stat()
+        about = [piece.path.name, stat.st_size, stat.st_mtime_ns, piece.first, self.frames, self.size, self.fps, text, *made_by]
+        path = folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.safetensors"
+        with suppress(OSError, SafetensorError, KeyError):  # not there, or damaged: it is made
+            return self._sample(load_file(path))
+        if (frames := piece.read(self.frames, self.fps)) is None:
+            return None
+        encoded = self._encoded(frames, text)
+        try:
+            folder.mkdir(exist_ok=True)
+            with complete_or_absent(path) as partial:
+                partial.write_bytes(save(encoded))
+        except OSError as error:
+            raise OpenSoraError(f"What is encoded cannot be kept in {folder.parent.name} ({error.strerror}); make room there.") from error
+        return self._sample(encoded)
+
+    def _words(self, caption: str, motion_score: int) -> str:
+        """What the text encoders read of a caption."""
+        return self.recipe.words(caption, self.recipe.said(fps=self.fps, motion_score=prompts.motion_score(self.recipe, motion_score)))
+
+    def _encoded(self, frames: Tensor, text: str) -> dict[str, Tensor]:
+        latent = clips.encode(self.vae, fit_clip(frames, *self.size), Tiling(), None, lambda line: None)
+        ((states, values),) = prompts.encode(self.clip, [text], None, recipe=self.recipe)[0]
+        tensors = {"latent": latent, "states": states, **values}
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+    def _sample(self, encoded: dict[str, Tensor]) -> tuple:
+        return encoded.pop("latent"), [[encoded.pop("states"), {**encoded, FPS_KEY: self.fps}]]
 
 
-def encoded(folder: Path, vae, clip, asked: Asked, node_id: str | None) -> list:
-    """(latents [1, C, T, H, W], CONDITIONING) of every piece of a folder's clips that is long enough.
-
-    Raises OpenSoraError: see media/dataset.py; no piece is long enough; a VAE of other latents; or nothing can be written beside the clips.
-    """
-    count, *size = _extent(vae, asked)
-    found = [piece for one in captioned_clips(folder) for piece in (one.scenes(asked.fps) if asked.cut_scenes else [one])]
-    made_by = [fingerprint_of(network.named_parameters()) for network in (vae.first_stage_model, clip.cond_stage_model)]
-    samples, short, bar = [], [], comfy.utils.ProgressBar(len(found))
-    for piece in found:
+def _counted(pieces: list) -> Iterator:
+    """Each of some pieces of work in turn, unless the run is interrupted, with progress on the node."""
+    bar = comfy.utils.ProgressBar(len(pieces))
+    for piece in pieces:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        text, stat = _words(asked, piece.caption, asked.motion_score), piece.path.stat()
-        about = [piece.path.name, stat.st_size, stat.st_mtime_ns, piece.first, count, size, asked.fps, text, *made_by]
-        path = folder / _KEPT / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.safetensors"
-        kept = _kept(path)
-        if kept is None and (frames := piece.read(count, asked.fps)) is not None:
-            kept = _encode(frames, text, vae, clip, size, asked.family)
-            _keep(path, kept)
-        if kept is None:
-            short.append(piece.path.name)
-        else:
-            samples.append(_sample(kept))
+        yield piece
         bar.update(1)
-    if not samples:
-        raise OpenSoraError(f"No clip in {folder.name} has {count} frames at {asked.fps} FPS; use a shorter length, or longer clips.")
-    skipped = f", {len(short)} too short and left out ({', '.join(short[:3])}{', …' if len(short) > 3 else ''})" if short else ""
-    notice.show(f"{len(samples)} samples of {count} frames{skipped}", node_id, notice.INFO)
-    return samples
-
-
-def lesson(vae, clip, asked: Asked) -> list:
-    """As `encoded`, of the clips that teach the built-in model a colour; each caption says its own clip's motion score."""
-    count, *size = _extent(vae, asked)
-    samples, scenes = [], world.lesson(_COLOUR)
-    bar = comfy.utils.ProgressBar(len(scenes))
-    for scene in scenes:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        text = _words(asked, scene.caption, scene.motion_score)
-        samples.append(_sample(_encode(scene.render(count), text, vae, clip, size, asked.family)))
-        bar.update(1)
-    return samples
-
-
-def _extent(vae, asked: Asked) -> tuple[int, int, int]:
-    """(frames, height, width) of every sample, in pixels."""
-    grid = vae_config(vae).grid
-    return grid.pixel_frames(asked.shape[2]), asked.shape[3] * grid.space, asked.shape[4] * grid.space
-
-
-def _words(asked: Asked, caption: str, motion_score: int) -> str:
-    """What the text encoders read of a caption."""
-    recipe = asked.family.text
-    return recipe.words(caption, recipe.said(fps=asked.fps, motion_score=motion_score))
-
-
-def _encode(frames: Tensor, text: str, vae, clip, size: list[int], family: Family) -> dict[str, Tensor]:
-    latent = clips.encode(vae, fit_clip(frames, *size), Tiling(), None, lambda line: None)
-    ((states, values),) = prompts.encode(clip, [text], None, recipe=family.text)[0]
-    return {"latent": latent, "states": states, **{name: value for name, value in values.items() if isinstance(value, Tensor)}}
-
-
-def _sample(encoded: dict[str, Tensor]) -> tuple:
-    return encoded.pop("latent"), [[encoded.pop("states"), encoded]]
-
-
-def _kept(path: Path) -> dict[str, Tensor] | None:
-    try:
-        kept = load_file(path) if path.is_file() else {}
-        return kept if {"latent", "states"} <= kept.keys() else None
-    except (OSError, SafetensorError):  # damaged: it is made again
-        return None
-
-
-def _keep(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with complete_or_absent(path) as partial:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    except OSError as error:
-        raise OpenSoraError(f"What is encoded cannot be kept in {path.parent.parent.name} ({error.strerror}); make room there.") from error

@@ -1,6 +1,8 @@
 """A folder of clips with captions becomes what the host's own LoRA trainer takes, is encoded once, and what is wrong in it is one sentence."""
 
 import csv
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,6 +84,13 @@ def test_a_table_names_clips_captions_and_frames(read, folder):
         ({"x.csv": "path,text,num_frames\na.mp4,a kite,-3\n"}, "num_frames='-3' is no number of frames"),
         ({"x.csv": "file,words\na.mp4,a kite\n"}, "Name the columns path and text"),
         ({"x.csv": "path,text\n", "y.csv": ""}, "holds 2 tables"),
+        ({"x.csv": "path,text\n\na.mp4,a kite\n../../x.mp4,a kite\n"}, r"x\.csv, line 4: path="),
+        (
+            {"x.csv": "path,text\na.mp4,a blue, round thing\n"},
+            r"Put a caption that holds a comma in double quotes: x\.csv, line 2 has more cells",
+        ),
+        ({"x.csv": "path,text\na.mp4\n"}, r"x\.csv, line 2 holds no caption"),
+        ({"a.mp4": "no video"}, r"a\.mp4 is not a video that can be read"),
         ({"x.csv": f"path,text\n{'a' * 5000}.mp4,a kite\n"}, "is no file of the folder"),
         ({"x.csv": f"path,text\na.mp4,{'a' * 200000}\n"}, "no table that can be read"),
         ({"x.csv": 'path,text\na.mp4,"a kite\n'}, "no table that can be read"),
@@ -100,6 +109,58 @@ def test_too_long_a_clip_and_no_such_folder(read, pack):
         read(latent={"samples": torch.zeros(1, 16, 9, 8, 8)})
     with pytest.raises(error, match="folder='../lesson' is no folder with captions in ComfyUI's input folder"):
         read(folder="../lesson")
+
+
+def test_a_latent_that_is_no_video_s_is_refused(read, pack):
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match=r"Connect another LATENT.*\[1, 16, 8, 8\]"):
+        read(latent={"samples": torch.zeros(1, 16, 8, 8)})
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_there(read, pack, folder):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, limits[1]))
+    try:
+        with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="Make room there: what is encoded cannot be kept in lesson"):
+            read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*(folder / ".open_sora_encoded").iterdir()]
+
+
+def test_a_sample_of_each_scene_and_a_clip_that_cannot_be_cut(read, pack, monkeypatch):
+    class Unopened(Exception):
+        pass
+
+    def detect(path, detector):
+        if path.endswith("b.mp4"):
+            raise Unopened
+        return [
+            tuple(SimpleNamespace(get_seconds=lambda frame=frame: frame / FPS) for frame in scene) for scene in ((0, 8), (8, 10), (10, 17))
+        ]
+
+    monkeypatch.setitem(sys.modules, "scenedetect", SimpleNamespace(ContentDetector=object, VideoOpenFailure=Unopened, detect=detect))
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="b.mp4 cannot be read by PySceneDetect"):
+        read(cut_scenes=True)
+    pieces = pack("opensora_core.media.dataset")
+    (whole,) = (clip for clip in pieces.captioned_clips(pack("nodes.host.dataset").folder_of("lesson")) if clip.path.name == "a.mp4")
+    assert [(piece.first, piece.length) for piece in whole.scenes(FPS)] == [(0, 8), (8, 2), (10, 7)]
+    first, short, last = (piece.read(5, FPS) for piece in whole.scenes(FPS))
+    assert short is None and torch.equal(last, pack("opensora_core.media.video").read_clip(whole.path, 5, from_end=False, skip=10))
+    assert torch.equal(first, whole.read(5, FPS)) and not torch.equal(first, last)
+
+
+def test_captions_say_to_another_model_what_its_prompts_do(read, pack, monkeypatch):
+    """The default motion score is 2.0's own, and the frame rate travels with what is encoded."""
+    dataset, said = pack("nodes.host.dataset"), []
+    row = pack("opensora_core.families.open_sora_1").OPEN_SORA_1_2
+    monkeypatch.setattr(dataset, "family_of", lambda model: row)
+    entry = [[[torch.zeros(1, 4, 8), {"attention_mask": torch.ones(1, 4)}]]]
+    monkeypatch.setattr(dataset.prompts, "encode", lambda clip, texts, *args, **named: said.extend(texts) or entry)
+    for _ in range(2):  # made, and kept
+        assert [values["open_sora_fps"] for ((_, values),) in read(model=object())[1]] == [FPS] * 2
+    read(model=object(), motion_score=7)
+    assert ["motion score" in text for text in said] == [False, False, True, True] and "motion score: 7" in said[2]
 
 
 def test_the_lesson_of_a_colour_needs_no_file_and_each_caption_says_its_speed(read, pack, monkeypatch):
