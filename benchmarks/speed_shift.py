@@ -11,7 +11,7 @@ steps), the first 8 seen ones at .028, .060 and .088. What is done is kept in th
 
 import argparse
 import tempfile
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,14 @@ from opensora_core.evaluation import prompts
 from opensora_core.evaluation.clips import Job, arguments
 from opensora_core.memory.component import Placement
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run.calibrate import Runs
+from opensora_core.run.calibrate import runs_of
 from opensora_core.run.files import ModelFiles
+from opensora_core.run.given import encode_references
 from opensora_core.run.parts import Networks
-from opensora_core.run.result import Watchers
+from opensora_core.run.text import encode
 from opensora_core.sampling.guidance import num_forwards
 from opensora_core.sampling.plan import POINTS, StepPlan, planned
+from opensora_core.sampling.schedule import flow_schedule
 
 SHIFTS = {"the built-in model's own": 0.0, "256px": 5.73, "768px": 11.87}
 CASES = {"t2v": lambda name, count: prompts.text_cases(name, count, 0), "i2v": lambda name, count: prompts.closing_cases("both", count, 0)}
@@ -62,11 +64,12 @@ def measured(mode: str, shift: float, count: int, folder: Path) -> list[dict]:
         [(case.prompt, case.seed, {name: value for name, value in arguments(how, Job(case)).items() if name != "seed"}) for case in cases]
     )
     networks = Networks(ModelFiles.in_folder("small"), Placement(torch.device("cpu")), None)
-    runs = Runs(networks, requests, Watchers())
+    given = [encode_references(networks, request, lambda done, total: None) for request in requests]
+    runs = list(zip(requests, encode(networks, [request.asked for request in requests]), given, strict=True))
     with networks.transformer.at_work(0) as transformer:
-        make = partial(runs.make, transformer)
-        trial = runs.calibration(transformer, tuple(f"{case.prompt} {case.seed}" for case in cases[:count]), shift)
-        whole, guidance = trial.whole, trial.guidance
+        trial, make = runs_of(networks, transformer, runs)
+        whole, guidance = flow_schedule(trial.whole.num_steps, shift) if shift else trial.whole, trial.guidance
+        trial = replace(trial, whole=whole, keys=trial.keys[:count])
         found = [plan for plan, _, _ in trial.run(make, folder, lambda done, total: None).rows]
         exact = [make(index, whole, guidance) for index in range(count, 2 * count)]
         rows = []

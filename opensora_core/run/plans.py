@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OpenSoraError
@@ -49,24 +49,24 @@ def read(path: Path, subject: Subject) -> list[StepPlan]:
         record = read_json(path, _MOST_BYTES)
         version = _number(record["format"], int)
         plans = [_plan(_number(record["steps"], int), **one) for one in record["plans"]] if version == FORMAT else []
-        found = {"fingerprint": record["identity"], "mode": record["mode"], "size": tuple(record["size"]), "frames": record["frames"]}
+        found = Subject(record["identity"], record["mode"], tuple(record["size"]), record["frames"])
     except (ValueError, TypeError, KeyError) as error:  # of ours too: a plan is calibrated, not downloaded
         raise OpenSoraError(f"{path.name} is no plan, or a damaged one; calibrate again, or take it out of {path.parent.name}.") from error
     if version != FORMAT:
         raise OpenSoraError(f"The plan {path.name} was written by another version of this program (format {version}); calibrate again.")
-    if differing := [name for name, value in asdict(subject).items() if value != found[name]]:
+    if differing := [name for name, value in vars(subject).items() if value != vars(found)[name]]:
         raise OpenSoraError(f"The plan {path.name} is of another {' and '.join(differing)} than its name says; calibrate again.")
     return plans
 
 
 def write(folder: Path, subject: Subject, plans: list[tuple[StepPlan, int]], about: dict) -> Path:
     """Write plans, each with its forwards, where `find` looks for them. about: what else a person may want to know of them."""
-    identity, *others = asdict(subject).items()
-    whole = {"format": FORMAT, "identity": identity[1], **dict(others), "steps": plans[0][0].num_steps, **about}
+    whole = {"format": FORMAT, "identity": subject.fingerprint, "mode": subject.mode, "size": subject.size, "frames": subject.frames}
     rows = [{"points": plan.points, "forwards": forwards, "error": plan.error} for plan, forwards in plans]
+    record = {**whole, "steps": plans[0][0].num_steps, **about, "plans": rows}
     path = folder / subject.file_name
     with complete_or_absent(path) as partial:
-        partial.write_text(json.dumps({**whole, "plans": rows}, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 
 
