@@ -26,18 +26,19 @@ def calibrate(model, pairs: list[tuple[list, list]], samples: Tensor, guidance: 
     """
     config = require_open_sora(model)
     shape, family = (1, *check_latent(samples, config)[1:]), family_of(config)
-    family.sampling.check_speed(DRAFT)
+    recipe, num_steps = family.sampling, family.usual.num_steps
+    recipe.check_speed(DRAFT)
     uses = [reference and reference.use for reference in (reference_of(positive) for positive, _ in pairs)]
     if len({use and (use.is_clip, use.strength) for use in uses}) > 1 or (uses[0] is not None and uses[0].strength != 1):
         raise OpenSoraError("A plan is of one kind of run: give every prompt a picture, or every one a clip, or none; with strength 1.")
-    patched, _, _ = shifted(model, samples, family.usual.num_steps, 0.0)
-    whole = family.sampling.schedule(config, shape, family.usual.num_steps)
+    patched, _, _ = shifted(model, samples, num_steps, 0.0)
+    whole, guidance = recipe.way(config, shape, num_steps), recipe.guidance(guidance, recipe.solvers[0])
     bar = comfy.utils.ProgressBar(1)
 
     def make(index: int, way: schedule.Schedule, guided) -> Tensor:
         guider = OpenSoraGuider(patched, *pairs[index], guidance, lambda line: notice.show(line, node_id))
-        guider.guidance = guided  # as it is, whatever the model's row makes of it
-        made = walk(family.sampling, guider, solvers.noise(shape, seed + index), samples[:1], way.points, lambda *_: None, seed + index)
+        guider.guidance = guided  # as it is: the model's row has made of it what it does
+        made = walk(recipe, guider, solvers.noise(shape, seed + index), samples[:1], way.points, lambda *_: None, seed + index)
         return model.model.process_latent_in(made)
 
     def progress(done: int, total: int) -> None:

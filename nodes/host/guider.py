@@ -167,7 +167,7 @@ class OpenSoraGuider(selftest.base(comfy.samplers, "CFGGuider")):
             difference = held.image * sigma
         else:
             difference = uncond - (predictions[2] if len(predictions) > 2 else third)
-            if held is not None and self.speed != EXACT:
+            if held is not None:
                 held.image = difference / sigma  # as of velocities, which sigma does not scale
         # The host's combination has the text term; this is the image term of the core's formula (StepGuidance.combine).
         return guided + now.image_excess(x) * difference

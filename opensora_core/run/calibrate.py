@@ -85,7 +85,7 @@ class Calibration:
         if claimed is None:
             raise OpenSoraError(f"{self.subject.file_name} in {folder} is being calibrated by another process; wait for it.")
         with claimed:
-            asked = json.dumps([self.subject, self.guidance, self.whole.points, self.keys], default=_told)
+            asked = json.dumps([self.subject, vars(self.guidance), self.whole.points, self.keys], default=_told)
             state = _State(folder / f".{self.subject.file_name}.unfinished", sha256(asked.encode()).hexdigest())
             rows = self._rows(make, state, progress)
             about = {"prompts": len(self.keys), "guidance": [self.guidance.text, self.guidance.image]}
@@ -124,8 +124,10 @@ class Calibration:
 
 
 def _told(value: Any) -> str:
-    """What JSON has no word for, so that it is told from others."""
-    return sha256(value.cpu().float().numpy().tobytes()).hexdigest() if isinstance(value, Tensor) else str(value)
+    """What JSON has no word for, so that it is told from others; a function by its name, which another process has too."""
+    if isinstance(value, Tensor):
+        return sha256(value.cpu().float().numpy().tobytes()).hexdigest()
+    return getattr(value, "__qualname__", str(value))
 
 
 class _State(dict[str, Tensor]):
@@ -149,18 +151,19 @@ class _State(dict[str, Tensor]):
 def runs_of(networks: Networks, transformer: nn.Module, runs: list[tuple]) -> tuple[Calibration, Make]:
     """What to calibrate with, and what makes the runs. transformer: of the networks. runs: of each the request, encoded prompt and condition."""
     (first, _, condition), config, placement = runs[0], transformer.config, networks.placement
-    family, use, shape = family_of(config), None if condition is None else condition.use, (1, config.in_channels, *first.latent_extent)
+    family, use = family_of(config), None if condition is None else condition.use
+    recipe, size, shape = family.sampling, (first.height, first.width), (1, config.in_channels, *first.latent_extent)
 
     def make(index: int, schedule: Schedule, guidance: Guidance | Averaged) -> Tensor:
         request, prompt, condition = runs[index]
         start = noise(shape, request.seed).to(placement.device)
         told = told_of(request, prompt.condition, condition, family.usual.fps)
-        return finished(sample(family.sampling, transformer, start, schedule, guidance, told, seeds=[request.seed]), placement.dtype)
+        return finished(sample(recipe, transformer, start, schedule, guidance, told, seeds=[request.seed]), placement.dtype)
 
-    keys = tuple((prompt.text, one.negative_prompt, one.options, one.seed, one.references.given) for one, prompt, _ in runs)
-    subject = Subject(networks.fingerprint, mode_of(use), (first.height, first.width), first.num_frames)
-    whole = family.sampling.schedule(config, shape, family.usual.num_steps)
-    return Calibration(subject, whole, first.guidance, use, shape[2], keys), make
+    keys = tuple((prompt.text, one.negative_prompt, one.options, one.seed, vars(one.references)) for one, prompt, _ in runs)
+    whole = recipe.way(config, shape, family.usual.num_steps, size=(first.num_frames, *size))
+    guidance = recipe.guidance(first.guidance, recipe.solvers[0])
+    return Calibration(Subject(networks.fingerprint, mode_of(use), size, first.num_frames), whole, guidance, use, shape[2], keys), make
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from opensora_core.memory.footprint import ModelSizes, TextSizes
 from opensora_core.memory.preflight import preflight
 from opensora_core.memory.residency import GIB
 from opensora_core.pipeline import OpenSoraPipeline
-from opensora_core.run import clip as walks
+from opensora_core.run import calibrate, clip as walks
 from opensora_core.run.files import ModelFiles
 from opensora_core.run.request import EncodedPrompt, SamplingOptions
 from opensora_core.sampling import masks, plan, run as sampling, solvers
@@ -230,10 +230,27 @@ def test_given_frames_begin_the_steps_that_read_them(pipe, monkeypatch):
     assert noised == [dict(read)[step] for step in range(9)] and noised[0] and not noised[-1]
 
 
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+@pytest.mark.parametrize("given", [{}, {"image": PICTURE}], ids=["t2v", "i2v"])
+def test_a_calibrated_plan_is_as_far_from_exact_as_it_says(folder, version, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "MEASURED_POINTS", (9,))
+    model = OpenSoraPipeline.from_pretrained(folder(version))
+    asked = {**short(version, **given), "num_inference_steps": 30}
+    seed = asked.pop("seed")
+    ((plan, *_),) = [row for row in model.calibrate(model.checked([("a cat", seed, asked)]), tmp_path).rows if len(row[0].steps) == 9]
+    model.use_plans(tmp_path)
+    near, exact = (model("a cat", seed=seed, speed=speed, latents_only=True, **asked) for speed in ("draft", "exact"))
+    assert "a plan calibrated for it" in near.notes[0]
+    assert ((near.latents - exact.latents).norm() / exact.latents.norm()).item() == pytest.approx(plan.error, rel=1e-5)
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_steps_of_learned_variance_are_not_joined(pipe, version):
+def test_steps_of_learned_variance_are_not_joined(pipe, version, tmp_path):
     with pytest.raises(OpenSoraError, match="Use speed exact.*sampled by another process"):
         pipe(version)("a cat", speed="fast", **short(version))
+    asked = {name: value for name, value in short(version).items() if name != "seed"}
+    with pytest.raises(OpenSoraError, match="Use speed exact.*sampled by another process"):
+        pipe(version).calibrate(pipe(version).checked([("a cat", 3, asked)]), tmp_path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

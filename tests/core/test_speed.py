@@ -230,6 +230,21 @@ class TestCalibration:
         assert "not calibrated" in other.notes[0]
         self.bad_files(file, pipe)
 
+    def test_another_negative_prompt_is_another_calibration(self, tiny_checkpoint, tmp_path, monkeypatch):
+        made, real = [], calibrate.sample
+
+        def sample(*arguments, **named):
+            made.append(arguments[3].num_steps)
+            if len(made) % 2 == 0:
+                raise KeyboardInterrupt
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(calibrate, "sample", sample)
+        command = self.command(tiny_checkpoint, tmp_path)
+        assert main(command) == main([*command, "--negative-prompt", "blurry"]) == 130
+        assert made == [50, 50, 50, 50], "the second begins with the first prompt again"
+        assert main([*command, "--negative-prompt", "blurry"]) == 130 and made[4:] == [50, 12], "and goes on with the second one"
+
     def bad_files(self, file, pipe):
         record = json.loads(file.read_text())
         changes = {

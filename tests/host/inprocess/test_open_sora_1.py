@@ -356,6 +356,39 @@ def test_a_wrong_pairing_is_said_before_anything_is_sampled(files, loaded, run_n
                     call(**inputs)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["t2v", "i2v"])
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_calibrated_plan_is_as_far_from_exact_as_it_says(loaded, run_node, pack, base, monkeypatch, version, given):
+    monkeypatch.setattr(pack("opensora_core.run.calibrate"), "MEASURED_POINTS", (9,))
+    model, clip, vae = loaded(version)
+    positive, negative, _ = encoded(run_node, model, clip)
+    empty, scales = latent(model, pack, version), {"text_guidance": 7.0, "image_guidance": 5.0}
+    if given:
+        sides = {"positive": positive, "negative": negative}
+        positive, negative, empty = run_node(
+            "OpenSoraImageToVideo", **sides, vae=vae, latent=empty, start_image=picture_of(version), fit="crop"
+        )
+    asked = {"model": model, "positive": positive, "negative": negative, "latent": empty, "seed": 5, **scales}
+    run_node("OpenSoraCalibrate", **{name: [value] for name, value in asked.items()})
+    (file,) = (base / "models/open_sora_plans").iterdir()
+    (error,) = [one["error"] for one in json.loads(file.read_text())["plans"] if len(one["points"]) == 10]
+    near, exact = (
+        model.model.process_latent_in(run_node("OpenSoraRectifiedFlowSampler", **asked, steps=30, speed=speed)[0]["samples"].float())
+        for speed in ("draft", "exact")
+    )
+    file.unlink()
+    assert ((near - exact).norm() / exact.norm()).item() == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_model_that_has_no_speed_is_not_calibrated(loaded, run_node, pack, version):
+    model, clip, _ = loaded(version)
+    positive, negative, _ = encoded(run_node, model, clip)
+    asked = {"model": model, "positive": positive, "negative": negative, "latent": latent(model, pack, version), "seed": 5}
+    with pytest.raises(pack("opensora_core.errors").OpenSoraError, match="sampled by another process"):
+        run_node("OpenSoraCalibrate", **{name: [value] for name, value in asked.items()}, text_guidance=[7.0], image_guidance=[1.0])
+
+
 def test_a_temporal_file_beside_sdxl_s_vae_is_one_vae(files, loaded, base, run_node, pack):
     whole = loaded("1.2")[2]
     state = load_file(base / "models" / "vae" / files["1.2"])
