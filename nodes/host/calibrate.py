@@ -39,7 +39,7 @@ def calibrate(model, pairs: list[tuple[list, list]], samples: Tensor, guidance: 
         guider = OpenSoraGuider(patched, *pairs[index], guidance, lambda line: notice.show(line, node_id))
         guider.guidance = guided  # as it is: the model's row has made of it what it does
         made = walk(recipe, guider, solvers.noise(shape, seed + index), samples[:1], way.points, lambda *_: None, seed + index)
-        return model.model.process_latent_in(made)
+        return model.model.process_latent_in(made).float().cpu()
 
     def progress(done: int, total: int) -> None:
         bar.update_absolute(done, total)

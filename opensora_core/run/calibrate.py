@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from ..choices import DRAFT
+from ..choices import DRAFT, EXACT
 from ..errors import OpenSoraError
 from ..families.table import family_of
 from ..names import claim, complete_or_absent, sweep
@@ -34,12 +34,12 @@ from .plans import Subject, write
 from .ran_out import sampling_ran_out, with_less
 from .request import GenerationRequest
 from .result import Watchers
-from .sample import conditions as told_of, finished
+from .sample import conditions as told_of, finished, way as way_of
 from .text import encode
 
 MEASURED_POINTS = (30, 20, 16, 12, 9, 7)  # of the plans that are measured; the speeds take those of their own number
 
-# (index of the prompt, the way, guidance) -> finished latents [1, C, T, H, W] of its run.
+# (index of the prompt, the way, guidance) -> finished latents [1, C, T, H, W] of its run, fp32 on the CPU.
 Make = Callable[[int, Schedule, Guidance | Averaged], Tensor]
 
 
@@ -102,7 +102,7 @@ class Calibration:
         for index in prompts:
             if f"costs.{index}" not in state:
                 recorder = Recorder(**vars(self.guidance))
-                latents = make(index, self.whole, recorder).float().cpu()
+                latents = make(index, self.whole, recorder)
                 costs = interval_costs(self.whole.points, recorder.steps, recorder.record, latents)
                 state.keep({f"costs.{index}": costs, f"latents.{index}": latents})
                 del recorder  # and every pass of the run with it
@@ -113,8 +113,8 @@ class Calibration:
             names = [f"error.{index}." + ".".join(map(str, plan.steps)) for index in prompts]
             for index, name in enumerate(names):
                 if name not in state:
-                    made, exact = make(index, way, guidance).float().cpu(), state[f"latents.{index}"]
-                    state.keep({name: ((made - exact).norm() / exact.norm()).reshape(1)})
+                    exact = state[f"latents.{index}"]
+                    state.keep({name: ((make(index, way, guidance) - exact).norm() / exact.norm()).reshape(1)})
             errors = [float(state[name]) for name in names]
             forwards = num_forwards(guidance, way.num_steps, self.latent_frames, self.use)
             row = replace(plan, error=sum(errors) / len(errors)), forwards, max(errors)
@@ -151,19 +151,19 @@ class _State(dict[str, Tensor]):
 def runs_of(networks: Networks, transformer: nn.Module, runs: list[tuple]) -> tuple[Calibration, Make]:
     """What to calibrate with, and what makes the runs. transformer: of the networks. runs: of each the request, encoded prompt and condition."""
     (first, _, condition), config, placement = runs[0], transformer.config, networks.placement
-    family, use = family_of(config), None if condition is None else condition.use
-    recipe, size, shape = family.sampling, (first.height, first.width), (1, config.in_channels, *first.latent_extent)
+    family, use, shape = family_of(config), None if condition is None else condition.use, (1, config.in_channels, *first.latent_extent)
 
     def make(index: int, schedule: Schedule, guidance: Guidance | Averaged) -> Tensor:
         request, prompt, condition = runs[index]
         start = noise(shape, request.seed).to(placement.device)
         told = told_of(request, prompt.condition, condition, family.usual.fps)
-        return finished(sample(recipe, transformer, start, schedule, guidance, told, seeds=[request.seed]), placement.dtype)
+        return finished(sample(family.sampling, transformer, start, schedule, guidance, told, seeds=[request.seed]), placement.dtype)
 
     keys = tuple((prompt.text, one.negative_prompt, one.options, one.seed, vars(one.references)) for one, prompt, _ in runs)
-    whole = recipe.way(config, shape, family.usual.num_steps, size=(first.num_frames, *size))
-    guidance = recipe.guidance(first.guidance, recipe.solvers[0])
-    return Calibration(Subject(networks.fingerprint, mode_of(use), size, first.num_frames), whole, guidance, use, shape[2], keys), make
+    subject = Subject(networks.fingerprint, mode_of(use), (first.height, first.width), first.num_frames)
+    released = replace(first, num_steps=family.usual.num_steps, speed=EXACT)
+    whole, guidance, _ = way_of(networks, released, family.sampling, config, shape, use)
+    return Calibration(subject, whole, guidance, use, shape[2], keys), make
 
 
 @torch.inference_mode()
