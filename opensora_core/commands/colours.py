@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
 
-from ..checkpoint.detect import identify, require
-from ..checkpoint.files import read_network
+from ..checkpoint.load import open_model
 from ..geometry import Grid
 from ..names import check_name, complete_or_absent
 from ..run.parts import open_vae
@@ -27,15 +26,12 @@ _PATTERNS = (2, 3, 5, 8, 13, 21)  # colours across a picture
 def run(options: ColoursOptions) -> int:
     """Fit and keep; the file's path goes to standard output."""
     path = Path(options.vae).expanduser()
-    header = read_network(path)
-    identity = identify(header.shapes)
-    require(identity, "vae", header.name)
+    _, identity = open_model(path, "vae")
     named = path / "vae" if path.is_dir() else path
     target = check_name(options.out, "--out") if options.out else named.with_name(named.stem + SUFFIX)
     factors, bias, error = fit(open_vae(path, options.device).encode, identity.config.grid)
-    factors, bias = (torch.round(values, decimals=5).tolist() for values in (factors, bias))
+    held = {"codec": identity.kind, "factors": factors, "bias": bias, "error": round(error, 4)}
     with complete_or_absent(target) as partial:
-        held = {"codec": identity.kind, "factors": factors, "bias": bias, "error": round(error, 4)}
         partial.write_text(json.dumps(held) + "\n", encoding="utf-8")
     sys.stderr.write(f"root mean square error {error:.3f} of -1..1\n")
     sys.stdout.write(f"{target}\n")
@@ -43,27 +39,27 @@ def run(options: ColoursOptions) -> int:
 
 
 @torch.inference_mode()
-def fit(encode: Callable[[Tensor], Tensor], grid: Grid) -> tuple[Tensor, Tensor, float]:
+def fit(encode: Callable[[Tensor], Tensor], grid: Grid) -> tuple[list, list, float]:
     """Least squares from each latent pixel of still clips to the mean colour of the pixels that it stands for.
 
     encode: images [T, H, W, 3] in 0..1 -> latents [1, C, t, h, w] in the transformer's scale.
-    Returns factors [C, 3] and bias [3] that give -1..1, and the root mean square error on pictures that were kept apart.
+    Returns factors [C, 3] and bias [3] that give -1..1, rounded, and the root mean square error on pictures that were kept apart.
     """
     draw = torch.Generator().manual_seed(0)
     side, frames = max(8 * grid.space, 128), grid.frames.nearest(_FRAMES)
-    pairs, began = [], time.monotonic()  # of each picture: latents [places, C], colours [places, 3]
+    pairs, began = [], time.monotonic()  # of each picture: latents, each with a one behind it, [places, C + 1], and colours [places, 3]
     for number in Bar(range(PICTURES), unit="picture"):
         colours = _PATTERNS[number % len(_PATTERNS)]  # of fields, sharp or running into each other
         fields = ((torch.rand(1, 3, colours, colours, generator=draw) - 0.5) * 1.6 + 0.5).clamp(0, 1)
         picture = interpolate(fields, (side, side), mode="nearest" if torch.rand((), generator=draw) < 0.5 else "bilinear")[0]
         latents = encode(picture.movedim(0, -1).expand(frames, side, side, 3)).cpu()[0]
         colour = adaptive_avg_pool2d(picture * 2 - 1, latents.shape[-2:])[:, None].expand(-1, latents.shape[1], -1, -1)
-        pairs.append((latents.flatten(1).T.double(), colour.flatten(1).T.double()))
-        if time.monotonic() - began > SECONDS and sum(len(x) for x, _ in pairs) > 4 * latents.shape[0]:
+        pairs.append((pad(latents.flatten(1).T.double(), (0, 1), value=1), colour.flatten(1).T.double()))
+        if time.monotonic() - began > SECONDS and len(pairs) * len(pairs[0][0]) > 4 * len(latents):
             break
     apart = max(1, len(pairs) // 8)
-    x, y = map(torch.cat, zip(*pairs[apart:], strict=True))
-    solution = torch.linalg.lstsq(torch.cat((x, torch.ones_like(x[:, :1])), 1), y).solution
-    factors, bias = solution[:-1], solution[-1]
-    x, y = map(torch.cat, zip(*pairs[:apart], strict=True))
-    return factors, bias, float((x @ factors + bias - y).square().mean().sqrt())
+    x, y = map(torch.stack, zip(*pairs, strict=True))
+    solution = torch.linalg.lstsq(x[apart:].flatten(0, 1), y[apart:].flatten(0, 1)).solution
+    error = (x[:apart] @ solution - y[:apart]).square().mean().sqrt()
+    *factors, bias = torch.round(solution, decimals=5).tolist()
+    return factors, bias, float(error)
