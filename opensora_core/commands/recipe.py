@@ -17,18 +17,14 @@ from ..run.files import SMALL
 from .options import PARTS, GenerateOptions, flag
 
 # What says where to write, what to do with what is there, or is said by other options once it is understood; not what is made.
-_NOT_OF_THE_VIDEO = {
-    "out", "csv", "num_samples", "seed", "prompt", "prompt_path", "decode", "num_frames", "refine_prompt", "refine_model", "shard", "sample_name",
-    "save_latents", "gpus", "loop",
-}  # fmt: skip
+_NOT_OF_THE_VIDEO = "out csv num_samples seed prompt prompt_path decode num_frames refine_prompt refine_model shard sample_name save_latents gpus loop".split()
 _PATHS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
 _SIZE = "aspect_ratio num_frames length:num_frames width height"
 _GUIDANCE = "text_guidance:guidance image_guidance:guidance_img speed"
 # node -> its inputs, with our flag behind a colon where it has another name. What stands in an input that has a file behind it is the file's name.
 _NODES = {
     "OpenSoraT5TextEncode": "prompt negative_prompt motion_score fps aesthetic_score camera_motion",
-    "OpenSoraEmptyLatentVideo": f"resolution {_SIZE}",
-    "OpenSoraEmptyLatentHighCompression": f"resolution {_SIZE}",
+    **dict.fromkeys(("OpenSoraEmptyLatentVideo", "OpenSoraEmptyLatentHighCompression"), f"resolution {_SIZE}"),
     "OpenSoraEmptyLatent": f"size:resolution {_SIZE}",
     "OpenSoraImageToVideo": "start_image:ref end_image:ref_end fit strength",
     "OpenSoraVideoToVideo": "video:ref direction context fit strength",
@@ -48,8 +44,7 @@ _SMALL, _NO_CLIP = "small (built in)", "none (T5 alone)"  # as nodes name them
 # node -> its input that names a file, or lets through what lies behind it
 _BEHIND = {"LoadImage": "image", "LoadVideo": "file", "UNETLoader": "unet_name", "VAELoader": "vae_name", "GetVideoComponents": "video",
            "ImageScale": "image", "LatentFromBatch": "samples"}  # fmt: skip
-# What nodes say where nothing is asked for, and no flag needs to.
-_UNASKED = ("", AUTO, -1, _NO_CLIP)
+_UNASKED = ("", AUTO, -1, _NO_CLIP)  # what nodes say where nothing is asked for, and no flag needs to
 _OPTIONS = {one.name: one for one in fields(GenerateOptions)}
 
 
@@ -61,8 +56,7 @@ def recipe_for(job, seed: int, pipe: OpenSoraPipeline) -> str:
         if name not in _NOT_OF_THE_VIDEO and value != one.default:
             is_path = one.metadata["values"] in _PATHS
             settings[name] = ";".join(Path(part.strip()).name for part in value.split(";")) if is_path else value
-    found = {name: path for name in PARTS if (path := getattr(files, name)) is not None and path.is_file()}
-    parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name, path in found.items()}
+    parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name in PARTS if (path := getattr(files, name)) and path.is_file()}
     if files.dit.parent == SMALL:
         settings["model"] = "small"
     made = {"prompt": options.prompt, "seed": seed, "num_frames": job.arguments["num_frames"]}
@@ -101,9 +95,8 @@ def as_command(path: Path) -> str:
         elif isinstance(value, list) and "tuple" in str(one.type):
             words += [flag(name), *map(str, value)]
         else:
-            for each in value if isinstance(value, list) else [value]:
-                # A text that begins with a dash would be read as a flag.
-                words += [f"{flag(name)}={each}"] if str(each).startswith("-") else [flag(name), str(each)]
+            for each in map(str, value if isinstance(value, list) else [value]):
+                words += [f"{flag(name)}={each}"] if each.startswith("-") else [flag(name), each]  # else it would be read as a flag itself
     if odd := next((word for word in words if not word.replace("\n", "").replace("\t", "").isprintable()), None):
         raise OpenSoraError(f"{path.name} has characters that no command can have, {_short(odd)}; look at it with inspect alone.")
     return shlex.join(words)
@@ -112,10 +105,11 @@ def as_command(path: Path) -> str:
 def _of_run(recipe: dict) -> dict[str, Any]:
     """The flags that one of our own recipes stands for."""
     prompt, settings = recipe["prompt"], dict(recipe["settings"])
-    if settings.get("parity") == SCRIPTS:  # which asks for loops, and has them from the prompt
-        parts = [prompt, *settings.pop("extend_prompt")]
-        prompt = " ".join(f"|{loop}| {text}" for loop, text in enumerate(parts))
-        settings |= {"loop": settings.pop("extend") + 1, "extend_context": None}
+    extend, texts = settings.get("extend"), settings.get("extend_prompt")
+    if settings.get("parity") == SCRIPTS and isinstance(extend, int) and isinstance(texts, list):
+        # The scripts ask for loops, and have them from the prompt.
+        prompt = " ".join(f"|{loop}| {text}" for loop, text in enumerate([prompt, *texts]))
+        settings |= {"loop": extend + 1, **dict.fromkeys(("extend", "extend_prompt", "extend_context"))}
     else:
         settings.pop("condition_frame_length", None)  # said by extend_context
     length = {} if "extend_from" in settings else {"num_frames": recipe.get("num_frames")}
@@ -131,21 +125,19 @@ def _of_graph(graph: dict) -> dict[str, Any]:
     """Our flags for what a graph of ComfyUI's asks our nodes for."""
     asked: dict[str, Any] = {}
     for node in graph.values():
-        kind, inputs = node.get("class_type"), node.get("inputs", {})
-        for name, _, other in (one.partition(":") for one in _NODES.get(kind, "").split()):
-            ours, value = other or name, _constant(graph, inputs.get(name))
+        for name, _, other in (one.partition(":") for one in _NODES.get(node["class_type"], "").split()):
+            ours, value = other or name, _constant(graph, node["inputs"].get(name))
             if isinstance(value, str | int | float) and value not in _UNASKED and (value or not ours.startswith("extend_")):
                 asked[ours] = value
-        if kind == "OpenSoraFluxToVideo":
+        if node["class_type"] == "OpenSoraFluxToVideo":
             asked["t2i2v"] = True
     if asked.get("dit") == _SMALL:
         asked = {name: value for name, value in asked.items() if name not in PARTS} | {"model": "small"}
     direction, context = asked.pop("direction", ""), asked.pop("context", "")
     if direction:
         asked["cond_type"] = f"v2v_{'head' if direction == FORWARDS else 'tail'}{'_easy' * (str(context) == '65')}"
-    unused = ("width", "height") if "resolution" in asked else ("aspect_ratio", "width", "height")
-    if asked.get("resolution") == "custom":
-        unused = ("resolution", "aspect_ratio")
+    unused = {"custom": ("resolution", "aspect_ratio"), None: ("aspect_ratio", "width", "height")}
+    unused = unused.get(asked.get("resolution"), ("width", "height"))
     return {name: value for name, value in asked.items() if name not in unused and value != _OPTIONS[name].default}
 
 
@@ -154,7 +146,7 @@ def _constant(graph: dict, value: Any) -> Any:
     for _ in range(8):  # nodes on the way
         if not (isinstance(value, list) and len(value) == 2):
             return value
-        source = graph.get(str(value[0]), {})
-        kind = str(source.get("class_type"))
-        value = source.get("inputs", {}).get("value" if kind.startswith("Primitive") else _BEHIND.get(kind))
+        source = graph.get(str(value[0]), {"class_type": "", "inputs": {}})
+        is_value = source["class_type"].startswith("Primitive")
+        value = source["inputs"].get("value" if is_value else _BEHIND.get(source["class_type"]))
     return None

@@ -4,9 +4,7 @@ Formulas: ISO/IEC 14496-12 (boxes), Apple's QuickTime File Format (moov/udta/met
 """
 
 import json
-import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,10 +28,12 @@ def recipe_of(path: Path) -> dict[str, Any]:
     Raises an OpenSoraError for what is no mp4, or says nothing.
     """
     found = tags(path)
-    for name, read in (("comment", _ours), ("prompt", _comfyuis)):
-        with suppress(CheckpointError):
-            if recipe := read(json_object(found.get(name, ""), name)):
-                return recipe
+    ours, graph = (_object(found.get(name, "")) for name in ("comment", "prompt"))
+    is_whole = _has(ours, prompt=str, seed=int, settings=dict, files=dict, versions=dict) and {PROGRAM, "torch"} <= ours["versions"].keys()
+    if is_whole and ours.get("program") == PROGRAM and all(_has(file, name=str, bytes=int) for file in ours["files"].values()):
+        return ours
+    if nodes := {name: node for name, node in graph.items() if _has(node, class_type=str, inputs=dict)}:
+        return {"program": "ComfyUI", "prompt": nodes}
     raise OpenSoraError(f"{path.name} does not say how it was made; take a video as this program or ComfyUI wrote it, not written anew.")
 
 
@@ -42,25 +42,8 @@ def tags(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         for kind, begin, end in boxes(file, 0, path.stat().st_size):
             if kind == b"moov" and end - begin <= _LARGEST:
-                return dict(_tags(file, begin, end, [], 0))
+                return dict(_tags(file, begin, end, {b"\xa9cmt": "comment"}))
     raise OpenSoraError(f"{path.name} is not a whole mp4; give a video that this program or ComfyUI wrote.")
-
-
-def _ours(recipe: dict) -> dict | None:
-    settings, files, versions = (recipe.get(name) for name in ("settings", "files", "versions"))
-    is_ours = recipe.get("program") == PROGRAM and isinstance(recipe.get("prompt"), str) and type(recipe.get("seed")) is int
-    if not is_ours or not all(isinstance(part, dict) for part in (settings, files, versions)) or not {PROGRAM, "torch"} <= versions.keys():
-        return None
-    named = [isinstance(one, dict) and type(one.get("name")) is str and type(one.get("bytes")) is int for one in files.values()]
-    return recipe if all(named) else None
-
-
-def _comfyuis(graph: dict) -> dict | None:
-    def is_node(value) -> bool:
-        return isinstance(value, dict) and isinstance(value.get("class_type"), str) and isinstance(value.get("inputs", {}), dict)
-
-    graph = {name: node for name, node in graph.items() if is_node(node)}
-    return {"program": "ComfyUI", "prompt": graph} if graph else None
 
 
 def boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -68,20 +51,18 @@ def boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]
     for _ in range(_MOST_BOXES):
         file.seek(at)
         head = file.read(max(0, min(16, end - at)))
-        if len(head) < 8:
-            return
-        (size, kind), begin = struct.unpack(">I4s", head[:8]), at + 8
-        if size == 1 and len(head) == 16:
-            size, begin = struct.unpack(">Q", head[8:])[0], at + 16
+        size, begin = int.from_bytes(head[:4], "big"), at + 8
+        if size == 1:
+            size, begin = int.from_bytes(head[8:], "big"), at + 16
         behind = at + size if size else end
         if not begin <= behind <= end:
             return
-        yield kind, begin, behind
+        yield head[4:8], begin, behind
         at = behind
 
 
-def _tags(file: BinaryIO, at: int, end: int, names: list[str], depth: int) -> Iterator[tuple[str, str]]:
-    """names: those of the keys box that stands before the list, filled on the way."""
+def _tags(file: BinaryIO, at: int, end: int, names: dict[bytes, str], depth: int = 0) -> Iterator[tuple[str, str]]:
+    """names: of tags by the kinds of their boxes; those of the keys box that stands before the list are added on the way."""
 
     def text(begin: int, behind: int) -> str:
         file.seek(begin)
@@ -91,11 +72,22 @@ def _tags(file: BinaryIO, at: int, end: int, names: list[str], depth: int) -> It
         if kind == b"meta" and text(begin + 4, begin + 8) != "hdlr":
             begin += 4  # of an mp4: version and flags come first
         if kind == b"keys":
-            names[:] = [text(*name) for _, *name in boxes(file, begin + 8, behind)]
+            names |= {number.to_bytes(4, "big"): text(*name) for number, (_, *name) in enumerate(boxes(file, begin + 8, behind), 1)}
         elif kind in _HOLD_BOXES and depth < _MOST_DEEP:
             yield from _tags(file, begin, behind, names, depth + 1)
-        else:
-            number = int.from_bytes(kind, "big")
-            name = "comment" if kind == b"\xa9cmt" else names[number - 1] if 0 < number <= len(names) else ""
-            values = [text(first + 8, last) for inner, first, last in boxes(file, begin, behind) if inner == b"data"] if name else []
-            yield from ((name, value) for value in values[:1])
+        elif kind in names:
+            values = [text(first + 8, last) for inner, first, last in boxes(file, begin, behind) if inner == b"data"]
+            yield from ((names[kind], value) for value in values[:1])
+
+
+def _object(text: str) -> dict:
+    """The object that a text of JSON is; an empty one for anything else."""
+    try:
+        return json_object(text, "")
+    except CheckpointError:
+        return {}
+
+
+def _has(value: Any, **kinds: type) -> bool:
+    """Whether something that was read is an object with values of these kinds."""
+    return isinstance(value, dict) and all(type(value.get(name)) is kind for name, kind in kinds.items())

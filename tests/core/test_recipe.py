@@ -207,3 +207,13 @@ def test_a_recipe_of_other_types_is_none(spoilt, tmp_path):
         return
     with pytest.raises(OpenSoraError, match=r"v\.mp4 does not say how it was made"):
         recipe_of(path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"extend": "2", "extend_prompt": ["a"]}, {"extend": 2, "extend_prompt": "a"}])
+def test_loops_that_another_hand_wrote_otherwise_are_no_defect(settings, tmp_path):
+    from opensora_core.commands.recipe import as_command
+
+    whole = {"prompt": "a kite", "seed": 7, "files": {}, "versions": {PROGRAM: "1", "torch": "2"}}
+    comment = as_tag(whole | {"settings": {"parity": "scripts", **settings}})
+    words = shlex.split(as_command(save_video(torch.zeros(2, 16, 16, 3), tmp_path / "v.mp4", 24, comment=comment)))
+    assert words[4:8] == ["--prompt", "a kite", "--seed", "7"] and "scripts" in words
