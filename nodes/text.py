@@ -1,7 +1,5 @@
 """Prompts: the two text encoders, what becomes of a prompt before they read it, many prompts from a list, and long ones made of short ones."""
 
-from collections.abc import Callable
-
 from comfy_api.latest import io, ui
 
 from ..opensora_core.choices import UNCONDITIONALS
@@ -111,10 +109,6 @@ class OpenSoraPromptList(Node, category="conditioning", outputs={"prompt": [io.S
 
 
 _SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05}  # as the host's own node has them
-_LOADERS = (
-    "Load one that can with Load CLIP (CLIPLoader), such as a Qwen3.5, Qwen3-VL or Gemma 3 file in models/text_encoders: any that ComfyUI's Generate "
-    "Text takes."
-)
 
 
 class OpenSoraPromptHelper(Node, category="conditioning", outputs={"text": io.String, "motion_score": io.Int}):
@@ -141,31 +135,28 @@ class OpenSoraPromptHelper(Node, category="conditioning", outputs={"text": io.St
         if not text:
             if not prompt.strip() and kind != refine.IMAGE:
                 raise OpenSoraError("The prompt is empty; say in a few words what to show.")
-            text, score = _refined(clip, prompt, kind, image, sampling, cls.show)
+            sees = hasattr(_writer(clip), "preprocess_embed") and image is not None
+            if image is not None and not sees:
+                cls.show("This text model sees no pictures; it goes by the prompt alone.")
+            media = {"image": image[:1] if sees else None, "video": None, "audio": None}
+            tokens = clip.tokenize(refine.asked(prompt, kind, sees), skip_template=False, min_length=1, thinking=False, **media)
+            # At temperature 0 always the likeliest token.
+            answer = clip.decode(clip.generate(tokens, do_sample=sampling["temperature"] > 0, **sampling, **_SAMPLING))
+            text, score = refine.answered(answer, prompt)
+            if text == prompt.strip():
+                cls.show("The text model wrote no description; the prompt is given on as it is.")
         return io.NodeOutput(text, score, ui=ui.PreviewText(text))
 
 
-def _refined(clip, prompt: str, kind: str, image, sampling: dict, show: Callable[[str], None]) -> tuple[str, int]:
-    """(the description, the motion score that is proposed).
-
-    clip: a host CLIP that can write.
-    image: IMAGE, of which the first is shown to a model that can see, or None.
-    sampling: seed, max_length (tokens), temperature (0: always the likeliest token).
-    Raises OpenSoraError: the CLIP reads prompts and writes none.
-    """
+def _writer(clip):
+    """The network inside a host CLIP that writes text. Raises an OpenSoraError where it has none and only reads prompts."""
     held = getattr(clip, "cond_stage_model", None)
     inner = (getattr(part, "transformer", None) for part in held.modules()) if hasattr(held, "generate") else ()
-    writer = next((one for one in inner if hasattr(one, "generate")), None)  # the network inside a CLIP
+    writer = next((one for one in inner if hasattr(one, "generate")), None)
     if writer is None:
         name = "no text model" if held is None else type(held).__name__.rstrip("_")
-        raise OpenSoraError(f"This CLIP ({name}) reads prompts and writes none. {_LOADERS}")
-    sees = image is not None and hasattr(writer, "preprocess_embed")
-    if image is not None and not sees:
-        show("This text model sees no pictures; it goes by the prompt alone.")
-    media = {"image": image[:1] if sees else None, "video": None, "audio": None}
-    tokens = clip.tokenize(refine.asked(prompt, kind, sees), skip_template=False, min_length=1, thinking=False, **media)
-    answer = clip.decode(clip.generate(tokens, do_sample=sampling["temperature"] > 0, **sampling, **_SAMPLING))
-    text, score = refine.answered(answer, prompt)
-    if text == prompt.strip():
-        show("The text model wrote no description; the prompt is given on as it is.")
-    return text, score
+        raise OpenSoraError(
+            f"This CLIP ({name}) reads prompts and writes none. Load one that can with Load CLIP (CLIPLoader), such as a Qwen3.5, Qwen3-VL or Gemma 3 "
+            "file in models/text_encoders: any that ComfyUI's Generate Text takes."
+        )
+    return writer

@@ -44,15 +44,13 @@ def refined_jobs(jobs: Sequence[Job], options: GenerateOptions, pipe: OpenSoraPi
     has_score = pipe.files.family.text.usual.motion_score == MOTION_SCORE
     made = []
     for job, (request, kind) in zip(jobs, asked_of, strict=True):
-        arguments, picture, (text, score) = job.arguments, job.picture, answers[request, kind]
-        said = replace(job.options, prompt=text)
-        if has_score and arguments["options"].motion_score is None:
-            arguments = arguments | {"options": replace(arguments["options"], motion_score=score)}
-            said = replace(said, motion_score=score)
+        picture, told, (text, score) = job.picture, job.arguments["options"], answers[request, kind]
+        proposed = {"motion_score": score} if has_score and told.motion_score is None else {}
         if picture is not None and picture.prompt == request:
             picture = replace(picture, prompt=text)
         say(f"{job.name}: {text} (motion score {score})" if has_score else f"{job.name}: {text}")
         longer = job.longer and job.longer.with_prompt(request, text)
+        said, arguments = replace(job.options, prompt=text, **proposed), job.arguments | {"options": replace(told, **proposed)}
         made.append(replace(job, options=said, arguments=arguments, picture=picture, longer=longer, request=request))
     return made
 

@@ -20,14 +20,12 @@ walking, 15 is as wild as an explosion."""
 _OPEN = "Where it leaves something open, decide: how things look, where they are, the light, the time of day, how near the camera is."
 _TASKS = {
     TEXT: "Write the caption of a short video that shows what the request below asks for. A model draws the video from your words alone.",
-    IMAGE: "Write the caption of a short video whose first frame is a given picture. A model has the picture, and draws from your words how it "
-    "goes on.",
+    IMAGE: "Write the caption of a short video whose first frame is a given picture. A model has the picture, and draws from your words how it goes on.",
 }
+_GOES_ON = "and give most words to what happens. If the request asks for no movement, choose"
 _PICTURE = {
-    True: "The picture is before you: name its subject and its setting in a few words, true to what you see, and give most words to what happens. "
-    "If the request asks for no movement, choose one that suits the picture.",
-    False: "You do not see the picture: describe no looks beyond what the request names, and give most words to what happens. If the request asks "
-    "for no movement, choose a calm one.",
+    True: f"The picture is before you: name its subject and its setting in a few words, true to what you see, {_GOES_ON} one that suits the picture.",
+    False: f"You do not see the picture: describe no looks beyond what the request names, {_GOES_ON} a calm one.",
 }
 
 _THOUGHTS = re.compile(r"<(think|thinking|thought)>.*?(?:</\1>|\Z)", re.S)
