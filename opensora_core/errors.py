@@ -16,11 +16,10 @@ _DO = (
 )
 _PARTED = re.compile(rf"[;:] (?=(?:{_DO})\b)|\. (?=(?:{_DO.title()})\b)")
 _QUOTED = re.compile(r"""(?<!\w)'[^']*'(?!\w)|"[^"]*\"""")
-_END = re.compile(r"\.(?: [A-Z].*)?$")
+_END = re.compile(r"(?:\.(?: [A-Z].*)?)?$")
 _BEGUN = re.compile(rf"(?:{_DO.title()})\b")
-# Words that need no capital within a sentence.
-_OPENING = re.compile(
-    r"(?:An?|Another|Decoding|Drawing|Encoding|How|Image|Latents|New|No|Nothing|One|References|Sampling|The|There|These|This|Weights|What|With)\b"
+_OPENING = re.compile(  # what needs no capital within a sentence
+    r"\A(?:An?|Another|Decoding|Drawing|Encoding|How|Image|Latents|New|No|Nothing|One|References|Sampling|The|There|These|This|Weights|What|With)\b"
 )
 
 
@@ -50,11 +49,10 @@ def cure_first(sentence: str) -> str:
         return sentence
     failed, cure = sentence[: parted[0].start()], sentence[parted[0].end() :]
     end = _END.search(cure)
-    cure, rest = (cure[: end.start()], end[0]) if end else (cure, "")
+    cure, rest = f"{cure[0].upper()}{cure[1 : end.start()]}", end[0]
     if ": " in failed + cure:
-        return f"{cure[0].upper()}{cure[1:]}. {failed}{rest}"
-    failed = _OPENING.sub(lambda word: word[0].lower(), failed, count=1) if _OPENING.match(failed) else failed
-    return f"{cure[0].upper()}{cure[1:]}: {failed}{rest}"
+        return f"{cure}. {failed}{rest}"
+    return f"{cure}: {_OPENING.sub(lambda word: word[0].lower(), failed)}{rest}"
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
