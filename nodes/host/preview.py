@@ -1,8 +1,7 @@
 """The whole clip, moving, while it is sampled: a small animated picture for web/js, made beside the run and at next to no cost of it.
 
-The host's own preview shows the first latent frame and stays. Colours are the host's factors for a model's latents, the built-in model's own
-(fitted on its clips by benchmarks/latent_colours.py), those that `python -m opensora_core colours` keeps beside a VAE, or none: grey, rather than
-false colours.
+The host's own preview shows the first latent frame and stays. Colours are the host's factors for a model's latents, the built-in model's own (fitted by
+benchmarks/latent_colours.py), those that `python -m opensora_core colours` keeps beside a VAE, or none: grey, rather than false colours.
 """
 
 import io
@@ -14,11 +13,10 @@ from pathlib import Path
 import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
-from PIL import Image
+from PIL import Image, ImageOps
 from server import PromptServer
 from torch import Tensor
 
-from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.readers import read_json
 from ...opensora_core.run import files as model_files
 from . import notice
@@ -26,7 +24,6 @@ from . import notice
 EVENT = "open_sora.preview"
 SHARE = 1 / 50  # of the run's time that previews may take, at most
 SIDE, MILLISECONDS = 256, 125
-KEPT = ".colours.json"  # as commands/colours.py names them
 FIRST_COST = 0.01  # seconds for each latent frame that the first one is taken to cost (benchmarks/preview_cost.py)
 
 _told_off: list[str] = []  # the node that said, once while the host runs, where previews are switched on
@@ -73,19 +70,17 @@ class Preview:
 
     def offer(self, denoised: Tensor, step: int, steps: int) -> None:
         """A clip [B, C, T, h, w], of which the first is shown if there is time for it."""
-        allowed = SHARE * (time.monotonic() - self.began)
-        is_busy = self.at_work is not None and self.at_work.is_alive()
-        if is_busy or denoised.ndim != 5 or self.spent + 2 * (self.last or FIRST_COST * denoised.shape[2]) > allowed:
-            return  # one takes up to twice as long as the last where the processor is busy
-        self.at_work = threading.Thread(target=self._make, args=(denoised[:1], step, steps), name="open-sora-preview", daemon=True)
-        self.at_work.start()
+        cost = 2 * (self.last or FIRST_COST * denoised.shape[2])  # up to twice the last one's where the processor is busy
+        is_time = self.spent + cost <= SHARE * (time.monotonic() - self.began)
+        if is_time and denoised.ndim == 5 and not (self.at_work and self.at_work.is_alive()):
+            self.at_work = threading.Thread(target=self._make, args=(denoised[:1], step, steps), name="open-sora-preview", daemon=True)
+            self.at_work.start()
 
     def _make(self, denoised: Tensor, step: int, steps: int) -> None:
         began = time.monotonic()
         try:
             with torch.inference_mode():
-                picture = moving_picture(frames_of(denoised, self.colours))
-            self.send(picture, step, steps)
+                self.send(moving_picture(frames_of(denoised, self.colours)), step, steps)
         except (RuntimeError, OSError, ValueError, TypeError) as error:  # a preview never ends a run
             notice.logger.debug("Open-Sora: no preview: %s", error)
         self.last = time.monotonic() - began
@@ -97,19 +92,18 @@ def frames_of(latents: Tensor, colours: tuple[Tensor, Tensor] | None) -> Tensor:
     x = latents[0].movedim(0, -1).float()
     if colours is None:
         grey = x.mean(-1, keepdim=True)
-        grey = (grey - grey.mean()) / (4 * grey.std() + 1e-6) + 0.5
-        return (grey.clamp(0, 1) * 255).to("cpu", torch.uint8).expand(*x.shape[:-1], 3)
-    factors, bias = (part.to(x) for part in colours)
-    return ((torch.nn.functional.linear(x, factors, bias) + 1) * 127.5).clamp(0, 255).to("cpu", torch.uint8)
+        x = ((grey - grey.mean()) / (2 * grey.std() + 1e-6)).expand(*x.shape[:-1], 3)
+    else:
+        x = torch.nn.functional.linear(x, *(part.to(x) for part in colours))
+    return ((x + 1) * 127.5).clamp(0, 255).to("cpu", torch.uint8)
 
 
 def moving_picture(frames: Tensor) -> bytes:
     """An animated WebP of frames [T, h, w, 3], enlarged until the longer side is SIDE."""
-    scale = SIDE / max(frames.shape[1:3])
-    size = [max(1, round(side * scale)) for side in (frames.shape[2], frames.shape[1])]
-    pictures = [Image.fromarray(frame.numpy()).resize(size, Image.Resampling.BILINEAR) for frame in frames.contiguous()]
+    pictures = (Image.fromarray(frame.numpy()) for frame in frames)
+    first, *others = (ImageOps.contain(picture, (SIDE, SIDE), Image.Resampling.BILINEAR) for picture in pictures)
     file = io.BytesIO()
-    pictures[0].save(file, "WEBP", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0, quality=60, method=0)
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=MILLISECONDS, loop=0, quality=60, method=0)
     return file.getvalue()
 
 
@@ -123,20 +117,19 @@ def colours(model) -> tuple[Tensor, Tensor] | None:
         held = _kept_colours(getattr(getattr(model.model, "family", None), "codecs", ()), getattr(form, "latent_channels", 0))
     if held["factors"] is None or getattr(form, "latent_rgb_factors_reshape", None) is not None:
         return None
-    factors, bias = torch.tensor(held["factors"], dtype=torch.float32).T, held["bias"]
-    return factors, torch.zeros(3) if bias is None else torch.tensor(bias, dtype=torch.float32)
+    return torch.tensor(held["factors"], dtype=torch.float32).T, torch.tensor(held["bias"] or [0, 0, 0], dtype=torch.float32)
 
 
 def _kept_colours(kinds: tuple[str, ...], channels: int) -> dict:
-    """What was fitted last for a VAE of the kinds that a model was trained with, beside the VAEs of the host."""
-    files = [file for folder in folder_paths.get_folder_paths("vae") for file in Path(folder).rglob(f"*{KEPT}")]
+    """What commands/colours.py kept last, beside the VAEs of the host, for a VAE of the kinds that a model was trained with."""
+    files = [file for folder in folder_paths.get_folder_paths("vae") for file in Path(folder).rglob("*.colours.json")]
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             held = read_json(file)
             shapes = torch.tensor(held["factors"]).shape, torch.tensor(held["bias"]).shape
-            if held.get("codec") in kinds and shapes == ((channels, 3), (3,)):
+            if held["codec"] in kinds and shapes == ((channels, 3), (3,)):
                 return held
-        except (OpenSoraError, OSError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:  # torch's own and OpenSoraError, which is a ValueError
             notice.logger.debug("Open-Sora: %s holds no colours: %s", file.name, error)
     return {"factors": None}
 
@@ -148,8 +141,7 @@ def now() -> dict:
 
 
 def _send(server, node_id: str, image: bytes = b"", **more) -> None:
-    # A character for each byte: what the host sends is JSON.
-    message = {"node": notice.shown_on(node_id), "image": image.decode("latin-1"), **more}
+    message = {"node": notice.shown_on(node_id), "image": image.decode("latin-1"), **more}  # a character for each byte: it is sent as JSON
     if image:
         _shown.update(message)
     if server.client_id in pages:

@@ -2,14 +2,13 @@
 
 from bisect import bisect_right
 from functools import cache
-from pathlib import Path
 
 from server import PromptServer, web
 
 from ...opensora_core.encoders.tokens import Tokenizer, find_tokenizer, read_tokenizer
-from ...opensora_core.errors import OpenSoraError
 from ...opensora_core.families.table import DEFAULT
 from ...opensora_core.geometry import resolution_size
+from ...opensora_core.run.files import SMALL
 from ...opensora_core.text.recipe import CLIP, T5, Said
 from . import notice, paths, preview, text
 
@@ -27,7 +26,7 @@ def listen() -> None:
     async def answer(request: web.Request) -> web.Response:
         try:
             return web.json_response(reply(await request.json()))
-        except (OpenSoraError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # an OpenSoraError is a ValueError
             return web.json_response({"error": str(error)[:200]}, status=400)
 
 
@@ -46,9 +45,9 @@ def reply(asked: dict) -> dict:
         resolution, ratio, multiple = asked["size"]
         height, width = resolution_size(str(resolution), str(ratio), int(multiple or 16))
         return {"size": [width, height]}
-    prompt, names = str(asked["prompt"])[:_LONGEST], list(asked.get("loaders", ["", ""]))
-    words = DEFAULT.text.words(prompt, Said(int(asked.get("fps") or 0), int(asked.get("motion_score") or 0)))
-    t5, clip = (_tokenizer(kind, name == paths.SMALL) for kind, name in zip((T5, CLIP), names, strict=True))
+    words = DEFAULT.text.words(str(asked["prompt"])[:_LONGEST], Said(int(asked.get("fps") or 0), int(asked.get("motion_score") or 0)))
+    loaders = zip((T5, CLIP), asked.get("loaders", ["", ""]), strict=True)
+    t5, clip = (_tokenizer(kind, name == paths.SMALL) for kind, name in loaders)
     counts = {name: [len(one.ids(words)), one.length] for name, one in (("t5", t5), ("clip", clip))}
     parts = words.split(" ")
     too_many = bisect_right(range(len(parts) + 1), t5.length, key=lambda count: len(t5.ids(" ".join(parts[:count]))))
@@ -58,7 +57,4 @@ def reply(asked: dict) -> dict:
 @cache
 def _tokenizer(kind: str, is_small: bool) -> Tokenizer:
     """The built-in model's, or the host's own."""
-    if not is_small:
-        return text.host_tokenizer(kind)
-    file = Path(paths.model_file("text_encoders", paths.SMALL, kind.lower()))
-    return read_tokenizer(kind, find_tokenizer(kind, file, file.parent))
+    return read_tokenizer(kind, find_tokenizer(kind, SMALL, SMALL)) if is_small else text.host_tokenizer(kind)

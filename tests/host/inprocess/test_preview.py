@@ -84,6 +84,7 @@ def test_colours_that_were_fitted_are_those_of_the_models_own_vae(preview, base)
         ({"codec": "another", "factors": [[0.1, 0.2, 0.3]] * 4, "bias": [0, 0, 0]}, False),
         ({"codec": "mine", "factors": [[0.1, 0.2, 0.3]] * 3, "bias": [0, 0, 0]}, False),
         ({"codec": "mine", "factors": "red"}, False),
+        ({"codec": "mine", "factors": None, "bias": [0, 0, 0]}, False),
     ):
         kept.write_text(json.dumps(held))
         assert (preview.colours(model) is not None) == is_taken, held
