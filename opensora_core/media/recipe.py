@@ -13,8 +13,7 @@ from ..readers import json_object
 
 PROGRAM = "opensora_core"
 _LARGEST = 2**26  # bytes of an index that are read
-_MOST_BOXES, _MOST_DEEP = 10_000, 8  # of a file; an mp4 has a few, five deep
-_HOLD_BOXES = {b"moov", b"udta", b"meta", b"ilst"}
+_MOST_BOXES = 10_000  # of a file; an mp4 has a few
 
 
 def as_tag(recipe: dict[str, Any]) -> str:
@@ -42,7 +41,7 @@ def tags(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         for kind, begin, end in boxes(file, 0, path.stat().st_size):
             if kind == b"moov" and end - begin <= _LARGEST:
-                return dict(_tags(file, begin, end, {b"\xa9cmt": "comment"}))
+                return dict(_tags(file, begin, end, {b"\xa9cmt": "comment"}, (b"udta", b"meta", b"ilst")))
     raise OpenSoraError(f"{path.name} is not a whole mp4; give a video that this program or ComfyUI wrote.")
 
 
@@ -61,8 +60,8 @@ def boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]
         at = behind
 
 
-def _tags(file: BinaryIO, at: int, end: int, names: dict[bytes, str], depth: int = 0) -> Iterator[tuple[str, str]]:
-    """names: of tags by the kinds of their boxes; those of the keys box that stands before the list are added on the way."""
+def _tags(file: BinaryIO, at: int, end: int, names: dict[bytes, str], path: tuple[bytes, ...]) -> Iterator[tuple[str, str]]:
+    """path: boxes in which the tags lie, each in one before it. names: of tags by the kinds of their boxes, those of the keys box added on the way."""
 
     def text(begin: int, behind: int) -> str:
         file.seek(begin)
@@ -73,8 +72,8 @@ def _tags(file: BinaryIO, at: int, end: int, names: dict[bytes, str], depth: int
             begin += 4  # of an mp4: version and flags come first
         if kind == b"keys":
             names |= {number.to_bytes(4, "big"): text(*name) for number, (_, *name) in enumerate(boxes(file, begin + 8, behind), 1)}
-        elif kind in _HOLD_BOXES and depth < _MOST_DEEP:
-            yield from _tags(file, begin, behind, names, depth + 1)
+        elif kind in path:
+            yield from _tags(file, begin, behind, names, path[path.index(kind) + 1 :])
         elif kind in names:
             values = [text(first + 8, last) for inner, first, last in boxes(file, begin, behind) if inner == b"data"]
             yield from ((names[kind], value) for value in values[:1])
