@@ -32,6 +32,8 @@ def run(options: CalibrateOptions) -> int:
 
 
 def _of_row(options: CalibrateOptions, row: Row) -> CalibrateOptions:
+    if row.num_extra:
+        raise OpenSoraError(f"{row.name} has {row.num_extra} more cells than columns; put text that holds a comma in double quotes.")
     others = [column for column in row.cells if column not in _COLUMNS]
     if others or "prompt" not in row.cells:
         what = f"a {others[0]} of its own" if others else "no prompt"

@@ -59,10 +59,10 @@ def read(path: Path, subject: Subject) -> list[StepPlan]:
     return plans
 
 
-def write(folder: Path, subject: Subject, plans: list[tuple[StepPlan, int]], about: dict) -> Path:
-    """Write plans, each with its forwards, where `find` looks for them. about: what else a person may want to know of them."""
+def write(folder: Path, subject: Subject, plans: list[tuple[StepPlan, int, float]], **about: int | list[float]) -> Path:
+    """Write plans, each with its forwards and its worst error, where `find` looks for them. about: what else a person may want to know of them."""
     whole = {"format": FORMAT, "identity": subject.fingerprint, "mode": subject.mode, "size": subject.size, "frames": subject.frames}
-    rows = [{"points": plan.points, "forwards": forwards, "error": plan.error} for plan, forwards in plans]
+    rows = [{"points": plan.points, "forwards": forwards, "error": plan.error} for plan, forwards, _ in plans]
     record = {**whole, "steps": plans[0][0].num_steps, **about, "plans": rows}
     path = folder / subject.file_name
     with complete_or_absent(path) as partial:

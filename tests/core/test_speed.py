@@ -284,6 +284,8 @@ class TestCalibration:
         assert "a plan is of one size, length and kind of run, and mode is i2v, t2v here" in capsys.readouterr().err
         (tmp_path / "rows.csv").write_text(f"prompt,width\n{PROMPT},64\n")
         assert main(command) == REFUSED and "row 1 (line 2) has a width of its own" in capsys.readouterr().err
+        (tmp_path / "rows.csv").write_text("prompt\na red kite, over the sea\n")
+        assert main(command) == REFUSED and "row 1 (line 2) has 1 more cells than columns" in capsys.readouterr().err
 
 
 SUBJECT = plans.Subject("0" * 32, "t2v", (32, 32), 9)
