@@ -65,9 +65,7 @@ def _check_ends(given: list[dict], shape: tuple[int, ...], grid: geometry.Grid) 
 def _check_clip(vae, latent: dict) -> tuple[tuple[int, ...], geometry.Grid, tuple[int, int]]:
     """The clip's latent shape, grid, and height and width in pixels, if this VAE can encode references for it."""
     grid, shape = vae_config(vae).grid, clip_shape(vae, latent)
-    size = shape[3] * grid.space, shape[4] * grid.space
-    grid.check_size(*size)
-    return shape, grid, size
+    return shape, grid, grid.check_size(*grid.decoded(shape)[1:])
 
 
 class OpenSoraVideoToVideo(Node, category="conditioning", outputs=_GIVES, is_experimental=True):
@@ -142,7 +140,7 @@ class OpenSoraMaskStrategy(Node, category="conditioning", outputs=_GIVES):
             raise OpenSoraError(f"This VAE is {title}, whose models know no mask strategies; use Open-Sora Image to Video.")
         shape, grid = clip_shape(vae, latent), vae_config(vae).grid
         given = read_masked(_in_order(references), strategy, grid)
-        size = grid.picture_size(*(side * grid.space for side in shape[3:]))
+        size = grid.picture_size(*grid.decoded(shape)[1:])
         several = [clips.encode(vae, fit_image(frames, *size), Tiling(), None, cls.show) for frames in given.several]
         condition = masked(several, given, (1, *shape[1:]), place)
         return io.NodeOutput(*(with_condition(side, condition) for side in (positive, negative)), latent)

@@ -417,8 +417,7 @@ class OpenSoraPipeline:
             raise OpenSoraError(
                 f"These latents have {latents.shape[1]} channels and this model's have {vae.latents.channels}; use the model that made them."
             )
-        frames, rows, columns = latents.shape[2:]
-        return vae.grid.pixel_frames(frames), vae.grid.space * rows, vae.grid.space * columns
+        return vae.grid.decoded(latents.shape)
 
     def continuation(self, video_length: int, num_frames: int | None = None, context_frames: int | None = None) -> Continuation:
         """How a video of so many latent frames goes on; see sampling/longer.py. Raises an OpenSoraError for what cannot be."""

@@ -94,7 +94,7 @@ def _decode_all(vae, samples: Tensor, tiling: Tiling, policy: str, report: Repor
     result_of = walk(ladder.attempts(policy, tiling), report, unless_out_of_memory)
     images = unless_out_of_memory(lambda: result_of(partial(_decode, vae, samples)))
     if images is None:
-        frames, (height, width) = config.grid.pixel_frames(shape[2]), (side * config.grid.space for side in shape[3:])
+        frames, height, width = config.grid.decoded(shape)
         advice = "use policy auto or low_memory" if policy == EXACT else "use a smaller tile_size or temporal_tile, or close other programs"
         raise OpenSoraError(
             f"Decoding {frames} frames of {height}x{width} (height x width) ran out of memory; "

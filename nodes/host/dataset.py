@@ -53,9 +53,8 @@ class Encoder:
     """
 
     def __init__(self, vae, clip, latent: dict, fps: int, motion_score: int, model):
-        grid, (*_, frames, rows, columns) = vae_config(vae).grid, clip_shape(vae, latent)
         self.vae, self.clip, self.fps, self.motion_score = vae, clip, fps, motion_score
-        self.frames, self.size = grid.pixel_frames(frames), (rows * grid.space, columns * grid.space)  # of a sample, in pixels
+        self.frames, *self.size = vae_config(vae).grid.decoded(clip_shape(vae, latent))  # of a sample, in pixels
         self.recipe = (DEFAULT if model is None else family_of(model)).text
 
     def of_folder(self, folder: Path, cut_scenes: bool, node_id: str | None) -> list[tuple]:

@@ -96,11 +96,9 @@ class FramesModel(CoreModel):
             context = self.diffusion_model.null_caption[: mask.shape[1]].to(context).expand(len(mask), -1, -1)
         named = {"c_crossattn": context, "attention_mask": mask}
         if self.config.has_sizes:
-            frames, height, width = noise.shape[2:]
-            grid = self.config.grid
-            num_frames = grid.pixel_frames(frames)
+            num_frames, height, width = self.config.grid.decoded(noise.shape)
             fps = float(PICTURE_FPS if num_frames == 1 else kwargs.get(FPS_KEY) or SamplingOptions.fps)
-            named["sizes"] = torch.tensor([[fps, num_frames, grid.space * height, grid.space * width]])
+            named["sizes"] = torch.tensor([[fps, num_frames, height, width]])
         reference = Reference.of(kwargs)
         if reference is not None and not kwargs.get(STEPS_KEY):
             raise not_its_steps(self.family.title, is_learned=False)

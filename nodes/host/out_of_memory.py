@@ -93,8 +93,8 @@ class Fallback:
 
     def failure(self, shape: tuple[int, ...], patcher) -> str:
         """What to say of a run that failed all the same. shape: [B, C, T, H, W] of its latents. Call it with the failed run's tensors gone."""
-        num_videos, (frames, height, width) = shape[0], shape[-3:]
-        management, device, grid = comfy.model_management, patcher.load_device, patcher.model.config.grid
+        num_videos, (frames, height, width) = shape[0], patcher.model.config.grid.decoded(shape)
+        management, device = comfy.model_management, patcher.load_device
         free, total = (at_most(int(amount(device))) for amount in (management.get_free_memory, management.get_total_memory))
         clips = "" if num_videos == 1 else f"{num_videos} videos of "
         tried = ["one pass at a time"] * self.is_one_by_one + ["the weights waiting in RAM"] * self.is_streaming
@@ -104,8 +104,8 @@ class Fallback:
         if self.is_streaming:
             advice = "or close other programs that use the device"
         return (
-            f"Sampling {clips}{grid.pixel_frames(frames)} frames of {height * grid.space}x{width * grid.space} "
-            f"(height x width) ran out of memory{', also with ' * bool(tried)}{' and '.join(tried)}; beside the weights loaded now the device "
+            f"Sampling {clips}{frames} frames of {height}x{width} (height x width) ran out of memory"
+            f"{', also with ' * bool(tried)}{' and '.join(tried)}; beside the weights loaded now the device "
             f"has {free} of {total} GiB free: make fewer frames{' or videos' * (num_videos > 1)} or a smaller size, {advice}."
         )
 

@@ -92,9 +92,8 @@ def shifted(
 
 def subject(model, shape: tuple[int, ...], use: ReferenceUse | None) -> plans.Subject:
     """What identifies the plan for clips of this latent shape."""
-    grid = require_open_sora(model).grid
     fingerprint = plan.fingerprint_of(model.model.diffusion_model.named_parameters())
-    return plans.Subject(fingerprint, plan.mode_of(use), (shape[3] * grid.space, shape[4] * grid.space), grid.pixel_frames(shape[2]))
+    return plans.Subject.of(fingerprint, require_open_sora(model).grid, shape, use)
 
 
 def agreeing(model, base: type, **options: float) -> Any:

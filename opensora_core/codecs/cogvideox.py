@@ -221,9 +221,7 @@ class Half(ladder.Half):
 def _peak(is_decoder: bool, config: CogVideoXVAEConfig, size: tuple[int, int, int], dtype_bytes: int, parked: bool = False) -> int:
     """Bytes alive at most, which is where frames have full size: in the first chunk, which is the longest, when its last convolutions
     run, or later in the first block, whose input is the widest, when every convolution remembers the chunk before. As Codec.decode_bytes."""
-    (length, height, width), widths, layers = size, config.widths, config.layers + is_decoder
-    if is_decoder:
-        length, height, width = GRID.pixel_frames(length), SPACE_COMPRESSION * height, SPACE_COMPRESSION * width
+    (length, height, width), widths, layers = GRID.decoded(size) if is_decoder else size, config.widths, config.layers + is_decoder
     area, wide = height * width, max(1, 4 // dtype_bytes)
     width_in, width_out = (widths[1], widths[0]) if is_decoder else (widths[0], widths[0])
     step = max(1, min(length, PART_ELEMENTS // (width_in * area)))

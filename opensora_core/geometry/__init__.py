@@ -6,7 +6,7 @@ say `latent_`. Aspect ratios are "width:height", as in Open-Sora 2.0.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -160,6 +160,11 @@ class Grid:
     def pixel_frames(self, latent_length: int) -> int:
         """Frames that latent frames decode to: CAUSAL 33 -> 129, HIGH_COMPRESSION 32 -> 128."""
         return self.frames.pixel_frames(latent_length)
+
+    def decoded(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """(frames, height, width) in pixels that latents [..., T, H, W] decode to."""
+        frames, *sides = shape[-3:]
+        return (self.pixel_frames(frames), *(self.space * side for side in sides))
 
     def frames_for_seconds(self, seconds: float, fps: float) -> int:
         """The count of frames nearest to a length in seconds, a positive, finite number: 4 s at 24 FPS -> 97, or 96."""

@@ -1,6 +1,7 @@
 """The VAE as a pipeline uses it, and the ladder that every decode walks, here and in the host: what a tile needs, what is tried in turn."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -412,13 +413,11 @@ def _own_tiles(group: Group, vae: Codec) -> Iterator[Callable[..., Tensor]]:
     numbers, on_their_way = count(), []
 
     def run(tile: Tensor, *home: torch.device) -> Tensor:
-        (batch, _, frames, height, width), grid = tile.shape, vae.config.grid
         if next(numbers) % group.size == group.rank:
             made = unless_out_of_memory(lambda: vae.decode(tile, *home).cpu().contiguous())
             shape = torch.zeros(_RANK, dtype=torch.int64) if made is None else torch.tensor(made.shape)
             on_their_way.extend((dist.isend(part, 0), part) for part in (shape, made) if part is not None)
-        size = (grid.pixel_frames(frames), grid.space * height, grid.space * width)
-        return torch.empty(batch, vae.config.in_channels, *size, device="meta")
+        return torch.empty(len(tile), vae.config.in_channels, *vae.config.grid.decoded(tile.shape), device="meta")
 
     try:
         yield run
@@ -432,9 +431,7 @@ def _free_for_tiles(latent_shape: tuple[int, ...], config: CodecConfig, placemen
     free = free_bytes(placement.device)
     if free is None:
         return None
-    frames, height, width = latent_shape[-3:]
-    grid = config.grid
-    finished = config.in_channels * grid.pixel_frames(frames) * height * width * grid.space**2 * placement.dtype.itemsize
+    finished = config.in_channels * math.prod(config.grid.decoded(latent_shape)) * placement.dtype.itemsize
     return max(0, free - finished)
 
 

@@ -198,9 +198,9 @@ def tiled_peak(config: CodecConfig, precision: str, shape: tuple[int, ...], tili
 
     def count(part: Tensor) -> Tensor | Encoded:
         counter.count_at_most(tile)
-        batch, _, frames, rows, columns = part.shape
+        batch, _, _, rows, columns = part.shape
         if is_decode:
-            return part.new_empty(batch, config.in_channels, grid.pixel_frames(frames), grid.space * rows, grid.space * columns)
+            return part.new_empty(batch, config.in_channels, *grid.decoded(part.shape))
         return Encoded(part.new_empty(batch, 2 * config.latents.channels, 1, rows // grid.space, columns // grid.space))
 
     with torch.inference_mode(), AllocationCounter() as counter:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..choices import DRAFT, EXACT
@@ -144,7 +144,7 @@ class _State(dict[str, Tensor]):
         """Write some too."""
         self.update((name, tensor.contiguous()) for name, tensor in tensors.items())
         with complete_or_absent(self.path) as unfinished:
-            save_file(self, unfinished)
+            unfinished.write_bytes(save(self))  # whose failures are OSErrors
 
 
 def runs_of(networks: Networks, transformer: nn.Module, runs: list[tuple]) -> tuple[Calibration, Make]:
@@ -159,7 +159,7 @@ def runs_of(networks: Networks, transformer: nn.Module, runs: list[tuple]) -> tu
         return finished(sample(family.sampling, transformer, start, schedule, guidance, told, seeds=[request.seed]), placement.dtype)
 
     keys = tuple((prompt.text, one.negative_prompt, one.options, one.seed, vars(one.references)) for one, prompt, _ in runs)
-    subject = Subject(networks.fingerprint, mode_of(use), (first.height, first.width), first.num_frames)
+    subject = Subject.of(networks.fingerprint, config.grid, shape, use)
     released = replace(first, num_steps=family.usual.num_steps, speed=EXACT)
     whole, guidance, _ = way_of(networks, released, family.sampling, config, shape, use)
     return Calibration(subject, whole, guidance, use, shape[2], keys), make

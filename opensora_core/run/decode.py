@@ -53,8 +53,8 @@ def decode_latents(
         dtype, cause = networks.placement.dtype, "a damaged VAE file (inspect looks at it)"
         raise NotNumbers(f"{not_numbers('Decoding', dtype, cause)} The latents are kept.", latents) from error
     if made is None:
-        grid, (length, rows, columns) = networks.files.grid, latents.shape[2:]
-        size = f"{grid.pixel_frames(length)} frames of {grid.space * rows}x{grid.space * columns} (height x width)"
+        frames, height, width = networks.files.grid.decoded(latents.shape)
+        size = f"{frames} frames of {height}x{width} (height x width)"
         policy, change = networks.video_vae.policy, "smaller tiles (vae.enable_tiling)"
         advice = f"decode the finished latents, which are kept, with {change if policy == LOW_MEMORY else f'policy low_memory or {change}'}"
         raise DecodeOutOfMemory(ran_out(f"Decoding {size} with policy {policy}", networks.placement.device, advice), latents)

@@ -1,14 +1,16 @@
 """Files of calibrated plans: one for each model, mode, size and length, found by what it is for."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OpenSoraError
+from ..geometry import Grid
 from ..names import complete_or_absent
 from ..readers import read_json
-from ..sampling.plan import POINTS, RELEASED_STEPS, StepPlan
+from ..sampling.guidance import ReferenceUse
+from ..sampling.plan import POINTS, RELEASED_STEPS, StepPlan, mode_of
 
 FORMAT = 1
 _MOST_BYTES = 1 << 20  # of a file; those of the built-in model have 6 kB
@@ -24,6 +26,12 @@ class Subject:
     mode: str
     size: tuple[int, int]
     frames: int
+
+    @classmethod
+    def of(cls, fingerprint: str, grid: Grid, latent_shape: Sequence[int], use: ReferenceUse | None) -> "Subject":
+        """What a run of latents [..., T, H, W] is, which uses what it is given so."""
+        frames, *size = grid.decoded(latent_shape)
+        return cls(fingerprint, mode_of(use), tuple(size), frames)
 
     @property
     def file_name(self) -> str:

@@ -156,8 +156,8 @@ def way(
         schedule = recipe.way(config, shape, request.num_steps, shift, size)
         schedule = last_steps(schedule, round(1 - use.strength, 6)) if use is not None and use.is_whole else schedule
         return schedule, guidance, []
-    subject = plans.Subject(networks.fingerprint, plan.mode_of(use), size[1:], size[0])
-    chosen = plans.find(request.speed, None if shift else subject, networks.plan_folders, family_of(config).usual.num_steps)
+    subject = None if shift else plans.Subject.of(networks.fingerprint, config.grid, request.latent_extent, use)
+    chosen = plans.find(request.speed, subject, networks.plan_folders, family_of(config).usual.num_steps)
     whole = recipe.way(config, shape, chosen.num_steps, shift, size)
     return *plan.planned(guidance, whole, chosen), [chosen.words(request.speed)]
 

@@ -101,9 +101,7 @@ class SamplingRecipe:
         """The schedule of a run; size: (frames, height, width) in pixels, None = what the latents decode to."""
         if not self.reads_size:
             return self.schedule(config, extent, num_steps, shift)
-        frames, *sides = extent[-3:]
-        decoded = (config.grid.pixel_frames(frames), *(config.grid.space * side for side in sides))
-        return self.schedule(config, extent, num_steps, shift, size=size or decoded)
+        return self.schedule(config, extent, num_steps, shift, size=size or config.grid.decoded(extent))
 
     def chosen(self, solver: str = AUTO, parity: bool = False) -> "SamplingRecipe":
         """The recipe of a run: its first solver is the one that is used. solver: a name, or auto. parity: as diffusers computes it."""

@@ -289,11 +289,10 @@ def example(
     config: STDiTConfig, latent_shape: tuple[int, ...], text_length: int, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
     """Inputs of a forward by name, for a latent [B, C, T, H, W]; only timestep and sizes are set."""
-    batch, channels, frames, height, width = latent_shape
+    batch, channels, *extent = latent_shape
     inputs = inputs_like(latent_shape, 500.0, (text_length, config.context_in_dim), dtype, device)
     if config.has_sizes:
-        pixels = (config.grid.pixel_frames(frames), 8 * height, 8 * width)
-        inputs["sizes"] = torch.tensor([[24.0, *pixels]] * batch, device=device)
+        inputs["sizes"] = torch.tensor([[24.0, *config.grid.decoded(extent)]] * batch, device=device)
     if config.window:
-        inputs["cond"] = torch.empty(batch, 1 + channels, frames, height, width, dtype=dtype, device=device)
+        inputs["cond"] = torch.empty(batch, 1 + channels, *extent, dtype=dtype, device=device)
     return inputs
