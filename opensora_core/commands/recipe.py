@@ -20,15 +20,15 @@ from .options import PARTS, GenerateOptions, flag
 _NOT_OF_THE_VIDEO = "out csv num_samples seed prompt prompt_path decode num_frames refine_prompt refine_model shard sample_name save_latents gpus loop".split()
 _PATHS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
 _SIZE = "aspect_ratio num_frames length:num_frames width height"
-_GUIDANCE = "text_guidance:guidance image_guidance:guidance_img speed"
+_GUIDANCE = "text_guidance:guidance image_guidance:guidance_img speed text_oscillation image_oscillation solver guidance_curve"
 # node -> its inputs, with our flag behind a colon where it has another name. What stands in an input that has a file behind it is the file's name.
 _NODES = {
-    "OpenSoraT5TextEncode": "prompt negative_prompt motion_score fps aesthetic_score camera_motion",
+    "OpenSoraT5TextEncode": "prompt negative_prompt motion_score fps aesthetic_score camera_motion unconditional",
     **dict.fromkeys(("OpenSoraEmptyLatentVideo", "OpenSoraEmptyLatentHighCompression"), f"resolution {_SIZE}"),
     "OpenSoraEmptyLatent": f"size:resolution {_SIZE}",
-    "OpenSoraImageToVideo": "start_image:ref end_image:ref_end fit strength",
+    "OpenSoraImageToVideo": "start_image:ref end_image:ref_end fit strength condition_scale",
     "OpenSoraVideoToVideo": "video:ref direction context fit strength",
-    "OpenSoraRectifiedFlowSampler": f"seed steps:num_steps solver guidance_curve {_GUIDANCE}",
+    "OpenSoraRectifiedFlowSampler": f"seed steps:num_steps {_GUIDANCE}",
     "OpenSoraFluxToVideo": "prompt negative_prompt motion_score fps seed resolution flux_vae flux_schedule flux_guidance image_steps image_seed "
     f"image_prompt image_resolution flux_model:flux steps:num_steps {_SIZE} {_GUIDANCE}",
     "OpenSoraContinueVideo": "segments:extend num_frames:extend_frames context_frames:extend_context",
