@@ -1,7 +1,10 @@
-"""The pack's one route on the host's server, POST /open_sora/text: what its page asks while a person types. Nothing goes out."""
+"""The pack's one route on the host's server, POST /open_sora/text: what its page asks while a person types; and the order of our templates in
+the host's own list. Nothing goes out."""
 
+import json
 from bisect import bisect_right
 from functools import cache
+from pathlib import Path
 
 from server import PromptServer, web
 
@@ -14,13 +17,15 @@ from . import notice, paths, preview, text
 
 PATH = "/open_sora/text"
 _LONGEST = 20_000  # characters of a prompt that are counted
+_PACK = Path(__file__).parents[2].name
 
 
 def listen() -> None:
-    """Answer at PATH, once."""
+    """Answer at PATH, once. To be called before the host's server starts."""
     server = getattr(PromptServer, "instance", None)
     if server is None or any(getattr(route, "path", "") == PATH for route in server.routes):
         return
+    server.app.middlewares.append(_in_order)
 
     @server.routes.post(PATH)
     async def answer(request: web.Request) -> web.Response:
@@ -28,6 +33,16 @@ def listen() -> None:
             return web.json_response(reply(await request.json()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # an OpenSoraError is a ValueError
             return web.json_response({"error": str(error)[:200]}, status=400)
+
+
+@web.middleware
+async def _in_order(request: web.Request, handler) -> web.StreamResponse:
+    """The host's list of templates with ours as they are numbered: it has them as the disk does, which is no order on most of Linux."""
+    response = await handler(request)
+    if request.path.removeprefix("/api") != "/workflow_templates" or response.status != 200:
+        return response
+    listed = json.loads(response.text)
+    return web.json_response(listed | {name: sorted(found) for name, found in listed.items() if name == _PACK})
 
 
 def reply(asked: dict) -> dict:
