@@ -12,8 +12,8 @@ lengths as Prometheus text at http://THIS_MACHINE:9400/metrics; --metrics FILE k
 
 import argparse
 import csv
+import http.client
 import json
-import queue
 import re
 import sys
 import threading
@@ -22,11 +22,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 TRIES, REST, LOOK_AGAIN = 3, 60.0, 1.0  # of a row; seconds without a server that does not answer; seconds between looks
 ANSWER_WITHIN = 30.0  # seconds, one HTTP request
+_CELL, _NUMBER = re.compile(r"\{\{([^{}]+)\}\}"), re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
 class Failed(Exception):
@@ -34,7 +36,7 @@ class Failed(Exception):
 
 
 class Metrics:
-    """Counts as Prometheus reads them."""
+    """Counts as Prometheus reads them. path: of a file to keep them in, if there is one."""
 
     HELP = {
         "open_sora_videos_total": ("counter", "rows finished"),
@@ -44,8 +46,8 @@ class Metrics:
         "open_sora_queue_length": ("gauge", "prompts that run or wait on a server, of anybody; -1: it does not answer"),
     }
 
-    def __init__(self):
-        self._values, self._lock = {}, threading.Lock()
+    def __init__(self, path: Path | None = None):
+        self._values, self._lock, self._path = {}, threading.Lock(), path
 
     def add(self, name: str, value: float, **labels: str) -> None:
         with self._lock:
@@ -64,8 +66,13 @@ class Metrics:
                 for (found, labels), value in self._values.items():
                     if found == name:
                         inside = ",".join(f"{label}={json.dumps(text)}" for label, text in labels)
-                        lines.append(f"{name}{{{inside}}} {value:g}" if inside else f"{name} {value:g}")
+                        lines.append(f"{name}{{{inside}}} {value:.15g}" if inside else f"{name} {value:.15g}")
         return "\n".join(lines) + "\n"
+
+    def keep(self) -> None:
+        """Write them into the file, whole at every moment."""
+        if self._path is not None:
+            _written(self._path, self.text().encode()).replace(self._path)
 
     def serve(self, port: int) -> ThreadingHTTPServer:
         metrics = self
@@ -90,6 +97,9 @@ class Server:
     """One ComfyUI. Raises OSError where it does not answer, Failed where it answers no."""
 
     def __init__(self, url: str):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # a port that is no number raises by itself
+            raise ValueError(f"--server {url} is not of the form http://HOST:PORT")
         self.url, self._client = url.rstrip("/"), uuid.uuid4().hex
 
     def ask(self, path: str, body: dict | None = None) -> bytes:
@@ -99,9 +109,11 @@ class Server:
             with urllib.request.urlopen(request, timeout=ANSWER_WITHIN) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
-            if error.code >= 500:
+            if error.code in (502, 503, 504):  # of what stands before a server that is away
                 raise
             raise Failed(error.read().decode(errors="replace")[:400]) from error
+        except http.client.HTTPException as error:  # it went away within its answer
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def queue_length(self) -> int:
         found = json.loads(self.ask("/queue"))
@@ -140,10 +152,15 @@ def filled(graph, row: dict):
         return [filled(value, row) for value in graph]
     if not isinstance(graph, str):
         return graph
-    whole = re.fullmatch(r"\{\{(\w+)\}\}", graph)
-    if whole and re.fullmatch(r"-?\d+(\.\d+)?", row[whole[1]]):
-        return json.loads(row[whole[1]])
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: row[found[1]], graph)
+    text = _CELL.sub(lambda found: row[found[1].strip()], graph)
+    return json.loads(text) if _CELL.fullmatch(graph) and _NUMBER.fullmatch(text) else text
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """A hidden file beside `path` that can take its place."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    return partial
 
 
 class Work:
@@ -151,14 +168,13 @@ class Work:
 
     def __init__(self, graph: dict, rows: list[dict], out: Path, metrics: Metrics):
         self._graph, self._out, self._metrics = graph, out, metrics
-        self._waiting: queue.Queue = queue.Queue()
         self.failed: dict[int, str] = {}
-        open_rows = [(number, row) for number, row in enumerate(rows, 1) if not list(out.glob(f"{number:04d}_*"))]
-        for number, row in open_rows:
-            self._waiting.put((number, row, 1))
-        self._left, self._lock = len(open_rows), threading.Lock()
+        # (number, row, servers that failed at it)
+        self._waiting = [(number, row, []) for number, row in enumerate(rows, 1) if not list(out.glob(f"{number:04d}_*"))]
+        self._left, self._lock, self._there = len(self._waiting), threading.Lock(), set()
 
     def run(self, servers: list[Server]) -> None:
+        self._there = set(servers)
         threads = [threading.Thread(target=self._serve, args=(server,), daemon=True) for server in servers]
         for thread in threads:
             thread.start()
@@ -168,52 +184,80 @@ class Work:
         self.look(servers)
 
     def look(self, servers: list[Server]) -> None:
-        self._metrics.set("open_sora_rows_waiting", self._waiting.qsize())
+        self._metrics.set("open_sora_rows_waiting", len(self._waiting))
         for server in servers:
             try:
                 length = server.queue_length()
             except (OSError, Failed, ValueError, KeyError):
                 length = -1
             self._metrics.set("open_sora_queue_length", length, server=server.url)
+        self._metrics.keep()
+
+    def _take(self, server: Server) -> tuple[int, dict, list[Server]] | None:
+        """The next row for a server: one that it failed at only where no other is there that has not."""
+        with self._lock:
+            for place, (_, _, tried) in enumerate(self._waiting):
+                if server not in tried or not self._there.difference(tried):
+                    return self._waiting.pop(place)
+        return None
 
     def _serve(self, server: Server) -> None:
         while self._left:
-            try:
-                number, row, tries = self._waiting.get(timeout=LOOK_AGAIN)
-            except queue.Empty:
+            if (taken := self._take(server)) is None:
+                time.sleep(LOOK_AGAIN)
                 continue
+            number, row, tried = taken
             begun = time.monotonic()
             try:
-                files = server.run(filled(self._graph, row))
-                if not files:
+                named = server.run(filled(self._graph, row))
+                if not named:
                     raise Failed("the graph made no file; it needs a node that saves one")
-                self._keep(number, [(named["filename"], server.file(named)) for named in files])
+                files = [(one["filename"], server.file(one)) for one in named]
+            except OSError as error:  # rows are not lost to a server that is away
+                self._there.discard(server)
+                self._again(server, number, row, tried, error)
+                _rest_unless(lambda: not self._left)
+                self._there.add(server)
+                continue
             except Exception as error:  # noqa: BLE001 - whatever it is, the row goes to another server
-                self._metrics.add("open_sora_failures_total", 1, server=server.url)
-                self._again(number, row, tries, f"{server.url}: {error}", not isinstance(error, OSError))
-                if isinstance(error, OSError):
-                    _rest_unless(lambda: not self._left)
+                self._again(server, number, row, [*tried, server], error)
+                continue
+            try:
+                self._keep(number, files)
+            except OSError as error:  # of this machine, which no server can mend
+                self._fail(number, f"its files cannot be kept: {error}")
                 continue
             self._metrics.add("open_sora_videos_total", 1, server=server.url)
             self._metrics.add("open_sora_seconds_total", time.monotonic() - begun, server=server.url)
             self._one_less()
 
     def _keep(self, number: int, files: list[tuple[str, bytes]]) -> None:
+        """Write a row's files, all of them before the first has its name, by which the row counts as finished."""
+        partials: dict[Path, Path] = {}
         for name, content in files:
             path = self._out / f"{number:04d}_{Path(name).name}"
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(content)
+            while path in partials:  # of the same name in another folder of the server
+                path = path.with_stem(f"{path.stem}_1")
+            partials[path] = _written(path, content)
+        for path, partial in partials.items():
             partial.replace(path)
-            print(path, flush=True)
+            with suppress(BrokenPipeError):  # whoever read the paths is gone
+                print(path, flush=True)
 
-    def _again(self, number: int, row: dict, tries: int, why: str, counts: bool) -> None:
-        """Put a row back. counts: the server answered; rows are not lost to a server that is away."""
+    def _again(self, server: Server, number: int, row: dict, tried: list[Server], error: Exception) -> None:
+        """Put a row back, or give it up. tried: who failed at it."""
+        self._metrics.add("open_sora_failures_total", 1, server=server.url)
+        why = f"{server.url}: {error}"
         print(f"row {number}: {why}", file=sys.stderr, flush=True)
-        if counts and tries >= TRIES:
-            self.failed[number] = why
-            self._one_less()
+        if len(tried) >= TRIES:
+            self._fail(number, why)
         else:
-            self._waiting.put((number, row, tries + counts))
+            with self._lock:
+                self._waiting.append((number, row, tried))
+
+    def _fail(self, number: int, why: str) -> None:
+        self.failed[number] = why
+        self._one_less()
 
     def _one_less(self) -> None:
         with self._lock:
@@ -226,6 +270,23 @@ def _rest_unless(is_over) -> None:
         time.sleep(min(LOOK_AGAIN, REST))
 
 
+def _read(graph_path: Path, csv_path: Path) -> tuple[dict, list[dict]]:
+    """A graph and the rows, without those that hold nothing. Raises a ValueError for what no server could run."""
+    try:
+        graph = json.loads(graph_path.read_text(encoding="utf-8"))
+        with csv_path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [{key.strip(): (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{graph_path} or {csv_path} cannot be read: {error}") from error
+    rows = [row for row in rows if any(row.values())]
+    if not isinstance(graph, dict) or not all(isinstance(node, dict) and "class_type" in node for node in graph.values()):
+        raise ValueError(f"{graph_path} is not in ComfyUI's API form; save it with Export (API)")
+    missing = {name.strip() for name in _CELL.findall(json.dumps(graph, ensure_ascii=False))} - set(rows[0] if rows else ())
+    if not rows or missing:
+        raise ValueError(f"{csv_path} has no {'row' if not rows else 'column ' + ', '.join(sorted(missing))}")
+    return graph, rows
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--graph", required=True, type=Path, help="a workflow in ComfyUI's API form, with {{column}} in it")
@@ -234,25 +295,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server", required=True, action="append", help="http://HOST:PORT of a ComfyUI; may be repeated")
     parser.add_argument("--metrics", help="a port to serve Prometheus text on, or a file to keep it in")
     args = parser.parse_args(arguments)
-    graph = json.loads(args.graph.read_text(encoding="utf-8"))
-    with args.csv.open(newline="", encoding="utf-8-sig") as file:
-        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
-    missing = set(re.findall(r"\{\{(\w+)\}\}", json.dumps(graph))) - set(rows[0] if rows else ())
-    if not rows or missing:
-        print(f"error: {args.csv} has no {'row' if not rows else 'column ' + ', '.join(sorted(missing))}", file=sys.stderr)
-        return 2
-    args.out.mkdir(parents=True, exist_ok=True)
-    metrics, served = Metrics(), None
-    if args.metrics and args.metrics.isdecimal():
-        served = metrics.serve(int(args.metrics))
-    work = Work(graph, rows, args.out, metrics)
+    is_port, served = bool(args.metrics) and args.metrics.isdecimal(), None
+    metrics = Metrics(None if is_port or not args.metrics else Path(args.metrics))
     try:
-        work.run([Server(url) for url in args.server])
+        servers, (graph, rows) = [Server(url) for url in args.server], _read(args.graph, args.csv)
+        args.out.mkdir(parents=True, exist_ok=True)
+        served = metrics.serve(int(args.metrics)) if is_port else None
+        work = Work(graph, rows, args.out, metrics)
+        work.run(servers)
+    except (OSError, OverflowError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the rows that are not finished", file=sys.stderr)
+        return 130
     finally:
         if served is not None:
             served.shutdown()
-        elif args.metrics:
-            Path(args.metrics).write_text(metrics.text(), encoding="utf-8")
     for number, why in sorted(work.failed.items()):
         print(f"row {number} failed: {why}", file=sys.stderr)
     return 1 if work.failed else 0
