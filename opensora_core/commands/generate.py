@@ -73,7 +73,7 @@ def _make(options: GenerateOptions, extending: list[str], group: Group | None) -
     if group is not None:
         pipe.use_group(group)
     with screen:
-        making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=len(prompts) == 1)
+        making = Jobs(pipe, Ledger(target.folder, is_written=False), screen, is_one_request=len(prompts) == 1 or group is not None)
         making.run(jobs)
     if making.failed:
         say(f"{len(making.failed)} of {len(jobs)} videos failed")

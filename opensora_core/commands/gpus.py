@@ -32,7 +32,7 @@ def run(options: GenerateOptions, command: Callable[[Sequence[str]], int], argum
     store = dist.TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)
     started = start_processes(_process, (command, arguments, count, store.port), count, join=False, start_method="spawn").processes
     try:
-        return _waited_for(started, options.csv is not None or options.prompt_path is not None)
+        return _waited_for(started, options.csv is not None)
     finally:
         for process in started:
             process.terminate()

@@ -80,7 +80,8 @@ class Jobs:
     """Videos on their way.
 
     ledger: says what is made already, and is told what is.
-    is_one_request: all are of one prompt, so that a defect, or a refusal, ends the command. Else it is the failure of its row.
+    is_one_request: all are of one prompt, or by several processes together, so that a defect, or a refusal, ends the command. Else it is the
+    failure of its row.
     is_shared: other processes make the same videos into the same folder: each is claimed before it is begun.
     failed: by the job's name, why.
     """

@@ -171,15 +171,18 @@ def test_a_tile_that_another_process_has_no_room_for_is_cut_smaller():
 
 def _command(out: str, rank_1: str) -> int:
     """The command line in a group whose second process is killed, is of another version, or has no memory."""
-    if os.environ["RANK"] == "1" and rank_1 == "killed":
+    if os.environ["RANK"] == "1" and rank_1.startswith("killed"):
         Shares.passes = lambda self, *told: os.kill(os.getpid(), 9)
     if os.environ["RANK"] == "1" and rank_1 == "other version":
         groups.__version__ = "0.0.1"
-    if os.environ["RANK"] == "1" and rank_1 == "no memory":
+    if os.environ["RANK"] == "1" and rank_1.startswith("no memory"):
         Shares.passes = lambda self, *told: torch.empty(2**60)
-    return main(
-        ["generate", "--prompt", PROMPT, "--num-steps", "3", "--num-frames", "5", "--guidance", "1", "--device", "cpu", "--out", out]
-    )
+    several, prompts = "of several" in rank_1, Path(out).parent.with_name("prompts.txt")
+    if several:
+        prompts.write_text(f"{PROMPT}\n{PROMPT}, again\n")
+    asked = ["--prompt-path", str(prompts)] if several else ["--prompt", PROMPT]
+    out = str(Path(out).parent) if several else out
+    return main(["generate", *asked, "--num-steps", "3", "--num-frames", "5", "--guidance", "1", "--device", "cpu", "--out", out])
 
 
 @pytest.mark.parametrize(
@@ -188,6 +191,8 @@ def _command(out: str, rank_1: str) -> int:
         ("killed", [REFUSED, -9], "nother of the 2 processes ended or does not answer ("),
         ("other version", {REFUSED, 1}, "runs Open-Sora "),
         ("no memory", [1, REFUSED], "Process 1 of 2: Sampling 5 frames of 64x64 (height x width)"),
+        ("killed, of several prompts", [REFUSED, -9], "nother of the 2 processes ended or does not answer ("),
+        ("no memory, of several prompts", [1, REFUSED], "Process 1 of 2: Sampling 5 frames of 64x64 (height x width)"),
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="signals")
