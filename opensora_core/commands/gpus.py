@@ -15,7 +15,7 @@ from ..errors import OpenSoraError
 from .options import SOME_FAILED, GenerateOptions
 from .output import say
 
-_HERE, _GRACE = "127.0.0.1", 10.0  # seconds that others have to end by themselves once one was lost
+_HERE, _GRACE = "127.0.0.1", 10.0  # seconds to end by themselves, once another was lost or all are interrupted
 
 
 def run(options: GenerateOptions, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -33,6 +33,11 @@ def run(options: GenerateOptions, command: Callable[[Sequence[str]], int], argum
     started = start_processes(_process, (command, arguments, count, store.port), count, join=False, start_method="spawn").processes
     try:
         return _waited_for(started, options.csv is not None)
+    except KeyboardInterrupt:  # of the terminal, which all get: they say what is finished, and release what they have claimed
+        until = time.monotonic() + _GRACE
+        for process in started:
+            process.join(max(0.0, until - time.monotonic()))
+        raise
     finally:
         for process in started:
             process.terminate()

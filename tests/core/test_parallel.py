@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -306,14 +307,30 @@ def test_a_process_that_is_lost_with_the_last_is_named_too(capsys):
     assert capsys.readouterr().err.count("was lost (signal 9)") == 3
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_a_killed_process_loses_no_row_of_a_table(tiny_checkpoint, tmp_path):
-    (tmp_path / "list.csv").write_text("prompt,seed\n" + "".join(f"video {number},{number}\n" for number in range(12)))
-    command = [sys.executable, "-m", "opensora_core", "generate", "--model", str(tiny_checkpoint), "--csv", "list.csv", "--out", "out"]
+def _made_by_two(folder, model) -> subprocess.Popen:
+    """A table of twelve rows on its way, one of which is finished."""
+    (folder / "list.csv").write_text("prompt,seed\n" + "".join(f"video {number},{number}\n" for number in range(12)))
+    command = [sys.executable, "-m", "opensora_core", "generate", "--model", str(model), "--csv", "list.csv", "--out", "out"]
     command += ["--gpus", "2", "--device", "cpu", "--height", "32", "--width", "32", "--num-frames", "5", "--num-steps", "2"]
     environment = {**{key: value for key, value in os.environ.items() if key != "RANK"}, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
     process.stdout.readline()
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_interrupted_processes_say_what_is_finished_and_leave_no_claim(tiny_checkpoint, tmp_path):
+    process = _made_by_two(tmp_path, tiny_checkpoint)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130 and "of 12 rows are finished; the same command goes on with the others" in errors, errors
+    assert "Traceback" not in errors and "leaked" not in errors and not list((tmp_path / "out").glob("*.claim")), errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_killed_process_loses_no_row_of_a_table(tiny_checkpoint, tmp_path):
+    process = _made_by_two(tmp_path, tiny_checkpoint)
     claimed = []
     while not claimed and process.poll() is None:
         texts = [path.read_text() for path in (tmp_path / "out").glob("*.row.claim") if path.exists()]
