@@ -120,17 +120,15 @@ class Server:
         return len(found["queue_running"]) + len(found["queue_pending"])
 
     def run(self, graph: dict) -> list[dict]:
-        """Run a graph to its end: the files that it made, as /view names them."""
+        """Run a graph to its end: the files that it saved, previews left out, as /view names them."""
         prompt_id = json.loads(self.ask("/prompt", {"prompt": graph, "client_id": self._client}))["prompt_id"]
         while True:
             found = json.loads(self.ask(f"/history/{prompt_id}")).get(prompt_id)
             if found is not None and found.get("status", {}).get("completed") is False:
                 raise Failed(_why(found["status"]))
             if found is not None:
-                kinds = (kind for output in found["outputs"].values() for kind in output.values())
-                return [
-                    file for files in kinds if isinstance(files, list) for file in files if isinstance(file, dict) and "filename" in file
-                ]
+                lists = [kind for output in found["outputs"].values() for kind in output.values() if isinstance(kind, list)]
+                return [file for files in lists for file in files if isinstance(file, dict) and file.get("type") == "output"]
             if prompt_id not in self.ask("/queue").decode() and prompt_id not in self.ask(f"/history/{prompt_id}").decode():
                 raise OSError("the server has forgotten the row; was it started anew?")
             time.sleep(LOOK_AGAIN)

@@ -45,7 +45,8 @@ class Fake:
                     is_failed = inputs["seed"] in fails
                     messages = [["execution_error", {"exception_message": "no memory\n"}]] if is_failed else []
                     named = [{"filename": f"v{inputs['seed']}.mp4", "subfolder": folder, "type": "output"} for folder in folders]
-                    files = {"9": {"images": named, "animated": [True]}}
+                    previews = [{"filename": "preview.png", "subfolder": "", "type": "temp"}]
+                    files = {"9": {"images": named, "animated": [True]}, "10": {"images": previews}}
                     self.answer(
                         {address.path.split("/")[-1]: {"status": {"completed": not is_failed, "messages": messages}, "outputs": files}}
                     )
