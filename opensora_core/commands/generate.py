@@ -40,11 +40,9 @@ def run(options: GenerateOptions) -> int:
         return table.run(options)
     if options.shard is not None:
         raise OpenSoraError(f"--shard {options.shard} shares out the rows of a table; give it with --csv.")
-    if options.decode is not None:
-        return _decode(options)
     with together(resolve_device(device_of(options.device))) as group:
         if group is None or not group.rank:
-            return _make(options, extending, group)
+            return _make(options, extending, group) if options.decode is None else _decode(options, group)
         # The share of a process that is not the first: no prompt, no file, no line.
         logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.ERROR)
         pipeline(options).use_group(group).help()
@@ -110,13 +108,15 @@ class Target:
         return self.folder / f"{self._name}_0000{VIDEO_SUFFIX}" if self.is_folder else self.path
 
 
-def _decode(options: GenerateOptions) -> int:
+def _decode(options: GenerateOptions, group: Group | None) -> int:
     """Write the videos of finished latents, for which nothing is sampled."""
     target, pipe = Target(options), pipeline(options)
     options = with_usual(options, pipe.files.usual)
     latents = read_latents(check_name(options.decode, "--decode"))
     check_writable(target.folder, "" if target.is_folder else target.path.name)
     frames, height, width = pipe.frames_of(latents)
+    if group is not None:
+        pipe.use_group(group)
     check_can_be_written(target.some_file(), (frames, height, width), options.fps)
     with Screen() as screen:
         with screen.stages(f"{frames} frames of {width}x{height}") as bars:

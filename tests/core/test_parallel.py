@@ -20,6 +20,7 @@ from opensora_core.cli import main
 from opensora_core.commands import gpus
 from opensora_core.commands.options import REFUSED, SOME_FAILED
 from opensora_core.errors import OpenSoraError
+from opensora_core.media.latent_file import save_latents
 from opensora_core.memory import decode as decoding
 from opensora_core.networks.cogvideox.config import CogVideoXConfig
 from opensora_core.networks.cogvideox.model import CogVideoX, example
@@ -268,11 +269,12 @@ def test_gpus_that_cannot_be_are_refused(capsys, monkeypatch, arguments, says):
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", ["prompt", "csv"])
+@pytest.mark.parametrize("source", ["prompt", "csv", "decode"])
 def test_gpus_of_the_command_line(tmp_path, source):
-    """One video of two processes, under one bar; or a table whose rows are shared out, of which each is made once."""
+    """One video of two processes, under one bar; or a table whose rows are shared out, of which each is made once; or one of latents."""
     (tmp_path / "list.csv").write_text("prompt,seed\n" + "".join(f"{PROMPT},{number}\n" for number in range(3)))
-    asked = {"prompt": ["--prompt", PROMPT], "csv": ["--csv", "list.csv"]}[source]
+    save_latents(tmp_path / "made.latent", torch.zeros(1, 16, 2, 8, 8))
+    asked = {"prompt": ["--prompt", PROMPT], "csv": ["--csv", "list.csv"], "decode": ["--decode", "made.latent"]}[source]
     command = [
         sys.executable,
         "-m",
@@ -292,7 +294,7 @@ def test_gpus_of_the_command_line(tmp_path, source):
     done = subprocess.run([*command, "--out", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     made = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
-    assert sorted(Path(line).name for line in done.stdout.split()) == made and len(made) == {"prompt": 1, "csv": 3}[source]
+    assert sorted(Path(line).name for line in done.stdout.split()) == made and len(made) == {"prompt": 1, "csv": 3, "decode": 1}[source]
     if source == "prompt":
         assert (
             done.stderr.count("video 1 of 1, seed") == 1
