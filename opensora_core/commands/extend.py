@@ -25,10 +25,13 @@ Text = tuple[str, str, SamplingOptions | None]  # as OpenSoraPipeline.encode_pro
 
 
 class KeptFile:
-    """The .latent file beside a video: all that is finished of it, replaced as it grows. video: the file that is being made."""
+    """The .latent file beside a video: all that is finished of it, replaced as it grows.
 
-    def __init__(self, video: Path, kind: Latents):
-        self.path, self._kind = video.with_suffix(SUFFIX), kind
+    video: the file that is being made. longer: what is added to it, if it is.
+    """
+
+    def __init__(self, video: Path, kind: Latents, longer: "Longer | None"):
+        self.path, self._kind, self._longer = video.with_suffix(SUFFIX), kind, longer
         self._num_segments: int | None = None
 
     def keep(self, num_segments: int, latents: Tensor) -> None:
@@ -56,14 +59,16 @@ class KeptFile:
         """Where finished work is, and how to go on from it; "" before there is any."""
         if self._num_segments is None:
             return ""
+        if self._num_segments == self._longer.num_segments:
+            return f"All of it is in {self.path}; `generate --decode {self.path}` makes the video."
         done = f" and {self._num_segments} segment{'s' * (self._num_segments > 1)}" if self._num_segments else ""
-        return f"What is finished (the first clip{done}) is in {self.path}; go on with --extend-from {self.path}."
+        return f"What is finished (the first clip{done}) is in {self.path}; go on with --extend-from {self.path} --extend-frames {self._longer.num_frames}."
 
 
 class Longer:
     """What `--extend` and its companions ask for, checked as far as it can be before a network is read.
 
-    arguments: of the call that makes the first clip.
+    arguments: of the call that makes the first clip. num_segments, num_frames: how many, and of each, what it is given included.
     """
 
     def __init__(self, options: GenerateOptions, arguments: dict[str, Any], pipe: OpenSoraPipeline, screen: Screen):
@@ -85,7 +90,8 @@ class Longer:
                 )
             self._arguments["last_image"] = arguments["last_image"]
         length = pipe.latent_frames(arguments["num_frames"]) if self._latents is None else self._latents.shape[2]
-        pipe.continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made
+        going = pipe.continuation(length, options.extend_frames, options.extend_context)  # raises before the first clip is made
+        self.num_segments, self.num_frames = options.extend, pipe.files.grid.pixel_frames(going.segment)
         if self._latents is not None:
             pipe.extend(self._latents, self._prompts, check_only=True, **self._arguments)
 

@@ -171,7 +171,7 @@ class Jobs:
     def _make(self, job: Job) -> None:
         """Make a video under a name that is this run's alone until it is there, say where it is, then write what lies beside it."""
         with job.place() as claimed:
-            self._kept = KeptFile(claimed.path, self._pipe.latents)
+            self._kept = KeptFile(claimed.path, self._pipe.latents, job.longer)
             folder = claimed.path.parent
             if shutil.disk_usage(folder).free < _LEAST_ROOM:
                 raise OSError(f"Free some room: the disk of {folder} is full.")

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from opensora_core.encoders.t5 import T5Encoder
-from opensora_core.errors import OpenSoraError
+from opensora_core.errors import DecodeOutOfMemory, OpenSoraError
 from opensora_core.geometry import CAUSAL
 from opensora_core.media import latent_file
 from opensora_core.run import segments as long_video
@@ -367,10 +367,26 @@ def test_an_interrupt_names_what_is_finished(generate, capsys, monkeypatch):
     assert generate("--extend", "3") == 130
     said = capsys.readouterr().err
     assert "What is finished (the first clip and 1 segment) is in out/video_0000.latent; go on with --extend-from" in said
+    assert "--extend-from out/video_0000.latent --extend-frames 9." in said  # a video that is longer by now has longer segments of itself
     assert latent_file.read_latents("out/video_0000.latent").shape[2] == 4
     monkeypatch.setattr(sampling, "sample", real_sample)
     assert generate() == 0
     assert capsys.readouterr().out.strip().endswith("video_0001.mp4")  # the kept latents hold their number
+
+
+def test_where_frames_alone_are_missing_they_are_what_is_named(generate, capsys, monkeypatch):
+    from opensora_core.run import clip
+
+    ends = iter([KeyboardInterrupt(), DecodeOutOfMemory("No memory.", torch.zeros(1))])
+
+    def decode(*told):
+        raise next(ends)
+
+    monkeypatch.setattr(clip, "decode_latents", decode)
+    for number, code in enumerate((130, 1)):
+        assert generate("--extend", "1") == code
+        said, file = capsys.readouterr().err, f"out/video_000{number}.latent"
+        assert f"All of it is in {file}; `generate --decode {file}` makes the video." in said and "--extend-from" not in said
 
 
 def test_a_segment_that_fails_names_what_is_finished_and_the_next_video_is_made(generate, capsys, monkeypatch):
