@@ -109,8 +109,12 @@ def claim(path: Path) -> Claim | None:
     made = Claim(path, file, json.dumps(about).encode())
     for _ in range(2):
         with suppress(FileExistsError):
-            with file.open("xb") as opened:
-                opened.write(made.text)
+            with file.open("xb", buffering=0) as opened:
+                try:
+                    opened.write(made.text)
+                except OSError as error:  # a full disk: what is left empty would stand for a claim of nobody known
+                    file.unlink()
+                    raise OSError(error.errno, error.strerror, str(file)) from error
             _held[made.file] = made
             _begin_renewing()
             return made

@@ -130,11 +130,15 @@ class Jobs:
             if job.name in self.failed:
                 continue
             self._screen.at_work = job.name
-            claimed = self._ledger.claim(job.key) if self._is_shared else nullcontext()
-            with claimed or nullcontext():
-                if claimed and self._left([job]):  # nobody else is at work on it or has finished it
-                    self._try([job], partial(self._make, job))
-                    self._counted.add(job.name)
+            self._try([job], partial(self._claimed, job))
+
+    def _claimed(self, job: Job) -> None:
+        """Make a video, unless somebody else is at work on it or has finished it."""
+        claimed = self._ledger.claim(job.key) if self._is_shared else nullcontext()
+        with claimed or nullcontext():
+            if claimed and self._left([job]):
+                self._make(job)
+                self._counted.add(job.name)
 
     def _encode(self, jobs: list[Job], pictures: list[PictureJob]) -> None:
         """Encode what is not encoded yet; what is not needed any more is forgotten."""

@@ -261,7 +261,9 @@ def _header(cells: list[str], name: str) -> list[str]:
         if column and column not in CSV_COLUMNS:
             if len(columns) == 1 and (";" in column or "\t" in given):
                 raise OpenSoraError(f"{name}: cells are separated by commas; the header {given[:_SHOWN]!r} has none: save it with commas.")
-            near = difflib.get_close_matches(column, CSV_COLUMNS, n=1, cutoff=0.4)
+            near = [one for one, name in CSV_COLUMNS.items() if name == column] or difflib.get_close_matches(
+                column, CSV_COLUMNS, n=1, cutoff=0.4
+            )
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise OpenSoraError(f"{name} has a column {given.strip()[:_SHOWN]!r}{hint}; {_EXPECTED}")
         if column and columns.count(column) > 1:

@@ -17,7 +17,7 @@ from PIL import Image
 from opensora_core import names
 from opensora_core.cli import build_parser, main
 from opensora_core.commands import jobs
-from opensora_core.commands.ledger import NAME
+from opensora_core.commands.ledger import NAME, Ledger
 from opensora_core.commands.options import CSV_COLUMNS, DONE, INTERRUPTED, REFUSED, SOME_FAILED
 from opensora_core.commands.table import read_rows
 from opensora_core.errors import OpenSoraError
@@ -152,6 +152,8 @@ BAD_TABLES = [
     ("negative,seed\nx,1\n", "no column 'prompt'"),
     ("prompt,sed\nx,1\n", "did you mean 'seed'"),
     ("prompt,negative_prompt\nx,1\n", "did you mean 'negative'"),
+    ("prompt,num_frames\nx,1\n", "did you mean 'length'"),
+    ("prompt,ref\nx,1\n", "did you mean 'image'"),
     ("prompt,zzzzz\nx,1\n", "has a column 'zzzzz'"),
     ("prompt,seed,Seed\nx,1,2\n", "two columns 'seed'"),
     ("prompt;seed\nx;1\n", "separated by commas"),
@@ -472,6 +474,18 @@ class TestShards:
         monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep))
         assert run(self.ROWS, "--shard", "1/1") == DONE
         assert looks == [5] and len(made) == 6 and len(videos()) == 5
+
+    def test_a_row_that_cannot_be_claimed_is_a_row_that_failed(self, run, made, monkeypatch, capsys):
+        real, full = Ledger.claim, iter([OSError(28, "No space left on device", "out/x.row.claim")])
+
+        def claim(*told):
+            for error in full:
+                raise error
+            return real(*told)
+
+        monkeypatch.setattr(Ledger, "claim", claim)
+        assert run(self.ROWS, "--shard", "1/1") == SOME_FAILED and len(videos()) == 4
+        assert "row 1 (line 2) failed: [Errno 28] No space left on device: 'out/x.row.claim'" in capsys.readouterr().err
 
     @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])
     def test_a_worker_that_is_none_is_refused(self, run, no_weights, capsys, shard):

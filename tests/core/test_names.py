@@ -86,6 +86,20 @@ def test_what_is_held_is_renewed_each_minute_and_nothing_else(tmp_path):
         assert held.file.stat().st_mtime == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="limits")
+def test_a_claim_that_a_full_disk_has_no_room_for_is_named_and_not_left_empty(tmp_path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="clip.claim"):
+            names.claim(tmp_path / "clip.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_claim_that_was_taken_over_is_not_released_by_its_first_owner(tmp_path):
     held = names.claim(tmp_path / "clip.mp4")
     held.file.write_text("somebody else")
