@@ -134,14 +134,16 @@ def _kept_colours(kinds: tuple[str, ...], channels: int) -> dict:
     return {"factors": None}
 
 
-def now() -> dict:
-    """What a page is told that opens while a clip is sampled: the last picture, as it was sent; empty where nothing is sampled."""
-    is_running = _shown and _shown["node"] == getattr(PromptServer.instance, "last_node_id", None)
-    return {"preview": dict(_shown)} if is_running else {}
+def now(page: str) -> dict:
+    """What a page is told that opens anew while a clip is sampled for it: the last picture, as it was sent; empty where none is."""
+    server = PromptServer.instance
+    return {"preview": dict(_shown)} if _shown and server.client_id == page and server.last_node_id == _shown["node"] else {}
 
 
 def _send(server, node_id: str, image: bytes = b"", **more) -> None:
     message = {"node": notice.shown_on(node_id), "image": image.decode("latin-1"), **more}  # a character for each byte: it is sent as JSON
+    if message["node"] != server.last_node_id:
+        return  # the run was over before its picture was made: no page would take it away
     if image:
         _shown.update(message)
     if server.client_id in pages:

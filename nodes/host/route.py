@@ -54,8 +54,8 @@ def reply(asked: dict) -> dict:
     """
     if "locale" in asked:
         notice.spoken[:] = [str(asked["locale"])[:20]]
-        preview.pages.add(str(asked.get("page", "")))
-        return preview.now()
+        preview.pages.add(page := str(asked.get("page", "")))
+        return preview.now(page)
     if "size" in asked:
         resolution, ratio, multiple = asked["size"]
         height, width = resolution_size(str(resolution), str(ratio), int(multiple or 16))

@@ -71,6 +71,7 @@ LINES = """(async () => {
   }, 90)
   return { lines: [...lines], pictures }
 })()""".replace("PROMISED", PROMISED).replace("PANEL", PANEL)
+SAVED = f"app.rootGraph.serialize().nodes.find((one) => String(one.id) === String({WHOLE}.id)).size[1]"
 OFF = f"({PROMISED})(async () => (await {PANEL}()).said, 60)"
 TYPE = """(() => {
   const node = LiteGraph.createNode(KIND)
@@ -86,6 +87,23 @@ SET = "app.extensionManager.setting.set(NAME, VALUE)"
 SAID = "window.tried.widgets.find((one) => one.name === NAME)?.element.textContent"
 ANSWER = f"({PROMISED})(() => {SAID}, 20)"
 GREY = "['width', 'height'].map((name) => Boolean(window.tried.widgets.find((one) => one.name === name).disabled))"
+# Heights of a node and of two copies, each of the one before; then what is said once a wire brings the length, and inside the one node of the template.
+COPIES = """(async () => {
+  const heights = []
+  for (let node = window.tried; heights.length < 3; app.rootGraph.add((node = node.clone()))) {
+    await new Promise((done) => setTimeout(done, 1500))
+    heights.push(node.size[1])
+  }
+  return heights
+})()"""
+WIRED = f"""(async () => {{
+  const text = LiteGraph.createNode('PrimitiveString')
+  app.rootGraph.add(text)
+  text.connect(0, window.tried, window.tried.inputs.findIndex((one) => one.name === 'length'))
+  await new Promise((done) => setTimeout(done, 1500))
+  const lines = (node) => (node.widgets ?? []).filter((one) => /^open_sora_/.test(one.name)).map((one) => one.element.textContent)
+  return [lines(window.tried), {WHOLE}.subgraph.nodes.flatMap(lines)]
+}})()"""
 
 SMALL = "small (built in)"
 PLANNED = {
@@ -130,19 +148,27 @@ def said(server) -> dict:
         ask_for(1000, 33), [SEEN, 0], ["reload", 0], [SEEN, 0], ["app.api.interrupt()", 0], [GONE, 0],
         ask_for(0), [fill(LINES, DONE="Done"), 0],
         set_to("Comfy.Execution.PreviewMethod", "none"), ask_for(11), [OFF, 0],
-        set_to("Comfy.Execution.PreviewMethod", "default"),
+        set_to("Comfy.Execution.PreviewMethod", "default"), [SAVED, 0],
     ]  # fmt: skip
     typing = [
         typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), [length, 1], [GREY, 0],
         typed("OpenSoraEmptyLatentVideo", {"resolution": "custom", "width": 64, "height": 64, "length": "abc"}), [length, 1], [GREY, 0],
         typed("OpenSoraT5TextEncode", {"prompt": "waves roll in, " * 300}), [tokens, 1],
     ]  # fmt: skip
+    copied = [
+        typed("OpenSoraEmptyLatentVideo", {"length": "7s"}),
+        [COPIES, 0],
+        [WIRED, 0],
+        typed("OpenSoraEmptyLatentHighCompression", {"length": "0"}),
+        [length, 1],
+    ]
     chinese = [set_to("Comfy.Locale", "zh"), typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), [length, 1],
                ask_for(10), [fill(LINES, DONE="完成"), 0],
                set_to("Comfy.Locale", "en")]  # fmt: skip
     jobs = [
         {"name": "run", "then": run},
         {"name": "typed", "then": typing},
+        {"name": "copied", "then": copied},
         {"name": "zh", "then": chinese},
         {"name": "plan", "then": [[REPORTS, 0]]},
     ]
@@ -162,6 +188,12 @@ def test_the_clip_moves_in_its_colours(said):
 def test_the_clip_is_there_after_a_reload(said):
     before, after = said["run"]["then"][1], said["run"]["then"][3]
     assert before and after and after["step"] >= before["step"] and len(after["pictures"]) == 9
+
+
+def test_a_picture_does_not_change_the_height_that_is_saved(said):
+    template = json.loads((comfy.PACK / "workflows" / "01 Text to video, no download.json").read_text(encoding="utf-8"))
+    height = next(node["size"][1] for node in template["nodes"] if node["id"] == 11)
+    assert said["run"]["then"][12] <= height + 40, "the front-end's own line; also where the page was reloaded meanwhile"
 
 
 def test_words_and_pictures_go_when_a_run_is_stopped(said):
@@ -194,6 +226,21 @@ def test_a_length_in_seconds_is_answered_and_sides_are_grey_unless_custom(said):
     assert wrong == "abc? · 64 x 64" and sides == [False, False]
     assert tokens.startswith("T5 ") and "/512 · CLIP " in tokens and "cut: " in tokens
     assert said["typed"]["errors"] == []
+
+
+def test_a_node_that_is_copied_does_not_grow(said):
+    first, *others = said["copied"]["then"][1]
+    assert others == [first, first]
+
+
+def test_of_what_comes_over_a_wire_nothing_is_said(said):
+    outside, inside = said["copied"]["then"][2]
+    assert outside == ["336 x 192"] and inside == ["64 x 64"]
+    assert said["copied"]["errors"] == []
+
+
+def test_a_length_that_the_host_refuses_is_called_wrong(said):
+    assert said["copied"]["then"][4].startswith("0? · ")
 
 
 def test_answers_are_in_the_language_of_the_front_end(said):

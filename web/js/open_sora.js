@@ -4,6 +4,8 @@ import { api } from '../../../scripts/api.js'
 
 const PANEL = 'open_sora_panel'
 const REPORT = 'open_sora_report'
+const SIZE = 'open_sora_size'
+const TOKENS = 'open_sora_tokens'
 const TEXT = '$$node-text-preview' // the front-end's own line below a node
 const CHINESE = () => (app.extensionManager?.setting?.get('Comfy.Locale') ?? '').startsWith('zh')
 const say = (english, chinese) => (CHINESE() ? chinese : english)
@@ -54,7 +56,7 @@ function panel(node, name, tag, height) {
     widget.serialize = false
     const [width, was] = node.size
     widget.openSoraHeight = was
-    node.setSize([width, Math.max(node.computeSize()[1], was + height + 12)])
+    node.setSize([width, Math.max(node.computeSize()[1], was)]) // a node that was saved or copied has the room
   }
   return widget.element
 }
@@ -63,6 +65,17 @@ function panel(node, name, tag, height) {
 
 const moving = new Set()
 let isNew = true // this page: it has loaded no graph yet
+
+// What is saved or copied of a node meanwhile has the height that it has without the picture.
+const keepHeight = (node) => {
+  const before = node.onSerialize
+  if (before?.isOpenSora) return
+  node.onSerialize = function (saved) {
+    before?.call(this, saved)
+    saved.size[1] = widgetOf(this, PANEL)?.openSoraHeight ?? saved.size[1]
+  }
+  node.onSerialize.isOpenSora = true
+}
 
 const showPreview = quietly(({ detail }) => {
   for (const node of nodesOf(detail.node)) {
@@ -80,6 +93,7 @@ const showPreview = quietly(({ detail }) => {
       element.src = `data:image/webp;base64,${btoa(detail.image)}`
       element.alt = `${detail.step}/${detail.steps}`
     }
+    keepHeight(node)
     moving.add(node)
     node.setDirtyCanvas?.(true, true)
   }
@@ -125,6 +139,8 @@ export function framesOf(text, kind) {
 }
 
 const widgetOf = (node, name) => node.widgets?.find((one) => one.name === name)
+// What comes over a wire, also from the node that this one is inside of: its widget holds another value.
+const isWired = (node, ...names) => node.inputs?.some((one) => one.link != null && names.includes(one.name))
 
 const sizes = {} // "kind resolution ratio" -> [width, height], as the server counts them
 
@@ -138,22 +154,25 @@ const describeLength = quietly(async (node, kind) => {
   const size = value('resolution') ?? value('size')
   for (const name of ['width', 'height']) {
     const side = widgetOf(node, name)
-    if (side && size) side.disabled = size !== 'custom'
+    if (side && size) side.disabled = size !== 'custom' && !isWired(node, 'resolution', 'size')
   }
   node.setDirtyCanvas?.(true, true)
   if (!widgetOf(node, 'num_frames')) return // what a length comes to is for the model to say that is plugged in
-  const written = String(value('length') ?? '')
-  const frames = written.trim() ? framesOf(written, kind) : (value('num_frames') ?? 129)
-  const wrong = frames === undefined || (frames - (LED[kind] ?? 1)) % 4
-  const parts = [wrong ? say(`${written}?`, `${written}?`) : say(`${frames} frames, ${(frames / FPS).toFixed(1)} s`, `${frames} 帧,${(frames / FPS).toFixed(1)} 秒`)]
+  const written = String(value('length') ?? '').trim()
+  const frames = written ? framesOf(written, kind) : (value('num_frames') ?? 129)
+  const isKnown = !isWired(node, 'length', written ? '' : 'num_frames')
+  const wrong = isKnown && frames !== 1 && (!(frames >= 5) || (frames - (LED[kind] ?? 1)) % 4)
+  const parts = wrong ? [`${written || frames}?`] : isKnown ? [say(`${frames} frames, ${(frames / FPS).toFixed(1)} s`, `${frames} 帧,${(frames / FPS).toFixed(1)} 秒`)] : []
   const resolution = value('resolution')
-  if (resolution === 'custom') parts.push(`${value('width')} x ${value('height')}`)
-  else if (resolution && value('aspect_ratio')) {
+  const isSized = !isWired(node, 'resolution', ...(resolution === 'custom' ? ['width', 'height'] : ['aspect_ratio', 'image']))
+  if (isSized && resolution === 'custom') parts.push(`${value('width')} x ${value('height')}`)
+  else if (isSized && resolution && value('aspect_ratio')) {
     const key = `${kind} ${resolution} ${value('aspect_ratio')}`
     sizes[key] ??= (await ask({ size: [resolution, value('aspect_ratio'), SIDES[kind]] })).size
     if (sizes[key]) parts.push(sizes[key].join(' x '))
   }
-  const line = panel(node, 'open_sora_size', 'div', 22)
+  if (!parts.length) return remove(node, SIZE)
+  const line = panel(node, SIZE, 'div', 22)
   Object.assign(line.style, { font: '12px sans-serif', padding: '2px 12px', opacity: 0.85, color: wrong ? '#e66' : '' })
   line.textContent = parts.join(' · ')
 })
@@ -162,9 +181,10 @@ const describeLength = quietly(async (node, kind) => {
 
 const describePrompt = quietly(async (node) => {
   const value = (name) => widgetOf(node, name)?.value
+  if (isWired(node, 'prompt')) return remove(node, TOKENS)
   const said = await ask({ prompt: value('prompt') ?? '', motion_score: value('motion_score'), fps: value('fps'), loaders: encodersOf(node) })
   if (!said.text) return
-  const line = panel(node, 'open_sora_tokens', 'div', 22)
+  const line = panel(node, TOKENS, 'div', 22)
   const over = said.dropped ? say(` · cut: …${said.dropped}`, ` · 被截断:…${said.dropped}`) : ''
   Object.assign(line.style, { font: '12px sans-serif', padding: '2px 12px', opacity: 0.85, whiteSpace: 'nowrap', overflow: 'hidden', textOverflow: 'ellipsis', color: said.dropped ? '#e93' : '' })
   line.textContent = `T5 ${said.t5.join('/')} · CLIP ${said.clip.join('/')}${over}`
@@ -179,7 +199,7 @@ function encodersOf(node) {
   return ['t5_name', 'clip_l_name'].map((name) => widgetOf(loader ?? {}, name)?.value ?? '')
 }
 
-// Calls `work` soon after any of a node's widgets has changed, and once at first.
+// Calls `work` soon after any of a node's widgets or wires has changed, and once at first.
 function whenChanged(node, names, work) {
   let waiting
   const soon = () => {
@@ -195,10 +215,12 @@ function whenChanged(node, names, work) {
     const field = widget.element ?? widget.inputEl
     field?.addEventListener?.('input', soon)
   }
-  const configured = node.onConfigure
-  node.onConfigure = function (...args) {
-    soon()
-    return configured?.apply(this, args)
+  for (const event of ['onConfigure', 'onConnectionsChange']) {
+    const before = node[event]
+    node[event] = function (...args) {
+      soon()
+      return before?.apply(this, args)
+    }
   }
   soon()
 }

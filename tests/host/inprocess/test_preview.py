@@ -93,16 +93,18 @@ def test_colours_that_were_fitted_are_those_of_the_models_own_vae(preview, base)
     kept.unlink()
 
 
-def test_a_page_that_opens_meanwhile_is_given_the_last_picture_of_the_node_that_runs(preview, monkeypatch):
+def test_a_page_that_opens_anew_is_given_the_last_picture_of_the_node_that_runs_for_it(preview, monkeypatch):
     sent = []
     server = types.SimpleNamespace(last_node_id="14:6", client_id="one", send_sync=lambda *message: sent.append(message))
     monkeypatch.setattr(preview.PromptServer, "instance", server, raising=False)
     monkeypatch.setattr(preview.notice, "shown_on", lambda node: node)
     monkeypatch.setattr(preview, "pages", {"one"})
     preview._send(server, "14:6", image=b"picture", step=3, steps=9)
-    assert preview.now() == {"preview": sent[0][1]}
+    assert preview.now("one") == {"preview": sent[0][1]}
+    assert preview.now("another") == {}, "which would not hear of the end"
     server.last_node_id = None  # the run is over
-    assert preview.now() == {}
-    server.client_id = "a page without web/js"
+    preview._send(server, "14:6", image=b"a picture that was late", step=4, steps=9)
+    assert preview.now("one") == {} and len(sent) == 1
+    server.last_node_id, server.client_id = "14:6", "a page without web/js"
     preview._send(server, "14:6", image=b"picture", step=4, steps=9)
     assert len(sent) == 1
