@@ -104,6 +104,19 @@ WIRED = f"""(async () => {{
   const lines = (node) => (node.widgets ?? []).filter((one) => /^open_sora_/.test(one.name)).map((one) => one.element.textContent)
   return [lines(window.tried), {WHOLE}.subgraph.nodes.flatMap(lines)]
 }})()"""
+LOADER = """(async () => {
+  const [text, loader] = ['OpenSoraT5TextEncode', 'OpenSoraTextEncoderLoader'].map((kind) => app.rootGraph.add(LiteGraph.createNode(kind)))
+  loader.connect(0, text, 0)
+  const said = []
+  for (const name of ['t5xxl_fp16.safetensors', SMALL]) {
+    const widget = loader.widgets.find((one) => one.name === 't5_name')
+    widget.value = name
+    widget.callback?.(name)
+    await new Promise((done) => setTimeout(done, 3000))
+    said.push(text.widgets.find((one) => one.name === 'open_sora_tokens')?.element.textContent)
+  }
+  return said
+})()"""
 
 SMALL = "small (built in)"
 PLANNED = {
@@ -161,6 +174,7 @@ def said(server) -> dict:
         [WIRED, 0],
         typed("OpenSoraEmptyLatentHighCompression", {"length": "0"}),
         [length, 1],
+        [fill(LOADER, SMALL=SMALL), 0],
     ]
     chinese = [set_to("Comfy.Locale", "zh"), typed("OpenSoraEmptyLatentVideo", {"length": "7s"}), [length, 1],
                ask_for(10), [fill(LINES, DONE="完成"), 0],
@@ -241,6 +255,11 @@ def test_of_what_comes_over_a_wire_nothing_is_said(said):
 
 def test_a_length_that_the_host_refuses_is_called_wrong(said):
     assert said["copied"]["then"][4].startswith("0? · ")
+
+
+def test_a_prompt_is_counted_by_the_encoder_that_is_chosen(said):
+    other, small = said["copied"]["then"][5]
+    assert "/512 · CLIP " in other and "/32 · CLIP " in small
 
 
 def test_answers_are_in_the_language_of_the_front_end(said):

@@ -199,6 +199,11 @@ function encodersOf(node) {
   return ['t5_name', 'clip_l_name'].map((name) => widgetOf(loader ?? {}, name)?.value ?? '')
 }
 
+// Prompts are counted by what reads them.
+const describePrompts = quietly((loader) => {
+  for (const node of loader.graph?.nodes ?? []) if (node.comfyClass === 'OpenSoraT5TextEncode') describePrompt(node)
+})
+
 // Calls `work` soon after any of a node's widgets or wires has changed, and once at first.
 function whenChanged(node, names, work) {
   let waiting
@@ -277,6 +282,7 @@ app.registerExtension({
       whenChanged(node, names, () => describeLength(node, kind))
     }
     if (kind === 'OpenSoraT5TextEncode') whenChanged(node, ['prompt', 'motion_score', 'fps'], () => describePrompt(node))
+    if (kind === 'OpenSoraTextEncoderLoader') whenChanged(node, ['t5_name', 'clip_l_name'], () => describePrompts(node))
     const executed = node.onExecuted
     node.onExecuted = function (output) {
       executed?.call(this, output)
