@@ -354,7 +354,8 @@ def second_run(options: EvaluateOptions) -> EvaluateOptions:
         changed = dict.fromkeys(PARTS)
     elif against.keys() & set(PARTS) and not any(getattr(options, part) for part in PARTS):
         files = ModelFiles.in_folder(options.model or "small", options.tokenizers)
-        changed = {"model": None, **{part: str(getattr(files, part)) for part in PARTS}}
+        paths = {part: getattr(files, part) for part in PARTS}  # a VAE of two halves is none, nor is a CLIP that no one reads
+        changed = {"model": None} | {part: str(path) if isinstance(path, Path) else path for part, path in paths.items()}
     if "offload" in against:
         changed["budget_gib"] = None
     return replace(options, **{**changed, **against})
@@ -364,7 +365,7 @@ def _settings(options: EvaluateOptions, pipe: OpenSoraPipeline) -> dict:
     """What was run, without the paths of this machine."""
     names = ("num_prompts", "num_steps", "guidance", "guidance_img", "seed", "precision", "offload", "budget_gib", "attention", "speed")
     chosen = {name: getattr(options, name) for name in (*names, "decode_policy", "lora_strength")}
-    files = {part: Path(getattr(pipe.files, part)).name for part in PARTS}
+    files = {part: path and Path(str(path)).name for part, path in vars(pipe.files).items() if part in PARTS}
     lora = options.lora and Path(options.lora).name
     return {**chosen, "lora": lora, **files, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)}
 

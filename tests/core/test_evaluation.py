@@ -17,6 +17,7 @@ from opensora_core.evaluation import clips as clips_module, command as evaluate_
 from opensora_core.evaluation.clips import DEGREES, Job, degraded
 from opensora_core.evaluation.world import Combination, Scene
 from opensora_core.families.open_sora_2 import OPEN_SORA
+from tests.golden import open_sora_1_files
 
 ATTRIBUTES = ("colour", "background", "shape", "direction")
 SQUARE = Combination("square", "red", "blue", "right")
@@ -479,6 +480,14 @@ class TestCommand:
         assert changed.model is None and changed.dit == "other.safetensors" and changed.budget_gib is None
         assert changed.vae == str(tiny_checkpoint / "hunyuan_vae.safetensors") and asked.dit is None
         assert evaluate_module.second_run(replace(changed, against={"model": "small"})).dit is None
+
+    def test_a_model_that_reads_no_clip_is_judged_and_compared_to_the_end(self, tmp_path):
+        folder = open_sora_1_files.write(tmp_path / "one", "1.2")
+        other = str(folder / "OpenSora-STDiT-v3" / "model.safetensors")
+        words = ["--num-prompts", "1", "--num-steps", "1", "--device", "cpu", "--parts", "t2v", "--out", str(tmp_path / "report.json")]
+        assert main(["evaluate", "--model", str(folder), *words, "--against-dit", other]) == DONE
+        runs = json.loads((tmp_path / "report.json").read_text())["runs"]
+        assert [run["settings"]["clip"] for run in runs] == [None, None] and runs[1]["settings"]["dit"] == "model.safetensors"
 
     def test_a_real_model_with_random_weights_is_judged(self, tiny_checkpoint, tmp_path, capsys):
         arguments = ["--num-prompts", "1", "--num-steps", "1", "--device", "cpu", "--out", str(tmp_path / "report.json")]
