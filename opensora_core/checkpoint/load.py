@@ -187,6 +187,11 @@ def _formats(header: Header, identity: Identity, precision: str | None) -> dict[
     return {layer: LayerFormat(form, True, found.scale_key) for layer, found in stored.items()}
 
 
+def check_precision(path: str | Path, precision: str) -> None:
+    """Raise an OpenSoraError where a transformer's file cannot be read in a quantised precision. No weight is read."""
+    _formats(*open_model(path, "transformer"), precision)
+
+
 def working_dtype(header: Header, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype a file's weights get: the one asked for, which must be one that layers compute in, else the file's own."""
     dtype = dtype or header.compute_dtype

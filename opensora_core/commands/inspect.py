@@ -20,11 +20,13 @@ from ..memory.footprint import ModelSizes, sizes_of_files
 from ..memory.preflight import memory_of, preflight
 from ..memory.residency import GIB
 from ..run.files import SMALL, SMALL_CLIP, ModelFiles
-from ..sampling.guidance import Guidance
+from ..sampling.guidance import PICTURES, Guidance
 from .frames import video_size
 from .model import with_usual
 from .options import DONE, REFUSED, InspectOptions, PlanOptions, changed, flag
 from .recipe import as_command, describe
+
+_GIVEN = {"t2v": (), "i2v_head": ("image",), "i2v_tail": ("last_image",), "i2v_loop": ("image", "last_image")}  # the others: a clip
 
 
 def run(options: InspectOptions) -> int:
@@ -52,8 +54,8 @@ def run(options: InspectOptions) -> int:
 
 
 def _preflight(options: InspectOptions) -> int:
-    if options.check:
-        raise OpenSoraError("--check and --plan are two questions; ask one at a time.")
+    if options.check or options.as_command:
+        raise OpenSoraError(f"--{'check' if options.check else 'as-command'} and --plan are two questions; ask one at a time.")
     model = _sizes(options.path)
     family = family_of(model.transformer)
     options = with_usual(options, family.usual)
@@ -63,8 +65,9 @@ def _preflight(options: InspectOptions) -> int:
     settings = Settings(options.precision, options.offload, decode_policy=options.decode_policy, **budget)
     family.sampling.check_speed(options.speed)
     how = family.sampling.guidance(Guidance(*family.usual.scales), family.sampling.solvers[0])
-    has_given = options.cond_type != "t2v" or bool(family.requires)
-    about = {"grid": model.transformer.grid, "has_given": has_given, "settings": settings, "guidance": how, "speed": options.speed}
+    given = _GIVEN.get(options.cond_type, ("video",)) or family.requires
+    family.check_given(given, PICTURES)
+    about = {"grid": model.transformer.grid, "has_given": bool(given), "settings": settings, "guidance": how, "speed": options.speed}
     num_steps = options.num_steps if options.speed == EXACT else family.usual.num_steps
     request = Request(height, width, num_frames, num_steps, **about)
     found = preflight(request, model, _memory(options))

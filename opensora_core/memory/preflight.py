@@ -71,6 +71,10 @@ class Preflight:
 def preflight(request: Request, model: ModelSizes, memory: Memory) -> Preflight:
     """Plan a video. model: ModelSizes() for the released files, or sizes_of_files(...). memory: see memory_of."""
     asked_for = request.settings.precision
+    if {asked_for, model.stored} <= {*QUANTISED} and asked_for != model.stored:  # as on loading
+        raise OpenSoraError(
+            f"{model.name} is already quantised ({model.stored}); leave out precision, or give the bf16 file for {asked_for}."
+        )
     precision = _precisions(request, model, memory, True)[0] if asked_for == AUTO else asked_for
     asked = estimate(request, replace(request.settings, precision=precision), model, memory)
     recommended = asked if asked.fits and asked.is_cached else _first_that_fits(request, model, memory)
@@ -157,9 +161,15 @@ def _nearest(request: Request, model: ModelSizes, memory: Memory) -> str:
         most = _largest(high, lambda n: bool(can_be_sampled(changed(n))))
         return most if not most or fits(changed(most)) else _largest(most - 1, lambda n: fits(changed(n)))
 
-    free, grid, multiple = replace(request, settings=Settings()), request.grid, request.grid.size_multiple
-    length = largest(grid.latent_frames(request.num_frames) - 1, lambda n: replace(free, num_frames=grid.pixel_frames(n)))
-    ways = [f"{grid.pixel_frames(length)} frames at this size"] if length else []
+    free, grid = replace(request, settings=Settings()), request.grid
+    multiple = max(grid.size_multiple, grid.space * grid.patch)  # Open-Sora 1 takes any size, from one token of these pixels on
+
+    def shorter(count: int) -> Request:
+        """The so many-th of the lengths that a clip can have."""
+        return replace(free, num_frames=grid.frames.nearest((count - 1) * grid.frames.step + grid.frames.lead))
+
+    length = largest((request.num_frames - grid.frames.lead - 1) // grid.frames.step + 1, shorter)
+    ways = [f"{shorter(length).num_frames} frames at this size"] if length else []
 
     def smaller(rows: int) -> Request:
         height = rows * multiple

@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoint.detect import identify, require
 from ..checkpoint.files import read_network
-from ..checkpoint.load import load_decoder, load_transformer, load_vae
+from ..checkpoint.load import check_precision, load_decoder, load_transformer, load_vae
 from ..checkpoint.lora import merge_lora
 from ..encoders.clip import load_clip
 from ..encoders.t5 import load_t5
@@ -65,9 +65,11 @@ class Networks:
         return _options(self.placement.dtype, self.placement.device, self.quantised)
 
     def check_files(self) -> None:
-        """Compare the parts by their headers and find the tokenizers, once."""
+        """Compare the parts by their headers, and the precision with the transformer's, and find the tokenizers, once."""
         if not self._is_checked:
             check_files(self.files)
+            if self.quantised is not None:
+                check_precision(self.files.dit, self.quantised)
             self._is_checked = True
 
     def use_attention(self, function: Callable) -> None:

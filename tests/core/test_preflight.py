@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -46,10 +47,12 @@ from opensora_core.memory.residency import GIB
 from opensora_core.memory.stream import module_bytes
 from opensora_core.networks.mmdit.config import OPEN_SORA_2, TransformerConfig
 from opensora_core.networks.mmdit.model import MMDiT
+from opensora_core.pipeline import OpenSoraPipeline
 from opensora_core.sampling.guidance import Guidance
 from opensora_core.sampling.run import Conditions, SamplingRecipe, TextCondition, sample
 from opensora_core.sampling.schedule import flow_schedule
 from opensora_core.sampling.solvers import noise
+from tests.golden import cogvideox_files, open_sora_1_files
 
 SMALL = TransformerConfig(16, 2, 96, 3, 384, 2, 3, 64, 64, True, False)
 MEDIUM = TransformerConfig(16, 2, 512, 4, 2048, 1, 2, 64, 64, True, False)
@@ -549,6 +552,7 @@ def test_inspect_plan(tiny_checkpoint, capsys):
     [
         (["--plan", "--gpu-gib", "0"], "not an amount"),
         (["--plan", "--check", "x"], "one at a time"),
+        (["--plan", "--as-command", "x"], "one at a time"),
         (["--plan", "--width", "64"], "Give both, or neither: one of"),
         (["--plan", "--num-frames", "6", "--gpu-gib", "8"], "5 or 9"),
         (["absent.safetensors", "--plan"], "does not exist"),
@@ -559,6 +563,36 @@ def test_inspect_plan_refuses_in_a_sentence(words, says, capsys):
     assert main(["inspect", *words]) == REFUSED
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
+
+
+def test_inspect_plan_refuses_what_the_model_would(tmp_path, capsys):
+    """A mode that the model does not have, and another precision of a file that is quantised."""
+    cog = cogvideox_files.write(tmp_path / "cog", "2b")
+    assert main(["inspect", str(cog), "--plan", "--cond-type", "i2v_head"]) == REFUSED
+    assert "Leave out image" in capsys.readouterr().err
+    assert main(["quantize", str(cog / "transformer"), str(tmp_path / "eight.safetensors")]) == DONE
+    for precision, code in (("int8", REFUSED), ("fp8_e4m3fn", DONE), ("bf16", DONE)):
+        assert main(["inspect", str(tmp_path / "eight.safetensors"), "--plan", "--precision", precision, "--gpu-gib", "80"]) == code
+        assert ("already quantised (fp8_e4m3fn)" in capsys.readouterr().err) == (code == REFUSED)
+    parts = {"vae": cog / "vae", "t5": cog / "text_encoder", "tokenizers": cog / "tokenizer"}
+    with pytest.raises(OpenSoraError, match="already quantised"):  # before a prompt is encoded
+        OpenSoraPipeline.from_files(dit=tmp_path / "eight.safetensors", **parts, precision="int8").check_files()
+
+
+@pytest.mark.parametrize(
+    ("version", "words", "says"),
+    [
+        ("cogvideox", ["--gpu-gib", "2"], "The nearest that does: 25 frames"),
+        ("1.2", ["--gpu-gib", "2", "--resolution", "720p", "--num-frames", "102"], "The nearest that does: 68 frames"),
+        ("1.0", ["--gpu-gib", "0.8"], "Not even one frame of 16 pixels"),
+    ],
+)
+def test_the_nearest_is_a_length_and_a_size_that_the_model_has(version, words, says, tmp_path, capsys):
+    """CogVideoX has 8k+1 frames, Open-Sora 1.2 multiples of 17; Open-Sora 1 has any size from 16 pixels on."""
+    state = cogvideox_files.network("2b").state_dict() if version == "cogvideox" else open_sora_1_files.weights(version)
+    save_file(state, tmp_path / "dit.safetensors")
+    assert main(["inspect", str(tmp_path / "dit.safetensors"), "--plan", *words]) == REFUSED
+    assert says in capsys.readouterr().out
 
 
 def test_inspect_plan_ends_with_2_where_nothing_fits(capsys):
