@@ -84,6 +84,7 @@ def _bounded(opened):
     opened.draft(opened.mode, (width // factor, height // factor))  # a JPEG is decoded smaller
     factor = max(1, factor * opened.size[0] // width)
     exif = opened.getexif()
-    smaller = (opened.convert("L") if opened.mode == "1" else opened.convert("RGB") if opened.mode == "P" else opened).reduce(factor)
+    plain = {"1": "L", "P": "RGB", "I;16": "I", "I;16B": "I"}  # what Pillow reduces
+    smaller = opened.convert(plain.get(opened.mode, opened.mode)).reduce(factor)
     smaller.info["exif"] = exif.tobytes()
     return smaller

@@ -174,6 +174,9 @@ def test_a_small_file_of_very_many_pixels_is_read_in_bounded_memory(tmp_path):
     assert (tmp_path / "wide.png").stat().st_size < 30_000
     found = stills.read_image(tmp_path / "wide.png")
     assert found.shape == (1, 3000, width // 2, 3) and found.min() == 1
+    Image.fromarray(numpy.full((6000, width), 65535, numpy.uint16)).save(tmp_path / "sixteen.png")
+    found = stills.read_image(tmp_path / "sixteen.png")
+    assert found.shape == (1, 3000, width // 2, 3) and found.min() == 1
     turned = Image.new("RGB", (7000, 5000), "red")
     exif = turned.getexif()
     exif[274] = 6
