@@ -12,9 +12,10 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
 
 from ..checkpoint.load import open_model
 from ..geometry import Grid
-from ..names import check_name, complete_or_absent
+from ..names import complete_or_absent
 from ..run.parts import open_vae
 from .options import DONE, ColoursOptions
+from .output import check_writable, report_path
 from .progress import Bar
 
 SUFFIX = ".colours.json"
@@ -28,7 +29,8 @@ def run(options: ColoursOptions) -> int:
     path = Path(options.vae).expanduser()
     _, identity = open_model(path, "vae")
     named = path / "vae" if path.is_dir() else path
-    target = check_name(options.out, "--out") if options.out else named.with_name(named.stem + SUFFIX)
+    target = report_path("--out", options.out) if options.out else named.with_name(named.stem + SUFFIX)
+    check_writable(target.parent, target.name)
     factors, bias, error = fit(open_vae(path, options.device).encode, identity.config.grid)
     held = {"codec": identity.kind, "factors": factors, "bias": bias, "error": round(error, 4)}
     with complete_or_absent(target) as partial:

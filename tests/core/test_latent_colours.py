@@ -47,6 +47,16 @@ def test_another_file_is_said(capsys):
     assert "Give the HunyuanVideo VAE" in capsys.readouterr().err
 
 
+def test_where_nothing_can_be_written_is_said_before_the_minute_that_it_takes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("opensora_core.commands.colours.fit", lambda *given: ([], [], 0.0))
+    vae, out = str(SMALL / "hunyuan_vae.safetensors"), tmp_path / "none yet" / "mine.json"
+    assert main(["colours", vae, "--out", str(out)]) == 0 and out.is_file()
+    monkeypatch.setattr("opensora_core.commands.colours.fit", None)
+    for path in (tmp_path, out / "below.json"):
+        assert main(["colours", vae, "--out", str(path)]) == 2
+    assert "is a folder" in (said := capsys.readouterr().err) and "othing can be written" in said
+
+
 @pytest.mark.parametrize("family", ["dc_ae", "1.1", "1.2", "1.3", "cogvideox"])
 def test_every_vae_can_be_fitted(family, tmp_path, monkeypatch):
     """Random weights have no colours; what is kept has the shape of the VAE's latents, and its model's row knows the VAE by the kept name."""
