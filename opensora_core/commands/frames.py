@@ -102,7 +102,7 @@ def _references(options: RunOptions) -> dict[str, Any]:
             raise OpenSoraError("--mask-strategy lays frames of pictures and clips; give --reference-path too.")
         paths = tuple(path.strip() for path in options.reference_path.split(";"))
         for path in paths:
-            if not Path(path).expanduser().is_file():
+            if not Path(path).is_file():
                 raise OpenSoraError(f"--reference-path: {path!r} does not exist; choose another file.")
         return {"references": paths, "mask_strategy": options.mask_strategy or ""}
     mode = options.cond_type or ("v2v_head" if options.ref and is_video(options.ref) else None)

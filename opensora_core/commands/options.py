@@ -7,6 +7,7 @@ the command does. cli.py builds the parser from them. Nothing heavy is imported,
 from argparse import ArgumentParser, Namespace
 from dataclasses import Field, dataclass, field, fields
 from inspect import get_annotations
+from os.path import expanduser
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
@@ -25,6 +26,7 @@ CSV_COLUMNS = {
     "resolution": "resolution", "aspect_ratio": "aspect_ratio", "width": "width", "height": "height", "motion_score": "motion_score",
     "image_prompt": "image_prompt", "image_seed": "image_seed",
 }  # fmt: skip
+PATH_WORDS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
 # What a second run of evaluate can have otherwise: --against-NAME.
 PARTS = ("dit", "vae", "t5", "clip")
 AGAINST = (
@@ -100,7 +102,7 @@ def changed(given: Any, options: type) -> list[str]:
 
 def _help(one: Field) -> str:
     text = one.metadata["help"]
-    if "(default" in text or not isinstance(one.default, (str, int, float)) or one.type is bool:
+    if "(default" in text or one.default == "" or not isinstance(one.default, (str, int, float)) or one.type is bool:
         return text
     return f"{text} (default {format(one.default, 'g' if isinstance(one.default, float) else '')})"
 
@@ -111,6 +113,7 @@ def _form(one: Field) -> dict[str, Any]:
         return {"type": true_or_false, "metavar": one.metadata["values"]} if one.default else {"action": "store_true"}
     kind = next(kind for kind in get_args(one.type) or (one.type,) if kind is not NoneType)
     values = one.metadata["values"]
+    kind = at_home if values in PATH_WORDS else kind
     form = {"choices": values} if isinstance(values, tuple) else {"metavar": values}
     if get_origin(kind) is tuple:
         return {"nargs": len(get_args(kind)), "type": get_args(kind)[0], "metavar": values}
@@ -121,6 +124,11 @@ def true_or_false(word: str) -> bool:
     """What the guides of Open-Sora 1 write behind a flag. The name is what argparse says of another word."""
     check_choice("a flag", word.lower(), ("true", "false"))
     return word.lower() == "true"
+
+
+def at_home(paths: str) -> str:
+    """Paths, with ; between them: ~ is the home folder, also where the shell leaves it as it is, in --ref=~/kite.png."""
+    return ";".join(map(expanduser, paths.split(";")))
 
 
 # A flag on a line or two: what holds without it, what it takes, its help.

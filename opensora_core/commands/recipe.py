@@ -14,11 +14,10 @@ from ..errors import OpenSoraError
 from ..media.recipe import PROGRAM, as_tag, recipe_of
 from ..pipeline import OpenSoraPipeline
 from ..run.files import SMALL
-from .options import PARTS, GenerateOptions, flag
+from .options import PARTS, PATH_WORDS, GenerateOptions, flag
 
 # What says where to write, what to do with what is there, or is said by other options once it is understood; not what is made.
 _NOT_OF_THE_VIDEO = "out csv num_samples seed prompt prompt_path decode num_frames refine_prompt refine_model shard sample_name save_latents gpus loop".split()
-_PATHS = ("PATH", "DIR", "DIR|small", "FILE", "IMAGE", "FILE;FILE")  # words for what is given, where that is a path
 _SIZE = "aspect_ratio num_frames length:num_frames width height"
 _GUIDANCE = "text_guidance:guidance image_guidance:guidance_img speed text_oscillation image_oscillation solver guidance_curve"
 # node -> its inputs, with our flag behind a colon where it has another name. What stands in an input that has a file behind it is the file's name.
@@ -54,7 +53,7 @@ def recipe_for(job, seed: int, pipe: OpenSoraPipeline) -> str:
     for name, one in _OPTIONS.items():
         value = getattr(options, name)
         if name not in _NOT_OF_THE_VIDEO and value != one.default:
-            is_path = one.metadata["values"] in _PATHS
+            is_path = one.metadata["values"] in PATH_WORDS
             settings[name] = ";".join(Path(part.strip()).name for part in value.split(";")) if is_path else value
     parts = {name: {"name": path.name, "bytes": path.stat().st_size} for name in PARTS if (path := getattr(files, name)) and path.is_file()}
     if files.dit.parent == SMALL:

@@ -472,8 +472,19 @@ def test_help_lists_the_contract_s_flags(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    listed = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", capsys.readouterr().out))
-    assert set(FLAGS[command]) <= listed
+    said = capsys.readouterr().out
+    assert set(FLAGS[command]) <= set(re.findall(r"(?<![\w-])--[a-z0-9-]+", said)) and not re.search(r"default\s+\)", said)
+
+
+def test_the_home_folder_is_meant_behind_an_equals_sign_too(generate, here, monkeypatch):
+    """A shell knows ~ at the beginning of a word alone."""
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("USERPROFILE", str(here))
+    Image.new("RGB", (32, 32)).save(here / "a.png")
+    assert generate("--ref=~/a.png", "--out=~/made") == DONE and len(list((here / "made").glob("*.mp4"))) == 1
+    args = build_parser().parse_args(["generate", "--prompt", "~/x", "--reference-path=~/a.png;b ~.png", "--lora=~/l"])
+    found = taken(GenerateOptions, args)
+    assert (found.prompt, found.reference_path, found.lora) == ("~/x", f"{here}/a.png;b ~.png", f"{here}/l")
 
 
 def test_defaults_are_the_contract_s():
