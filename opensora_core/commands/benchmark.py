@@ -78,7 +78,7 @@ def _settings(options: BenchmarkOptions, pipe: OpenSoraPipeline, arguments: dict
     """What was run, without the paths of this machine."""
     names = ("precision", "offload", "budget_gib", "attention", "decode_policy", "warmup_count", "eval_count", "prompt")
     call = {name: value for name, value in arguments.items() if isinstance(value, (int, float, str))}
-    given = {name: arguments.get(name) is not None for name in PATHS}
+    given = {name: arguments.get(name) is not None for name in (*PATHS, "references")}
     chosen = {name: getattr(options, name) for name in names}
     return {**call, **given, **chosen, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)}
 

@@ -208,9 +208,10 @@ def test_ratios_in_the_guides_order(generate, tmp_path, capsys, more, size):
 
 
 def test_a_benchmark_writes_its_report(generate, tmp_path):
-    report = tmp_path / "report.json"
-    generate("1.2", "--benchmark-save-path", str(report), "--warmup-count", "0", "--eval-count", "2", command="benchmark")
-    assert len(json.loads(report.read_text(encoding="utf-8"))["runs"]) == 2
+    report, given = tmp_path / "report.json", ["--reference-path", "$a.png"]
+    generate("1.2", "--benchmark-save-path", str(report), "--warmup-count", "0", "--eval-count", "2", *given, command="benchmark")
+    made = json.loads(report.read_text(encoding="utf-8"))
+    assert len(made["runs"]) == 2 and made["settings"]["references"] and not made["settings"]["image"]
 
 
 @pytest.mark.parametrize(
