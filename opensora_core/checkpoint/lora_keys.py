@@ -33,7 +33,7 @@ DORA = (".lora_magnitude_vector.weight", ".lora_magnitude_vector.default.weight"
 TEXT_ENCODERS = re.compile(r"(lora_te\d?_|te\d?\.|text_encoders?(_\d)?\.|text_model\.|conditioner\.|cond_stage_model\.)")
 # Models whose LoRAs are tried on ours, by their layers (dots as underscores) and by what trainers write into a file's header.
 _OTHERS = (
-    ("HunyuanVideo", r"token_refiner|_mlp_fc[12]$|_mod_linear$|_modulation_linear$", r"hunyuan|framepack"),
+    ("HunyuanVideo", r"token_refiner|(img|txt)_mlp_fc[12]$|_mod_linear$|_modulation_linear$", r"hunyuan|framepack"),
     ("Chroma", r"distilled_guidance_layer", r"chroma"),
     ("LTX-Video", r"transformer_blocks_\d+_attn2_", r"ltx"),
     ("CogVideoX", r"transformer_blocks_\d+_attn1_", r"cogvideo"),

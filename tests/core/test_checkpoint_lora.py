@@ -215,6 +215,7 @@ def test_a_flux_lora_is_refused_by_name(tmp_path):
         ("lora_unet_joint_blocks_0_x_block_attn_qkv", "Stable Diffusion 3"), ("transformer.transformer_blocks.0.attn2.to_q", "LTX-Video"),
         ("transformer.transformer_blocks.0.attn1.to_q", "CogVideoX"), ("transformer.single_transformer_blocks.0.attn.to_q", "Flux"),
         ("lora_unet_distilled_guidance_layer_layers_0_in_layer", "Chroma"), ("something.else", "another model"),
+        ("base_model.model.spatial_blocks.0.mlp.fc1", "the Open-Sora 1.3 transformer"),
     ],
 )  # fmt: skip
 def test_layers_of_another_model_beside_ours_are_refused_by_its_name(pairs, layer, title):
