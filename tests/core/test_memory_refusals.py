@@ -1,5 +1,7 @@
 """What a person can get wrong about memory is one sentence, in Python and on the command line, and leaves nothing behind."""
 
+import gc
+
 import pytest
 import torch
 
@@ -34,6 +36,7 @@ def refused(capsys):
 
 @pytest.fixture(autouse=True)
 def nothing_stays_loaded():
+    gc.collect()  # what tests of another file loaded and left
     before = SHARED.listing()
     yield
     assert SHARED.listing() == before

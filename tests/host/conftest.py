@@ -90,6 +90,7 @@ def inprocess_results(request, installation, tiny_checkpoint, small_checkpoint, 
     report = folder / "report.xml"
     environment = {
         **os.environ,
+        "PYTEST_ADDOPTS": "",  # what was asked of the tests around these
         "OPEN_SORA_TEST_HOST": str(installation.root),
         "OPEN_SORA_TEST_CHECKPOINT": str(tiny_checkpoint),
         "OPEN_SORA_TEST_SMALL": str(small_checkpoint),

@@ -366,14 +366,14 @@ def test_a_half_written_quantised_file_is_one_sentence_in_every_node(quantize, b
         for node, inputs in (
             ("OpenSoraModelLoader", {"precision": "auto"}),
             ("OpenSoraPreflight", plan),
-            ("OpenSoraQuantize", {"format": "int8", "file_name": "again.safetensors"}),
+            ("OpenSoraQuantize", {"format": "int8", "file_name": "anew.safetensors"}),
         ):
             with pytest.raises(
                 pack("opensora_core.errors").CheckpointError, match=f"^Download the file again[.:] half.safetensors {says}"
             ) as error:
                 run_node(node, model_name=half.name, **inputs)
             assert "\n" not in str(error.value)
-        assert not (folder / "again.safetensors").exists()
+        assert not (folder / "anew.safetensors").exists()
         assert run_node("OpenSoraLoadedModels", unload="none")[0] == before
     finally:
         half.unlink()
