@@ -12,6 +12,7 @@ from torch import Tensor
 from ..opensora_core import geometry
 from ..opensora_core.errors import OpenSoraError
 from ..opensora_core.geometry import Tiling
+from ..opensora_core.geometry.open_sora_1 import PIECES
 from ..opensora_core.run.request import SamplingOptions
 from ..opensora_core.run.segments import context_of, decode_windows, join, segment_prompts, segment_seed
 from ..opensora_core.sampling.given import image_condition
@@ -48,10 +49,11 @@ class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experi
 
     @classmethod
     def validate_inputs(cls, num_frames=None, context_frames=None, length=None):
-        found = {"context_frames": inputs.problem(geometry.CAUSAL.frames.check, context_frames or None)}
-        if (length or "").strip():  # in the model's own lengths, which are known when it runs
+        # 0 = by itself; which model it is, and so which lengths it has, is known when it runs
+        found = {"context_frames": inputs.problem(_check_some_clip, context_frames or None)}
+        if (length or "").strip():
             return {"length": inputs.problem(geometry.CAUSAL.length, length, SamplingOptions.fps), **found}
-        return {**inputs.length_problems("", num_frames or None, geometry.CAUSAL), **found}  # 0 = by itself
+        return {"num_frames": inputs.problem(_check_some_clip, num_frames or None), **found}
 
     @classmethod
     @gathered(
@@ -77,6 +79,12 @@ class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experi
             with _naming(file, node_id):
                 images = _decode(vae, finished["samples"], continuation, policy, cls.show)
         return io.NodeOutput(finished, images, str(file.path))
+
+
+def _check_some_clip(num_frames: int) -> None:
+    """Refuse, as Open-Sora 2.0 does, a count of frames that neither its clips have nor those of 1.2, whose pieces are others."""
+    if num_frames % PIECES.frames.step:
+        geometry.CAUSAL.frames.check(num_frames)
 
 
 def _encode(clip, lines: list[str], recipe: TextRecipe, said: dict[str, int], node_id: str | None) -> list:

@@ -65,10 +65,16 @@ class LongRule:
                 raise OpenSoraError(f"This model goes on from the last frame alone, not from {context_frames}; leave the context out.")
             return Continuation(segment, 1, shared=3)  # its windows, as its clips, have an odd number of latent frames
         context = self.usual_context(segment, video_length, grid) if context_frames is None else grid.latent_frames(context_frames)
-        if context >= segment or grid.piece and context % grid.piece:
+        piece = grid.piece or 1
+        if context % piece:
+            whole = grid.pixel_frames(piece)
+            raise OpenSoraError(f"This model goes on from pieces of {whole} frames, not from {grid.pixel_frames(context)}; use {whole}.")
+        if context >= segment:
+            most = (segment - 1) // piece * piece
+            shorter = f"a context of at most {grid.pixel_frames(most)} frames or " if most else ""
             raise OpenSoraError(
                 f"A context of {grid.pixel_frames(context)} frames leaves nothing of a segment of {grid.pixel_frames(segment)} to make; "
-                f"use a context of at most {grid.pixel_frames(segment - (grid.piece or 1))} frames or a longer segment."
+                f"use {shorter}a longer segment."
             )
         if context > video_length:
             raise OpenSoraError(

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from opensora_core.encoders.t5 import T5Encoder
 from opensora_core.errors import DecodeOutOfMemory, OpenSoraError
 from opensora_core.geometry import CAUSAL
+from opensora_core.geometry.open_sora_1 import PIECES, SHARED_PIECES
 from opensora_core.media import latent_file
 from opensora_core.run import segments as long_video
 from opensora_core.run.segments import decode_windows, join, windows
@@ -45,6 +46,18 @@ def test_the_length_of_a_segment_and_what_it_is_given(length, num_frames, contex
 def test_what_cannot_be_gone_on_from_gets_a_sentence(arguments, words):
     with pytest.raises(OpenSoraError, match=words):
         LongRule().continuation(*(*arguments, None, None)[:3], CAUSAL)
+
+
+@pytest.mark.parametrize("grid", [PIECES, SHARED_PIECES])
+def test_a_model_of_pieces_is_told_no_context_that_it_refuses(grid):
+    with pytest.raises(OpenSoraError, match="Use a longer segment") as refusal:
+        LongRule().continuation(5, None, None, grid)
+    assert "at most" not in str(refusal.value)
+    with pytest.raises(OpenSoraError, match="pieces of 17 frames, not from 1"):
+        LongRule().continuation(10, None, 1, grid)
+    with pytest.raises(OpenSoraError, match=f"at most {grid.pixel_frames(10)} frames"):
+        LongRule().continuation(15, None, grid.pixel_frames(15), grid)
+    assert LongRule().continuation(15, None, grid.pixel_frames(10), grid) == Continuation(15, 10)
 
 
 def test_every_segment_has_its_own_noise_and_going_on_later_is_going_on_at_once():

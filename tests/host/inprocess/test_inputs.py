@@ -153,6 +153,11 @@ def test_two_faults_are_two_sentences(ours, check):
     assert found.keys() == {"num_frames", "width"} and "9 or 13" in found["num_frames"] and "multiples of 16" in found["width"]
 
 
+def test_a_longer_video_is_not_refused_the_lengths_of_the_other_models(ours, check):
+    inputs = {**given("OpenSoraContinueVideo", ours["OpenSoraContinueVideo"]), "num_frames": 51, "context_frames": 34}
+    assert check("OpenSoraContinueVideo", inputs, ours["OpenSoraContinueVideo"]) == []
+
+
 def test_every_limit_holds_when_a_node_runs(ours, error):
     """Whatever came over a wire: before anything else is looked at."""
     count, taken = 0, []
