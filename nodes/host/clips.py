@@ -134,7 +134,7 @@ def _encode_all(vae, frames: Tensor, tiling: Tiling, seed: int | None, report: R
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=int(appetite * MARGIN * needed))
     encoded = unless_out_of_memory(lambda: _encode(vae, frames, tiling))
     short = config.short_tile
-    if encoded is None and tiling == config.cut(Tiling(tiling.tile_size, tiling.overlap)) and num_frames > short:
+    if encoded is None and tiling == config.cut(Tiling(tiling.tile_size, tiling.overlap)) and 0 < short < num_frames:
         report(f"Ran out of memory encoding the clip; encoding again {short} frames at a time. The latent differs slightly.")
         encoded = unless_out_of_memory(lambda: _encode(vae, frames, Tiling(tiling.tile_size, tiling.overlap, short)))
     if encoded is None:

@@ -215,12 +215,12 @@ def _tail(tile: Tensor, extent: int, axis: int) -> Tensor:
 
 
 def _axes(tiling: Tiling, latents: bool, grid: Grid) -> list[_Axis | None]:
-    """(time, space) of a tiling, None where an axis is not tiled.
+    """(time, space) of a tiling, None where an axis is not tiled, as time is not of a clip of pieces, which its codec takes one at a time.
 
     Overlaps are whole latents, rounded down, so that strides and kept sizes agree in pixels and latents.
     """
-    axes = []
-    for tile, compression in ((tiling.temporal_tile, TIME_COMPRESSION), (tiling.tile_size, grid.space)):
+    axes, in_time = [], 0 if grid.piece else tiling.temporal_tile
+    for tile, compression in ((in_time, TIME_COMPRESSION), (tiling.tile_size, grid.space)):
         size = tile // compression
         overlap = int(size * tiling.overlap + 1e-9)  # 0.3 * 40 is 12, also in binary
         stride = size - overlap

@@ -189,7 +189,7 @@ class Ladder:
         """These tiles cut in time too, unless a temporal tile was asked for or the clip is no longer than one."""
         config = self.config
         is_asked_for = tiling.temporal_tile not in (WHOLE_CLIP, config.cut(Tiling()).temporal_tile)
-        is_short = config.grid.pixel_frames(self.latent_shape[-3]) <= config.short_tile
+        is_short = not 0 < config.short_tile < config.grid.pixel_frames(self.latent_shape[-3])
         return tiling if is_asked_for or is_short else replace(tiling, temporal_tile=config.short_tile)
 
     def _first_that_fits(self, tiling: Tiling, free: int) -> Tiling:

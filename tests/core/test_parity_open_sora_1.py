@@ -9,6 +9,9 @@ from opensora_core.codecs.causal import CausalConfig, CausalVideoVAE
 from opensora_core.codecs.hunyuan import layers
 from opensora_core.codecs.picture import OLD_DIFFUSERS, KLConfig, PictureVAE
 from opensora_core.codecs.temporal import TemporalConfig, TwoStageVAE
+from opensora_core.codecs.tiling import tiled_decode, tiled_encode
+from opensora_core.geometry import WHOLE_CLIP, Tiling
+from opensora_core.memory.decode import Ladder
 from opensora_core.networks.stdit.config import STDiTConfig
 from opensora_core.networks.stdit.layers import example, grid_positions, position_embedding, rotary_table, rotate
 from opensora_core.networks.stdit.stdit import STDiT, STDiT3
@@ -16,6 +19,7 @@ from opensora_core.shapes import manifest_of
 from tests.golden import open_sora_1_cases as cases
 
 TOLERANCE = 2e-5
+TILED_IN_TIME = Tiling(0, temporal_tile=8)
 NETWORKS = {"1.0": STDiT, "1.1": STDiT, "1.2": STDiT3, "1.3": STDiT3}
 CODECS = {"kl": (PictureVAE, KLConfig), "1.2": (TwoStageVAE, TemporalConfig), "1.3": (CausalVideoVAE, CausalConfig)}
 
@@ -233,3 +237,18 @@ def test_an_example_runs_without_values(network, version):
     inputs = example(config, (2, config.in_channels, frames, 9, 4), 8, torch.float32, "meta")
     found = NETWORKS[version](config, device="meta")(**inputs)
     assert found.shape == (2, config.out_channels // (2 if config.in_turn else 1), frames, 9, 4)
+
+
+@pytest.mark.parametrize("version", ["kl", "1.2", "1.3"])
+def test_clips_that_a_codec_takes_in_pieces_are_not_cut_in_time(recorded, version):
+    shapes = recorded[1]["1.2" if version == "kl" else version]["kl_shapes" if version == "kl" else "vae_shapes"]
+    vae = filled(*CODECS[version], shapes)
+    grid = vae.config.grid
+    frames = {"kl": 16, "1.2": 34, "1.3": 33}[version]
+    latents = torch.randn(1, vae.config.latent_channels, grid.latent_frames(frames), 2, 3, generator=torch.Generator().manual_seed(0))
+    pixels = vae.decode(latents)
+    assert pixels.shape[2] == frames
+    assert torch.equal(tiled_decode(vae.decode, latents, TILED_IN_TIME, grid=grid), pixels)
+    assert torch.equal(tiled_encode(vae.encode, pixels, TILED_IN_TIME, grid=grid).mode(), vae.encode(pixels).mode())
+    asked = next(Ladder(vae.config, tuple(latents.shape), 4, lambda: 0).attempts("low_memory", Tiling(temporal_tile=WHOLE_CLIP)))
+    assert "temporal" not in (asked.line or "")

@@ -121,7 +121,7 @@ def test_a_run_is_the_librarys(loaded, library, run_node, pack, relative_error, 
     ).latents  # fmt: skip
     assert relative_error(pipe.latents.to_model(out.float()), expected) < 1e-2  # the host's T5 is near the library's, not equal
     frames = run_node(
-        "OpenSoraTiledVAEDecode", vae=vae, latent={"samples": out}, tile_size=256, overlap=0.25, temporal_tile=0, policy="auto"
+        "OpenSoraTiledVAEDecode", vae=vae, latent={"samples": out}, tile_size=256, overlap=0.25, temporal_tile=8, policy="auto"
     )[0]
     assert frames.shape == (FRAMES[version], height, width, 3)
 
