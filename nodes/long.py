@@ -135,7 +135,7 @@ def _go_on(model, latent: dict, segments: _Segments, file: OutputFile, node_id: 
             clip = {**out, **clips.empty(shape, grid)}
             made = run.run(model, conditionings, clip, segments.guidance, options, node_id, f"{index + 1}/{total}:")
             samples = join(samples, made["samples"], continuation)
-            file.keep(samples)
+            file.keep(samples, grid)
         notice.show(file.sentence, node_id, notice.INFO)
     return {**out, "samples": samples}
 

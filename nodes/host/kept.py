@@ -8,7 +8,7 @@ import folder_paths
 from torch import Tensor
 
 from ...opensora_core.errors import OpenSoraError
-from ...opensora_core.geometry import CAUSAL
+from ...opensora_core.geometry import CAUSAL, Grid
 from ...opensora_core.media import latent_file
 from ...opensora_core.names import check_name, claim_unused, sweep
 
@@ -54,9 +54,9 @@ class OutputFile:
     def __exit__(self, *error) -> None:
         self._claim.release()
 
-    def keep(self, latents: Tensor) -> None:
-        """Write the video with one more finished segment."""
-        frames = str(CAUSAL.pixel_frames(latents.shape[2]))
+    def keep(self, latents: Tensor, grid: Grid = CAUSAL) -> None:
+        """Write the video with one more finished segment. grid: of its model."""
+        frames = str(grid.pixel_frames(latents.shape[2]))
         self.write(latents, {"made_by": "OpenSoraContinueVideo", "segments_added": str(self.num_segments + 1), "frames": frames})
         self.num_segments += 1
 

@@ -256,7 +256,9 @@ def test_videos_go_on_as_the_librarys(loaded, library, run_node, pack, relative_
         "model": model, "positive": positive, "negative": negative, "vae": vae, "latent": {"samples": pipe.latents.to_codec(first.latents)},
         "segments": 2, "seed": 5, "steps": 3, "text_guidance": 7.0, "image_guidance": 5.0,
     }  # fmt: skip
-    whole, frames, _ = run_node("OpenSoraContinueVideo", **inputs)
+    whole, frames, file = run_node("OpenSoraContinueVideo", **inputs)
+    with safe_open(file, "pt") as kept:
+        assert kept.metadata()["frames"] == str(len(frames))
     assert relative_error(pipe.latents.to_model(whole["samples"].float()), expected.latents) < 1e-2
     assert len(frames) == len(expected.frames[0])
     again, *_ = run_node("OpenSoraContinueVideo", **inputs, clip=clip, prompts="a dog")
