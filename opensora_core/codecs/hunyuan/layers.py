@@ -25,7 +25,7 @@ KERNEL = 3
 
 # Elements of one chunk. On a CPU about what a cache holds and the allocator serves without fresh pages; elsewhere large
 # enough to fill the device, and far below the 2**31 elements that kernels index.
-CHUNK_ELEMENTS_CPU = 2**22
+CHUNK_ELEMENTS_CPU = 2**21
 CHUNK_ELEMENTS = 2**26
 
 
