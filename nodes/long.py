@@ -57,11 +57,12 @@ class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experi
 
     @classmethod
     @gathered(
-        guidance=inputs.guidance_of, options=run.RunInputs, said=("fps", "motion_score"), asked=("length", "num_frames", "context_frames")
+        guidance=inputs.guidance_of,
+        options=run.RunInputs,
+        asked=("segments", "length", "num_frames", "context_frames"),
+        new=("clip", "prompts", "fps", "motion_score"),
     )
-    def execute(
-        cls, model, positive, negative, vae, latent, segments, guidance, options, asked, filename_prefix, policy, clip, prompts, said
-    ) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, vae, latent, guidance, options, asked, filename_prefix, policy, new) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         config, family = require_open_sora(model), family_of(model)
         config.grid.check_goes_on()
@@ -70,10 +71,10 @@ class OpenSoraContinueVideo(Node, category="sampling", outputs=_GIVES, is_experi
         check_pair(vae, family.codecs)
         frames = inputs.frames_of(asked["length"], asked["num_frames"], config.grid, family.usual.fps)
         continuation = rule.continuation(shape[2], frames or None, asked["context_frames"] or None, config.grid)
-        lines = segment_prompts([line.strip() for line in prompts.splitlines() if line.strip()] or [""], segments)
+        lines = segment_prompts([line.strip() for line in new["prompts"].splitlines() if line.strip()] or [""], asked["segments"])
         with OutputFile(filename_prefix) as file:
             # All prompts before the first segment: the text encoders are then not needed again.
-            positives = _encode(clip, lines, family.text, said, node_id) if prompts.strip() else [positive] * segments
+            positives = _encode(lines, family.text, new, node_id) if new["prompts"].strip() else [positive] * len(lines)
             added = _Segments(continuation, positives, negative, guidance, options, rule, (vae, policy))
             finished = _go_on(model, latent, added, file, node_id)
             with _naming(file, node_id):
@@ -87,13 +88,13 @@ def _check_some_clip(num_frames: int) -> None:
         geometry.CAUSAL.frames.check(num_frames)
 
 
-def _encode(clip, lines: list[str], recipe: TextRecipe, said: dict[str, int], node_id: str | None) -> list:
-    """The CONDITIONING of each line. said: fps and motion_score."""
-    if clip is None:
+def _encode(lines: list[str], recipe: TextRecipe, new: dict[str, Any], node_id: str | None) -> list:
+    """The CONDITIONING of each line. new: the CLIP that reads it, fps and motion_score."""
+    if new["clip"] is None:
         raise OpenSoraError("New prompts need a text encoder to read them: connect clip, or leave prompts empty.")
-    told = recipe.said(fps=said["fps"], motion_score=prompts.motion_score(recipe, said["motion_score"]))
-    encoded = prompts.encode(clip, [recipe.words(line, told) for line in lines], node_id, recipe=recipe)
-    return [marked(side, **{FPS_KEY: said["fps"]}) for side in encoded] if recipe.has_mask else encoded
+    told = recipe.said(fps=new["fps"], motion_score=prompts.motion_score(recipe, new["motion_score"]))
+    encoded = prompts.encode(new["clip"], [recipe.words(line, told) for line in lines], node_id, recipe=recipe)
+    return [marked(side, **{FPS_KEY: new["fps"]}) for side in encoded] if recipe.has_mask else encoded
 
 
 @dataclass(frozen=True)
