@@ -88,7 +88,7 @@ class Calibration:
             asked = json.dumps([self.subject, vars(self.guidance), self.whole.points, self.keys], default=_told)
             state = _State(folder / f".{self.subject.file_name}.unfinished", sha256(asked.encode()).hexdigest())
             rows = self._rows(make, state, progress)
-            path = write(folder, self.subject, rows, prompts=len(self.keys), guidance=[self.guidance.text, self.guidance.image])
+            path = write(folder, self.subject, rows, {"prompts": len(self.keys), "guidance": [self.guidance.text, self.guidance.image]})
             state.path.unlink(missing_ok=True)
         return Calibrated(rows, num_forwards(self.guidance, self.whole.num_steps, self.latent_frames, self.use), path)
 

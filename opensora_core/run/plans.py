@@ -67,7 +67,7 @@ def read(path: Path, subject: Subject) -> list[StepPlan]:
     return plans
 
 
-def write(folder: Path, subject: Subject, plans: list[tuple[StepPlan, int, float]], **about: int | list[float]) -> Path:
+def write(folder: Path, subject: Subject, plans: list[tuple[StepPlan, int, float]], about: dict) -> Path:
     """Write plans, each with its forwards and its worst error, where `find` looks for them. about: what else a person may want to know of them."""
     whole = {"format": FORMAT, "identity": subject.fingerprint, "mode": subject.mode, "size": subject.size, "frames": subject.frames}
     rows = [{"points": plan.points, "forwards": forwards, "error": plan.error} for plan, forwards, _ in plans]
