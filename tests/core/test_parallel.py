@@ -17,8 +17,8 @@ from torch.multiprocessing import start_processes
 
 from opensora_core import parallel as groups
 from opensora_core.cli import main
-from opensora_core.commands import gpus
-from opensora_core.commands.options import REFUSED, SOME_FAILED
+from opensora_core.commands import generate, gpus
+from opensora_core.commands.options import REFUSED, SOME_FAILED, GenerateOptions
 from opensora_core.errors import OpenSoraError
 from opensora_core.media.latent_file import save_latents
 from opensora_core.memory import decode as decoding
@@ -300,6 +300,14 @@ def test_gpus_of_the_command_line(tmp_path, source):
             done.stderr.count("video 1 of 1, seed") == 1
             and "2 processes shared each step, its guidance passes over 2 groups" in done.stderr
         )
+
+
+def test_latents_are_decoded_by_all_processes(tmp_path, monkeypatch):
+    joined = []
+    monkeypatch.setattr(OpenSoraPipeline, "use_group", lambda pipe, group: joined.append(group))
+    made = save_latents(tmp_path / "made.latent", torch.zeros(1, 16, 2, 8, 8))
+    assert generate._decode(GenerateOptions(decode=str(made), out=str(tmp_path / "v.mp4"), device="cpu"), "the others") == 0
+    assert joined == ["the others"] and (tmp_path / "v.mp4").is_file()
 
 
 def test_a_process_that_is_lost_with_the_last_is_named_too(capsys):
